@@ -1,4 +1,4 @@
-"""What is refused of one run before anything is written, each mistake in one sentence."""
+"""Checks of one run's settings before anything is written; each mistake is refused in one sentence."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from .part import Need
 from .parts import PART, parts_of
 from .schema import RunConfig
 
-MOST_MEMORY_GB = 1000  # no GPU has as much, and few machines
-LABEL = re.compile(r"[A-Za-z0-9]\w{0,59}", re.ASCII)  # of a user's own part, in names of runs
+MOST_MEMORY_GB = 1000  # more than any GPU has, and most machines
+LABEL = re.compile(r"[A-Za-z0-9]\w{0,59}", re.ASCII)  # of a user's own part; names of runs contain it
 
 
 def choice(key: str, value: Any, allowed: Iterable[str]) -> None:
-    """Raise UserError, with what is near, for a value that is none of the allowed."""
+    """Raise UserError, naming the nearest choices, for a value that is not among those allowed."""
     known = list(allowed)
-    if value not in known:  # what it is near to is looked for then alone: that takes longer than all checks
+    if value not in known:  # the nearest is looked for only then: that takes longer than all checks
         near = near_choice(key, str(value), known)
         raise UserError(f"{key}={shown(value)} is unknown{near}; it takes {any_of(known)}.")
 
 
 def check_settings(config: Any, path: str = "") -> None:
-    """Raise UserError for a value that its field does not take, here and in the dataclasses inside."""
+    """Raise UserError for a value, in a dataclass or those nested in it, that its field does not take."""
     cls: Any = type(config)
     kinds = type_hints(cls)
     own = path.rstrip(".") in OWN_GROUPS and kind_of(config) == CUSTOM
@@ -54,8 +54,8 @@ def check_settings(config: Any, path: str = "") -> None:
 
 
 def set_in_vain(config: Any) -> dict[str, str]:
-    """Return setting -> a sentence that says what it goes with, for each setting of a group that is set
-    although nobody reads it. A value that a file of `conf/` gives does not count as set."""
+    """Return setting -> a sentence saying what it goes with, for each setting of a group that is set but not
+    read. A value that comes from a file of `conf/` does not count as set."""
     vain: dict[str, str] = {}
     values = [(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)]
     for group, settings in values:
@@ -72,37 +72,37 @@ def set_in_vain(config: Any) -> dict[str, str]:
             if reading not in choices and reader:
                 vain[key] = f"{key} goes with {reader}={any_of(choices)}, not {reader}={reading}."
             elif not is_read(setting, settings):
-                of, now = f"{group}.{setting.of}".removesuffix(".name"), choice_for(setting, settings)
+                chooser, now = f"{group}.{setting.of}".removesuffix(".name"), choice_for(setting, settings)
                 advice = f": write it as {group}.arguments" if now == CUSTOM else ""
-                vain[key] = f"{key} goes with {of}={any_of(setting.only)}, not {of}={now}{advice}."
+                vain[key] = f"{key} goes with {chooser}={any_of(setting.only)}, not {chooser}={now}{advice}."
     return vain
 
 
 def _is_set(group: str, field: dataclasses.Field[Any], settings: Any) -> bool:
-    """Return whether somebody asked for the value that a setting has."""
+    """Return whether the user gave a setting its value, rather than its default or a file of `conf/`."""
     value = getattr(settings, field.name)
     if value in (default_of(field), setting_of(field).before_it_existed):
         return False
-    # every choice is in some file; of those that matter, none but the default is unset
+    # a choice's own file sets its name, so a name that matters was chosen unless it is the default
     named = field.name == "name" and setting_of(field).in_run_id
     return named or value not in values_in_conf(group, settings.name, field.name)
 
 
 def check_read(config: Any, beside: Any = None) -> None:
-    """Raise UserError for a setting that nobody reads. One that `beside` has as well is allowed: this began
-    as that, and other runs of its study may read it."""
+    """Raise UserError for a setting that is set but not read. It may have the value that it has in `beside`,
+    the configuration that this one began as, since other runs of that study may read it."""
     for key, sentence in set_in_vain(config).items():
         require(beside is not None and value_at(config, key) == value_at(beside, key), sentence)
 
 
 def value_at(config: Any, key: str) -> Any:
-    """Return the value of `optimizer.beta1`; the name for `optimizer` alone."""
+    """Return the value of a setting such as `optimizer.beta1`; for `optimizer`, the name of its choice."""
     group, _, name = key.partition(".")
     return getattr(getattr(config, group), name or "name")
 
 
 def check_value(key: str, value: Any, setting: Setting, kind: Any) -> None:
-    """Raise UserError for a value that this setting does not take."""
+    """Raise UserError for a value that a setting of type `kind` does not take."""
     inside = typing.get_args(kind)
     if value is None:
         require(kind is Any or types.NoneType in inside, f"{key} must have a value.")
@@ -156,8 +156,8 @@ def _check_text(key: str, text: str, longest: int) -> None:
 
 
 def validate_run(run: RunConfig, beside: RunConfig | None = None) -> None:
-    """Raise UserError for impossible or contradictory settings of one run. `beside`: the run that it began
-    as, whose study may have others that read what this one does not."""
+    """Raise UserError for settings of one run that are impossible or contradict each other. `beside`: the run
+    that it began as; settings unchanged since then may be left unread."""
     check_settings(run)
     check_read(run, beside)
     accumulate, memory_gb = run.accumulate, least_memory_gb(run)
@@ -202,14 +202,14 @@ def validate_run(run: RunConfig, beside: RunConfig | None = None) -> None:
 
 
 def lacking(run: RunConfig) -> list[Need]:
-    """Return the libraries without which this process cannot train the run. Whoever reads a recorded run
-    needs none of them, so no check of settings asks for them."""
+    """Return the libraries that training the run needs and this process lacks. Reading a recorded run takes
+    none of them, so no check of settings asks for them."""
     needs = [need for part in parts_of(run) if part.is_read(run) for need in part.needs()]
     return [need for need in needs if not machine.installed(need.module)]
 
 
 def _check_finite(key: str, value: Any) -> None:
-    """Raise UserError for a number, at any depth, that no record can hold."""
+    """Raise UserError for NaN or an infinite number, at any depth: no record can hold it."""
     if isinstance(value, Mapping | list):
         for item in value.values() if isinstance(value, Mapping) else value:
             _check_finite(key, item)
@@ -217,25 +217,25 @@ def _check_finite(key: str, value: Any) -> None:
 
 
 def warnings_of(run: RunConfig) -> list[str]:
-    """Return a sentence for everything that is allowed and means less than it seems."""
+    """Return a sentence for each setting that is allowed but does less than it seems to."""
     return [warning for part in parts_of(run) for warning in part.warnings(run)]
 
 
 def least_memory_gb(run: RunConfig) -> float:
-    """Return the memory in GB that a step of the run needs at the very least: for weights, gradients and two
-    moments of the blocks' matrices, and for ten float32 activations of each token, feature and block."""
+    """Return a lower bound on the memory of a step in GB: weights, gradients and two moments of the blocks'
+    matrices, and ten float32 activations of each token, feature and block."""
     model = run.model
     weights = 16 * 12 * model.blocks * model.width**2
     return (weights + 40 * run.batch_size * model.context * model.width * model.blocks) / 1e9
 
 
 def require_gpu() -> None:
-    """Raise UserError where there is no GPU."""
+    """Raise UserError, saying why, where no GPU is visible."""
     require(bool(machine.visible_gpus()), f"device=cuda, but {machine.why_no_gpu()}.")
 
 
 def check_run(run: RunConfig) -> None:
-    """Raise UserError for a target KL that a resolved run's precision cannot measure."""
+    """Raise UserError for a target KL too small to be measured in a resolved run's precision."""
     least = least_target_kl(run)
     require(
         run.stabilizer.name != "ebc" or run.budget.target_kl >= least,
@@ -245,12 +245,12 @@ def check_run(run: RunConfig) -> None:
 
 
 def least_target_kl(run: RunConfig) -> float:
-    """Return the smallest target KL, in nats/token, that a run's budget holds in its precision; 0: any."""
+    """Return the smallest target KL, in nats/token, that a run's budget can measure; 0: it measures none."""
     if run.budget.name not in MEASURING:
         return 0.0
     return LEAST_TARGET_KL[precision(run)] / LEAST_MULTIPLIER.get(run.budget.schedule, 1.0)
 
 
 def precision(run: RunConfig) -> str:
-    """Return the lower precision of a resolved run, which says how small a KL it can show."""
+    """Return the lower of a resolved run's two precisions, which limits how small a KL can be measured."""
     return "bfloat16" if "bfloat16" in (run.dtype, run.param_dtype) else "float32"

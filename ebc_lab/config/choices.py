@@ -1,4 +1,4 @@
-"""The choices in `conf/`: where they are, what they set, and the error for an unknown one."""
+"""The choices in `conf/` and in installed packages: their names, what they set, and what is read of that."""
 
 from __future__ import annotations
 
@@ -19,10 +19,8 @@ from .parts.determinism import DeterminismConfig
 from .parts.optimizer import OptimizerConfig
 from .schema import RunConfig, SizedConfig
 
-# groups whose settings mean nothing under another name
-FRESH = ("controller", "optimizer", "stabilizer")
-OWN_GROUPS = ("optimizer", "stabilizer", "lr_schedule", "model")  # that take a `target`
-OFFERED = {"optimizer": "ebc_lab.optimizers", "stabilizer": "ebc_lab.stabilizers"}  # -> their entry points
+OWN_GROUPS = ("optimizer", "stabilizer", "lr_schedule", "model")  # groups that take a `target`
+OFFERED = {"optimizer": "ebc_lab.optimizers", "stabilizer": "ebc_lab.stabilizers"}  # -> entry points
 
 
 def conf_dir() -> Path:
@@ -34,7 +32,7 @@ def conf_dir() -> Path:
 
 @functools.cache
 def groups() -> dict[str, list[str]]:
-    """Return each configuration group and its choices, the names of its files in `conf`."""
+    """Return group -> its choices, the names of its files in `conf/`."""
     return {
         d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in sorted(conf_dir().iterdir()) if d.is_dir()
     }
@@ -42,7 +40,7 @@ def groups() -> dict[str, list[str]]:
 
 @functools.cache
 def listed_choices() -> dict[str, str]:
-    """Return group -> choice, as conf/config.yaml names them."""
+    """Return group -> default choice, as conf/config.yaml lists them."""
     from omegaconf import OmegaConf
 
     listed: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"))
@@ -50,14 +48,14 @@ def listed_choices() -> dict[str, str]:
 
 
 def further_choices() -> dict[str, str]:
-    """Return group -> choice for the parts that conf/config.yaml does not name: the default of each."""
+    """Return group -> default choice of the parts that conf/config.yaml does not list."""
     return {part.group_name: part().name for part in PARTS if part.group_name not in listed_choices()}
 
 
 @functools.cache
 def read_choice(group: str, name: str) -> dict[str, Any]:
-    """Return what the file of a choice sets: `read_choice("optimizer", "adam")`. One that an installed
-    package offers sets what `custom` does, with its target. Raises UserError for an unknown choice."""
+    """Return the settings in the file of a choice, as in `read_choice("optimizer", "adam")`. A choice that an
+    installed package offers has those of `custom`, and its target. Raises UserError for an unknown one."""
     from omegaconf import OmegaConf
 
     known = choices_of(group, name)
@@ -73,7 +71,7 @@ def read_choice(group: str, name: str) -> dict[str, Any]:
 
 @functools.cache
 def values_in_conf(group: str, name: str, field: str) -> list[Any]:
-    """Return the values that files of `conf` give a setting: that of its group's choice, and the scales'."""
+    """Return the values that `conf/` gives a setting: in the files of its group's choice and the scales."""
     files = [read_choice("scale", scale).get(group) for scale in groups()["scale"]]
     if name in groups()[group]:
         files.append(read_choice(group, name))
@@ -89,18 +87,17 @@ def optimizer_defaults(name: str) -> OptimizerConfig:
 def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     """Return a run with some settings changed, `{budget: {name: surrogate, aggregate: l2}, dtype: float32}`.
 
-    A group's `name` brings what its file in `conf` sets. A controller, optimizer or stabilizer then has only
-    that file's settings; other groups keep the run's own where the file sets nothing. The learning rate stays
-    the run's. A part with a `target` of its own may have any name.
+    A group that is given a `name` takes the settings in that choice's file. For a controller, optimizer or
+    stabilizer its other settings are reset; in other groups they stay as they are. The learning rate always
+    stays. A part with a `target` may have any name.
 
     Raises UserError for a setting that a run does not have.
     """
     whole: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping) and "name" in value and key in groups():
-            if not isinstance(value["name"], str):
-                raise UserError(f"{key}.name must be a text, not {shown(value['name'])}.")
-            fresh = dict(vars(PART[key]())) if key in FRESH else {}
+            require(isinstance(value["name"], str), f"{key}.name must be a text, not {shown(value['name'])}.")
+            fresh = dict(vars(PART[key]())) if key in ("controller", "optimizer", "stabilizer") else {}
             labelled = value.get("target") is not None and value["name"] not in groups()[key]
             fresh |= read_choice(key, CUSTOM if labelled and key in OWN_GROUPS else value["name"])
             if key == "optimizer":
@@ -111,7 +108,7 @@ def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
 
 
 def with_size(run: RunConfig, arm: SizedConfig) -> RunConfig:
-    """Return the run at the arm's length, batch and width, which stays a multiple of the heads."""
+    """Return the run scaled to an arm's length, batch and width; the width stays a multiple of the heads."""
     heads = run.model.heads
     per_head = round(run.model.width * arm.width_scale / heads)
     return dataclasses.replace(
@@ -123,11 +120,9 @@ def with_size(run: RunConfig, arm: SizedConfig) -> RunConfig:
 
 
 def under(run: RunConfig, mode: str, parts: int) -> RunConfig:
-    """Return the run under a mode of determinism, its batch in so many parts by that mode's own setting."""
-    settings: dict[str, Any] = {"name": mode}
+    """Return the run in a determinism mode, its batch split into `parts` by the setting that mode uses."""
     exact = DeterminismConfig(mode).exact
-    if exact:
-        settings["micro_batches"] = parts
+    settings = {"name": mode, "micro_batches": parts} if exact else {"name": mode}
     return changed(run, {"determinism": settings, "accumulate": 1 if exact else parts})
 
 
@@ -153,9 +148,9 @@ def _changed(config: Any, settings: Mapping[str, Any], path: str) -> Any:
 
 
 def choices_of(group: str, name: object) -> list[str]:
-    """Return the choices of a group. Where `name` is none of them in `conf`, those that installed packages
-    offer are listed too, which takes a twentieth of a second; the group `study` has the suites in the working
-    folder as well, and `name` itself where it is a suite's path."""
+    """Return the choices of a group. Where `name` is not in `conf/`, they include those that installed
+    packages offer, which takes 50 ms to look up. The group `study` also has the suites in the working folder,
+    and `name` itself where it is the path of one."""
     known = groups()[group]
     if group == suites.GROUP:
         path = [name] if isinstance(name, str) and suites.is_path(name) and own_suite(name) else []
@@ -164,8 +159,8 @@ def choices_of(group: str, name: object) -> list[str]:
 
 
 def own_suite(choice: object) -> Path | None:
-    """Return the file of a choice of `study` that is the user's own, None for any other. Raises UserError for
-    a path at which there is none."""
+    """Return the file of the user's own suite that a choice of `study` names; None for any other choice.
+    Raises UserError for a path without a file."""
     try:
         return suites.suite_file(choice, conf_dir())
     except LookupError as error:
@@ -174,20 +169,11 @@ def own_suite(choice: object) -> Path | None:
 
 @functools.cache
 def offered(group: str) -> dict[str, tuple[str, ...]]:
-    """Return name -> the targets, `module:function`, that installed packages offer under it: one, unless
-    packages chose the same name."""
+    """Return name -> the targets, `module:function`, that packages offer under it: several if names clash."""
     by_name: dict[str, set[str]] = {}
     for entry in metadata.entry_points(group=OFFERED[group]) if group in OFFERED else ():
         by_name.setdefault(entry.name, set()).add(f"{entry.module}:{entry.attr}")
     return {name: tuple(sorted(targets)) for name, targets in sorted(by_name.items())}
-
-
-def offered_parts(group: str) -> list[dict[str, Any]]:
-    """Return what each choice sets that installed packages offer and `conf` does not have. A choice that two
-    packages offer sets its name alone."""
-    targets = {name: target for name, target in offered(group).items() if name not in groups()[group]}
-    single = {name: {"target": target[0]} for name, target in targets.items() if len(target) == 1}
-    return [{**read_choice(group, CUSTOM), "name": name, **single.get(name, {})} for name in targets]
 
 
 def offered_target(group: str, name: str) -> str:
@@ -202,17 +188,16 @@ def offered_target(group: str, name: str) -> str:
 
 
 def kind_of(part: Any) -> str:
-    """Return which choice of `conf` a part of a run is: its name, or `custom` where it has a target and a
-    name of its own."""
+    """Return a part's choice in `conf/`: its name, or `custom` for a target with a name of the user's own."""
     is_custom = getattr(part, "target", None) is not None and part.name not in groups()[part.group_name]
     return CUSTOM if is_custom else str(part.name)
 
 
 def choice_for(setting: Setting, settings: Any) -> str:
-    """Return the choice of a group that decides whether one of its settings is read, `setting.of`."""
+    """Return the choice, made in a group's `settings`, that decides whether `setting` is read."""
     return kind_of(settings) if setting.of == "name" else str(getattr(settings, setting.of))
 
 
 def is_read(setting: Setting, settings: Any) -> bool:
-    """Tell whether the choices of a group read one of its settings."""
+    """Return whether a setting is read under the choices made in its group's `settings`."""
     return not setting.only or choice_for(setting, settings) in setting.only

@@ -1,4 +1,4 @@
-"""From Hydra overrides to a validated `Config`; the choices themselves are the files in `conf/`.
+"""Composition of Hydra overrides and the files of `conf/` into a validated `Config`.
 
 A mistake is refused in one sentence, with the nearest valid spelling, before anything is written.
 """
@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 from . import overrides as written
 from . import schema
-from .choices import OFFERED, choices_of, conf_dir, further_choices, groups, offered_parts, own_suite
+from .choices import OFFERED, choices_of, conf_dir, further_choices, groups, offered, own_suite, read_choice
 from .dicts import from_dict, to_dict
 from .errors import UserError, any_of, nearest, require, shown
+from .fields import CUSTOM
 from .hints import STUDY_DECIDES, near_setting
 from .identity import digest
 from .machine import visible_gpus
@@ -31,14 +32,14 @@ from .parts.workload import fit_to_images
 from .schema import STAGES, ArmConfig, Config, RunConfig
 from .study_checks import lacking_for, validate
 
-ENTRIES = {  # mapping of a study that takes new entries -> what an entry is, and how one is written
+ENTRIES = {  # setting of a study that maps names to entries -> what an entry is, and how one is written
     "ablation.arms": ("arm", "{lr_scale: 2, settings: {…}}"),
     "carry.arms": ("arm", "{unit: …, over: optimizer.lr, grid: […], settings: {…}}"),
     "carry.settings": ("setting", "{about: …, settings: {…}}"),
     "profiles.methods": ("method", "{about: …, settings: {…}, grid: {optimizer.lr: […]}}"),
     "profiles.workloads": ("workload", "{about: …, settings: {…}}"),
 }
-ENTRY = re.compile(rf"({'|'.join(map(re.escape, ENTRIES))})\.([^.]+)(\..+)?")  # or a setting inside one
+ENTRY = re.compile(rf"({'|'.join(map(re.escape, ENTRIES))})\.([^.]+)(\..+)?")  # or a setting inside an entry
 NUMBERS = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}
 SUITES_FOR_MINE = "study=optimizers, study=stabilizers or study=schedules"
 
@@ -53,14 +54,14 @@ def compose(
 ) -> Config:
     """Return the configuration that overrides ask for, validated.
 
-    `overrides` are as on the command line, and `from=FILE` among them begins with what a study or a run
-    recorded. `study`: they are a study's, not a run's: `optimizer=`, `projection=` and `budget=` choose what
-    the sweep covers, and settings that a stage decides are refused. `here`: this machine trains, so it must
-    have the device. `sources`: the files of the user's own parts are there, and their checksums are filled
-    in. `trains`: it is not only looked at, so the libraries that it takes must be there.
+    `overrides` are as on the command line; `from=FILE` among them begins with what a study or a run recorded.
+    `study`: they configure a study, not a run: `optimizer=`, `projection=` and `budget=` choose what the
+    sweep covers, and settings that a stage decides are refused. `here`: this machine trains, so it must have
+    the device. `sources`: read the files of the user's own parts and fill in their checksums. `trains`: the
+    libraries that training needs must be installed.
 
-    Raises UserError for an unknown key or choice, with the nearest valid ones, a wrong type, and a value that
-    cannot be meant.
+    Raises UserError for an unknown key or choice, with the nearest valid ones, for a wrong type, and for a
+    value that makes no sense.
     """
     overrides = [written.listed(o) for o in overrides]
     parsed = check_overrides(overrides)
@@ -72,7 +73,7 @@ def compose(
     if not (recorded or "scale" in parsed):
         overrides.append(default_scale())
     suite = _registered_suite(parsed)
-    left_out = [o[1:].partition("=")[0] for o in overrides if o.startswith("~")]  # arms: no more can be
+    left_out = [o[1:].partition("=")[0] for o in overrides if o.startswith("~")]  # arms: nothing else can be
     config = _composed([o for o in overrides if not o.startswith("~")], suite, parsed, recorded)
     parsed |= dict.fromkeys(left_out)
     try:
@@ -84,7 +85,7 @@ def compose(
         validate(config, study=study, here=here, beside=beside)
         for sentence in lacking_for(config, study=study) if trains else ():
             raise UserError(sentence)
-    except UserError as error:  # begins with its line where the user's own suite has what is refused
+    except UserError as error:  # the line of the user's own suite goes first, if it sets what is refused
         key = re.match(r"[a-z_]+(\.\w+)*", str(error))
         if suite is None or key is None or not _sets(suite, key[0], parsed):
             raise
@@ -95,7 +96,7 @@ def compose(
 
 
 def _leaving_out(config: Config, keys: Sequence[str]) -> Config:
-    """Return the configuration without these arms. Raises UserError where there is no such arm."""
+    """Return the configuration without the arms that these keys name. Raises UserError for an unknown arm."""
     arms = dict(config.ablation.arms)
     for key in keys:
         name = key.rpartition(".")[2]
@@ -111,8 +112,7 @@ def _leaving_out(config: Config, keys: Sequence[str]) -> Config:
 def _composed(
     overrides: Sequence[str], suite: Path | None, values: Mapping[str, Any], recorded: Recorded | None
 ) -> Config:
-    """Return the choices that overrides name, as Hydra composes them, with the single settings among their
-    `values` set. Raises UserError."""
+    """Return what Hydra composes from the choices among the overrides, with the settings in `values` set."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -142,8 +142,8 @@ def _composed(
 
 
 def _registered_suite(parsed: Mapping[str, Any]) -> Path | None:
-    """Return the file of the suite where it is the user's own, and have Hydra know it; None for another
-    suite. Raises UserError where it cannot be read, or sets what is no setting."""
+    """Return the file of the user's own suite, registered with Hydra; None for any other suite. Raises
+    UserError where the file cannot be read or sets an unknown setting."""
     path = own_suite(parsed.get(suites.GROUP))
     if path is None:
         return None
@@ -167,14 +167,14 @@ def _keys(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _line(path: Path, key: str) -> str:
-    """Return `mine.yaml:12`, the line in which a suite sets a key."""
+    """Return where a suite sets a key, such as `mine.yaml:12`."""
     line = suites.line_of(path, key)
     return path.name if line is None else f"{path.name}:{line}"
 
 
-def _sets(suite: Path | None, key: str, values: Mapping[str, Any]) -> bool:
+def _sets(suite: Path, key: str, values: Mapping[str, Any]) -> bool:
     """Return whether the user's own suite sets a key, and no override does."""
-    if suite is None or suites.line_of(suite, key) is None:
+    if suites.line_of(suite, key) is None:
         return False
     arm = ARM.match(key)
     elsewhere = arm is not None and not suites.sets(suite, arm[0])
@@ -183,8 +183,7 @@ def _sets(suite: Path | None, key: str, values: Mapping[str, Any]) -> bool:
 
 
 def _set(composed: Any, key: str, values: Mapping[str, Any], *, new: bool) -> None:
-    """Set a dotted key of the composed configuration to its value. `new`: it may begin an entry. Raises
-    UserError for an entry that is no mapping, or is not there."""
+    """Set a dotted key of the configuration; only if `new`, it may add an entry. Raises UserError."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -194,7 +193,7 @@ def _set(composed: Any, key: str, values: Mapping[str, Any], *, new: bool) -> No
         entry = f"{match[1]}.{match[2]}"
         what, whole = ENTRIES[match[1]]
         is_arm = ARM.fullmatch(entry) is not None
-        mine = [own_name(str(target)) for target in values.get(written.MINE) or ()] if is_arm else []
+        mine = [own_name(str(target)) for target in values.get("mine") or ()] if is_arm else []
         some = "lr_scale=2" if is_arm else "about=…"
         require(
             match[2] in [*OmegaConf.select(composed, match[1]), *mine] or entry in values,
@@ -207,23 +206,22 @@ def _set(composed: Any, key: str, values: Mapping[str, Any], *, new: bool) -> No
     try:
         composed.merge_with(setting)
     except OmegaConfBaseException as error:
-        error.full_key = error.full_key or key  # some do not say which
+        error.full_key = error.full_key or key  # some errors do not name the key
         raise
 
 
 def _an_entry(key: str) -> str:
-    """Return what an entry is, for one that is something else."""
+    """Return how to write an entry, as the message for one that is not a mapping."""
     what, whole = ENTRIES[key.rpartition(".")[0]]
     leave = f"; '~{key}' leaves it out" if ARM.fullmatch(key) else ""
     return f"{'an' if what == 'arm' else 'a'} {what} is a mapping, {whole}{leave}"
 
 
 def implied(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides of one run with those that they leave no other choice of: updates inside backward
-    are the plain optimizer's, unless a stabilizer or a budget is asked for; EBC under determinism=verity has
-    budget=shadow."""
+    """Return the overrides of one run and those that they imply: with updates inside backward, the plain
+    optimizer, unless a stabilizer or a budget is chosen; with EBC under determinism=verity, budget=shadow."""
     parsed = check_overrides(overrides, hydra_keys=True, sweeps=True)
-    if FROM in parsed:  # whose file leaves nothing open
+    if FROM in parsed:  # a record leaves nothing open
         return list(overrides)
     by_group = parsed.get("memory") in ("hooks", "all")
     hooked = str(parsed.get("memory.hooks", by_group)).lower() in ("true", "yes", "on", "1")
@@ -238,10 +236,10 @@ def implied(overrides: Sequence[str]) -> list[str]:
 
 
 def _refusal(error: Exception, suite: Path | None, values: Mapping[str, Any]) -> str:
-    """Return what Hydra or OmegaConf says in one sentence, with the line of the user's own suite."""
+    """Return an error of Hydra or OmegaConf as one sentence, with the line of the user's own suite."""
     text = str(error.__cause__ or error)
     lines = [line for line_text in text.splitlines() if (line := line_text.strip())] or [repr(error)]
-    if lines[0].startswith("In 'study/own-"):  # which says no more than what follows
+    if lines[0].startswith("In 'study/own-"):  # it adds nothing to the next line
         lines = lines[1:]
     first = " ".join(lines[:2]) if lines[0].endswith("composing config:") else lines[0]
     named = re.search(r"^\s*full_key: (\S+)$", text, re.MULTILINE)
@@ -266,7 +264,7 @@ def default_scale() -> str:
 
 
 def hydra_base() -> dict[str, Any]:
-    """Return the argument by which Hydra 1.3 behaves as 1.3 does; 1.4 would warn of it, so there is none."""
+    """Return the `version_base` that Hydra 1.3 needs; nothing for Hydra 1.4, which warns of the argument."""
     from hydra import __version__
 
     return {"version_base": "1.3"} if __version__.startswith("1.3.") else {}
@@ -274,23 +272,24 @@ def hydra_base() -> dict[str, Any]:
 
 @functools.cache
 def register_schema() -> None:
-    """Have Hydra know the schema, so that it enforces types, and the choices of installed packages."""
+    """Register with Hydra the schema, so that it enforces types, and the choices of installed packages."""
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(name="schema", node=Config)
     further = [{group: choice} for group, choice in further_choices().items()]
     ConfigStore.instance().store(name="parts", node={"defaults": further})
     for group in OFFERED:
-        for part in offered_parts(group):
-            ConfigStore.instance().store(group=group, name=part["name"], node=part)
+        for name in [name for name in offered(group) if name not in groups()[group]]:
+            several = len(offered(group)[name]) > 1  # refused once it is chosen
+            node = {**read_choice(group, CUSTOM), "name": name} if several else read_choice(group, name)
+            ConfigStore.instance().store(group=group, name=name, node=node)
 
 
 def _narrow(parsed: Mapping[str, Any]) -> list[str]:
-    """Return the overrides by which a study covers only the optimizer, projection and budget that are chosen.
-    Raises UserError for a setting that the study decides by itself."""
+    """Return the overrides by which a study covers only the chosen optimizer, projection and budget. Raises
+    UserError for a setting that the study decides by itself."""
     for key, governor in STUDY_DECIDES.items():
-        if key in parsed:
-            raise UserError(f"{key} is decided by the study itself: it follows {governor}.")
+        require(key not in parsed, f"{key} is decided by the study itself: it follows {governor}.")
     if parsed.get("stabilizer", "ebc") != "ebc":
         raise UserError(
             f"stabilizer={parsed['stabilizer']} cannot be chosen for a study: the stages run EBC and the "
@@ -310,9 +309,8 @@ def configurations(
     overrides: Sequence[str], *, multirun: bool = False, stage: str | None = None, trains: bool = True
 ) -> list[Config]:
     """Return the studies that are asked for: one, or with `multirun` one per combination, named after what
-    varies. `trains`: as in `compose`. Raises UserError where anything is wrong with any of them."""
-    known = stage is None or stage in STAGES
-    require(known, f"{stage} is not a stage; the stages are {', '.join(STAGES)}.")
+    varies. `trains`: as in `compose`. Raises UserError for a mistake in any of them."""
+    require(stage in (None, *STAGES), f"{stage} is not a stage; the stages are {', '.join(STAGES)}.")
     if not multirun:
         return [compose(overrides, trains=trains)]
     combinations = written.expand(overrides)
@@ -327,7 +325,7 @@ def configurations(
             config = replace(config, study=replace(config.study, name=f"{config.study.name}_{slug}"[:80]))
         made.append(config)
     for config in made:
-        validate(config, study=True, here=True)  # a name made of values may be none
+        validate(config, study=True, here=True)  # a name made from values may be invalid
     names = [c.study.name for c in made]
     unique = len(set(names)) == len(names)
     require(unique, "two combinations would share a study's name: vary study.name as well.")
@@ -336,55 +334,56 @@ def configurations(
 
 # -- from=: the settings that a study or a run recorded ------------------------------------------------------
 
-PRIMARY = "recorded"  # what Hydra calls settings that take the place of conf/config.yaml
-OWN_FOLDER = "own"  # of a study: its copies of the user's own files
+PRIMARY = "recorded"  # Hydra's name for the settings that replace conf/config.yaml
+OWN_FOLDER = "own"  # in a study's folder: its copies of the user's own files
 MOST_BYTES = 64 << 20
 
 
 class Recorded(NamedTuple):
-    """What a study or a run recorded."""
+    """The settings that a study or a run recorded."""
 
     settings: dict[str, Any]
     suite: Path | None = None  # a study's copy of a suite of the user's own
-    run: RunConfig | None = None  # some of its settings may have been read by others of its study only
+    run: RunConfig | None = None  # only other runs of its study may have read some of its settings
 
 
 def begun_from(parsed: Mapping[str, Any], *, study: bool) -> Recorded | None:
-    """Return what the file of `from=` recorded, and have Hydra know it; None without such an override.
+    """Return what the file of `from=` recorded, registered with Hydra; None without such an override.
 
-    A group that an override chooses anew has none of its recorded settings. Raises UserError where the file
-    is not a study.json (of a study) or a spec.json (of a run) that this version can read.
+    A group that an override chooses anew loses its recorded settings. Raises UserError where the file is not
+    a study.json (for a study) or a spec.json (for a run) that this version can read.
     """
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
     if FROM not in parsed:
         return None
-    said = f"{FROM}={shown(parsed[FROM])}"
+    file = f"{FROM}={shown(parsed[FROM])}"
     for key in ("scale", suites.GROUP):
         require(
             key not in parsed,
-            f"{said} has a scale and a suite already: leave {key}={shown(parsed.get(key))} out, and set what "
+            f"{file} has a scale and a suite already: leave {key}={shown(parsed.get(key))} out, and set what "
             "is to be different.",
         )
     path = Path(str(parsed[FROM])).expanduser()
-    record = _record(path, said)
+    record = _record(path, file)
     other, command = ("a run", "train") if study else ("a study", "autopilot")
     require(
-        ("requested" in record) == study, f"{said} is {other}'s: `ebc-lab {command} {said}` begins from it."
+        ("requested" in record) == study,
+        f"{file} is {other}'s: `ebc-lab {command} {file}` begins from it.",
     )
     try:
         recorded = _recorded_study(path, record) if study else _recorded_run(path, record)
     except UserError as error:
-        raise UserError(f"{said}: {str(error).rstrip('.')}.") from None
+        raise UserError(f"{file}: {str(error).rstrip('.')}.") from None
     except (LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{said} is damaged ({error!r}): get the file again.") from None
-    # Hydra takes these settings as a primary configuration, in the place of conf/config.yaml, in which no
-    # group is chosen, so that an override can choose each
+        raise UserError(f"{file} is damaged ({error!r}): get the file again.") from None
+    # these settings replace conf/config.yaml as Hydra's primary configuration, which leaves the groups open,
+    # so that overrides can choose them
     usual: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"))
     chosen: dict[str, str | None] = dict.fromkeys(group for group in groups() if group != "scale")
     chosen |= {"launcher": "local", "tracker": "none"}
-    base = [] if study else [{"scale": "laptop"}]  # a run leaves a study's own open
+    base = [] if study else [{"scale": "laptop"}]  # a run's record lacks the settings of stages
     defaults = ["schema", *base, "_self_", *({group: choice} for group, choice in chosen.items())]
     kept = {k: v for k, v in recorded.settings.items() if k not in parsed or k not in groups()}
     node = {"defaults": defaults, "hydra": usual["hydra"], **kept}
@@ -392,46 +391,46 @@ def begun_from(parsed: Mapping[str, Any], *, study: bool) -> Recorded | None:
     return recorded
 
 
-def _record(path: Path, said: str) -> dict[str, Any]:
-    """Return what such a file holds, as it was written. Raises UserError."""
-    require(path.exists(), f"{said} is not there: give the study.json of a study, or the spec.json of a run.")
-    require(not path.is_dir(), f"{said} is a folder: give the study.json, or the spec.json of a run, in it.")
-    require(path.is_file(), f"{said} is not a file but a pipe or a device: give a study.json or a spec.json.")
+def _record(path: Path, file: str) -> dict[str, Any]:
+    """Return the contents of a record, unchanged since it was written. Raises UserError for other files."""
+    require(path.exists(), f"{file} is not there: give the study.json of a study, or the spec.json of a run.")
+    require(not path.is_dir(), f"{file} is a folder: give the study.json, or the spec.json of a run, in it.")
+    require(path.is_file(), f"{file} is not a file but a pipe or a device: give a study.json or a spec.json.")
     require(
         path.suffix != ".zip" and not zipfile.is_zipfile(path),
-        f"{said} is a bundle: unpack it with `ebc-lab report`, and give the study.json in its folder.",
+        f"{file} is a bundle: unpack it with `ebc-lab report`, and give the study.json in its folder.",
     )
     try:
-        require(path.stat().st_size <= MOST_BYTES, f"{said} is larger than any file that ebc-lab writes.")
+        require(path.stat().st_size <= MOST_BYTES, f"{file} is larger than any file that ebc-lab writes.")
         record = json.loads(path.read_text(encoding="utf-8"))
         checksum = record.pop("checksum", None) if isinstance(record, dict) else None
         edited = checksum is not None and checksum != digest(record)
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{said} cannot be read ({error}): get the file again.") from None
+        raise UserError(f"{file} cannot be read ({error}): get the file again.") from None
     require(
-        not edited, f"{said} was edited after it was written: undo that, and set what is to be different."
+        not edited, f"{file} was edited after it was written: undo that, and set what is to be different."
     )
     require(
         isinstance(record, dict) and isinstance(record.get("config"), dict),
-        f"{said} holds no settings of a study or a run: give a study.json or a spec.json.",
+        f"{file} holds no settings of a study or a run: give a study.json or a spec.json.",
     )
     return dict(record)
 
 
 def _recorded_study(path: Path, record: Mapping[str, Any]) -> Recorded:
-    """Return the settings that a study was asked for, with the very text that it found."""
+    """Return the settings that a study was asked for, with the checksum of the text that it found."""
     config: Config = from_dict(Config, record["requested"])
     text = {key: record["config"]["data"].get(key) for key in ("name", "sha256")}
     settings = to_dict(replace(config, data=replace(config.data, **text)))
     own = path.parent / OWN_FOLDER
     suite = (record.get("own") or {}).get("suite")
-    there = own / suite if suite and (own / suite).is_file() else None
+    copied = own / suite if suite and (own / suite).is_file() else None
     kept = {key: value for key, value in settings.items() if key not in schema.NOT_THE_STUDY}
-    return Recorded(suites.with_places(kept, own), there)
+    return Recorded(suites.with_places(kept, own), copied)
 
 
 def _recorded_run(path: Path, record: Mapping[str, Any]) -> Recorded:
-    """Return the settings of a run; what it replays is in the folder beside its own."""
+    """Return the settings of a run; a run that it replays is looked for in the folder beside its own."""
     require(record.get("kind") == "train", "it is a measurement's, which its study makes again by itself")
     run: RunConfig = from_dict(RunConfig, record["config"])
     runs = path.absolute().parent.parent
@@ -441,7 +440,7 @@ def _recorded_run(path: Path, record: Mapping[str, Any]) -> Recorded:
 
 
 def hydra_words(overrides: Sequence[str], recorded: Recorded | None = None) -> tuple[str, list[str]]:
-    """Return the name of the primary configuration, and the overrides as Hydra wants them."""
+    """Return the name of the primary configuration, and the overrides in Hydra's spelling."""
     others = [written.spelled(o) for o in overrides if not o.startswith(f"{FROM}=")]
     return PRIMARY if recorded else "config", others
 
@@ -482,13 +481,13 @@ def _with_mine(config: Config, *, study: bool) -> Config:
 
 
 def _arms_by_target(group: str, arms: Mapping[str, ArmConfig]) -> dict[str, str]:
-    """Return target -> arm, of the arms that a suite or a recorded study has already."""
+    """Return target -> arm for the arms, of a suite or a recorded study, that have a target."""
     parts = {name: arm.settings.get(group) for name, arm in arms.items()}
     return {p["target"]: name for name, p in parts.items() if isinstance(p, Mapping) and p.get("target")}
 
 
 def _merged(template: ArmConfig, arm: ArmConfig) -> ArmConfig:
-    """Return the template with what overrides say of one arm."""
+    """Return the template overlaid with the settings of an arm that differ from the defaults."""
     usual = ArmConfig()
     settings = {key: value for key, value in vars(arm).items() if value != getattr(usual, key)}
     for key in settings.keys() & {"settings", "tune"}:
@@ -497,7 +496,7 @@ def _merged(template: ArmConfig, arm: ArmConfig) -> ArmConfig:
 
 
 def _by_their_targets(config: Config) -> Config:
-    """Return the configuration with `mine` spelled as the targets of its arms are, once these are found."""
+    """Return the configuration with `mine` spelled as the targets of its arms, once these are resolved."""
     if not config.mine:
         return config
     suite = config.ablation

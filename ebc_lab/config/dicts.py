@@ -12,19 +12,19 @@ import msgspec
 
 from .errors import UserError, require
 from .fields import UNSET, setting_of
-from .schema import GONE, KEPT_ELSEWHERE, Config, RunConfig
+from .schema import GONE, Config, RunConfig
 
 
 def run_part(config: RunConfig) -> RunConfig:
-    """Return the part of a study's configuration that one run needs."""
+    """Return a study's configuration reduced to the settings of one run."""
     if type(config) is RunConfig:
         return config
     return RunConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(RunConfig)})
 
 
 def study_part(config: Config) -> dict[str, Any]:
-    """Return the settings in `study` that make it what it is: not where its files are kept as well."""
-    return {k: v for k, v in to_dict(config.study).items() if k not in KEPT_ELSEWHERE}
+    """Return the settings of `study` that define it: all but those that say where its files are mirrored."""
+    return {k: v for k, v in to_dict(config.study).items() if k not in ("mirror", "mirror_every_s")}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -43,16 +43,16 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @functools.cache
 def type_hints(cls: Any) -> dict[str, Any]:
-    """Return field -> type of a dataclass; remembered, because a study asks for every run."""
+    """Return field -> type of a dataclass; cached, because a study asks for it for every run."""
     hints = typing.get_type_hints(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
 def misfit(value: Any, kind: Any) -> str | None:
-    """Return what is wrong with a value as JSON holds it, `steps: expected …, got …`; None if it fits.
+    """Return what is wrong with a value read from JSON, such as `steps: expected …, got …`; None if it fits.
 
-    `kind`: a type hint; keys that its TypedDicts do not name may be there, of any kind. Raises TypeError for
-    a hint that msgspec cannot check.
+    `kind`: a type hint, whose TypedDicts allow further keys with any value. Raises TypeError for a hint that
+    msgspec cannot check.
     """
     try:
         msgspec.convert(value, kind)
@@ -64,7 +64,7 @@ def misfit(value: Any, kind: Any) -> str | None:
 
 
 def from_dict(cls: type, values: dict[str, Any]) -> Any:
-    """Return what `to_dict` was given, now or by an earlier version. Raises UserError for anything else."""
+    """Return what `to_dict` was given, in this version or an earlier one, or raise UserError."""
     if wrong := misfit(values, cls):
         raise UserError(f"{cls.__name__} takes no such value ({wrong}).")
     return _built(cls, values)
@@ -81,9 +81,9 @@ def _built(cls: type, values: dict[str, Any]) -> Any:
 
 @functools.cache
 def _settings_younger_than_records(cls: Any) -> dict[str, Any]:
-    """Return field -> what a record that lacks it stands for, where that is not the default."""
-    of = {field.name: setting_of(field).before_it_existed for field in dataclasses.fields(cls)}
-    return {name: absent for name, absent in of.items() if absent is not UNSET}
+    """Return field -> the value that a record without it implies, where that is not the default."""
+    implied = {field.name: setting_of(field).before_it_existed for field in dataclasses.fields(cls)}
+    return {name: value for name, value in implied.items() if value is not UNSET}
 
 
 def _value(kind: Any, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The error for a user's mistake, and words that many messages share."""
+"""The error for a user's mistake, and helpers that word many messages."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 
-LONG = 400  # characters of a list of choices
+LONG = 400  # characters of a list of choices; the rest are only counted
 
-# what a terminal or a page obeys instead of showing it: controls but tab and line feed, bidirectional
-# overrides, tags, halves of surrogate pairs
+# characters that a terminal or a browser obeys instead of showing: controls except tab and line feed,
+# bidirectional overrides, tags, halves of surrogate pairs
 HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
@@ -20,8 +20,8 @@ HIDDEN = re.compile(
 
 
 def visible(text: str) -> str:
-    """Return a text from outside with each control character as an escape that can be read."""
-    if text.isprintable():  # as nearly every text is, which takes half the time to see
+    """Return a text from outside with each control character replaced by a readable escape."""
+    if text.isprintable():  # true of nearly every text, and twice as fast as the substitution
         return text
     return HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
@@ -40,12 +40,12 @@ def require(ok: bool, message: str) -> None:
 
 
 def refuse(mistakes: Mapping[str, object]) -> None:
-    """Raise UserError with the first of these sentences whose value is true; nothing where none is."""
+    """Raise UserError with the first of these sentences whose value is true."""
     for sentence, is_made in mistakes.items():
         require(not is_made, sentence)
 
 
-# what code raises when a value is not what it was taken for
+# what code raises when data does not have the structure that it expects
 MISTAKEN = (
     LookupError,
     TypeError,
@@ -59,9 +59,9 @@ MISTAKEN = (
 
 @contextmanager
 def blamed(what: str, remedy: str) -> Iterator[None]:
-    """Raise UserError, with what to do next, where the code inside fails on the contents of a file.
+    """Raise UserError, ending in `remedy`, where the code inside fails on the contents of `what`, a file.
 
-    For contents that no type hint describes, such as those of a stage's decision.
+    For contents that no type hint describes, such as a stage's decision.
     """
     try:
         yield
@@ -70,8 +70,17 @@ def blamed(what: str, remedy: str) -> Iterator[None]:
         raise UserError(f"{what} holds what ebc-lab never writes ({why}): {remedy}.") from error
 
 
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Begin the message of a UserError inside the block with the path of the settings at fault."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
 def any_of(choices: Sequence[str]) -> str:
-    """Return `a, b or c`; of a list that would fill the screen the last ones are only counted."""
+    """Return `a, b or c`; a list that would fill the screen ends in the number of further choices."""
     length = list(accumulate(len(choice) + 2 for choice in choices))
     if length[-1] > LONG:
         shown_count = sum(end <= LONG for end in length)
@@ -86,8 +95,8 @@ def shown(value: object) -> str:
 
 
 def nearest(word: str, choices: Sequence[str]) -> str:
-    """Return ` (did you mean …?)` with the choices near a word, empty where none is. A dotted path also
-    matches by its last part."""
+    """Return ` (did you mean …?)` with the choices most like a word; empty where none is. Dotted paths are
+    also compared by their last part."""
     tails = {c.rpartition(".")[2]: c for c in reversed(choices)}
     by_tail = [tails[t] for t in difflib.get_close_matches(word.rpartition(".")[2], list(tails), 3, 0.6)]
     near = list(dict.fromkeys(difflib.get_close_matches(word, choices, 3, 0.6) or by_tail))
@@ -95,7 +104,7 @@ def nearest(word: str, choices: Sequence[str]) -> str:
 
 
 def clock(seconds: float | None) -> str:
-    """Return a duration as people read it at a glance."""
+    """Return a duration as `45 s`, `3 min 05 s` or `2 h 07 min`; – where it is unknown."""
     if seconds is None or not math.isfinite(seconds):
         return "–"
     whole = round(seconds)

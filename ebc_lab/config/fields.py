@@ -1,6 +1,6 @@
-"""What a setting means and which values it takes, kept in the metadata of its dataclass field.
+"""The meaning, unit and allowed values of a setting, kept in the metadata of its dataclass field.
 
-`checks.check_settings` refuses what a field does not take; docs/settings.md is printed from it, too.
+`checks.check_settings` enforces them, and docs/settings.md is generated from them.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 UNSET = object()
-CUSTOM = "custom"  # the choice of those groups that have a `target`: a user's own part
+CUSTOM = "custom"  # the choice, in groups that have a `target`, that stands for a user's own part
 OWN = (CUSTOM,)
 OWN_TARGET = "of custom: module:function, which {} (docs/extending.md)"
 OWN_ARGUMENTS = "of custom: what the function is also given"
 OWN_CHECKSUM = "of custom: checksum of the module's file; filled in, then enforced"
 
-# Limits that several settings share: far beyond any real study, and near enough that a slip of the keyboard
-# is refused at once instead of planned for minutes.
+# Limits that several settings share: far beyond any real study, but low enough that a typing error is refused
+# at once instead of being planned for minutes.
 STEPS = 10**8  # a run of a day at a thousand steps a second
-SEED = 10**9  # every generator of random numbers takes it
-LR: dict[str, Any] = {"low": 1e-12, "high": 1e6}  # doubled and halved, it stays a number above 0
-MULTIPLE: dict[str, Any] = {"low": 1e-4, "high": 1e4}  # of a measured best; arms have no names for less
-EVERY: dict[str, Any] = {"unit": "steps", "low": 1, "high": STEPS}
-EVERY_OR_NEVER: dict[str, Any] = {**EVERY, "low": 0}
+SEED = 10**9  # accepted by every random number generator
+LR: dict[str, Any] = {"low": 1e-12, "high": 1e6}  # grids that double or halve it stay finite and above 0
+MULTIPLE: dict[str, Any] = {"low": 1e-4, "high": 1e4}  # of a measured best; an arm's name cannot spell less
+LENGTH: dict[str, Any] = {"unit": "steps", "low": 1, "high": STEPS}
+LENGTH_OR_0: dict[str, Any] = {**LENGTH, "low": 0}
 EVEN_UNREAD: dict[str, Any] = {"in_run_id_even_unread": True}
 GRID: dict[str, Any] = {"low": 1e-9, "high": 1e9, "increasing": True}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a field may hold. The range and the choices of a list or mapping are those of its items."""
+    """The meaning of a field and the values it takes; range and choices hold for each item of a list."""
 
     about: str = ""
     unit: str = ""
@@ -43,26 +43,26 @@ class Setting:
     above: float | None = None  # values must be greater than this
     high: float | None = None
     below: float | None = None
-    least: int = 0  # items of a list
-    most: int = 100  # items of a list, entries of a mapping: more would be trained for months
-    longest: int = 1000  # characters of a text: an about or a path; tables and pictures show it
+    least: int = 0  # fewest items of a list
+    most: int = 100  # most items of a list or entries of a mapping: more would train for months
+    longest: int = 1000  # most characters of a text, such as a path: tables and pictures show it
     unique: bool = False
     increasing: bool = False
-    keys: Sequence[str] = ()  # of a mapping
-    only: Sequence[str] = ()  # choices without which this setting has no effect: nobody reads it
-    of: str = "name"  # the setting of its own group that makes this choice
-    unnamed_at: Any = UNSET  # the value at which it changes nothing, and is left out of a run's identity
-    before_it_existed: Any = UNSET  # what a record without it stands for, where that is not the default
+    keys: Sequence[str] = ()  # those that a mapping may have; empty: any
+    only: Sequence[str] = ()  # the choices under which this setting is read; empty: all
+    of: str = "name"  # the setting in the same group whose value `only` lists
+    unnamed_at: Any = UNSET  # the value at which it changes nothing and is left out of a run's identity
+    before_it_existed: Any = UNSET  # the value that a record without it implies, if not the default
     in_run_id: bool = True  # whether it can change a run's numbers, and is part of its identity
-    in_run_id_even_unread: bool = False  # whether it is, also where nobody reads it: names have always had it
+    in_run_id_even_unread: bool = False  # stays in the identity where it is not read, as it always has
 
     @property
     def numeric(self) -> bool:
-        """Tell whether there is a range: then the field holds numbers, whatever its type leaves open."""
+        """Return whether the setting has a range; its field then holds numbers, whatever its type says."""
         return (self.low, self.above, self.high, self.below) != (None,) * 4
 
     def holds(self, number: float) -> bool:
-        """Tell whether a number lies in the range; NaN lies in none."""
+        """Return whether a number lies in the range; NaN never does."""
         return (
             (self.low is None or number >= self.low)
             and (self.above is None or number > self.above)
@@ -71,7 +71,7 @@ class Setting:
         )
 
     def range(self) -> str:
-        """Return the range in words, `>= 0 and < 1`; empty where there is none."""
+        """Return the range in words, such as `>= 0 and < 1`; empty where there is none."""
         bounds = {">=": self.low, ">": self.above, "<=": self.high, "<": self.below}
         return " and ".join(f"{sign} {_bound(value)}" for sign, value in bounds.items() if value is not None)
 
@@ -81,7 +81,7 @@ def _bound(value: float) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Return a number to so many significant digits as names of files and arms have it: `1p5`, `1e-05`."""
+    """Return a number, to `digits` significant digits, as names of files and arms have it: `1p5`, `1e-05`."""
     return f"{value:.{digits}g}".replace(".", "p").replace("+", "")
 
 
@@ -101,10 +101,10 @@ ANYTHING = Setting()
 
 
 def setting_of(field: dataclasses.Field[Any]) -> Setting:
-    """Return the `Setting` of a field; a field that `setting` did not make takes anything."""
+    """Return the `Setting` of a field; one that `setting` did not make accepts any value."""
     return cast(Setting, field.metadata.get("setting", ANYTHING))
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
-    """Return the default of a field, made anew where it is a list or mapping."""
+    """Return the default value of a field, a fresh copy where it is a list or mapping."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

@@ -1,5 +1,5 @@
-"""Which setting is meant by a name from another program, and which setting of a study governs one of a
-run."""
+"""Hints for unknown names: what is meant by a name from another program, and which setting of a study governs
+one of a run."""
 
 from __future__ import annotations
 
@@ -137,8 +137,8 @@ IMPOSSIBLE = {  # (setting, choice that people ask for) -> why it cannot be had
 
 
 def near_setting(key: str, known: Sequence[str]) -> str:
-    """Return ` (did you mean …?)` for an unknown setting; for one that a study decides, with what to set
-    there. Empty where nothing is near."""
+    """Return ` (did you mean …?)` for an unknown setting, with the study's setting where a study decides it;
+    empty where nothing is near."""
     tail = key.rpartition(".")[2]
     taken = {name.rpartition(".")[2] for name in known}
     setting = SETTING_MEANT.get(key) or (None if tail in taken else SETTING_MEANT.get(tail))
@@ -149,13 +149,13 @@ def near_setting(key: str, known: Sequence[str]) -> str:
 
 
 def near_choice(key: str, word: str, known: Sequence[str]) -> str:
-    """Return ` (did you mean …?)` for an unknown choice of a group or setting, or why it cannot be had. Empty
+    """Return ` (did you mean …?)` for an unknown choice of a group or setting, or why it cannot be had; empty
     where nothing is near."""
     if why := IMPOSSIBLE.get((key, word)):
         return f" ({why})"
     for choice, names in MEANT_CHOICE.get(key, {}).items():
         if word in names and choice in known:
             return f" (did you mean {choice}?)"
-    named = {group: choices for group, choices in groups().items() if group != "ebm"}  # which follows scale
+    named = {group: choices for group, choices in groups().items() if group != "ebm"}  # it follows scale
     elsewhere = [f"{group}={word}" for group, choices in named.items() if word in choices]
     return nearest(word, known) or (f" (did you mean {any_of(elsewhere)}?)" if elsewhere else "")

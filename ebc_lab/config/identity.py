@@ -1,4 +1,4 @@
-"""What names a run: exactly the settings and versions that can change its numbers."""
+"""A run's identity, the settings and versions that can change its numbers, and the names made from it."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from .parts.lr_schedule import WARMED
 from .schema import Config, RunConfig
 
 _RECORDED: ContextVar[dict[str, Any]] = ContextVar("recorded environment")
-_NAMES: dict[bytes, tuple[str, str]] = {}  # what `names_of` has returned, by a digest of what it was asked
-NAMED_BY = 10  # hex digits of a run's identity at the end of its name
+_NAMES: dict[bytes, tuple[str, str]] = {}  # what `names_of` has returned, by a digest of its arguments
+NAMED_BY = 10  # hex digits of the identity's hash at the end of a run's name
 NUMERICS_VERSION = 6  # bump by hand when a change of code changes a run's numbers
 
 
 def with_derived_settings(run: RunConfig) -> RunConfig:
-    """Return the run with what follows from other settings: the controller of `auto`, the audit interval that
-    `pi` sets, and the steps of a warm-up that is given as a share."""
+    """Return the run with settings filled in that follow from others: the controller for `auto`, the audit
+    interval under `pi`, and the steps of a warm-up that is given as a share."""
     name = run.controller.name
     if name not in ("auto", "pi") and run.lr_schedule.warmup_share is None:
-        return run  # of thousands of runs it is asked again and again
+        return run  # a shortcut, since this is called for thousands of runs
     if name == "auto":
         name = "log_pi" if run.budget.name in GUARDED else "fixed"
     every = 20 if name == "pi" and run.stabilizer.name == "ebc" else run.audit_every
@@ -51,16 +51,16 @@ def with_derived_settings(run: RunConfig) -> RunConfig:
 
 
 def share_in_steps(share: float, steps: int) -> int:
-    """Return a share of a run of `steps`, in whole steps."""
+    """Return a share of a run's length, in whole steps."""
     return round(share * steps)
 
 
 def identity(run: RunConfig) -> dict[str, Any]:
     """Return all that can change a training run's numbers, and nothing that cannot.
 
-    What nobody reads is left out (the budget of a run without EBC, the warm-up of a constant schedule), as
-    are parts and settings that change nothing, so that equal computations get equal names. Raises UserError
-    while `auto` is left.
+    Left out are settings that are not read (the budget of a run without EBC, the warm-up of a constant
+    schedule) and parts and settings that change nothing, so that equal computations get equal names. Raises
+    UserError while a setting is still `auto`.
     """
     run = with_derived_settings(run_part(run))
     corpus_known = run.data.sha256 and (run.tokens.name == "characters" or run.tokens.sha256)
@@ -87,7 +87,7 @@ def identity(run: RunConfig) -> dict[str, Any]:
 
 
 def read_settings(settings: Any) -> list[str]:
-    """Return the settings of a part, or those of a run outside its parts, that belong to a run's identity."""
+    """Return the names of the settings, of a part or of a run outside its parts, that enter its identity."""
     cls: Any = type(settings)
     return [
         name
@@ -104,9 +104,9 @@ def _named_settings(cls: Any) -> list[tuple[str, Setting]]:
 
 
 def _name_parts_that_belong_together(named: dict[str, Any], run: RunConfig) -> None:
-    """Leave only what one part reads of another: of a budget without EBC the rows that an audit leaves out,
-    and its groups where each has a radius; of the model of an ebm the sizes of its blocks. Exact sums depend
-    on no thread; a run that is there to show what its circumstances change names these all the same."""
+    """Reduce parts in `named` to the settings that other parts read: a budget without EBC to the rows that an
+    audit leaves out and a trust region's groups, the model of an ebm to its block sizes. Leave out the
+    threads of exact sums, unless `capability` is set in order to compare circumstances."""
     if run.stabilizer.name != "ebc":
         del named["controller"]
         read = ["probe_sequences"]
@@ -129,7 +129,7 @@ def round3(value: float) -> float:
 
 
 def stem_of(run: RunConfig) -> str:
-    """Return how the names of runs and arms begin: optimizer, projection, stabilizer, strength or budget."""
+    """Return the start of a run's or an arm's name: optimizer, projection, stabilizer, strength or budget."""
     name = run.stabilizer.name
     strength = run.stabilizer.strength
     stem = f"{run.optimizer.name}_{run.projection.name}_{'baseline' if name == 'none' else name}"
@@ -144,12 +144,12 @@ def delta_schedule(run: RunConfig) -> str | None:
 
 
 def warmup_steps(run: RunConfig) -> int | None:
-    """Return the steps over which the learning rate rises; None on a schedule that does not read them."""
+    """Return the steps over which the learning rate rises; None on a schedule without a warm-up."""
     return run.lr_schedule.warmup_steps if kind_of(run.lr_schedule) in WARMED else None
 
 
 def tail_of(run: RunConfig) -> str:
-    """Return how the names of runs and arms end, part by part: `_holddelta_trapezoid_w100_ternary`."""
+    """Return the end of a run's or an arm's name, part by part: `_holddelta_trapezoid_w100_ternary`."""
     run = with_derived_settings(run)
     unread = () if run.stabilizer.name == "ebc" else ("budget", "controller")
     parts = [part for part in parts_of(run) if part.group_name not in unread]
@@ -157,7 +157,7 @@ def tail_of(run: RunConfig) -> str:
 
 
 def tails_of_choices() -> dict[str, Tail]:
-    """Return every tail that a single choice of a part gives a name, by that name: `_ternary`, `_lrdecay`."""
+    """Return suffix -> tail for each suffix of a name that a single choice makes: `_ternary`, `_lrdecay`."""
     tails: dict[str, Tail] = {}
     for part in PARTS:
         usual: Any = part()
@@ -170,7 +170,7 @@ def tails_of_choices() -> dict[str, Tail]:
 
 
 def run_id(kind: str, run: RunConfig) -> str:
-    """Return the name of a run: a slug that a person can read, and the start of its identity's hash."""
+    """Return the name of a run: a readable slug, and the start of its identity's hash."""
     return names_of(kind, run)[0]
 
 
@@ -188,13 +188,13 @@ def names_of(kind: str, run: RunConfig) -> tuple[str, str]:
 
 
 def identity_of(kind: str, run: RunConfig) -> dict[str, Any]:
-    """Return a training run's identity, or that of a measurement made of a run like this."""
+    """Return the identity of a training run, or of a measurement of another `kind` made with its settings."""
     named = identity(run)
     return named if kind == "train" else {"kind": kind, "run": named}
 
 
 def matches_run_id(kind: str, run: RunConfig, run_id: str) -> bool:
-    """Tell whether a run's name is the one that its settings give it."""
+    """Return whether a run's name ends in the hash of the identity that its settings give."""
     return run_id.endswith(f"-{digest(identity_of(kind, run))[:NAMED_BY]}")
 
 
@@ -202,39 +202,34 @@ def matches_run_id(kind: str, run: RunConfig, run_id: str) -> bool:
 
 
 def environment(whole: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is no setting in a run's identity: the versions of torch, of our numerics, and of the
-    libraries that its parts come from."""
+    """Return the versions in an identity: of torch, of this package's numerics, and of libraries."""
     return {k: v for k, v in whole.items() if k not in RunConfig.__dataclass_fields__}
 
 
 def study_environment(config: Config) -> dict[str, Any]:
-    """Return the environment of all runs that a study may plan, with the libraries of every part it names."""
+    """Return the versions in the identities of a study's runs, with the libraries of every part it names."""
     choices = _named_in(to_dict(config))
     return _environment({PART[group].libraries.get(choice, "") for group, choice in choices} - {""})
 
 
 def _environment(libraries: Iterable[str]) -> dict[str, Any]:
-    """Return the versions that name a run made with these libraries: as recorded, or else as installed. A
-    record may have been made before libraries were recorded."""
+    """Return the versions in the identity of a run with these libraries: as recorded, or else as installed.
+    Old records may lack libraries."""
     recorded = _RECORDED.get({})
     versions = recorded.get("libraries", {}) if recorded else {n: library_version(n) for n in libraries}
     used = {name: versions[name] for name in sorted(libraries) if name in versions}
-    now = {"torch": _torch_version(), "numerics_version": NUMERICS_VERSION}
-    return now | {**recorded, "libraries": used} if used else now | _without_libraries(recorded)
-
-
-def _without_libraries(environment: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in environment.items() if k != "libraries"}
+    now = {"torch": _torch_version(), "numerics_version": NUMERICS_VERSION, **recorded, "libraries": used}
+    return now if used else {k: v for k, v in now.items() if k != "libraries"}
 
 
 def by_name(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an environment with its libraries beside the rest: `torch`, `numerics_version`, `torchao`."""
-    return {**_without_libraries(environment), **environment.get("libraries", {})}
+    """Return an environment as one flat mapping of name -> version, libraries included."""
+    others = {k: v for k, v in environment.items() if k != "libraries"}
+    return {**others, **environment.get("libraries", {})}
 
 
 def _named_in(settings: Any) -> Iterator[tuple[str, str]]:
-    """Yield (group, choice) for every part in these settings some of whose choices a library computes, as
-    `optimizer: {name: …}` or `optimizers: […]` name one."""
+    """Yield (group, choice) for each part named here, in groups with choices that libraries compute."""
     if not isinstance(settings, Mapping):
         return
     for key, value in settings.items():
@@ -247,7 +242,7 @@ def _named_in(settings: Any) -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def recorded_environment(environment: Mapping[str, Any]) -> Iterator[None]:
-    """Have runs named as in a recorded `environment`, so that a study can be read under another torch."""
+    """Name runs inside the block by a recorded `environment`, to read a study under another torch."""
     token = _RECORDED.set(dict(environment))
     try:
         yield
@@ -263,7 +258,7 @@ def _torch_version() -> str:
 
 @functools.cache
 def library_version(name: str) -> str | None:
-    """Return the public version of an installed library, without importing it; None where it is not there."""
+    """Return the public version of an installed library, without importing it; None where it is missing."""
     try:
         return metadata.version(name).partition("+")[0]
     except metadata.PackageNotFoundError:
@@ -271,7 +266,7 @@ def library_version(name: str) -> str | None:
 
 
 def canonical_json(value: Any) -> str:
-    """Return the JSON that equal values have in common: sorted keys, no spaces. Raises ValueError for NaN."""
+    """Return JSON that is the same for equal values: sorted keys, no spaces. Raises ValueError for NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 

@@ -18,12 +18,12 @@ PACKAGES = (
     *("ebc-lab", "torch", "numpy", "hydra-core", "omegaconf"),
     *("submitit", "pandas", "scipy", "matplotlib"),
 )
-QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CPU time, in a period of so many
-SMI_PATIENCE_S = 60.0  # to wait for nvidia-smi, which hangs on a broken GPU, or for scontrol
-NONE_LEFT = (6, 15)  # exit codes of nvidia-smi that say so: no such device, a GPU is lost
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of CPU time per period
+SMI_PATIENCE_S = 60.0  # for nvidia-smi, which hangs on a broken GPU, and for scontrol
+NONE_LEFT = (6, 15)  # exit codes of nvidia-smi for no such device and for a lost GPU
 GPU_LINE = re.compile(r"GPU (\d+): (.+?)(?: \(UUID: ([^)]+)\))?")
 MIG_LINE = re.compile(r"\s+MIG (\S+)\s+Device\s+\d+: \(UUID: ([^)]+)\)")
-NUMBERED_INSTANCE = re.compile(r"MIG-(GPU-[^/]+)/(\d+/\d+)")  # a GPU, and the numbers of one of its parts
+NUMBERED_INSTANCE = re.compile(r"MIG-(GPU-[^/]+)/(\d+/\d+)")  # a GPU and its instance
 INSTRUCTIONS: dict[str, set[str]] = {  # name in ATEN_CPU_CAPABILITY -> flags in /proc/cpuinfo that it needs
     "default": set(),
     "avx2": {"avx2", "fma"},
@@ -37,7 +37,7 @@ def installed(module: str) -> bool:
 
 
 def cores() -> int:
-    """Return how many cores this process may use: those of its affinity, cut by a container's quota."""
+    """Return how many cores this process may use: those of its affinity, limited by a container's quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = QUOTA.read_text(encoding="utf-8").split()
@@ -49,12 +49,12 @@ def cores() -> int:
 
 
 class Gpu(NamedTuple):
-    """What CUDA can be given as one device: a GPU, or an instance of a GPU that is divided (MIG mode)."""
+    """A device that CUDA can use: a whole GPU, or an instance of a GPU that is divided (MIG mode)."""
 
-    number: int  # nvidia-smi's index; of an instance, that of its GPU
-    name: str  # the model, and the size of an instance
+    number: int  # nvidia-smi's index; an instance has that of its GPU
+    name: str  # the model, followed by the size of an instance
     uuid: str  # as CUDA_VISIBLE_DEVICES takes it
-    divided: str | None = None  # of an instance: the UUID of its GPU, which no process can use as a whole
+    divided: str | None = None  # of an instance: the UUID of its GPU, which cannot be used whole
 
     @property
     def model(self) -> str:
@@ -62,23 +62,20 @@ class Gpu(NamedTuple):
 
 
 def _ask_smi(*options: str) -> tuple[list[str], str]:
-    """Return the lines that nvidia-smi prints, and why it failed; an empty reason: it did not."""
+    """Return the lines that nvidia-smi prints, and why it failed; the reason is empty if it did not."""
     if not shutil.which("nvidia-smi"):
         return [], "nvidia-smi is not on PATH"
+    asked = ["nvidia-smi", *options]
     try:
         process = subprocess.Popen(
-            ["nvidia-smi", *options],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
+            asked, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
         )
     except OSError as error:
         return [], f"nvidia-smi cannot be started ({error.strerror})"
     try:
         lines = process.communicate(timeout=SMI_PATIENCE_S)[0].splitlines()
     except subprocess.TimeoutExpired:
-        process.kill()  # not waited for: inside a call of a broken driver it does not die, whoever kills it
+        process.kill()  # not waited for: stuck in a call of a broken driver, it outlives any signal
         return [], f"nvidia-smi does not answer within {SMI_PATIENCE_S:g} s"
     if process.returncode in (0, *NONE_LEFT):
         return lines, ""
@@ -90,16 +87,16 @@ class Listing(NamedTuple):
     """The devices that nvidia-smi lists."""
 
     gpus: tuple[Gpu, ...]
-    failure: str  # why none is known; empty: there are no others
+    failure: str  # why no device is known; empty where the listing is complete
 
 
 def listing() -> Listing:
-    """Return the devices that nvidia-smi lists now. One that has fallen off the bus is not listed any more; a
-    divided GPU is listed by its instances alone."""
+    """Return the devices that nvidia-smi lists now. A GPU that has fallen off the bus is missing; a divided
+    one is replaced by its instances."""
     lines, failure = _ask_smi("-L")
     found: list[Gpu] = []
     divided: set[str] = set()
-    for line in map(str.rstrip, lines):  # in the place of a lost GPU's line there is a sentence
+    for line in map(str.rstrip, lines):  # a lost GPU has a sentence in place of its line
         if match := GPU_LINE.fullmatch(line):
             number, name, uuid = match.groups()
             found.append(Gpu(int(number), name, uuid or number))
@@ -118,10 +115,10 @@ def first_listing() -> Listing:
 
 
 def processes_on(name: str) -> list[str]:
-    """Return which processes nvidia-smi sees on a device now, such as `4242 (python, 8142 MiB)`.
+    """Return the processes that nvidia-smi sees on a device now, such as `4242 (python, 8142 MiB)`.
 
-    `name`: as in CUDA_VISIBLE_DEVICES; an index is nvidia-smi's. Of an instance the processes on all of its
-    GPU are listed; those of other containers never are.
+    `name`: as in CUDA_VISIBLE_DEVICES, an index being nvidia-smi's. For an instance, the processes on its
+    whole GPU are listed. Processes in other containers are never seen.
     """
     whole = {gpu.divided or gpu.uuid for gpu in named_by(name, first_listing().gpus)}
     fields = "gpu_uuid,pid,process_name,used_memory"
@@ -138,21 +135,21 @@ def gpu_names() -> tuple[str, ...]:
 def visible_gpus(together: int = 1) -> list[str]:
     """Return the devices that this process may use, each as CUDA_VISIBLE_DEVICES takes it for a worker.
 
-    They are UUIDs: once a GPU is lost, CUDA numbers those behind it anew, and an index means another one. An
-    inherited CUDA_VISIBLE_DEVICES is read as CUDA reads it; without one, what Slurm gave to this job counts.
-    With `together` > 1 only devices that so many processes of one run can share: no instances, since a
-    process sees one of them only.
+    They are UUIDs: when a GPU is lost, CUDA renumbers those after it, and an index then means another one. An
+    inherited CUDA_VISIBLE_DEVICES is read as CUDA reads it; without one, the devices that Slurm gave to this
+    job count. With `together` > 1, instances are left out: processes that train one run together cannot use
+    them, since each sees only one.
     """
     return [name for gpu, name in _bound_gpus()[0] if together == 1 or gpu.divided is None]
 
 
 def why_no_gpu() -> str:
-    """Return why `visible_gpus` is empty, to follow `device=cuda, but`."""
+    """Return why `visible_gpus` is empty, as the end of a sentence that begins `device=cuda, but`."""
     return _bound_gpus()[1]
 
 
 def _bound_gpus() -> tuple[list[tuple[Gpu, str]], str]:
-    """Return the devices of this process, each with its name for CUDA, and why there are none."""
+    """Return the devices of this process, each with its name for CUDA, and if there are none, why."""
     here, failure = first_listing()
     if not here:
         return [], f"no GPU is found: {failure}" if failure else "nvidia-smi lists no GPU here"
@@ -162,15 +159,15 @@ def _bound_gpus() -> tuple[list[tuple[Gpu, str]], str]:
     given = [name for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS") if os.environ.get(name)]
     if not given and _slurm_gave_none():
         return [], "Slurm gave no GPU to this job: ask for one, --gpus-per-node=1"
-    # the numbers are the node's; where a job can open no other devices, nvidia-smi lists those alone
+    # the numbers count all GPUs of the node; nvidia-smi may list only those that the job can open
     if given and len({gpu.number for gpu in here}) > len(os.environ[given[0]].split(",")):
         return _chosen(os.environ[given[0]], given[0])
     return [(gpu, gpu.uuid) for gpu in here], ""
 
 
 def _chosen(value: str, variable: str) -> tuple[list[tuple[Gpu, str]], str]:
-    """Return the devices that a variable like CUDA_VISIBLE_DEVICES names, and why there are none. As in CUDA
-    the list ends before the first entry that names no device, and one that repeats a device names none."""
+    """Return the devices that a variable like CUDA_VISIBLE_DEVICES names, and if there are none, why. As in
+    CUDA, the list ends before the first entry that names no device, and a list that repeats one is empty."""
     here = first_listing().gpus
     alike = len({gpu.model for gpu in here}) == 1 or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
     chosen: list[tuple[Gpu, str]] = []
@@ -180,7 +177,7 @@ def _chosen(value: str, variable: str) -> tuple[list[tuple[Gpu, str]], str]:
             break
         if any(gpu in named for gpu, _ in chosen):
             return [], f"{variable}={value} names a GPU twice ({entry}), and CUDA then shows none"
-        # CUDA may number GPUs of different models in another order than nvidia-smi: an index then stays one
+        # CUDA may order GPUs of different models unlike nvidia-smi: an index is then kept as it is
         certain = alike or not entry.isdecimal() or named[0].divided is not None
         chosen += [(gpu, gpu.uuid if certain else entry) for gpu in named]
     count = f"{len(here)} GPU{'s' * (len(here) != 1)}"
@@ -188,11 +185,11 @@ def _chosen(value: str, variable: str) -> tuple[list[tuple[Gpu, str]], str]:
 
 
 def named_by(entry: str, listed: Sequence[Gpu]) -> list[Gpu]:
-    """Return the listed devices that an index, a UUID or the beginning of a UUID names: of a divided GPU all
-    its instances; none where it names nothing, or more than one.
+    """Return the listed devices that an index, a UUID or the beginning of a UUID names: all instances of a
+    divided GPU; none where the entry is unknown or ambiguous.
 
-    Slurm names an instance by its GPU and two numbers, as old drivers list it. Newer ones do not say which of
-    their instances that is, but CUDA knows, so it is taken for a device of its own.
+    Slurm names an instance by its GPU and two numbers, as old drivers list it. Newer drivers do not say which
+    of their instances that is, but CUDA knows, so the entry becomes a device of its own.
     """
     if entry.isdecimal():
         return [gpu for gpu in listed if gpu.number == int(entry)]
@@ -210,51 +207,46 @@ def named_by(entry: str, listed: Sequence[Gpu]) -> list[Gpu]:
 
 @functools.cache
 def _slurm_gave_none() -> bool:
-    """Return whether this is a job on a node whose GPUs Slurm gives out, and was given none."""
+    """Return whether this is a Slurm job without a GPU on a node whose GPUs Slurm allocates."""
     node = os.environ.get("SLURMD_NODENAME")
     if not node or os.environ.get("SLURM_GPUS_ON_NODE"):
         return False
     asked = ["scontrol", "show", "node", node]
     try:
-        said = subprocess.run(
+        answer = subprocess.run(
             asked, capture_output=True, text=True, errors="replace", check=False, timeout=SMI_PATIENCE_S
         )
-    except (OSError, subprocess.TimeoutExpired):  # then what nvidia-smi lists is taken
+    except (OSError, subprocess.TimeoutExpired):  # then the listing of nvidia-smi counts
         return False
-    return bool(re.search(r"\bGres=\S*gpu", said.stdout))
+    return bool(re.search(r"\bGres=\S*gpu", answer.stdout))
 
 
 def chosen_device(device: str) -> str:
-    """Return the device that a setting means: for `auto`, a GPU where one is visible."""
+    """Return `cuda` or `cpu` for a value of `device`; `auto` means a GPU where one is visible."""
     if device != "auto":
         return device
     return "cuda" if visible_gpus() else "cpu"
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the libraries whose versions a study records."""
+    """Return the versions of Python and of the libraries that a study records."""
     return {"python": platform.python_version(), **{p: metadata.version(p) for p in PACKAGES}}
 
 
 @functools.cache
 def git_revision() -> str | None:
-    """Return the git revision of this package's checkout, None where it was not installed from one."""
+    """Return the git revision of this package's checkout; None where it does not run from one."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=True)
-        described = subprocess.run(
-            [*git, "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        describe = [*git, "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return described.stdout.strip()
 
 
 def _cpuinfo(field: str) -> str:
-    """Return what /proc/cpuinfo says of the first core; empty where it says nothing."""
+    """Return the value of a field in /proc/cpuinfo for the first core; empty where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -269,7 +261,7 @@ def capabilities() -> tuple[str, ...]:
 
 
 def hardware() -> dict[str, Any]:
-    """Return what a study records of the machine; torch is not imported for it."""
+    """Return what a study records about this machine, without importing torch."""
     return {
         "host": platform.node(),
         "system": platform.platform(),

@@ -1,5 +1,5 @@
-"""What a run as a whole may be, and the parts that do not go with it: exact, trained by several processes,
-with updates inside backward, or an energy-based model."""
+"""Checks of a run's settings against its modes: exact, trained by several processes, with updates inside
+backward, or an energy-based model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_modes(run: RunConfig) -> None:
 
 
 def check_exact(run: RunConfig) -> None:
-    """Raise UserError for what determinism=verity cannot make exact."""
+    """Raise UserError for settings that determinism=verity cannot make exact."""
     parts, batch = run.determinism.micro_batches, run.batch_size
     require(batch % parts == 0, f"determinism.micro_batches={parts} must divide batch_size={batch}.")
     tokens = run.batch_size * run.model.context
@@ -38,7 +38,7 @@ def check_exact(run: RunConfig) -> None:
 
 
 def check_processes(run: RunConfig, processes: int) -> None:
-    """Raise UserError for what processes that train a run together would compute otherwise than one."""
+    """Raise UserError for settings under which several processes do not compute what one would."""
     if processes == 1:
         return
     _check_mode(run, Mode.SEVERAL_PROCESSES, processes)
@@ -60,7 +60,7 @@ def check_processes(run: RunConfig, processes: int) -> None:
 
 
 def _check_mode(run: RunConfig, mode: Mode, processes: int = 1) -> None:
-    """Raise UserError for a setting of the run, or of a part that is read, that a mode does not go with."""
+    """Raise UserError for a setting of the run, or of one of its parts, that a mode excludes."""
     ignored = ("budget", "controller") if run.stabilizer.name != "ebc" and mode is not Mode.EBM else ()
     parts = [part for part in parts_of(with_derived_settings(run)) if part.group_name not in ignored]
     for unfit in (*_unfit_of_run(run, mode), *(one for part in parts for one in part.unfit(mode))):

@@ -1,4 +1,4 @@
-"""Hydra overrides as they are written, and what is refused of them before Hydra composes anything."""
+"""Hydra overrides as they are written: their parsing, checks and expansion before Hydra composes anything."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ from .schema import GONE, Config
 
 LONGEST = 4000  # characters of an override; for longer ones Hydra's parser takes seconds
 LONGEST_TOGETHER = 40_000
-DEEPEST = 20  # lists and mappings inside each other; the parser recurses
-LONG_NUMBER = re.compile(r"""(?<![\w./'"-])[-+]?([1-9][0-9_]{30,})(?![\w./'"-])""")  # a text is in quotes
+DEEPEST = 20  # levels of nested lists and mappings; the parser recurses
+LONG_NUMBER = re.compile(r"""(?<![\w./'"-])[-+]?([1-9][0-9_]{30,})(?![\w./'"-])""")  # not in quotes
 MOST_COMBINATIONS = 1000  # of a sweep
-MINE = "mine"
-FROM = "from"  # the file of a study or a run that the settings begin with
-ONE_OR_MORE = (MINE, "data.files", "data.val_files")  # lists of which a single value may stand alone
+FROM = "from"  # names the record of a study or a run to begin from
+ONE_OR_MORE = ("mine", "data.files", "data.val_files")  # lists whose only value needs no []
 ARM = re.compile(r"ablation\.arms\.([^.]+)")
 
 
 def check_overrides(
     overrides: Sequence[str], *, hydra_keys: bool = False, sweeps: bool = False
 ) -> dict[str, Any]:
-    """Return {key: value as written}. Raises UserError for unknown groups, choices and keys.
+    """Return key -> value, as Hydra parses them. Raises UserError for unknown groups, choices and keys.
 
     `hydra_keys` accepts `hydra.…` and `hydra/…`, for `train`; `sweeps` accepts several values of a key.
     """
@@ -47,7 +46,7 @@ def check_overrides(
         if override.is_sweep_override() and not sweeps:
             raise UserError(f"{shown(text)} names several values: that needs -m, one study or run for each.")
         if override.is_delete():
-            if ARM.fullmatch(key):  # which `compose` leaves out
+            if ARM.fullmatch(key):  # an arm, which `compose` leaves out
                 continue
             raise UserError(f"{shown(text)}: settings cannot be deleted; give {key} another value.")
         if key == FROM:
@@ -66,13 +65,12 @@ def check_overrides(
 
 
 def parse(overrides: Sequence[str]) -> list[Any]:
-    """Return Hydra's own objects. Raises UserError for what its parser cannot read, or not in seconds."""
+    """Return overrides as parsed by Hydra. Raises UserError for one that it cannot read, or only slowly."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     for text in overrides:
-        if len(text) > LONGEST:
-            raise UserError(f"{_key(text)} is given in {len(text)} characters: {LONGEST} at most.")
+        require(len(text) <= LONGEST, f"{_key(text)} is given in {len(text)} characters: {LONGEST} at most.")
     together = sum(map(len, overrides))
     if together > LONGEST_TOGETHER:
         raise UserError(f"the overrides have {together} characters: {LONGEST_TOGETHER} at most.")
@@ -89,8 +87,8 @@ def parse(overrides: Sequence[str]) -> list[Any]:
             example = "KEY=VALUE, for example scale=smoke"
             if "=" in text:
                 example = f"text with spaces, brackets or other signs in quotes, \"{key}='…'\""
-            said = f"{key}=…" if "://" in text else shown(text)  # an address may hold a secret
-            raise UserError(f"{said!r} is not an override: write {example}.") from None
+            written = f"{key}=…" if "://" in text else shown(text)  # an address may hold a secret
+            raise UserError(f"{written!r} is not an override: write {example}.") from None
         if number := LONG_NUMBER.search(text):
             digits = len(number[1].replace("_", ""))
             raise UserError(f"{key} is given a number of {digits} digits: no setting takes more than 9.")
@@ -136,10 +134,10 @@ def in_mapping(key: str) -> bool:
 
 
 def spelled(override: str) -> str:
-    """Return the override as Hydra wants it: a number of tokens under the name of its setting, the file of a
-    suite under its name, and a mapping or an entry of one, new or not, with `++`.
+    """Return the override in Hydra's spelling: a number of tokens under the name of its setting, the file of
+    a suite under the suite's name, and a mapping or an entry of one, new or not, with `++`.
 
-    Arms stay as they are: `compose` merges a whole one as it would that of a suite's file.
+    Arms stay as they are: `compose` merges a whole arm as it would that of a suite's file.
     """
     override = renamed(override)
     written, _, suites = override.partition("=")
@@ -162,8 +160,8 @@ def spelled(override: str) -> str:
 
 
 def listed(override: str) -> str:
-    """Return the override with a list for its value where it is a single `mine=./a.py:A` or
-    `data.files=a/*.bin`; every other override, such as a sweep over several, as it is."""
+    """Return an override with its only value made a list, as in `mine=./a.py:A` or `data.files=a/*.bin`; any
+    other override, such as a sweep over several values, as it is."""
     key, _, value = override.partition("=")
     alone = key.lstrip("+") in ONE_OR_MORE and value.strip() and not value.lstrip().startswith("[")
     return f"{key}=[{value}]" if alone and "," not in value else override
@@ -171,12 +169,12 @@ def listed(override: str) -> str:
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
     """Return the combinations of a sweep (`optimizer.lr=1e-3,2e-3`), each a list of plain overrides. Raises
-    UserError where one cannot be listed, or there are too many."""
+    UserError where its values cannot be listed or are too many."""
     from hydra.errors import HydraException
 
     try:
         plain = [_without_glob(o) for o in parse(overrides)]
-        values = dict(map(_values, parse(plain)))  # of a key that is given twice the last one counts
+        values = dict(map(_values, parse(plain)))  # the last value of a repeated key counts
         if math.prod(map(len, values.values())) > MOST_COMBINATIONS:
             raise UserError(f"-m asks for too many studies or runs: at most {MOST_COMBINATIONS} at a time.")
         check_overrides(plain, hydra_keys=True, sweeps=True)
@@ -186,8 +184,8 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
 
 
 def _values(override: Any) -> tuple[str, list[str]]:
-    """Return a key, and the override as written for each of its values; of very many values, just enough to
-    be too many. Raises UserError for a sweep that cannot be listed."""
+    """Return a key, and the override written out for each of its values; of very many values, one more than
+    allowed. Raises UserError for a sweep that cannot be listed."""
     from hydra.core.override_parser.types import RangeSweep
 
     key = override.get_key_element()
@@ -205,8 +203,8 @@ def _values(override: Any) -> tuple[str, list[str]]:
 
 
 def _without_glob(override: Any) -> str:
-    """Return an override as it was written, but with the choices that a `glob(…)` over a group matches in its
-    place; `custom` is none of them, since it needs a target."""
+    """Return an override as it was written, but a `glob(…)` over a group as the choices that it matches;
+    `custom` is not among them, since it needs a target."""
     from hydra.core.override_parser.types import Glob
 
     value = override.value()
@@ -220,8 +218,8 @@ REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}")
 
 
 def refuse_references(settings: Any, path: str = "") -> None:
-    """Raise UserError for any `${…}` that does not name another setting: the environment, Hydra's own
-    settings and the tracker's address, which may contain a password, would enter the study's records."""
+    """Raise UserError for a `${…}` that names anything but a setting: the environment, Hydra's own settings
+    and the tracker's address, which may contain a password, would enter the study's records."""
     if isinstance(settings, Mapping):
         for key, value in settings.items():
             refuse_references(value, f"{path}.{key}" if path else str(key))
@@ -236,7 +234,7 @@ def refuse_references(settings: Any, path: str = "") -> None:
 
 
 def _allowed(match: re.Match[str]) -> str:
-    """Return nothing in the place of a reference that is allowed, and any other as it is."""
+    """Return an empty text for a reference that is allowed, and any other unchanged."""
     name = match[1]
     kind = schema_keys().get(name)
     single = (kind is not None and not dataclasses.is_dataclass(kind)) or in_mapping(name)

@@ -1,7 +1,7 @@
 """The settings of a run, of a study and of its stages: defaults, meanings, units, and the values they take.
 
 The settings of a run's parts are in `parts`. `compose` fills these dataclasses from the command line;
-docs/settings.md is printed from them.
+docs/settings.md is generated from them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 from ebc_lab.ebc import options
 
-from .fields import GRID, LR, MULTIPLE, SEED, STEPS, Setting, number, setting
+from .fields import GRID, LENGTH, LENGTH_OR_0, LR, MULTIPLE, SEED, STEPS, Setting, number, setting
 from .machine import INSTRUCTIONS
 from .parts import PARTS
 from .parts.budget import BudgetConfig
@@ -32,11 +32,9 @@ from .parts.tokens import TokensConfig
 from .parts.workload import WorkloadConfig
 
 T = TypeVar("T")
-# units and limits that several settings share, as far from any real study as those in `fields`
-LENGTH: dict[str, Any] = {"unit": "steps", "low": 1, "high": STEPS}
-LENGTH_OR_0: dict[str, Any] = {**LENGTH, "low": 0}
+# units and limits that several settings share, as generous as those in `fields`
 TOKENS: dict[str, Any] = {"unit": "tokens", "low": 1, "high": 10**15}  # to train on
-SEEDS = 100  # of one stage
+SEEDS = 100  # most seeds of one stage
 RUNS: dict[str, Any] = {"unit": "runs", "low": 1, "high": SEEDS}
 DURATION: dict[str, Any] = {"unit": "s", "low": 0, "high": 10**7}  # up to four months
 PERIOD: dict[str, Any] = {"unit": "s", "above": 0, "high": 10**7}
@@ -50,10 +48,9 @@ BATCH_PARTS: dict[str, Any] = {
     "high": 65536,
 }
 SPLITS = ("train", "val", "test")
-# settings that may differ between calls on one study, and are not recorded as asked for
+# settings that may differ between calls on one study and are left out of what it was asked for
 NOT_THE_STUDY = ("launcher", "output_dir", "tracker", "notify", "own_files", "answered_before")
-KEPT_ELSEWHERE = ("mirror", "mirror_every_s")  # those of `study`: where its files are also kept
-TUNABLE: dict[str, Setting] = {  # what the grid of an arm may hold, and the values that it takes
+TUNABLE: dict[str, Setting] = {  # key in the grid of an arm -> the values that it takes
     "lr": Setting("learning rate, absolute", **LR, increasing=True),
     "lr_scale": Setting("learning rate", "× the best lr", **GRID),
     "delta": Setting("δ*", "× the calibrated one", **GRID),
@@ -62,18 +59,18 @@ TUNABLE: dict[str, Setting] = {  # what the grid of an arm may hold, and the val
     "warmup_share": Setting("warm-up", "× steps", low=0, below=1, unique=True),
     "schedule": Setting("shape of the learning rate", choices=LR_SHAPES, unique=True),
 }
-# those along which a grid grows where its best point is on an edge
+# those whose grid grows where its best point lies on an edge
 GROWING = ("lr", "lr_scale", "delta", "strength", "radius")
 CAPABILITIES = tuple(INSTRUCTIONS)
 SLURM = ("slurm",)
-HORIZON = "horizon"  # in the grid of a method: at which shares of the longest run its runs end
+HORIZON = "horizon"  # in a method's grid: the shares of the longest run at which its runs end
 
 
 def with_further(fields_of_parts: Mapping[str, tuple[Any, Any]]) -> Callable[[type[T]], type[T]]:
-    """Return a decorator that gives a class, before it becomes a dataclass, the fields that parts bring and
-    that it does not name itself; they are read by `Part.from_run`.
+    """Return a decorator that adds fields to a class, before it becomes a dataclass, unless the class
+    declares them itself; `Part.from_run` reads them.
 
-    `fields_of_parts`: name -> its type and what makes its default.
+    `fields_of_parts`: name -> its type and its default, as a dataclass field.
     """
 
     def add(cls: type[T]) -> type[T]:
@@ -91,7 +88,7 @@ def with_further(fields_of_parts: Mapping[str, tuple[Any, Any]]) -> Callable[[ty
 class RunConfig:
     """All settings of one training run. These, and nothing else, enter `identity`.
 
-    It names the parts that are read all over; those of the other parts follow."""
+    Parts that many modules read are declared here; the decorator adds the others."""
 
     seed: int = setting(0, "of the initial weights and the data order", low=0, high=SEED)
     steps: int = setting(600, "length of the run", **LENGTH)
@@ -186,7 +183,7 @@ class StudyConfig:
 class StageConfig:
     """The settings of a stage. The stages are the fields of `Config` that have this type, in their order."""
 
-    needs: ClassVar[tuple[str, ...]] = ()  # stages that must be among the study's, too
+    needs: ClassVar[tuple[str, ...]] = ()  # stages that a study with this one must also have
     judges: ClassVar[bool] = False  # whether it gives intervals over the study's `seeds`
     steps: int = setting(200, "length of each of its runs", **LENGTH)
     train_tokens: float | None = setting(None, "in place of its steps, rounded up to whole ones", **TOKENS)
@@ -228,12 +225,7 @@ class LRSweepConfig(StageConfig):
         **CHOICES,
     )
     control_warmups: list[float] = setting(
-        [1 / 6, 20.0, 1 / 3],
-        "its warm-ups, likewise; < 1: share of the run",
-        "steps",
-        least=1,
-        low=0,
-        high=STEPS,
+        [1 / 6, 20.0, 1 / 3], "its warm-ups, likewise; < 1: share of the run", "steps", 0, STEPS, least=1
     )
     control_scales: list[float] = setting([1.0, 2.0], "its peaks", "× the grid's best", **MULTIPLES)
     control_extensions: int = setting(
@@ -387,7 +379,7 @@ class Swept:
 
     arm: str
     key: str  # the setting: lr_scale or delta
-    tail: str  # how the arm's name ends there
+    tail: str  # the suffix of the arm's name at this point
     value: float
 
 
@@ -431,7 +423,7 @@ class AblationConfig(StageConfig):
     )
 
     def swept(self) -> dict[str, Swept]:
-        """Return the points of the sweeps by their arms' names, `<arm>_x<lr_scale>` and `<arm>_d<delta>`."""
+        """Return label -> point of a sweep, the label being `<arm>_x<lr_scale>` or `<arm>_d<delta>`."""
         out: dict[str, Swept] = {}
         for name, arm in self.arms.items():
             stabilizer = arm.settings.get("stabilizer")
@@ -442,8 +434,8 @@ class AblationConfig(StageConfig):
         return out
 
     def all_arms(self) -> dict[str, ArmConfig]:
-        """Return the arms, of a swept one an arm for each point, and after each its versions under the
-        choices of a part, `<arm>_<choice>`, which are compared with it."""
+        """Return the arms by label: a swept arm once for each of its points, and after each arm its versions
+        under the choices of a part, `<arm>_<choice>`, which are compared with it."""
         swept = self.swept()
         labels: dict[str, list[str]] = {name: [] for name in self.arms}
         for label, point in swept.items():
@@ -461,12 +453,12 @@ class AblationConfig(StageConfig):
         return out
 
     def versions(self) -> dict[str, list[str]]:
-        """Return the choices under each of which every arm runs too, by the name of their part."""
+        """Return group -> the choices under each of which every arm also runs."""
         return {part.group_name: choices for key, part in VERSIONS.items() if (choices := getattr(self, key))}
 
     def _arm_at(self, point: Swept, swept: Mapping[str, Swept]) -> ArmConfig:
-        """Return the arm at a point of its sweep. It is compared with the same point of the arm that it is
-        compared with, or with the reference where that arm has no such point."""
+        """Return the arm at a point of its sweep. It is compared with the same point of its `versus`, or with
+        the reference where that has no such point."""
         arm = self.arms[point.arm]
         versus = arm.versus
         if versus in self.arms:
@@ -564,7 +556,7 @@ class MethodConfig(EntryConfig):
     cannot: list[str] = setting([], "workloads that it cannot train: each counts as missed", unique=True)
 
     def settings_at(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        """Return its settings at a point of its grid, without the horizon, which is no setting of a run."""
+        """Return the method's settings at a point of its grid, without the horizon, which no run has."""
         made = {group: dict(part) for group, part in self.settings.items()}
         for key, value in point.items():
             if key != HORIZON:
@@ -617,12 +609,7 @@ class LauncherConfig:
         64,
     )
     nodes_per_run: int = setting(
-        1,
-        "of a job, each with as many of a run's processes; changes no number",
-        "nodes",
-        low=1,
-        only=SLURM,
-        high=64,
+        1, "of a job, each with as many of a run's processes; changes no number", "nodes", 1, 64, only=SLURM
     )
     checkpoint_every_s: float = setting(10.0, "time between checkpoints", **DURATION)
     max_lost: int = setting(2, "times a run may lose its worker before it is given up", low=0, high=100)
@@ -670,7 +657,7 @@ class LauncherConfig:
     idle_s: float = setting(120.0, "time without work after which a job ends", **DURATION, only=SLURM)
 
 
-# settings of earlier versions -> what there is in their place; a study that recorded one is read without it
+# settings of earlier versions -> what replaced them; a study that recorded one is read without it
 GONE: dict[type, dict[str, str]] = {
     LauncherConfig: {
         "runs_per_worker": "a worker trains one run at a time; launcher.workers_per_gpu=2 has two on each GPU"
@@ -745,4 +732,4 @@ STAGE_NEEDS: dict[str, tuple[str, ...]] = {
     for name, kind in typing.get_type_hints(Config).items()
     if isinstance(kind, type) and issubclass(kind, StageConfig)
 }
-STAGES = tuple(STAGE_NEEDS)  # in their order
+STAGES = tuple(STAGE_NEEDS)  # in the order in which a study runs them

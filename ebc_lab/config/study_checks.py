@@ -1,6 +1,6 @@
-"""What is refused of a study's settings before anything is written, each in one sentence.
+"""Checks of a study's settings before anything is written; each mistake is refused in one sentence.
 
-A table of mistakes has each sentence, and whether the settings are such that it is said.
+A table of mistakes maps each sentence to whether the settings make that mistake.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from . import checks, schema
 from .checks import check_value, choice, set_in_vain, validate_run
 from .choices import changed, choices_of, groups, kind_of, under, with_size
 from .dicts import run_part, type_hints
-from .errors import UserError, any_of, nearest, refuse, require, shown
+from .errors import UserError, any_of, naming, nearest, refuse, require, shown
 from .fields import CUSTOM, MULTIPLE, Setting, number
 from .machine import chosen_device, installed, visible_gpus
 from .modes import check_processes
@@ -30,31 +30,26 @@ from .parts.race import RaceConfig
 from .parts.stabilizer import StabilizerConfig
 from .schema import GROWING, HORIZON, STAGES, TUNABLE, VERSIONS, ArmConfig, Config, RunConfig
 
-Mistakes: TypeAlias = dict[str, object]  # sentence -> true of settings of which it is said
+Mistakes: TypeAlias = dict[str, object]  # sentence -> true where the settings make this mistake
 SBATCH_OURS = (
     *("array", "error", "job_name", "nodes", "ntasks_per_node"),
     *("open_mode", "output", "requeue", "signal", "time"),
 )
-SENSIBLE_RUNS = 20_000  # of a study: what each command costs is measured up to here (docs/speed.md)
-MOST_RUNS = 50_000  # more are a slip of the keyboard, which would be planned for many minutes
+SENSIBLE_RUNS = 20_000  # of a study; the cost of each command is measured up to here (docs/speed.md)
+MOST_RUNS = 50_000  # more are a typing error, which would be planned for many minutes
 MOST_LOOKS = 20  # at the finals, after the first
 LONGEST_FILE_NAME = 255  # bytes, on all common disks
 NEEDED_ARMS = ("baseline", "control", "ebc_x2")
 FINAL_ARMS = (*NEEDED_ARMS, "ebc_chosen", "none_chosen", "ebc_lindelta", "ebc_lindelta_lrdecay")
-A_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,59}")  # of an arm
-TRACKER_MODULES = {  # of each extra
-    "tensorboard": ("tensorboard",),
-    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
-    "wandb": ("wandb",),
-    "trackio": ("trackio",),
-}
+A_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,59}")  # of an arm or another entry
+TRACKER_NEEDS = {"mlflow": ("sqlalchemy", "alembic")}  # tracker -> modules beside the one of its name
 
 
 def validate(config: Config, *, study: bool, here: bool = True, beside: Config | None = None) -> None:
-    """Refuse what cannot be meant, of one run or, with `study`, of the runs of its stages. Raises UserError.
+    """Raise UserError for impossible or contradictory settings of a run or, with `study`, of a study.
 
-    `here`: unless the launcher is Slurm, this machine trains, so it must have the device. `beside`: the
-    settings that a run began as, some of which may be read only by others of its study.
+    `here`: unless the launcher is Slurm, this machine trains, so it must have the device. `beside`: the run
+    that this one began as, some of whose settings only other runs of its study may read.
     """
     run = _stage_run(config) if study else run_part(config)
     sweep = replace(config.lr_sweep, optimizers=_swept(config))
@@ -62,8 +57,7 @@ def validate(config: Config, *, study: bool, here: bool = True, beside: Config |
     refuse(_study(config))
     _check_finals(config)
     _check_stages(config)
-    refuse(_slurm(config, study=study))
-    refuse(_trackers(config.tracker))
+    refuse(_slurm(config, study=study) | _trackers(config.tracker))
     if config.study.mirror is not None:
         check_address("study.mirror", config.study.mirror)
     _check_notify(config.notify, study=study)
@@ -82,7 +76,7 @@ def validate(config: Config, *, study: bool, here: bool = True, beside: Config |
 
 
 def _check_races(config: Config) -> None:
-    """Raise UserError for runs that end early, but in the search of `tune` where it needs no loss of each."""
+    """Raise UserError for a race outside `tune`, and for one in it that would stop runs that it needs."""
     base = run_part(config)
     for settings in ({}, *_settings_of_runs(config).values()):
         run = changed(base, {"race": settings.get("race", {})})
@@ -99,7 +93,7 @@ def _check_races(config: Config) -> None:
 
 
 def _check_read_by_somebody(config: Config) -> None:
-    """Raise UserError for a setting that none of the study's runs reads."""
+    """Raise UserError for a setting that is set but read by none of the study's runs."""
     vain = set_in_vain(config)
     base = run_part(config)
     for settings in _settings_of_runs(config).values() if vain else ():
@@ -113,11 +107,11 @@ def _check_read_by_somebody(config: Config) -> None:
 
 
 def _settings_of_runs(config: Config) -> dict[str, dict[str, Any]]:
-    """Return where a study sets something of its runs alone -> what that changes of the study's settings."""
+    """Return path -> settings, for each place where a study changes settings for some of its runs."""
     stages = config.study.stages
     asked: dict[str, dict[str, Any]] = {}
     if "lr_sweep" in stages:
-        bound = config.projection.bound  # the sweep keeps it, where an arm takes that of the choice's file
+        bound = config.projection.bound  # kept by the sweep; an arm takes that of the choice's file
         for name in config.lr_sweep.projections:
             asked[f"lr_sweep.projections={name}"] = {"projection": {"name": name, "bound": bound}}
     if "controller_search" in stages:
@@ -135,8 +129,7 @@ def _settings_of_runs(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def lacking_for(config: Config, *, study: bool) -> list[str]:
-    """Return what this process lacks to train a run or, with `study`, the runs of its stages, a sentence
-    each."""
+    """Return a sentence for each library that is missing to train a run or, with `study`, a study's runs."""
     base = run_part(config)
     sentences = [str(need) for need in checks.lacking(base)]
     asked = _settings_of_runs(config) if study else {}
@@ -151,7 +144,7 @@ def lacking_for(config: Config, *, study: bool) -> list[str]:
 
 
 def _slurm(config: Config, *, study: bool) -> Mistakes:
-    """Return what is said of settings that Slurm's jobs cannot have."""
+    """Return the mistakes in settings of Slurm's jobs."""
     launcher = config.launcher
     if launcher.name != "slurm":
         return {}
@@ -168,7 +161,7 @@ def _slurm(config: Config, *, study: bool) -> Mistakes:
 
 
 def _processes(config: Config, *, here: bool, study: bool) -> Mistakes:
-    """Return what is said where a run has more processes than there is room for."""
+    """Return the mistakes in how many processes train a run together, and where."""
     launcher = config.launcher
     together, nodes = launcher.processes_per_run, launcher.nodes_per_run
     asked = f"launcher.processes_per_run={together}"
@@ -215,7 +208,7 @@ def _swept(config: Config) -> list[str]:
 
 
 def _check_settings_of_stages(config: Config) -> None:
-    """Raise UserError for what stages set and the run's determinism or number of processes rules out."""
+    """Raise UserError for a setting of a stage that the run's determinism or number of processes excludes."""
     plain = changed(run_part(config), {"stabilizer": {"name": "none"}})
     stages = config.study.stages
     asked: dict[str, dict[str, Any]] = {}
@@ -241,14 +234,14 @@ def _check_settings_of_stages(config: Config) -> None:
 
 
 def _stage_run(config: Config) -> RunConfig:
-    """Return a run of the stages with a budget that they calibrate: surrogate, which reads most, or any."""
+    """Return a run of the stages, with a budget that they calibrate: surrogate if possible; it reads most."""
     budgets = config.calibrate.budgets
     name = "surrogate" if "surrogate" in budgets else [*budgets, config.budget.name][0]
     return replace(run_part(config), budget=replace(config.budget, name=name))
 
 
 def _study(config: Config) -> Mistakes:
-    """Return what is said of a study's name, folder, seeds, band and grids."""
+    """Return the mistakes in a study's name, folder, seeds, band and grids."""
     name, folder, band = config.study.name, config.output_dir, config.study.band
     deciding = stage_seeds(config)
     in_order = config.data.name == "bin" and config.data.order == "in_order"
@@ -300,7 +293,7 @@ def _check_finals(config: Config) -> None:
 
 
 def stage_seeds(config: Config) -> range:
-    """Return the seeds of the runs that decisions are made from."""
+    """Return the seeds that are reserved for runs on which stages base decisions."""
     first = config.study.stage_seed
     counts = [config.lr_sweep.replicates + 1, config.calibrate.seeds, config.tune.seeds]
     if "profiles" in config.study.stages:
@@ -309,7 +302,7 @@ def stage_seeds(config: Config) -> range:
 
 
 def _check_stages(config: Config) -> None:
-    """Raise UserError for stages that are unknown, out of order or without others, and what each refuses."""
+    """Raise UserError for stages that are unknown, out of order or lack one they need, or have mistakes."""
     stages = config.study.stages
     for stage in stages:
         choice("study.stages", stage, STAGES)
@@ -356,8 +349,8 @@ def beyond_sensible(config: Config) -> str:
 
 
 def most_runs(config: Config) -> dict[str, int]:
-    """Return stage -> the most runs that it can ask for, by multiplication alone: before anything is listed
-    that may have a million entries."""
+    """Return stage -> the most runs that it can ask for, by arithmetic alone: they may be too many to
+    list."""
     sweep, suite = config.lr_sweep, config.ablation
     pairs = len(sweep.optimizers) * len(sweep.projections)
     tracks = pairs if sweep.keep == "all" else 1
@@ -395,7 +388,7 @@ def most_runs(config: Config) -> dict[str, int]:
 
 
 def _begun_with(config: Config, arm: ArmConfig) -> int:
-    """Return how many points of its grids an arm's search looks at, apart from those by which they grow."""
+    """Return how many points of its grids an arm's search tries before any of them grows."""
     lengths = {key: len(values) for key, values in arm.tune.items()}
     if config.tune.search == "grid":
         return math.prod(lengths.values())
@@ -404,7 +397,7 @@ def _begun_with(config: Config, arm: ArmConfig) -> int:
 
 
 def _most_points(config: Config, arm: ArmConfig) -> int:
-    """Return the most points that an arm's search may look at."""
+    """Return the most points that an arm's search may try."""
     tune = config.tune
     edges = sum(key in GROWING for key in arm.tune)
     again = 2 if tune.search == "coordinate" and edges < len(arm.tune) else 0
@@ -414,8 +407,7 @@ def _most_points(config: Config, arm: ArmConfig) -> int:
 
 
 def _check_carry(config: Config) -> None:
-    """Raise UserError for arms of the stage carry that cannot be run in each of its settings, and for an
-    answer that lacks what it compares."""
+    """Raise UserError for arms of `carry` that are missing, or cannot be run in each of its settings."""
     carry = config.carry
     choosing = [name for name, setting in carry.settings.items() if not setting.kept]
     require(len(carry.arms) > 1, "carry.arms must name at least two arms: choose study=units.")
@@ -437,7 +429,6 @@ def _check_carry(config: Config) -> None:
             float in (hint, *typing.get_args(hint)),
             f"{path}.over={shown(unit.over)} must be a number of a run's part, such as budget.target_kl.",
         )
-        check_value(f"{path}.grid", unit.grid, TUNABLE["strength"], list[float])
         others = unit.settings.get(group, {})
         require(key not in others, f"{path}: grid and settings.{unit.over} both set it: leave one out.")
         require(
@@ -446,7 +437,8 @@ def _check_carry(config: Config) -> None:
         )
         settings = {**unit.settings, group: {**others, key: unit.grid[0]}}
         for place, setting in carry.settings.items():
-            run = with_size(_changed(f"carry.settings.{place}", base, setting.settings), setting)
+            with naming(f"carry.settings.{place}"):
+                run = with_size(changed(base, setting.settings), setting)
             path = f"carry.arms.{name} in carry.settings.{place}"
             stabilizer = _as_run(path, run, settings, config).stabilizer.name
             require(
@@ -456,7 +448,7 @@ def _check_carry(config: Config) -> None:
 
 
 def _hints(group: str) -> dict[str, Any]:
-    """Return the type of each setting of a part; none of what is no part."""
+    """Return setting -> type for a part; empty where the group is no part."""
     part: Any = PART.get(group)
     return type_hints(part) if part else {}
 
@@ -467,7 +459,7 @@ def _check_names(path: str, entries: Mapping[str, Any]) -> None:
 
 
 def _check_profiles(config: Config) -> None:
-    """Raise UserError for methods that cannot be run on every workload, at the ends of their grids."""
+    """Raise UserError for methods that cannot be run on their workloads, at the ends of their grids."""
     profiles = config.profiles
     methods, workloads = profiles.methods, profiles.workloads
     require(len(methods) > 1, "profiles.methods must name at least two: choose study=calibrated.")
@@ -498,7 +490,7 @@ def _check_profiles(config: Config) -> None:
 
 
 def _check_grid_of_method(path: str, method: schema.MethodConfig) -> None:
-    """Raise UserError for a method without a learning rate, or with a grid that cannot be meant."""
+    """Raise UserError for a method without a learning rate, or with an invalid grid."""
     for group, settings in method.settings.items():
         its = f"{path}.settings.{group}"
         require(isinstance(settings, dict), f"{its} takes {{name: …}}, not {shown(settings)}.")
@@ -521,7 +513,7 @@ def _check_grid_of_method(path: str, method: schema.MethodConfig) -> None:
 
 
 def _check_suite(config: Config) -> None:
-    """Raise UserError for arms that cannot be run, and tuned ones that do not get as many runs each."""
+    """Raise UserError for arms that cannot be run, and tuned arms that get unequal numbers of runs."""
     suite = config.ablation
     for key, part in VERSIONS.items():
         these, choices = part.versions, getattr(suite, key)
@@ -557,7 +549,7 @@ def _check_suite(config: Config) -> None:
 
 
 def _lists(config: Config) -> Mistakes:
-    """Return what is said of lists of a suite that do not go with its arms or with each other."""
+    """Return the mistakes in lists of a suite that do not go with its arms or with each other."""
     suite = config.ablation
     mine, swept = suite.mine.arms, suite.lr_scales or suite.deltas
     sizes = {name: _begun_with(config, arm) for name, arm in suite.arms.items() if arm.tune}
@@ -634,7 +626,7 @@ def _check_arm(name: str, arm: ArmConfig, config: Config) -> None:
 def _check_givers(
     name: str, arm: ArmConfig, arms: Mapping[str, ArmConfig], suite: schema.AblationConfig
 ) -> None:
-    """Raise UserError for an arm that takes something from one that is not there or cannot give it."""
+    """Raise UserError for an arm that refers to another that does not exist or cannot give what it takes."""
     path = f"ablation.arms.{name}"
     for key in ("replay", "matched", "versus", "tuned_as", "init"):
         giver = getattr(arm, key)
@@ -646,34 +638,24 @@ def _check_givers(
             allowed = [label for label in arms if label != name]
         else:
             allowed = [label for label, other in arms.items() if label != name and not _copies(other)]
-        if key == "init":  # its weights must be there before anything is tuned
+        if key == "init":  # its weights must exist before anything is tuned
             allowed = [label for label in allowed if not (arms[label].tune or arms[label].tuned_as)]
         require(bool(allowed), f"{path}.{key}={giver}: there is no such arm to take it from.")
         choice(f"{path}.{key}", giver, allowed)
 
 
 def _copies(arm: ArmConfig) -> bool:
-    """Return whether an arm is made from another's record or weights; a copy of it would know neither."""
+    """Return whether an arm is made from another's record or weights; then no other arm may copy it."""
     return bool(arm.replay or arm.matched or arm.init)
 
 
-def _changed(path: str, base: RunConfig, settings: Any) -> RunConfig:
-    """Return the run that these settings make of `base`. Errors begin with `path`."""
-    require(isinstance(settings, dict), f"{path} takes the settings of a run, not {shown(settings)}.")
-    try:
-        return changed(base, settings)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
 def _as_run(path: str, base: RunConfig, settings: Any, config: Config) -> RunConfig:
-    """Return the run that these settings make of `base`, validated. Errors begin with `path`."""
-    run = _changed(path, base, settings)
-    try:
+    """Return `base` changed by these settings, validated. Errors begin with `path`."""
+    require(isinstance(settings, dict), f"{path} takes the settings of a run, not {shown(settings)}.")
+    with naming(path):
+        run = changed(base, settings)
         validate_run(run, beside=base)
         check_processes(run, config.launcher.processes_per_run)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
     return run
 
 
@@ -695,10 +677,9 @@ def _check_notify(command: str, *, study: bool) -> None:
 
 
 def _trackers(config: schema.TrackerConfig) -> Mistakes:
-    """Return what is said of a tracker that is not installed, and of a setting that none of them reads."""
-    missing = {
-        name: [module for module in TRACKER_MODULES[name] if not installed(module)] for name in config.names
-    }
+    """Return the mistakes in trackers: one that is not installed, or a setting that none of them reads."""
+    needs = {name: (name, *TRACKER_NEEDS.get(name, ())) for name in config.names}
+    missing = {name: [m for m in modules if not installed(m)] for name, modules in needs.items()}
     for_wandb = config.wandb_project is not None or config.wandb_mode != "auto"
     uri = config.mlflow_uri
     return {
@@ -717,10 +698,10 @@ def _trackers(config: schema.TrackerConfig) -> Mistakes:
 
 
 def check_address(path: str, address: str) -> None:
-    """Raise UserError for what is no address of files elsewhere, holds a secret, or needs a package that is
-    missing. `path`: the setting that it is of."""
+    """Raise UserError for an address of files elsewhere that is invalid, holds a secret, or needs a package
+    that is missing. `path`: the setting that holds it."""
     require(
-        not set(address) & set("@?#"),  # the address is not repeated here
+        not set(address) & set("@?#"),  # left out of the message: it may hold a secret
         f"{path}: an address with a password, a key or options in it (@, ?, #) is refused, since it would be "
         "shown: leave them to the environment (AWS_PROFILE, AWS_ENDPOINT_URL …).",
     )
@@ -729,18 +710,14 @@ def check_address(path: str, address: str) -> None:
         bool(rest) and "::" not in address,
         f"{path} takes an address, s3://BUCKET/PATH or file:///FOLDER, not {shown(address)}.",
     )
-    if not installed("fsspec"):
-        raise UserError(f"{path} needs fsspec: python -m pip install 'ebc-lab[mirror]'.")
+    require(installed("fsspec"), f"{path} needs fsspec: python -m pip install 'ebc-lab[mirror]'.")
     from fsspec.registry import known_implementations
 
     known = known_implementations.get(scheme)
     require(known is not None, f"{path}={shown(address)}: fsspec knows no {scheme}://.")
     module = known["class"].partition(".")[0]
     extra = "'ebc-lab[mirror]'" if module == "s3fs" else module
-    require(
-        installed(module),
-        f"{path}={shown(address)} needs {module}: python -m pip install {extra}.",
-    )
+    require(installed(module), f"{path}={shown(address)} needs {module}: python -m pip install {extra}.")
     require(
         scheme not in ("file", "local") or rest.startswith("/"),
         f"{path}={shown(address)}: the folder is given from the root, file:///FOLDER.",

@@ -28,7 +28,7 @@ from .launch import Pool, open_pool
 from .launch.pool import PAUSE, Signs, slots
 from .launch.rehearse import rehearse
 from .mirror.upload import mirroring, refuse_unusable
-from .resolve import WorkOf, after, check_lengths, resolve_study
+from .resolve import WorkOf, check_lengths, resolve_study, with_earlier
 from .so_far import SoFar, leave_outlook, so_far
 from .stages.rules import Results, Undecidable
 from .stages.runs import distinct
@@ -43,10 +43,10 @@ from .trackers import following
 
 @dataclass
 class Listener:
-    """What a caller wants to be called with while a study runs, and what it writes for readers; all optional.
+    """The callbacks of a caller while a study runs, all optional.
 
     `tabulate(study, stage, specs, results)` writes a stage's table; `conclude(config, study, decisions, say)`
-    writes all that is made after the last stage, and returns the verdict if there is one; both are in
+    writes all that is made after the last stage and returns the verdict, if any; both are in
     `ebc_lab.report.conclude`. `expect(config, results, under_way)` returns what is still to be trained and
     `work(config)` what is to be trained in all, like `expected_left` and `expected_work` of
     `ebc_lab.study.inspect.forecast`. `stalled(text)` is called once when no run has moved for long.
@@ -68,25 +68,25 @@ class Progress:
 
     study: str
     stage: str
-    at_a_time: int  # runs
+    at_a_time: int  # runs that train in parallel
     done: int = 0  # training runs of the whole study that have a result
     total: int | None = None  # training runs that are expected in all
-    left_s: float | None = None  # seconds that are expected until the study is done
+    left_s: float | None = None  # expected seconds until the study is done
     so_far: str = ""  # what is known of the open stage, in a line
-    measuring: bool = False  # a measurement of time is made, alone; it is none of `total`
+    measuring: bool = False  # whether a measurement of time runs, alone; `total` does not count it
     # run_id, arm, lr, seed, step, steps, steps_per_s; val_loss and at_step, None before an evaluation
     running: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
 class Outcome:
-    """What a call of `autopilot` did and found."""
+    """What one call of `autopilot` did and found."""
 
     study: Study
-    runs: dict[str, int]  # sort -> how many ended in this call
+    runs: dict[str, int]  # sort of run -> how many of them ended in this call
     failed: list[str]  # ids of the runs that have no usable result
-    stages: list[str]  # that were decided in this call
-    answer: list[str]  # what the last of these found, a line for each track
+    stages: list[str]  # the stages that this call decided
+    answer: list[str]  # what the last of these stages found, a line for each track
     decisions: dict[str, Decision]
     warning: str | None = None
     acceptance: Acceptance | None = None
@@ -97,7 +97,7 @@ class Outcome:
         return self.runs[TRAINING] + self.runs[UNUSED]
 
     def showing(self, what: str) -> Decision | None:
-        """Return the decision that shows arms, modes, units or profiles; None where no stage does."""
+        """Return the decision that shows `what`: arms, modes, units or profiles; None where no stage does."""
         return decision_that_shows(what, self.decisions)
 
 
@@ -115,11 +115,11 @@ def autopilot(
     limits: Limits | None = None,
     command: Sequence[str] = (),
 ) -> Outcome:
-    """Run the `stages` of a study in order, by default all, or continue them; return what came of it.
+    """Run or continue the `stages` of a study in order, by default all of them, and return the outcome.
 
-    `command`: the words of a command line that continues the study, kept for whoever finds it stopped.
-    Raises UserError (a mistake in the settings, a study that another process runs, an undecided earlier
-    stage), StageFailed (also when `limits` are used up), WorkersFailed, Cancelled, KeyboardInterrupt.
+    `command`: the words of a command line that continues the study, kept for whoever finds it stopped. Raises
+    UserError (a mistake in the settings, a study that another process runs, an undecided earlier stage),
+    StageFailed (also when `limits` are used up), WorkersFailed, Cancelled, KeyboardInterrupt.
     """
     study = study_of(config)
     order = config.study.stages
@@ -162,7 +162,7 @@ def autopilot(
 
 @dataclass
 class _Call:
-    """One call on a study whose lock it holds, and the decisions made so far."""
+    """One call on a study, which holds its lock, and the decisions that it has made so far."""
 
     config: Config
     study: Study
@@ -174,7 +174,7 @@ class _Call:
     read: dict[str, tuple[Any, RunResult]] = field(default_factory=dict)  # run id -> which file, what it held
 
     def results(self, specs: list[RunSpec]) -> dict[str, RunResult]:
-        """Return what `Study.results` does, without reading a file again that has not changed."""
+        """Return the results that `Study.results` would, reading only files that are new or have changed."""
         for spec in specs:
             which = stamp(self.study.run_files(spec.run_id).result), spec.identity_sha256
             if which[0] is None:
@@ -186,12 +186,12 @@ class _Call:
         return {s.run_id: self.read[s.run_id][1] for s in specs if s.run_id in self.read}
 
     def results_seen(self, specs: list[RunSpec]) -> dict[str, RunResult]:
-        """Return the results as they were when last read, to show and not to decide by."""
+        """Return the results as they were when last read, for display and not for decisions."""
         self.results([s for s in specs if s.run_id not in self.read])
         return {s.run_id: self.read[s.run_id][1] for s in specs if s.run_id in self.read}
 
     def forget_failures(self) -> None:
-        """Have runs of the call's stages trained again whose results say nothing about the run itself."""
+        """Have the call's stages train again the runs whose results say nothing about the run itself."""
         finished = self.config.study.stages[-1] in self.study.decisions()
         outcomes = RETRIED if finished else RETRIED_UNFINISHED
         if again := self.study.forget(Index(self.study).records, outcomes, self.stages):
@@ -207,12 +207,12 @@ class _Call:
         self._decide(stage, specs, results)
 
     def run_stage(self, stage: str, pool: Pool) -> None:
-        """Train until the stage asks for no more runs, decide it, and tell the listener."""
+        """Train until the stage asks for no more runs, decide it, and inform the listener."""
         answers = getattr(self.config, stage).judges and stage not in self.study.decisions()
         while True:
             specs, results = planned_runs(stage, self.config, self.decisions, self.results)
-            if answers:  # for the first time by these settings
-                self.config = after(self.study, self.config, stage, specs, self.listener.say)
+            if answers:  # for the first time under these settings
+                self.config = with_earlier(self.study, self.config, stage, specs, self.listener.say)
             missing = [s for s in distinct(specs) if s.run_id not in results]
             if not missing:
                 break
@@ -223,7 +223,7 @@ class _Call:
         self.listener.tabulate(self.study, stage, specs, results)
 
     def _decide(self, stage: str, specs: Sequence[RunSpec], results: Results) -> Decision:
-        """Decide a stage and record that; say so where it replaces another decision. Raises StageFailed."""
+        """Decide a stage and record it; report where that replaces another decision. Raises StageFailed."""
         try:
             decision = stage_of(stage).decide(self.config, specs, results, self.decisions)
         except Undecidable as error:
@@ -237,7 +237,7 @@ class _Call:
         return decision
 
     def conclude(self, before: set[str], warning: str | None) -> Outcome:
-        """Write what follows the last stage; return what the call did. `before`: the runs that had ended."""
+        """Write what follows the last stage; return the outcome. `before`: runs that had ended already."""
         study = self.study
         verdict = None
         if self.config.study.stages[-1] in self.stages:
@@ -269,8 +269,8 @@ class _Call:
         return bool(taken)
 
     def _train(self, stage: str, runs: list[RunSpec], missing: list[RunSpec], pool: Pool) -> None:
-        """Train one wave of the missing runs: as many as the limits admit, and after these the measurements
-        of time one by one. Raises StageFailed where the limits admit none."""
+        """Train one wave of the missing runs: as many as the limits admit, or one measurement of time when
+        only these are missing. Raises StageFailed where the limits admit none."""
         study = self.study
         timed = [s for s in missing if s.kind != "train"]
         wave = self.limits.admit([s for s in missing if s.kind == "train"])
@@ -288,14 +288,14 @@ class _Call:
         pool.run(wave, watched.spare, watched.check_in, canary=canary)
 
     def prepare(self, planned: Sequence[RunSpec]) -> None:
-        """Write what workers need in order to train these runs."""
+        """Write the files that workers need in order to train these runs."""
         manifest.remove_entries(self.study.root, runs=[s.run_id for s in planned])
         for spec in planned:
             self.study.write_spec(spec)
 
 
 class _Wave:
-    """The runs that a pool is training: what ended, what is left, and whether to stop."""
+    """The runs that a pool is training: which have ended, which are left, and whether to stop."""
 
     def __init__(self, call: _Call, stage: str, runs: list[RunSpec], wave: Sequence[RunSpec]):
         self.call = call
@@ -309,17 +309,17 @@ class _Wave:
         known = call.results([s for s in runs if s.run_id not in self.left])
         proven = any(result["outcome"] in FINISHED for result in known.values())
         self.breaker = Breaker(stage, call.study, proven=proven)
-        self.expected: dict[str, Any] = {}  # what `Listener.expect` last said, and when
+        self.expected: dict[str, Any] = {}  # what `Listener.expect` last returned, and when
         self.expected_at = time.monotonic()
         self.news = True  # whether a run has ended since then
-        self.forecast_due = 0.0  # the first at once
+        self.forecast_due = 0.0  # on the monotonic clock; the first at once
         self.known: SoFar | None = None
-        self.signs = Signs()  # of any run's moving
-        self.stalled: Any = None  # the sign at which it was last said that no run moves
+        self.signs = Signs()  # whether any run moves
+        self.stalled: Any = None  # the sign at which a stall was last reported
 
     def check_in(self, done: Sequence[str], busy: Sequence[str]) -> list[str]:
-        """Take note of what has happened since the last call, and return the ids of the runs that an idle
-        worker may start on.
+        """Record what has happened since the last call, and return the ids of the runs that an idle worker
+        may start on.
 
         `done`: ids of the runs that have ended since; `busy`: the id of the run that each worker trains.
         Raises Cancelled, and StageFailed where the limits are used up or the stage's runs fail.
@@ -341,7 +341,7 @@ class _Wave:
         self.progress.running = self._running(busy)
         sign = len(self.left), self.progress.running
         launcher = self.call.config.launcher
-        patience_s = max(launcher.start_s, launcher.heartbeat_s)  # longer, and all hang, or wait in a queue
+        patience_s = max(launcher.start_s, launcher.heartbeat_s)  # beyond it, all hang or wait in a queue
         if self.signs.unchanged_s("wave", sign) > patience_s and sign != self.stalled:
             self.stalled = sign
             under_way = f"{len(self.progress.running)} of {len(self.left)} left are under way"
@@ -357,7 +357,7 @@ class _Wave:
         return [s.run_id for s in self.spare]
 
     def _look_ahead(self) -> None:
-        """Forecast anew, and leave what is expected for `status` with what is known so far. For thousands of
+        """Renew the forecast and what is known of the answer, and write both for `status`. With thousands of
         runs that takes seconds, so it is not done whenever a run ends."""
         began = time.monotonic()
         if self.forecast_due and self.left:
@@ -378,20 +378,20 @@ class _Wave:
         self.forecast_due = time.monotonic() + PAUSE * (time.monotonic() - began)
 
     def _speculate(self) -> None:
-        """Offer idle workers the runs of this and later stages that are certain by now."""
+        """Offer idle workers the runs of this and later stages that are already certain to be needed."""
         if self.progress.measuring or self.call.limits.is_set:
             return
         call, stage = self.call, self.progress.stage
         later = call.stages[call.stages.index(stage) + 1 :]
         runs = speculative_runs(call.config, call.decisions, stage, self.wave, later, call.results_seen)
         spare = [s for s in runs if not call.study.has_result(s.run_id)]
-        elsewhere = finished_elsewhere(call.study, spare)  # which are copied once a stage asks for them
+        elsewhere = finished_elsewhere(call.study, spare)  # these are copied once a stage asks for them
         spare = [s for s in spare if s.run_id not in elsewhere]
         call.prepare(spare)
         self.spare = distinct([*spare, *self.spare])
 
     def _running(self, run_ids: Iterable[str]) -> list[dict[str, Any]]:
-        """Return how far these runs are, as `Progress.running` has it."""
+        """Return the progress of these runs, in the format of `Progress.running`."""
         running = []
         specs = {s.run_id: s for s in (*self.spare, *self.wave)}
         for run_id in run_ids:
@@ -405,7 +405,7 @@ class _Wave:
 
     def _left_s(self) -> float | None:
         """Return the seconds until the study is done, counted down from the latest forecast; before any run
-        has finished, from the speed of the runs in progress."""
+        has finished, estimated from the speed of the runs in progress. None where that is unknown."""
         if (seconds := self.expected.get("seconds")) is not None:
             return max(float(seconds) - (time.monotonic() - self.expected_at), 1.0)
         rates = [r["steps_per_s"] for r in self.progress.running if r["steps_per_s"] > 0]
@@ -415,7 +415,7 @@ class _Wave:
 
 
 def _refuse_undecided(stage: str, earlier: Sequence[str], known: Mapping[str, Decision]) -> None:
-    """Raise UserError where a stage before this one is not decided."""
+    """Raise UserError where one of the stages before `stage` is not decided."""
     lacking = next((s for s in earlier if s not in known), None)
     if lacking:
         first = f"run `ebc-lab stage {lacking} …` with the same settings first"
@@ -423,7 +423,7 @@ def _refuse_undecided(stage: str, earlier: Sequence[str], known: Mapping[str, De
 
 
 def _wave_in_words(wave: Sequence[RunSpec], timed: Sequence[RunSpec], there: int) -> str:
-    """Return what is ahead: `15 runs to train, then 2 measurements of time; 3 are already done`."""
+    """Return what is still to do: `15 runs to train, then 2 measurements of time; 3 are already done`."""
     trained = len(wave) if wave[0].kind == "train" else 0
     ahead = ((trained, "run", "to train"), (len(timed), "measurement", "of time"))
     parts = [f"{n} {what}{'' if n == 1 else 's'} {rest}" for n, what, rest in ahead if n]

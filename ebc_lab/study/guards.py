@@ -1,4 +1,4 @@
-"""What stops a study early: a failure that repeats, and a limit that is reached."""
+"""What stops a study early: failures that repeat, and limits that are reached."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import require
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.spec import RunSpec
 
@@ -16,22 +16,19 @@ from .store.changes import pinned
 from .store.index import Index
 from .store.study import Study
 
-ALIKE_FIRST = 2  # similar failures in a row that stop a stage in which nothing has finished yet
-ALIKE_LATER = 3  # that stop it later on
-
 
 class StageFailed(Exception):
-    """A stage was stopped, or could not decide. Exit code 3."""
+    """A stage was stopped, or could not be decided. Exit code 3."""
 
 
 def cause_class(run_id: str, outcome: str, cause: str | None) -> str:
-    """Return a run's outcome and cause without its name, numbers and addresses: similar causes are equal."""
+    """Return a run's outcome and cause without names, numbers and addresses, equal for similar causes."""
     cause = (cause or "").replace(run_id, "#")
     return f"{outcome}: " + re.sub(r"0x[0-9a-f]+|\d+(\.\d+)?([eE][-+]?\d+)?", "#", cause)
 
 
 class Breaker:
-    """Stops a stage whose runs fail for the same cause: the first ones, or several in a row later on.
+    """A guard that stops a stage whose first runs, or later on several in a row, fail for the same cause.
 
     `proven`: a run of the stage has finished before.
     """
@@ -40,11 +37,11 @@ class Breaker:
         self.stage = stage
         self.study = study
         self.proven = proven
-        self.row: list[str] = []  # the latest runs, all of which failed for the same cause
+        self.row: list[str] = []  # the latest runs in a row that failed for the same cause
         self.cause = ""
 
     def see(self, run_id: str, result: Mapping[str, Any], left: int) -> None:
-        """Note that a run has ended, and `left` others are still to come. Raises StageFailed."""
+        """Record that a run has ended, with `left` still to come. Raises StageFailed to stop the stage."""
         if result["outcome"] in FINISHED:
             self.proven = True
             self.row = []
@@ -52,7 +49,7 @@ class Breaker:
         cause = cause_class(run_id, result["outcome"], result.get("cause"))
         self.row = [*self.row, run_id] if cause == self.cause else [run_id]
         self.cause = cause
-        which, most = ("last", ALIKE_LATER) if self.proven else ("first", ALIKE_FIRST)
+        which, most = ("last", 3) if self.proven else ("first", 2)
         if left and len(self.row) >= most:
             raise StageFailed(
                 f"{self.stage} was stopped: its {which} {len(self.row)} runs all failed with "
@@ -63,16 +60,15 @@ class Breaker:
 
 
 class Limits:
-    """`--max-runs` and `--max-hours`: what this call may train, in runs and in hours of its workers."""
+    """The limits of one call, `--max-runs` and `--max-hours`: runs to train, and hours of its workers."""
 
     def __init__(self, max_runs: int | None = None, max_hours: float | None = None):
         for name, value in (("--max-runs", max_runs), ("--max-hours", max_hours)):
-            if value is not None and not value > 0:
-                raise UserError(f"{name} must be > 0, not {value}.")
+            require(value is None or value > 0, f"{name} must be > 0, not {value}.")
         self.runs_left = max_runs
         self.max_s = None if max_hours is None else 3600 * max_hours
         self.spent_s = 0.0
-        self.rate: float | None = None  # seconds a unit of RunSpec.cost
+        self.rate: float | None = None  # seconds per unit of `RunSpec.cost`
         self._trained_s, self._trained_cost = 0.0, 0.0
         self._last = time.monotonic()
 
@@ -104,7 +100,7 @@ class Limits:
             self.rate = self._trained_s / max(self._trained_cost, 1.0)
 
     def tick(self, busy: int) -> None:
-        """Count the time since the last call for each busy worker. Raises StageFailed once it is used up."""
+        """Add the time since the last call for each busy worker. Raises StageFailed once none is left."""
         now = time.monotonic()
         self.spent_s += busy * (now - self._last)
         self._last = now
@@ -112,5 +108,5 @@ class Limits:
             raise StageFailed(self.message("the hours of --max-hours are over"))
 
     def message(self, what: str) -> str:
-        """Return a sentence that the limit was reached, `what` it stopped, and how to go on."""
+        """Return the message for a limit that is reached: `what` is over or left to do, and how to go on."""
         return f"the limit of this call is reached, {what}; the same command continues from here."

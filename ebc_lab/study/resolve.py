@@ -1,7 +1,7 @@
 """study.json: a study's settings, its corpus, and what was chosen automatically, once for all its calls.
 
 A later call on the same study adopts what the first one resolved (corpus, device, precision, threads,
-compiling), so that no other machine, network or default has runs trained again that are finished.
+compiling), so that no other machine, network or default causes finished runs to be trained again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ebc_lab.bench.speeds import CHOSEN, Choice, Work, choose_for_study, chosen_
 from ebc_lab.config.checks import check_run
 from ebc_lab.config.choices import changed, with_size
 from ebc_lab.config.dicts import run_part, study_part, to_dict
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, naming
 from ebc_lab.config.identity import study_environment
 from ebc_lab.config.machine import chosen_device, cores, git_revision, hardware, versions
 from ebc_lab.config.schema import STAGES, Config, RunConfig
@@ -43,14 +43,14 @@ HALVED = " An answer that judges seeds again has half the error; seeds that are 
 def resolve_study(
     config: Config, study: Study, say: Say, *, force: bool, work: WorkOf = lambda config: None
 ) -> tuple[Config, Corpus]:
-    """Return the configuration with nothing left open, and its corpus, and write study.json; of a study that
-    was begun before, adopt what it resolved.
+    """Return the configuration with nothing left open, and its corpus, and write study.json. A study that was
+    begun before keeps what it resolved then.
 
-    `work`: returns what a resolved configuration trains in all, by which compiling is chosen.
+    `work`: returns what a resolved configuration trains in all, on which the choice of compiling depends.
 
-    With `force` a study that was begun with other settings, or under another torch, is changed: what was
-    concluded from the old ones is removed, runs that are still the same are kept. Raises UserError where the
-    corpus cannot be used, and for such a difference without `force`; it says what would be trained again.
+    With `force` a study that was begun with other settings, or under another torch, is changed: conclusions
+    from the old ones are removed, runs that are still the same are kept. Raises UserError where the corpus
+    cannot be used; without `force` also for such a change, saying what would be trained again.
     """
     asked = changes.requested(config)
     known: Mapping[str, Any] = study.header() if study.exists() else {}
@@ -71,7 +71,7 @@ def resolve_study(
             "or add --force to change this one; runs that are still the same are kept "
             f"({_retrained(config, study)}).{fresh}"
         )
-    if known and known["corpus"]["sha256"] == corpus.sha256:  # that it is a fallback is said once
+    if known and known["corpus"]["sha256"] == corpus.sha256:  # keeps the first call's warning of a fallback
         corpus = replace(corpus, warning=known["corpus"]["warning"])
     config, why = _resolve(config, corpus, study, say, work)
     check_run(config)
@@ -91,8 +91,8 @@ def resolve_study(
 
 
 def _answered_here(config: Config, known: Mapping[str, Any], study: Study) -> list[EarlierAnswer]:
-    """Return the answers that were there before the one of this call: those that study.json, `known`, lists,
-    and the study's own answer where it rests on other seeds than are planned now."""
+    """Return the answers that preceded the one of this call: those listed in study.json, `known`, and the
+    study's own answer if it rests on other seeds than are planned now."""
     earlier: list[EarlierAnswer] = known.get("earlier", [])
     judged = judged_candidates(config, study.decisions())
     seeds = sorted({*known["config"]["seeds"], *(c["seed"] for c in judged)})
@@ -102,9 +102,9 @@ def _answered_here(config: Config, known: Mapping[str, Any], study: Study) -> li
     return [{**answer, "shared": sorted({*answer["seeds"]} & {*config.seeds})} for answer in every]
 
 
-def after(study: Study, config: Config, stage: str, specs: Sequence[RunSpec], say: Say) -> Config:
-    """Return the settings under which a stage judges these runs, and record them in study.json: other
-    studies, or this one, may have answered the same question from some of their seeds before."""
+def with_earlier(study: Study, config: Config, stage: str, specs: Sequence[RunSpec], say: Say) -> Config:
+    """Return the settings with `answered_before` counting the earlier answers, of this study or others, to
+    the same question from some of the same seeds; study.json then lists these answers."""
     header = study.header()
     earlier = earlier_answers(study, config, specs, header.get("earlier", []))
     if earlier == header.get("earlier", []):
@@ -123,23 +123,21 @@ def _write_header(header: StudyHeader, study: Study) -> None:
 
 
 def check_lengths(config: Config, corpus: Corpus) -> None:
-    """Raise UserError where shards of tokens end before a run does: one of a stage, or one of an arm, a
-    setting or a workload, which may be longer or have larger batches or shards of its own."""
+    """Raise UserError where shards of tokens end before a run does: one of a stage, or of an arm, a setting
+    or a workload, which may be longer, have larger batches, or have shards of its own."""
     stages = [getattr(config, name) for name in config.study.stages]
     longest = max(max(stage.steps, getattr(stage, "long_steps", 0)) for stage in stages)
     check_length_of(config, corpus, longest)
     for where, run in _own_runs(config):
         if run.data.name != "bin":
             continue
-        try:
+        with naming(where):
             same = run.data.files == config.data.files
             check_length_of(run, corpus if same else checked_text(run)[0], run.steps)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
 
 
 def _own_runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
-    """Yield the runs with settings of their own, each at its longest: where it is set, and the run."""
+    """Yield (path of its settings, run) for each run with settings of its own, at its greatest length."""
     base, stages, carry, profiles = run_part(config), config.study.stages, config.carry, config.profiles
 
     def of_its_own(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
@@ -168,7 +166,7 @@ def _header(
     why: Mapping[str, str],
     earlier: list[EarlierAnswer],
 ) -> StudyHeader:
-    """Return what study.json is to hold. `known`: what it holds now."""
+    """Return what study.json is to hold; `known` is what it holds now."""
     copied = own.keep(study, config)
     text = CorpusRecord(name=corpus.name, title=corpus.title, sha256=corpus.sha256, warning=corpus.warning)
     left_out = ["tracker", "notify", "own_files", *([] if config.answered_before else ["answered_before"])]
@@ -197,18 +195,18 @@ def _header(
 
 
 def all_changes(config: Config, known: Mapping[str, Any], runs: Index) -> list[changes.Change]:
-    """Return (what, in study.json, now) of all that makes this another study than the recorded one: settings,
-    torch, numerics. `runs`: the study's, of which none may have finished with a part that was edited."""
+    """Return (what, in study.json, now) for each difference from the recorded study that needs --force, of
+    settings, torch or numerics. `runs`: the study's; an edited part counts if a run with it has finished."""
     settings = changes.from_recorded(config, known)
     settings = changes.refused(settings, changes.requested(config), runs.records) if settings else []
     return settings + environment_changes(recorded_config(known), known)
 
 
 def adopt(config: Config, known: Mapping[str, Any]) -> Config:
-    """Return the configuration with what this call leaves open as the study in `known` resolved it."""
+    """Return the configuration with the settings it leaves open as the study in `known` resolved them."""
     own = recorded_config(known)
     if changes.same_corpus(config.data, known):
-        shards = config.data.name == "bin"  # which may have moved
+        shards = config.data.name == "bin"  # whose files may have moved
         data = replace(config.data, sha256=own.data.sha256) if shards else own.data
         config = replace(config, data=data)
     left_open = {k: getattr(own, k) for k in (*CHOSEN, "device") if is_open(config, k)}
@@ -218,7 +216,7 @@ def adopt(config: Config, known: Mapping[str, Any]) -> Config:
 
 
 def _retrained(config: Config, study: Study) -> str:
-    """Return which runs this call would train again and which it would keep, in words."""
+    """Return, in words, which runs this call would train again and which it would keep."""
     runs = Index(study)
     if runs.problems:
         return f"which ones is not known: {runs.problems[0]}"
@@ -228,7 +226,7 @@ def _retrained(config: Config, study: Study) -> str:
 def _resolve(
     config: Config, corpus: Corpus, study: Study, say: Say, work: WorkOf
 ) -> tuple[Config, dict[str, str]]:
-    """Return the configuration with nothing left open, and why each setting that was open has its value."""
+    """Return the configuration with nothing left open, and setting -> why its value was chosen."""
     if corpus.name == "path":
         config = replace(config, data=replace(config.data, file=corpus.source))
     config = replace(config, device=chosen_device(config.device))

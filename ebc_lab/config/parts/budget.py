@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from ebc_lab.ebc import options
 
 from ..errors import any_of
-from ..fields import EVEN_UNREAD, EVERY, EVERY_OR_NEVER, STEPS, number, setting
+from ..fields import EVEN_UNREAD, LENGTH, LENGTH_OR_0, STEPS, number, setting
 from ..part import Figure, Mode, Part, Run, Tail
 from .stabilizer import NO_WHOLE_STEP, RADIUS_UNIT, RAMP, SCHEDULES, tail_of_radius
 
@@ -72,7 +72,7 @@ class BudgetConfig(Part):
         unnamed_at="square",
         **EVEN_UNREAD,
     )
-    measure_every: int = setting(1, "steps between measurements", only=options.MEASURED, **EVERY)
+    measure_every: int = setting(1, "steps between measurements", only=options.MEASURED, **LENGTH)
     measure: str = setting(
         "every",
         "one step in measure_every, or when_needed: where the prediction is not sure enough",
@@ -100,7 +100,7 @@ class BudgetConfig(Part):
     sensitivity_every: int = setting(
         0,
         "steps between recordings of S; 0: never; the bounded budgets record it at every step",
-        **EVERY_OR_NEVER,
+        **LENGTH_OR_0,
     )
 
     place = 50

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..fields import EVERY, EVERY_OR_NEVER, STEPS, setting
+from ..fields import LENGTH, LENGTH_OR_0, STEPS, setting
 from ..part import EXPERT, LEVEL, Part, Run
 
 SEARCHED = ("hnsw", "ivf")  # approximate indices, built by faiss
@@ -86,7 +86,7 @@ class IndexConfig(Part):
     """Of workload=ebm: how a state's nearest splats are found."""
 
     name: str = setting("auto", "auto: exact up to 16,384 splats or on a GPU, else hnsw", group="index")
-    rebuild_every: int = setting(200, "steps until it is built anew", only=("auto", *SEARCHED), **EVERY)
+    rebuild_every: int = setting(200, "steps until it is built anew", only=("auto", *SEARCHED), **LENGTH)
 
     place = 180
     read_by = EBM
@@ -148,13 +148,13 @@ class EbmConfig(Part):
     revive: bool = setting(True, "splats that win nothing move to states far from all")
     revive_every: int = setting(50, "steps between such looks, beside those at 10 and 20", low=1, high=STEPS)
     soc: bool = setting(True, "splats whose states lie too far out topple and split (docs/ebm.md)")
-    soc_every: int = setting(50, "steps between such looks", **EVERY)
+    soc_every: int = setting(50, "steps between such looks", **LENGTH)
     soc_threshold: float = setting(2.0, "stress from which a splat topples", above=0, high=1e9)
     soc_conserved: float = setting(0.8, "share of it that its neighbours get", low=0, below=1)
     temperature: list[float] = setting(
         [1.0, 1.0, 1.0], "divides κ, in each third of the run", above=0, high=1000, least=3, most=3
     )
-    keep_every: int = setting(0, "steps between kept models (at evaluations); 0: the last", **EVERY_OR_NEVER)
+    keep_every: int = setting(0, "steps between kept models (at evaluations); 0: the last", **LENGTH_OR_0)
 
     place = 200
     columns = STEP_COLUMNS
