@@ -71,7 +71,7 @@ def read_with(group: str, setting: Any) -> Iterator[str]:
     if reader:
         yield f"with {reader}={any_of(choices)}"
     if setting.only:
-        of = group if setting.of == "name" else f"{group}.{setting.of}"
+        of = group if setting.by == "name" else f"{group}.{setting.by}"
         yield f"with {of}={any_of(setting.only)}"
 
 

@@ -72,7 +72,7 @@ def set_in_vain(config: Any) -> dict[str, str]:
             if reading not in choices and reader:
                 vain[key] = f"{key} goes with {reader}={any_of(choices)}, not {reader}={reading}."
             elif not is_read(setting, settings):
-                chooser, now = f"{group}.{setting.of}".removesuffix(".name"), choice_for(setting, settings)
+                chooser, now = f"{group}.{setting.by}".removesuffix(".name"), choice_for(setting, settings)
                 advice = f": write it as {group}.arguments" if now == CUSTOM else ""
                 vain[key] = f"{key} goes with {chooser}={any_of(setting.only)}, not {chooser}={now}{advice}."
     return vain

@@ -195,7 +195,7 @@ def kind_of(part: Any) -> str:
 
 def choice_for(setting: Setting, settings: Any) -> str:
     """Return the choice, made in a group's `settings`, that decides whether `setting` is read."""
-    return kind_of(settings) if setting.of == "name" else str(getattr(settings, setting.of))
+    return kind_of(settings) if setting.by == "name" else str(getattr(settings, setting.by))
 
 
 def is_read(setting: Setting, settings: Any) -> bool:

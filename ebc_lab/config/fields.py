@@ -50,7 +50,7 @@ class Setting:
     increasing: bool = False
     keys: Sequence[str] = ()  # those that a mapping may have; empty: any
     only: Sequence[str] = ()  # the choices under which this setting is read; empty: all
-    of: str = "name"  # the setting in the same group whose value `only` lists
+    by: str = "name"  # the setting in the same group whose value `only` lists
     unnamed_at: Any = UNSET  # the value at which it changes nothing and is left out of a run's identity
     before_it_existed: Any = UNSET  # the value that a record without it implies, if not the default
     in_run_id: bool = True  # whether it can change a run's numbers, and is part of its identity

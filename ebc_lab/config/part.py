@@ -103,7 +103,7 @@ class Versions(NamedTuple):
 
 class Part:
     """One group of a run's settings. A subclass is a dataclass with a field for each setting, whose `only=`
-    and `of=` name the choices that read it. It overrides the class variables and methods that apply to it."""
+    and `by=` name the choices that read it. It overrides the class variables and methods that apply to it."""
 
     group_name: ClassVar[str]  # the field of `RunConfig` and folder of `conf/`, taken from the field `name`
     place: ClassVar[int] = 1000  # sort key among parts, in a run's name and in the order of calls in a step

@@ -59,7 +59,7 @@ def test_a_folder_that_is_called_like_a_pattern_is_found_before_it_is_taken_for_
         with contextlib.chdir(odd.parent):
             assert [study.name for study in find_all([asked], str(odd), print)] == names
     own, others = "shape_[c]", "shape_[ab]"
-    assert [study.name for study in find_all([own, others], str(odd))] == [own, "shape_a", "shape_b"]
+    assert [study.name for study in find_all([own, others], str(odd), print)] == [own, "shape_a", "shape_b"]
     assert called("watch", "out [v2]", cwd=odd.parent).returncode == 3
 
 

@@ -30,7 +30,7 @@ class BudgetConfig(Part):
         choices=(*options.GROUPINGS, "kmeans"),
     )
     clusters: int = setting(
-        6, "number of groups", "groups", low=1, high=1000, of="grouping", only=("kmeans",)
+        6, "number of groups", "groups", low=1, high=1000, by="grouping", only=("kmeans",)
     )
     guard: str = setting(
         "none",
@@ -85,7 +85,7 @@ class BudgetConfig(Part):
         "the predicted standard deviation of ln KL above which it is measured",
         above=0,
         high=10,
-        of="measure",
+        by="measure",
         only=("when_needed",),
     )
     stretch: float | None = setting(

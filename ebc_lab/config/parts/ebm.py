@@ -124,7 +124,7 @@ class EbmConfig(Part):
     embeddings: str = setting(
         "cooccurrence", "initial: from counts of neighbours, or GPT-2's", choices=("cooccurrence", "gpt2")
     )
-    gpt2: str | None = setting(None, "a local folder with GPT-2's weights", of="embeddings", only=("gpt2",))
+    gpt2: str | None = setting(None, "a local folder with GPT-2's weights", by="embeddings", only=("gpt2",))
     kappa_min: float = setting(1.0, "least concentration", "per degree of freedom", above=0, high=1e6)
     kappa_max: float = setting(50.0, "largest concentration", "per degree of freedom", above=0, high=1e6)
     adapt: str = setting("statistics", "what moves α and κ", choices=("statistics", "gradient"))

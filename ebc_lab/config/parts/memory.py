@@ -21,7 +21,7 @@ class MemoryConfig(Part):
         "none", "activations kept for backward: as they are, or in 4 bits", choices=("none", "int4")
     )
     seed: int = setting(
-        0, "of their stochastic rounding, beside the run's", low=0, high=SEED, of="activations", only=PACKED
+        0, "of their stochastic rounding, beside the run's", low=0, high=SEED, by="activations", only=PACKED
     )
 
     place = 110

@@ -33,12 +33,12 @@ class QuantizerConfig(Part):
     scale: str = setting("absmean", "a group's step: absmean, absmax, or a number", only=LEVELS)
     gradients: str = setting("none", "levels of the hidden matrices' gradients", choices=("none", *LEVELS))
     rounding: str = setting(
-        "nearest", "of the gradients", choices=("nearest", "stochastic"), of="gradients", only=LEVELS
+        "nearest", "of the gradients", choices=("nearest", "stochastic"), by="gradients", only=LEVELS
     )
     error_feedback: bool = setting(
         False,
         "what rounding took from a gradient is added to the next step's gradient",
-        of="gradients",
+        by="gradients",
         only=LEVELS,
     )
     state: str = setting(
