@@ -58,12 +58,6 @@ def run_lock(directory: Path) -> Iterator[str | None]:
         yield token
 
 
-def take_run_lock_away(directory: Path) -> None:
-    """Let another process train a run whose lock a lost one holds: what that holds from now on is a lock that
-    nobody asks for, and it can write no more once the next attempt has begun."""
-    RunFiles(directory).lock.unlink(missing_ok=True)
-
-
 def study_holder(files: StudyFiles) -> dict[str, Any] | None:
     """Return which process drives a study now, or None: `pid`, `host` and `since`, or nothing where it has
     not noted that yet."""

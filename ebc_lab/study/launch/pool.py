@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.machine import cores, visible_gpus
 from ebc_lab.config.schema import Config, LauncherConfig
-from ebc_lab.records.fence import attempt_at
+from ebc_lab.records import fence
 from ebc_lab.records.figures import FINISHED
-from ebc_lab.records.locks import is_locked, run_lock, take_run_lock_away
+from ebc_lab.records.locks import is_locked, run_lock
 from ebc_lab.records.spec import RunSpec
 
 from ..store import attempts
@@ -364,7 +364,7 @@ def release_if_silent(study: Study, run_id: str, launcher: LauncherConfig, signs
     if not is_locked(files.lock):
         signs.forget(run_id)
         return None
-    attempt = attempt_at(files.directory)
+    attempt = fence.attempt_at(files.directory)
     progress = study.progress(run_id) or {}
     patience_s = _patience_s(launcher, started=bool(progress.get("step")))
     if signs.unchanged_s(run_id, (attempt, progress)) <= patience_s:
@@ -373,7 +373,7 @@ def release_if_silent(study: Study, run_id: str, launcher: LauncherConfig, signs
     who = f"process {begun.get('pid', '?')} on {begun.get('host', '?')}"
     why = f"no sign of life for {patience_s:g} s of {who}, which holds it: it is given to another"
     attempts.note(files.directory, "lost", attempt=attempt, cause=why)
-    take_run_lock_away(files.directory)
+    files.lock.unlink(missing_ok=True)  # what the process holds from now on is a lock that nobody asks for
     signs.forget(run_id)
     return why
 

@@ -43,13 +43,6 @@ class LauncherRecord(TypedDict):
     host: str
 
 
-class QueueRecord(TypedDict):
-    """What queue.json holds: Slurm's last answer."""
-
-    asked: float  # seconds since the epoch
-    jobs: dict[str, list[str]]  # job key -> state and reason
-
-
 class QueueUnavailable(Exception):
     """Slurm did not answer; the message is what it said."""
 
@@ -64,6 +57,9 @@ class Job(NamedTuple):
     def live(self) -> bool:
         """Return whether the job is not over."""
         return self.state in LIVE
+
+
+Answer = tuple[float, dict[str, Job]]  # in queue.json: when Slurm was asked (s since the epoch), and its jobs
 
 
 def run_slurm(*command: str) -> str:
@@ -110,12 +106,6 @@ def job_name(session: Session) -> str:
     return f"ebc-{study[:40]}-{session.root.name.removeprefix('session-')}"
 
 
-def remember(study: Study, session: Session) -> None:
-    """Record in the study where its jobs and their driver communicate."""
-    about = {"session": str(session.root), "name": job_name(session), "host": os.uname().nodename}
-    write_json(study.launcher_file, about)
-
-
 def session_of(study: Study) -> Session | None:
     """Return where the study's jobs and their driver communicate; None without jobs. Raises UserError where
     that folder is out of reach."""
@@ -139,14 +129,14 @@ def cached_jobs(session: Session, every_s: float) -> dict[str, Job]:
     answer is kept in the session. Raises QueueUnavailable."""
     path = session.root / "queue.json"
     try:
-        last = read_json(path, QueueRecord)
-        if abs(time.time() - last["asked"]) < every_s:
-            return {key: Job(*seen) for key, seen in last["jobs"].items()}
-    except (OSError, UserError, TypeError):  # TypeError: more or fewer than two texts
+        asked, jobs = read_json(path, Answer)
+        if abs(time.time() - asked) < every_s:
+            return {key: Job(*seen) for key, seen in jobs.items()}
+    except (OSError, UserError):
         pass
     jobs = jobs_named(job_name(session))
     with suppress(OSError):  # then Slurm is only asked again sooner
-        write_json(path, {"asked": time.time(), "jobs": jobs}, durable=False)
+        write_json(path, [time.time(), jobs], durable=False)
     return jobs
 
 

@@ -7,11 +7,13 @@ The queue is read at most once every `launcher.queue_every_s`. Results are read 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config
+from ebc_lab.records.json_files import write_json
 
 from ..store.study import Study
 from . import queue
@@ -46,7 +48,8 @@ class SlurmPool(WorkerPool):
             raise UserError(f"the Slurm queue cannot be read ({error}): {remedy}.") from None
         if session is None or not live:
             session = Session.begin(study, "slurm", bound=False, idle_s=config.launcher.idle_s, **settings)
-            queue.remember(study, session)
+            about = {"session": str(session.root), "name": job_name(session), "host": os.uname().nodename}
+            write_json(study.launcher_file, about)
         super().__init__(config, study, session, slots, say)
         self.jobs = live
         self.submitted_here: set[str] = set()  # by this driver

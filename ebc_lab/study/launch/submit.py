@@ -30,7 +30,6 @@ from .session import Session, state_dir
 REFUSALS = 5  # submissions in a row that Slurm refuses, after it has accepted one, before the study stops
 # where the cluster is and who we are, not whose job this is
 KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
-NEVER = 10**6  # requeues after time-outs before submitit gives a job up
 GPUS = ("gpus", "gres", "gpus_per_node", "gpus_per_task", "gpus_per_socket")  # ways to ask sbatch for one
 POLL_S = 0.5  # between two looks at what jobs leave in files
 
@@ -46,7 +45,7 @@ def submit_jobs(
     # variables of an enclosing job or MPI, which sbatch would read as options and pass to the workers
     enclosing = {k: v for k, v in os.environ.items() if k.startswith(local.SCRUBBED) and k not in KEPT}
     try:
-        executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=NEVER)
+        executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=10**6)  # requeued without limit
         executor.update_parameters(**_sbatch(config, name, len(jobs), avoid))
         for key in enclosing:
             del os.environ[key]

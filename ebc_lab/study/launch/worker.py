@@ -46,7 +46,6 @@ KINDS = {
     "overhead": "ebc_lab.bench.pairs:overhead_run",
     "step": "ebc_lab.bench.pairs:step_run",
 }
-TOGETHER = "train"  # the kind that several processes can train together
 POLL_S = 0.1
 POLL_SHARED_S = 1.0  # in a Slurm job: every worker reads the same folder on a shared file server
 WATCH_S = 1.0
@@ -99,7 +98,7 @@ def train_claimed(
             attempts.give_up(files, "failed", str(error), None)
             note("end", outcome="failed")
             return True
-        together = {"processes": processes} if kind == TOGETHER and processes > 1 else {}
+        together = {"processes": processes} if kind == "train" and processes > 1 else {}
         note("begin", **together, **attempts.surroundings())
         on_claim()
         try:
@@ -110,7 +109,7 @@ def train_claimed(
                 checkpoint_every_s=checkpoint_every_s,
                 should_stop=should_stop,
                 on_progress=Heartbeat(files.progress, run.steps),
-                say=lambda why: note(attempts.RESTARTED, cause=why),
+                say=lambda why: note("restarted", cause=why),
                 retry_oom=retry_oom,
                 **({**together, "nodes": nodes} if together else {}),
             )
@@ -118,7 +117,7 @@ def train_claimed(
         except Superseded:
             cause = attempts.superseded_by(files.directory, attempt)
             if not files.result.exists():  # else the log is over, too, and the manifest may have recorded it
-                note(attempts.REFUSED, cause=cause)
+                note("refused", cause=cause)
             print(cause, file=sys.stderr)
             raise
         except UserError as error:

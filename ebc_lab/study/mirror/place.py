@@ -29,7 +29,6 @@ from ebc_lab.records.json_files import checksum_holds, parse_json, with_checksum
 from ..store.manifest import is_safe
 
 CHUNK = 8 << 20  # bytes of a large file that are in memory at a time
-DIGITS = 16  # of a file's sha256 in its name there; the index has all 64
 
 
 class Entry(NamedTuple):
@@ -141,7 +140,7 @@ class Place:
         self.fs.get_file(self._path(path, entry), str(to))
 
     def _path(self, path: str, entry: Entry) -> str:
-        return f"{self.root}/files/{path}.{entry.sha256[:DIGITS]}"
+        return f"{self.root}/files/{path}.{entry.sha256[:16]}"
 
     def sweep(self, kept: Set[File], first: int, written: Set[File] | None = None) -> None:
         """Remove the files that are not to be kept, and the indexes before the number `first`. `written`: all

@@ -31,7 +31,6 @@ from .upload import MirrorRecord, Say, kept_elsewhere
 
 AT_A_TIME = 16  # files
 TRIES = 3  # with the latest index, which may have replaced the one that was read
-A_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
 class NothingThere(UserError):
@@ -90,7 +89,7 @@ def _find(place: Place) -> tuple[Place, Index]:
         index = place.latest()
     if index is None or Study(Path(index.study)).header_file.name not in index.files:
         raise NothingThere(f"{place.address} holds no study that was mirrored with study.mirror.")
-    if not A_NAME.fullmatch(index.study):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", index.study):
         raise UserError(f"{place.address} is not as ebc-lab writes it: its study has no plain name.")
     return place, index
 

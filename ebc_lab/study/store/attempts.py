@@ -24,8 +24,6 @@ from ebc_lab.records.streams import rows_in
 
 Span = tuple[float, float, str, int]  # of an attempt: begin and end, in seconds since the epoch; host, pid
 
-RESTARTED = "restarted"
-REFUSED = "refused"
 OVER = ("end", "stopped", "lost", "cancelled")  # events after which a worker is free again
 SEEN = (
     "CUDA_VISIBLE_DEVICES",
@@ -96,7 +94,7 @@ def last_begin(directory: Path) -> dict[str, Any]:
 
 def restarts(directory: Path) -> list[str]:
     """Return why the latest attempt began with the first step again; nothing if it did not."""
-    return [str(event.get("cause")) for event in _latest(directory) if event.get("event") == RESTARTED]
+    return [str(event.get("cause")) for event in _latest(directory) if event.get("event") == "restarted"]
 
 
 def superseded_by(directory: Path, token: str) -> str:

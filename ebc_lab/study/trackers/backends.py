@@ -72,16 +72,13 @@ class Tracker:
 class TensorBoard(Tracker):
     """Event files in `folder/tensorboard/<study>/<run>`, one writer for each run in progress."""
 
-    def _writer(self, run: Run) -> Any:
+    def log(self, run: Run, rows: Sequence[Row]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         if run.run_id not in self.runs:
             folder = self.folder / "tensorboard" / run.group / run.run_id
             self.runs[run.run_id] = SummaryWriter(str(folder))
-        return self.runs[run.run_id]
-
-    def log(self, run: Run, rows: Sequence[Row]) -> None:
-        writer = self._writer(run)
+        writer = self.runs[run.run_id]
         for step, figures in rows:
             for name, value in figures.items():
                 writer.add_scalar(name, value, step)
