@@ -26,7 +26,9 @@ def following(config: TrackerConfig, root: Path, say: Callable[[str], None]) -> 
         yield
     finally:
         for follower in followers:
-            follower.close_input()  # the process then shows the rest, and ends
+            if follower.process and follower.process.stdin:
+                with suppress(OSError):
+                    follower.process.stdin.close()  # the process then shows the rest, and ends
     deadline = time.monotonic() + config.wait_s
     for follower in followers:
         follower.finish(deadline)
@@ -83,12 +85,6 @@ class _Follower:
         if not self.warned:
             self.warned = True
             self.say(f"warning: tracker {self.name}: {what}; the runs continue without it")
-
-    def close_input(self) -> None:
-        """Close the process's standard input, a sign that nothing more will come."""
-        if self.process and self.process.stdin:
-            with suppress(OSError):
-                self.process.stdin.close()
 
     def finish(self, deadline: float) -> None:
         """Wait for the process until `deadline` (on the monotonic clock), then kill it."""

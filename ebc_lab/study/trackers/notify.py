@@ -33,17 +33,15 @@ class Notifier:
         self.warned = False
         self.running: list[threading.Thread] = []
 
-    def tell(self, event: str, message: str) -> None:
-        """Run the command, and wait until it has ended or, after PATIENCE_S, been killed."""
-        for thread in self.running:
-            thread.join()
-        self.running = []
-        self._run(event, message)
-
-    def tell_in_background(self, event: str, message: str) -> None:
-        """Run the command while the study goes on."""
-        self.running.append(threading.Thread(target=self._run, args=(event, message), daemon=True))
-        self.running[-1].start()
+    def tell(self, event: str, message: str, *, wait: bool = True) -> None:
+        """Run the command and, if `wait`, return once it and all earlier ones have ended or been killed."""
+        if wait:
+            for thread in self.running:
+                thread.join()
+            self._run(event, message)
+        else:
+            self.running.append(threading.Thread(target=self._run, args=(event, message), daemon=True))
+            self.running[-1].start()
 
     def _run(self, event: str, message: str) -> None:
         if not self.words:

@@ -33,7 +33,6 @@ from ebc_lab.records.streams import read_columns
 from .backends import FOLDER, TRACKERS, Row, Run, Tracker
 
 STEP_FIGURES = ("loss", "c", "applied_kl", "target_kl", "lr")  # columns of steps.csv
-EVAL_FIGURES = ("val_loss",)  # columns of evals.csv
 SETTINGS = {  # name in trackers -> setting
     "seed": "seed",
     "steps": "steps",
@@ -100,7 +99,7 @@ class Reader:
         if result is not None and shown["result"] == result["checksum"]:
             return
         rows: list[Row] = []
-        streams = {"step": (files.steps, STEP_FIGURES), "eval": (files.evals, EVAL_FIGURES)}
+        streams = {"step": (files.steps, STEP_FIGURES), "eval": (files.evals, ("val_loss",))}
         for kind, (path, columns) in streams.items():
             news = new_rows(path, columns, shown[kind])
             shown[kind] = news[-1][0] if news else shown[kind]
