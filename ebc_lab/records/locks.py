@@ -70,7 +70,7 @@ def study_holder(files: StudyFiles) -> dict[str, Any] | None:
 
 @contextmanager
 def study_lock(files: StudyFiles) -> Iterator[None]:
-    """Lock a study for driving while the block runs. Raises UserError that names the process that has it."""
+    """Hold the lock of a study's driver while the block runs. Raises UserError if another process has it."""
     lock = FileLock(files.driver_lock, fallback_to_soft=False)
     name = files.root.name
     try:

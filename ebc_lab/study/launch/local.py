@@ -1,5 +1,5 @@
-"""launcher=local: worker processes on this machine, one per slot, each with its own cores or GPUs (one for
-each process of a run). A worker ends when its driver's lock is free, however the driver ended.
+"""launcher=local: worker processes on this machine, one per slot, each on cores or on GPUs (one for each
+process of a run). A worker ends when its driver's lock is free, however the driver ended.
 
 A slot is avoided for the rest of a call once nvidia-smi no longer lists its GPU, or its worker cannot use the
 GPU (another process may hold it). No run is charged for either. If memory runs out on one GPU of several,
@@ -38,7 +38,7 @@ def start_worker(
     """Start a worker on this machine that writes its output to its log, and return its process.
 
     It has a process group of its own, so Ctrl-C reaches only the driver, whose freed lock makes the worker
-    end with a checkpoint. `locks`: names of locks that it waits for and holds; other drivers share them.
+    end with a checkpoint. `locks`: names of locks that it acquires first, which others may hold.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(SCRUBBED)}
     with open(session.log_path(name), "ab") as log:

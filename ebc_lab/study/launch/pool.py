@@ -104,7 +104,7 @@ class WorkerPool(ABC):
 
     @abstractmethod
     def _deaths(self) -> list[Death]:
-        """Return the ends of the workers that have ended since the last call."""
+        """Return a Death for each worker that has ended since the last call."""
 
     @abstractmethod
     def _running_workers(self) -> list[str]:
@@ -179,7 +179,7 @@ class WorkerPool(ABC):
             self.session.publish(self.offered, barred=now[1])
 
     def _barred(self) -> dict[str, list[str]]:
-        """Return run id -> workers that must leave it to others, for each run during which a GPU failed."""
+        """Return, for each run during which a GPU failed, its id -> the workers that must not take it."""
         return {}
 
     def _has_started(self, run_id: str) -> bool:
@@ -265,11 +265,11 @@ class WorkerPool(ABC):
     def _see_guests(self, notes: Mapping[str, Note]) -> None:
         """Say which workers have joined, and record those that have ended: a guest whose note names a run but
         whose lock is free has died, even if it came and went between two checks."""
-        there = self.session.guests(notes)
-        for worker in (w for w in there if w not in self.guests):
+        alive = self.session.guests(notes)
+        for worker in (w for w in alive if w not in self.guests):
             self.say(f"worker {worker} has joined, on {notes[worker].get('host', '?')}")
         at_work = (w for w, note in notes.items() if w.startswith(GUEST) and note.get("run_id"))
-        for worker in dict.fromkeys(w for w in (*self.guests, *at_work) if w not in there):
+        for worker in dict.fromkeys(w for w in (*self.guests, *at_work) if w not in alive):
             note = notes.get(worker) or self.session.noted("worker", worker)
             if note is None:
                 self.say(f"worker {worker} has left")
@@ -279,7 +279,7 @@ class WorkerPool(ABC):
             clean = not run_id or self.study.has_result(run_id)
             log = self.session.log_path(worker)
             self._record_death(Death(worker, cause, log, clean=clean, counts=False), note)
-        self.guests = there
+        self.guests = alive
 
     # -- deaths ----------------------------------------------------------------------------------------------
 

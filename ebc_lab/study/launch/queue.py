@@ -125,8 +125,8 @@ def session_of(study: Study) -> Session | None:
 
 
 def cached_jobs(session: Session, every_s: float) -> dict[str, Job]:
-    """Return job key -> job, for all jobs of a session. Its last answer is kept in the session, so that all
-    processes together ask Slurm at most once every `every_s` seconds. Raises QueueUnavailable."""
+    """Return job key -> job, for all jobs of a session. Slurm's last answer is kept in the session, so that
+    all processes together ask Slurm at most once every `every_s` seconds. Raises QueueUnavailable."""
     path = session.root / "queue.json"
     try:
         asked, jobs = read_json(path, Answer)

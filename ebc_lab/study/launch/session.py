@@ -85,7 +85,7 @@ NOTES = {"worker": Note, "process": ProcessRecord, "exit": ExitRecord}  # conten
 
 
 class Session:
-    """The folder of one driver and its workers, `root`."""
+    """The session of one driver and its workers, in the folder `root`."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -162,7 +162,7 @@ class Session:
         return self.root / f"{worker}.log"
 
     def nodes_file(self, worker: str) -> Path:
-        """Return the path of the file by which a worker finds the other nodes of its job."""
+        """Return the path of the file through which a worker commands the other nodes of its job."""
         return self.root / f"nodes-{worker}.json"
 
     def exit_cause(self, worker: str) -> str:
@@ -190,8 +190,8 @@ def state_dir(study: Study, launcher: str) -> Path:
 
 def sessions_in(study: Study) -> list[Session]:
     """Return the sessions in a study's folder whose driver is alive: one, or none."""
-    there = [Session(path.parent) for path in study.sessions.glob("session-*/session.json")]
-    return [session for session in there if is_locked(session.lock_path)]
+    sessions = [Session(path.parent) for path in study.sessions.glob("session-*/session.json")]
+    return [session for session in sessions if is_locked(session.lock_path)]
 
 
 def worker_settings(config: Config, *, several_gpus: bool = False) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def worker_settings(config: Config, *, several_gpus: bool = False) -> dict[str, 
 
 
 def code_here() -> dict[str, Any]:
-    """Return the versions, installed here, of all code that can change a run's numbers."""
+    """Return the installed version of all code that can change a run's numbers."""
     torch, git = versions()["torch"], git_revision()
     return {"ebc_lab": __version__, "git": git, "torch": torch, "numerics_version": NUMERICS_VERSION}
 

@@ -35,8 +35,8 @@ class SlurmPool(WorkerPool):
         live: dict[str, Job] = {}  # jobs of an earlier call that run the same code
         try:
             if session is not None:
-                there = queue.jobs_named(job_name(session))
-                live = {k: j for k, j in there.items() if j.live and j.state != ENDING}
+                jobs = queue.jobs_named(job_name(session))
+                live = {k: j for k, j in jobs.items() if j.live and j.state != ENDING}
                 about = session.about()
                 if live and any(about.get(k) != v for k, v in settings.items()):
                     which = f"{len(live)} Slurm job(s) of an earlier call"

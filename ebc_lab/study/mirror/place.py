@@ -98,7 +98,7 @@ class Place:
         """Write an index of these files under the next free number, and return it.
 
         `after`: the number of the latest index known. Raises Overtaken if another folder has written one
-        since, even if it has already removed that one again in favour of later ones.
+        since, even if that folder has already removed it, because it has written later ones.
         """
         number = after + 1
         if self.local:

@@ -119,7 +119,7 @@ class _Mirror:
         self.index: Index | None = None  # the latest one, None until it is known
         self.read: dict[str, Read] = {}  # by run id, and "" for the study's own files
         self.batch: dict[File, bytes] = {}  # read, but not yet written
-        self.there: set[File] = set()  # written completely, whether in an index or not
+        self.mirrored: set[File] = set()  # written completely, whether in an index or not
         self.complete: dict[str, Stamp] = {}  # run id -> stamp of its result, once all is mirrored
         self.waiting: set[str] = set()  # files whose present version is not mirrored yet
         self.failing = False
@@ -201,7 +201,7 @@ class _Mirror:
         return note if note["address"] == self.place.address else None
 
     def _take(self) -> Index:
-        """Claim the place by writing its next index, and return it. Raises as `_refuse_another`, `Place`."""
+        """Claim the place by writing its next index, and return that. Raises UserError, and as `Place`."""
         latest = self.place.latest()
         note = self._note()
         _refuse_another(latest, self.place, note)
@@ -210,8 +210,8 @@ class _Mirror:
             write_json(self.study.mirror_file, note)
         number, files = (latest.number, latest.files) if latest else (0, {})
         self.index = self.place.publish(self.study.name, note["writer"], number, files)
-        self.there = set(files.items())
-        self.place.sweep(self.there, number)
+        self.mirrored = set(files.items())
+        self.place.sweep(self.mirrored, number)
         return self.index
 
     def _look(self, *, whole: bool) -> bool:
@@ -236,9 +236,9 @@ class _Mirror:
         if files != latest.files:
             self.index = self.place.publish(study.name, latest.writer, latest.number, files)
             self._has_moved()
-            written, self.there = self.there, {*files.items(), *latest.files.items()}
+            written, self.mirrored = self.mirrored, {*files.items(), *latest.files.items()}
             with suppress(OSError):  # the next command sweeps, too
-                self.place.sweep(self.there, latest.number, written)
+                self.place.sweep(self.mirrored, latest.number, written)
         self.waiting = set()
         return True
 
@@ -280,11 +280,11 @@ class _Mirror:
             for part in parts(file, about.st_size) if large else ():
                 sha256.update(part)
             entry = Entry(sha256.hexdigest(), about.st_size if large else len(content))
-            if (path, entry) not in self.there:
+            if (path, entry) not in self.mirrored:
                 self.waiting.add(path)
                 if large:
                     self.place.write_large(path, entry, file, self._has_moved)
-                    self.there.add((path, entry))
+                    self.mirrored.add((path, entry))
                 else:
                     self.batch[path, entry] = content
         if len(self.batch) >= AT_A_TIME or sum(map(len, self.batch.values())) > IN_MEMORY:
@@ -296,7 +296,7 @@ class _Mirror:
         if self.batch:
             self.place.write(self.batch)
             self._has_moved()
-            self.there |= self.batch.keys()
+            self.mirrored |= self.batch.keys()
             self.batch = {}
 
     def _has_moved(self) -> None:

@@ -34,7 +34,7 @@ class Notifier:
         self.running: list[threading.Thread] = []
 
     def tell(self, event: str, message: str, *, wait: bool = True) -> None:
-        """Run the command and, if `wait`, return once it and all earlier ones have ended or been killed."""
+        """Run the command: in the background, or if `wait`, after earlier ones and until it has ended."""
         if wait:
             for thread in self.running:
                 thread.join()
