@@ -18,7 +18,7 @@ from . import queue
 from .pool import Say
 from .worker import GRACE_S
 
-DRIVER_S = 180.0  # that a driver has to close its workers, or to finish drawing or measuring
+DRIVER_S = 180.0  # time for a driver to close its workers, or to finish drawing or measuring
 POLL_S = 0.2
 
 

@@ -23,8 +23,6 @@ from .local import start_worker
 from .pool import Say
 from .session import GUEST, Session, code_here, sessions_in
 
-LOOK_S = 0.5  # between two checks for a session
-
 
 def join(place: Path, wait_s: float, say: Say) -> int:
     """Work on a study until it is finished or has had no driver for `wait_s` seconds.
@@ -57,7 +55,7 @@ def join(place: Path, wait_s: float, say: Say) -> int:
                 f"nobody runs study {study.name} so that workers can join: its command, with "
                 "launcher.join=true, lets workers join; --wait SECONDS waits for it."
             )
-        time.sleep(LOOK_S)
+        time.sleep(0.5)
 
 
 def _finished(study: Study) -> bool:

@@ -29,7 +29,7 @@ from .session import GUEST, Session, describe_exit, worker_settings
 
 WORKER = ("-m", "ebc_lab.study.launch.worker")  # Python's arguments for a worker process
 SCRUBBED = ("SLURM_", "PMI_", "PMIX_", "SUBMITIT_")  # prefixes of an enclosing job's environment variables
-CLOSE_S = 15.0  # that workers have for a checkpoint before they are killed
+CLOSE_S = 15.0  # time for workers to write checkpoints before they are killed
 
 
 def start_worker(

@@ -82,7 +82,7 @@ class WorkerPool(ABC):
         self.session = session
         self.slots = slots
         self.say = say
-        self.specs: dict[str, RunSpec] = {}  # run id -> spec, of the runs of the current call of `run`
+        self.specs: dict[str, RunSpec] = {}  # run id -> spec, for the runs that `run` was called with last
         self.offered: list[str] = []
         self.published: Any = None  # the list and the barred workers as last published
         self.lost: Counter[str] = Counter()  # run id -> how many workers it has lost
@@ -94,7 +94,7 @@ class WorkerPool(ABC):
         self.watched = 0.0  # time of the last check for signs of life
         self.signs = Signs()  # by worker
         self.trained = Signs()  # by worker; the sign is the run that it trains
-        self.unclaimed = Signs()  # by run, of those that no worker of this pool could claim
+        self.unclaimed = Signs()  # by run id, for runs that other processes hold
         self.guests: list[str] = []  # workers that joined from elsewhere
         self.silent: set[str] = set()  # guests that were already reported to show no sign of life
 

@@ -21,8 +21,8 @@ from ..store.study import Study
 from .session import Session
 
 PATIENCE_S = 60.0  # for one answer from Slurm
-SOFT_S = 20.0  # that workers have to stop before their jobs are cancelled
-HARD_S = 300.0  # that the jobs have to end in all
+SOFT_S = 20.0  # time for workers to stop before their jobs are cancelled
+HARD_S = 300.0  # time for all jobs to end
 LOOK_S = 2.0  # between two reads of the queue while jobs end
 GONE_S = 60.0  # until a job that the queue does not show, or shows as COMPLETING, counts as over
 USER = f"--user={os.getuid()}"
@@ -40,7 +40,7 @@ class LauncherRecord(TypedDict):
 
     session: str  # the folder through which the jobs and their driver communicate
     name: str  # of the jobs
-    host: str  # of the driver that submitted the first of them
+    host: str  # where the driver ran that began the session
 
 
 class QueueUnavailable(Exception):

@@ -45,7 +45,9 @@ def submit_jobs(
     # variables of an enclosing job or MPI, which sbatch would read as options and pass to the workers
     enclosing = {k: v for k, v in os.environ.items() if k.startswith(local.SCRUBBED) and k not in KEPT}
     try:
-        executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=10**6)  # requeued without limit
+        executor = submitit.SlurmExecutor(
+            folder=folder, max_num_timeout=10**6
+        )  # in effect, any number of requeues
         executor.update_parameters(**_sbatch(config, name, len(jobs), avoid))
         for key in enclosing:
             del os.environ[key]

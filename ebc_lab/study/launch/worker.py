@@ -49,8 +49,7 @@ KINDS = {
 POLL_S = 0.1
 POLL_SHARED_S = 1.0  # in a Slurm job: every worker reads the same folder on a shared file server
 WATCH_S = 1.0
-NICENESS = 5  # on this machine, so that `status` and other commands answer quickly while workers train
-GRACE_S = 60.0  # that a worker has for a checkpoint once it is told to end; then it kills itself
+GRACE_S = 60.0  # time for a checkpoint once a worker is to end; then it kills itself
 PAUSE_S = 60.0  # after SIGTERM in a Slurm job: time for Slurm to do what it announced
 STOPPED = 130  # exit code: ended by a signal, with a checkpoint of its run
 CANNOT_WRITE = 74  # exit code: EX_IOERR of sysexits.h
@@ -146,7 +145,7 @@ class Worker:
         self.about = session.about()
         self.bound = bool(self.about["bound"])
         if self.bound:
-            os.nice(NICENESS)
+            os.nice(5)  # so that `status` and other commands answer quickly while workers train
         self.study = Study((session.root / self.about["study"]).resolve())
         if self.study.own.is_dir():
             remember(self.study.own)

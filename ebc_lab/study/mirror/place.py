@@ -28,8 +28,6 @@ from ebc_lab.records.json_files import checksum_holds, parse_json, with_checksum
 
 from ..store.manifest import is_safe
 
-CHUNK = 8 << 20  # bytes of a large file that are held in memory at a time
-
 
 class Entry(NamedTuple):
     """The content of a file, as an index describes it."""
@@ -184,9 +182,9 @@ class Place:
 
 
 def parts(file: IO[bytes], size: int) -> Iterator[bytes]:
-    """Yield the first `size` bytes of an open file in parts; fewer if the file is shorter."""
+    """Yield the first `size` bytes of an open file in parts of 8 MiB; fewer if the file is shorter."""
     file.seek(0)
-    while size > 0 and (part := file.read(min(CHUNK, size))):
+    while size > 0 and (part := file.read(min(8 << 20, size))):
         yield part
         size -= len(part)
 

@@ -27,8 +27,7 @@ WANDB_SETTINGS: dict[str, Any] = {"console": "off", "disable_code": True, "disab
 WANDB_SETTINGS |= {"x_disable_machine_info": True, "x_disable_meta": True, "x_disable_stats": True}
 WANDB_SETTINGS["init_timeout"] = 20.0  # s; its own 90 are longer than a driver waits
 TRACKIO_SETTINGS: dict[str, Any] = {"resume": "allow", "embed": False}
-TRACKIO_SETTINGS |= {"auto_log_cpu": False, "auto_log_gpu": False}  # nor is Trackio
-TRACKIO_ELSEWHERE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")  # set by users who want the runs on a server
+TRACKIO_SETTINGS |= {"auto_log_cpu": False, "auto_log_gpu": False}  # the same for Trackio
 
 
 @dataclass(frozen=True)
@@ -221,7 +220,7 @@ class Trackio(Tracker):
     def __init__(self, folder: Path, config: TrackerConfig, note: Callable[[str], None]):
         super().__init__(folder, config, note)
         os.environ["TRACKIO_DIR"] = str(folder / "trackio")  # read when trackio is imported
-        if not any(os.environ.get(name) for name in TRACKIO_ELSEWHERE):
+        if not any(os.environ.get(name) for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")):
             os.environ["HF_HUB_OFFLINE"] = "1"  # else trackio asks a server for a token's user name
         import trackio
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from ebc_lab.config.errors import visible
 
-PATIENCE_S = 30.0  # that the command has before it is killed
+PATIENCE_S = 30.0  # time for the command before it is killed
 FINISHED, FAILED, STALLED = "finished", "failed", "stalled"
 
 
