@@ -51,9 +51,6 @@ POLL_SHARED_S = 1.0  # in a Slurm job: every worker reads the same folder on a s
 WATCH_S = 1.0
 GRACE_S = 60.0  # time for a checkpoint once a worker is to end; then it kills itself
 PAUSE_S = 60.0  # after SIGTERM in a Slurm job: time for Slurm to do what it announced
-STOPPED = 130  # exit code: ended by a signal, with a checkpoint of its run
-CANNOT_WRITE = 74  # exit code: EX_IOERR of sysexits.h
-DEVICE_FAILED = 75  # exit code: EX_TEMPFAIL of sysexits.h
 
 
 def load_function(kind: str) -> Callable[..., dict[str, Any]]:
@@ -143,7 +140,7 @@ class Worker:
         files = [session.root.parent / f"{lock}.lock" for lock in locks]
         self.locks = [FileLock(file, fallback_to_soft=False) for file in files]
         self.about = session.about()
-        self.bound = bool(self.about["bound"])
+        self.bound = self.about["bound"]
         if self.bound:
             os.nice(5)  # so that `status` and other commands answer quickly while workers train
         self.study = Study((session.root / self.about["study"]).resolve())
@@ -203,8 +200,8 @@ class Worker:
             self.session.note("worker", self.name, **now, **self.surroundings, **more)
 
     def work(self) -> int:
-        """Train runs until this worker is to end, and return the exit code: 0 if it was told to end or was
-        idle for too long, STOPPED after a signal, CANNOT_WRITE, or DEVICE_FAILED."""
+        """Train runs until this worker is to end. Returns the exit code: 0 if it was told to end or was idle
+        for too long, 130 after a signal, EX_IOERR if it cannot write, EX_TEMPFAIL if its device failed."""
         with suppress(OSError, UserError, LookupError, TypeError):
             # import what the first run needs before claiming it: torch takes seconds
             first = (self.session.tasks() or {"runs": []})["runs"][0]
@@ -219,11 +216,11 @@ class Worker:
             self._work()
         except DeviceFailed as error:  # the driver counts the run as lost, and starts another worker
             self.say(cause=str(error), device_failed=True)
-            return DEVICE_FAILED
+            return os.EX_TEMPFAIL
         except OSError as error:
             self.say(error=f"{error.filename or self.study.root}: {error.strerror or error}")
-            return CANNOT_WRITE
-        return STOPPED if self.end.is_set() and not self.told_to_end else 0
+            return os.EX_IOERR
+        return 130 if self.end.is_set() and not self.told_to_end else 0
 
     def _work(self) -> None:
         """Train one run after another until this worker is to end, or has been idle for `idle_s` seconds."""
