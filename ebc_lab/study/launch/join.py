@@ -72,7 +72,7 @@ def _work(session: Session, say: Say) -> int:
     about = session.about()
     here = code_here()
     known = {k: v for k, v in about["code"].items() if None not in (v, here.get(k))}
-    if other := [f"{k} {there} there, {here[k]} here" for k, there in known.items() if there != here[k]]:
+    if other := [f"{k} {theirs} there, {here[k]} here" for k, theirs in known.items() if theirs != here[k]]:
         what = "; ".join(other)
         raise UserError(f"the study is run by other code than is installed here ({what}): install the same.")
     if about.get("device") == "cuda":

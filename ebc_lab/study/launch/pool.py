@@ -303,7 +303,7 @@ class WorkerPool(ABC):
         failure = note.get("cause") if note.get("device_failed") else None
         device_failed = self._device_is_to_blame(worker, failure, run_id)
         if not device_failed:
-            finished = int(note.get("ran") or 0) > (1 if run_id else 0)
+            finished = note.get("ran", 0) > (1 if run_id else 0)
             self._blame_place(self._place(worker, note), run_id, finished=finished)
         if run_id is None or self.study.has_result(run_id):
             return

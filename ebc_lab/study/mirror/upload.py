@@ -57,8 +57,8 @@ def place_of(config: Config, study: Study) -> Place:
     except (ImportError, ValueError, OSError) as error:
         raise UserError(f"study.mirror={config.study.mirror} cannot be used ({why(error)}).") from None
     if place.local:
-        there, here = Path(place.root).resolve(), study.root.resolve()
-        if there == here or here in there.parents or there in here.parents:
+        target, own = Path(place.root).resolve(), study.root.resolve()
+        if target == own or own in target.parents or target in own.parents:
             raise UserError(f"study.mirror={config.study.mirror} is the study's own folder: choose another.")
     return place
 
@@ -154,8 +154,8 @@ class _Mirror:
         if self.over:
             return
         if self.thread.is_alive() or self.waiting or self.index is None:
-            named = ", ".join(sorted(self.waiting)[:3])
-            count = f"{len(self.waiting)} file(s) are not mirrored ({named}{', …' * (len(self.waiting) > 3)})"
+            some = ", ".join(sorted(self.waiting)[:3])
+            count = f"{len(self.waiting)} file(s) are not mirrored ({some}{', …' * (len(self.waiting) > 3)})"
             what = count if self.waiting else "the latest files are not mirrored"
             self.say(f"warning: {what}: the same command mirrors them")
         else:

@@ -108,19 +108,19 @@ def superseded_by(directory: Path, token: str) -> str:
 
 
 def spans(directory: Path) -> list[Span]:
-    """Return the attempts whose begin and end are both known, oldest first, without those made in another
-    study before the run was taken from it."""
+    """Return the attempts whose begin and end are both known, oldest first, without those of the study from
+    which a finished run was taken."""
     found: list[Span] = []
     begun: tuple[float, str, int] | None = None
     for event in log(directory):
         with suppress(KeyError, TypeError, ValueError):
-            what = event["event"]
-            at = datetime.fromisoformat(event["at"]).timestamp()
-            if what == "taken":
+            kind = event["event"]
+            when = datetime.fromisoformat(event["at"]).timestamp()
+            if kind == "taken":
                 found, begun = [], None
-            elif what == "begin":
-                begun = at, str(event["host"]), int(event["pid"])
-            elif what in OVER and begun is not None:
-                found.append((begun[0], at, *begun[1:]))
+            elif kind == "begin":
+                begun = when, str(event["host"]), int(event["pid"])
+            elif kind in OVER and begun is not None:
+                found.append((begun[0], when, *begun[1:]))
                 begun = None
     return found
