@@ -52,7 +52,7 @@ def pilot(
         watch=view.watch,
         expect=_told_only(expected_left),
         work=_told_only(expected_work),
-        stalled=lambda text: notifier.tell_in_background(STALLED, text),
+        stalled=lambda text: notifier.tell(STALLED, text, wait=False),
     )
     try:
         with view.following():

@@ -1,4 +1,4 @@
-"""Lock files: who drives a study, who trains a run. The kernel frees them when a process dies."""
+"""Lock files of studies and runs. The kernel frees them when the process that holds them dies."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .paths import RunFiles, StudyFiles
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether a process holds this lock file, without taking it. Raises UserError where locks fail.
+    """Return whether a process holds this lock file, without acquiring it.
 
-    One that another user keeps to himself cannot be asked: it counts as free.
+    A file that this user may not read counts as free. Raises UserError if locking fails.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -44,8 +44,8 @@ def is_locked(path: Path) -> bool:
 
 @contextmanager
 def run_lock(directory: Path) -> Iterator[str | None]:
-    """Lock a run's folder for training, and write there from now on in the place of earlier attempts
-    (`fence.py`). Yields the token of this attempt, or None if another process has the run."""
+    """Lock a run for training, superseding earlier attempts (`fence.py`), while the block runs. Yields the
+    token of this attempt, or None if another process has the run."""
     with ExitStack() as held:
         try:
             held.enter_context(FileLock(RunFiles(directory).lock, fallback_to_soft=False).acquire(timeout=0))
@@ -58,15 +58,9 @@ def run_lock(directory: Path) -> Iterator[str | None]:
         yield token
 
 
-def take_run_lock_away(directory: Path) -> None:
-    """Let another process train a run whose lock a lost one holds: what that holds from now on is a lock that
-    nobody asks for, and it can write no more once the next attempt has begun."""
-    RunFiles(directory).lock.unlink(missing_ok=True)
-
-
 def study_holder(files: StudyFiles) -> dict[str, Any] | None:
-    """Return which process drives a study now, or None: `pid`, `host` and `since`, or nothing where it has
-    not noted that yet."""
+    """Return `pid`, `host` and `since` of the process that drives a study; an empty dict if it has not
+    recorded them yet, and None if no process does."""
     if not is_locked(files.driver_lock):
         return None
     with suppress(OSError, UserError):
@@ -76,11 +70,11 @@ def study_holder(files: StudyFiles) -> dict[str, Any] | None:
 
 @contextmanager
 def study_lock(files: StudyFiles) -> Iterator[None]:
-    """Be the only process that drives a study. Raises UserError, naming the other one."""
+    """Hold the lock of a study's driver while the block runs. Raises UserError if another process has it."""
     lock = FileLock(files.driver_lock, fallback_to_soft=False)
     name = files.root.name
     try:
-        lock.acquire(timeout=2)  # `study_holder` of another process may have it for a moment
+        lock.acquire(timeout=2)  # another process's `study_holder` may hold it for a moment
     except Timeout:
         who = {"pid": "?", "host": "?", "since": "?"} | (study_holder(files) or {})
         where = f"process {who['pid']} on {who['host']} since {who['since']}"
@@ -91,7 +85,7 @@ def study_lock(files: StudyFiles) -> Iterator[None]:
         write_json(files.driver_file, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
         yield
     except OSError as error:
-        # a disk that fills up in the middle of a file names no file
+        # when a disk fills up, the error names no file
         error.filename = error.filename or str(files.root)
         raise
     finally:

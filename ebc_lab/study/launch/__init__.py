@@ -1,4 +1,4 @@
-"""Where runs are trained: the pool that `launcher` names."""
+"""The pools that train a study's runs, chosen by the setting `launcher`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .pool import CheckIn, Say, Signs, WorkerPool, WorkersFailed, release_if_sil
 
 
 class InlinePool:
-    """launcher=inline: one run after the other in the calling process, for debuggers."""
+    """A pool that trains one run after another in the calling process, for debuggers (launcher=inline)."""
 
     def __init__(self, config: Config, study: Study):
         self.config = config
@@ -27,7 +27,7 @@ class InlinePool:
     def run(
         self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool
     ) -> None:
-        """Train `specs`, as `WorkerPool.run` does; nothing is idle here that could begin on `spare`."""
+        """Train `specs` as `WorkerPool.run` does, and none of `spare`, since no worker is ever idle."""
         from .worker import POLL_S, train_claimed
 
         asked: list[int] = []
@@ -47,7 +47,7 @@ class InlinePool:
                             checkpoint_every_s=self.config.launcher.checkpoint_every_s,
                             should_stop=lambda: bool(asked),
                         )
-                        if not trained:  # a worker of a dead driver still holds it
+                        if not trained:  # a worker of a dead driver still holds the run
                             if asked:
                                 raise KeyboardInterrupt
                             release_if_silent(self.study, spec.run_id, self.config.launcher, signs)
@@ -69,11 +69,11 @@ Pool = InlinePool | WorkerPool
 
 @contextmanager
 def open_pool(config: Config, study: Study, say: Say = lambda text: None) -> Iterator[Pool]:
-    """Open the pool that `config.launcher` names, and close it on exit, or leave it if the driver was
-    interrupted. Raises UserError where this machine lacks the device."""
+    """Yield the pool that `config.launcher` names, and close it on exit; after KeyboardInterrupt, leave it.
+    Raises UserError if this machine lacks the device."""
     pool: WorkerPool
     if config.device == "cuda" and config.launcher.name != "slurm":
-        require_gpu()  # a study begun on one may be continued where there is none
+        require_gpu()  # a study begun on a GPU may be continued on a machine without one
     if config.launcher.name == "inline":
         yield InlinePool(config, study)
         return
@@ -81,7 +81,7 @@ def open_pool(config: Config, study: Study, say: Say = lambda text: None) -> Ite
         from .slurm import SlurmPool
 
         pool = SlurmPool(config, study, slots(config), say)
-    else:
+    else:  # local
         from .local import LocalPool
 
         gpus = visible_gpus(config.launcher.processes_per_run) if config.device == "cuda" else []

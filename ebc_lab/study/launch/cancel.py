@@ -1,4 +1,4 @@
-"""`ebc-lab cancel`: stop the driver, the workers and the jobs of a study, wherever they run."""
+"""`ebc-lab cancel`: stop a study's driver, workers and Slurm jobs, wherever they run."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from . import queue
 from .pool import Say
 from .worker import GRACE_S
 
-DRIVER_S = 180.0  # for a driver to close its workers, or to finish drawing or measuring
+DRIVER_S = 180.0  # time for a driver to close its workers, or to finish drawing or measuring
 POLL_S = 0.2
 
 
 def cancel(study: Study, say: Say) -> dict[str, Any]:
-    """End the driver, its workers and its Slurm jobs, and record the runs in progress as `cancelled`.
+    """Stop a study's driver, workers and Slurm jobs, and record its unfinished runs as `cancelled`.
 
-    Returns what was ended: `study`, `driver` (None without one), `jobs` (how many) and `runs` (their ids).
-    The command that began the study continues the runs from their checkpoints. Raises UserError where there
-    is no study, its driver does not respond, or the queue cannot be read.
+    Returns `study` (its name), `driver` (the process, or None), `jobs` (how many) and `runs` (their ids). The
+    command that began the study resumes the runs from their checkpoints. Raises UserError if there is no
+    study, if its driver or a worker does not respond, or if the queue cannot be read.
     """
     study.header()
     study.must_be_ours()
@@ -65,8 +65,8 @@ def cancel(study: Study, say: Say) -> dict[str, Any]:
 
 
 def _cancel_run(study: Study, files: RunFiles) -> bool:
-    """Record one run as cancelled, once no worker is writing a checkpoint of it any more, and return whether
-    it had no result yet. Raises UserError when a worker does not let go."""
+    """Record a run as cancelled once no worker holds its lock, and return True; False if it has a result by
+    then. Raises UserError if a worker keeps the lock too long."""
     deadline = time.monotonic() + GRACE_S + DRIVER_S / 2
     while True:
         with run_lock(files.directory) as mine:
@@ -74,7 +74,7 @@ def _cancel_run(study: Study, files: RunFiles) -> bool:
                 return False
             if mine:
                 identity = None
-                with suppress(OSError, UserError):  # where its spec cannot be read
+                with suppress(OSError, UserError):  # its spec may be unreadable
                     identity = digest(read_json(files.spec, SpecRecord)["identity"])
                 steps = (study.progress(files.directory.name) or {}).get("step", 0)
                 attempts.give_up(files, "cancelled", "ebc-lab cancel", identity, steps)

@@ -1,8 +1,8 @@
-"""`ebc-lab worker`: a worker that joins a running study from another machine that sees its folder.
+"""`ebc-lab worker`: join a running study as a worker, from any machine that sees its folder.
 
-The driver of a study with `launcher.join` keeps its session in the study's folder. A worker that joins is one
-like the driver's own: it takes runs from the same list, claims each by its lock, and ends when the driver's
-lock is free. It holds a lock under its own name, by which the driver sees that it is there.
+With `launcher.join`, a driver keeps its session in the study's folder. A worker that joins behaves like the
+driver's own: it takes runs from the same list, claims each by its lock, and ends when the driver's lock is
+free. It also holds a lock under its own name, which shows the driver that it is alive.
 """
 
 from __future__ import annotations
@@ -23,14 +23,12 @@ from .local import start_worker
 from .pool import Say
 from .session import GUEST, Session, code_here, sessions_in
 
-LOOK_S = 0.5  # between two looks for a session
-
 
 def join(place: Path, wait_s: float, say: Say) -> int:
-    """Work on a study until it is finished, or nobody has driven it for `wait_s` seconds, and return the exit
-    code: 0, or the worker's where that failed. `place`: the study's folder, or that of its session.
+    """Work on a study until it is finished or has had no driver for `wait_s` seconds.
 
-    Raises UserError where nobody drives it, or with other code than is installed here.
+    `place`: the study's folder, or its session's. Returns the exit code: 0, or that of a worker that failed.
+    Raises UserError if the study has no driver, or its driver runs other code than is installed here.
     """
     inside = (place / "session.json").exists()
     study = Study(place.resolve().parent.parent if inside else place)
@@ -57,11 +55,11 @@ def join(place: Path, wait_s: float, say: Say) -> int:
                 f"nobody runs study {study.name} so that workers can join: its command, with "
                 "launcher.join=true, lets workers join; --wait SECONDS waits for it."
             )
-        time.sleep(LOOK_S)
+        time.sleep(0.5)
 
 
 def _finished(study: Study) -> bool:
-    """Return whether nobody drives the study and its last stage is decided; False where it cannot be read."""
+    """Return whether a study has no driver and its last stage is decided; False if it cannot be read."""
     with suppress(UserError):
         last = recorded_config(study.header()).study.stages[-1]
         return study.holder() is None and last in study.decisions()
@@ -69,12 +67,12 @@ def _finished(study: Study) -> bool:
 
 
 def _work(session: Session, say: Say) -> int:
-    """Be one of the session's workers until that ends, and return its exit code. Raises UserError where this
-    machine cannot do the study's work, or would give other numbers."""
+    """Run a worker of this session until it ends, and return its exit code. Raises UserError if this machine
+    lacks what the study needs, or would compute other numbers."""
     about = session.about()
     here = code_here()
     known = {k: v for k, v in about["code"].items() if None not in (v, here.get(k))}
-    if other := [f"{k} {there} there, {here[k]} here" for k, there in known.items() if there != here[k]]:
+    if other := [f"{k} {theirs} there, {here[k]} here" for k, theirs in known.items() if theirs != here[k]]:
         what = "; ".join(other)
         raise UserError(f"the study is run by other code than is installed here ({what}): install the same.")
     if about.get("device") == "cuda":
@@ -84,8 +82,7 @@ def _work(session: Session, say: Say) -> int:
         raise UserError(sentence)
     name = f"{GUEST}{os.uname().nodename[:40]}-{os.getpid()}-{secrets.token_hex(3)}"
     say(f"joining {study.root} as {name}")
-    lock = f"{session.root.name}/{name}"  # by which the driver sees that it is there
-    worker = start_worker(session, name, about.get("env", {}), [lock])
+    worker = start_worker(session, name, about.get("env", {}), [f"{session.root.name}/{name}"])
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: worker.send_signal(number))
     code = worker.wait()

@@ -1,10 +1,9 @@
-"""launcher=local: worker processes on this machine, one per slot, each on its own GPU or group of cores, or
-as many as processes train a run. A worker ends when its driver's lock is free, however the driver ended.
+"""launcher=local: worker processes on this machine, one per slot, each on cores or on GPUs (one for each
+process of a run). A worker ends when its driver's lock is free, however the driver ended.
 
-A slot is avoided, for the rest of a call, once nvidia-smi no longer lists its GPU, or its worker finds it out
-of reach (another process holds it, say). Neither is a run's fault, so no run is charged. Memory that runs out
-on one GPU of several may have been taken by another process: the run is tried once more, on another GPU, and
-what comes of it there is its result.
+A slot is avoided for the rest of a call once nvidia-smi no longer lists its GPU, or its worker cannot use the
+GPU (another process may hold it). No run is charged for either. If memory runs out on one GPU of several,
+another process may have taken it: the run is tried once more, on another GPU, and that attempt counts.
 """
 
 from __future__ import annotations
@@ -28,18 +27,18 @@ from ..store.study import Study
 from .pool import Death, Note, Say, WorkerPool, WorkersFailed
 from .session import GUEST, Session, describe_exit, worker_settings
 
-WORKER = ("-m", "ebc_lab.study.launch.worker")  # what Python is given to be one
-SCRUBBED = ("SLURM_", "PMI_", "PMIX_", "SUBMITIT_")  # variables of an enclosing job
-CLOSE_S = 15.0  # for a checkpoint, before workers are killed
+WORKER = ("-m", "ebc_lab.study.launch.worker")  # Python's arguments for a worker process
+SCRUBBED = ("SLURM_", "PMI_", "PMIX_", "SUBMITIT_")  # prefixes of an enclosing job's environment variables
+CLOSE_S = 15.0  # time for workers to write checkpoints before they are killed
 
 
 def start_worker(
     session: Session, name: str, env: Mapping[str, str], locks: Sequence[str]
 ) -> subprocess.Popen[bytes]:
-    """Start a worker on this machine, whose output goes to its log, and return its process.
+    """Start a worker on this machine that writes its output to its log, and return its process.
 
-    It has a process group of its own: Ctrl-C reaches only its driver, whose freed lock makes it end with a
-    checkpoint. `locks`: what only one worker at a time may hold, of whichever driver.
+    It has a process group of its own, so Ctrl-C reaches only the driver, whose freed lock makes the worker
+    end with a checkpoint. `locks`: names of locks that it acquires first, which others may hold.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(SCRUBBED)}
     with open(session.log_path(name), "ab") as log:
@@ -54,20 +53,20 @@ def start_worker(
 
 
 def worker_env(config: Config) -> dict[str, str]:
-    """Return what is set in every worker's environment."""
+    """Return the environment variables that are set for every worker."""
     threads = str(config.threads_per_run)
     return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
 
 
 class LocalPool(WorkerPool):
-    """One worker process per slot."""
+    """A pool with one worker process per slot."""
 
     def __init__(self, config: Config, study: Study, gpus: Sequence[str], slots: int, say: Say):
-        """`gpus`: as CUDA_VISIBLE_DEVICES takes them."""
+        """`gpus`: their identifiers in the form that CUDA_VISIBLE_DEVICES accepts."""
         launcher = config.launcher
         together = launcher.processes_per_run
         self.groups = [tuple(gpus[i * together : (i + 1) * together]) for i in range(len(gpus) // together)]
-        # those of each slot, one for each process of a run; slots beyond the last group share them in turn
+        # by slot, one GPU for each process of a run; slots beyond the last group share the groups in turn
         self.gpus = [self.groups[slot % len(self.groups)] if self.groups else () for slot in range(slots)]
         about = worker_settings(config, several_gpus=len(set(self.gpus)) > 1)
         about |= {"bound": True, "idle_s": None, "device": config.device, "env": worker_env(config)}
@@ -76,7 +75,7 @@ class LocalPool(WorkerPool):
         self.lock = FileLock(session.lock_path, fallback_to_soft=False)
         self.lock.acquire(timeout=0)
         self.workers: dict[int, subprocess.Popen[bytes]] = {}  # by slot
-        self.failed_on: dict[str, set[int]] = {}  # run id -> slots whose GPUs failed under it
+        self.failed_on: dict[str, set[int]] = {}  # run id -> slots whose GPUs failed during it
 
     def _usable(self) -> list[int]:
         return [slot for slot in range(self.slots) if _place_of(slot) not in self.avoided]
@@ -86,7 +85,7 @@ class LocalPool(WorkerPool):
         if not usable and not self.workers:
             why = "; ".join(dict.fromkeys(self.avoided[_place_of(slot)] for slot in range(self.slots)))
             raise WorkersFailed(f"no GPU is left to train on: {why}. The same command continues from here.")
-        if barred := self._barred():  # those that may take most of what is left come first
+        if barred := self._barred():  # slots that may take the most of the remaining runs come first
             left = [workers for run_id, workers in barred.items() if not self.study.has_result(run_id)]
             usable.sort(key=lambda slot: sum(str(slot) in workers for workers in left))
         for slot in usable[:wanted]:
@@ -100,46 +99,46 @@ class LocalPool(WorkerPool):
         self.workers[slot] = start_worker(self.session, str(slot), env, self._locks(slot))
 
     def _locks(self, slot: int) -> list[str]:
-        """Return what a slot's worker holds for as long as it lives, a share of each of its GPUs, as parts of
-        files' names. These are the same in every call, whatever else is visible, and sorted, so that workers
-        with overlapping groups of GPUs never wait for each other in a circle."""
+        """Return the names of the locks that a slot's worker holds while it lives: a share of each of its
+        GPUs. They are the same in every call, whatever other GPUs are visible, and sorted, so that workers
+        with overlapping groups of GPUs never deadlock."""
         gpus = self.gpus[slot]
         return sorted(re.sub(r"[^\w.-]", "_", f"{gpu}-{slot // len(self.groups)}") for gpu in gpus)
 
     def _barred(self) -> dict[str, list[str]]:
         usable = set(self._usable())
         return {
-            run_id: sorted(map(str, slots)) if usable - slots else []  # none where no others are left
+            run_id: sorted(map(str, slots)) if usable - slots else []  # no other slot is usable
             for run_id, slots in self.failed_on.items()
         }
 
-    def _device_is_to_blame(self, worker: str, said: str | None, run_id: str | None) -> bool:
+    def _device_is_to_blame(self, worker: str, failure: str | None, run_id: str | None) -> bool:
         if worker.startswith(GUEST):
-            return said is not None
+            return failure is not None
         slot = int(worker)
         gpus = self.gpus[slot]
         if not gpus:
             return False
-        if said is not None and run_id is not None:
+        if failure is not None and run_id is not None:
             same = {other for other, theirs in enumerate(self.gpus) if theirs == gpus}
             self.failed_on.setdefault(run_id, set()).update(same)
-        there = listing()  # a GPU that is lost may also leave a worker hanging, or let it die by a signal
-        gone = [name for name in gpus if not there.failure and not named_by(name, there.gpus)]
+        listed = listing()  # a lost GPU may also hang its worker, or end it by a signal
+        gone = [name for name in gpus if not listed.failure and not named_by(name, listed.gpus)]
         where = " and ".join(gpus)
         if gone:
             sharing = [other for other, theirs in enumerate(self.gpus) if set(theirs) & set(gone)]
             self._retire(sharing, f"{' and '.join(gone)} is not listed by nvidia-smi any more")
-        elif said is not None and any(words in said for words in UNUSABLE):
+        elif failure is not None and any(words in failure for words in UNUSABLE):
             held = "".join(_holders(name, only=len(gpus) == 1) for name in gpus)
-            self._retire([slot], f"{where} cannot be used ({said}{held})")
-        elif said is not None and said.startswith(OUT_OF_MEMORY):
+            self._retire([slot], f"{where} cannot be used ({failure}{held})")
+        elif failure is not None and failure.startswith(OUT_OF_MEMORY):
             self.say(f"{run_id} ran out of memory on {where}: it is tried again on another GPU")
         else:
             return False
         return True
 
     def _retire(self, slots: Iterable[int], why: str) -> None:
-        """Use these slots no more in this call, and end the workers that are left there."""
+        """Stop using these slots for the rest of this call, and end their workers."""
         self.say(f"{why}: no more workers are started there, and its runs go to others")
         for slot in slots:
             self.avoided.setdefault(_place_of(slot), why)
@@ -154,13 +153,13 @@ class LocalPool(WorkerPool):
         for slot, process in list(self.workers.items()):
             if (code := process.poll()) is not None:
                 del self.workers[slot]
-                retired = _place_of(slot) in self.avoided  # and so told to end
+                retired = _place_of(slot) in self.avoided  # so the worker was told to end
                 log = self.session.log_path(str(slot))
                 deaths.append(Death(str(slot), describe_exit(code), log, clean=retired, counts=not retired))
         return deaths
 
     def _kill(self, worker: str) -> None:
-        """Kill a worker that does not respond, with everything it started."""
+        """Kill a worker and every process it has started."""
         with suppress(ProcessLookupError):
             os.killpg(self.workers[int(worker)].pid, signal.SIGKILL)
 
@@ -184,10 +183,10 @@ def _place_of(slot: int | str) -> str:
 
 
 def _holders(name: str, *, only: bool) -> str:
-    """Return in words which processes nvidia-smi shows on a GPU; empty where it shows none. `only`: it is the
-    worker's only GPU."""
+    """Return a phrase that names the processes nvidia-smi shows on a GPU; empty if it shows none. `only`:
+    whether it is the worker's only GPU."""
     where = "it" if only else name
-    if name.isdecimal():  # where CUDA may count otherwise
+    if name.isdecimal():  # CUDA may number GPUs differently
         where = f"nvidia-smi's GPU {name}"
     elif name.startswith("MIG-"):
         where = "its GPU, all instances together,"

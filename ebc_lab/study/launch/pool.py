@@ -1,11 +1,9 @@
-"""Worker processes that share one list of runs: offered, watched, retried and given up.
+"""Worker processes that share one list of runs: how the runs are offered, watched, retried and given up.
 
-A pool is opened once per study and fed stage after stage, so that each worker imports torch once.
-Instructions to workers travel as JSON (`session.py`), and results are read from the runs' own files. Workers
-take runs from one list, each one at a time, so the others take over what a dead worker leaves.
-
-A run that loses its worker is charged for it, and given up once it has cost more than `max_lost`; where the
-worker's GPU alone is to blame it is not.
+A pool is opened once per study and given one stage after another, so that each worker imports torch once.
+Workers read the list as JSON (`session.py`) and take one run at a time, so the others take over what a dead
+worker leaves. Results are read from the runs' own files. A run that loses its worker is charged for it,
+unless the worker's GPU alone is to blame, and is given up once it has lost more than `max_lost` workers.
 """
 
 from __future__ import annotations
@@ -21,61 +19,66 @@ from typing import Any, NamedTuple
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.machine import cores, visible_gpus
 from ebc_lab.config.schema import Config, LauncherConfig
-from ebc_lab.records.fence import attempt_at
+from ebc_lab.records import fence
 from ebc_lab.records.figures import FINISHED
-from ebc_lab.records.locks import is_locked, run_lock, take_run_lock_away
+from ebc_lab.records.locks import is_locked, run_lock
 from ebc_lab.records.spec import RunSpec
 
 from ..store import attempts
 from ..store.study import Study
 from .session import GUEST, Session
 
-MAX_FAILED_STARTS = 3  # workers in a row that die, or exit, before they take a run
-RUNS_TO_AVOID = 2  # different runs in a row that lost their worker in one place, before it is avoided
-WATCH_S = 1.0  # between two checks of the signs of life
-PAUSE = 20  # times what a look took, before the next: a driver shares the cores with its workers
-# (run ids newly done, the run id of each busy worker), called at every poll; raises to stop the wave
-# -> the spare runs from now on, None where they stay as they are
+MAX_FAILED_STARTS = 3  # workers in a row that end before they take a run, after which none is started
+RUNS_TO_AVOID = 2  # different runs in a row that lose their worker in one place, after which it is avoided
+WATCH_S = 1.0  # between two checks for signs of life
+PAUSE = 20  # ratio of a pause to the poll before it: a driver shares the cores with its workers
+# Called at every poll with the ids of the runs newly done and of those in progress. Returns the spare runs
+# from now on, or None to keep them as they are; raises an exception to stop training.
 CheckIn = Callable[[Sequence[str], Sequence[str]], Sequence[str] | None]
 Say = Callable[[str], None]
-Note = Mapping[str, Any]  # of a worker: `session.Note`
+Note = Mapping[str, Any]  # a worker's `session.Note`
 
 
 class WorkersFailed(Exception):
-    """Workers die before they do anything, or all were cancelled; says where to read why."""
+    """No worker can train any more; the message says why."""
 
 
 class Death(NamedTuple):
-    """A worker that has ended."""
+    """The end of a worker."""
 
     worker: str
     cause: str
     log: Path
-    clean: bool = False  # it exited by itself because nothing was left for it
-    counts: bool = True  # this driver started it, so that a failure to start says something about the setup
+    clean: bool = False  # it ended because nothing was left for it, or because it was told to
+    counts: bool = True  # if it took no run, that counts as a failed start
 
 
 class Signs:
-    """The last sign of life of each of several things, and since when it has been the same, on this process's
-    own clock, which cannot jump."""
+    """The latest sign of life of each key, and when it last changed, on this process's monotonic clock."""
 
     def __init__(self) -> None:
-        self.known: dict[str, tuple[Any, float]] = {}  # what it is of -> the sign, and when it was first seen
+        self.known: dict[str, tuple[Any, float]] = {}  # key -> the sign, and when it was first seen
 
     def unchanged_s(self, key: str, sign: Any) -> float:
-        """Note the sign that is seen now, and return for how many seconds it has been the same."""
+        """Record the current sign of a key, and return for how many seconds it has not changed."""
         now = time.monotonic()
         if key not in self.known or self.known[key][0] != sign:
             self.known[key] = sign, now
         return now - self.known[key][1]
 
     def forget(self, key: str) -> None:
-        """Drop what is known of one thing, so that its next sign counts as its first."""
+        """Forget a key, so that its next sign counts as its first."""
         self.known.pop(key, None)
 
 
 class WorkerPool(ABC):
-    """What pools of worker processes on this machine and in Slurm jobs have in common."""
+    """A pool of worker processes, on this machine or in Slurm jobs.
+
+    A subclass begins a `Session`, in which `bound` says whether workers end with the driver, and starts
+    `python -m ebc_lab.study.launch.worker SESSION NAME`. A bound driver holds the session's lock: workers end
+    once it is free, or once the process that started them is gone. The lock of a run is free a moment before
+    the process that held it is gone; that process has ended once its parent notes "exit" in the session.
+    """
 
     poll_s = 0.1
 
@@ -85,33 +88,33 @@ class WorkerPool(ABC):
         self.session = session
         self.slots = slots
         self.say = say
-        self.specs: dict[str, RunSpec] = {}  # of the wave that is trained
+        self.specs: dict[str, RunSpec] = {}  # run id -> spec, for the runs that `run` was called with last
         self.offered: list[str] = []
-        self.published: Any = None  # what workers read now
-        self.lost: Counter[str] = Counter()  # run id -> workers it has cost
+        self.published: Any = None  # the list and the barred workers as last published
+        self.lost: Counter[str] = Counter()  # run id -> how many workers it has lost
         self.killed: dict[str, str] = {}  # worker -> why we killed it
         self.failed_starts = 0
-        # place where workers run -> the runs that lost theirs there since one was finished there
+        # place where workers run -> the runs that lost their worker there since a run was finished there
         self.places: defaultdict[str, set[str | None]] = defaultdict(set)
         self.avoided: dict[str, str] = {}  # place where no more workers are started -> why
-        self.watched = 0.0  # when signs of life were last looked for
-        self.signs = Signs()  # of workers
-        self.trained = Signs()  # worker -> its run, and how long it has been on it
-        self.unclaimed = Signs()  # of runs that other processes hold
+        self.watched = 0.0  # time of the last check for signs of life
+        self.signs = Signs()  # by worker
+        self.trained = Signs()  # by worker; the sign is the run that it trains
+        self.unclaimed = Signs()  # by run id, for runs that other processes hold
         self.guests: list[str] = []  # workers that joined from elsewhere
-        self.silent: set[str] = set()  # those of them that were said to show no sign of life
+        self.silent: set[str] = set()  # guests that were already reported to show no sign of life
 
     @abstractmethod
     def _start_workers(self, wanted: int) -> None:
-        """Have `wanted` workers, but no more than `slots`."""
+        """Start workers until there are `wanted`, but no more than `slots`."""
 
     @abstractmethod
     def _deaths(self) -> list[Death]:
-        """Return the workers that have died since the last call."""
+        """Return a Death for each worker that has ended since the last call."""
 
     @abstractmethod
     def _running_workers(self) -> list[str]:
-        """Return the workers that should show signs of life: started, neither queued nor gone."""
+        """Return the workers that should show signs of life: those neither queued nor gone."""
 
     @abstractmethod
     def _kill(self, worker: str) -> None:
@@ -119,25 +122,25 @@ class WorkerPool(ABC):
 
     @abstractmethod
     def _place(self, worker: str, note: Note) -> str | None:
-        """Return what may be broken where workers keep dying: a node, or a slot with its GPU."""
+        """Return the node or slot where a worker runs, which may be broken if workers keep dying there."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let the workers write checkpoints, and wait until they are gone."""
+        """Let the workers write checkpoints, and wait until they have ended."""
 
     def leave(self) -> None:
-        """Close, or leave the workers to a later driver, because this one was interrupted."""
+        """Close the pool of a driver that was interrupted, or leave its workers to a later driver."""
         self.close()
 
     def run(
         self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool
     ) -> None:
-        """Train `specs` to their results, longest first; a worker with nothing left to do starts on `spare`,
-        to which `check_in` may add.
+        """Train `specs` to their results, costliest first; idle workers train `spare`, which `check_in` may
+        replace.
 
-        With `canary` the first run goes alone until it has taken a step; if it fails, the next one goes
-        alone. Returns when `specs` are done, whatever the state of the spare ones. Raises what `check_in`
-        raises, WorkersFailed, and UserError (a worker cannot write).
+        With `canary`, the first run goes alone until it has taken a step; if it fails, the next one goes
+        alone. Returns when `specs` are done, whatever the state of the spare runs. Raises what `check_in`
+        raises, WorkersFailed, and UserError if a worker cannot write.
         """
         ordered = [s.run_id for s in sorted(specs, key=lambda s: -s.cost)]
         self.specs = {s.run_id: s for s in specs}
@@ -165,16 +168,16 @@ class WorkerPool(ABC):
                 elif not any(r in left for r in ordered[:tried]):
                     tried += 1
             self._watch_workers(notes, left)
-            # before a new worker reads the list
+            # published before any new worker reads it
             self._offer(ordered[:tried], spares if tried == len(ordered) else [])
             wanted = len(left)
-            if wanted < self.slots:  # then spare runs are trained, too
+            if wanted < self.slots:  # the other slots train spare runs
                 wanted += sum(r not in left and not self.study.has_result(r) for r in self.offered)
             self._start_workers(wanted)
             time.sleep(pause_s)
 
     def _offer(self, runs: Sequence[str], spares: Sequence[str]) -> None:
-        """Publish this list, unless workers have it already."""
+        """Publish these runs in this order, unless workers have that list already."""
         self.offered = [*runs, *spares]
         now = (self.offered, self._barred())
         if now != self.published:
@@ -182,11 +185,11 @@ class WorkerPool(ABC):
             self.session.publish(self.offered, barred=now[1])
 
     def _barred(self) -> dict[str, list[str]]:
-        """Return, by run under which a GPU has failed, the workers that leave it to others."""
+        """Return, for each run during which a GPU failed, its id -> the workers that must not take it."""
         return {}
 
     def _has_started(self, run_id: str) -> bool:
-        """Return whether a canary has survived its start: it has taken a step, or it has a result."""
+        """Return whether a canary has survived its start: it has taken a step, or has finished."""
         if result := self.study.result(run_id):
             return result["outcome"] in FINISHED
         return bool((self.study.progress(run_id) or {}).get("step"))
@@ -194,7 +197,8 @@ class WorkerPool(ABC):
     # -- watching --------------------------------------------------------------------------------------------
 
     def _watch_workers(self, notes: Mapping[str, Note], left: Collection[str]) -> None:
-        """Record the workers that have died, and look for signs of life of the others."""
+        """Record the workers that have ended, and check the others for signs of life. Raises UserError if a
+        worker cannot write."""
         for worker, note in notes.items():
             if note.get("error"):
                 raise UserError(f"{note['error']}; fix that, and run the same command again.")
@@ -208,12 +212,12 @@ class WorkerPool(ABC):
             return
         self.watched = time.monotonic()
         running = self._running_workers()
-        for worker in set(self.signs.known) - {*running, *self.guests}:  # a job may wait in the queue again
+        for worker in set(self.signs.known) - {*running, *self.guests}:  # its job may be queued again
             self._forget_signs(worker)
         for worker in running:
             self._check_heartbeat(worker, notes.get(worker, {}))
         patience_s = _patience_s(launcher, started=False)
-        for worker in self.guests:  # only its own machine could end one, so this is only said, once
+        for worker in self.guests:  # only its own machine can end one, so say it, once
             note = notes.get(worker, {})
             if self._silence_of(worker, note)[0] > patience_s and worker not in self.silent:
                 self.silent.add(worker)
@@ -222,7 +226,7 @@ class WorkerPool(ABC):
         self._free_silent_runs([notes[worker] for worker in running if worker in notes], left)
 
     def _check_heartbeat(self, worker: str, note: Note) -> None:
-        """Kill a worker that shows no sign of life, or takes longer over a run than allowed."""
+        """Kill a worker that shows no sign of life, or exceeds `launcher.run_timeout_s` on a run."""
         silent_s, started = self._silence_of(worker, note)
         run_id = note.get("run_id")
         limit_s = self.config.launcher.run_timeout_s
@@ -240,7 +244,7 @@ class WorkerPool(ABC):
             self._kill(worker)
 
     def _silence_of(self, worker: str, note: Note) -> tuple[float, bool]:
-        """Return for how long a worker has shown no sign of life (progress of its run or, without any, the
+        """Return for how many seconds a worker has shown no sign of life (progress of its run, or else the
         heartbeat in its note), and whether it has started: it has taken a step, or waits for a run."""
         run_id = note.get("run_id")
         progress = self.study.progress(run_id) if run_id else None
@@ -252,9 +256,9 @@ class WorkerPool(ABC):
         self.trained.forget(worker)
 
     def _free_silent_runs(self, notes: Sequence[Note], left: Collection[str]) -> None:
-        """Free the runs that are held by a process from which nothing is heard: its node is cut off, and its
-        job counts as over or was started again elsewhere."""
-        # only while a worker finds no run that it can claim: then every other one is held by somebody
+        """Free the runs whose lock is held by a process that shows no sign of life: its node is cut off, and
+        its job counts as over or was started again elsewhere."""
+        # only while a worker finds no run to claim: then some process holds each run that is left
         if not any(note.get("started") and note.get("beat") and not note.get("run_id") for note in notes):
             return
         trained = {note.get("run_id") for note in notes}
@@ -265,13 +269,13 @@ class WorkerPool(ABC):
                 self.say(f"{run_id}: {why}")
 
     def _see_guests(self, notes: Mapping[str, Note]) -> None:
-        """Say which workers have joined, and record those that have died: the kernel frees a guest's lock. A
-        guest that has a run has held its lock; without it, it has died, even between two looks."""
-        there = self.session.guests(notes)
-        for worker in (w for w in there if w not in self.guests):
+        """Say which workers have joined, and record those that have ended: a guest whose note names a run but
+        whose lock is free has died, even if it came and went between two checks."""
+        alive = self.session.guests(notes)
+        for worker in (w for w in alive if w not in self.guests):
             self.say(f"worker {worker} has joined, on {notes[worker].get('host', '?')}")
         at_work = (w for w, note in notes.items() if w.startswith(GUEST) and note.get("run_id"))
-        for worker in dict.fromkeys(w for w in (*self.guests, *at_work) if w not in there):
+        for worker in dict.fromkeys(w for w in (*self.guests, *at_work) if w not in alive):
             note = notes.get(worker) or self.session.noted("worker", worker)
             if note is None:
                 self.say(f"worker {worker} has left")
@@ -281,14 +285,13 @@ class WorkerPool(ABC):
             clean = not run_id or self.study.has_result(run_id)
             log = self.session.log_path(worker)
             self._record_death(Death(worker, cause, log, clean=clean, counts=False), note)
-        self.guests = there
+        self.guests = alive
 
     # -- deaths ----------------------------------------------------------------------------------------------
 
     def _record_death(self, death: Death, note: Note) -> None:
-        """Charge the run of a worker that has died, unless its GPU is to blame, and give the run up once it
-        has cost too many workers. Raises WorkersFailed once MAX_FAILED_STARTS workers in a row have ended
-        before they took a run."""
+        """Charge the run of a dead worker, unless the GPU is to blame, and give it up once it has lost too
+        many workers. Raises WorkersFailed once MAX_FAILED_STARTS workers in a row have taken no run."""
         worker = death.worker
         cause = self.killed.pop(worker, "") or note.get("cause") or death.cause
         self.session.forget(worker)
@@ -303,10 +306,10 @@ class WorkerPool(ABC):
         if death.clean:
             return
         run_id = note.get("run_id")
-        said = note.get("cause") if note.get("device_failed") else None
-        device_failed = self._device_is_to_blame(worker, said, run_id)
+        failure = note.get("cause") if note.get("device_failed") else None
+        device_failed = self._device_is_to_blame(worker, failure, run_id)
         if not device_failed:
-            finished = int(note.get("ran") or 0) > (1 if run_id else 0)
+            finished = note.get("ran", 0) > (1 if run_id else 0)
             self._blame_place(self._place(worker, note), run_id, finished=finished)
         if run_id is None or self.study.has_result(run_id):
             return
@@ -324,14 +327,14 @@ class WorkerPool(ABC):
                 whole = f"its worker died {times}, at last: {cause}; its log: {death.log}"
                 attempts.give_up(files, "lost", whole, self.specs[run_id].identity_sha256)
 
-    def _device_is_to_blame(self, worker: str, said: str | None, run_id: str | None) -> bool:
-        """Return whether a run lost its worker to its GPU alone. `said`: what the worker said of the GPU's
-        failure, if it said anything before its end."""
+    def _device_is_to_blame(self, worker: str, failure: str | None, run_id: str | None) -> bool:
+        """Return whether a worker died because of its GPU alone. `failure`: what went wrong with the GPU, if
+        the worker reported it."""
         return False
 
     def _blame_place(self, place: str | None, run_id: str | None, *, finished: bool) -> None:
-        """Avoid a place where workers die on one run after another and finish none in between, while others
-        do not. `finished`: this one had finished a run."""
+        """Avoid a place where workers die on one run after another and finish none in between, if other
+        places work. `finished`: whether this worker had finished a run."""
         if place is None:
             return
         runs = self.places[place]
@@ -346,25 +349,24 @@ class WorkerPool(ABC):
 
 
 def _on(worker: str, note: Note) -> str:
-    """Return what a sentence about a worker begins with: which it is, and which run it is on."""
+    """Return a worker's name, with that of its run if it has one, to begin a sentence."""
     return f"worker {worker} on {note['run_id']}" if note.get("run_id") else f"worker {worker}"
 
 
 def _patience_s(launcher: LauncherConfig, *, started: bool) -> float:
-    """Return for how long a worker may show no sign of life. Before its first step it imports and builds,
-    which may take minutes on a cold disk."""
+    """Return for how many seconds a worker may show no sign of life. Before its first step it imports
+    modules and builds a model, which may take minutes on a cold disk."""
     return launcher.heartbeat_s if started else max(launcher.start_s, launcher.heartbeat_s)
 
 
 def release_if_silent(study: Study, run_id: str, launcher: LauncherConfig, signs: Signs) -> str | None:
-    """Take the lock of a run away from a process that has shown no sign of life for long; another may claim
-    the run then, and the first can write no more. Returns why, in words; None where the run is left as it is.
-    """
+    """Remove a run's lock if the process that holds it has shown no sign of life for too long. Another can
+    then claim the run, and the first can no longer write. Returns the reason, or None if nothing was done."""
     files = study.run_files(run_id)
     if not is_locked(files.lock):
         signs.forget(run_id)
         return None
-    attempt = attempt_at(files.directory)
+    attempt = fence.attempt_at(files.directory)
     progress = study.progress(run_id) or {}
     patience_s = _patience_s(launcher, started=bool(progress.get("step")))
     if signs.unchanged_s(run_id, (attempt, progress)) <= patience_s:
@@ -373,14 +375,14 @@ def release_if_silent(study: Study, run_id: str, launcher: LauncherConfig, signs
     who = f"process {begun.get('pid', '?')} on {begun.get('host', '?')}"
     why = f"no sign of life for {patience_s:g} s of {who}, which holds it: it is given to another"
     attempts.note(files.directory, "lost", attempt=attempt, cause=why)
-    take_run_lock_away(files.directory)
+    files.lock.unlink(missing_ok=True)  # the silent process then holds a file that nobody checks
     signs.forget(run_id)
     return why
 
 
 def slots(config: Config) -> int:
-    """Return how many workers run at a time, each with one run, under a resolved configuration: jobs, or here
-    one (or more) per GPU or core group."""
+    """Return how many workers run at a time, each on one run, under a resolved configuration: Slurm jobs, or
+    processes here, one or more for each GPU or group of cores."""
     launcher = config.launcher
     if launcher.name == "inline":
         return 1

@@ -1,7 +1,7 @@
-"""A study's Slurm jobs as the queue shows them: which they are, what state they are in, how to end them.
+"""A study's Slurm jobs: find them in the queue, read their states, and stop them.
 
-One `squeue` asks for all jobs of a study by their name; no accounting is needed. The study records that name,
-and the folder through which its jobs and their driver communicate, so that any later process finds them.
+One `squeue` lists all jobs of a study by their name; no accounting is needed. The study records that name and
+its session's folder, through which the jobs and their driver communicate, so any later process finds them.
 """
 
 from __future__ import annotations
@@ -21,37 +21,30 @@ from ..store.study import Study
 from .session import Session
 
 PATIENCE_S = 60.0  # for one answer from Slurm
-SOFT_S = 20.0  # for workers that are told to stop, before their jobs are cancelled
-HARD_S = 300.0  # for cancelled jobs to end
-LOOK_S = 2.0  # between two reads of the queue meanwhile
+SOFT_S = 20.0  # time for workers to stop before their jobs are cancelled
+HARD_S = 300.0  # time for all jobs to end
+LOOK_S = 2.0  # between two reads of the queue while jobs end
 GONE_S = 60.0  # until a job that the queue does not show, or shows as COMPLETING, counts as over
 USER = f"--user={os.getuid()}"
-# the command that lists all of this user's jobs that Slurm still knows
+# lists all of this user's jobs that Slurm still knows
 SQUEUE = ("squeue", "--noheader", "--array", "--states=all", USER, "--format=%F|%K|%T|%r")
-JOB_LINE = re.compile(r"(\d+)\|([^|]*)\|([A-Z_]+)\|(.*)")  # of its output
-NO_ANSWER = "slurm_load_jobs error"  # how it begins when the controller has told squeue nothing
+JOB_LINE = re.compile(r"(\d+)\|([^|]*)\|([A-Z_]+)\|(.*)")  # one line of SQUEUE's output
+NO_ANSWER = "slurm_load_jobs error"  # in squeue's message when Slurm's controller does not answer
 ENDING = "COMPLETING"
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
 LIVE = (*WAITING, "RUNNING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT", ENDING)
 
 
 class LauncherRecord(TypedDict):
-    """What .launcher.json holds: where a study's jobs and their driver communicate."""
+    """The content of .launcher.json, by which later processes find a study's jobs."""
 
-    session: str
-    name: str
-    host: str
-
-
-class QueueRecord(TypedDict):
-    """What queue.json holds: Slurm's last answer."""
-
-    asked: float  # seconds since the epoch
-    jobs: dict[str, list[str]]  # job key -> state and reason
+    session: str  # the folder through which the jobs and their driver communicate
+    name: str  # of the jobs
+    host: str  # where the driver ran that began the session
 
 
 class QueueUnavailable(Exception):
-    """Slurm did not answer; the message is what it said."""
+    """Slurm gave no usable answer; the message says why."""
 
 
 class Job(NamedTuple):
@@ -62,12 +55,15 @@ class Job(NamedTuple):
 
     @property
     def live(self) -> bool:
-        """Return whether the job is not over."""
+        """Return whether the job waits, runs or is ending."""
         return self.state in LIVE
 
 
+Answer = tuple[float, dict[str, Job]]  # in queue.json: time of the query (s since the epoch), job key -> job
+
+
 def run_slurm(*command: str) -> str:
-    """Return the output of a Slurm command. Raises QueueUnavailable."""
+    """Return what a Slurm command writes to stdout. Raises QueueUnavailable if it fails."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=PATIENCE_S, check=False
@@ -79,18 +75,18 @@ def run_slurm(*command: str) -> str:
     whole = f"{done.stdout}\n{done.stderr}"
     if done.returncode or (NO_ANSWER in whole and not parse_squeue(done.stdout)):
         lines = [line for line in whole.splitlines() if line.strip()]
-        errors = [line for line in lines if "error" in line.lower()]  # beside a site's own notices
+        errors = [line for line in lines if "error" in line.lower()]  # a site may print notices of its own
         raise QueueUnavailable((errors or lines or [f"{command[0]} fails without a message"])[-1].strip())
     return done.stdout
 
 
 def jobs_named(name: str) -> dict[str, Job]:
-    """Return job key (`<array>_<task>`) -> job, of all jobs with this name. Raises QueueUnavailable."""
+    """Return job key (`<array>_<task>`) -> job, for all jobs of this name. Raises QueueUnavailable."""
     return parse_squeue(run_slurm(*SQUEUE, f"--name={name}"))
 
 
 def parse_squeue(text: str) -> dict[str, Job]:
-    """Return job key -> job, from the output of SQUEUE without Slurm's warnings and a site's notices."""
+    """Return job key -> job from the output of SQUEUE, skipping Slurm's warnings and a site's notices."""
     jobs = {}
     for line in text.splitlines():
         if job := JOB_LINE.fullmatch(line.strip()):
@@ -100,25 +96,19 @@ def parse_squeue(text: str) -> dict[str, Job]:
 
 
 def scancel(name: str, *options: str) -> None:
-    """Cancel every job of this name (and, with `--state=PENDING`, in this state). Raises QueueUnavailable."""
+    """Cancel every job of this name; `options` (`--state=PENDING`) narrow it. Raises QueueUnavailable."""
     run_slurm("scancel", USER, f"--name={name}", *options)
 
 
 def job_name(session: Session) -> str:
-    """Return the name of a session's jobs: the study's, and a token of the session that no other job has."""
+    """Return the name of a session's jobs, made of the study's name and the session's unique token."""
     study = Path(session.about()["study"]).name
     return f"ebc-{study[:40]}-{session.root.name.removeprefix('session-')}"
 
 
-def remember(study: Study, session: Session) -> None:
-    """Record in the study where its jobs and their driver communicate."""
-    about = {"session": str(session.root), "name": job_name(session), "host": os.uname().nodename}
-    write_json(study.launcher_file, about)
-
-
 def session_of(study: Study) -> Session | None:
-    """Return where the study's jobs and their driver communicate; None without jobs. Raises UserError where
-    that folder is out of reach."""
+    """Return the session that a study's jobs were submitted for, or None if it has no jobs. Raises UserError
+    if the session's folder is out of reach."""
     path = study.launcher_file
     if not path.exists():
         return None
@@ -135,25 +125,25 @@ def session_of(study: Study) -> Session | None:
 
 
 def cached_jobs(session: Session, every_s: float) -> dict[str, Job]:
-    """Return a session's jobs, asking Slurm at most once every `every_s` seconds over all processes: its last
-    answer is kept in the session. Raises QueueUnavailable."""
+    """Return job key -> job, for all jobs of a session. Slurm's last answer is kept in the session, so that
+    all processes together ask Slurm at most once every `every_s` seconds. Raises QueueUnavailable."""
     path = session.root / "queue.json"
     try:
-        last = read_json(path, QueueRecord)
-        if abs(time.time() - last["asked"]) < every_s:
-            return {key: Job(*seen) for key, seen in last["jobs"].items()}
-    except (OSError, UserError, TypeError):  # TypeError: more or fewer than two texts
+        asked, jobs = read_json(path, Answer)
+        if abs(time.time() - asked) < every_s:
+            return {key: Job(*seen) for key, seen in jobs.items()}
+    except (OSError, UserError):
         pass
     jobs = jobs_named(job_name(session))
-    with suppress(OSError):  # then Slurm is only asked again sooner
-        write_json(path, {"asked": time.time(), "jobs": jobs}, durable=False)
+    with suppress(OSError):  # without the file, Slurm is only asked again sooner
+        write_json(path, [time.time(), jobs], durable=False)
     return jobs
 
 
 def stop_jobs(session: Session) -> tuple[int, list[str]]:
-    """Stop a session's jobs and wait until they are gone: ask the workers first, then cancel.
+    """Stop a session's jobs and wait until they are gone: first tell the workers, then cancel the jobs.
 
-    Returns how many there were, and the keys of those that Slurm still shows after minutes. Raises
+    Returns how many jobs there were, and the keys of those that are still in the queue after minutes. Raises
     QueueUnavailable.
     """
 

@@ -1,9 +1,9 @@
-"""Where a driver and its workers communicate: a private folder outside the study, read and written as JSON.
+"""The folder of JSON files through which a driver and its workers communicate.
 
-`session.json` says where the study is and how workers behave, `tasks.json` which runs to train, in order, and
-`worker-<name>.json` which of them a worker is on. Results never travel through it. The folder lies in the
-user's state directory with mode 0700, because submitit's pickles are beside it; with `launcher.join`, which
-is not for Slurm, it lies in the study's folder, where workers of other machines find it.
+`session.json` says where the study is and how workers behave; `tasks.json` lists the runs to train, in order;
+`worker-<name>.json` says which of them a worker trains. Results never pass through it. The folder lies in the
+user's state directory, with mode 0700 because it also holds submitit's pickles; with `launcher.join`, which
+excludes Slurm, it lies in the study's folder, where workers on other machines find it.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from ebc_lab.records.locks import is_locked
 
 from ..store.study import Study
 
-GUEST = "guest-"  # how the names of workers begin that no driver started
+GUEST = "guest-"  # prefix of the names of workers that no driver started
 
 
 class SessionRecord(TypedDict):
-    """What session.json holds."""
+    """The content of session.json."""
 
-    study: str
-    bound: bool
-    idle_s: float | None
+    study: str  # the study's folder, absolute or relative to the session's
+    bound: bool  # whether workers end with their driver
+    idle_s: float | None  # after which a worker without a run ends; None: never
     checkpoint_every_s: float
-    beat_s: float
+    beat_s: float  # between two heartbeats of a worker without a run
     processes_per_run: int
     nodes_per_run: NotRequired[int]
-    several_gpus: bool
-    code: dict[str, Any]
-    device: NotRequired[str]  # of a session that can be joined, like `env`
+    several_gpus: bool  # whether the workers have different GPUs
+    code: dict[str, Any]  # see `code_here`
+    device: NotRequired[str]  # like `env`, only with launcher=local, for workers that join
     env: NotRequired[dict[str, str]]
 
 
 class Tasks(TypedDict):
-    """What tasks.json holds: see `Session.publish`."""
+    """The content of tasks.json; `Session.publish` describes the fields."""
 
     runs: list[str]
     barred: dict[str, list[str]]
@@ -56,73 +56,73 @@ class Tasks(TypedDict):
 
 
 class Note(TypedDict, total=False):
-    """What a worker says of itself, beside what it sees of the machine."""
+    """A worker's report on itself; it also has all of `attempts.surroundings`."""
 
     run_id: str | None  # of the run in progress
-    ran: int  # how many it has begun, this one included
-    started: bool
-    beat: float
+    ran: int  # how many runs it has begun, including that one
+    started: bool  # whether it has ended a run, or has found none to train
+    beat: float  # a heartbeat: only its changes count
     host: str
-    cause: str
+    cause: str  # why its device failed
     device_failed: bool
-    error: str
+    error: str  # what it cannot write, and why
 
 
 class ProcessRecord(TypedDict):
-    """Which process a worker is: another one than before where Slurm starts its job again."""
+    """The process of a worker; another one takes its place if Slurm starts the job again."""
 
     pid: int
     host: str
 
 
 class ExitRecord(TypedDict):
-    """How a worker has ended, for a driver that did not start it."""
+    """The end of a worker, recorded for a driver that did not start it."""
 
-    code: int  # as Popen has it
+    code: int  # exit code as Popen reports it
 
 
-NOTES = {"worker": Note, "process": ProcessRecord, "exit": ExitRecord}  # what <kind>-<worker>.json holds
+NOTES = {"worker": Note, "process": ProcessRecord, "exit": ExitRecord}  # content of <kind>-<worker>.json
 
 
 class Session:
-    """The folder of one driver and its workers."""
+    """The session of one driver and its workers, in the folder `root`."""
 
     def __init__(self, root: Path):
         self.root = root
         self.lock_path = root / "driver.lock"
-        # which tasks.json was read last, and what it said
+        # stamp and content of tasks.json when it was read last
         self.read: tuple[tuple[int, ...], dict[str, Any]] | None = None
 
     @classmethod
     def begin(cls, study: Study, launcher: str, *, shared: bool = False, **about: Any) -> Session:
-        """Make a session, remove those that earlier drivers left behind, and return it. `shared`: in the
-        study's own folder, for workers that see no other."""
+        """Return a new session, and remove those of earlier drivers. `shared`: put it in the study's folder,
+        for workers on other machines. `about`: the rest of session.json. Raises as `state_dir`."""
         state = study.sessions if shared else state_dir(study, launcher)
         state.mkdir(exist_ok=True)
-        for old in state.glob("session-*"):  # a worker still in one takes its vanished lock for a free one
+        for old in state.glob("session-*"):  # a worker still there takes the missing lock for a free one
             shutil.rmtree(old, ignore_errors=True)
         session = cls(Path(tempfile.mkdtemp(prefix="session-", dir=state)))
-        # another machine may see the folder under another path
+        # another machine may see a shared folder under another path
         root = os.path.relpath(study.root, session.root) if shared else str(study.root.resolve())
         write_json(session.root / "session.json", {"study": root, **about})
         session.publish([])
         return session
 
     def about(self) -> dict[str, Any]:
-        """Return what session.json says. Raises UserError where it is damaged."""
+        """Return the content of session.json. Raises UserError if it is damaged."""
         return dict(read_json(self.root / "session.json", SessionRecord, "run the study's command again"))
 
     def publish(
         self, runs: Sequence[str], *, barred: Mapping[str, Sequence[str]] | None = None, stop: bool = False
     ) -> None:
-        """Publish what workers are to train, in this order. `barred`: by run under which a GPU has
-        failed, the workers that leave it to others; `stop`: end, with a checkpoint of the run in progress."""
+        """Publish the runs that workers are to train, in this order. `barred`: run id -> workers that leave
+        it to others; `stop`: whether workers are to end, with a checkpoint of the run in progress."""
         tasks = {"runs": list(runs), "barred": dict(barred or {}), "stop": stop}
         write_json(self.root / "tasks.json", tasks, durable=False)
 
     def tasks(self) -> dict[str, Any] | None:
-        """Return what is to be trained, the same object until the driver publishes again; None while it
-        cannot be read: gone, or on NFS briefly stale."""
+        """Return the content of tasks.json, the same object until the driver publishes again; None while the
+        file is missing or unreadable, as it briefly may be on NFS."""
         path = self.root / "tasks.json"
         try:
             which = stamp_of(path.stat())
@@ -133,18 +133,18 @@ class Session:
             return None
 
     def note(self, kind: str, worker: str, **about: Any) -> None:
-        """Write what is to be known of a worker, in the form that NOTES has for this kind."""
+        """Write a worker's record of this kind; NOTES has its fields."""
         write_json(self.root / f"{kind}-{worker}.json", about, durable=False)
 
     def noted(self, kind: str, worker: str) -> dict[str, Any] | None:
-        """Return what `note` wrote last; None where there is nothing, or on NFS only a stale file."""
+        """Return what `note` wrote last; None if the file is missing, damaged, or stale on NFS."""
         try:
             return dict(read_json(self.root / f"{kind}-{worker}.json", NOTES[kind]))
         except (OSError, UserError):
             return None
 
     def notes(self) -> dict[str, dict[str, Any]]:
-        """Return worker -> its last `Note`."""
+        """Return worker -> its latest `Note`."""
         workers = (path.stem.removeprefix("worker-") for path in self.root.glob("worker-*.json"))
         noted = {worker: self.noted("worker", worker) for worker in workers}
         return {worker: note for worker, note in noted.items() if note is not None}
@@ -154,26 +154,26 @@ class Session:
         (self.root / f"worker-{worker}.json").unlink(missing_ok=True)
 
     def guests(self, notes: Mapping[str, Mapping[str, Any]]) -> list[str]:
-        """Return the workers that joined from elsewhere and are there, each under the lock that it holds."""
+        """Return those of `notes`' workers that joined from elsewhere and are alive: each holds its lock."""
         return [w for w in notes if w.startswith(GUEST) and is_locked(self.root / f"{w}.lock")]
 
     def log_path(self, worker: str) -> Path:
-        """Return the log of a worker that a process of this machine started."""
+        """Return the path of a worker's log, if launcher=local or `ebc-lab worker` started it."""
         return self.root / f"{worker}.log"
 
     def nodes_file(self, worker: str) -> Path:
-        """Return the file that the other nodes of a worker's job read."""
+        """Return the path of the file through which a worker commands the other nodes of its job."""
         return self.root / f"nodes-{worker}.json"
 
     def exit_cause(self, worker: str) -> str:
-        """Return in words how a worker ended; empty where the process that started it left no note."""
+        """Return a phrase for how a worker ended; empty if the process that started it recorded nothing."""
         noted = self.noted("exit", worker)
         return describe_exit(noted["code"]) if noted else ""
 
 
 def state_dir(study: Study, launcher: str) -> Path:
-    """Return a private folder for a study's launcher, outside the study. Raises UserError if it cannot be
-    made."""
+    """Return a launcher's private folder for a study, outside the study, creating it if need be. Raises
+    UserError if it cannot be created."""
     from platformdirs import user_state_path
 
     name = f"{study.name}-{hashlib.sha256(str(study.root.resolve()).encode()).hexdigest()[:10]}"
@@ -189,13 +189,13 @@ def state_dir(study: Study, launcher: str) -> Path:
 
 
 def sessions_in(study: Study) -> list[Session]:
-    """Return the sessions in a study's folder whose driver lives: one, or none."""
-    there = [Session(path.parent) for path in study.sessions.glob("session-*/session.json")]
-    return [session for session in there if is_locked(session.lock_path)]
+    """Return the sessions in a study's folder whose driver is alive: one, or none."""
+    sessions = [Session(path.parent) for path in study.sessions.glob("session-*/session.json")]
+    return [session for session in sessions if is_locked(session.lock_path)]
 
 
 def worker_settings(config: Config, *, several_gpus: bool = False) -> dict[str, Any]:
-    """Return what session.json tells every worker: how it behaves, and which version of the code is meant."""
+    """Return the part of session.json that depends on the settings and the version of the code."""
     launcher = config.launcher
     return {
         "checkpoint_every_s": launcher.checkpoint_every_s,
@@ -208,13 +208,13 @@ def worker_settings(config: Config, *, several_gpus: bool = False) -> dict[str, 
 
 
 def code_here() -> dict[str, Any]:
-    """Return which version of the code this is, as far as it can change numbers."""
+    """Return the installed version of all code that can change a run's numbers."""
     torch, git = versions()["torch"], git_revision()
     return {"ebc_lab": __version__, "git": git, "torch": torch, "numerics_version": NUMERICS_VERSION}
 
 
 def describe_exit(code: int) -> str:
-    """Return in words how a process ended, from its exit code as Popen reports it."""
+    """Return a phrase for how a process ended, from its exit code as Popen reports it."""
     if code >= 0:
         return f"it ended with exit code {code}"
     try:

@@ -1,4 +1,4 @@
-"""Workers as Slurm array jobs, submitted through submitit; one job, one worker, one GPU.
+"""launcher=slurm: each worker is one job of a Slurm array, submitted through submitit.
 
 Jobs outlive their driver: a later driver finds them by what the study records (`queue.py`) and adopts them.
 submitit turns Slurm's warning (USR2, before a time-out and on preemption) into a checkpoint and a requeue.
@@ -7,11 +7,13 @@ The queue is read at most once every `launcher.queue_every_s`. Results are read 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config
+from ebc_lab.records.json_files import write_json
 
 from ..store.study import Study
 from . import queue
@@ -23,7 +25,7 @@ from .submit import POLL_S, REFUSALS, SlurmWorker, submit_jobs
 
 
 class SlurmPool(WorkerPool):
-    """Array jobs: the driver keeps as many as are wanted, and tells lost ones from finished ones."""
+    """A pool of Slurm jobs, kept at the wanted number while runs are left."""
 
     poll_s = POLL_S
 
@@ -33,8 +35,8 @@ class SlurmPool(WorkerPool):
         live: dict[str, Job] = {}  # jobs of an earlier call that run the same code
         try:
             if session is not None:
-                there = queue.jobs_named(job_name(session))
-                live = {k: j for k, j in there.items() if j.live and j.state != ENDING}
+                jobs = queue.jobs_named(job_name(session))
+                live = {k: j for k, j in jobs.items() if j.live and j.state != ENDING}
                 about = session.about()
                 if live and any(about.get(k) != v for k, v in settings.items()):
                     which = f"{len(live)} Slurm job(s) of an earlier call"
@@ -46,14 +48,15 @@ class SlurmPool(WorkerPool):
             raise UserError(f"the Slurm queue cannot be read ({error}): {remedy}.") from None
         if session is None or not live:
             session = Session.begin(study, "slurm", bound=False, idle_s=config.launcher.idle_s, **settings)
-            queue.remember(study, session)
+            about = {"session": str(session.root), "name": job_name(session), "host": os.uname().nodename}
+            write_json(study.launcher_file, about)
         super().__init__(config, study, session, slots, say)
         self.jobs = live
-        self.submitted_here: set[str] = set()  # by this driver
-        self.accepted = bool(live)  # Slurm has taken a job for this study
-        self.states = Signs()  # of the jobs, as the queue shows them
-        self.refused = 0  # submissions in a row
-        self.submit_at = 0.0  # not before
+        self.submitted_here: set[str] = set()  # jobs submitted by this driver
+        self.accepted = bool(live)  # whether Slurm has accepted a job of this study
+        self.states = Signs()  # by job; the sign is its state in the queue
+        self.refused = 0  # how many submissions in a row
+        self.submit_at = 0.0  # time of the earliest next submission
         self.looked = time.monotonic()
         self.last_said = ""
         for worker in set(session.notes()) - set(live):
@@ -98,15 +101,15 @@ class SlurmPool(WorkerPool):
         return []
 
     def _update(self, jobs: Mapping[str, Job]) -> list[Death]:
-        """Take note of the jobs as the queue shows them, and return the workers of those that are over."""
-        for key, job in jobs.items():  # also those of a submission that was interrupted half-way
+        """Record the jobs as the queue shows them, and return the deaths of workers whose jobs are over."""
+        for key, job in jobs.items():  # including those of a submission that was interrupted half-way
             if key not in self.jobs and job.live and job.state != ENDING:
                 self.jobs[key] = job
         deaths = []
         for key in list(self.jobs):
             seen = jobs.get(key)
             unchanged_s = self.states.unchanged_s(key, seen and seen.state)
-            # one that is ending may still be requeued
+            # a job that is ending may still be requeued
             alive = unchanged_s < queue.GONE_S if seen is None or seen.state == ENDING else seen.live
             if alive:
                 self.jobs[key] = seen or self.jobs[key]

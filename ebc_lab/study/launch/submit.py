@@ -1,4 +1,4 @@
-"""Jobs submitted through submitit: workers, as an array, and the one that measures a node's speeds."""
+"""Slurm jobs submitted through submitit: arrays of workers, and a job that measures a node's speeds."""
 
 from __future__ import annotations
 
@@ -28,25 +28,26 @@ from . import local, queue
 from .session import Session, state_dir
 
 REFUSALS = 5  # submissions in a row that Slurm refuses, after it has accepted one, before the study stops
-# where the cluster is and who we are, not whose job this is
+# variables that identify the cluster and the user, not an enclosing job
 KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
-NEVER = 10**6  # requeues after time-outs before submitit gives a job up
-GPUS = ("gpus", "gres", "gpus_per_node", "gpus_per_task", "gpus_per_socket")  # ways to ask sbatch for one
-POLL_S = 0.5  # between two looks at what jobs leave in files
+GPUS = ("gpus", "gres", "gpus_per_node", "gpus_per_task", "gpus_per_socket")  # sbatch's options for GPUs
+POLL_S = 0.5  # between two checks of the files that jobs write
 
 
 def submit_jobs(
     config: Config, folder: Path, name: str, jobs: Sequence[Callable[[], Any]], *, avoid: Sequence[str] = ()
 ) -> list[Any]:
-    """Submit each of these as a job of an array, on nodes other than those to `avoid`, and return submitit's
-    jobs. Raises UserError with what sbatch said."""
+    """Submit each of `jobs` as one job of an array, and return submitit's jobs. `avoid`: nodes to exclude.
+    Raises UserError with sbatch's message if Slurm refuses them."""
     import submitit
 
     failed = (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError)
     # variables of an enclosing job or MPI, which sbatch would read as options and pass to the workers
     enclosing = {k: v for k, v in os.environ.items() if k.startswith(local.SCRUBBED) and k not in KEPT}
     try:
-        executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=NEVER)
+        executor = submitit.SlurmExecutor(
+            folder=folder, max_num_timeout=10**6
+        )  # in effect, any number of requeues
         executor.update_parameters(**_sbatch(config, name, len(jobs), avoid))
         for key in enclosing:
             del os.environ[key]
@@ -62,12 +63,12 @@ def submit_jobs(
 
 
 def _sbatch(config: Config, name: str, count: int, avoid: Sequence[str]) -> dict[str, Any]:
-    """Return the options of one submission by submitit's names; `launcher.sbatch` overrides ours."""
+    """Return the options of one submission, by submitit's names; `launcher.sbatch` overrides the others."""
     asked = config.launcher
     by_user = {k.replace("-", "_"): v for k, v in asked.sbatch.items()}
     count_of_nodes = asked.nodes_per_run
     together = asked.processes_per_run // count_of_nodes  # on each node
-    # where one task ends badly the others would wait for ever
+    # if one task failed, the others would wait for ever
     srun_args = [*(["--kill-on-bad-exit=1"] if count_of_nodes > 1 else []), *asked.srun_args]
     gpus = asked.gpus_per_node if asked.gpus_per_node is not None else together * (config.device == "cuda")
     options = {
@@ -92,11 +93,11 @@ def _sbatch(config: Config, name: str, count: int, avoid: Sequence[str]) -> dict
 
 @dataclass
 class SlurmWorker:
-    """What submitit runs in a Slurm job: one worker in a process and an environment of its own."""
+    """A callable that submitit runs in a Slurm job: one worker, in a process and environment of its own."""
 
     session: str
     env: dict[str, str]
-    # as its driver has it
+    # with the driver's Python, not the job's
     command: Sequence[str] = field(default_factory=lambda: (sys.executable, *local.WORKER))
     process: subprocess.Popen[bytes] | None = None
 
@@ -116,7 +117,7 @@ class SlurmWorker:
         self.process = subprocess.Popen(
             [*self.command, self.session, job.job_id],
             env=env,
-            # Slurm sends its warning to every process of the job, and by default it would end this one
+            # Slurm sends its warning to every process of the job, and by default it would end the worker
             preexec_fn=lambda: signal.signal(signal.SIGUSR2, signal.SIG_IGN),
             stdin=subprocess.DEVNULL,
         )
@@ -124,12 +125,12 @@ class SlurmWorker:
         session.note("exit", job.job_id, code=code)
         if nodes_file.exists():
             nodes.dismiss(nodes_file)
-        if code:  # Slurm then counts the job as failed
+        if code:  # makes Slurm count the job as failed
             raise RuntimeError(f"the worker ended with exit code {code}")
 
     def checkpoint(self) -> Any:
-        """Stop the worker with a checkpoint. submitit calls this in its signal handler, before a time-out or
-        on preemption, and requeues the job."""
+        """Stop the worker with a checkpoint, and return what submitit requeues. submitit calls this in its
+        signal handler, before a time-out or on preemption."""
         import submitit
 
         if self.process is not None:
@@ -140,8 +141,8 @@ class SlurmWorker:
 
 
 def choice_on_node(config: Config, study: Study) -> Choice:
-    """Return what `speeds.choose` chooses in a job: the driver's machine may have other cores, or no GPU.
-    Raises UserError when the job or the queue fails, Cancelled."""
+    """Return what `speeds.choose` chooses in a Slurm job, because the driver's machine may have other cores,
+    or no GPU. Raises UserError if the job or the queue fails, and Cancelled."""
     folder = Path(tempfile.mkdtemp(prefix="speeds-", dir=state_dir(study, "slurm")))
     name = f"ebc-{study.name[:40]}-{folder.name}"
     found = folder / "found.json"
@@ -176,7 +177,7 @@ def choice_on_node(config: Config, study: Study) -> Choice:
 
 
 def _measure(run: str, found: Path) -> None:
-    """Measure the speeds of a run, whose settings are JSON, in a process of its own; write them to a file."""
+    """Measure a run's speeds in a process of its own, and write them to `found`. `run`: settings, as JSON."""
     asked = [sys.executable, "-m", "ebc_lab.bench.speeds"]
     output = subprocess.run(asked, input=run, stdout=subprocess.PIPE, text=True, check=True).stdout
     write_json(found, json.loads(output))

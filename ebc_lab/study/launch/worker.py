@@ -1,10 +1,10 @@
-"""One worker: `python -m ebc_lab.study.launch.worker SESSION NAME [LOCK…]` trains the runs of a session, one
-after the other. It holds its LOCKs, a GPU each, for as long as it lives, and waits for them first: a worker
-of a driver that was killed may still be there, writing a checkpoint.
+"""A worker process: `python -m ebc_lab.study.launch.worker SESSION NAME [LOCK…]` trains a session's runs, one
+after another. It first waits for its LOCKs, one for each GPU, and holds them while it lives: a worker of a
+driver that was killed may still be writing a checkpoint.
 
-A worker claims a run by its lock, so no run is ever trained twice at once. On this machine (`bound`) it ends
-when it is told to, or when the driver's lock is free: the driver is gone, for whatever reason. In a Slurm job
-it survives its driver, until it has been idle for `idle_s`.
+A worker claims a run by its lock, so no run is ever trained twice at once. A `bound` worker, on this machine,
+ends when it is told to, or when the driver's lock is free because the driver has ended. In a Slurm job, it
+survives its driver, and ends once it has been idle for `idle_s`.
 """
 
 from __future__ import annotations
@@ -40,26 +40,21 @@ from .session import GUEST, Session
 
 # Kind of run -> the function that trains it, as "module:function", imported only when such a run is claimed.
 # It is called with (run, directory, run_id, checkpoint_every_s=…, should_stop=…, on_progress=…, say=…,
-# retry_oom=…), and writes and returns the result. `train` also takes processes=….
+# retry_oom=…), and writes and returns the result. That of `train` also takes processes=… and nodes=….
 KINDS = {
     "train": "ebc_lab.training.outcome:run_and_record",
     "overhead": "ebc_lab.bench.pairs:overhead_run",
     "step": "ebc_lab.bench.pairs:step_run",
 }
-TOGETHER = "train"  # the kind that several processes can train together
 POLL_S = 0.1
 POLL_SHARED_S = 1.0  # in a Slurm job: every worker reads the same folder on a shared file server
 WATCH_S = 1.0
-NICENESS = 5  # on this machine, so that `status` and other commands answer quickly while workers train
-GRACE_S = 60.0  # for a checkpoint, once asked to stop; then this process ends itself
+GRACE_S = 60.0  # time for a checkpoint once a worker is to end; then it kills itself
 PAUSE_S = 60.0  # after SIGTERM in a Slurm job: time for Slurm to do what it announced
-STOPPED = 130  # exit codes: ended by a signal, and with a checkpoint of its run
-CANNOT_WRITE = 74  # from sysexits.h: an input/output error
-DEVICE_FAILED = 75  # a temporary failure
 
 
 def load_function(kind: str) -> Callable[..., dict[str, Any]]:
-    """Return the function that trains a kind of run. Raises UserError for an unknown kind."""
+    """Return the function that trains a kind of run. Raises UserError if the kind is unknown."""
     if kind not in KINDS:
         raise UserError(f"a run of kind {kind!r} is unknown here; the kinds are {any_of(list(KINDS))}.")
     function: Callable[..., dict[str, Any]] = pkgutil.resolve_name(KINDS[kind])
@@ -77,13 +72,13 @@ def train_claimed(
     nodes: Nodes | None = None,
     retry_oom: bool = False,
 ) -> bool:
-    """Claim a planned run and train it to its result; return whether it was free to be claimed.
+    """Claim a planned run and train it to its result; return False if it has a result or another process.
 
-    `on_claim` is called once the run is ours, and its log says so. So many `processes` train it together, on
-    several `nodes`. `retry_oom`: raise DeviceFailed where memory runs out on its GPU, and record no result.
+    `on_claim`: called once the run is claimed and its log says so. `processes`: how many train it together,
+    on `nodes`. `retry_oom`: whether memory that runs out on a GPU raises DeviceFailed and leaves no result.
 
-    Raises Interrupted (with a checkpoint written) once `should_stop()`, OSError if the folder cannot be
-    written, DeviceFailed, and Superseded where another attempt has begun while this one was under way.
+    Raises Interrupted, with a checkpoint written, once `should_stop()` returns True; OSError if the folder
+    cannot be written; DeviceFailed; and Superseded if another attempt at the run has begun since.
     """
     files = study.run_files(run_id)
     with run_lock(files.directory) as attempt:
@@ -99,7 +94,7 @@ def train_claimed(
             attempts.give_up(files, "failed", str(error), None)
             note("end", outcome="failed")
             return True
-        together = {"processes": processes} if kind == TOGETHER and processes > 1 else {}
+        together = {"processes": processes} if kind == "train" and processes > 1 else {}
         note("begin", **together, **attempts.surroundings())
         on_claim()
         try:
@@ -110,15 +105,15 @@ def train_claimed(
                 checkpoint_every_s=checkpoint_every_s,
                 should_stop=should_stop,
                 on_progress=Heartbeat(files.progress, run.steps),
-                say=lambda why: note(attempts.RESTARTED, cause=why),
+                say=lambda why: note("restarted", cause=why),
                 retry_oom=retry_oom,
                 **({**together, "nodes": nodes} if together else {}),
             )
             note("end", outcome=result["outcome"])
         except Superseded:
             cause = attempts.superseded_by(files.directory, attempt)
-            if not files.result.exists():  # else the log is over, too, and the manifest may have recorded it
-                note(attempts.REFUSED, cause=cause)
+            if not files.result.exists():  # else the log is complete, and the manifest may have it
+                note("refused", cause=cause)
             print(cause, file=sys.stderr)
             raise
         except UserError as error:
@@ -132,11 +127,11 @@ def train_claimed(
 
 
 class Worker:
-    """The run of this process, and what it tells the driver about it.
+    """The state of this worker process, and its reports to the driver.
 
-    `stop`: its run is to stop with a checkpoint; `end`: the worker is to end as well. SIGINT, a freed lock of
-    the driver, or `stop` in the session: both. SIGTERM in a Slurm job is `stop` alone: the job may be
-    preempted and requeued, or killed, and if nothing happens the run is resumed.
+    The event `stop` makes its run stop with a checkpoint; `end` makes the worker end as well. Both are set on
+    SIGINT, when the driver's lock is free, and when the session says so. SIGTERM in a Slurm job sets `stop`
+    alone: the job may be preempted and requeued, or killed, and if nothing happens the run is resumed.
     """
 
     def __init__(self, session: Session, name: str, *locks: str):
@@ -145,9 +140,9 @@ class Worker:
         files = [session.root.parent / f"{lock}.lock" for lock in locks]
         self.locks = [FileLock(file, fallback_to_soft=False) for file in files]
         self.about = session.about()
-        self.bound = bool(self.about["bound"])
+        self.bound = self.about["bound"]
         if self.bound:
-            os.nice(NICENESS)
+            os.nice(5)  # so that `status` and other commands answer quickly while workers train
         self.study = Study((session.root / self.about["study"]).resolve())
         if self.study.own.is_dir():
             remember(self.study.own)
@@ -156,19 +151,19 @@ class Worker:
         self.nodes = Nodes(count, session.nodes_file(name)) if count > 1 else None
         self.run_id: str | None = None  # of the run in progress
         self.taken = 0
-        self.started = False  # everything is imported, and a run has ended or there is none
-        self.listed: dict[str, Any] | None = None  # the list that was looked through last
-        self.done: set[str] = set()  # the runs on it that were found to have a result
+        self.started = False  # everything is imported, and a run has ended or there was none
+        self.listed: dict[str, Any] | None = None  # the list that was searched last
+        self.done: set[str] = set()  # runs on that list that are known to have a result
         self.stop, self.end = threading.Event(), threading.Event()
-        self.told_to_end = False  # and not by a signal
-        self.replaced = False  # nobody takes this process for the worker any more
+        self.told_to_end = False  # by the session or a driver's end, not by a signal
+        self.replaced = False  # this process no longer counts as the worker
         self.process = {"pid": os.getpid(), "host": os.uname().nodename}
         self.parent = os.getppid()
         session.note("process", name, **self.process)
         signal.signal(signal.SIGINT, lambda *_: self._end())
         signal.signal(signal.SIGHUP, lambda *_: self._end())
         signal.signal(signal.SIGTERM, lambda *_: self._end() if self.bound else self.stop.set())
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm warns every process; submitit's answers
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm warns every process; submitit's responds
         threading.Thread(target=self._watch, daemon=True).start()
         self.say()
 
@@ -177,9 +172,9 @@ class Worker:
         self.stop.set()
 
     def _watch(self) -> None:
-        """End this worker once it is told to, its driver is gone, or another process has its place."""
+        """End this worker once it is told to, its driver is gone, or it no longer counts as the worker."""
         while not self.end.is_set():
-            why = ""  # why nobody takes this process for the worker any more
+            why = ""  # why this process no longer counts as the worker
             process = self.session.noted("process", self.name) or self.process
             if process != self.process:
                 why = f"its job was started again on {process['host']} (process {process['pid']})"
@@ -199,20 +194,20 @@ class Worker:
         os._exit(1)
 
     def say(self, **more: Any) -> None:
-        """Leave a note for the driver, unless the note is another process's by now."""
+        """Write this worker's note to the driver, unless the note is another process's by now."""
         if not self.replaced:
             now = {"run_id": self.run_id, "ran": self.taken, "started": self.started}
             self.session.note("worker", self.name, **now, **self.surroundings, **more)
 
     def work(self) -> int:
-        """Train until nothing is left, and return the exit code: 0 where the worker was told to end or has
-        been idle for long, STOPPED by a signal, CANNOT_WRITE or DEVICE_FAILED."""
+        """Train runs until this worker is to end. Returns the exit code: 0 if it was told to end or was idle
+        for too long, 130 after a signal, EX_IOERR if it cannot write, EX_TEMPFAIL if its device failed."""
         with suppress(OSError, UserError, LookupError, TypeError):
-            # what the first run needs, before it is claimed: importing torch takes seconds
+            # import what the first run needs before claiming it: torch takes seconds
             first = (self.session.tasks() or {"runs": []})["runs"][0]
             load_function(read_json(self.study.run_files(first).spec, SpecRecord)["kind"])
         try:
-            for lock in self.locks:  # a GPU, once no other worker holds it
+            for lock in self.locks:  # a GPU's, once no other worker holds it
                 while not lock.is_locked and not self.end.is_set():
                     try:
                         lock.acquire(timeout=min(WATCH_S, self.about["beat_s"]), poll_interval=POLL_S)
@@ -221,14 +216,14 @@ class Worker:
             self._work()
         except DeviceFailed as error:  # the driver counts the run as lost, and starts another worker
             self.say(cause=str(error), device_failed=True)
-            return DEVICE_FAILED
+            return os.EX_TEMPFAIL
         except OSError as error:
             self.say(error=f"{error.filename or self.study.root}: {error.strerror or error}")
-            return CANNOT_WRITE
-        return STOPPED if self.end.is_set() and not self.told_to_end else 0
+            return os.EX_IOERR
+        return 130 if self.end.is_set() and not self.told_to_end else 0
 
     def _work(self) -> None:
-        """Train one run after the other until this worker is to end, or has been idle for `idle_s`."""
+        """Train one run after another until this worker is to end, or has been idle for `idle_s` seconds."""
         poll_s = POLL_S if self.bound else POLL_SHARED_S
         idle_s = float("inf") if self.about["idle_s"] is None else self.about["idle_s"]
         worked = beat = time.monotonic()
@@ -250,7 +245,7 @@ class Worker:
     def _train_next(self) -> bool:
         """Train the first run on the list that is free; return whether there was one."""
         tasks = self.session.tasks()
-        if tasks is None:  # it cannot be read at the moment
+        if tasks is None:  # the list cannot be read at the moment
             return False
         if tasks is not self.listed:  # a later driver may have removed results
             self.listed, self.done = tasks, set()
@@ -264,8 +259,8 @@ class Worker:
         return False
 
     def _train(self, run_id: str, *, last_try: bool) -> bool:
-        """Train a run unless another worker has it; return whether it was free. `last_try`: it has failed on
-        another GPU before, and what comes of it here is its result."""
+        """Train a run unless another worker has it; return whether it was free. `last_try`: a GPU has failed
+        during the run before, so this attempt gives its result even if memory runs out."""
 
         def claimed() -> None:
             self.run_id = run_id
@@ -293,7 +288,7 @@ class Worker:
 
 
 def main() -> None:
-    """Be the worker that the command line names."""
+    """Run the worker that the command line names, and exit with its exit code."""
     sys.exit(Worker(Session(Path(sys.argv[1])), *sys.argv[2:]).work())
 
 

@@ -1,14 +1,14 @@
-"""A study's place at an fsspec address: files that never change, and a numbered index of those that count.
+"""A study's mirror at an fsspec address: files that never change, and numbered indexes of them.
 
-    files/<path>.<16 digits of its sha256>    a file of the study, as it was at some time
-    index/00000012.json                       path -> sha256 and size of every file, under a checksum
+    files/<path>.<16 digits of its sha256>    one version of one of the study's files
+    index/00000012.json                       path -> sha256 and size of every file, with a checksum
 
-* A file is written under a name that its content gives it, so nothing that an index names is written again.
-  An index names only what was written completely. So whatever is cut off, the latest index that is whole
-  describes a whole study; one that is cut off itself fails its checksum, and the one before it counts.
-* An index is made under a number that nobody has taken (S3's If-None-Match, a folder's O_EXCL). Of two
-  drivers that both think the study is theirs, one finds its number taken, or later ones, and knows.
-* The last two indexes and their files are kept, for a reader of the one while the other is made.
+* A file's name there contains its hash, so no file that an index lists is ever overwritten, and an index
+  lists only files that were written completely. Whatever is interrupted, the latest index with a valid
+  checksum describes a whole study.
+* A new index takes a number that is free (by S3's If-None-Match, or a folder's O_EXCL). If two drivers write
+  to one address, one of them finds its number, or a later one, taken, and stops.
+* The last two indexes and their files are kept, for readers that still use the older one.
 """
 
 from __future__ import annotations
@@ -28,39 +28,36 @@ from ebc_lab.records.json_files import checksum_holds, parse_json, with_checksum
 
 from ..store.manifest import is_safe
 
-CHUNK = 8 << 20  # bytes of a large file that are in memory at a time
-DIGITS = 16  # of a file's sha256 in its name there; the index has all 64
-
 
 class Entry(NamedTuple):
-    """A file's content, as an index names it."""
+    """The content of a file, as an index describes it."""
 
     sha256: str
     bytes: int
 
 
-File = tuple[str, Entry]  # path in the study, and content
+File = tuple[str, Entry]  # one version of a file: its path in the study, and its content
 
 
 @dataclass(frozen=True)
 class Index:
-    """All files of a study at one time. Its file also has the time and a checksum."""
+    """The files of a study at one time, by path. Its JSON file also has the time and a checksum."""
 
-    study: str
-    writer: str  # a token of the folder that is mirrored
+    study: str  # the study's name
+    writer: str  # token of the folder that is mirrored
     number: int
     files: dict[str, Entry]
 
 
 class Overtaken(UserError):
-    """Somebody else has written the next index."""
+    """Another folder has written the next index."""
 
     def __init__(self, address: str):
         super().__init__(f"{address} is being written by somebody else: choose another.")
 
 
 class Place:
-    """One study's files at an address. Methods raise what the file system raises."""
+    """A study's mirror at an address. Its methods raise what the file system raises."""
 
     def __init__(self, address: str):
         from fsspec.core import url_to_fs
@@ -72,12 +69,12 @@ class Place:
 
     @property
     def fs(self) -> Any:
-        """The file system, made to forget its listings, which miss what another driver has written."""
+        """Return the file system without cached listings, which miss what another driver has written."""
         self._fs.invalidate_cache()
         return self._fs
 
     def latest(self) -> Index | None:
-        """Return the latest index that is whole, or None."""
+        """Return the latest intact index, or None."""
         indexes = map(self._read, sorted(self._numbers(), reverse=True))
         return next((index for index in indexes if index is not None), None)
 
@@ -86,20 +83,20 @@ class Place:
         return [int(stem) for stem in stems if stem.isdecimal() and stem.isascii()]
 
     def _read(self, number: int) -> Index | None:
-        """Return an index; None where it was cut off, or is none of ours."""
+        """Return the index of this number; None if it is missing, damaged, or not a mirror's."""
         try:
             record = parse_json(self.fs.cat_file(self._index_path(number)))
             index = msgspec.convert(record, Index)
-        except (FileNotFoundError, ValueError):  # an older one may be removed meanwhile
+        except (FileNotFoundError, ValueError):  # an older index may be removed meanwhile
             return None
         whole = checksum_holds(record) and index.number == number
         return index if whole and all(map(is_safe, index.files)) else None
 
     def publish(self, study: str, writer: str, after: int, files: Mapping[str, Entry]) -> Index:
-        """Make an index of these files the latest, under the next number that is free, and return it.
+        """Write an index of these files under the next free number, and return it.
 
-        Raises Overtaken where another folder has written one since the index of number `after`. Its number
-        may be free again, if that folder has gone on so far that it has removed its own.
+        `after`: the number of the latest index known. Raises Overtaken if another folder has written one
+        since, even if that folder has already removed it, because it has written later ones.
         """
         number = after + 1
         if self.local:
@@ -111,11 +108,11 @@ class Place:
             try:
                 self.fs.pipe_file(self._index_path(number), content, mode="create")
             except FileExistsError:
-                there = self._read(number)
-                if there is None:  # cut off
+                found = self._read(number)
+                if found is None:  # it was cut off
                     number += 1
                     continue
-                if there.writer != writer or there.files != files:  # else ours, whose answer was lost
+                if found.writer != writer or found.files != files:  # else we wrote it, and no answer came
                     raise Overtaken(self.address) from None
             if max(self._numbers(), default=number) > number:
                 self._remove([self._index_path(number)])
@@ -126,31 +123,31 @@ class Place:
         return f"{self.root}/index/{number:08d}.json"
 
     def write(self, files: Mapping[File, bytes]) -> None:
-        """Write these files, as many at a time as the file system likes."""
+        """Write these files, as many at a time as the file system allows."""
         self.fs.pipe({self._path(*file): content for file, content in files.items()})
 
     def write_large(self, path: str, entry: Entry, source: IO[bytes], moved: Callable[[], None]) -> None:
-        """Write the first bytes of an open file, calling `moved` after each part."""
+        """Write the first `entry.bytes` bytes of an open file in parts, calling `moved` after each."""
         with self.fs.open(self._path(path, entry), "wb") as out:
             for part in parts(source, entry.bytes):
                 out.write(part)
                 moved()
 
     def fetch(self, path: str, entry: Entry, to: Path) -> None:
-        """Copy what is there of a file into one on this machine; nothing is compared."""
+        """Copy a mirrored file to the path `to` on this machine, without checking its content."""
         self.fs.get_file(self._path(path, entry), str(to))
 
     def _path(self, path: str, entry: Entry) -> str:
-        return f"{self.root}/files/{path}.{entry.sha256[:DIGITS]}"
+        return f"{self.root}/files/{path}.{entry.sha256[:16]}"
 
     def sweep(self, kept: Set[File], first: int, written: Set[File] | None = None) -> None:
-        """Remove the files that are not to be kept, and the indexes before the number `first`. `written`: all
-        files that may be there; without it, the place is listed."""
+        """Remove all files but those to be kept, and the indexes below the number `first`. `written`: all
+        files that may be there; None: list the address to find them."""
         if written is None:
-            there = set(self.fs.find(f"{self.root}/files"))
+            names = set(self.fs.find(f"{self.root}/files"))
         else:
-            there = {self._path(*file) for file in written}
-        self._remove(there - {self._path(*file) for file in kept})
+            names = {self._path(*file) for file in written}
+        self._remove(names - {self._path(*file) for file in kept})
         self._remove(self._index_path(number) for number in self._numbers() if number < first)
 
     def _remove(self, names: Iterable[str]) -> None:
@@ -159,7 +156,7 @@ class Place:
                 self.fs.rm_file(name)
 
     def probe(self, token: str) -> None:
-        """Write a file, read it, and remove it. Raises OSError where it is not what was written."""
+        """Write a file, read it, and remove it. Raises OSError if the content differs."""
         path = f"{self.root}/files/.probe.{token}"
         self.fs.pipe_file(path, token.encode())
         if self.fs.cat_file(path) != token.encode():
@@ -167,16 +164,16 @@ class Place:
         self._remove([path])
 
     def holds_others(self) -> bool:
-        """Return whether anything is there that no mirror writes."""
+        """Return whether the address holds anything that no mirror writes."""
         return bool({*self._listed("")} - {"files", "index"})
 
     def studies(self) -> list[str]:
-        """Return the names of the studies directly below this place."""
+        """Return the names of the mirrored studies directly below this address."""
         names = (name for name in self._listed("") if is_safe(name))
         return [name for name in names if Place(f"{self.address}/{name}")._numbers()]
 
     def _listed(self, folder: str) -> list[str]:
-        """Return the names in a folder, sorted."""
+        """Return the names in a folder, sorted; none if there is no such folder."""
         try:
             paths = self.fs.ls(f"{self.root}/{folder}".rstrip("/"), detail=False)
         except FileNotFoundError:
@@ -185,14 +182,14 @@ class Place:
 
 
 def parts(file: IO[bytes], size: int) -> Iterator[bytes]:
-    """Yield the first `size` bytes of an open file, as far as it has them, in parts."""
+    """Yield the first `size` bytes of an open file in parts of 8 MiB; fewer if the file is shorter."""
     file.seek(0)
-    while size > 0 and (part := file.read(min(CHUNK, size))):
+    while size > 0 and (part := file.read(min(8 << 20, size))):
         yield part
         size -= len(part)
 
 
 def why(error: BaseException) -> str:
-    """Return the error of a file system as a part of one sentence."""
+    """Return a file system's error as a phrase on one line, for the middle of a sentence."""
     text = " ".join(str(getattr(error, "strerror", None) or error).split())
     return text[:300].rstrip(".") or type(error).__name__

@@ -1,7 +1,7 @@
-"""`ebc-lab pull`: a mirrored study fetched into a folder of studies, every file checked against its sha256.
+"""`ebc-lab pull`: fetch a mirrored study into a folder of studies, checking every file's sha256.
 
-Files are collected in `.NAME.pull` beside the study's folder, which appears when all are there. What an
-interrupted call has collected the next one keeps, as far as it is what the index says.
+Files are collected in `.NAME.pull`, which is renamed to the study's folder once it has all of them. If a call
+is interrupted, the next one keeps the collected files that match the index.
 """
 
 from __future__ import annotations
@@ -29,31 +29,30 @@ from ..store.verify import digest_or_fault
 from .place import Entry, Index, Place, why
 from .upload import MirrorRecord, Say, kept_elsewhere
 
-AT_A_TIME = 16  # files
-TRIES = 3  # with the latest index, which may have replaced the one that was read
-A_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+AT_A_TIME = 16  # files fetched in parallel
+TRIES = 3  # each with the latest index, since a newer one may have replaced files of the one that was read
 
 
 class NothingThere(UserError):
-    """The address can be read, and holds no study."""
+    """The address can be read, but holds no study."""
 
 
 def pull(address: str, folder: Path, say: Say = lambda text: None) -> dict[str, Any]:
-    """Fetch the study at an address, or the only one below it, into `folder`.
+    """Fetch the study at an address, or the only one directly below it, into `folder`.
 
-    Returns `study`, `root`, `address` and `mirror` (what study.mirror is to be), `files`, `bytes`, `fetched`
-    (files of this call) and `damaged`: file -> what is wrong with it there. A run of which a file is damaged
-    is left out, to be trained again, as a decision, table or picture is, to be made again.
+    Returns `study`, `root`, `address`, `mirror` (a value for study.mirror), `files`, `bytes`, `fetched` (how
+    many files now) and `damaged`: file -> what is wrong with its mirrored copy. A damaged file is left out,
+    with all others of its run if it belongs to one; the study's command makes them again.
 
-    Raises UserError: nothing there, out of reach, a study.json that is damaged, another study in its folder.
+    Raises UserError if no study can be read, study.json is damaged, or the study's folder has something else.
     """
     check_address("ADDRESS", address)
     try:
         place, index = _find(Place(address))
         root = folder / index.study
         fetched, damaged = 0, dict[str, str]()
-        if there := _here_already(root, place, index):
-            say(there)
+        if sentence := _here_already(root, place, index):
+            say(sentence)
         else:
             refuse_unwritable(folder)
             folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +78,7 @@ def pull(address: str, folder: Path, say: Say = lambda text: None) -> dict[str, 
 
 
 def _find(place: Place) -> tuple[Place, Index]:
-    """Return where the study is, and its latest index. Raises UserError."""
+    """Return the place of the study, and its latest index. Raises UserError unless exactly one is found."""
     index = place.latest()
     if index is None:
         names = place.studies()
@@ -90,14 +89,14 @@ def _find(place: Place) -> tuple[Place, Index]:
         index = place.latest()
     if index is None or Study(Path(index.study)).header_file.name not in index.files:
         raise NothingThere(f"{place.address} holds no study that was mirrored with study.mirror.")
-    if not A_NAME.fullmatch(index.study):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", index.study):
         raise UserError(f"{place.address} is not as ebc-lab writes it: its study has no plain name.")
     return place, index
 
 
 def _here_already(root: Path, place: Place, index: Index) -> str:
-    """Return the sentence that the study is here, if its folder is as the index says, or is the one that is
-    mirrored; an empty text where there is no such folder. Raises UserError where another study is in it."""
+    """Return a sentence saying that the study is here already, if its folder matches the index or is the one
+    that is mirrored; "" if there is no such folder. Raises UserError if it holds anything else."""
     if not root.exists():
         return ""
     note = None
@@ -115,8 +114,8 @@ def _here_already(root: Path, place: Place, index: Index) -> str:
 
 
 def _fetch_study(place: Place, index: Index, root: Path, say: Say) -> tuple[Index, int, dict[str, str]]:
-    """Collect all files beside `root`, and make them the study's folder. Return the index that they are of,
-    how many were fetched, and file -> what is wrong with it at its place."""
+    """Collect all files beside `root`, and rename their folder to it. Returns the index that they belong to,
+    how many were fetched, and file -> what is wrong with its mirrored copy."""
     staging = Study(root.with_name(f".{root.name}.pull"))
     fetched, damaged = 0, dict[str, str]()
     for _ in range(TRIES):
@@ -148,8 +147,8 @@ def _fetch_study(place: Place, index: Index, root: Path, say: Say) -> tuple[Inde
 
 
 def _fetch_file(place: Place, into: Path, path: str, entry: Entry) -> str | None:
-    """Fetch a file. Returns what is wrong with it at its place, or None; one that is wrong is not kept.
-    Raises what the file system raises if it is out of reach."""
+    """Fetch a file and return None, or discard it and return what is wrong with its mirrored copy. Raises
+    what the file system raises if it is out of reach."""
     to = into / path
     to.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,10 +1,10 @@
-"""A study mirrored while it runs: a thread of its driver looks for what is new, and writes it to a `Place`.
+"""Mirror a study while it runs: a thread of its driver looks for new files, and writes them to a `Place`.
 
-Of a run that has ended it takes all files, which no longer change. Of another it takes first the checkpoint
-and then the files that grow, which may then only be longer than the checkpoint says: a resumed run drops the
-rest. A run that another worker claims meanwhile waits for the next look.
+Of a run that has ended, it mirrors all files, which no longer change. Of any other run, it mirrors the
+checkpoint first and then the files that grow: these may be longer than the checkpoint says, since a resumed
+run drops the rest. A run that another worker claims meanwhile waits for the next pass.
 
-Nothing here stops a study that trains. A failure is said once, and tried again at the next look.
+Failures never stop a study. Each is reported once, and the next pass tries again.
 """
 
 from __future__ import annotations
@@ -31,40 +31,40 @@ from ..store.study import Study
 from .place import Entry, File, Index, Overtaken, Place, parts, why
 
 Say = Callable[[str], None]
-Read = dict[str, tuple[Stamp, Entry]]  # path -> a file's stamp and content when it was read last
+Read = dict[str, tuple[Stamp, Entry]]  # path -> stamp and content of a file when it was read last
 
-IN_MEMORY = 32 << 20  # bytes that are read before they are written; a larger file goes in parts
-AT_A_TIME = 200  # files
-PAUSE = 10  # times what a look took, before the next
+IN_MEMORY = 32 << 20  # bytes of a batch, after which it is written; a larger file is written in parts
+AT_A_TIME = 200  # files in a batch
+PAUSE = 10  # ratio of a pause to the pass before it
 LONGEST_PAUSE_S = 60.0  # while the mirror does not answer
-PATIENCE_S = 120.0  # without anything written, until the end no longer waits
+PATIENCE_S = 120.0  # without a write, after which `finish` no longer waits
 REMEDY = "make it reachable, or leave the setting out"
 
 
 class MirrorRecord(TypedDict):
-    """What .mirror.json holds."""
+    """The content of .mirror.json."""
 
     address: str
     writer: str  # the token under which this folder writes
-    since: list[Any]  # number and writer of the index from which this folder went on; of a new one 0, ""
+    since: list[Any]  # number and writer of the index that this folder was pulled from, or 0 and ""
 
 
 def place_of(config: Config, study: Study) -> Place:
-    """Return where a study is mirrored. Raises UserError for a folder that holds the study itself."""
+    """Return where a study is mirrored. Raises UserError if it is unusable or overlaps the study's folder."""
     assert config.study.mirror is not None
     try:
         place = Place(f"{config.study.mirror.rstrip('/')}/{study.name}")
     except (ImportError, ValueError, OSError) as error:
         raise UserError(f"study.mirror={config.study.mirror} cannot be used ({why(error)}).") from None
     if place.local:
-        there, here = Path(place.root).resolve(), study.root.resolve()
-        if there == here or here in there.parents or there in here.parents:
+        target, own = Path(place.root).resolve(), study.root.resolve()
+        if target == own or own in target.parents or target in own.parents:
             raise UserError(f"study.mirror={config.study.mirror} is the study's own folder: choose another.")
     return place
 
 
 def refuse_unusable(config: Config, study: Study) -> None:
-    """Raise UserError where a new study cannot be mirrored, before anything is written here."""
+    """Raise UserError if a new study cannot be mirrored; writes nothing to the study's folder."""
     if config.study.mirror is None:
         return
     place = place_of(config, study)
@@ -79,7 +79,7 @@ def refuse_unusable(config: Config, study: Study) -> None:
 
 
 def _refuse_another(latest: Index | None, place: Place, note: MirrorRecord | None) -> None:
-    """Raise UserError where what is mirrored there is not what this folder wrote or was pulled from."""
+    """Raise UserError if the place holds anything but what this folder wrote or was pulled from."""
     if latest is None:
         if note is None and place.holds_others():
             raise UserError(f"{place.address} holds files of something else: choose another study.mirror.")
@@ -95,8 +95,8 @@ def _refuse_another(latest: Index | None, place: Place, note: MirrorRecord | Non
 
 @contextmanager
 def mirroring(config: Config, study: Study, say: Say) -> Iterator[None]:
-    """Mirror a study that this process holds as long as the block runs, if it has a `mirror`; at the end wait
-    until all is there, and say what is not. Raises UserError at the beginning alone."""
+    """Mirror a study that this process holds while the block runs, if `study.mirror` is set. At the end, wait
+    until all files are mirrored, and say which are not. Raises UserError only at the beginning."""
     if config.study.mirror is None:
         yield
         return
@@ -109,29 +109,29 @@ def mirroring(config: Config, study: Study, say: Say) -> Iterator[None]:
 
 
 class _Mirror:
-    """The thread that writes, and what it knows to be there."""
+    """The thread that mirrors a study, and its knowledge of what is mirrored."""
 
     def __init__(self, place: Place, study: Study, every_s: float, say: Say):
         self.place = place
         self.study = study
         self.every_s = every_s
         self.say = say
-        self.index: Index | None = None  # the latest, None until it is known
-        self.read: dict[str, Read] = {}  # by run; of the study's own files under ""
-        self.batch: dict[File, bytes] = {}  # read, and not yet written
-        self.there: set[File] = set()  # written completely, in an index or not
-        self.complete: dict[str, Stamp] = {}  # run -> the stamp of its result, once all is there
-        self.waiting: set[str] = set()  # files that are not there as they are here
+        self.index: Index | None = None  # the latest one, None until it is known
+        self.read: dict[str, Read] = {}  # by run id, and "" for the study's own files
+        self.batch: dict[File, bytes] = {}  # read, but not yet written
+        self.mirrored: set[File] = set()  # written completely, whether in an index or not
+        self.complete: dict[str, Stamp] = {}  # run id -> stamp of its result, once all is mirrored
+        self.waiting: set[str] = set()  # files whose present version is not mirrored yet
         self.failing = False
-        self.moved = 0  # files written, by which the end sees that something happens
+        self.moved = 0  # number of writes, by which `finish` sees progress
         self.stop = threading.Event()
-        self.over = False  # nothing more is mirrored from here
+        self.over = False  # this folder is not mirrored any more
         self.thread = threading.Thread(target=self._work, daemon=True, name="mirror")
 
     # -- the driver's side -----------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Take the place, and start the thread. A mirror that the study had may be out of reach for now."""
+        """Claim the place, and start the thread. Raises UserError if a new mirror cannot be written."""
         try:
             self._take()
         except UserError:
@@ -144,7 +144,7 @@ class _Mirror:
         self.thread.start()
 
     def finish(self) -> None:
-        """Have the thread look once more, wait for it while it writes, and say how that ended."""
+        """Have the thread make a last pass, wait while it makes progress, and say how that ended."""
         self.stop.set()
         seen, since = -1, time.monotonic()
         while self.thread.is_alive() and time.monotonic() - since < PATIENCE_S:
@@ -154,8 +154,8 @@ class _Mirror:
         if self.over:
             return
         if self.thread.is_alive() or self.waiting or self.index is None:
-            named = ", ".join(sorted(self.waiting)[:3])
-            count = f"{len(self.waiting)} file(s) are not mirrored ({named}{', …' * (len(self.waiting) > 3)})"
+            some = ", ".join(sorted(self.waiting)[:3])
+            count = f"{len(self.waiting)} file(s) are not mirrored ({some}{', …' * (len(self.waiting) > 3)})"
             what = count if self.waiting else "the latest files are not mirrored"
             self.say(f"warning: {what}: the same command mirrors them")
         else:
@@ -201,7 +201,7 @@ class _Mirror:
         return note if note["address"] == self.place.address else None
 
     def _take(self) -> Index:
-        """Refuse what another study has there; else write and return the next index. Raises as `Place`."""
+        """Claim the place by writing its next index, and return that. Raises UserError, and as `Place`."""
         latest = self.place.latest()
         note = self._note()
         _refuse_another(latest, self.place, note)
@@ -210,24 +210,24 @@ class _Mirror:
             write_json(self.study.mirror_file, note)
         number, files = (latest.number, latest.files) if latest else (0, {})
         self.index = self.place.publish(self.study.name, note["writer"], number, files)
-        self.there = set(files.items())
-        self.place.sweep(self.there, number)
+        self.mirrored = set(files.items())
+        self.place.sweep(self.mirrored, number)
         return self.index
 
     def _look(self, *, whole: bool) -> bool:
-        """Mirror what is new. Returns False if something changed meanwhile, so that no index was written.
+        """Mirror what is new. Returns False, without an index, if the decisive files changed meanwhile.
 
-        `whole`: also look at runs that were found ended, and all there, at an earlier look.
+        `whole`: whether to check even runs that an earlier pass found ended and mirrored completely.
         """
         latest = self.index or self._take()
         self.batch, self.waiting = {}, set()
         study = self.study
-        # by what these say runs are made or refused: they are read before the runs, and must stay
+        # these decide which runs are planned or valid: read before the runs, they must not change meanwhile
         decisive = [study.header_file, study.decisions_file, study.manifest_file]
         stamps = [stamp(path) for path in decisive]
         read = {"": self._read_all(kept_elsewhere(study.root, runs=False), self.read.get("", {}))}
         for run_id in study.run_ids():
-            read[run_id] = self._of_run(run_id, whole=whole)
+            read[run_id] = self._read_run(run_id, whole=whole)
         self._flush()
         if stamps != [stamp(path) for path in decisive]:
             return False
@@ -236,22 +236,22 @@ class _Mirror:
         if files != latest.files:
             self.index = self.place.publish(study.name, latest.writer, latest.number, files)
             self._has_moved()
-            written, self.there = self.there, {*files.items(), *latest.files.items()}
-            with suppress(OSError):  # else the next command does it
-                self.place.sweep(self.there, latest.number, written)
+            written, self.mirrored = self.mirrored, {*files.items(), *latest.files.items()}
+            with suppress(OSError):  # the next command sweeps, too
+                self.place.sweep(self.mirrored, latest.number, written)
         self.waiting = set()
         return True
 
-    def _of_run(self, run_id: str, *, whole: bool) -> Read:
-        """Return what is mirrored of a run from now on: what was before, if it changes hands just now."""
+    def _read_run(self, run_id: str, *, whole: bool) -> Read:
+        """Read a run's files, and return what to list of them; as before, if it changes hands meanwhile."""
         files = self.study.run_files(run_id)
         before = self.read.get(run_id, {})
         ended, claimed = stamp(files.result), stamp(files.attempts)
         if ended is not None and ended == self.complete.get(run_id) and not whole:
             return before
         first = files.result if ended else files.checkpoint
-        there = kept_elsewhere(self.study.root, f"{RUNS}/{run_id}")
-        paths = [path for path in there if ended or os.path.basename(path) != files.result.name]
+        kept = kept_elsewhere(self.study.root, f"{RUNS}/{run_id}")
+        paths = [path for path in kept if ended or os.path.basename(path) != files.result.name]
         now = self._read_all(sorted(paths, key=lambda path: os.path.basename(path) != first.name), before)
         if (stamp(files.result), stamp(files.attempts)) != (ended, claimed):
             return before
@@ -260,18 +260,18 @@ class _Mirror:
         return now
 
     def _read_all(self, paths: Iterable[str], before: Read) -> Read:
-        """Return what these files hold. Those that have changed are read, in this order, and written."""
+        """Return the stamps and contents of these files. Those that have changed are read, in this order."""
         now = {}
         for path in paths:
             known = before.get(path)
-            with suppress(FileNotFoundError, UserError):  # removed meanwhile, or no file
+            with suppress(FileNotFoundError, UserError):  # removed meanwhile, or not a regular file
                 if known is None or known[0] != stamp(self.study.root / path):
                     known = self._read(path)
                 now[path] = known
         return now
 
     def _read(self, path: str) -> tuple[Stamp, Entry]:
-        """Read a file as far as it is written now, and write that to the mirror unless it is there."""
+        """Read a file up to its present size, and write or batch it for the mirror unless it is there."""
         with opened(self.study.root / path) as file:
             about = os.fstat(file.fileno())
             large = about.st_size > IN_MEMORY
@@ -280,11 +280,11 @@ class _Mirror:
             for part in parts(file, about.st_size) if large else ():
                 sha256.update(part)
             entry = Entry(sha256.hexdigest(), about.st_size if large else len(content))
-            if (path, entry) not in self.there:
+            if (path, entry) not in self.mirrored:
                 self.waiting.add(path)
                 if large:
                     self.place.write_large(path, entry, file, self._has_moved)
-                    self.there.add((path, entry))
+                    self.mirrored.add((path, entry))
                 else:
                     self.batch[path, entry] = content
         if len(self.batch) >= AT_A_TIME or sum(map(len, self.batch.values())) > IN_MEMORY:
@@ -296,7 +296,7 @@ class _Mirror:
         if self.batch:
             self.place.write(self.batch)
             self._has_moved()
-            self.there |= self.batch.keys()
+            self.mirrored |= self.batch.keys()
             self.batch = {}
 
     def _has_moved(self) -> None:
@@ -304,7 +304,7 @@ class _Mirror:
 
 
 def kept_elsewhere(root: Path, folder: str = "", *, runs: bool = True) -> Iterator[str]:
-    """Yield the files that a mirror takes, as `manifest.walk` does: all but the progress of runs."""
+    """Return the files that a mirror takes: those of `manifest.walk` without the runs' progress files."""
     progress = RunFiles(root).progress.name
     paths = manifest.walk(root, folder, runs=runs)
     return (path for path in paths if os.path.basename(path) != progress)

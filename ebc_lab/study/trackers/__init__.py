@@ -1,4 +1,4 @@
-"""Trackers, seen from the driver: processes that it starts and listens to, and kills where they hang."""
+"""The driver's side of trackers: start their processes, print their messages, and kill any that hang."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ from .backends import FOLDER, MLFLOW_ENV
 
 @contextmanager
 def following(config: TrackerConfig, root: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Have the trackers follow the study or run in `root` during the block, and wait for them at its end."""
+    """Have trackers follow the study or run in `root` during the block; wait for them at the block's end."""
     followers = [_Follower(name, config, root, say) for name in config.names]
     try:
         yield
     finally:
         for follower in followers:
-            follower.close_input()  # it ends when it is done
+            if follower.process and follower.process.stdin:
+                with suppress(OSError):
+                    follower.process.stdin.close()  # the process then shows the rest, and ends
     deadline = time.monotonic() + config.wait_s
     for follower in followers:
         follower.finish(deadline)
 
 
 class _Follower:
-    """One tracker's process, as its driver sees it."""
+    """The process of one tracker, as the driver sees it."""
 
     def __init__(self, name: str, config: TrackerConfig, root: Path, say: Callable[[str], None]):
         self.name = name
@@ -79,19 +81,13 @@ class _Follower:
                     self.say(f"tracker {self.name}: {what}")
 
     def warn(self, what: str) -> None:
-        """Say a warning, if it is this tracker's first."""
+        """Print a warning if it is this tracker's first."""
         if not self.warned:
             self.warned = True
             self.say(f"warning: tracker {self.name}: {what}; the runs continue without it")
 
-    def close_input(self) -> None:
-        """Let the process know that nothing more will come."""
-        if self.process and self.process.stdin:
-            with suppress(OSError):
-                self.process.stdin.close()
-
     def finish(self, deadline: float) -> None:
-        """Wait for the process until `deadline` (on the monotonic clock), and then kill it."""
+        """Wait for the process until `deadline` (on the monotonic clock), then kill it."""
         if self.process is None:
             return
         try:
@@ -107,7 +103,7 @@ class _Follower:
 
 
 def absolute(uri: str | None) -> str | None:
-    """Return the address of a store with its path made absolute, for a process in another folder."""
+    """Return a store's address with its path made absolute, for a process in another folder."""
     for scheme in ("sqlite:///", "file:"):
         if uri and uri.startswith(scheme) and not uri.removeprefix(scheme).startswith("/"):
             return scheme + str(Path(uri.removeprefix(scheme)).resolve())

@@ -22,13 +22,12 @@ MLFLOW_ENV = {  # no telemetry, and no minutes of retries against a server that 
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
 }
 METRICS_PER_CALL = 1000  # MLflow's own limit
-# nothing of the tracker's own process, which is not the run
+# W&B is to record nothing of the tracker's own process, which does not train the run
 WANDB_SETTINGS: dict[str, Any] = {"console": "off", "disable_code": True, "disable_git": True, "silent": True}
 WANDB_SETTINGS |= {"x_disable_machine_info": True, "x_disable_meta": True, "x_disable_stats": True}
 WANDB_SETTINGS["init_timeout"] = 20.0  # s; its own 90 are longer than a driver waits
 TRACKIO_SETTINGS: dict[str, Any] = {"resume": "allow", "embed": False}
-TRACKIO_SETTINGS |= {"auto_log_cpu": False, "auto_log_gpu": False}  # nothing of its own process either
-TRACKIO_ELSEWHERE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")  # set by a user who wants the runs there, too
+TRACKIO_SETTINGS |= {"auto_log_cpu": False, "auto_log_gpu": False}  # the same for Trackio
 
 
 @dataclass(frozen=True)
@@ -38,50 +37,47 @@ class Run:
     directory: Path
     run_id: str
     group: str  # the study, or the folder of a single run
-    settings: dict[str, Any]  # those that distinguish it from the others
-    identity: dict[str, Any]  # all that can change its numbers
+    settings: dict[str, Any]  # those that distinguish it from other runs
+    identity: dict[str, Any]  # all settings that can change its numbers
 
 
-Row = tuple[int, dict[str, float]]  # step, figures measured there
+Row = tuple[int, dict[str, float]]  # step, and name -> figure at that step
 
 
 class Tracker:
-    """What shows runs. A call may raise any exception; another instance may then repeat it."""
+    """A service that shows runs. A call may raise any exception; a new instance may then repeat it."""
 
-    settings: tuple[str, ...] = ()  # of TrackerConfig, which say where, beyond the folder
+    settings: tuple[str, ...] = ()  # TrackerConfig's fields that, beside the folder, say where runs are shown
 
     def __init__(self, folder: Path, config: TrackerConfig, note: Callable[[str], None]):
-        """`note`: tells the user something, once however often it is called."""
+        """`note`: shows the user a message, once however often it is called with it."""
         self.folder = folder
         self.config = config
         self.note = note
-        self.runs: dict[str, Any] = {}  # run id -> what the tracker's library has for a run in progress
+        self.runs: dict[str, Any] = {}  # run id -> the library's object for a run in progress
 
     def log(self, run: Run, rows: Sequence[Row]) -> None:
-        """Show these rows; they have been handed over when this returns."""
+        """Show these rows; when this returns, the service has them, or its library keeps them."""
         raise NotImplementedError
 
     def end(self, run: Run, outcome: str, figures: Mapping[str, float]) -> None:
-        """Show how a run ended."""
+        """Show how a run ended, and its final figures."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Release what this instance holds open. Nothing more comes from it, even if runs are in progress."""
+        """Release what this instance holds open. It is not used again, even if runs are in progress."""
 
 
 class TensorBoard(Tracker):
-    """Event files in `folder/tensorboard/<study>/<run>`, one writer for each run in progress."""
+    """A tracker that writes event files to `folder/tensorboard/<study>/<run>`."""
 
-    def _writer(self, run: Run) -> Any:
+    def log(self, run: Run, rows: Sequence[Row]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         if run.run_id not in self.runs:
             folder = self.folder / "tensorboard" / run.group / run.run_id
             self.runs[run.run_id] = SummaryWriter(str(folder))
-        return self.runs[run.run_id]
-
-    def log(self, run: Run, rows: Sequence[Row]) -> None:
-        writer = self._writer(run)
+        writer = self.runs[run.run_id]
         for step, figures in rows:
             for name, value in figures.items():
                 writer.add_scalar(name, value, step)
@@ -103,7 +99,7 @@ class TensorBoard(Tracker):
 
 
 class MLflow(Tracker):
-    """One MLflow run for each run, in an experiment named after the study; by default in a sqlite file."""
+    """A tracker with one MLflow run per run, in an experiment named after the study; by default in SQLite."""
 
     settings = ("mlflow_uri",)
 
@@ -111,14 +107,14 @@ class MLflow(Tracker):
         super().__init__(folder, config, note)
         uri = config.mlflow_uri
         if uri and uri.startswith("file:"):
-            os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # which MLflow only maintains, and asks for
+            os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # MLflow asks for this
         from mlflow.tracking import MlflowClient
 
         self.client = MlflowClient(tracking_uri=uri or f"sqlite:///{folder / 'mlflow.db'}")
         self.artifacts = None if uri else (folder / "mlflow_artifacts").as_uri()
 
     def _id(self, run: Run) -> str:
-        """Return MLflow's id of a run, which is created if there is none yet."""
+        """Return MLflow's id of a run, creating the run if need be."""
         from mlflow.entities import Param
 
         client = self.client
@@ -149,9 +145,9 @@ class MLflow(Tracker):
 
 
 class WandB(Tracker):
-    """One W&B run for each run, in a group named after the study; their files are in `folder/wandb`.
+    """A tracker with one W&B run per run, in a group named after the study, and files in `folder/wandb`.
 
-    A run's id at W&B is made of its place and name, so that whoever shows it later continues it there.
+    A run's id at W&B is a hash of its folder and name, so that a later process resumes the same W&B run.
     """
 
     settings = ("wandb_project", "wandb_mode")
@@ -164,22 +160,22 @@ class WandB(Tracker):
         self.mode: Any = None if config.wandb_mode == "auto" else config.wandb_mode  # None: W&B's own choice
 
     def _run(self, run: Run) -> Any:
-        """Return W&B's object for a run in progress."""
+        """Return W&B's object for a run in progress, opening it if need be."""
         if run.run_id not in self.runs:
             try:
-                begun = self._begun(run)
+                begun = self._open(run)
             except self.wandb.errors.UsageError:  # nobody is logged in
                 if self.mode is not None:
                     raise
                 self.mode = "offline"
-                begun = self._begun(run)
+                begun = self._open(run)
             self.runs[run.run_id] = begun
             if begun.offline:
                 files = f"{shlex.quote(str(self.folder / 'wandb'))}/offline-run-*"
                 self.note(f"offline; once you are logged in, this uploads the runs: wandb sync {files}")
         return self.runs[run.run_id]
 
-    def _begun(self, run: Run) -> Any:
+    def _open(self, run: Run) -> Any:
         place = f"{self.folder} {run.directory} {run.run_id}"
         begun = self.wandb.init(
             project=self.config.wandb_project or os.environ.get("WANDB_PROJECT") or "ebc-lab",
@@ -194,7 +190,7 @@ class WandB(Tracker):
             save_code=False,
             settings=WANDB_SETTINGS,
         )
-        begun.define_metric("*", step_metric="step")  # evaluations come after later steps
+        begun.define_metric("*", step_metric="step")  # evaluations are logged after later steps
         return begun
 
     def log(self, run: Run, rows: Sequence[Row]) -> None:
@@ -210,28 +206,28 @@ class WandB(Tracker):
 
     def close(self) -> None:
         for shown in self.runs.values():
-            shown.finish(exit_code=1)  # it goes on when the run does
+            shown.finish(exit_code=1)  # resumed when the run is
         self.runs.clear()
         self.wandb.teardown()
 
 
 class Trackio(Tracker):
-    """One Trackio run for each run, in a project named after the study; a database each in `folder/trackio`.
+    """A tracker with one Trackio run per run, in a project named after the study, stored in `folder/trackio`.
 
-    Trackio has one run in progress, so each call opens its run, or continues it, and closes it again.
+    Trackio allows one open run at a time, so each call opens or resumes its run and closes it again.
     """
 
     def __init__(self, folder: Path, config: TrackerConfig, note: Callable[[str], None]):
         super().__init__(folder, config, note)
-        os.environ["TRACKIO_DIR"] = str(folder / "trackio")  # read when it is imported
-        if not any(os.environ.get(name) for name in TRACKIO_ELSEWHERE):
-            os.environ["HF_HUB_OFFLINE"] = "1"  # it would ask a server for the name of a user who has a token
+        os.environ["TRACKIO_DIR"] = str(folder / "trackio")  # read when trackio is imported
+        if not any(os.environ.get(name) for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")):
+            os.environ["HF_HUB_OFFLINE"] = "1"  # else trackio asks a server for a token's user name
         import trackio
 
         self.trackio: Any = trackio
 
     def _log(self, run: Run, rows: Sequence[Row], **more: str) -> None:
-        """Write rows, and settings with `more`. Raises OSError where Trackio, which only warns, could not."""
+        """Write rows, and the settings with `more`. Raises OSError if Trackio warns that it could not."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             config = {**run.settings, **run.identity, **more}

@@ -1,8 +1,8 @@
-"""`notify=COMMAND`: a program of the user's that hears how a study ended, or that it has stalled.
+"""`notify=COMMAND`: run a program of the user's when a study has ended or stalled.
 
-The command is split into words as a shell splits them, and started without one: nothing in a study's name or
-in an error's text is ever read as a command. The facts are in its environment, the message is its input as
-well. Whatever it does, the study goes on.
+The command is split into words as a shell splits them, but run without a shell, so nothing in a study's name
+or in an error's text is ever read as a command. Its environment has the facts, and its standard input has the
+message. Whatever it does, the study goes on.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pathlib import Path
 
 from ebc_lab.config.errors import visible
 
-PATIENCE_S = 30.0  # for the command
+PATIENCE_S = 30.0  # time for the command before it is killed
 FINISHED, FAILED, STALLED = "finished", "failed", "stalled"
 
 
 class Notifier:
-    """Runs the command at events of one study. If it fails, `say` is given one warning."""
+    """A runner of the command for one study. The first time the command fails, `say` gets a warning."""
 
     def __init__(self, command: str, root: Path, say: Callable[[str], None]):
         self.words = shlex.split(command)
@@ -33,17 +33,15 @@ class Notifier:
         self.warned = False
         self.running: list[threading.Thread] = []
 
-    def tell(self, event: str, message: str) -> None:
-        """Run the command, and wait until it has ended or PATIENCE_S are over, and it is killed."""
-        for thread in self.running:
-            thread.join()
-        self.running = []
-        self._run(event, message)
-
-    def tell_in_background(self, event: str, message: str) -> None:
-        """Run the command while the study goes on."""
-        self.running.append(threading.Thread(target=self._run, args=(event, message), daemon=True))
-        self.running[-1].start()
+    def tell(self, event: str, message: str, *, wait: bool = True) -> None:
+        """Run the command: in the background, or if `wait`, after earlier ones and until it has ended."""
+        if wait:
+            for thread in self.running:
+                thread.join()
+            self._run(event, message)
+        else:
+            self.running.append(threading.Thread(target=self._run, args=(event, message), daemon=True))
+            self.running[-1].start()
 
     def _run(self, event: str, message: str) -> None:
         if not self.words:
@@ -60,7 +58,7 @@ class Notifier:
                     [os.path.expanduser(program), *arguments],
                     env={**os.environ, **facts},
                     stdin=text,
-                    stdout=output,  # not a pipe, which what it leaves behind could hold open
+                    stdout=output,  # not a pipe, which its surviving children could hold open
                     stderr=subprocess.STDOUT,
                     start_new_session=True,  # Ctrl-C is for the driver
                 )

@@ -1,11 +1,9 @@
-"""TensorBoard, MLflow, W&B and Trackio, all opt-in (docs/trackers.md): they show what the files of a study
-contain, and cannot harm a run.
+"""The process of one tracker (docs/trackers.md), which shows what a study's files contain and cannot harm a
+run. The driver starts it as `python -m ebc_lab.study.trackers.process`.
 
-Each tracker is a process (`python -m ebc_lab.study.trackers.process`) that reads the files which runs write
-anyway. These files are its queue, so nothing is lost while it is slow or down; what it has shown is noted in
-`.trackers/`, so nothing is shown twice. The driver starts it, prints its first warning, and at the end waits
-`tracker.wait_s` for it. The end of its standard input tells it that no more will come, however the driver
-ended.
+It reads the files that runs write anyway. These are its queue, so nothing is lost while a tracker is slow or
+down; `.trackers/` records what has been shown, so nothing is shown twice. The end of its standard input means
+that nothing more will come, however the driver ended; it then has `tracker.wait_s` to show the rest.
 """
 
 from __future__ import annotations
@@ -35,8 +33,7 @@ from ebc_lab.records.streams import read_columns
 from .backends import FOLDER, TRACKERS, Row, Run, Tracker
 
 STEP_FIGURES = ("loss", "c", "applied_kl", "target_kl", "lr")  # columns of steps.csv
-EVAL_FIGURES = ("val_loss",)  # … of evals.csv
-SETTINGS = {  # name -> the setting that it shows
+SETTINGS = {  # name in trackers -> setting
     "seed": "seed",
     "steps": "steps",
     "lr": "optimizer.lr",
@@ -46,19 +43,19 @@ SETTINGS = {  # name -> the setting that it shows
     "budget": "budget.name",
     "target_kl": "budget.target_kl",
 }
-POLL_S = 2.0  # between two looks at the files
-MAX_PAUSE_S = 60.0  # the same after repeated failures
+POLL_S = 2.0  # between two checks of the files
+MAX_PAUSE_S = 60.0  # the same, after repeated failures
 
 
 class ShownRecord(TypedDict):
-    """What .trackers/<tracker>.json holds: what was shown of each run, and where."""
+    """The content of .trackers/<tracker>.json: what has been shown of each run, and where."""
 
-    to: str
+    to: str  # the tracker's folder and address
     runs: dict[str, dict[str, Any]]
 
 
 class Reader:
-    """Reads the runs in `root` for one tracker, and keeps what it has shown of them, and where (`to`)."""
+    """A reader of the runs in `root` for one tracker. It records what has been shown, and where (`to`)."""
 
     def __init__(self, root: Path, name: str, to: str):
         self.root = root
@@ -68,22 +65,22 @@ class Reader:
         with suppress(OSError, UserError):
             known = read_json(self.path, ShownRecord)
             self.shown = known if known["to"] == to else self.shown
-        self.complete: dict[Path, Stamp] = {}  # run's folder -> the stamp of its result, once that is shown
+        self.complete: dict[Path, Stamp] = {}  # run's folder -> stamp of its result, once shown
 
     def measuring(self) -> bool:
-        """Return whether time is being measured, which must not be disturbed."""
+        """Return whether a run that measures time is in progress, which must not be disturbed."""
         runs = StudyFiles(self.root).all_runs()
         timed = (run for run in runs if run.directory.name.startswith("overhead_"))
         return any(run.progress.exists() and not run.result.exists() for run in timed)
 
     def show(self, tracker: Tracker) -> None:
-        """Show what is new, run by run."""
+        """Show what is new, run by run. Raises what the tracker raises."""
         single = RunFiles(self.root)
         for files in [single] if single.spec.exists() else StudyFiles(self.root).all_runs():
             ended = stamp(files.result)
             if ended is not None and self.complete.get(files.directory) == ended:
                 continue
-            try:  # the result before the rows, which are complete once it is there
+            try:  # first the result, because the rows are complete once it exists
                 result = None if ended is None else read_json(files.result, dict[str, Any])
                 spec = read_json(files.spec, SpecRecord)
             except (FileNotFoundError, UserError):  # no run, or a damaged file, which `verify` reports
@@ -102,7 +99,7 @@ class Reader:
         if result is not None and shown["result"] == result["checksum"]:
             return
         rows: list[Row] = []
-        streams = {"step": (files.steps, STEP_FIGURES), "eval": (files.evals, EVAL_FIGURES)}
+        streams = {"step": (files.steps, STEP_FIGURES), "eval": (files.evals, ("val_loss",))}
         for kind, (path, columns) in streams.items():
             news = new_rows(path, columns, shown[kind])
             shown[kind] = news[-1][0] if news else shown[kind]
@@ -129,7 +126,7 @@ def distinguishing_settings(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def new_rows(path: Path, columns: Sequence[str], after: int) -> list[Row]:
-    """Return the rows of a stream after the step `after`; none where there is no file yet."""
+    """Return the rows of a CSV file after the step `after`; none if there is no file yet."""
     try:
         table = read_columns(path)
     except (FileNotFoundError, UserError):  # UserError: its last line is being written
@@ -145,7 +142,7 @@ def new_rows(path: Path, columns: Sequence[str], after: int) -> list[Row]:
 def follow(
     reader: Reader, connect: Callable[[], Tracker], over: threading.Event, warn: Callable[[str], None]
 ) -> bool:
-    """Show what comes until `over`, and then what is left. Return whether all of it was shown."""
+    """Show what is new until `over` is set, then what is left. Return whether all of it was shown."""
     tracker: Tracker | None = None
     pause = POLL_S
     while True:
@@ -173,7 +170,7 @@ def follow(
 
 
 def main(name: str, root: str, config: TrackerConfig) -> int:
-    """Follow a study with one tracker, in a process that `_Follower` starts. Returns the exit code."""
+    """Follow a study with one tracker until stdin ends. Return the exit code: 0 if everything was shown."""
     over = threading.Event()
 
     def wait_for_the_end() -> None:
@@ -187,7 +184,7 @@ def main(name: str, root: str, config: TrackerConfig) -> int:
     with suppress(OSError):
         os.nice(10)
 
-    @functools.cache  # said once
+    @functools.cache  # prints each line once
     def say(line: str) -> None:
         with suppress(OSError):  # the driver is gone
             print(line, flush=True)
