@@ -30,7 +30,8 @@ class ControllerSearch(Choice):
     )
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return one run for each candidate's settings, at the calibrated budget and rate."""
+        """Return one run for each track and candidate, at the calibrated budget and rate; empty until
+        calibrate has decided."""
         if "calibrate" not in earlier:
             return []
         specs: list[RunSpec] = []
