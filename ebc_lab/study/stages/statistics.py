@@ -6,17 +6,17 @@ Distributions and tests are scipy's. This module chooses which of them to use, a
   diverged, its loss ranks behind every other and the differences have no mean; then their median gets the
   distribution-free interval of order statistics (Thompson 1936).
 * Where several arms are compared with one reference, a second, wider interval holds for all of them at once
-  (Bonferroni; Dunn 1961). Claims about an arm rest on that one.
+  (Bonferroni; Dunn 1961). Claims about an arm rest on this wider interval.
 * A study that judges its results more than once, adding seeds while they are undecided, divides its error by
   the number of looks (Bonferroni again; for the reason see Armitage, McPherson & Rowe 1969).
 * An answer that reuses seeds of earlier answers was not planned, and nobody knows how many will follow. It
-  gets half the error of the one before, so that all later answers add 2.5 + 1.25 + … < 5% to the 5% of the
+  gets half the error of the answer before, so that all later answers add 2.5 + 1.25 + … < 5% to the 5% of the
   first (error spending: Lan & DeMets 1983). An answer on fresh seeds is independent and keeps its full error.
 * Where an arm's settings were tuned, other tuning seeds might have led to other settings. This luck is
   estimated from the points that were tried and the noise of a run, and widens the t-interval (for the reason
   see Bouthillier et al., arXiv:2103.03098).
 
-scipy is imported where it is used: that takes half a second, and `status` needs none of it.
+scipy is imported only where it is used: the import takes half a second, and `status` does not need scipy.
 """
 
 from __future__ import annotations
