@@ -1,5 +1,4 @@
-"""ablation: trains every arm of a suite over the seeds, and compares it with its reference arm, paired by
-seed."""
+"""ablation: every arm of a suite over the seeds, compared with its reference arm, paired by seed."""
 
 from __future__ import annotations
 

@@ -31,7 +31,6 @@ def band_aimed_at(config: Config) -> list[float] | None:
 
 
 def _search(config: Config, track: SweepTrack, budget: str, results: Results) -> Search:
-    """Return the search for a track's best target KL under one budget."""
     settings = config.calibrate
     first, scale = config.study.stage_seed, settings.lr_scale
 
@@ -63,8 +62,7 @@ def _search(config: Config, track: SweepTrack, budget: str, results: Results) ->
 
 
 def _decided(config: Config, swept: SweepTrack, results: Results) -> CalibratedTrack | None:
-    """Return the decision on one track, or None if there is no δ* whose runs all completed, with a known
-    median c."""
+    """Return the decision on one track; None if no δ* has a known median c and runs that all completed."""
     by_loss = config.calibrate.choose == "loss"
     searches = {budget: _search(config, swept, budget, results) for budget in config.calibrate.budgets}
     tried = [runs for search in searches.values() for runs in search.tried.values()]

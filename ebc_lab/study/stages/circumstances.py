@@ -22,14 +22,12 @@ NOTHING_SHOWN = "the comparison shows nothing"
 
 
 def _instructions(config: Config) -> Sequence[str]:
-    """Return the vector instruction sets to compare: the ones in the settings, or all of this CPU's if none
-    are given."""
+    """Return the vector instruction sets to compare: the configured ones, or this CPU's if there are none."""
     return config.circumstances.capabilities or capabilities()
 
 
 def _mode(specs: Specs, results: Results) -> ModeFound:
-    """Return how many runs of one mode completed and diverged, how many different weights they ended with,
-    and the range of the losses."""
+    """Return how a mode's runs ended, with how many different weights, and the range of their losses."""
     outcomes = [results.get(s.run_id, RunResult()).get("outcome") for s in specs]
     done = [s for s, outcome in zip(specs, outcomes, strict=True) if outcome == "completed"]
     losses = losses_of(done, results)
@@ -43,8 +41,7 @@ def _mode(specs: Specs, results: Results) -> ModeFound:
 
 
 def shows_nothing(modes: Mapping[str, ModeFound]) -> str:
-    """Return why identical weights under the other modes prove nothing; an empty string if they do prove
-    something."""
+    """Return why identical weights under other modes prove nothing; empty if they do prove something."""
     plain = modes.get(PLAIN)
     if plain is None:
         return f"determinism={PLAIN} is not among the modes"
@@ -125,8 +122,7 @@ class Circumstances(Stage):
         return [f"{name} {_counted(mode)}" for name, mode in modes.items() if mode["completed"]]
 
     def resolve(self, config: Config, say: Callable[[str], None]) -> Config:
-        """Return the configuration, with the vector instruction sets of this CPU filled in if none are
-        given."""
+        """Return the configuration, with this CPU's vector instruction sets filled in if none are given."""
         settings = config.circumstances
         if settings.capabilities:
             return config
@@ -136,13 +132,11 @@ class Circumstances(Stage):
         return replace(config, circumstances=replace(settings, capabilities=list(available)))
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return an invented checksum of the weights, which differs from run to run under the mode `none`
-        alone."""
+        """Return a checksum of the weights that differs from run to run under the mode `none` alone."""
         return {"weights_checksum": "" if spec.role != PLAIN else str(nth)}
 
     def headline(self, track: ModesTrack) -> str:
-        """Return how many different weights each mode ended with, and say so if the comparison shows
-        nothing."""
+        """Return how many different weights each mode ended with, and say so if that shows nothing."""
         counts = ", ".join(f"{name} {_counted(mode)}" for name, mode in track["modes"].items())
         return f"{counts}; {NOTHING_SHOWN}" if shows_nothing(track["modes"]) else counts
 

@@ -44,8 +44,7 @@ def arms_of(specs: Specs, results: Results) -> dict[str, Arm]:
     Roles that have the same runs share one arm.
 
     `test_median` and `val_median`, by which arms are ranked, are taken over all finished seeds. A diverged
-    run ranks behind every other run. A median is None if it falls on a diverged run, or if no seed has
-    finished.
+    run ranks behind every other run. A median that falls on a diverged run is None.
     """
     arms: dict[str, Arm] = {}
     for spec in (s for s in specs if s.kind == "train"):
@@ -93,7 +92,6 @@ def results_of_arm(arm: Arm, results: Results) -> dict[str, RunResult]:
 
 
 def completed_runs(arm: Arm, results: Results) -> list[Mapping[str, Any]]:
-    """Return the results of an arm's completed runs."""
     return [r for r in results_of_arm(arm, results).values() if r.get("outcome") == "completed"]
 
 
@@ -170,9 +168,8 @@ def target_figures(
     `config/parts/target.py`; empty if there is no target.
 
     The mean of the steps is None unless every run reached the target, and p is None if a run diverged. As in
-    modded-nanogpt's optimization track, p tests whether the mean final loss is below the target. The test is
-    a z-test if σ is known, and otherwise a t-test. `divided`: the number that divides the error
-    (`rules.error_divided`).
+    modded-nanogpt's optimization track, p tests whether the mean final loss is below the target: by a z-test
+    if σ is known, else by a t-test. `divided`: the number that divides the error (`rules.error_divided`).
     """
     if target.name == "none":
         return {}
@@ -198,9 +195,8 @@ def target_figures(
 
 
 def _surely_below(target: TargetConfig, runs: Sequence[Mapping[str, Any]], divided: int) -> float | None:
-    """Return the first step at which every run was evaluated and the p of the runs' losses is below the
-    target's level; None if there is no such step. modded-nanogpt's rules, too, require the same step for all
-    runs."""
+    """Return the first step at which every run was evaluated and p of the runs' losses is below the target's
+    level; None if there is none. modded-nanogpt's rules, too, want the same step for all runs."""
     curves = [curve_of(r) for r in runs]
     common = sorted(set.intersection(*map(set, curves))) if curves else []
     for step in common:
@@ -281,8 +277,7 @@ def compare(config: Config, specs: Specs, results: Results, earlier: Decisions) 
 
 def _lucks(arms: Mapping[str, Arm], track: str, earlier: Decisions, results: Results) -> dict[str, Luck]:
     """Return the luck in choosing the constant rate (`baseline`), the fair control (`control`) and δ*
-    (`ebc`). All three were chosen by validation loss, so the noise is taken from the validation losses of the
-    finals."""
+    (`ebc`). All were chosen by validation loss, so the noise comes from the finals' validation losses."""
     swept: SweepTrack = earlier["lr_sweep"]["tracks"][track]
     calibrated: CalibratedTrack = earlier["calibrate"]["tracks"][track]
     loss = {run["run_id"]: run["val_loss"] for run in earlier["lr_sweep"]["candidates"]}
@@ -314,8 +309,7 @@ def _luck_of(arm: Arm, family: str, lucks: Mapping[str, Luck]) -> Luck:
 
 
 def _plain_role(role: str) -> str:
-    """Return the role of the plain arm at the same rate, on the fair control's schedule: `control_x2` for
-    `ebc_x2`."""
+    """Return the plain arm's role at the same rate on the control's schedule: `control_x2` for `ebc_x2`."""
     return role.replace("ebc", "control")
 
 
@@ -396,14 +390,12 @@ def fresh_seeds(config: Config, used: Collection[int], count: int) -> list[int]:
 
 
 def judged_arms(track: FinalsTrack) -> dict[str, str]:
-    """Return, for each of the rivals `baseline` and `control`, the EBC arm that the verdict compares with
-    it."""
+    """Return, by rival (`baseline` or `control`), the EBC arm that the verdict compares with the rival."""
     return {"baseline": track["roles"]["ebc_x2"], "control": track["best_ebc_by_val"]}
 
 
 def claims(track: FinalsTrack) -> list[str]:
-    """Return the judgement, such as `beats` or `undecided`, on each of the verdict's comparisons of test
-    losses."""
+    """Return the judgement on each comparison of test losses in the verdict: `beats`, `undecided` …"""
     baseline, control = (track["differences"][rival][arm] for rival, arm in judged_arms(track).items())
     windows = [track["lr_windows"]["ebc"]["difference"]["alone"]] if "ebc" in track["lr_windows"] else []
     return [baseline["alone"], control["judged"], *windows]

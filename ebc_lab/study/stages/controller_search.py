@@ -30,8 +30,7 @@ class ControllerSearch(Choice):
     )
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return one run for each track and candidate, at the calibrated budget and rate; empty until
-        calibrate has decided."""
+        """Return one run per track and candidate, once calibrate has decided the budget and δ*."""
         if "calibrate" not in earlier:
             return []
         specs: list[RunSpec] = []

@@ -1,5 +1,4 @@
-"""finals: every arm at full length over fresh seeds, the paired differences between the arms, and the
-verdict."""
+"""finals: every arm at full length over fresh seeds, the arms' paired differences, and the verdict."""
 
 from __future__ import annotations
 
@@ -101,8 +100,7 @@ class Finals(Stage):
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
         """Return every arm's runs at full length over `seeds`, and over more seeds while the verdict is
-        undecided and more are allowed. Also return, for each track, a paired measurement of EBC's overhead at
-        ×2."""
+        undecided and more are allowed. For each track, add a paired measurement of EBC's overhead at ×2."""
         seeds = list(config.seeds)
         made: dict[tuple[str, int], list[RunSpec]] = {}  # by track and seed, kept between looks
         while True:
@@ -158,8 +156,7 @@ class Finals(Stage):
         )
 
     def headline(self, track: FinalsTrack) -> str:
-        """Return how many lines of the verdict passed, failed or are undecided, and how the best EBC arm
-        differs from the fair control."""
+        """Return the counts of verdict lines, and how the best EBC arm differs from the fair control."""
         counts = Counter(line["verdict"] for line in track["verdict"])
         text = ", ".join(f"{counts[v]} {v}" for v in ("pass", "fail", "undecided"))
         best = track["differences"]["control"][track["best_ebc_by_val"]]

@@ -124,8 +124,8 @@ class LRScale(Choice):
     pictures = ("lr_scale", "eta_eff")
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return runs at every LR scale, with EBC and without. If the surrogate budget was calibrated, add a
-        run under it at ×1. Once the median S of that run is known, add one with a fixed trust radius at every
+        """Return runs at every LR scale, with EBC and without. If the surrogate budget was calibrated, add
+        one under it at ×1 and, once that run's median S is known, one with a fixed trust radius at every
         scale."""
         search_open = "controller_search" in config.study.stages and "controller_search" not in earlier
         specs: list[RunSpec] = []
@@ -208,8 +208,7 @@ class LRScale(Choice):
         return outside_the_band(chosen, candidate)
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return an invented median c. It makes the largest scale win, unless arms coincide in the
-        scenario."""
+        """Return a median c that makes the largest scale win, unless arms coincide in the scenario."""
         if spec.role != "ebc" or scenario.merged:
             return super().invent(config, scenario, spec, nth)
         return {"c_median": 0.6 if spec.lr_scale == max(config.lr_scale.scales) else 0.3}

@@ -84,8 +84,7 @@ def band_distance(c: float | None, band: Sequence[float]) -> float:
 
 
 def edge_of(values: Sequence[float], value: float) -> str | None:
-    """Return the edge of a grid on which a value lies (`low`, `high` or `both`), or None if it lies
-    inside."""
+    """Return the edge of a grid that a value lies on, `low`, `high` or `both`; None if it lies inside."""
     edges = [edge for edge, end in (("low", min(values)), ("high", max(values))) if value == end]
     return "both" if len(edges) == 2 else next(iter(edges), None)
 
@@ -119,8 +118,7 @@ def candidate(spec: RunSpec, results: Results) -> Candidate:
 def make_decision(
     stage: str, rule: str, config: Config, specs: Specs, results: Results, earlier: Decisions, **chosen: Any
 ) -> Decision:
-    """Return a decision with its evidence and hashes. `chosen`: further keys of the decision, such as
-    `tracks`."""
+    """Return a decision with its evidence and hashes. `chosen`: its further keys, such as `tracks`."""
     known = [s for s in specs if s.run_id in results]
     decision: dict[str, Any] = {
         "stage": stage,

@@ -42,8 +42,7 @@ DIGITS = 4  # decimals of a bound in nats
 
 
 def plain_run(config: Config, track: BestRate, steps: int, seed: int, scale: float) -> RunConfig:
-    """Return a track's run without EBC. The learning rate is constant, at `scale` times the track's best
-    rate."""
+    """Return a track's run without EBC, at a constant rate of `scale` times the track's best rate."""
     base, name = run_part(config), track["optimizer"]
     # the study's own optimizer has the study's settings, any other those of its file
     optimizer = config.optimizer if config.optimizer.name == name else optimizer_defaults(name)
@@ -67,8 +66,7 @@ def ebc_run(config: Config, track: SweepTrack, steps: int, seed: int, scale: flo
 
 
 def scheduled(run: RunConfig, schedule: str, warmup: float) -> RunConfig:
-    """Return the run on a learning-rate schedule. `warmup` below 1 is a share of the run, and otherwise a
-    number of steps."""
+    """Return the run on a learning-rate schedule. `warmup` is in steps or, below 1, a share of the run."""
     steps = share_in_steps(warmup, run.steps) if warmup < 1 else int(warmup)
     return replace(run, lr_schedule=replace(run.lr_schedule, name=schedule, warmup_steps=steps))
 
@@ -108,8 +106,7 @@ def fill_from_baseline(run: RunConfig, track: NaturalSteps, times: float = 1.0) 
 def spec_of(
     stage: str, role: str, run: RunConfig, scale: float, note: str = "", *, usual: int | None = None
 ) -> RunSpec:
-    """Return a run of a stage, with the arm named after the run's settings. `usual`: the length that the name
-    omits."""
+    """Return a stage's run. Its arm is named after the run's settings; `usual` is the length left out."""
     return RunSpec(stage, role, arm_name(run, scale, note + length(run, usual)), scale, run)
 
 

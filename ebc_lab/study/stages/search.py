@@ -76,12 +76,10 @@ class Search:
 
     @property
     def lost(self) -> bool:
-        """Whether no point completed although every result is conclusive: each point has a seed that
-        diverged."""
+        """Whether no point completed although no run failed or is missing: each has a diverged seed."""
         return self.best() is None and conclusive(self.specs, self.results)
 
     def runs(self, point: Mapping[str, Any]) -> list[RunSpec]:
-        """Return the runs of a point that was tried."""
         return self.tried[tuple(point.items())]
 
     def score_of(self, point: Mapping[str, Any]) -> float:
@@ -99,8 +97,7 @@ class Search:
         return [p for p in map(dict, self.tried) if fixed.items() <= p.items()]
 
     def along(self, point: Mapping[str, Any], key: str) -> dict[float, list[RunSpec]]:
-        """Return the runs of the tried points that equal this point in all but setting `key`, by the value of
-        `key`."""
+        """Return, by value of `key`, the runs of tried points with the same other settings as this one."""
         rest = {k: v for k, v in point.items() if k != key}
         return {p[key]: self.runs(p) for p in map(dict, self.tried) if rest.items() <= p.items()}
 
@@ -109,8 +106,8 @@ class Search:
         return {value: mean_loss(runs, self.results) for value, runs in self.along(point, key).items()}
 
     def edge(self, point: Mapping[str, Any], key: str) -> str | None:
-        """Return the end of the grid of `key` on which a point lies; None if it lies inside or only one value
-        was tried."""
+        """Return the end of the grid of `key` on which a point lies, or None if the point lies inside or only
+        one value of `key` was tried."""
         values = {p[key] for p in self.alike(point)}
         return edge_of([*values], point[key]) if len(values) > 1 else None
 

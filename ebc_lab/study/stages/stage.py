@@ -38,8 +38,7 @@ NOT_APART = ", not told apart by one run each"
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of the decision on a track. `diff` compares all figures; the page shows the figures that have
-    a label."""
+    """A figure of the decision on a track. `diff` compares all figures; the page shows labelled figures."""
 
     path: str  # keys of the nested track, joined by dots: `control.lr`
     label: str = ""
@@ -100,8 +99,7 @@ class Stage:
         raise NotImplementedError
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
-        """Return clauses that describe the results so far, while the stage is not yet decided. Raises
-        Undecidable."""
+        """Return clauses on the results so far, while the stage is undecided. Raises Undecidable."""
         return []
 
     def turning_points(self, name: str, decision: Decision) -> list[str]:
@@ -118,8 +116,7 @@ class Stage:
         return f"{optimizer(name)}: " if self.leads_with_optimizer else track_prefix(name, decision["tracks"])
 
     def question(self, config: Config) -> str:
-        """Return the question that a study ending with this stage asks; an empty string means the lab's usual
-        one."""
+        """Return the question of a study that ends with this stage; empty means the lab's usual one."""
         return str(getattr(getattr(config, self.name), "question", ""))
 
     def resolve(self, config: Config, say: Callable[[str], None]) -> Config:
@@ -147,16 +144,14 @@ class Stage:
         return f"summary_{self.name}.csv"
 
     def headlines(self, decision: Decision) -> list[str]:
-        """Return one line per track: the decision, the winner's margin, and any candidate passed over despite
-        a lower loss."""
+        """Return one line per track: the decision, the winner's margin, and any lower loss passed over."""
         return [
             self.lead_in(name, decision) + self.headline(track) + _margin(track) + self._over(name, decision)
             for name, track in decision["tracks"].items()
         ]
 
     def would_change(self, decision: Decision) -> list[str]:
-        """Return one sentence for each track that has turning points, saying what would have changed the
-        decision."""
+        """Return one sentence per track that says what would have changed the decision."""
         clauses = {name: self.turning_points(name, decision) for name in decision["tracks"]}
         return [f"{self.lead_in(name, decision)}{'; '.join(c)}" for name, c in clauses.items() if c]
 
@@ -259,14 +254,12 @@ class Choice(Stage):
 
 
 def candidates_of(name: str, decision: Decision) -> list[Candidate]:
-    """Return the candidates of a decision that belong to one track."""
     alone = len(decision["tracks"]) == 1
     return [c for c in decision["candidates"] if alone or c["run_id"].startswith(f"{name}_")]
 
 
 def _ranked_behind(name: str, decision: Decision) -> list[tuple[float, Candidate]]:
-    """Return (nats behind the chosen candidate, candidate) for every other ranked candidate, the nearest
-    first."""
+    """Return (nats behind the chosen candidate, candidate) for all others ranked, the nearest first."""
     track = decision["tracks"][name]
     others = [c for c in candidates_of(name, decision) if c["run_id"] != track["run_id"]]
     ranked = [c for c in others if c["run_id"] in track["ranked"] and c["val_loss"] is not None]
@@ -291,8 +284,7 @@ def _margin(track: Track) -> str:
 
 
 def or_undecided(words: str, difference: Difference, *, joint: bool) -> str:
-    """Return `words` about a difference, adding "undecided so far" unless the interval of the difference
-    excludes 0. `joint`: use its joint interval."""
+    """Return `words`, marked as undecided so far unless the (joint) interval of `difference` excludes 0."""
     d = by_interval(difference, joint)
     low, high = d["low"], d["high"]
     apart = (low is not None and low > 0) or (high is not None and high < 0)
@@ -321,8 +313,7 @@ def held_back_by_its_seeds(candidate: Candidate, candidates: Sequence[Candidate]
 
 
 def outside_the_band(track: Track, candidate: Candidate) -> str:
-    """Return how a candidate's median c kept the candidate from being ranked; an empty string if it was
-    ranked."""
+    """Return why a candidate's median c kept it from being ranked; empty if the candidate was ranked."""
     if candidate["run_id"] in track["ranked"]:
         return ""
     c = candidate["c_median"]
@@ -348,8 +339,7 @@ def stage_of(name: str) -> Stage:
 
 
 def decision_that_shows(what: str, decisions: Decisions) -> Decision | None:
-    """Return the decision of the stage whose `shows` is `what`, such as `verdict`; None if no such stage has
-    decided."""
+    """Return the decision of the stage whose `shows` is `what`, such as `verdict`; None if there is none."""
     return next((d for name, d in decisions.items() if stage_of(name).shows == what), None)
 
 
@@ -366,8 +356,7 @@ def planned_runs(
 
 
 class Settled(dict[str, Any]):
-    """A decision or track that holds only the values already settled. Reading any other key raises
-    `NotSettled`."""
+    """A decision or track with settled values only. Reading any other key raises `NotSettled`."""
 
     def __missing__(self, key: str) -> Any:
         raise NotSettled(key)

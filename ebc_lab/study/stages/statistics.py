@@ -92,10 +92,10 @@ def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float, freedom: int 
     """Return the luck in choosing the lowest of several points, given each point's losses under the same
     seeds.
 
-    The noise of a mean comes from `noise_of_runs` or, if that is None, from `sigma` and its `freedom`. It
-    gives each point a probability of being the lowest. The luck is the standard deviation of the points'
-    means under these probabilities, with the freedom of the noise. It is 0 if one point is far ahead, or if
-    fewer than two points could be chosen.
+    The noise of a mean, from `noise_of_runs` or, if that is None, from `sigma` and its `freedom`, gives each
+    point a probability of being the lowest. The luck is the standard deviation of the points' means under
+    these probabilities, with the freedom of the noise. It is 0 if one point is far ahead, or if fewer than
+    two are finite.
     """
     known = [losses for losses in tried if all(map(math.isfinite, losses))]
     if len(known) < 2:
@@ -119,8 +119,7 @@ def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float, freedom: int 
 
 
 def level(differences: Iterable[Mapping[str, Any] | None]) -> str:
-    """Return the confidence of these differences' intervals: `95%`, or more if looks or earlier answers
-    divide the error."""
+    """Return the confidence of the intervals: `95%`, or more if looks or earlier answers divide the error."""
     return level_of(max((d.get("looks") or 1 for d in differences if d), default=1))
 
 
@@ -307,8 +306,7 @@ def _power(mean: float, spread: float, seeds: int, level: float, margin: float, 
 
 
 def by_interval(difference: Difference, joint: bool) -> Difference:
-    """Return the difference with `low`, `high`, `detectable` and `judged` from its joint interval, or from
-    its own."""
+    """Return the difference with `low`, `high`, `detectable` and `judged` of its joint or own interval."""
     if not joint:
         return {**difference, "judged": difference["alone"]}
     low, high, detectable = difference["joint_low"], difference["joint_high"], difference["joint_detectable"]
@@ -423,8 +421,7 @@ def window(losses: Mapping[float, float], within: float = WINDOW_NATS) -> Window
 
 
 def in_octaves(span: Window | None) -> str:
-    """Return the width of a window: `2.0 octaves`, `≥ 2.0 octaves` if an end is open, or `none` without a
-    window."""
+    """Return a window's width: `2.0 octaves`, `≥ 2.0 octaves` if an end is open, or `none` without one."""
     if span is None:
         return "none"
     at_least = "≥ " if span["open_low"] or span["open_high"] else ""
@@ -437,9 +434,9 @@ def open_ends(span: Window) -> str:
 
 
 def _crossing(values: Sequence[float], losses: Mapping[float, float], limit: float) -> tuple[float, bool]:
-    """Return the value at which the loss first exceeds `limit`, interpolated between neighbours, and False.
-    If the next loss is infinite, this is the last value before it. If no loss exceeds `limit`, return the
-    last value and True."""
+    """Return the value at which the loss first exceeds `limit`, interpolated between neighbours, and False;
+    if the next loss is infinite, the last value before it. If none exceeds it, return the last value and
+    True."""
     for inside, outside in itertools.pairwise(values):
         if losses[outside] <= limit:
             continue

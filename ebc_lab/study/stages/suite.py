@@ -48,8 +48,7 @@ def points(grids: Mapping[str, Sequence[Any]]) -> list[Point]:
 
 
 def point_in_words(point: Mapping[str, Any] | None) -> str:
-    """Return a point in words, such as `lr 0.004, warmup share 0.167, schedule cosine`; empty if nothing was
-    tuned."""
+    """Return a point as `lr 0.004, warmup share 0.167, schedule cosine`; empty if nothing was tuned."""
     values = {k: v if isinstance(v, str) else f"{v:.3g}" for k, v in (point or {}).items()}
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
 
@@ -149,8 +148,7 @@ def differences(
 
 
 def ready(config: Config, decisions: Decisions, stage: str) -> list[str]:
-    """Return the tracks of a suite's stage; empty until every earlier stage that the suite needs has
-    decided."""
+    """Return the tracks of a suite's stage; empty until all earlier stages that it needs have decided."""
     before = [s for s in config.study.stages if s in ("lr_sweep", "calibrate", "controller_search")]
     return tracks_of(decisions, stage) if all(s in decisions for s in before) else []
 
@@ -173,8 +171,7 @@ def contenders(track: SuiteTrack) -> dict[str, Arm]:
 
 
 def source_of(config: Config, decisions: Decisions, track: str, stage: str, label: str, seed: int) -> RunSpec:
-    """Return the run of arm `label`, from whose weights other arms start. It is as long as the runs of
-    `stage`."""
+    """Return the run of arm `label` that gives other arms their weights, as long as runs of `stage`."""
     arm = config.ablation.all_arms()[label]
     steps: int = getattr(config, stage).steps
     run, scale = arm_run(config, decisions, track, arm, steps, seed, {})
@@ -201,9 +198,8 @@ def started(run: RunConfig, source: RunSpec, results: Results) -> RunConfig | No
 
 
 def windows_of(config: Config, arms: Mapping[str, Arm], results: Results) -> dict[str, dict[str, Sweep]]:
-    """Return the sweeps of each swept arm, by the swept setting, `lr_scale` or `delta`. Each holds the
-    measured points and the window. A sweep of `delta` is also compared with the sweep of the arm's
-    yardstick."""
+    """Return the sweeps of each swept arm, by the swept setting, `lr_scale` or `delta`: the measured points
+    and the window. A sweep of `delta` is also compared with that of the arm's yardstick."""
     points: dict[str, dict[str, list[SweptPoint]]] = {}
     for label, point in config.ablation.swept().items():
         if label in arms:
@@ -248,8 +244,7 @@ def _swept_point(value: float, label: str, arm: Arm, results: Results) -> SweptP
 
 
 def _comparable(key: str, points: Sequence[SweptPoint]) -> tuple[list[SweptPoint], list[str]]:
-    """Return the points by rising value, and the labels of the arms left out because a run failed or was
-    lost.
+    """Return the points by rising value, and the labels of arms left out because a run failed or was lost.
 
     Target KLs that were raised to the least possible one count as a single point, at its true multiple.
     """

@@ -37,8 +37,7 @@ FEW = 4  # number of arms whose best points fit into a headline
 
 
 class Tuning:
-    """The arms of a suite that have a grid, without those that sweeps add, and the search of each on one
-    track."""
+    """The arms of a suite that have a grid, before sweeps add others, and each arm's search on a track."""
 
     def __init__(self, config: Config, decisions: Decisions, track: str, results: Results):
         self.config, self.decisions, self.track, self.results = config, decisions, track, results
@@ -62,16 +61,14 @@ class Tuning:
         return specs
 
     def sources(self, arm: ArmConfig) -> list[RunSpec]:
-        """Return the runs from whose weights an arm starts, one per seed; empty if it starts from fresh
-        weights."""
+        """Return the runs whose weights an arm starts from, one per seed; empty if there are none."""
         if not arm.init:
             return []
         made = partial(source_of, self.config, self.decisions, self.track, "tune", arm.init)
         return [made(seed) for seed in self.seeds]
 
     def search(self, label: str) -> Search | None:
-        """Return an arm's search, as far as the results allow; None until the arm's `sources` have
-        completed."""
+        """Return an arm's search, as far as the results allow; None until its `sources` have completed."""
         arm, margin = self.arms[label], self.config.tune.race_sigmas * self.sigma
 
         def race(runs: list[RunSpec], rivals: Rivals) -> list[RunSpec]:
@@ -102,8 +99,7 @@ def search(
     results: Results,
     race: Race | None = None,
 ) -> Search:
-    """Return an arm's search, as far as the results allow. With `race`, it begins at the middle of each
-    grid."""
+    """Return an arm's search, as far as the results allow. With `race`, it begins at the grids' middles."""
     begun = begun_with(tune, arm)
     grids = {key: values for key, values in arm.tune.items() if key in GROWING}
     middle = {key: float(values[len(values) // 2]) for key, values in grids.items()}
@@ -156,8 +152,7 @@ def _fitted(key: str, value: float) -> float | None:
 
 
 def _shapes(searched: Search, shapes: Sequence[str], rates: Sequence[str], best: Point) -> Iterator[Point]:
-    """Yield the best point on every schedule. On the constant schedule, which never falls, also yield lower
-    rates."""
+    """Yield the best point on every schedule. The constant one, which never falls, gets lower rates too."""
     if "schedule" not in best:
         return
     yield from ({**best, "schedule": shape} for shape in shapes)
@@ -211,8 +206,7 @@ def _decided(searched: Search, results: Results, sigma: float) -> TunedArm:
 
 
 def _notes(label: str, arm: TunedArm, grids: Mapping[str, Sequence[Any]]) -> list[str]:
-    """Return notes on an arm's search: that it failed, or how far its grids grew and which best values lie on
-    an edge."""
+    """Return notes on an arm's search: that it failed, or how far grids grew and on which edges it ended."""
     if "untuned" in arm:
         return [f"{label} could not be tuned: {arm['untuned']}"]
     notes: list[str] = []
@@ -270,8 +264,7 @@ def _landscape(arm: ArmConfig, scenario: Scenario, spec: RunSpec) -> float:
 
 
 def _best_in_words(arm: TunedArm) -> str:
-    """Return an arm's best point and its validation loss in words, such as `lr 0.008 → 2.6880`, or why it has
-    none."""
+    """Return an arm's best point and its validation loss, such as `lr 0.008 → 2.6880`, or why it has none."""
     if arm["val_loss"] is None:
         return f"could not be tuned: {arm['untuned']}"
     grown = {k: v for k, v in arm["point"].items() if k in GROWING}
@@ -359,8 +352,7 @@ class Tune(Choice):
         return [self.lead_in(name, decision) + self.headline(track) for name, track in every.items()]
 
     def turning_points(self, name: str, decision: Decision) -> list[str]:
-        """Return a clause on single runs with a lower loss than the mean of the chosen point; empty if there
-        are none."""
+        """Return a clause on a single run with a lower loss than the mean of the chosen point, if any."""
         over = self.passed_over(name, decision)
         return [f"one run alone would have chosen {over}"] if over else []
 
@@ -391,8 +383,7 @@ class Tune(Choice):
         return clauses
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return an invented result. Its loss makes the middle of a grid best, or the upper end if
-        `scenario.edge`."""
+        """Return a loss that makes the middle of a grid best, or its upper end if `scenario.edge`."""
         arm = config.ablation.arms[spec.role]
         if config.tune.search == "coordinate":
             return {"val_loss": 2.0 + _landscape(arm, scenario, spec)}

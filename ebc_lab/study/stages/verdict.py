@@ -79,8 +79,7 @@ def _line(name: str, question: str, passed: bool | None, figure: str, **evidence
 
 
 def _ebc_lines(config: Config, finished: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
-    """Yield the lines on EBC's runs: on their KL, on their c, and on the longest plateau of steps with a very
-    low c."""
+    """Yield the lines on EBC's runs: their KL, their c, and their longest plateau of steps with a low c."""
 
     def median(key: str) -> float | None:
         values = [r[key] for r in finished if r.get(key) is not None]
@@ -129,8 +128,7 @@ def _comparison(config: Config, track: FinalsTrack, rival: str, arm: str) -> Lin
 
 
 def _lr_window(config: Config, track: FinalsTrack) -> Line:
-    """Return the line that compares EBC's highest rate with its lowest. It also shows this difference without
-    EBC."""
+    """Return the line that compares EBC's highest and lowest rates. It also shows this without EBC."""
     window, plain = track["lr_windows"]["ebc"], track["lr_windows"].get("control")
     low, high = window["scales"]
     difference = window["difference"]
@@ -203,9 +201,8 @@ def acceptance(config: Config, decision: Decision) -> Acceptance:
 def add_answers(
     config: Config, tracks: Mapping[str, SuiteTrack], results: Results, earlier: Decisions
 ) -> int:
-    """Write into every track the user's own arms, as `mine`, and the `answers` about them. These include arms
-    that could not be tuned. Return the number of comparisons; their intervals hold for all of them at
-    once."""
+    """Write into every track the user's own arms, as `mine`, and the `answers` about them, also for arms that
+    could not be tuned. Return the number of comparisons; the intervals hold for all of them at once."""
     own = config.ablation.mine.arms
     others: dict[str, list[str]] = {}
     pairs: list[tuple[str, str, str]] = []
@@ -324,8 +321,7 @@ def _measured(d: Difference) -> str:
 
 
 def _remark(d: Difference) -> str:
-    """Return a remark on a verdict, or an empty string. It says how small the difference is, or what would
-    decide it."""
+    """Return a remark: how small the difference is, or what would decide it; empty if there is none."""
     verdict, margin, needed = d["verdict"], d["margin"], d["seeds_needed"]
     if verdict == "level":
         return f", no more than {margin:g} nats apart"

@@ -135,8 +135,7 @@ def _point(search: Search, specs: Specs, constant: float = 0.0) -> UnitPoint:
 
 
 def _notes(carry: CarryConfig, track: UnitsTrack) -> Iterator[str]:
-    """Yield notes on constants at the ends of grids, missing runs, and settings in which an arm could not be
-    judged."""
+    """Yield notes on ends of grids, on missing runs, and on settings in which an arm was not judged."""
     for arm, found in track["arms"].items():
         grid = carry.arms[arm].grid
         on_edge = [f"{name} ({c['edge']})" for name, c in found["curves"].items() if c["edge"]]
@@ -159,8 +158,7 @@ def _notes(carry: CarryConfig, track: UnitsTrack) -> Iterator[str]:
 
 
 def against(difference: Difference) -> str:
-    """Return a difference in words, such as `-0.0123 nats [-0.0200, -0.0046]`. The interval holds for all
-    challengers at once."""
+    """Return a difference as `-0.0123 nats [-0.0200, -0.0046]`, with its joint interval."""
     mean, low, high = centre_of(difference), difference["joint_low"], difference["joint_high"]
     if mean is None:
         return "nothing to compare"
@@ -202,8 +200,7 @@ class Carry(Stage):
     pictures = ("carried_excess", "carried_optima", "carried_broken")
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return each arm's runs in every setting, over the arm's grid and the seeds. Grids grow as runs
-        end."""
+        """Return each arm's runs in every setting, over grid and seeds. Grids grow as runs end."""
         return distinct([s for search in _searches(config, results).values() for s in search.specs])
 
     def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
@@ -232,14 +229,12 @@ class Carry(Stage):
         return [f"{known} of {len(searches)} pairs of an arm and a setting are searched"]
 
     def resolve(self, config: Config, say: Callable[[str], None]) -> Config:
-        """Return the configuration with checksums filled in for the data and tokens that settings bring with
-        them."""
+        """Return the configuration with the checksums of the settings' own data and tokens filled in."""
         settings = texts_pinned(config, NAME, config.carry.settings, say)
         return replace(config, carry=replace(config.carry, settings=settings))
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return an invented result. Its losses make the middle of a grid best, or the upper end in the
-        scenario `max`."""
+        """Return losses that make the middle of a grid best, or its upper end in the scenario `max`."""
         unit = config.carry.arms[spec.role]
         group, _, key = unit.over.partition(".")
         constant = float(getattr(getattr(spec.run, group), key))

@@ -41,8 +41,7 @@ class Judgement:
                 self.medians[name] = statistics.median(loss for test in judged for loss in test.values())
 
     def track(self) -> decisions.UnitsTrack:
-        """Return the decision's track: all settings and arms, the differences between arms, and the
-        verdicts."""
+        """Return the decision's track: all settings and arms, the arms' differences, and the verdicts."""
         carry = self.carry
         track: decisions.UnitsTrack = {
             "reference": carry.reference,
@@ -66,8 +65,7 @@ class Judgement:
     def _carried(self, arm: str) -> dict[str, Carried]:
         """Return, by setting, how an arm does at the constant with the least mean regret in the other
         settings. Settings that are kept for the judgement choose nothing. Ties go to the smaller constant. An
-        arm whose constants are starts of a rule is instead judged at the worst start in the setting
-        itself."""
+        arm whose constants are starts of a rule is judged at its worst start in the setting."""
         unit, settings = self.carry.arms[arm], self.carry.settings
         worst = -1 if unit.starts else 1
         carried: dict[str, Carried] = {}
@@ -146,9 +144,8 @@ class Judgement:
         return {"runs": runs, "broken": broken}
 
     def _compare(self, arm: str, track: decisions.UnitsTrack) -> None:
-        """Write into the track how an arm differs from the reference in the settings in which both were
-        judged: averaged over settings and paired by seed; in each setting; and averaged over seeds and paired
-        by setting."""
+        """Write into the track how an arm differs from the reference where both were judged: averaged over
+        settings and paired by seed; in each setting; averaged over seeds and paired by setting."""
         carry, mine, rival = self.carry, self.carried[arm], self.carried[self.carry.reference]
         both = [name for name in carry.settings if name in mine and name in rival]
         own = {name: mine[name]["test"] for name in both}
@@ -162,8 +159,7 @@ class Judgement:
 
 
 def point_at(curve: UnitCurve, value: float) -> UnitPoint | None:
-    """Return a curve's point at a constant; None if there is no such point, or if a run of the point has no
-    loss."""
+    """Return a curve's point at a constant; None if there is none, or a run of the point has no loss."""
     usable = (p for p in curve["points"] if p["mean"] is not None)
     return next((p for p in usable if math.isclose(p["value"], value, rel_tol=1e-9)), None)
 

@@ -57,8 +57,7 @@ def _grid(config: Config, pair: Searched, results: Results) -> Search:
 
 
 def _baselines(config: Config, pair: Searched, lr: float, results: Results) -> list[RunSpec]:
-    """Return runs at constant rates around `lr`, the grid's best. Once these have ended, add replicates of
-    the best."""
+    """Return runs at constant rates around the grid's best, `lr`, and then replicates of the best run."""
     sweep, first = config.lr_sweep, config.study.stage_seed
 
     def constant(scale: float, seed: int = first, role: str = "baseline") -> RunSpec:
@@ -96,8 +95,7 @@ def _decided(config: Config, winner: RunSpec, by_role: Roles, results: Results) 
 
 
 def _without_control(config: Config, winner: RunSpec, by_role: Roles, results: Results) -> dict[str, Any]:
-    """Return the decision on a track, all but the fair control. A baseline must have completed. Raises
-    Undecidable."""
+    """Return a track's decision without the control. The baseline has completed. Raises Undecidable."""
     baseline = best(by_role["baseline"], results)
     assert baseline is not None
     replicates = [results[s.run_id] for s in by_role["replicate"] if s.run_id in results]
@@ -166,8 +164,7 @@ def _pairs(grids: Grids, tracks: Mapping[str, SweepTrack]) -> list[Pair]:
 
 
 def _on_the_grid(grids: Grids) -> str:
-    """Return a clause on the run that leads the grids, or has won them, and on its lead over the
-    runner-up."""
+    """Return a clause on the run that leads or has won the grids, and on its lead over the runner-up."""
     lead, *others = grids.winners.values()
     loss = grids.losses[lead.track]
     first = f"{optimizer(lead.track)} at lr {rate_of(lead):g}"
@@ -187,8 +184,7 @@ def _times(count: int, what: str) -> str:
 
 
 def _dropped_in_words(pair: Pair) -> str:
-    """Return a dropped pair in words: `muon_none, 0.0412 nats behind on the grid, not told apart by one run
-    each`."""
+    """Return a clause such as `muon_none, 0.0412 nats behind on the grid, not told apart by one run each`."""
     if pair["behind"] is None:
         return f"{pair['track']}, of which no grid run completed"
     unsure = "" if pair["told_apart"] else NOT_APART
@@ -323,8 +319,7 @@ class LRSweep(Choice):
         )
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
-        """Return the run that leads the grids. Once the grids are complete, add each kept track's best
-        baseline and control."""
+        """Return the run that leads the grids and, once these end, each track's best baseline and control."""
         grids = Grids(config, specs, results)
         if not grids.winners:
             return []
@@ -339,8 +334,7 @@ class LRSweep(Choice):
         return clauses
 
     def settled(self, config: Config, specs: Specs, results: Results) -> dict[str, Any]:
-        """Return, for each track whose baseline and replicates are known, the decision without the
-        control."""
+        """Return the decision without the control, by track with a known baseline and replicates."""
         winners = Grids(config, specs, results).winners
         tracks: dict[str, Any] = {}
         for name in dict.fromkeys(s.track for s in specs if s.role == "replicate"):
@@ -351,8 +345,7 @@ class LRSweep(Choice):
         return tracks
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return an invented result. In the scenario `max`, the losses of the control make it search its
-        peaks once more."""
+        """Return an invented result. In the scenario `max`, the control has to search its peaks again."""
         result = super().invent(config, scenario, spec, nth)
         sweep = config.lr_sweep
         first = scheduled(spec.run, sweep.control_shapes[0], sweep.control_warmups[0]).lr_schedule

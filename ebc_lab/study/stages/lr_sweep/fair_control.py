@@ -20,8 +20,7 @@ from ..search import Point, Search
 
 
 def control_run(config: Config, track: SweepTrack, steps: int, seed: int, scale: float) -> RunConfig:
-    """Return a track's plain run on the fair control's schedule, with the control's number of warm-up
-    steps."""
+    """Return a track's plain run on the fair control's schedule, with the control's warm-up steps."""
     run = plain_run(config, track, steps, seed, scale)
     return replace(run, lr_schedule=replace(run.lr_schedule, **track["control"]["lr_schedule"]))
 

@@ -25,8 +25,7 @@ from .scores import MOST, intervals, lowest, mean_time, median, over_the_best, s
 
 
 def track_of(phases: Phases) -> ProfilesTrack:
-    """Return the decision's track: the score of every method that has a configuration, and the evidence for
-    it."""
+    """Return the decision's track: the scores of all methods that have a configuration, with evidence."""
     profiles, workloads = phases.profiles, phases.workloads
     missed: list[int | None] = [None] * len(phases.config.seeds)  # on a workload that a method cannot train
     found: dict[str, dict[str, Reached]] = {}
@@ -159,8 +158,7 @@ def _rule(config: Config) -> str:
 
 
 class Profiles(Stage):
-    """The stage that times how soon each method, with one configuration, reaches the loss of a tuned
-    yardstick."""
+    """The stage that times how soon each method, with one configuration, reaches a yardstick's loss."""
 
     name = NAME
     title = "Time to a target on every workload"
@@ -174,7 +172,6 @@ class Profiles(Stage):
     pictures = ("profiles", "ratios")
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return the runs of all three phases that can be planned so far."""
         return distinct(Phases(config, results).specs())
 
     def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
@@ -196,8 +193,7 @@ class Profiles(Stage):
         return f"{'; '.join(parts)}; {len(methods)} methods on {len(track['workloads'])} workloads"
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
-        """Return how many targets are set, how many methods have a configuration, and how many have all
-        scored runs."""
+        """Return how many targets are set, how many methods are configured, and how many are scored."""
         phases = Phases(config, results)
         planned = [[*runs.values()] for runs in phases.scored.values()]
         scored = sum(not waiting(list(itertools.chain(*runs)), results) for runs in planned)
@@ -208,14 +204,12 @@ class Profiles(Stage):
         ]
 
     def resolve(self, config: Config, say: Callable[[str], None]) -> Config:
-        """Return the configuration with checksums filled in for the data and tokens that workloads bring with
-        them."""
+        """Return the configuration with the checksums of the workloads' own data and tokens filled in."""
         workloads = texts_pinned(config, NAME, config.profiles.workloads, say)
         return replace(config, profiles=replace(config.profiles, workloads=workloads))
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return an invented result, which reaches the target at its last step, so that each method gets a
-        configuration."""
+        """Return a result that reaches the target at its last step, so that methods get configurations."""
         return {"val_loss": 2.0, "initial_loss": 5.0, "curve": [(spec.run.steps, 2.0, 1.0)]}
 
 

@@ -36,8 +36,7 @@ RATE = "optimizer.lr"
 
 
 class Phases:
-    """The runs of each phase that can be planned so far, and the targets, choices and times from their
-    results."""
+    """The runs of each phase that can be planned so far, and what their results decide."""
 
     def __init__(self, config: Config, results: Results):
         self.config = config
@@ -99,8 +98,7 @@ class Phases:
     # -- targets
 
     def yardstick(self, workload: str) -> Search:
-        """Return the search over the yardstick's grid on a workload, in runs as long as those that set the
-        target."""
+        """Return the search over the yardstick's grid on a workload, with runs as long as the target's."""
         name = self.profiles.yardstick
         return Search(
             points_of(self.profiles.methods[name]),
@@ -112,8 +110,7 @@ class Phases:
         )
 
     def best(self, workload: str) -> Point | None:
-        """Return the yardstick's best point on a workload; None while a run has no result, or if no point
-        completed."""
+        """Return the yardstick's best point on a workload; None if a run is missing or none completed."""
         search = self.yardstick(workload)
         return None if search.open else search.best()
 
@@ -166,8 +163,7 @@ class Phases:
         return Search(points_of(self.profiles.methods[method]), runs_of, self.results, ratios={})
 
     def _calibration(self, method: str, point: Point) -> dict[str, list[RunSpec]]:
-        """Return, by calibration workload, a method's runs at a point. Workloads that it cannot train are
-        left out."""
+        """Return, by calibration workload that the method can train, the method's runs at a point."""
         cannot, seeds = self.profiles.methods[method].cannot, self.calibration_seeds
         names = [name for name in self.profiles.calibrate_on if name not in cannot]
         return {name: self.runs(method, point, name, seeds) for name in names}
@@ -208,8 +204,7 @@ class Phases:
         return mean_time(self.times(method, point)), statistics.fmean(above)
 
     def rates(self, method: str, point: Point, workload: str) -> dict[float, list[RunSpec]]:
-        """Return, by learning rate, the calibration runs that differ from a point in the learning rate
-        alone."""
+        """Return, by learning rate, the calibration runs that differ from a point in no other setting."""
         rates = self.grid(method).along(point, RATE) if RATE in point else ()
         return {float(lr): self._calibration(method, {**point, RATE: lr})[workload] for lr in rates}
 
@@ -249,8 +244,7 @@ def points_of(method: MethodConfig) -> list[Point]:
 
 
 def edges_of(grid: Mapping[str, Sequence[Any]], point: Mapping[str, Any]) -> dict[str, str]:
-    """Return, by setting, the end of the grid on which a point's number lies, if any; horizons are left
-    out."""
+    """Return, by setting, the grid's end on which a point's number lies, if any; horizons are left out."""
     edges = {}
     for key, values in grid.items():
         numbers = all(isinstance(value, int | float) for value in values)

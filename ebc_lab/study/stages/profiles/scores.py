@@ -54,8 +54,7 @@ def share_within(ratios: Sequence[float], tau: float) -> float:
 
 
 def score(ratios: Sequence[float | None], most: float = MOST) -> float:
-    """Return the mean of ρ over τ in [1, `most`], computed exactly from the ratios. A ratio of None is a
-    miss."""
+    """Return the mean of ρ over τ in [1, `most`], exactly. A ratio of None is a miss."""
     return statistics.fmean(0.0 if r is None else max(0.0, most - r) / (most - 1) for r in ratios)
 
 
@@ -113,8 +112,7 @@ def sensitivity(runs: Mapping[float, Specs], results: Results) -> RateSensitivit
 
 
 def _capped(result: RunResult | None) -> float:
-    """Return a run's validation loss, capped at the loss of its first step. A diverged run gets the
-    first-step loss."""
+    """Return a run's validation loss or, if that is higher or the run diverged, its first-step loss."""
     first = (result or {}).get("initial_loss")
     if not is_conclusive(result) or first is None or not math.isfinite(first):
         return val_loss(result)
