@@ -321,8 +321,8 @@ class Ablation(Stage):
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
         """Return how each of the user's own arms (`mine`) compares with its rival, over the seeds that both
-        have finished. If there are none, return how the arm with the lowest difference from its reference arm
-        compares with it. Raises Undecidable."""
+        have finished. If there are none, return the lowest difference of an arm from its reference. Raises
+        Undecidable."""
         decision = self.decide(config, specs, results, earlier)
         clauses = []
         for name, track in decision["tracks"].items():

@@ -323,7 +323,7 @@ def seeds_in_words(d: Difference) -> str:
 
 
 def show_interval(low: float | None, high: float | None) -> str:
-    """Return an interval in words, such as `[-0.0200, +0.0040]`; None stands for an infinite end."""
+    """Return an interval, written as `[-0.0200, +0.0040]`; None stands for an infinite end."""
     return f"[{'−∞' if low is None else f'{low:+.4f}'}, {'∞' if high is None else f'{high:+.4f}'}]"
 
 

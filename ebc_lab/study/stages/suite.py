@@ -171,7 +171,7 @@ def contenders(track: SuiteTrack) -> dict[str, Arm]:
 
 
 def source_of(config: Config, decisions: Decisions, track: str, stage: str, label: str, seed: int) -> RunSpec:
-    """Return the run of arm `label` that gives other arms their weights, as long as runs of `stage`."""
+    """Return the run of arm `label`, from which other arms take their weights, at the length of `stage`."""
     arm = config.ablation.all_arms()[label]
     steps: int = getattr(config, stage).steps
     run, scale = arm_run(config, decisions, track, arm, steps, seed, {})

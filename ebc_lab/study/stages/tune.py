@@ -68,7 +68,7 @@ class Tuning:
         return [made(seed) for seed in self.seeds]
 
     def search(self, label: str) -> Search | None:
-        """Return an arm's search, as far as the results allow; None until its `sources` have completed."""
+        """Return an arm's search as far as results allow; None until the arm's `sources` have completed."""
         arm, margin = self.arms[label], self.config.tune.race_sigmas * self.sigma
 
         def race(runs: list[RunSpec], rivals: Rivals) -> list[RunSpec]:

@@ -1,7 +1,7 @@
 """The conclusions of a study. For the finals, these are the lines of the verdict, each pass, fail or
 undecided, with a figure. For a suite, they are the answers about the user's own arms (`ablation.mine`).
 
-Each of the user's own arms is compared with every other arm, by intervals that hold for all of the
+Each of the user's own arms is compared with every arm that is not, by intervals that hold for all of these
 comparisons at once. The rival named in an answer is picked by the validation loss to which it was tuned. The
 answer is judged by the test loss on the seeds of the ablation, which took no part in the tuning.
 """
