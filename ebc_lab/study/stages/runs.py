@@ -89,8 +89,8 @@ def with_target(run: RunConfig, target_kl: float) -> RunConfig:
 
 def fill_from_baseline(run: RunConfig, track: NaturalSteps, times: float = 1.0) -> RunConfig:
     """Return the run with three settings adjusted. The target KL of an EBC run is raised to the least that
-    can be held. The guard is switched off unless the budget is `surrogate`. If the `energy` controller has no
-    gain, it gets `times` the KL that the baseline spent per nat of promised decrease."""
+    can be held, if it is lower. The guard is switched off unless the budget is `surrogate`. If the `energy`
+    controller has no gain, it gets `times` the KL that the baseline spent per nat of promised decrease."""
     if run.stabilizer.name == "ebc":
         run = with_target(run, run.budget.target_kl)
     if run.budget.name not in GUARDED:

@@ -38,10 +38,10 @@ def conclusive(runs: Iterable[RunSpec], results: Results) -> bool:
 class Search:
     """A search for the best point: the points tried so far with their runs, and steps that try others.
 
-    A point gives a value to each of some settings. Only the caller knows what the settings mean. Whenever a
-    stage is asked for its runs, it makes its search anew and takes every step in turn. A step does nothing
-    while a run from an earlier step has no result. So the search gets as far as the results allow, and the
-    same results always lead to the same runs.
+    A point gives values to some settings, and only the caller knows what the settings mean. Whenever a stage
+    is asked for its runs, it makes its search anew and takes every step in turn. A step does nothing while a
+    run from an earlier step has no result. So the search gets as far as the results allow, and the same
+    results always lead to the same runs.
     """
 
     points: InitVar[Iterable[Point]]  # tried first
@@ -106,8 +106,8 @@ class Search:
         return {value: mean_loss(runs, self.results) for value, runs in self.along(point, key).items()}
 
     def edge(self, point: Mapping[str, Any], key: str) -> str | None:
-        """Return the end of the grid of `key` on which a point lies, or None if the point lies inside or only
-        one value of `key` was tried."""
+        """Return the end of `key`'s grid on which a point lies; None inside, or if only one value was
+        tried."""
         values = {p[key] for p in self.alike(point)}
         return edge_of([*values], point[key]) if len(values) > 1 else None
 
@@ -116,8 +116,8 @@ class Search:
     def add(self, points: Iterable[Point], *, grown: bool = False) -> bool:
         """Try the points that have not been tried yet, and return whether there were any.
 
-        Their runs race only against the points tried earlier, which all have their results, and never against
-        whatever runs happen to have finished by then.
+        The new runs race only against the points tried earlier, which all have their results, and never
+        against whatever other runs happen to have finished by then.
         """
         rivals = list(self.tried.values())
         wanted = {tuple(p.items()): p for p in map(self.canonical, points)}
@@ -189,9 +189,9 @@ class Search:
         self, key: str, figure: Callable[[list[RunSpec]], float | None], band: Sequence[float], most: int
     ) -> None:
         """Search for a value of the search's only setting at which `figure`, which must rise with the
-        setting, lies within `band`. Add at most `most` values to the grid. Each is the geometric mean of two
-        neighbours whose figures lie on either side of the band. If there are none, it is one ratio beyond the
-        lowest or highest value."""
+        setting, lies within `band`. Add at most `most` values to the grid. Each new value is the geometric
+        mean of two neighbours whose figures lie on either side of the band or, without such neighbours, one
+        ratio beyond the lowest or highest value."""
         for _ in range(most):
             found = {dict(point)[key]: figure(runs) for point, runs in self.tried.items()}
             known = sorted((value, x) for value, x in found.items() if x is not None)

@@ -95,7 +95,7 @@ def _decided(config: Config, winner: RunSpec, by_role: Roles, results: Results) 
 
 
 def _without_control(config: Config, winner: RunSpec, by_role: Roles, results: Results) -> dict[str, Any]:
-    """Return a track's decision without the control. The baseline has completed. Raises Undecidable."""
+    """Return a track's decision without the control. A baseline must have completed. Raises Undecidable."""
     baseline = best(by_role["baseline"], results)
     assert baseline is not None
     replicates = [results[s.run_id] for s in by_role["replicate"] if s.run_id in results]
@@ -334,7 +334,7 @@ class LRSweep(Choice):
         return clauses
 
     def settled(self, config: Config, specs: Specs, results: Results) -> dict[str, Any]:
-        """Return the decision without the control, by track with a known baseline and replicates."""
+        """Return the decision without the control, by track whose baseline and replicates are known."""
         winners = Grids(config, specs, results).winners
         tracks: dict[str, Any] = {}
         for name in dict.fromkeys(s.track for s in specs if s.role == "replicate"):

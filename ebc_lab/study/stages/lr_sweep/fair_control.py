@@ -26,7 +26,7 @@ def control_run(config: Config, track: SweepTrack, steps: int, seed: int, scale:
 
 
 def control_search(config: Config, pair: Searched, lr: float, results: Results) -> list[RunSpec]:
-    """Return the runs that search for the fair control around `lr`, the grid's best. They vary one factor
+    """Return the runs that search for the fair control around `lr`, the grid's best. The runs vary one factor
     after the other, each time from the best run so far: the peak, the warm-up and the shape. If the best
     warm-up or shape is not the first one, the peak is varied once more."""
     sweep = config.lr_sweep

@@ -155,7 +155,7 @@ class Phases:
     # -- configurations
 
     def grid(self, method: str) -> Search:
-        """Return the search over a method's grid. Each point is trained on all calibration workloads."""
+        """Return the search over a method's grid. A point's runs are those on calibration workloads."""
 
         def runs_of(point: Point) -> list[RunSpec]:
             return list(itertools.chain(*self._calibration(method, point).values()))

@@ -54,7 +54,7 @@ def share_within(ratios: Sequence[float], tau: float) -> float:
 
 
 def score(ratios: Sequence[float | None], most: float = MOST) -> float:
-    """Return the mean of ρ over τ in [1, `most`], exactly. A ratio of None is a miss."""
+    """Return the mean of ρ over τ in [1, `most`], computed exactly. A ratio of None is a miss."""
     return statistics.fmean(0.0 if r is None else max(0.0, most - r) / (most - 1) for r in ratios)
 
 
