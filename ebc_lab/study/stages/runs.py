@@ -134,7 +134,7 @@ def waiting(specs: Specs, results: Results) -> bool:
 
 
 def distinct(specs: Specs) -> list[RunSpec]:
-    """Return the specs, keeping only the first of those that share a run."""
+    """Return the specs, keeping only the first of any that have the same run."""
     return list({s.run_id: s for s in reversed(specs)}.values())[::-1]
 
 

@@ -76,9 +76,8 @@ class Phases:
         return max(1, round(self.profiles.steps * self.profiles.workloads[workload].steps * times))
 
     def reached(self, specs: Specs, workload: str) -> dict[str, tuple[int | None, float | None]]:
-        """Return, by seed, the steps and the seconds until a run reached the workload's target; both are None
-        for a miss. A run that reached the target and later diverged counts as having reached it. Runs that
-        failed or were lost are left out."""
+        """Return, by seed, the steps and the seconds until a run reached the workload's target; both None for
+        a miss. A run that diverged later still counts. Runs that failed or were lost are left out."""
         ran = {str(s.run.seed): self.results.get(s.run_id, RunResult()) for s in specs}
         target = self.targets[workload]
         return {
