@@ -1,4 +1,4 @@
-"""ablation: every arm of a suite over the seeds, each compared with its reference arm, paired by seed."""
+"""ablation: every arm of a suite over the seeds, compared with its reference arm, paired by seed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def _spec(track: str, label: str, run: RunConfig, scale: float) -> RunSpec:
 def _copies(
     config: Config, decisions: Decisions, results: Results, track: str, trained: Mapping[SeededArm, RunSpec]
 ) -> Iterator[RunSpec]:
-    """Yield the runs that copy another arm's completed run: they replay its c·lr or match its clip rate."""
+    """Yield the runs that are derived from a completed run of another arm. Each replays that run's c·lr, or
+    is clipped so as to match that run's clip rate."""
     arms = {label: arm for label, arm in config.ablation.all_arms().items() if arm.replay or arm.matched}
     following = dict(zip(config.seeds, [*config.seeds[1:], config.seeds[0]], strict=True))
     for (label, arm), seed in itertools.product(arms.items(), config.seeds):
@@ -63,7 +64,8 @@ def _copies(
 
 
 def _matching_strength(result: RunResult) -> float:
-    """Return the gradient norm that was exceeded by as large a share of the run's steps as was clipped."""
+    """Return the gradient norm whose use as a clipping threshold matches the run's clip rate: the share of
+    the run's steps with a larger norm equals that rate."""
     grid = result["grad_norm_quantiles"]
     clip_rate = result["clip_rate"]
     assert grid is not None
@@ -74,8 +76,8 @@ def _matching_strength(result: RunResult) -> float:
 
 
 def measurements(specs: Specs) -> list[RunSpec]:
-    """Return a measurement of step time for the first run of every arm but plain Adam; its steps take turns
-    with those of plain Adam."""
+    """Return a measurement of step time for the first run of every arm except plain Adam. The measured steps
+    alternate with steps of plain Adam."""
     first: dict[tuple[str, str], RunSpec] = {}
     for spec in specs:
         first.setdefault((spec.track, spec.arm), spec)
@@ -87,8 +89,8 @@ def measurements(specs: Specs) -> list[RunSpec]:
 
 
 def steps_cost(labels: Sequence[str], reference: str, specs: Specs, results: Results) -> dict[str, StepCost]:
-    """Return the step time of each arm as a multiple of the reference's: the median over turns, and the
-    quartiles. An arm without a measurement is left out; where the reference has none, all are."""
+    """Return the step time of each arm as a multiple of the reference arm's: the median over turns, and the
+    quartiles. An arm without a measurement is left out. If the reference has none, the result is empty."""
     adam: Mapping[str, Any] = {
         "step_ratio": 1.0,
         "step_ratio_iqr": [1.0, 1.0],
@@ -128,7 +130,7 @@ def _rule(config: Config, compared: int, about_mine: int, *, tuned: bool) -> str
 
 
 def _arms(config: Config, specs: Specs, results: Results, earlier: Decisions) -> dict[str, Arm]:
-    """Return the arms of one track, each with its figures and its description from the suite's file."""
+    """Return the arms of one track. Each has its figures, and its description from the suite's file."""
     asked = config.ablation.all_arms()
     arms = compare_arms.arms_of(specs, results)
     runs = {label: [s.run for s in specs if s.arm == label] for label in arms}
@@ -163,7 +165,7 @@ def _arms(config: Config, specs: Specs, results: Results, earlier: Decisions) ->
 
 
 def _figures(arm: Arm, results: Results) -> dict[str, float | None]:
-    """Return the mean of each figure over the arm's completed seeds; None where no seed has the figure."""
+    """Return the mean of each figure over the arm's completed seeds; None if no seed has the figure."""
     completed = compare_arms.completed_runs(arm, results)
     keys = (*FIGURES, BITS) if BITS in arm else FIGURES
     figures = {key: compare_arms.mean(compare_arms.completed_values(arm, results, key)) for key in keys}
@@ -175,7 +177,7 @@ def _figures(arm: Arm, results: Results) -> dict[str, float | None]:
 
 
 def _memory(arm: Arm, runs: Sequence[RunConfig], results: Results) -> dict[str, float | None]:
-    """Return the bytes that an arm needs beside the weights, by kind; empty where no run recorded them."""
+    """Return, by kind, the bytes that an arm needs besides the weights; empty if no run recorded them."""
     found = compare_arms.results_of_arm(arm, results).values()
     first: Mapping[str, Any] = next((r for r in found if "state_bytes" in r), {})
     hooked = any(run.memory.hooks for run in runs)
@@ -214,9 +216,9 @@ def _notes(config: Config, prefix: str, track: SuiteTrack) -> list[str]:
 def _add_differences(
     config: Config, tracks: Mapping[str, SuiteTrack], results: Results, earlier: Decisions
 ) -> int:
-    """Write into every arm its difference in test loss from its reference, and return how many arms have one.
-    It is None where there is no reference, or no finished run of one of the two; an undecided one holds the
-    number of seeds that would decide it."""
+    """Write into every arm its difference in test loss from its reference arm, and return how many arms have
+    one. The difference is None if there is no reference arm, or if either arm has no finished run. An
+    undecided difference also holds the number of seeds that would decide it."""
     pairs = []
     for name, track in tracks.items():
         arms = track["arms"]
@@ -233,7 +235,7 @@ def _add_differences(
 
 
 class Ablation(Stage):
-    """The stage that trains every arm of a suite over the seeds and compares each with its reference."""
+    """The stage that trains every arm of a suite over the seeds and compares it with its reference arm."""
 
     name = "ablation"
     title = "Ablation"
@@ -247,8 +249,8 @@ class Ablation(Stage):
     )
 
     def runs(self, config: Config, decisions: Decisions, results: Results) -> list[RunSpec]:
-        """Return the runs of every arm over the seeds. A run that copies another, or starts from its weights,
-        joins once that one has completed."""
+        """Return the runs of every arm over the seeds, and the measurements of step time. A run that copies
+        another run, or starts from its weights, is added once that other run has completed."""
         specs: list[RunSpec] = []
         for track in suite.ready(config, decisions, "ablation"):
             trained: dict[SeededArm, RunSpec] = {}
@@ -276,8 +278,8 @@ class Ablation(Stage):
         return specs
 
     def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
-        """Return a decision with each arm's figures and its paired difference in test loss from its
-        reference. Raises Undecidable."""
+        """Return a decision with each arm's figures, and with its difference in test loss from its reference
+        arm, paired by seed. Raises Undecidable if no run completed."""
         tracks: dict[str, SuiteTrack] = {}
         notes: list[str] = []
         trained = [s for s in specs if s.kind == "train"]
@@ -310,16 +312,17 @@ class Ablation(Stage):
         return make_decision("ablation", rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
     def headline(self, track: SuiteTrack) -> str:
-        """Return the arms without a finished run, then the answers about the arms of `mine` or, without any,
-        the arms that differ from their reference."""
+        """Return the arms without a finished run, then the answers about the user's own arms (`mine`). If
+        there are no answers, return instead which arms differ from their reference arm."""
         answers = [answer["sentence"] for answer in track["answers"].values()]
         lost = unfinished(track)
         many = len(track["arms"]) - len(lost)
         return "; ".join([*lost, *(answers or [f"{many} arm{'s' * (many != 1)}; {told_apart(track)}"])])
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
-        """Return how the arms of `mine` compare with their rivals or, without any, how the lowest arm
-        compares with its reference, over the seeds that both have finished. Raises Undecidable."""
+        """Return how each of the user's own arms (`mine`) compares with its rival, over the seeds that both
+        have finished. If there are none, return the lowest difference of an arm from its reference. Raises
+        Undecidable."""
         decision = self.decide(config, specs, results, earlier)
         clauses = []
         for name, track in decision["tracks"].items():

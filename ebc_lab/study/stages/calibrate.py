@@ -1,5 +1,5 @@
 """calibrate: which target KL δ* is best, at a multiple of the best learning rate. The best δ* depends on the
-length of a run, so the search uses that of the finals."""
+length of a run, so the search uses the length of the finals."""
 
 from __future__ import annotations
 
@@ -26,12 +26,11 @@ PUBLISHED_TARGETS = (0.03, 0.05, 0.07)  # nats per token
 
 
 def band_aimed_at(config: Config) -> list[float] | None:
-    """Return the band in which the rule wants the median c; None where the loss alone decides."""
+    """Return the band in which the median c should lie, or None if δ* is chosen by the loss alone."""
     return config.study.band if config.calibrate.choose == "band" else None
 
 
 def _search(config: Config, track: SweepTrack, budget: str, results: Results) -> Search:
-    """Return the search for a track's best target KL under one budget."""
     settings = config.calibrate
     first, scale = config.study.stage_seed, settings.lr_scale
 
@@ -63,7 +62,7 @@ def _search(config: Config, track: SweepTrack, budget: str, results: Results) ->
 
 
 def _decided(config: Config, swept: SweepTrack, results: Results) -> CalibratedTrack | None:
-    """Return the decision on one track; None where no δ* completed under all of its seeds."""
+    """Return the decision on one track; None if no δ* has a known median c and runs that all completed."""
     by_loss = config.calibrate.choose == "loss"
     searches = {budget: _search(config, swept, budget, results) for budget in config.calibrate.budgets}
     tried = [runs for search in searches.values() for runs in search.tried.values()]
@@ -142,8 +141,9 @@ class Calibrate(Choice):
     pictures = ("calibrate",)
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return the runs of the grid of target KLs for each track and budget, and of up to `max_extra` more:
-        beyond an edge on which the best one lies, or where the median c may fall into the band."""
+        """Return the runs at every target KL of the grid, for each track and budget, and at up to `max_extra`
+        more. A further target KL lies beyond the edge of the grid that holds the best one, or where the
+        median c may fall into the band."""
         specs: list[RunSpec] = []
         for name in tracks_of(earlier, self.name):
             for budget in config.calibrate.budgets:
@@ -191,8 +191,8 @@ class Calibrate(Choice):
         return held_back or stage.outside_the_band(chosen, candidate)
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return figures by which the search finds the best loss, or a median c inside the band, after the
-        grid and `scenario.extra` more points."""
+        """Return an invented result. It makes the search find the best loss, or a median c inside the band,
+        after the grid and `scenario.extra` more points."""
         settings = config.calibrate
         natural = settings.delta_grid == "natural"
         points = len(settings.multiples if natural else PUBLISHED_TARGETS)

@@ -22,12 +22,12 @@ NOTHING_SHOWN = "the comparison shows nothing"
 
 
 def _instructions(config: Config) -> Sequence[str]:
-    """Return the vector instruction sets to compare: those in the settings, else those of this CPU."""
+    """Return the vector instruction sets to compare: the configured ones, or this CPU's if there are none."""
     return config.circumstances.capabilities or capabilities()
 
 
 def _mode(specs: Specs, results: Results) -> ModeFound:
-    """Return how the runs of one mode ended, with how many different weights, and the range of losses."""
+    """Return how a mode's runs ended, with how many different weights, and the range of their losses."""
     outcomes = [results.get(s.run_id, RunResult()).get("outcome") for s in specs]
     done = [s for s, outcome in zip(specs, outcomes, strict=True) if outcome == "completed"]
     losses = losses_of(done, results)
@@ -41,7 +41,7 @@ def _mode(specs: Specs, results: Results) -> ModeFound:
 
 
 def shows_nothing(modes: Mapping[str, ModeFound]) -> str:
-    """Return why equal weights under other modes prove nothing; empty where they prove something."""
+    """Return why identical weights under other modes prove nothing; empty if they do prove something."""
     plain = modes.get(PLAIN)
     if plain is None:
         return f"determinism={PLAIN} is not among the modes"
@@ -74,8 +74,8 @@ class Circumstances(Stage):
     shows = "modes"
 
     def runs(self, config: Config, decisions: Decisions, results: Results) -> list[RunSpec]:
-        """Return runs of the study's optimizer at its own rate, without EBC: one for each combination of
-        mode, number of threads, vector instruction set and number of parts of a batch."""
+        """Return runs of the study's optimizer at its own learning rate, without EBC. There is one run for
+        each combination of mode, number of threads, vector instruction set and number of parts of a batch."""
         settings, base = config.circumstances, run_part(config)
         plain = replace(base, seed=settings.seed, steps=settings.steps, evaluate=["val"])
         plain = replace(plain, stabilizer=replace(base.stabilizer, name="none"))
@@ -88,7 +88,7 @@ class Circumstances(Stage):
         return specs
 
     def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
-        """Return a decision with how many different weights each mode ended with, and the range of its
+        """Return a decision that gives, for each mode, the number of different weights and the range of the
         losses. Raises Undecidable."""
         settings = config.circumstances
         instructions = _instructions(config)
@@ -115,14 +115,14 @@ class Circumstances(Stage):
         return make_decision(self.name, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
-        """Return how many different weights each mode has ended with so far."""
+        """Return, for each mode, how many different weights its runs have ended with so far."""
         modes = {
             mode: _mode([s for s in specs if s.role == mode], results) for mode in config.circumstances.modes
         }
         return [f"{name} {_counted(mode)}" for name, mode in modes.items() if mode["completed"]]
 
     def resolve(self, config: Config, say: Callable[[str], None]) -> Config:
-        """Return the configuration, with the vector instruction sets of this CPU where none are given."""
+        """Return the configuration, with this CPU's vector instruction sets filled in if none are given."""
         settings = config.circumstances
         if settings.capabilities:
             return config
@@ -132,11 +132,11 @@ class Circumstances(Stage):
         return replace(config, circumstances=replace(settings, capabilities=list(available)))
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return a checksum of the weights that differs from run to run under the plain mode alone."""
+        """Return a checksum of the weights that differs from run to run under the mode `none` alone."""
         return {"weights_checksum": "" if spec.role != PLAIN else str(nth)}
 
     def headline(self, track: ModesTrack) -> str:
-        """Return how many different weights each mode ended with, marked where that shows nothing."""
+        """Return how many different weights each mode ended with, and say so if that shows nothing."""
         counts = ", ".join(f"{name} {_counted(mode)}" for name, mode in track["modes"].items())
         return f"{counts}; {NOTHING_SHOWN}" if shows_nothing(track["modes"]) else counts
 

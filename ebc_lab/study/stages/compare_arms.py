@@ -1,10 +1,10 @@
 """The arms of the finals, the paired differences between them, and whether more seeds are needed.
 
 The differences are in test loss. With few seeds most comparisons are undecided, so each comes with the
-smallest difference that this many seeds could have shown. EBC at ×2 against the baseline is named beforehand
-and judged by its own interval. The best EBC arm is picked from several by the very runs that then judge it,
-so it is judged by the joint interval, which holds for all of them at once. So is every claim that one arm
-beats another.
+smallest difference that this many seeds could have shown. The comparison of EBC at ×2 with the baseline is
+named beforehand, and is judged by its own interval. The best EBC arm is picked from several, by the same runs
+that then judge it. It is therefore judged by the joint interval, which holds for all of these arms at once.
+The same holds for every claim that one arm beats another.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def arms_of(specs: Specs, results: Results) -> dict[str, Arm]:
     """Return each arm by name, with its roles, settings, run ids by seed, and figures over completed seeds.
     Roles that have the same runs share one arm.
 
-    `test_median` and `val_median`, which rank the arms, are taken over all finished seeds. A diverged run
-    ranks behind every other; where it is the median itself, that is None.
+    `test_median` and `val_median`, by which arms are ranked, are taken over all finished seeds. A diverged
+    run ranks behind every other run. A median that falls on a diverged run is None.
     """
     arms: dict[str, Arm] = {}
     for spec in (s for s in specs if s.kind == "train"):
@@ -81,39 +81,38 @@ def arms_of(specs: Specs, results: Results) -> dict[str, Arm]:
 
 
 def in_bits(run: RunConfig) -> bool:
-    """Return whether losses are also shown in bits per character. For tokens that are characters these would
-    be the nats times a constant, and images have no characters."""
+    """Return whether losses are also shown in bits per character. If tokens are characters, bits would only
+    be the nats times a constant. Images have no characters."""
     return run.workload.name == "ebm" or run.tokens.name != "characters"
 
 
 def results_of_arm(arm: Arm, results: Results) -> dict[str, RunResult]:
-    """Return the results of an arm's runs by seed, an empty one for a run that has none yet."""
+    """Return the results of an arm's runs by seed. A run without a result yet gets an empty one."""
     return {seed: results.get(run_id, RunResult()) for seed, run_id in arm["runs"].items()}
 
 
 def completed_runs(arm: Arm, results: Results) -> list[Mapping[str, Any]]:
-    """Return the results of an arm's completed runs."""
     return [r for r in results_of_arm(arm, results).values() if r.get("outcome") == "completed"]
 
 
 def completed_values(arm: Arm, results: Results, key: str) -> list[float]:
-    """Return one figure from each of an arm's completed runs that has it."""
+    """Return one figure of each completed run of an arm, leaving out runs that lack the figure."""
     return [float(r[key]) for r in completed_runs(arm, results) if r.get(key) is not None]
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Return the mean; None without values."""
+    """Return the mean, or None if there are no values."""
     return statistics.fmean(values) if values else None
 
 
 def spread(values: Sequence[float]) -> float | None:
-    """Return the standard deviation; None for fewer than two values."""
+    """Return the standard deviation, or None if there are fewer than two values."""
     return statistics.stdev(values) if len(values) > 1 else None
 
 
 def losses(arm: Arm, results: Mapping[str, Mapping[str, Any]], key: str = "test_loss") -> dict[str, float]:
-    """Return an arm's losses in nats by seed, infinite where the run diverged; seeds whose run failed or was
-    lost are left out."""
+    """Return an arm's losses in nats by seed. The loss of a diverged run is infinite. A seed is left out if
+    its run did not complete for another reason, or lacks the loss."""
     by_seed: dict[str, float] = {}
     for seed, run_id in arm["runs"].items():
         result = results.get(run_id, {})
@@ -127,10 +126,10 @@ def losses(arm: Arm, results: Mapping[str, Mapping[str, Any]], key: str = "test_
 def efficiency(
     arms: Mapping[str, Arm], baseline: str, results: Results, tokens_per_step: int
 ) -> dict[str, Efficiency | None]:
-    """Return for each arm the median steps, tokens and seconds of training until its loss on the fixed
-    windows is down to the baseline's final one, paired by seed.
+    """Return, for each arm, the median steps, tokens and seconds of training until the arm's loss on the
+    fixed windows is down to the final loss of the baseline, paired by seed.
 
-    An arm's entry is None where fewer than half of its seeds reach that loss.
+    An arm's entry is None if fewer than half of its seeds reach that loss.
     """
     targets: dict[str, float] = {}  # seed -> the baseline's final loss
     for seed, result in results_of_arm(arms[baseline], results).items():
@@ -151,8 +150,8 @@ def efficiency(
 
 
 def steps_to_target(arm: Arm, results: Results, target: float) -> dict[str, float]:
-    """Return an arm's steps to the target loss by seed, infinite where a run missed it or diverged; seeds
-    whose run failed or was lost are left out."""
+    """Return, by seed, the number of steps in which an arm reached the target loss. It is infinite if the run
+    diverged or missed the target. Seeds whose run failed, was lost or is unfinished are left out."""
     steps: dict[str, float] = {}
     for seed, result in results_of_arm(arm, results).items():
         if is_conclusive(result):
@@ -166,7 +165,7 @@ def target_figures(
     target: TargetConfig, arm: Arm, reference: Arm | None, results: Results, divided: int = 1
 ) -> dict[str, float | None]:
     """Return an arm's figures with respect to a target loss (docs/field.md), as listed in
-    `config/parts/target.py`; empty without a target.
+    `config/parts/target.py`; empty if there is no target.
 
     The mean of the steps is None unless every run reached the target, and p is None if a run diverged. As in
     modded-nanogpt's optimization track, p tests whether the mean final loss is below the target: by a z-test
@@ -196,8 +195,8 @@ def target_figures(
 
 
 def _surely_below(target: TargetConfig, runs: Sequence[Mapping[str, Any]], divided: int) -> float | None:
-    """Return the first step at which every run was evaluated and p of their losses is below the target's
-    level; None without one. modded-nanogpt's rules, too, want the same step for all runs."""
+    """Return the first step at which every run was evaluated and p of the runs' losses is below the target's
+    level; None if there is none. modded-nanogpt's rules, too, want the same step for all runs."""
     curves = [curve_of(r) for r in runs]
     common = sorted(set.intersection(*map(set, curves))) if curves else []
     for step in common:
@@ -210,10 +209,12 @@ def _surely_below(target: TargetConfig, runs: Sequence[Mapping[str, Any]], divid
 def _steps_difference(
     steps: Mapping[str, float], of_reference: Mapping[str, float], divided: int
 ) -> dict[str, float | None]:
-    """Return the mean difference in steps, paired by seed, or by rank the median, and its 95% interval.
+    """Return the difference in steps from the reference arm, paired by seed, and its interval. The difference
+    is the mean, or the median if a run missed the target.
 
-    Seeds under which neither arm reached the target are left out. Differences that are all the same get no
-    interval: steps are only known to the nearest evaluation, and the interval would have no width.
+    Seeds under which neither arm reached the target are left out; if none is left, all figures are None. If
+    all differences are the same, there is no interval: steps are only known to the nearest evaluation, and
+    the interval would have no width.
     """
     keys = ("steps_difference", "steps_difference_low", "steps_difference_high")
     shared = set(steps) & set(of_reference)
@@ -226,10 +227,10 @@ def _steps_difference(
 
 
 def compare(config: Config, specs: Specs, results: Results, earlier: Decisions) -> dict[str, FinalsTrack]:
-    """Return for each track the arms, their roles, the best EBC arm by validation loss, the LR windows and
-    the differences in test loss: of every arm from the baseline, and of every EBC arm from the control and
-    from the plain arm at the same rate (`rate`). Raises Undecidable where no baseline run completed.
-    """
+    """Return, for each track, its arms and their roles, the best EBC arm by validation loss, the LR windows
+    and the differences in test loss. Every arm is compared with the baseline. Every EBC arm is also compared
+    with the control and, if there is one, with the plain arm at the same rate (`rate`). Raises Undecidable if
+    no baseline run of a track completed."""
     arms = arms_of(specs, results)
     tracks: dict[str, FinalsTrack] = {}
     compared: list[tuple[str, str, str]] = []  # track, family, arm
@@ -276,7 +277,7 @@ def compare(config: Config, specs: Specs, results: Results, earlier: Decisions) 
 
 def _lucks(arms: Mapping[str, Arm], track: str, earlier: Decisions, results: Results) -> dict[str, Luck]:
     """Return the luck in choosing the constant rate (`baseline`), the fair control (`control`) and δ*
-    (`ebc`). All were chosen by validation loss, so the noise is that of the finals' validation losses."""
+    (`ebc`). All were chosen by validation loss, so the noise comes from the finals' validation losses."""
     swept: SweepTrack = earlier["lr_sweep"]["tracks"][track]
     calibrated: CalibratedTrack = earlier["calibrate"]["tracks"][track]
     loss = {run["run_id"]: run["val_loss"] for run in earlier["lr_sweep"]["candidates"]}
@@ -298,8 +299,9 @@ def _lucks(arms: Mapping[str, Arm], track: str, earlier: Decisions, results: Res
 
 
 def _luck_of(arm: Arm, family: str, lucks: Mapping[str, Luck]) -> Luck:
-    """Return the luck in the choice that sets an arm apart in a family of comparisons: of δ* for an EBC arm,
-    else of the constant rate or the control. In the family `rate`, plain arms have none."""
+    """Return the luck in the choice that sets an arm apart in a family of comparisons. For an EBC arm, this
+    is the choice of δ*. For a plain arm, it is the choice of the constant rate or the control, but in the
+    family `rate` a plain arm has no luck."""
     if arm["ebc"]:
         return lucks["ebc"]
     own = [lucks[role] for role in ("baseline", "control") if role in arm["roles"] and family != "rate"]
@@ -307,12 +309,12 @@ def _luck_of(arm: Arm, family: str, lucks: Mapping[str, Luck]) -> Luck:
 
 
 def _plain_role(role: str) -> str:
-    """Return the role at the same rate on the fair control's schedule: `control_x2` for `ebc_x2`."""
+    """Return the plain arm's role at the same rate on the control's schedule: `control_x2` for `ebc_x2`."""
     return role.replace("ebc", "control")
 
 
 def reference_of(track: FinalsTrack, family: str, name: str) -> str:
-    """Return the arm that `differences[family][name]` of a compared track is measured against."""
+    """Return the arm with which the arm `name` is compared in one family of a track's `differences`."""
     role = track["roles"]
     if family != "rate":
         return role[family]
@@ -323,9 +325,10 @@ def reference_of(track: FinalsTrack, family: str, name: str) -> str:
 def _lr_windows(
     config: Config, track: FinalsTrack, results: Results, replicates: Sequence[float]
 ) -> dict[str, RateWindow]:
-    """Return the difference in test loss between the highest and the lowest of EBC's rates in the finals, for
-    EBC (`ebc`) and for the control (`control`), where an arm has both. It is judged `misses` where more
-    than half of the runs at the highest rate diverged, whatever happened at the lowest."""
+    """Return how the test loss at EBC's highest rate in the finals differs from the loss at its lowest rate:
+    for EBC (`ebc`), and for the control (`control`) if it has arms at both rates. A difference is judged
+    `misses` if more than half of the runs at the highest rate diverged, whatever happened at the lowest.
+    Empty if EBC has only one rate."""
     by_scale: dict[str, dict[float, str]] = {"ebc": {}, "control": {}}
     for role, name in track["roles"].items():
         kind, _, scale = role.partition("_x")
@@ -352,22 +355,22 @@ def _lr_windows(
 
 
 def looks(config: Config) -> list[int]:
-    """Return the numbers of seeds after which the finals are judged: one number, or several, up to
-    `max_seeds`, where seeds may be added."""
+    """Return the numbers of seeds after which the finals are judged. If seeds may be added, there are several
+    numbers, up to `max_seeds`; otherwise there is one."""
     first = len(config.seeds)
     most = config.finals.max_seeds
     return [*range(first, most, config.finals.seeds_per_look), most] if most > first else [first]
 
 
 def shares_of_error(config: Config) -> int:
-    """Return the number that divides the error of the finals, because of the looks that may be taken and of
-    earlier answers on the same seeds."""
+    """Return the number that divides the error of the finals. It allows for all looks that may be taken, and
+    for earlier answers on the same seeds."""
     return len(looks(config)) * error_divided(config)
 
 
 def next_seeds(config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[int]:
-    """Return the seeds to add to the finals' runs, `specs`; empty once the verdict's comparisons are decided,
-    and at the last look."""
+    """Return the seeds to add to the finals, whose runs so far are `specs`. The list is empty once the
+    verdict's comparisons are decided, at the last look, and if the arms cannot be compared."""
     used = {s.run.seed for s in specs if s.kind == "train"}
     later = [n for n in looks(config) if n > len(used)]
     try:
@@ -380,26 +383,26 @@ def next_seeds(config: Config, specs: Specs, results: Results, earlier: Decision
 
 
 def fresh_seeds(config: Config, used: Collection[int], count: int) -> list[int]:
-    """Return `count` seeds above the used ones, leaving out those that earlier stages decide by."""
+    """Return `count` seeds above the used ones, leaving out the seeds by which earlier stages decide."""
     deciding = stage_seeds(config)
     fresh = (s for s in itertools.count(max(used) + 1) if s not in deciding)
     return list(itertools.islice(fresh, count))
 
 
 def judged_arms(track: FinalsTrack) -> dict[str, str]:
-    """Return by rival, `baseline` or `control`, the EBC arm that the verdict compares with it."""
+    """Return, by rival (`baseline` or `control`), the EBC arm that the verdict compares with the rival."""
     return {"baseline": track["roles"]["ebc_x2"], "control": track["best_ebc_by_val"]}
 
 
 def claims(track: FinalsTrack) -> list[str]:
-    """Return the judgement on each of the verdict's comparisons of test losses: `beats`, `undecided` …"""
+    """Return the judgement on each comparison of test losses in the verdict: `beats`, `undecided` …"""
     baseline, control = (track["differences"][rival][arm] for rival, arm in judged_arms(track).items())
     windows = [track["lr_windows"]["ebc"]["difference"]["alone"]] if "ebc" in track["lr_windows"] else []
     return [baseline["alone"], control["judged"], *windows]
 
 
 def seeds_of(decision: Decision) -> list[int]:
-    """Return all seeds, including added ones, with which the arms of the finals or of a suite were
-    trained."""
+    """Return all seeds under which the arms of the finals or of a suite were trained, including added
+    seeds."""
     arms = [arm for track in decision["tracks"].values() for arm in track["arms"].values()]
     return sorted({int(seed) for arm in arms for seed in arm["runs"]})

@@ -30,7 +30,7 @@ class ControllerSearch(Choice):
     )
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return one run for each candidate's settings, at the calibrated budget and rate."""
+        """Return one run per track and candidate, once calibrate has decided the budget and δ*."""
         if "calibrate" not in earlier:
             return []
         specs: list[RunSpec] = []

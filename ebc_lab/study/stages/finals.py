@@ -1,4 +1,4 @@
-"""finals: every arm at full length over fresh seeds, the paired differences between them, and the verdict."""
+"""finals: every arm at full length over fresh seeds, the arms' paired differences, and the verdict."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ ASKED_ABOUT = {  # rival -> a clause on the comparison so far
 def final_arms(
     config: Config, decisions: Decisions, name: str, seed: int
 ) -> Iterator[tuple[str, RunConfig, float]]:
-    """Yield (role, run, LR scale) for each arm in `finals.arms` that the decisions determine; two roles may
-    have the same run."""
+    """Yield (role, run, LR scale) for each arm in `finals.arms` that the decisions so far determine. Two
+    roles may have the same run."""
     for role in config.finals.arms:
         arm = None
         with suppress(NotSettled):
@@ -45,7 +45,7 @@ def final_arms(
 def _final_arm(
     config: Config, decisions: Decisions, name: str, seed: int, role: str
 ) -> tuple[RunConfig, float] | None:
-    """Return the run of a role and its LR scale; None while a decision that the role needs is missing."""
+    """Return the run and the LR scale of a role, or None while a decision that the role needs is missing."""
     track = decisions["lr_sweep"]["tracks"][name]
     steps = config.finals.steps
     kind, _, rate = role.rpartition("_x")  # ebc_x8 gives `ebc` and `8`; without a rate the kind is empty
@@ -100,7 +100,7 @@ class Finals(Stage):
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
         """Return every arm's runs at full length over `seeds`, and over more seeds while the verdict is
-        undecided and more are allowed; and for each track a paired measurement of EBC's overhead at ×2."""
+        undecided and more are allowed. For each track, add a paired measurement of EBC's overhead at ×2."""
         seeds = list(config.seeds)
         made: dict[tuple[str, int], list[RunSpec]] = {}  # by track and seed, kept between looks
         while True:
@@ -124,8 +124,8 @@ class Finals(Stage):
             seeds += more
 
     def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
-        """Return a decision with each track's arms, paired differences, efficiency and verdict and, where
-        seeds may be added, the planned looks and when and why they stopped. Raises Undecidable."""
+        """Return a decision with each track's arms, paired differences, efficiency and verdict. If seeds may
+        be added, it also holds the planned looks, and when and why the looks stopped. Raises Undecidable."""
         tracks = compare(config, specs, results, earlier)
         tokens_per_step = config.batch_size * config.model.context
         notes: list[str] = []
@@ -163,7 +163,7 @@ class Finals(Stage):
         return f"{text}; best EBC arm (by validation) minus fair control: {show_difference(best, joint=True)}"
 
     def turning_points(self, name: str, decision: Decision) -> list[str]:
-        """Return what could change each line of the verdict that did not pass."""
+        """Return clauses that say what could change each line of the verdict that did not pass."""
         lines: dict[str, list[str]] = {}
         for line in decision["tracks"][name]["verdict"]:
             if line["verdict"] != "pass":
@@ -172,8 +172,8 @@ class Finals(Stage):
         return remedies or ["every line passed"]
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
-        """Return the verdict's comparisons of the test loss so far, over the seeds that have both runs.
-        Raises Undecidable."""
+        """Return how the verdict's comparisons of test loss stand so far, over the seeds under which both
+        arms have finished. Raises Undecidable."""
         clauses = []
         for name, track in compare(config, specs, results, earlier).items():
             asked = len({s.run.seed for s in specs if s.track == name and s.kind == "train"})

@@ -26,7 +26,7 @@ SURROGATE_SHARE = 0.6  # a fixed trust radius is set to this share of the median
 
 
 def _rows(specs: Specs, results: Results) -> Arms:
-    """Return each arm's runs as a decision records them, each marked as inert or not."""
+    """Return each arm's runs in the form in which a decision records them, each marked as inert or not."""
     arms: Arms = {}
     for spec in sorted(specs, key=lambda s: s.lr_scale):
         row = rules.candidate(spec, results)
@@ -41,7 +41,7 @@ def _usable(arms: Arms, results: Results) -> list[ScaledRun]:
 
 
 def _decided(config: Config, arms: Arms, results: Results, sigma: float) -> ScaleTrack | None:
-    """Return the decision on one track; None where no EBC run or no plain reference completed."""
+    """Return the decision on one track, or None if no EBC run or no plain reference run completed."""
     losses: dict[str, dict[float, float]] = {}  # arm -> scale -> nats
     for arm, rows in arms.items():
         losses[arm] = {r["lr_scale"]: val_loss(results.get(r["run_id"])) for r in rows}
@@ -124,8 +124,9 @@ class LRScale(Choice):
     pictures = ("lr_scale", "eta_eff")
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return runs at every LR scale with EBC and without. If the surrogate budget was calibrated, add
-        one under it at ×1 and, once its median S is known, one at every scale with a fixed trust radius."""
+        """Return runs at every LR scale, with EBC and without. If the surrogate budget was calibrated, add
+        one under it at ×1 and, once that run's median S is known, one with a fixed trust radius at every
+        scale."""
         search_open = "controller_search" in config.study.stages and "controller_search" not in earlier
         specs: list[RunSpec] = []
         spec = partial(spec_of, self.name, usual=config.finals.steps)
@@ -207,7 +208,7 @@ class LRScale(Choice):
         return outside_the_band(chosen, candidate)
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return a median c by which the largest scale is chosen, unless arms coincide in the scenario."""
+        """Return a median c that makes the largest scale win, unless arms coincide in the scenario."""
         if spec.role != "ebc" or scenario.merged:
             return super().invent(config, scenario, spec, nth)
         return {"c_median": 0.6 if spec.lr_scale == max(config.lr_scale.scales) else 0.3}

@@ -36,11 +36,11 @@ TIMING = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve", "streams")
 
 
 class Undecidable(Exception):
-    """Raised where a stage's results do not allow a decision; the message says why."""
+    """Raised when a stage's results do not allow a decision; the message says why."""
 
 
 def val_loss(result: RunResult | None) -> float:
-    """Return the validation loss in nats; infinite unless the run completed with a finite one."""
+    """Return the validation loss in nats. It is infinite unless the run completed with a finite loss."""
     if not result or result.get("outcome") != "completed":
         return math.inf
     loss = result.get("val_loss")
@@ -48,25 +48,25 @@ def val_loss(result: RunResult | None) -> float:
 
 
 def is_conclusive(run: Mapping[str, Any] | None) -> bool:
-    """Return whether a result or candidate says something about its settings: the run completed, diverged or
-    was stopped in a race, and neither failed nor got lost."""
+    """Return whether a result or candidate is conclusive: its run completed, diverged or was stopped in a
+    race, rather than failed or got lost."""
     return run is not None and run.get("outcome") in FINISHED
 
 
 def losses_of(specs: Specs, results: Results) -> list[float]:
-    """Return the validation loss of each run, infinite where it did not complete."""
+    """Return the validation loss of each run; infinite for a run that did not complete."""
     return [val_loss(results.get(s.run_id)) for s in specs]
 
 
 def best(specs: Specs, results: Results) -> RunSpec | None:
-    """Return the run with the lowest validation loss, among equal ones the one with the lowest learning rate;
-    None where none completed."""
+    """Return the run with the lowest validation loss, or None if no run completed. Among runs with equal
+    losses, the one with the lowest learning rate wins."""
     ranked = sorted(specs, key=lambda s: (val_loss(results.get(s.run_id)), s.run.optimizer.lr))
     return ranked[0] if ranked and math.isfinite(val_loss(results.get(ranked[0].run_id))) else None
 
 
 def c_median(result: RunResult | None) -> float | None:
-    """Return the median clip coefficient c of a run; None where it did not complete or recorded none."""
+    """Return the median clip coefficient c of a run, or None if the run did not complete or recorded none."""
     if result is None or math.isinf(val_loss(result)):
         return None
     value = result.get("c_median")
@@ -74,30 +74,30 @@ def c_median(result: RunResult | None) -> float | None:
 
 
 def curve_of(result: Mapping[str, Any]) -> dict[int, float]:
-    """Return the loss on the fixed windows by step; empty where no curve was recorded, as in a forecast."""
+    """Return the loss on the fixed windows by step; empty if no curve was recorded, as in a forecast."""
     return {step: loss for step, loss, _ in finite_rows(result.get("curve") or [])}
 
 
 def band_distance(c: float | None, band: Sequence[float]) -> float:
-    """Return how far a median c lies outside the band: 0 inside it, infinite for None."""
+    """Return how far a median c lies outside the band: 0 if it lies inside, infinite if it is None."""
     return math.inf if c is None else max(band[0] - c, c - band[1], 0.0)
 
 
 def edge_of(values: Sequence[float], value: float) -> str | None:
-    """Return the edge of a grid that a value lies on: `low`, `high` or `both`; None for a value inside."""
+    """Return the edge of a grid that a value lies on, `low`, `high` or `both`; None if it lies inside."""
     edges = [edge for edge, end in (("low", min(values)), ("high", max(values))) if value == end]
     return "both" if len(edges) == 2 else next(iter(edges), None)
 
 
 def margin_sigma(losses: Sequence[float], sigma: float | None) -> float | None:
-    """Return the difference between the two lowest losses in units of sigma; None without two finite losses
-    or without sigma."""
+    """Return the difference between the two lowest losses in units of sigma, or None without sigma or without
+    two finite losses."""
     finite = sorted(x for x in losses if math.isfinite(x))
     return (finite[1] - finite[0]) / sigma if len(finite) > 1 and sigma else None
 
 
 def candidate(spec: RunSpec, results: Results) -> Candidate:
-    """Return a run as a decision records it among its candidates."""
+    """Return the entry for a run in a decision's list of candidates."""
     result = results.get(spec.run_id, RunResult())
     run = spec.run
     shown: dict[str, Any] = {
@@ -118,7 +118,7 @@ def candidate(spec: RunSpec, results: Results) -> Candidate:
 def make_decision(
     stage: str, rule: str, config: Config, specs: Specs, results: Results, earlier: Decisions, **chosen: Any
 ) -> Decision:
-    """Return a decision with its evidence and hashes; `chosen`: its other keys, such as `tracks`."""
+    """Return a decision with its evidence and hashes. `chosen`: its further keys, such as `tracks`."""
     known = [s for s in specs if s.run_id in results]
     decision: dict[str, Any] = {
         "stage": stage,
@@ -135,7 +135,7 @@ def make_decision(
 
 
 def decision_problem(decision: Mapping[str, Any]) -> str | None:
-    """Return why a recorded decision cannot be used; None where it can."""
+    """Return why a recorded decision cannot be used, or None if it can."""
     if not checksum_holds(decision, "decision_sha256"):
         return "its record in auto_decisions.json was edited"
     if decision.get("form") != FORM:
@@ -146,7 +146,7 @@ def decision_problem(decision: Mapping[str, Any]) -> str | None:
 
 
 def inputs_of(decision: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return (role, run id) of every run that a decision rests on."""
+    """Return (role, run id) of every run on which a decision rests."""
     return [(c["role"], c["run_id"]) for c in (*decision["candidates"], *decision["measurements"])]
 
 
@@ -157,8 +157,8 @@ def inputs_digest(
     result_of: Callable[[str], Mapping[str, Any]],
     earlier: Decisions,
 ) -> str:
-    """Return the hash of everything that a decision rests on: settings, earlier decisions, and the results of
-    `runs`, (role, run id) each, without their timings. `result_of` returns the result for a run id."""
+    """Return the hash of everything on which a decision rests: settings, earlier decisions, and the results
+    of `runs`, (role, run id) each, without timings. `result_of` returns the result for a run id."""
     sha256 = hashlib.sha256()  # of one canonical JSON object, fed in pieces: there may be many runs
     before = {s: d["inputs_sha256"] for s, d in earlier.items()}
     sha256.update(f'{{"earlier":{canonical_json(before)},"runs":['.encode())
@@ -170,7 +170,7 @@ def inputs_digest(
 
 
 def settings_of_stage(config: Config, stage: str) -> dict[str, Any]:
-    """Return the settings that a stage's decision rests on."""
+    """Return the settings on which a stage's decision rests."""
     of_stage = to_dict(getattr(config, stage))
     of_stage.pop(TRAIN_TOKENS, None)  # `steps` holds the same
     settings: dict[str, Any] = {"stage": of_stage, "scale": config.scale}
@@ -181,24 +181,24 @@ def settings_of_stage(config: Config, stage: str) -> dict[str, Any]:
 
 
 def error_divided(config: Config) -> int:
-    """Return the number that divides the error probability of an answer: it doubles with each earlier answer
-    on some of the same seeds (`statistics` says why)."""
+    """Return the number that divides the error probability of an answer. It doubles with each earlier answer
+    on some of the same seeds; the docstring of `statistics` says why."""
     return int(2**config.answered_before)
 
 
 def divided_in_words(config: Config) -> str:
-    """Return the clause of a rule about `error_divided`; empty where the error is not divided."""
+    """Return the clause with which a rule mentions that the error is divided; empty if it is not."""
     by, why = error_divided(config), "since earlier answers rest on some of the seeds"
     return f"; the error is divided by {by}, {why}" if by > 1 else ""
 
 
 def untimed(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the figures of a result that are the same whenever the run is trained."""
+    """Return a result without its timing figures, which change each time the run is trained."""
     return {k: v for k, v in result.items() if k not in TIMING}
 
 
 def refuse_without_tracks(tracks: Mapping[str, Any], stage: str, specs: Specs, results: Results) -> None:
-    """Raise Undecidable, with the causes of failed runs in its message, where there are no tracks."""
+    """Raise Undecidable if there are no tracks. The message gives the causes of failed runs."""
     if not tracks:
         causes = {result.get("cause") for s in specs if (result := results.get(s.run_id))}
         why = "; ".join(sorted(c.rstrip(".") for c in causes if c)[:3]) or "no run completed"

@@ -1,7 +1,7 @@
-"""Builders of the stages' runs: a track's plain run at a multiple of its best learning rate, with EBC, or on
-a schedule, and the loss bounds above which a run of a search is stopped.
+"""Builders of the stages' runs. They make a track's plain run at a multiple of its best learning rate, and
+put a run on a schedule or under EBC. They also set the loss bounds above which a run of a search is stopped.
 
-What they return depends on their arguments alone, except that `texts_pinned` reads files of text.
+The results depend on the arguments alone, except that `texts_pinned` reads files of text.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DIGITS = 4  # decimals of a bound in nats
 
 
 def plain_run(config: Config, track: BestRate, steps: int, seed: int, scale: float) -> RunConfig:
-    """Return a track's run without EBC, at a constant learning rate of `scale` times the track's best."""
+    """Return a track's run without EBC, at a constant rate of `scale` times the track's best rate."""
     base, name = run_part(config), track["optimizer"]
     # the study's own optimizer has the study's settings, any other those of its file
     optimizer = config.optimizer if config.optimizer.name == name else optimizer_defaults(name)
@@ -60,13 +60,13 @@ def plain_run(config: Config, track: BestRate, steps: int, seed: int, scale: flo
 
 def ebc_run(config: Config, track: SweepTrack, steps: int, seed: int, scale: float, **ebc: Any) -> RunConfig:
     """Return a track's run with EBC on the study's schedules. EBC warms up by itself, so the learning rate
-    does not. `ebc`: the budget, target KL and further settings, as `with_ebc` takes them."""
+    has no warm-up. `ebc`: the budget, target KL and further settings, as `with_ebc` takes them."""
     run = scheduled(plain_run(config, track, steps, seed, scale), config.study.lr_schedule, 0)
     return with_ebc(run, track, schedule=config.study.kl_schedule, **ebc)
 
 
 def scheduled(run: RunConfig, schedule: str, warmup: float) -> RunConfig:
-    """Return the run on a learning-rate schedule; `warmup` is in steps or, below 1, a share of the run."""
+    """Return the run on a learning-rate schedule. `warmup` is in steps or, below 1, a share of the run."""
     steps = share_in_steps(warmup, run.steps) if warmup < 1 else int(warmup)
     return replace(run, lr_schedule=replace(run.lr_schedule, name=schedule, warmup_steps=steps))
 
@@ -75,22 +75,22 @@ def with_ebc(
     run: RunConfig, track: SweepTrack, budget: str, target_kl: float, schedule: str, **settings: Any
 ) -> RunConfig:
     """Return the run with EBC, completed from the track's baseline. `target_kl` is in nats; `settings` are
-    those that a controller search chose."""
+    those chosen by a controller search."""
     held = replace(run.budget, name=budget, target_kl=target_kl, schedule=schedule)
     run = replace(run, stabilizer=replace(run.stabilizer, name="ebc"), budget=held)
     return fill_from_baseline(changed(run, settings), track)
 
 
 def with_target(run: RunConfig, target_kl: float) -> RunConfig:
-    """Return the run with this target KL, to three digits, raised where needed to the least that its budget
-    can hold in the run's numerical precision."""
+    """Return the run with this target KL, rounded to three digits. A target KL is raised if the budget cannot
+    hold so small a one in the run's numerical precision."""
     return replace(run, budget=replace(run.budget, target_kl=max(round3(target_kl), least_target_kl(run))))
 
 
 def fill_from_baseline(run: RunConfig, track: NaturalSteps, times: float = 1.0) -> RunConfig:
-    """Return the run with its target KL raised to one that can be held, no guard unless the budget is
-    `surrogate`, and a missing gain of the `energy` controller filled in: `times` the KL that the baseline
-    spent per nat of promised decrease."""
+    """Return the run with three settings adjusted. The target KL of an EBC run is raised to the least that
+    can be held, if it is lower. The guard is switched off unless the budget is `surrogate`. If the `energy`
+    controller has no gain, it gets `times` the KL that the baseline spent per nat of promised decrease."""
     if run.stabilizer.name == "ebc":
         run = with_target(run, run.budget.target_kl)
     if run.budget.name not in GUARDED:
@@ -106,24 +106,24 @@ def fill_from_baseline(run: RunConfig, track: NaturalSteps, times: float = 1.0) 
 def spec_of(
     stage: str, role: str, run: RunConfig, scale: float, note: str = "", *, usual: int | None = None
 ) -> RunSpec:
-    """Return a stage's run, its arm named after its settings; `usual`: the length that the name omits."""
+    """Return a stage's run. Its arm is named after the run's settings; `usual` is the length left out."""
     return RunSpec(stage, role, arm_name(run, scale, note + length(run, usual)), scale, run)
 
 
 def length(run: RunConfig, usual: int | None) -> str:
-    """Return the part of an arm's name that gives a run's length, `_n200` for 200 steps; empty for the usual
+    """Return the part of an arm's name that gives a run's length, such as `_n200`; empty for the usual
     length."""
     return "" if usual in (None, run.steps) else f"_n{run.steps}"
 
 
 def tracks_of(decisions: Decisions, stage: str) -> list[str]:
-    """Return the tracks that the latest decision before `stage` kept; empty before the first decision."""
+    """Return the tracks that the latest decision before `stage` kept; empty if no stage has decided yet."""
     made = [s for s in STAGES[: STAGES.index(stage)] if s in decisions]
     return list(decisions[made[-1]]["tracks"]) if made else []
 
 
 def searched(decisions: Decisions, track: str) -> dict[str, Any]:
-    """Return the settings that the controller search chose for a track; empty where there was no search."""
+    """Return the settings that the controller search chose for a track; empty if there was no search."""
     decision = decisions.get("controller_search")
     return dict(decision["tracks"][track]["settings"]) if decision else {}
 
@@ -134,7 +134,7 @@ def waiting(specs: Specs, results: Results) -> bool:
 
 
 def distinct(specs: Specs) -> list[RunSpec]:
-    """Return the specs without those that repeat the run of an earlier one."""
+    """Return the specs, keeping only the first of any that have the same run."""
     return list({s.run_id: s for s in reversed(specs)}.values())[::-1]
 
 
@@ -145,8 +145,8 @@ def searched_run(config: Config, pair: Searched, lr: float, steps: int, seed: in
 
 
 def sweep_spec(config: Config, role: str, run: RunConfig, scale: float) -> RunSpec:
-    """Return a run of lr_sweep. Its scale is relative to the grid's best rate, while in later stages it is
-    relative to the best constant rate; so the arm is named after the rate itself."""
+    """Return a run of lr_sweep. Its scale is relative to the best rate of the grid, whereas the scales of
+    later stages are relative to the best constant rate. The arm is therefore named after the rate itself."""
     return RunSpec("lr_sweep", role, arm_name(run, None, length(run, config.finals.steps)), scale, run)
 
 
@@ -160,13 +160,13 @@ def rate_of(spec: RunSpec) -> float:
 def raced(
     run: RunConfig, rivals: Rivals, results: Results, margin: float, first: float = RACED_FROM
 ) -> RunConfig:
-    """Return the run with bounds: losses on the fixed windows above which it is stopped.
+    """Return the run with bounds: losses on the fixed windows above which the run is stopped.
 
-    A bound is the loss of the best finished rival's worst seed at the same step, plus `margin` nats. Of
-    `rivals`, points whose runs all have a result, only those count that differ from the run in rate, strength
-    or target KL alone; without one, the run is returned as it is. Bounds begin at the share `first` of the
-    run, since before it decays, a high rate has higher losses than a low one that it will beat. Bounds are
-    settings of the run, so it ends the same way whenever it is trained, resumed or copied.
+    A bound is the loss of the best finished rival's worst seed at the same step, plus `margin` nats. `rivals`
+    are points whose runs all have a result. A rival counts only if it completed and is `alike`; without one,
+    the run is returned unchanged. Bounds begin at the share `first` of the run's steps: a high rate has
+    higher losses before it decays, even than a low rate that it will beat. Bounds are settings of the run, so
+    the run ends the same way whenever it is trained, resumed or copied.
     """
     finished = [p for p in rivals if alike(p[0].run, run) and max(losses_of(p, results)) < math.inf]
     if not finished:
@@ -182,7 +182,7 @@ def raced(
 
 
 def alike(run: RunConfig, other: RunConfig) -> bool:
-    """Return whether two runs are equal but for rate, strength, target KL, seed and bounds."""
+    """Return whether two runs differ at most in rate, strength, target KL, seed and bounds."""
 
     def without_these(run: RunConfig) -> RunConfig:
         run = RaceConfig().put_into(with_derived_settings(run))
@@ -206,7 +206,7 @@ def _made(key: str) -> dict[Any, list[RunSpec]]:
 
 
 def specs_made(config: Config, stage: str) -> dict[Any, list[RunSpec]]:
-    """Return a cache for the runs of a stage under one configuration: naming thousands of runs takes seconds,
+    """Return a cache for the runs of a stage under one configuration. Naming thousands of runs takes seconds,
     and a study asks for all of them whenever a run ends."""
     environment, settings = study_environment(config), to_dict(getattr(config, stage))
     return _made(
@@ -218,8 +218,8 @@ def specs_made(config: Config, stage: str) -> dict[Any, list[RunSpec]]:
 
 
 def own_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the `data` and `tokens` of settings that change either of them; empty where they change neither.
-    The tokens' checksum is None unless the settings give it, since it depends on the text."""
+    """Return the `data` and `tokens` of a run if `settings` change either of them; empty if they change
+    neither. The checksum of the tokens depends on the text, so it is None unless `settings` give it."""
     if not {"data", "tokens"} & set(settings):
         return {}
     data, tokens = to_dict(base.data), {**to_dict(base.tokens), "sha256": None}
@@ -230,8 +230,8 @@ def own_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, dict[str
 
 
 def with_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with their own data and tokens, each with a checksum. In a plan, where the files have
-    not been read yet, a hash of their names takes its place."""
+    """Return the settings with the data and tokens that they change, each with a checksum. In a plan, where
+    the files have not been read yet, a hash of the file names stands in for the checksum."""
     own = own_text(base, settings)
     for group, text in own.items():
         if not text["sha256"] and text["name"] != "characters":
@@ -243,8 +243,8 @@ def with_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
 def texts_pinned(
     config: Config, stage: str, places: Mapping[str, Place], say: Callable[[str], None]
 ) -> dict[str, Place]:
-    """Return the places of a stage, with checksums filled in by reading their own data and tokens. Raises
-    UserError where these cannot be read. `say` prints a line."""
+    """Return the places (settings or workloads) of a stage, with the checksums of their own data and tokens
+    filled in by reading the files. Raises UserError if a file cannot be read. `say` prints a line."""
     from ebc_lab.workloads.starts import pinned
     from ebc_lab.workloads.text import checked_text
 

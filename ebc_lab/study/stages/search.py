@@ -1,4 +1,4 @@
-"""The search for a best point, by which several stages find the settings that they choose."""
+"""The search for a best point. Several stages use it to find the settings that they choose."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Race = Callable[[list[RunSpec], Rivals], list[RunSpec]]  # gives a point's runs 
 
 
 def worst_loss(runs: Specs, results: Results) -> float:
-    """Return the highest validation loss over a point's seeds; infinite where a run did not complete."""
+    """Return the highest validation loss over a point's seeds; infinite if any run did not complete."""
     return max(losses_of(runs, results))
 
 
 def mean_loss(runs: Specs, results: Results) -> float:
-    """Return the mean validation loss over a point's seeds; infinite where a run did not complete."""
+    """Return the mean validation loss over a point's seeds; infinite if any run did not complete."""
     return statistics.fmean(losses_of(runs, results))
 
 
 def conclusive(runs: Iterable[RunSpec], results: Results) -> bool:
-    """Return whether every run says something about its settings: none failed, was lost or is unfinished."""
+    """Return whether every run has a conclusive result: none failed, was lost or is still unfinished."""
     return all(is_conclusive(results.get(s.run_id)) for s in runs)
 
 
@@ -38,10 +38,10 @@ def conclusive(runs: Iterable[RunSpec], results: Results) -> bool:
 class Search:
     """A search for the best point: the points tried so far with their runs, and steps that try others.
 
-    A point gives a value to each of some settings, whose meaning only the caller knows. Whenever a stage is
-    asked for its runs, it makes its search anew and takes every step in turn; a step does nothing while a run
-    from an earlier step has no result. So the search gets as far as the results allow, and the same results
-    always lead to the same runs.
+    A point gives values to some settings, and only the caller knows what the settings mean. Whenever a stage
+    is asked for its runs, it makes its search anew and takes every step in turn. A step does nothing while a
+    run from an earlier step has no result. So the search gets as far as the results allow, and the same
+    results always lead to the same runs.
     """
 
     points: InitVar[Iterable[Point]]  # tried first
@@ -76,18 +76,17 @@ class Search:
 
     @property
     def lost(self) -> bool:
-        """Whether no point completed although no run failed: each point has a seed that diverged."""
+        """Whether no point completed although no run failed or is missing: each has a diverged seed."""
         return self.best() is None and conclusive(self.specs, self.results)
 
     def runs(self, point: Mapping[str, Any]) -> list[RunSpec]:
-        """Return the runs of a point that was tried."""
         return self.tried[tuple(point.items())]
 
     def score_of(self, point: Mapping[str, Any]) -> float:
         return self.score(self.runs(point), self.results)
 
     def best(self) -> Point | None:
-        """Return the point of lowest score, ties broken by `prefer_low`; None where no score is finite."""
+        """Return the point with the lowest score, or None if no score is finite. `prefer_low` breaks ties."""
         points = map(dict, self.tried)
         found = min(points, key=lambda p: (self.score_of(p), p.get(self.prefer_low, 0)), default=None)
         return found if found is not None and math.isfinite(self.score_of(found)) else None
@@ -98,26 +97,27 @@ class Search:
         return [p for p in map(dict, self.tried) if fixed.items() <= p.items()]
 
     def along(self, point: Mapping[str, Any], key: str) -> dict[float, list[RunSpec]]:
-        """Return the runs of the tried points that equal this one but for setting `key`, by its value."""
+        """Return, by value of `key`, the runs of tried points with the same other settings as this one."""
         rest = {k: v for k, v in point.items() if k != key}
         return {p[key]: self.runs(p) for p in map(dict, self.tried) if rest.items() <= p.items()}
 
     def mean_losses(self, point: Mapping[str, Any], key: str) -> dict[float, float]:
-        """Return the mean losses of the points that `along` finds, by the value of the setting."""
+        """Return the mean losses of the points that `along` finds, by the value of `key`."""
         return {value: mean_loss(runs, self.results) for value, runs in self.along(point, key).items()}
 
     def edge(self, point: Mapping[str, Any], key: str) -> str | None:
-        """Return the end of its grid that a point lies on; None inside it, or if only one value was tried."""
+        """Return the end of `key`'s grid on which a point lies; None inside, or if only one value was
+        tried."""
         values = {p[key] for p in self.alike(point)}
         return edge_of([*values], point[key]) if len(values) > 1 else None
 
     # -- steps -----------------------------------------------------------------------------------------------
 
     def add(self, points: Iterable[Point], *, grown: bool = False) -> bool:
-        """Try those of the points that have not been tried, and return whether there were any.
+        """Try the points that have not been tried yet, and return whether there were any.
 
-        Their runs race against the points tried earlier, which all have their results, and never against
-        whatever happens to have finished when a run is planned.
+        The new runs race only against the points tried earlier, which all have their results, and never
+        against whatever other runs happen to have finished by then.
         """
         rivals = list(self.tried.values())
         wanted = {tuple(p.items()): p for p in map(self.canonical, points)}
@@ -129,22 +129,22 @@ class Search:
         return bool(new)
 
     def list_first(self, points: Iterable[Point]) -> None:
-        """Move these points, all of them tried before, to the front of the list in this order."""
+        """Move these points, which have all been tried, to the front of the list in this order."""
         first = {key: self.tried[key] for key in (tuple(self.canonical(p).items()) for p in points)}
         self.tried = first | self.tried
 
     def step(self, near: Callable[[Point], Iterable[Point]], *, grown: bool = False) -> bool:
-        """Try the points that `near` derives from the best one, and return whether any of them was new."""
+        """Try the points that `near` derives from the best point, and return whether any of them was new."""
         best = None if self.open else self.best()
         return best is not None and self.add(near(best), grown=grown)
 
     def others(self, key: str, values: Sequence[Any]) -> None:
-        """Try these values of a setting at the best point, if that has the setting."""
+        """Try these values of setting `key` at the best point, if the best point has that setting."""
         self.step(lambda best: [{**best, key: value} for value in values] if key in best else [])
 
     def neighbours(self, keys: Iterable[str]) -> None:
-        """Try, for each of these settings, the values next to the best one, if the best point differs from
-        the first one in a setting whose grid does not grow."""
+        """Try, for each of these settings, the values next to that of the best point. Do so only if the best
+        point differs from the first point in a setting whose grid does not grow."""
 
         def near(best: Point) -> Iterator[Point]:
             if best not in self.alike(dict(next(iter(self.tried)))):
@@ -156,8 +156,8 @@ class Search:
 
     def grow(self, most: int, *, by_spacing: bool = False, lowering: str = "") -> None:
         """Extend each grid until the best point no longer lies on its edge, at most `most` times in all. A
-        grid grows by its ratio or, with `by_spacing`, by the ratio of its two last values. While every point
-        diverges, the setting `lowering` goes down instead, two ratios at a time."""
+        grid grows by its ratio or, with `by_spacing`, by the ratio of its last two values. While every point
+        diverges, the setting `lowering` is lowered instead, two ratios at a time."""
         while self.extensions < most and not self.open:
             further: Iterable[Point] = self._beyond(by_spacing)
             if lowering and self.lost:
@@ -188,9 +188,10 @@ class Search:
     def seek(
         self, key: str, figure: Callable[[list[RunSpec]], float | None], band: Sequence[float], most: int
     ) -> None:
-        """Search for a value of the only setting at which a figure, which rises with it, lies in a band. Try
-        the geometric mean of two values with figures below and above the band or, without such values, one
-        ratio beyond the lowest or highest value; at most `most` values in all."""
+        """Search for a value of the search's only setting at which `figure`, which must rise with the
+        setting, lies within `band`. Add at most `most` values to the grid. Each new value is the geometric
+        mean of two neighbours whose figures lie on either side of the band or, without such neighbours, one
+        ratio beyond the lowest or highest value."""
         for _ in range(most):
             found = {dict(point)[key]: figure(runs) for point, runs in self.tried.items()}
             known = sorted((value, x) for value, x in found.items() if x is not None)
@@ -206,6 +207,6 @@ class Search:
                 return
 
     def moved(self, point: Point, key: str, value: float) -> list[Point]:
-        """Return a list of the point with `key` set to `value`; empty where no run can have that value."""
+        """Return a list of the point with `key` set to `value`; empty if no run can have that value."""
         fitted = self.fitted(key, value)
         return [] if fitted is None else [{**point, key: fitted}]

@@ -1,9 +1,11 @@
-"""The base classes of stages: the runs a stage needs, its decision on their results, and the words for both.
+"""The base classes of stages. A stage plans runs, decides from their results, and puts the decision into
+words.
 
-To add a stage, write a module here with a subclass of `Stage`, or of `Choice` where one candidate wins on
-each track, and an instance named `STAGE`. Its settings, the stages it needs and its place in the order come
-from a subclass of `StageConfig` and a field of the stage's name in `config.schema.Config`; its numbers for
-each scale go into `conf/scale/`. All commands, the page and the tables then find the stage by themselves.
+To add a stage, write a module here with a subclass of `Stage`, or of `Choice` if one candidate wins on each
+track, and an instance of the subclass named `STAGE`. In `config.schema.Config`, add a field of the stage's
+name, with a subclass of `StageConfig` as its type. That class holds the stage's settings, the stages that it
+needs and its place in the order. The numbers for each scale go into `conf/scale/`. All commands, the page and
+the tables then find the stage by themselves.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ NOT_APART = ", not told apart by one run each"
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of a decided track. `diff` compares all figures; the page shows those that have a label."""
+    """A figure of the decision on a track. `diff` compares all figures; the page shows labelled figures."""
 
     path: str  # keys of the nested track, joined by dots: `control.lr`
     label: str = ""
@@ -44,7 +46,7 @@ class Figure:
     remark: str | Callable[[Any], str] = ""  # a unit, or a function that makes a remark from the track
 
     def value(self, track: Any, missing: Any = None) -> Any:
-        """Return the value of the figure in this track, or `missing` where the track has none."""
+        """Return the value of the figure in this track, or `missing` if the track has no such figure."""
         for key in self.path.split("."):
             if not isinstance(track, Mapping) or key not in track:
                 return missing
@@ -52,7 +54,7 @@ class Figure:
         return track
 
     def row(self, track: Track) -> tuple[str, str, str]:
-        """Return (label, formatted value, remark)."""
+        """Return the figure's (label, formatted value, remark) for this track."""
         value = self.value(track)
         remark = self.remark if isinstance(self.remark, str) else self.remark(track)
         return self.label, "none" if value is None else self.form.format(value), remark
@@ -60,7 +62,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Scenario:
-    """An assumption about results that do not exist yet, for forecasting how many runs a study will make."""
+    """An assumption about results that do not exist yet, used to forecast how many runs a study will make."""
 
     name: str
     edge: bool  # every search goes on as long as it may, and the verdict remains undecided
@@ -69,8 +71,8 @@ class Scenario:
 
 
 class Stage:
-    """A stage of a study. A subclass defines `name`, `title`, `runs`, `decide` and `headline`; all else has a
-    default.
+    """A stage of a study. A subclass defines `name`, `title`, `runs`, `decide` and `headline`; everything
+    else has a default.
 
     In every method, `specs` are the stage's own runs and `earlier` holds the decisions of earlier stages.
     """
@@ -85,7 +87,7 @@ class Stage:
     leads_with_optimizer = True  # sentences on a track begin with its optimizer, else with its name
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return the runs that the stage needs so far; the list may grow as their results arrive."""
+        """Return all runs that the stage needs so far. The list may grow as their results arrive."""
         raise NotImplementedError
 
     def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
@@ -97,7 +99,7 @@ class Stage:
         raise NotImplementedError
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
-        """Return clauses that describe the results before the stage is decided. Raises Undecidable."""
+        """Return clauses on the results so far, while the stage is undecided. Raises Undecidable."""
         return []
 
     def turning_points(self, name: str, decision: Decision) -> list[str]:
@@ -105,8 +107,8 @@ class Stage:
         return []
 
     def passed_over(self, name: str, decision: Decision) -> str:
-        """Return a clause on a candidate with a lower loss on a track than the chosen one, and why it was not
-        chosen; empty where there is none."""
+        """Return a clause that names a candidate with a lower loss than the chosen one on a track and says
+        why it was not chosen; an empty string if there is none."""
         return ""
 
     def lead_in(self, name: str, decision: Decision) -> str:
@@ -114,23 +116,23 @@ class Stage:
         return f"{optimizer(name)}: " if self.leads_with_optimizer else track_prefix(name, decision["tracks"])
 
     def question(self, config: Config) -> str:
-        """Return the question asked by a study that ends with this stage; empty: the lab's usual one."""
+        """Return the question of a study that ends with this stage; empty means the lab's usual one."""
         return str(getattr(getattr(config, self.name), "question", ""))
 
     def resolve(self, config: Config, say: Callable[[str], None]) -> Config:
-        """Return the configuration, filling in the stage's settings that depend on the machine where the
-        study begins. `say` prints a line."""
+        """Return the configuration with the stage's machine-dependent settings filled in, on the machine
+        where the study begins. `say` prints a line."""
         return config
 
     def settled(self, config: Config, specs: Specs, results: Results) -> dict[str, Any]:
-        """Return by track the parts of the decision that no missing run can change."""
+        """Return, by track, the parts of the decision that no missing run can change."""
         return {}
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return invented figures of a run's result for a forecast: by default a median c that lies in the
-        band at the LR scale that is to be chosen.
+        """Return an invented result of a run for a forecast. The default is a median c. It lies in the band
+        at LR ×2 if `scenario.merged`, and otherwise at every other scale.
 
-        `nth`: the number of runs of the stage before this one. A val_loss of 2.0 stands for the best known.
+        `nth`: the number of earlier runs of the stage. A val_loss of 2.0 stands for the best known.
         """
         return {"c_median": 0.6 if scenario.merged == (spec.lr_scale == 2) else 0.3}
 
@@ -155,7 +157,7 @@ class Stage:
 
     def rows(self, name: str, decision: Decision) -> list[tuple[str, str, str]]:
         """Return (label, value, remark) for each figure of a track that the page shows. The remark on the
-        validation loss names a lower one that was passed over."""
+        validation loss also names a candidate that was passed over despite a lower loss."""
         track, rows = decision["tracks"][name], []
         for figure in self.figures:
             if figure.label and figure.value(track, MISSING) is not MISSING:
@@ -175,16 +177,16 @@ class Choice(Stage):
     setting = "lr {lr:g}"  # a str.format template for a candidate in words
 
     def why_not(self, chosen: Any, candidate: Candidate, candidates: Sequence[Candidate]) -> str:
-        """Return why a candidate was passed over although its loss is lower than that of the chosen one;
-        empty where it is no rival, such as another seed of the chosen candidate.
+        """Return why a candidate was not chosen although its loss is lower than the chosen candidate's. The
+        string is empty if the candidate is no rival, for example another seed of the chosen one.
 
         `candidates`: all candidates of the track.
         """
         return ""
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
-        """Return a clause for each track: the candidate that leads, the runner-up, and whether one run of
-        each is enough to separate the two. Raises Undecidable."""
+        """Return a clause for each track. It names the leading candidate and the runner-up, and says so if
+        one run of each is not enough to tell them apart. Raises Undecidable."""
         decision = self.decide(config, specs, results, earlier)
         clauses = []
         for name, track in decision["tracks"].items():
@@ -211,7 +213,8 @@ class Choice(Stage):
         return clauses
 
     def turning_points(self, name: str, decision: Decision) -> list[str]:
-        """Return clauses that say how much better the next best candidates would have had to be."""
+        """Return clauses that say how much better the runner-up and each dropped optimizer would have had to
+        be, and which candidate another rule would have chosen."""
         track = decision["tracks"][name]
         points = []
         if ranked := _ranked_behind(name, decision):
@@ -230,8 +233,9 @@ class Choice(Stage):
         return points or ["there was no other candidate"]
 
     def passed_over(self, name: str, decision: Decision) -> str:
-        """Return a clause on the candidate with the lowest loss, if that lies below the chosen one's: why it
-        was not chosen, and how many more arms lie below. Empty where none does."""
+        """Return a clause on the candidate with the lowest loss, if that loss is lower than the chosen
+        candidate's. The clause says why it was not chosen, and how many more arms have lower losses. Return
+        an empty string if no candidate was passed over."""
         track = decision["tracks"][name]
         candidates = candidates_of(name, decision)
         lower: dict[str, tuple[float, str]] = {}  # arm -> its lowest loss, and a clause on it
@@ -250,13 +254,12 @@ class Choice(Stage):
 
 
 def candidates_of(name: str, decision: Decision) -> list[Candidate]:
-    """Return the candidates of a decision that belong to one track."""
     alone = len(decision["tracks"]) == 1
     return [c for c in decision["candidates"] if alone or c["run_id"].startswith(f"{name}_")]
 
 
 def _ranked_behind(name: str, decision: Decision) -> list[tuple[float, Candidate]]:
-    """Return (nats behind, candidate) for each candidate ranked behind the chosen one, nearest first."""
+    """Return (nats behind the chosen candidate, candidate) for all others ranked, the nearest first."""
     track = decision["tracks"][name]
     others = [c for c in candidates_of(name, decision) if c["run_id"] != track["run_id"]]
     ranked = [c for c in others if c["run_id"] in track["ranked"] and c["val_loss"] is not None]
@@ -266,7 +269,8 @@ def _ranked_behind(name: str, decision: Decision) -> list[tuple[float, Candidate
 
 
 def _margin(track: Track) -> str:
-    """Return a clause on how far the runner-up lies behind; empty where no candidates were ranked."""
+    """Return a clause on how far the runner-up lies behind. It is empty if no candidates were ranked, or if
+    only one constant rate was tried."""
     if "ranked" not in track:
         return ""
     margin = track["margin_sigma"]
@@ -280,7 +284,7 @@ def _margin(track: Track) -> str:
 
 
 def or_undecided(words: str, difference: Difference, *, joint: bool) -> str:
-    """Return `words` about a difference, marked as undecided so far unless its interval excludes 0."""
+    """Return `words`, marked as undecided so far unless the (joint) interval of `difference` excludes 0."""
     d = by_interval(difference, joint)
     low, high = d["low"], d["high"]
     apart = (low is not None and low > 0) or (high is not None and high < 0)
@@ -288,12 +292,13 @@ def or_undecided(words: str, difference: Difference, *, joint: bool) -> str:
 
 
 def seeds_of_arm(candidate: Candidate, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return the candidates of the same arm under every seed, including this one."""
+    """Return the candidates of the same role and arm under every seed, including this candidate."""
     return [c for c in candidates if (c["role"], c["arm"]) == (candidate["role"], candidate["arm"])]
 
 
 def held_back_by_its_seeds(candidate: Candidate, candidates: Sequence[Candidate], chosen: Track) -> str:
-    """Return how the other seeds of a candidate's arm ruled it out; empty where they did not."""
+    """Return how the seeds of a candidate's arm ruled the arm out: one seed has no loss, or the mean over the
+    seeds is too high. Return an empty string if neither is so, or if the chosen run belongs to this arm."""
     seeds = seeds_of_arm(candidate, candidates)
     if any(c["run_id"] == chosen["run_id"] for c in seeds):
         return ""
@@ -308,7 +313,7 @@ def held_back_by_its_seeds(candidate: Candidate, candidates: Sequence[Candidate]
 
 
 def outside_the_band(track: Track, candidate: Candidate) -> str:
-    """Return why a candidate's median c kept it from being ranked by its loss; empty where it was ranked."""
+    """Return why a candidate's median c kept it from being ranked; empty if the candidate was ranked."""
     if candidate["run_id"] in track["ranked"]:
         return ""
     c = candidate["c_median"]
@@ -316,7 +321,7 @@ def outside_the_band(track: Track, candidate: Candidate) -> str:
 
 
 def beside_the_band(track: Track) -> str:
-    """Return a remark that says whether the chosen median c lies in the verdict's band."""
+    """Return a remark on whether the median c of the chosen run lies in the verdict's band."""
     return f"{'inside' if track['in_band'] else 'outside'} the verdict’s band"
 
 
@@ -325,8 +330,8 @@ def beside_the_band(track: Track) -> str:
 
 @functools.cache
 def stage_of(name: str) -> Stage:
-    """Return the stage of this name, which is `STAGE` in the module of the same name. Raises UserError where
-    no stage has the name."""
+    """Return the stage of this name, which is `STAGE` in the module of the same name. Raises UserError if
+    there is no such stage."""
     if name not in STAGES:
         raise UserError(f"{name} is not a stage; the stages are {', '.join(STAGES)}.")
     stage: Stage = importlib.import_module(f".{name}", __package__).STAGE
@@ -334,14 +339,14 @@ def stage_of(name: str) -> Stage:
 
 
 def decision_that_shows(what: str, decisions: Decisions) -> Decision | None:
-    """Return the decision of the stage whose `shows` is `what`, such as `verdict`; None without one."""
+    """Return the decision of the stage whose `shows` is `what`, such as `verdict`; None if there is none."""
     return next((d for name, d in decisions.items() if stage_of(name).shows == what), None)
 
 
 def planned_runs(
     stage: str, config: Config, decisions: Decisions, results_of: ResultsOf
 ) -> tuple[list[RunSpec], dict[str, RunResult]]:
-    """Return all runs that a stage asks for so far, and their known results by run id."""
+    """Return all runs that a stage asks for so far, and the known results of these runs by run id."""
     specs: list[RunSpec] = []
     results: dict[str, RunResult] = {}
     while len(grown := stage_of(stage).runs(config, decisions, results)) > len(specs):
@@ -351,14 +356,14 @@ def planned_runs(
 
 
 class Settled(dict[str, Any]):
-    """A decision or track that holds only what is settled; reading any other key raises `NotSettled`."""
+    """A decision or track with settled values only. Reading any other key raises `NotSettled`."""
 
     def __missing__(self, key: str) -> Any:
         raise NotSettled(key)
 
 
 class NotSettled(LookupError):
-    """Raised where a value is read that depends on an open decision."""
+    """Raised when a value is read that depends on an open decision."""
 
 
 def speculative_runs(
@@ -369,10 +374,10 @@ def speculative_runs(
     later: Sequence[str],
     results_of: ResultsOf = lambda specs: {},
 ) -> list[RunSpec]:
-    """Return training runs that an idle worker may start while the `running` ones of a stage train: those
-    that the stage asks for so far, and those of `later` stages that do not depend on anything still open.
-    The study will need every one of them. `results_of` returns the known results of runs.
-    """
+    """Return the training runs that an idle worker may start while the `running` ones of a stage train. They
+    are the runs that the stage asks for so far, and the runs of `later` stages that depend on nothing still
+    open. The study will need every one of them. Runs that are in progress or have a result are left out.
+    `results_of` returns the known results of runs."""
     asked, results = planned_runs(stage, config, decisions, results_of)
     certain = list(asked)
     for name in later:

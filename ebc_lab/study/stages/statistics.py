@@ -6,17 +6,17 @@ Distributions and tests are scipy's. This module chooses which of them to use, a
   diverged, its loss ranks behind every other and the differences have no mean; then their median gets the
   distribution-free interval of order statistics (Thompson 1936).
 * Where several arms are compared with one reference, a second, wider interval holds for all of them at once
-  (Bonferroni; Dunn 1961). Claims about an arm rest on that one.
+  (Bonferroni; Dunn 1961). Claims about an arm rest on this wider interval.
 * A study that judges its results more than once, adding seeds while they are undecided, divides its error by
   the number of looks (Bonferroni again; for the reason see Armitage, McPherson & Rowe 1969).
 * An answer that reuses seeds of earlier answers was not planned, and nobody knows how many will follow. It
-  gets half the error of the one before, so that all later answers add 2.5 + 1.25 + … < 5% to the 5% of the
+  gets half the error of the answer before, so that all later answers add 2.5 + 1.25 + … < 5% to the 5% of the
   first (error spending: Lan & DeMets 1983). An answer on fresh seeds is independent and keeps its full error.
 * Where an arm's settings were tuned, other tuning seeds might have led to other settings. This luck is
   estimated from the points that were tried and the noise of a run, and widens the t-interval (for the reason
   see Bouthillier et al., arXiv:2103.03098).
 
-scipy is imported where it is used: that takes half a second, and `status` needs none of it.
+scipy is imported only where it is used: the import takes half a second, and `status` does not need scipy.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ WINDOW_NATS = 0.05  # how far above its lowest loss an arm may be inside its win
 
 @dataclass(frozen=True)
 class Luck:
-    """The luck of a tuning: the standard deviation, in nats, by which the loss of its choice would vary with
-    its seeds, with the degrees of freedom of this estimate."""
+    """How much of a tuning's result is luck: the estimated standard deviation, in nats, of the chosen
+    setting's loss over tuning seeds, and the degrees of freedom of that estimate."""
 
     sd: float = 0.0
     freedom: float = 1.0
@@ -57,20 +57,20 @@ NO_LUCK = Luck()
 
 
 def _sum(*parts: tuple[float, float]) -> tuple[float, float]:
-    """Return the variance of a sum and its degrees of freedom, from those of each part (Welch 1947;
-    Satterthwaite 1946)."""
+    """Return the variance and degrees of freedom of a sum, from those of each part (Welch 1947; Satterthwaite
+    1946)."""
     variance = sum(v for v, _ in parts)
     shares = sum(v**2 / freedom for v, freedom in parts if v)
     return variance, variance**2 / shares if shares else parts[0][1]
 
 
 def noise_of_runs(losses: Sequence[Sequence[float]]) -> tuple[float, int] | None:
-    """Return the standard deviation of a run's loss, nats, and its degrees of freedom, from the losses of
+    """Return the standard deviation of a run's loss, in nats, and its degrees of freedom, from the losses of
     several points under the same seeds.
 
-    It comes from the residuals after removing the effects of point and seed, by their median size over the
-    better half of the points, since losses at too high a rate have outliers. None with fewer than two seeds,
-    or with fewer than two points whose losses are all finite.
+    The effects of point and seed are removed, and the median size of the residuals gives the deviation. Only
+    the better half of the points is used, since losses at too high a rate have outliers. Return None with
+    fewer than two seeds, or with fewer than two points whose losses are all finite.
     """
     known = [of_point for of_point in losses if all(map(math.isfinite, of_point))]
     if len(known) < 2 or len(known[0]) < 2:
@@ -89,12 +89,13 @@ def noise_of_runs(losses: Sequence[Sequence[float]]) -> tuple[float, int] | None
 
 
 def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float, freedom: int = 1) -> Luck:
-    """Return the luck in choosing the lowest of several points, from each one's losses under the same seeds.
+    """Return the luck in choosing the lowest of several points, given each point's losses under the same
+    seeds.
 
-    The noise of a mean, from `noise_of_runs` or, with one seed, from `sigma` and its `freedom`, gives each
+    The noise of a mean, from `noise_of_runs` or, if that is None, from `sigma` and its `freedom`, gives each
     point a probability of being the lowest. The luck is the standard deviation of the points' means under
-    these probabilities, with the freedom of the noise. It is 0 where one point is far ahead, and where fewer
-    than two points could be chosen.
+    these probabilities, with the freedom of the noise. It is 0 if one point is far ahead, or if fewer than
+    two are finite.
     """
     known = [losses for losses in tried if all(map(math.isfinite, losses))]
     if len(known) < 2:
@@ -118,12 +119,12 @@ def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float, freedom: int 
 
 
 def level(differences: Iterable[Mapping[str, Any] | None]) -> str:
-    """Return the confidence of intervals: `95%`, or more where looks or earlier answers divide the error."""
+    """Return the confidence of the intervals: `95%`, or more if looks or earlier answers divide the error."""
     return level_of(max((d.get("looks") or 1 for d in differences if d), default=1))
 
 
 def level_of(divided: int) -> str:
-    """Return the confidence of an interval whose error is divided by `divided`: `97.5%` for 2."""
+    """Return the confidence of an interval whose error is divided by `divided`, such as `97.5%` for 2."""
     return f"{100 * (1 - (1 - CONFIDENCE) / divided):.4g}%"
 
 
@@ -138,17 +139,17 @@ def paired(
     luck: Luck = NO_LUCK,
 ) -> Difference:
     """Return how an arm differs from a reference over the seeds that both have. Losses are in nats by seed,
-    infinite where a run diverged. `replicates`: losses of one configuration under several seeds, for the
-    noise floor. `luck`: that of the difference, from the tuning of the two.
+    infinite if a run diverged. `replicates`: losses of one configuration under several seeds, for the noise
+    floor. `luck`: the luck in the difference, from the tuning of both arms.
 
-    * `method`: `t`, `rank` where a run diverged, or None without a pair;
+    * `method`: `t`, `rank` if a run diverged, or None if there is no pair;
     * `mean` (None by rank), `median` and `sd` (None by rank, or from one seed) of the differences, and
       `sigmas`, the mean in units of the noise of one run;
     * `low`, `high`: the 95% interval of the mean or median, its error divided by `looks`; an infinite end is
       None. `joint_low`, `joint_high`: the interval that holds for all `comparisons` at once;
     * `p`, `p_joint`: two-sided p-values of no difference, corrected in the same way;
-    * `detectable`, `joint_detectable`: the smallest true difference with which such an interval would exclude
-      0 in 4 of 5 studies;
+    * `detectable`, `joint_detectable`: the smallest true difference at which such an interval would exclude 0
+      in 4 of 5 studies;
     * `alone`, `judged`: the result of `judge` for the first and for the joint interval.
     """
     seeds = sorted(set(arm) & set(reference))
@@ -182,8 +183,8 @@ def paired(
 def _interval(
     method: str | None, differences: Sequence[float], luck: Luck, level: float
 ) -> tuple[float, float, float | None]:
-    """Return the ends of an interval with error `level`, and the p-value; NaN, NaN and None where
-    there is nothing to test. Luck, which the differences do not show, can only widen the interval."""
+    """Return the ends of an interval with error `level`, and the p-value; NaN, NaN and None if there is
+    nothing to test. The differences do not show luck, so luck can only widen the interval."""
     if method is None or (method == "t" and len(differences) < 2):
         return math.nan, math.nan, None
     from scipy import stats
@@ -206,20 +207,20 @@ def _interval(
 
 
 def _equal(differences: Sequence[float]) -> bool:
-    """Return whether the differences have no spread, because they are fewer than two or all equal."""
+    """Return whether the differences have no spread: there are fewer than two, or all are equal."""
     return len(differences) < 2 or max(differences) - min(differences) <= ROUNDING
 
 
 def judge(low: float, high: float, margin: float) -> str:
-    """Return `beats` where the upper limit is below 0, `meets` where it is at most `margin`, `misses` where
-    the lower limit is above `margin`, and else, also for limits that are NaN, `undecided`."""
+    """Return `beats` if the upper limit is below 0, `meets` if it is at most `margin`, and `misses` if the
+    lower limit is above `margin`. Return `undecided` otherwise, also for limits that are NaN."""
     if high <= margin:
         return "beats" if high < 0 else "meets"
     return "misses" if low > margin else "undecided"
 
 
 def _error(spread: float, seeds: int, luck: Luck) -> tuple[float, float]:
-    """Return the standard error of a mean difference with its luck, and the degrees of freedom."""
+    """Return the standard error of a mean difference, including its luck, and the degrees of freedom."""
     variance, freedom = _sum((spread**2 / seeds, seeds - 1), (luck.sd**2, luck.freedom))
     return math.sqrt(variance), freedom
 
@@ -231,8 +232,8 @@ def _finite(value: float) -> float | None:
 def _detectable(
     differences: Sequence[float], replicates: Sequence[float], level: float, luck: Luck = NO_LUCK
 ) -> float | None:
-    """Return the smallest detectable difference, from the spread of the differences or, with fewer than two
-    of these, of the replicates; None with fewer than two of either."""
+    """Return the smallest detectable difference. It follows from the spread of the differences or, if there
+    are fewer than two, from that of the replicates. None if there are fewer than two of either."""
     if len(differences) > 1:
         errors = (_error(statistics.stdev(differences), len(differences), x) for x in (luck, NO_LUCK))
         return max(_factor(freedom, level) * error for error, freedom in errors)
@@ -254,13 +255,13 @@ def _factor(freedom: float, level: float) -> float:
 
 
 def seeds_needed(difference: Difference) -> int | None:
-    """Return how many fresh seeds would decide an undecided difference from `paired`: the fewest, but more
-    than it has, with which a joint interval from them alone would exclude 0, or lie within ± the margin, in
-    4 of 5 studies.
+    """Return how many fresh seeds would decide an undecided difference from `paired`. This is the smallest
+    number above the difference's own at which a joint interval from the fresh seeds alone would, in 4 of 5
+    studies, exclude 0 or lie within ± the margin.
 
-    This assumes that further differences have the same mean and spread. The luck of a tuning does not shrink
-    with more seeds. None for more than MOST_SEEDS, where a run diverged, and with one seed, which shows no
-    spread.
+    Further differences are assumed to have the same mean and spread. More seeds do not reduce the luck of a
+    tuning. Return None if more than MOST_SEEDS are needed, if a run diverged, or with one seed, which shows
+    no spread.
     """
     mean, spread = difference["mean"], difference["sd"]
     if mean is None or spread is None:
@@ -280,14 +281,14 @@ def seeds_needed(difference: Difference) -> int | None:
 
 
 def mostly_luck(difference: Difference) -> bool:
-    """Return whether the luck of the tuning, which more seeds do not lessen, exceeds the seeds' own error."""
+    """Return whether the luck of the tuning, which more seeds do not reduce, exceeds the seeds' own error."""
     of_seeds = (difference["sd"] or 0.0) / math.sqrt(max(1, difference["seeds"]))
     return "luck" in difference and difference["luck"]["sd"] > of_seeds
 
 
 def _power(mean: float, spread: float, seeds: int, level: float, margin: float, luck: Luck) -> float:
-    """Return the larger of two probabilities: that a t-interval with error `level` excludes 0, and that it
-    lies within ± `margin`."""
+    """Return the larger of two probabilities: that a t-interval with error `level` excludes 0, and that the
+    interval lies within ± `margin`."""
     from scipy import stats
 
     error, freedom = _error(spread, seeds, luck)
@@ -313,7 +314,7 @@ def by_interval(difference: Difference, joint: bool) -> Difference:
 
 
 def centre_of(difference: Difference) -> float | None:
-    """Return the mean of a difference, or its median where a run diverged; None where it has neither."""
+    """Return the mean of a difference, or its median if a run diverged; None if it has neither."""
     return difference.get("median") if difference.get("mean") is None else difference["mean"]
 
 
@@ -322,13 +323,13 @@ def seeds_in_words(d: Difference) -> str:
 
 
 def show_interval(low: float | None, high: float | None) -> str:
-    """Return an interval as `[-0.0200, +0.0040]`; None stands for an infinite end."""
+    """Return an interval, written as `[-0.0200, +0.0040]`; None stands for an infinite end."""
     return f"[{'−∞' if low is None else f'{low:+.4f}'}, {'∞' if high is None else f'{high:+.4f}'}]"
 
 
 def show_difference(d: Difference, *, joint: bool = False) -> str:
     """Return a difference in one line: the estimate, its interval, the number of seeds, and the smallest
-    difference that these could have shown."""
+    difference that so many seeds could have shown."""
     d = by_interval(d, joint)
     together = joint and d["comparisons"] > 1
     shown = "too few seeds to detect any difference"
@@ -353,7 +354,8 @@ def show_difference(d: Difference, *, joint: bool = False) -> str:
 
 
 def show_mean(d: Difference) -> str:
-    """Return the estimate alone: `+0.0123 nats`, how many runs diverged, or `not known`."""
+    """Return the estimate without its interval, such as `+0.0123 nats`. If runs diverged, return how many; if
+    there is no estimate, return `not known`."""
     if d["mean"] is not None:
         return f"{d['mean']:+.4f} nats"
     if d["method"] == "rank":
@@ -362,8 +364,8 @@ def show_mean(d: Difference) -> str:
 
 
 def below(losses: Sequence[float], target: float, sigma: float = 0.0, divided: int = 1) -> float | None:
-    """Return the one-sided p of a mean this far below `target`, by a z-test where the runs' standard
-    deviation `sigma` is known (> 0), else by a t-test. None where the t-test lacks two losses that differ,
+    """Return the one-sided p of a mean this far below `target`, by a z-test if the runs' standard deviation
+    `sigma` is known (> 0), and otherwise by a t-test. Return None if the t-test lacks two losses that differ,
     since runs that agree in every digit are one run. `divided`: the number that divides the error."""
     from scipy import stats
 
@@ -376,9 +378,9 @@ def below(losses: Sequence[float], target: float, sigma: float = 0.0, divided: i
 
 
 def noise(losses: Sequence[float]) -> NoiseFloor:
-    """Return the noise floor in nats from replicate seeds: `sigma`, its 95% interval, and `detectable`, the
-    smallest true difference that two runs of one seed each would show 4 times in 5. They are None with
-    fewer than two losses."""
+    """Return the noise floor in nats from the losses of replicate seeds: `sigma`, its 95% interval, and
+    `detectable`, the smallest true difference that two runs of one seed each would show 4 times in 5. All are
+    None with fewer than two losses."""
     from scipy import stats
 
     seeds = len(losses)
@@ -395,10 +397,10 @@ def window(losses: Mapping[float, float], within: float = WINDOW_NATS) -> Window
     """Return the range of a setting around its best value in which the loss is within `within` nats of the
     best. (Wortsman et al., arXiv:2309.14322, average the excess loss over a fixed range instead.)
 
-    `losses`: nats by the setting's value (> 0), infinite where a run diverged. Between two values the loss is
-    taken to be linear in the logarithm of the setting; next to an infinite loss, the window ends at the last
-    finite one. A window that is open at an end of the tried values may really be wider. None without a
-    finite loss.
+    `losses`: nats by the setting's value (> 0), infinite if a run diverged. Between two values, the loss is
+    taken to be linear in the logarithm of the setting. Next to an infinite loss, the window ends at the last
+    value with a finite one. A window that is open at an end of the tried values may really be wider. Return
+    None if no loss is finite.
     """
     values = sorted(losses)
     best = min(values, key=lambda x: (losses[x], x), default=None)
@@ -419,7 +421,7 @@ def window(losses: Mapping[float, float], within: float = WINDOW_NATS) -> Window
 
 
 def in_octaves(span: Window | None) -> str:
-    """Return the width of a window as `2.0 octaves`, or `≥ 2.0 octaves` where an end is open."""
+    """Return a window's width: `2.0 octaves`, `≥ 2.0 octaves` if an end is open, or `none` without one."""
     if span is None:
         return "none"
     at_least = "≥ " if span["open_low"] or span["open_high"] else ""
@@ -427,13 +429,14 @@ def in_octaves(span: Window | None) -> str:
 
 
 def open_ends(span: Window) -> str:
-    """Return the ends at which a window is open: `low`, `high`, `low and the high`, or empty."""
+    """Return the ends at which a window is open: `low`, `high`, `low and the high`, or an empty string."""
     return " and the ".join(["low"] * span["open_low"] + ["high"] * span["open_high"])
 
 
 def _crossing(values: Sequence[float], losses: Mapping[float, float], limit: float) -> tuple[float, bool]:
-    """Return where the loss first exceeds `limit` along `values`, and False; or the last value, and True
-    where it never does."""
+    """Return the value at which the loss first exceeds `limit`, interpolated between neighbours, and False;
+    if the next loss is infinite, the last value before it. If none exceeds it, return the last value and
+    True."""
     for inside, outside in itertools.pairwise(values):
         if losses[outside] <= limit:
             continue

@@ -1,5 +1,5 @@
-"""The named arms of a suite, each the best baseline with some settings changed: their runs in the stages
-`tune` and `ablation`, and the results of sweeps over them."""
+"""The named arms of a suite, each the best baseline with some settings changed. This module makes the arms'
+runs in the stages `tune` and `ablation`, and evaluates sweeps over arms."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def points(grids: Mapping[str, Sequence[Any]]) -> list[Point]:
 
 
 def point_in_words(point: Mapping[str, Any] | None) -> str:
-    """Return a point as `lr 0.004, warmup share 0.167, schedule cosine`; empty where nothing was tuned."""
+    """Return a point as `lr 0.004, warmup share 0.167, schedule cosine`; empty if nothing was tuned."""
     values = {k: v if isinstance(v, str) else f"{v:.3g}" for k, v in (point or {}).items()}
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
 
@@ -56,11 +56,11 @@ def point_in_words(point: Mapping[str, Any] | None) -> str:
 def arm_run(
     config: Config, decisions: Decisions, track: str, arm: ArmConfig, steps: int, seed: int, point: Point
 ) -> tuple[RunConfig, float]:
-    """Return an arm's run at a point of its grid, and its LR scale. `steps`: the suite's usual length, which
-    the arm's size may multiply.
+    """Return an arm's run at a point of the arm's grid, and the run's LR scale. `steps`: the suite's usual
+    length, which the arm's size may multiply.
 
-    An absolute lr in the point replaces the track's, and is multiplied by the arm's LR scale. The target KL
-    is a multiple of the calibrated one or, where nothing was calibrated, of the natural KL.
+    An absolute lr in the point replaces the track's rate, and is multiplied by the arm's LR scale. The target
+    KL is a multiple of the calibrated one or, if nothing was calibrated, of the natural KL.
     """
     swept = decisions["lr_sweep"]["tracks"][track]
     scale = point.get("lr_scale", arm.lr_scale)
@@ -92,8 +92,8 @@ def arm_run(
 
 
 def point_of(config: Config, decisions: Decisions, track: str, label: str, arm: ArmConfig) -> Point | None:
-    """Return the point that the stage tune chose for an arm: {} where it has no grid, None before tune has
-    decided and where no point of the arm completed.
+    """Return the point that the stage tune chose for an arm. It is {} if the arm has no grid, and None if
+    tune has not decided yet or no point of the arm completed.
 
     A setting that a sweep gives the arm is left out.
     """
@@ -107,14 +107,14 @@ def point_of(config: Config, decisions: Decisions, track: str, label: str, arm: 
 
 
 def tuned_arms(tune: Decision | None, track: str) -> Mapping[str, TunedArm]:
-    """Return the tuned arms of a track, by label, from the decision of the stage tune; empty where nothing
-    was tuned."""
+    """Return the tuned arms of a track, by label, from the decision of the stage tune; empty if nothing was
+    tuned."""
     arms: Mapping[str, TunedArm] = tune["tracks"].get(track, {}).get("arms", {}) if tune else {}
     return arms
 
 
 def _tuned_as(config: Config, label: str, arm: ArmConfig) -> str | None:
-    """Return the label of the arm whose tuning gives this arm its point, itself or another; None where it has
+    """Return the label of the arm, this one or another, whose tuning gives this arm its point; None if it has
     no grid."""
     swept = config.ablation.swept().get(label)
     own = swept.arm if swept else label
@@ -128,9 +128,8 @@ def differences(
     results: Results,
     earlier: Decisions,
 ) -> dict[tuple[str, str, str], Difference]:
-    """Return by (track, arm, other) the difference of the arm's test loss from the other's, with intervals
-    that hold for all pairs at once. Intervals of arms that were tuned apart are widened by the luck of their
-    tuning."""
+    """Return, by (track, arm, other), how the arm's test loss differs from the other's. The intervals hold
+    for all pairs at once. If the two arms were tuned apart, the luck of both tunings widens the interval."""
     found = {}
     asked = config.ablation.all_arms()
     for name, label, other in pairs:
@@ -149,20 +148,20 @@ def differences(
 
 
 def ready(config: Config, decisions: Decisions, stage: str) -> list[str]:
-    """Return the tracks of a suite's stage; empty until every earlier stage that it needs has decided."""
+    """Return the tracks of a suite's stage; empty until all earlier stages that it needs have decided."""
     before = [s for s in config.study.stages if s in ("lr_sweep", "calibrate", "controller_search")]
     return tracks_of(decisions, stage) if all(s in decisions for s in before) else []
 
 
 def shape_of(arm: ArmConfig) -> str:
-    """Return how an arm's runs differ in size from the suite's: `2× steps`; empty where they do not."""
+    """Return how an arm's runs differ in size from the suite's, such as `2× steps`; empty if they do not."""
     sizes = {"steps": arm.steps, "width": arm.width_scale, "batch": arm.batch_scale}
     return ", ".join(f"{value:g}× {what}" for what, value in sizes.items() if value != 1)
 
 
 def contenders(track: SuiteTrack) -> dict[str, Arm]:
-    """Return the arms of a suite that may be called its best: those of the reference's size that were judged
-    on the same text, and on its whole split."""
+    """Return the arms of a suite that may be called its best: they have the reference's size, and were judged
+    on the whole split of the reference's text."""
     arms, reference = track["arms"], track["reference"]
     size = arms[reference].get("shape") if reference in arms else ""
     return {n: arm for n, arm in arms.items() if arm["comparable"] and arm.get("shape") == size}
@@ -172,7 +171,7 @@ def contenders(track: SuiteTrack) -> dict[str, Arm]:
 
 
 def source_of(config: Config, decisions: Decisions, track: str, stage: str, label: str, seed: int) -> RunSpec:
-    """Return the run of an arm from whose weights other arms start, as long as the runs of `stage`."""
+    """Return the run of arm `label`, from which other arms take their weights, at the length of `stage`."""
     arm = config.ablation.all_arms()[label]
     steps: int = getattr(config, stage).steps
     run, scale = arm_run(config, decisions, track, arm, steps, seed, {})
@@ -182,8 +181,8 @@ def source_of(config: Config, decisions: Decisions, track: str, stage: str, labe
 
 
 def started(run: RunConfig, source: RunSpec, results: Results) -> RunConfig | None:
-    """Return `run`, set to start from the final weights of `source` and to measure how much it forgets of the
-    text of `source`; None unless `source` has completed."""
+    """Return `run`, set to start from the final weights of `source`, and to measure how much it forgets of
+    the text on which `source` was trained. Return None unless `source` has completed."""
     result = results.get(source.run_id)
     if result is None or result.get("outcome") != "completed":
         return None
@@ -199,8 +198,8 @@ def started(run: RunConfig, source: RunSpec, results: Results) -> RunConfig | No
 
 
 def windows_of(config: Config, arms: Mapping[str, Arm], results: Results) -> dict[str, dict[str, Sweep]]:
-    """Return the sweeps of each swept arm, by the setting that is swept, `lr_scale` or `delta`: the measured
-    points and the window. A sweep of `delta` is also compared with its yardstick's."""
+    """Return the sweeps of each swept arm, by the swept setting, `lr_scale` or `delta`: the measured points
+    and the window. A sweep of `delta` is also compared with that of the arm's yardstick."""
     points: dict[str, dict[str, list[SweptPoint]]] = {}
     for label, point in config.ablation.swept().items():
         if label in arms:
@@ -229,7 +228,7 @@ def windows_of(config: Config, arms: Mapping[str, Arm], results: Results) -> dic
 
 
 def _swept_point(value: float, label: str, arm: Arm, results: Results) -> SweptPoint:
-    """Return an arm as a point of a sweep; `loss` is its mean test loss, None where a seed diverged."""
+    """Return an arm as a point of a sweep. `loss` is its mean test loss, or None if a seed diverged."""
     by_seed = {seed: x if math.isfinite(x) else None for seed, x in losses(arm, results).items()}
     finite = [x for x in by_seed.values() if x is not None]
     c = arm["figures"].get("c_median")
@@ -267,8 +266,8 @@ def _losses(points: Sequence[SweptPoint]) -> dict[float, float]:
 
 
 def _spans(points: Sequence[SweptPoint]) -> Sweep:
-    """Return the window of a sweep, the regret at four times its best value, and the octaves between the
-    effective rates at the window's ends; each None where it is unknown."""
+    """Return three figures of a sweep, each None if unknown: its window, the regret at four times the best
+    value, and the distance in octaves between the effective rates at the two ends of the window."""
     by_value = _losses(points)
     span = window(by_value)
     spans: Sweep = {"window": span, "regret_x4": None, "rate_octaves": None}
@@ -284,7 +283,8 @@ def _spans(points: Sequence[SweptPoint]) -> Sweep:
 
 
 def _between(values: Mapping[float, float], at: float) -> float:
-    """Return a positive figure at the setting `at`, interpolated linearly in both logarithms."""
+    """Return the value at `at`, interpolated between `values` (setting -> positive figure) linearly in the
+    logarithms of both. Outside their range, return the value at the nearest setting."""
     for (left, a), (right, b) in itertools.pairwise(sorted(values.items())):
         if left <= at <= right:
             share = math.log(at / left) / math.log(right / left)
@@ -293,11 +293,11 @@ def _between(values: Mapping[float, float], at: float) -> float:
 
 
 def transfer_of(config: Config, arms: Mapping[str, Arm], results: Results) -> list[Transfer]:
-    """Return for each other size, in a suite that tunes arms at one size and runs them at others, the arm
-    that was tuned again and the arms that kept their settings; empty in other suites.
+    """Return one entry for each other size, in a suite that tunes arms at one size and runs them at others.
+    It names the arm that was tuned again and the arms that kept their settings. Empty in other suites.
 
-    The regret of keeping them is each arm's own difference in test loss. `against_kept` adds the difference
-    between each arm with EBC and the plain arm, both with their settings kept.
+    The regret of keeping the settings is each arm's own difference in test loss. `against_kept` adds how each
+    arm with EBC differs from the plain arm, both with their settings kept.
     """
     asked = config.ablation.all_arms()
     copies = {n: a for n, a in asked.items() if a.tuned_as and n in arms}

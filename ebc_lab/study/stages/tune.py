@@ -1,9 +1,9 @@
-"""tune: the best point of each arm of a suite that has a grid, found with the same effort for every arm.
+"""tune: finds the best point of each suite arm that has a grid, with the same effort for every arm.
 
 The search tries every combination of an arm's grids, or goes through one setting after the other. No arm is
 tuned more carefully than another: all begin with the same number of points, use the same seeds, and may grow
-their grids equally often, each by its own ratio. A point counts as its worst seed: a setting that trains well
-under one seed and badly under another is not an arm's best.
+their grids equally often, each by its own ratio. A point is scored by its worst seed: a setting that trains
+well under one seed and badly under another is not an arm's best.
 
 On how comparisons of optimizers depend on their tuning: Choi et al., arXiv:1910.05446; Sivaprasad et al.,
 arXiv:1910.11758.
@@ -37,7 +37,7 @@ FEW = 4  # number of arms whose best points fit into a headline
 
 
 class Tuning:
-    """The arms of a suite that have a grid, before sweeps add others, and their searches on a track."""
+    """The arms of a suite that have a grid, before sweeps add others, and each arm's search on a track."""
 
     def __init__(self, config: Config, decisions: Decisions, track: str, results: Results):
         self.config, self.decisions, self.track, self.results = config, decisions, track, results
@@ -47,7 +47,8 @@ class Tuning:
         self.seeds = range(first, first + config.tune.seeds)
 
     def runs(self, label: str, point: Point) -> list[RunSpec]:
-        """Return the runs of an arm at a point, one per seed. Its sources, if any, must have completed."""
+        """Return the runs of an arm at a point of its grid, one per seed. If the arm starts from the weights
+        of other runs, these `sources` must have completed."""
         config, arm = self.config, self.config.ablation.arms[label]
         sources = self.sources(arm)
         specs = []
@@ -60,14 +61,14 @@ class Tuning:
         return specs
 
     def sources(self, arm: ArmConfig) -> list[RunSpec]:
-        """Return the runs from whose weights an arm starts, one per seed; empty where it starts afresh."""
+        """Return the runs whose weights an arm starts from, one per seed; empty if there are none."""
         if not arm.init:
             return []
         made = partial(source_of, self.config, self.decisions, self.track, "tune", arm.init)
         return [made(seed) for seed in self.seeds]
 
     def search(self, label: str) -> Search | None:
-        """Return an arm's search, as far as the results allow; None until its sources have completed."""
+        """Return an arm's search as far as results allow; None until the arm's `sources` have completed."""
         arm, margin = self.arms[label], self.config.tune.race_sigmas * self.sigma
 
         def race(runs: list[RunSpec], rivals: Rivals) -> list[RunSpec]:
@@ -80,7 +81,7 @@ class Tuning:
 
 
 def _name(label: str, point: Point) -> str:
-    """Return the name of an arm at a point of its grid: `muon_lr0p016_w0p167_cosine`."""
+    """Return the name of an arm at a point of its grid, such as `muon_lr0p016_w0p167_cosine`."""
     for key, value in point.items():
         if not isinstance(value, str):
             value = SHORT.get(key, key) + (number(value, DIGITS) if key == "lr" else number(value))
@@ -98,7 +99,7 @@ def search(
     results: Results,
     race: Race | None = None,
 ) -> Search:
-    """Return an arm's search, as far as the results allow; with `race`, it begins at the grids' middles."""
+    """Return an arm's search, as far as the results allow. With `race`, it begins at the grids' middles."""
     begun = begun_with(tune, arm)
     grids = {key: values for key, values in arm.tune.items() if key in GROWING}
     middle = {key: float(values[len(values) // 2]) for key, values in grids.items()}
@@ -133,15 +134,15 @@ def search(
 
 
 def begun_with(tune: TuneConfig, arm: ArmConfig) -> list[Point]:
-    """Return the points that a search begins with: every combination of the grids or, where it takes one
-    setting after the other, of those that may grow, at the first warm-up and schedule."""
+    """Return the points with which a search begins: every combination of the grids. If the search takes one
+    setting after the other, only grids that may grow are combined, at the first warm-up and schedule."""
     if tune.search == "grid":
         return points(arm.tune)
     return points({k: values if k in GROWING else values[:1] for k, values in arm.tune.items()})
 
 
 def without_idle(point: Mapping[str, Any]) -> Point:
-    """Return the point without its warm-up share where its schedule has no warm-up."""
+    """Return the point, without its warm-up share if its schedule has no warm-up."""
     return {k: v for k, v in point.items() if k != "warmup_share" or point.get("schedule") != HELD}
 
 
@@ -151,7 +152,7 @@ def _fitted(key: str, value: float) -> float | None:
 
 
 def _shapes(searched: Search, shapes: Sequence[str], rates: Sequence[str], best: Point) -> Iterator[Point]:
-    """Yield the best point on every schedule; on the constant one, which never falls, at lower rates too."""
+    """Yield the best point on every schedule. The constant one, which never falls, gets lower rates too."""
     if "schedule" not in best:
         return
     yield from ({**best, "schedule": shape} for shape in shapes)
@@ -160,7 +161,7 @@ def _shapes(searched: Search, shapes: Sequence[str], rates: Sequence[str], best:
 
 
 def _beyond_the_window(searched: Search, best: Point) -> Iterator[Point]:
-    """Yield the best point at the next rate beyond each end at which the LR window is open."""
+    """Yield, for each end at which the LR window is open, the best point at the next rate beyond that end."""
     losses = searched.mean_losses(best, "lr")
     span = window(losses)
     if span and span["open_low"]:
@@ -173,7 +174,8 @@ def _beyond_the_window(searched: Search, best: Point) -> Iterator[Point]:
 
 
 def _decided(searched: Search, results: Results, sigma: float) -> TunedArm:
-    """Return one arm's best point, with its losses, edges, luck and, where lr was tuned, the LR window."""
+    """Return one arm's best point, with its losses, edges and luck, and the LR window if lr was tuned. If no
+    point completed, say why the arm is untuned."""
     winner = searched.best()
     chosen = winner or dict(next(iter(searched.tried)))
     best = searched.runs(chosen)
@@ -220,9 +222,9 @@ def _notes(label: str, arm: TunedArm, grids: Mapping[str, Sequence[Any]]) -> lis
 
 
 def _curve(searched: Search, chosen: Point, results: Results) -> tuple[list[CurvePoint], Window | None]:
-    """Return the points at the chosen warm-up and schedule by rising learning rate, and the LR window. A loss
-    is None where a run diverged or was stopped; the window is None where a run was stopped, since it is
-    then unknown how far it reaches."""
+    """Return the points at the chosen warm-up and schedule, by rising learning rate, and the LR window. The
+    loss of a point is None if a run diverged or was stopped. The window is None if any run was stopped, since
+    its extent is then unknown."""
     curve: list[CurvePoint] = []
     for _, runs in sorted(searched.along(chosen, "lr").items()):
         losses = {str(s.run.seed): val_loss(results.get(s.run_id)) for s in runs}
@@ -247,8 +249,8 @@ def _raced(specs: Specs, results: Results) -> int:
 def _landscape(arm: ArmConfig, scenario: Scenario, spec: RunSpec) -> float:
     """Return how many nats above the best loss an invented run ends, in a search of one setting at a time.
 
-    In the scenario `max` every higher rate is better. An octave away from the best rate costs 0.03 nats in
-    `expected` and 1 nat in `min`, the only one in which the first schedule is the best.
+    In the scenario `max`, every higher rate is better. An octave away from the best rate costs 0.03 nats in
+    `expected` and 1 nat in `min`. Only in `min` is the first schedule the best.
     """
     rates: list[float] = next((arm.tune[k] for k in RATES if k in arm.tune), [1.0])
     first: bool = spec.run.lr_schedule.name == arm.tune.get("schedule", [spec.run.lr_schedule.name])[0]
@@ -262,7 +264,7 @@ def _landscape(arm: ArmConfig, scenario: Scenario, spec: RunSpec) -> float:
 
 
 def _best_in_words(arm: TunedArm) -> str:
-    """Return an arm's best point and its validation loss in words: `lr 0.008 → 2.6880`."""
+    """Return an arm's best point and its validation loss, such as `lr 0.008 → 2.6880`, or why it has none."""
     if arm["val_loss"] is None:
         return f"could not be tuned: {arm['untuned']}"
     grown = {k: v for k, v in arm["point"].items() if k in GROWING}
@@ -303,7 +305,8 @@ class Tune(Choice):
     setting = "{arm}"
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return the runs at every point of every arm's grid, and their sources; grids grow as runs end."""
+        """Return the runs at every point of every arm's grid, and the runs from whose weights they start. The
+        grids grow as runs end."""
         specs: list[RunSpec] = []
         for track in ready(config, earlier, self.name):
             tuning = Tuning(config, earlier, track, results)
@@ -344,12 +347,12 @@ class Tune(Choice):
 
     def headlines(self, decision: Decision) -> list[str]:
         """Return a decision in one line per track. It omits lower losses that were passed over, since a
-        single run nearly always lies below the mean of the chosen point; `would_change` names it."""
+        single run nearly always lies below the mean of the chosen point; `would_change` names the lowest."""
         every = decision["tracks"]
         return [self.lead_in(name, decision) + self.headline(track) for name, track in every.items()]
 
     def turning_points(self, name: str, decision: Decision) -> list[str]:
-        """Return a clause on single runs with a lower loss than the mean of the chosen point, if any."""
+        """Return a clause on a single run with a lower loss than the mean of the chosen point, if any."""
         over = self.passed_over(name, decision)
         return [f"one run alone would have chosen {over}"] if over else []
 
@@ -361,7 +364,7 @@ class Tune(Choice):
         return f"its worst seed has {max(known):.4f}" if max(known) > chosen["worst_loss"] else ""
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
-        """Return for each track the arm with the lowest point so far, and how many arms have a result."""
+        """Return, for each track, the arm with the lowest loss so far, and how many arms have a result."""
         clauses = []
         every = ready(config, earlier, self.name)
         for track in every:
@@ -380,7 +383,7 @@ class Tune(Choice):
         return clauses
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return a loss by which the middle of a grid is best or, where searches go on, its upper end."""
+        """Return a loss that makes the middle of a grid best, or its upper end if `scenario.edge`."""
         arm = config.ablation.arms[spec.role]
         if config.tune.search == "coordinate":
             return {"val_loss": 2.0 + _landscape(arm, scenario, spec)}

@@ -1,8 +1,8 @@
-"""The conclusions of a study: the lines of the finals' verdict, each pass, fail or undecided, with its
-figure, and a suite's answers about the user's own arms (`ablation.mine`).
+"""The conclusions of a study. For the finals, these are the lines of the verdict, each pass, fail or
+undecided, with a figure. For a suite, they are the answers about the user's own arms (`ablation.mine`).
 
-Each of these arms is compared with every arm that is not the user's own, by intervals that hold for all of
-the comparisons at once. The rival named in an answer is picked by the validation loss it was tuned to; the
+Each of the user's own arms is compared with every arm that is not, by intervals that hold for all of these
+comparisons at once. The rival named in an answer is picked by the validation loss to which it was tuned. The
 answer is judged by the test loss on the seeds of the ablation, which took no part in the tuning.
 """
 
@@ -61,8 +61,8 @@ COUNTED = {
 
 
 def verdict_lines(config: Config, track: FinalsTrack, results: Results, overhead: RunResult) -> list[Line]:
-    """Return the lines of the verdict on a track: three on the runs of EBC at ×2, two comparisons of the test
-    loss, the LR window where the finals have EBC at two rates, and the overhead."""
+    """Return the lines of the verdict on a track: three on the runs of EBC at ×2, two comparisons of test
+    loss, the LR window if the finals have EBC at two rates, and the overhead."""
     runs = track["arms"][track["roles"]["ebc_x2"]]["runs"].values()
     lines = list(_ebc_lines(config, [results[r] for r in runs if is_conclusive(results.get(r))]))
     lines += [_comparison(config, track, rival, arm) for rival, arm in judged_arms(track).items()]
@@ -73,13 +73,13 @@ def verdict_lines(config: Config, track: FinalsTrack, results: Results, overhead
 
 
 def _line(name: str, question: str, passed: bool | None, figure: str, **evidence: Any) -> Line:
-    """Return a line of the verdict; where `passed` is None, it is undecided."""
+    """Return a line of the verdict, which is undecided if `passed` is None."""
     verdict = {True: "pass", False: "fail", None: "undecided"}[passed]
     return cast(Line, {"name": name, "question": question, "verdict": verdict, "figure": figure, **evidence})
 
 
 def _ebc_lines(config: Config, finished: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
-    """Yield the lines on EBC's runs: on their KL, on their c, and on plateaus of steps that hardly move."""
+    """Yield the lines on EBC's runs: their KL, their c, and their longest plateau of steps with a low c."""
 
     def median(key: str) -> float | None:
         values = [r[key] for r in finished if r.get(key) is not None]
@@ -111,8 +111,8 @@ def _ebc_lines(config: Config, finished: Sequence[Mapping[str, Any]]) -> Iterato
 
 
 def _comparison(config: Config, track: FinalsTrack, rival: str, arm: str) -> Line:
-    """Return the line that compares an arm's test loss with the baseline's, by its own interval, or with the
-    control's, by the joint one."""
+    """Return the line that compares the test loss of an EBC arm with the rival's. The comparison with the
+    baseline is judged by its own interval, and the one with the control by the joint interval."""
     difference, reference = track["differences"][rival][arm], track["roles"][rival]
     joint, beats = rival == "control", difference["judged"] == "beats"
     figure = show_difference(difference, joint=joint) + (" — beats it" if beats else "")
@@ -128,7 +128,7 @@ def _comparison(config: Config, track: FinalsTrack, rival: str, arm: str) -> Lin
 
 
 def _lr_window(config: Config, track: FinalsTrack) -> Line:
-    """Return the line that compares EBC at its highest and lowest rates, and shows the same without EBC."""
+    """Return the line that compares EBC's highest and lowest rates. It also shows this without EBC."""
     window, plain = track["lr_windows"]["ebc"], track["lr_windows"].get("control")
     low, high = window["scales"]
     difference = window["difference"]
@@ -146,7 +146,7 @@ def _lr_window(config: Config, track: FinalsTrack) -> Line:
 
 
 def _overhead(measured: RunResult, limit_pct: float) -> Line:
-    """Return the line on the overhead, which is undecided while its quartiles enclose the limit."""
+    """Return the line on the overhead. It is undecided if the limit lies between the measured quartiles."""
     overhead, quartiles = measured.get("overhead_pct"), measured.get("overhead_iqr_pct")
     passed = None
     figure = "not measured" if overhead is None else f"{overhead:.1f}%"
@@ -201,8 +201,8 @@ def acceptance(config: Config, decision: Decision) -> Acceptance:
 def add_answers(
     config: Config, tracks: Mapping[str, SuiteTrack], results: Results, earlier: Decisions
 ) -> int:
-    """Write into every track the user's own arms, `mine`, and the `answers` about them, including those that
-    could not be tuned. Return the number of comparisons; their intervals hold for all of them at once."""
+    """Write into every track the user's own arms, as `mine`, and the `answers` about them, also for arms that
+    could not be tuned. Return the number of comparisons; the intervals hold for all of them at once."""
     own = config.ablation.mine.arms
     others: dict[str, list[str]] = {}
     pairs: list[tuple[str, str, str]] = []
@@ -227,7 +227,8 @@ def add_answers(
 
 
 def _rival(track: SuiteTrack, others: Sequence[str], tuned: Mapping[str, TunedArm]) -> str:
-    """Return the best of the others by validation loss, by that of the tuning if all of them were tuned."""
+    """Return the arm among `others` with the lowest validation loss. This is the loss found in the tuning if
+    all of them were tuned, and otherwise the median over the runs of this stage."""
     val_losses = {other: track["arms"][other]["val_median"] for other in others}
     if all(other in tuned for other in others):
         val_losses = {other: tuned[other]["val_loss"] for other in others}
@@ -267,9 +268,9 @@ def _answer(config: Config, label: str, rival: str, against: dict[str, Differenc
 
 
 def verdict_of(difference: Difference) -> str:
-    """Return `better` or `worse` where the joint interval of a difference excludes 0, `level` where it lies
-    within ± the margin (Schuirmann 1987), else `undecided`. If one arm diverged on every seed, of at least
-    two, and the other on none, the first is worse, however few seeds there are."""
+    """Return `better` or `worse` if the joint interval of a difference excludes 0, `level` if it lies within
+    ± the margin (Schuirmann 1987), and otherwise `undecided`. An arm that diverged on every one of at least
+    two seeds is worse than an arm that diverged on none, however few seeds there are."""
     lost = difference.get("diverged", {"arm": 0, "reference": 0})
     for verdict, more, fewer in (
         ("worse", lost["arm"], lost["reference"]),
@@ -288,9 +289,9 @@ def verdict_of(difference: Difference) -> str:
 
 
 def sentence(label: str, rival: str, against: Mapping[str, Difference]) -> str:
-    """Return an answer as a sentence: `cautious against muon, the best of the others by validation: −0.0123
-    nats of test loss [−0.0200, −0.0040], 5 seeds: better; against adam undecided: −0.0040 [−0.0100, 0.0020],
-    about 9 seeds would decide it`."""
+    """Return an answer as a sentence, such as `cautious against muon, the best of the others by validation:
+    −0.0123 nats of test loss [−0.0200, −0.0040], 5 seeds: better; against adam undecided: −0.0040 [−0.0100,
+    0.0020], about 9 seeds would decide it`."""
     d = against[rival]
     best = ", the best of the others by validation" if len(against) > 1 else ""
     first = f"{label} against {rival}{best}: {_measured(d)}: {d['verdict']}{_remark(d)}"
@@ -320,7 +321,7 @@ def _measured(d: Difference) -> str:
 
 
 def _remark(d: Difference) -> str:
-    """Return a remark on a verdict: how small the difference is, or what would decide it; or empty."""
+    """Return a remark: how small the difference is, or what would decide it; empty if there is none."""
     verdict, margin, needed = d["verdict"], d["margin"], d["seeds_needed"]
     if verdict == "level":
         return f", no more than {margin:g} nats apart"
@@ -343,9 +344,8 @@ def _remark(d: Difference) -> str:
 
 
 def unfinished(track: SuiteTrack) -> list[str]:
-    """Return a clause for each arm without a finished run; such arms have no verdict and are not counted.
-
-    `hot: no run ended (2 failed: ramps.py:3: TypeError)`."""
+    """Return a clause for each arm without a finished run, such as `hot: no run ended (2 failed: ramps.py:3:
+    TypeError)`. These arms have no verdict and are not counted."""
     lines = []
     for label, arm in track["arms"].items():
         if not set(FINISHED) & set(arm["outcomes"]):
@@ -356,8 +356,8 @@ def unfinished(track: SuiteTrack) -> list[str]:
 
 
 def told_apart(track: SuiteTrack) -> str:
-    """Return which arms of a suite differ from their reference, by the interval that holds for all of them at
-    once, and which do not: the answer of a suite without arms of the user's own."""
+    """Return which arms of a suite differ from their reference arm and which do not, by the interval that
+    holds for all arms at once. This is the answer of a suite without arms of the user's own."""
     groups: dict[str, list[str]] = {"lower": [], "higher": [], "not told apart": []}
     for label, arm in track["arms"].items():
         d = arm["difference"]

@@ -1,9 +1,9 @@
-"""carry: in which unit should a step be measured, so that one constant of it serves in every setting?
+"""carry: in which unit should a step be measured, so that one constant in this unit serves in every setting?
 
-Every arm has a unit, and is trained in every setting over a grid of constants and the seeds. A grid grows by
-its own ratio where a setting's best constant lies on its edge, but only constants of the original grid, which
-all settings share, are carried to other settings. A diverged run counts with the loss of its first step, as
-in Wortsman et al., arXiv:2309.14322; a point with a failed run is not used.
+Every arm has a unit, and is trained in every setting over a grid of constants and the seeds. If a setting's
+best constant lies on the edge of the grid, the grid grows by its own ratio. But only constants of the
+original grid, which all settings share, are carried to other settings. A diverged run is given the loss of
+its first step, as in Wortsman et al., arXiv:2309.14322. A point with a failed run is not used.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ VERDICTS = {
 
 
 def run_at(config: Config, unit: UnitConfig, setting: CarrySettingConfig, constant: float) -> RunConfig:
-    """Return the run of an arm in a setting, at a constant of the arm's unit."""
+    """Return the run of an arm in a setting, at a constant in the arm's unit."""
     base = run_part(config)
     plain = replace(base, steps=config.carry.steps, evaluate=["val", "test"])
     plain = replace(plain, stabilizer=replace(base.stabilizer, name="none"))
@@ -57,7 +57,7 @@ def run_at(config: Config, unit: UnitConfig, setting: CarrySettingConfig, consta
 
 
 def _searches(config: Config, results: Results) -> dict[tuple[str, str], Search]:
-    """Return the search for the best constant by (arm, setting), as far as the results allow."""
+    """Return, by (arm, setting), the search for the best constant, as far as the results allow."""
     made = specs_made(config, NAME)
     pairs = itertools.product(config.carry.arms, config.carry.settings)
     return {(arm, name): _search(config, arm, name, made, results) for arm, name in pairs}
@@ -96,7 +96,7 @@ def _search(config: Config, arm: str, name: str, made: dict[Any, list[RunSpec]],
 
 
 def _curve(search: Search) -> UnitCurve:
-    """Return an arm's measured points in a setting by rising constant, and its best constant."""
+    """Return an arm's measured points in a setting, by rising constant, and the best constant."""
     points = [_point(search, runs, dict(point)[CONSTANT]) for point, runs in search.tried.items()]
     best = search.best()
     return {
@@ -108,8 +108,8 @@ def _curve(search: Search) -> UnitCurve:
 
 
 def _point(search: Search, specs: Specs, constant: float = 0.0) -> UnitPoint:
-    """Return the losses of a point's runs by seed. A diverged run counts with the loss of its first step,
-    which no constant changes, so that any run of the same seed can supply it."""
+    """Return the losses, by seed, of the runs at one point. A diverged run is given its first-step loss. That
+    loss does not depend on the constant, so it can be taken from any run with the same seed."""
     starts: dict[str, float] = {}
     for spec in search.specs:
         first = search.results.get(spec.run_id, RunResult()).get("initial_loss")
@@ -135,7 +135,7 @@ def _point(search: Search, specs: Specs, constant: float = 0.0) -> UnitPoint:
 
 
 def _notes(carry: CarryConfig, track: UnitsTrack) -> Iterator[str]:
-    """Yield notes on ends of grids, missing runs, and settings in which an arm could not be judged."""
+    """Yield notes on ends of grids, on missing runs, and on settings in which an arm was not judged."""
     for arm, found in track["arms"].items():
         grid = carry.arms[arm].grid
         on_edge = [f"{name} ({c['edge']})" for name, c in found["curves"].items() if c["edge"]]
@@ -158,7 +158,7 @@ def _notes(carry: CarryConfig, track: UnitsTrack) -> Iterator[str]:
 
 
 def against(difference: Difference) -> str:
-    """Return `-0.0123 nats [-0.0200, -0.0046]`, with the interval that holds for all challengers at once."""
+    """Return a difference as `-0.0123 nats [-0.0200, -0.0046]`, with its joint interval."""
     mean, low, high = centre_of(difference), difference["joint_low"], difference["joint_high"]
     if mean is None:
         return "nothing to compare"
@@ -186,7 +186,7 @@ def _rule(config: Config) -> str:
 
 
 class Carry(Stage):
-    """The stage that asks which one constant serves settings that it was not chosen on."""
+    """The stage that asks in which unit one constant serves settings on which it was not chosen."""
 
     name = NAME
     title = "One constant in every setting"
@@ -200,7 +200,7 @@ class Carry(Stage):
     pictures = ("carried_excess", "carried_optima", "carried_broken")
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return each arm's runs in every setting, over its grid and the seeds; grids grow as runs end."""
+        """Return each arm's runs in every setting, over grid and seeds. Grids grow as runs end."""
         return distinct([s for search in _searches(config, results).values() for s in search.specs])
 
     def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
@@ -223,18 +223,18 @@ class Carry(Stage):
         return "; ".join(parts)
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
-        """Return how many pairs of an arm and a setting have been searched to the end so far."""
+        """Return for how many pairs of an arm and a setting the search has ended so far."""
         searches = _searches(config, results)
         known = sum(not search.open for search in searches.values())
         return [f"{known} of {len(searches)} pairs of an arm and a setting are searched"]
 
     def resolve(self, config: Config, say: Callable[[str], None]) -> Config:
-        """Return the configuration with the checksums of the settings' own texts and tokens filled in."""
+        """Return the configuration with the checksums of the settings' own data and tokens filled in."""
         settings = texts_pinned(config, NAME, config.carry.settings, say)
         return replace(config, carry=replace(config.carry, settings=settings))
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return a result by which the middle of a grid is best or, in the scenario `max`, its upper end."""
+        """Return losses that make the middle of a grid best, or its upper end in the scenario `max`."""
         unit = config.carry.arms[spec.role]
         group, _, key = unit.over.partition(".")
         constant = float(getattr(getattr(spec.run, group), key))

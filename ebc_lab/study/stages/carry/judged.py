@@ -1,4 +1,4 @@
-"""The statistics of the stage carry: which unit's constant serves settings that it was not chosen on?
+"""The statistics of the stage carry: which unit's constant serves settings on which it was not chosen?
 
 A constant is chosen by validation losses in other settings, and judged by test losses in the setting that was
 left out.
@@ -22,7 +22,7 @@ Tests = Collection[Mapping[str, float]]  # for each setting, the test losses by 
 
 
 class Judgement:
-    """A judgement of every arm at the constants it carries; `divided`: the number that divides the error."""
+    """The judgement of every arm at its carried constants. `divided`: the number that divides the error."""
 
     def __init__(self, carry: CarryConfig, curves: Curves, divided: int):
         self.carry, self.curves, self.divided = carry, curves, divided
@@ -41,7 +41,7 @@ class Judgement:
                 self.medians[name] = statistics.median(loss for test in judged for loss in test.values())
 
     def track(self) -> decisions.UnitsTrack:
-        """Return the decision's track: all settings and arms, their differences and the verdicts."""
+        """Return the decision's track: all settings and arms, the arms' differences, and the verdicts."""
         carry = self.carry
         track: decisions.UnitsTrack = {
             "reference": carry.reference,
@@ -63,9 +63,9 @@ class Judgement:
         return track
 
     def _carried(self, arm: str) -> dict[str, Carried]:
-        """Return by setting how an arm does at the constant with the least mean regret in the other settings,
-        leaving out those that are kept for the judgement; ties go to the smaller constant. An arm whose
-        constants are starts of a rule counts with the worst of them in the setting itself."""
+        """Return, by setting, how an arm does at the constant with the least mean regret in the other
+        settings. Settings that are kept for the judgement choose nothing. Ties go to the smaller constant. An
+        arm whose constants are starts of a rule is judged at its worst start in the setting."""
         unit, settings = self.carry.arms[arm], self.carry.settings
         worst = -1 if unit.starts else 1
         carried: dict[str, Carried] = {}
@@ -89,8 +89,9 @@ class Judgement:
         return carried
 
     def _regrets(self, arm: str, settings: Collection[str]) -> dict[float, float]:
-        """Return by constant of the arm's grid its mean regret over these settings: the mean validation loss
-        in each, less the best of all arms. A constant that lacks a run in one of them is left out."""
+        """Return, for each constant of the arm's grid, its mean regret over these settings. The regret in a
+        setting is the mean validation loss less that of the best arm. A constant that lacks a run in any of
+        the settings is left out."""
         regrets: dict[float, float] = {}
         for value in self.carry.arms[arm].grid:
             points = {name: point_at(self.curves[arm][name], value) for name in settings}
@@ -132,8 +133,8 @@ class Judgement:
         return {**found, "starts": True} if unit.starts else found
 
     def _broken(self, ran: Iterable[tuple[str, Carried | UnitPoint]]) -> decisions.BrokenRuns:
-        """Return how many runs these (setting, point) pairs have, and how many are broken: those that
-        diverged, or ended further above their setting's median than the stage allows."""
+        """Return how many runs these (setting, point) pairs have, and how many are broken. A run is broken if
+        it diverged, or if its test loss is further above the setting's median than the stage allows."""
         runs = broken = 0
         for name, point in ran:
             limit = self.medians.get(name, math.inf) + self.carry.broken
@@ -143,8 +144,8 @@ class Judgement:
         return {"runs": runs, "broken": broken}
 
     def _compare(self, arm: str, track: decisions.UnitsTrack) -> None:
-        """Write into the track an arm's differences from the reference where both were judged: averaged over
-        settings and paired by seed; in each setting; and averaged over seeds and paired by setting."""
+        """Write into the track how an arm differs from the reference where both were judged: averaged over
+        settings and paired by seed; in each setting; averaged over seeds and paired by setting."""
         carry, mine, rival = self.carry, self.carried[arm], self.carried[self.carry.reference]
         both = [name for name in carry.settings if name in mine and name in rival]
         own = {name: mine[name]["test"] for name in both}
@@ -158,7 +159,7 @@ class Judgement:
 
 
 def point_at(curve: UnitCurve, value: float) -> UnitPoint | None:
-    """Return a curve's point at a constant; None where it has none, or a run of the point has no result."""
+    """Return a curve's point at a constant; None if there is none, or a run of the point has no loss."""
     usable = (p for p in curve["points"] if p["mean"] is not None)
     return next((p for p in usable if math.isclose(p["value"], value, rel_tol=1e-9)), None)
 
@@ -167,7 +168,7 @@ def verdict(difference: Difference, margin: float) -> str:
     """Return whether a challenger earns its cost, by the interval that holds for all challengers at once.
 
     `earns`: it is better by at least `margin` on average, and the interval lies below 0. `loses`: the
-    interval lies above 0. `no gain`: the interval excludes a gain of `margin`. Else `undecided`.
+    interval lies above 0. `no gain`: the interval excludes a gain of `margin`. `undecided`: none of these.
     """
     mean, low, high = difference["mean"], difference["joint_low"], difference["joint_high"]
     if mean is None or low is None or high is None:

@@ -26,10 +26,10 @@ Roles = dict[str, list[RunSpec]]  # a track's runs by role
 
 
 class Grids:
-    """The outcome of a sweep's grids: each track's best run, and the tracks that later stages go on with.
+    """The outcome of a sweep's grids: each track's best run, and the tracks with which later stages go on.
 
-    A track is an (optimizer, projection). It is triaged, and not searched any further, where its best loss is
-    more than `skip_threshold` (relative) above the lowest of all.
+    A track is an (optimizer, projection). If its best loss is more than `skip_threshold` (relative) above the
+    lowest of all tracks, the track is triaged: it is not searched any further.
     """
 
     def __init__(self, config: Config, specs: Specs, results: Results):
@@ -57,7 +57,7 @@ def _grid(config: Config, pair: Searched, results: Results) -> Search:
 
 
 def _baselines(config: Config, pair: Searched, lr: float, results: Results) -> list[RunSpec]:
-    """Return runs at constant rates around the grid's best `lr`, then replicates of the best of them."""
+    """Return runs at constant rates around the grid's best, `lr`, and then replicates of the best run."""
     sweep, first = config.lr_sweep, config.study.stage_seed
 
     def constant(scale: float, seed: int = first, role: str = "baseline") -> RunSpec:
@@ -74,7 +74,7 @@ def _baselines(config: Config, pair: Searched, lr: float, results: Results) -> l
 
 
 def _by_role(specs: Specs, track: str) -> Roles:
-    """Return the runs of a track by role, with a list for each role of the stage."""
+    """Return a track's runs by role, with a list for each role of the stage."""
     by_role: Roles = {role: [] for role in ("grid", "baseline", "replicate", "control")}
     for spec in specs:
         if spec.track == track:
@@ -83,7 +83,7 @@ def _by_role(specs: Specs, track: str) -> Roles:
 
 
 def _decided(config: Config, winner: RunSpec, by_role: Roles, results: Results) -> SweepTrack:
-    """Return the decision on one track, from its runs. Raises Undecidable."""
+    """Return the decision on one track, from the track's runs. Raises Undecidable."""
     baseline = best(by_role["baseline"], results)
     control = best(by_role["control"], results)
     if baseline is None or control is None:
@@ -95,7 +95,7 @@ def _decided(config: Config, winner: RunSpec, by_role: Roles, results: Results) 
 
 
 def _without_control(config: Config, winner: RunSpec, by_role: Roles, results: Results) -> dict[str, Any]:
-    """Return the decision, without the control, on a track whose baseline completed. Raises Undecidable."""
+    """Return a track's decision without the control. A baseline must have completed. Raises Undecidable."""
     baseline = best(by_role["baseline"], results)
     assert baseline is not None
     replicates = [results[s.run_id] for s in by_role["replicate"] if s.run_id in results]
@@ -137,9 +137,9 @@ def _without_control(config: Config, winner: RunSpec, by_role: Roles, results: R
 
 
 def _pairs(grids: Grids, tracks: Mapping[str, SweepTrack]) -> list[Pair]:
-    """Return every (optimizer, projection), best first: whether it was kept, how far its loss on the grid
-    lies behind that of the best decided track, in nats and in σ, and whether one run of each separates them.
-    The dropped ones are also written into that best track."""
+    """Return every (optimizer, projection), best first. An entry says whether the pair was kept, how far its
+    loss on the grid lies behind the best decided track, in nats and in σ, and whether one run of each tells
+    the two apart. The dropped pairs are also written into that best track."""
     leader = tracks[next(t for t in grids.winners if t in tracks)]
     floor = noise_floor(leader["replicate_losses"])
     pairs: list[Pair] = []
@@ -164,7 +164,7 @@ def _pairs(grids: Grids, tracks: Mapping[str, SweepTrack]) -> list[Pair]:
 
 
 def _on_the_grid(grids: Grids) -> str:
-    """Return a clause on the run that leads the grids, or won them, and on its lead over the runner-up."""
+    """Return a clause on the run that leads or has won the grids, and on its lead over the runner-up."""
     lead, *others = grids.winners.values()
     loss = grids.losses[lead.track]
     first = f"{optimizer(lead.track)} at lr {rate_of(lead):g}"
@@ -184,7 +184,7 @@ def _times(count: int, what: str) -> str:
 
 
 def _dropped_in_words(pair: Pair) -> str:
-    """Return `muon_none, 0.0412 nats behind on the grid, not told apart by one run each`."""
+    """Return a clause such as `muon_none, 0.0412 nats behind on the grid, not told apart by one run each`."""
     if pair["behind"] is None:
         return f"{pair['track']}, of which no grid run completed"
     unsure = "" if pair["told_apart"] else NOT_APART
@@ -258,8 +258,9 @@ class LRSweep(Choice):
     pictures = ("lr_sweep",)
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return the runs of every track's grid and its extensions; then, for the tracks that are kept,
-        those at constant rates, replicates of the best one, and the search for the fair control."""
+        """Return the runs of every track's grid, with its extensions. Once the grids are complete, also
+        return, for each track that is kept, the runs at constant rates, replicates of the best of these, and
+        the search for the fair control."""
         sweep = config.lr_sweep
         pairs = {"_".join(pair): pair for pair in itertools.product(sweep.optimizers, sweep.projections)}
         searches = {track: _grid(config, pair, results) for track, pair in pairs.items()}
@@ -318,7 +319,7 @@ class LRSweep(Choice):
         )
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
-        """Return the run that leads the grids and, once they end, each track's best baseline and control."""
+        """Return the run that leads the grids and, once these end, each track's best baseline and control."""
         grids = Grids(config, specs, results)
         if not grids.winners:
             return []
@@ -333,7 +334,7 @@ class LRSweep(Choice):
         return clauses
 
     def settled(self, config: Config, specs: Specs, results: Results) -> dict[str, Any]:
-        """Return the decision, without the control, on each track whose baseline and replicates are known."""
+        """Return the decision without the control, by track whose baseline and replicates are known."""
         winners = Grids(config, specs, results).winners
         tracks: dict[str, Any] = {}
         for name in dict.fromkeys(s.track for s in specs if s.role == "replicate"):
@@ -344,7 +345,7 @@ class LRSweep(Choice):
         return tracks
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return the usual figures; in the scenario `max`, the control searches its peaks once more."""
+        """Return an invented result. In the scenario `max`, the control has to search its peaks again."""
         result = super().invent(config, scenario, spec, nth)
         sweep = config.lr_sweep
         first = scheduled(spec.run, sweep.control_shapes[0], sweep.control_warmups[0]).lr_schedule

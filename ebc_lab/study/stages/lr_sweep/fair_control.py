@@ -1,6 +1,6 @@
 """The fair control: the same optimizer without EBC, on a schedule whose peak, warm-up and shape are tuned.
 
-An arm that beats it beats a tuned schedule, and not merely an untuned constant rate.
+An arm that beats the fair control beats a tuned schedule, and not merely an untuned constant rate.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from ..search import Point, Search
 
 
 def control_run(config: Config, track: SweepTrack, steps: int, seed: int, scale: float) -> RunConfig:
-    """Return a track's plain run on the fair control's schedule, with its number of warm-up steps."""
+    """Return a track's plain run on the fair control's schedule, with the control's warm-up steps."""
     run = plain_run(config, track, steps, seed, scale)
     return replace(run, lr_schedule=replace(run.lr_schedule, **track["control"]["lr_schedule"]))
 
 
 def control_search(config: Config, pair: Searched, lr: float, results: Results) -> list[RunSpec]:
-    """Return the runs that search for the fair control around the grid's best `lr`. They vary one factor
-    after the other, each time from the best run so far: the peak, the warm-up, the shape, and then the peak
-    once more if the best warm-up or shape is not the first."""
+    """Return the runs that search for the fair control around `lr`, the grid's best. The runs vary one factor
+    after the other, each time from the best run so far: the peak, the warm-up and the shape. If the best
+    warm-up or shape is not the first one, the peak is varied once more."""
     sweep = config.lr_sweep
     plain = partial(searched_run, config, pair, lr, sweep.long_steps, config.study.stage_seed)
     shapes = sweep.control_shapes
@@ -53,7 +53,7 @@ def control_search(config: Config, pair: Searched, lr: float, results: Results) 
 def fair_control(
     config: Config, winner: RunSpec, points: Specs, baseline_lr: float, results: Results
 ) -> Control:
-    """Return a decision's record of the fair control and of all runs that it was chosen from."""
+    """Return a decision's record of the fair control, and of all runs from which it was chosen."""
     # it is in use where anything in the study is compared with it, or runs on its schedule
     compared = {"calibrate", "controller_search", "lr_scale", "finals"} & set(config.study.stages)
     schedule = winner.run.lr_schedule
@@ -86,7 +86,7 @@ def fair_control(
 
 
 def control_in_words(track: SweepTrack) -> str:
-    """Return a clause about the fair control; empty where nothing in the study uses it."""
+    """Return a clause about the fair control; empty if nothing in the study uses it."""
     control = track["control"]
     if not control.get("used", True):
         return ""
@@ -102,7 +102,7 @@ def _worse(track: SweepTrack) -> str:
 
 
 def schedule_in_words(schedule: Mapping[str, Any]) -> str:
-    """Return a schedule as `trapezoid, 100 steps of warm-up`."""
+    """Return a schedule in words, such as `trapezoid, 100 steps of warm-up`."""
     return f"{schedule['name'].replace('_', ' ')}, {schedule['warmup_steps']} steps of warm-up"
 
 

@@ -25,7 +25,7 @@ from .scores import MOST, intervals, lowest, mean_time, median, over_the_best, s
 
 
 def track_of(phases: Phases) -> ProfilesTrack:
-    """Return the decision's track: the score of every method that has a configuration, and its evidence."""
+    """Return the decision's track: the scores of all methods that have a configuration, with evidence."""
     profiles, workloads = phases.profiles, phases.workloads
     missed: list[int | None] = [None] * len(phases.config.seeds)  # on a workload that a method cannot train
     found: dict[str, dict[str, Reached]] = {}
@@ -76,7 +76,7 @@ def track_of(phases: Phases) -> ProfilesTrack:
 
 
 def _reached(phases: Phases, specs: Specs, workload: str) -> Reached:
-    """Return when each seed of a method reached a workload's target; the ratios are filled in later."""
+    """Return when each seed of a method reached a workload's target. The ratios are filled in later."""
     times = phases.reached(specs, workload)
     steps = {seed: time[0] for seed, time in times.items()}
     seconds = {seed: time[1] for seed, time in times.items()}
@@ -128,13 +128,13 @@ def _notes(phases: Phases, track: ProfilesTrack) -> Iterator[str]:
 
 
 def _edges(found: Profiled | Target) -> str:
-    """Return a point's settings that lie on an end of their grids: `lr 0.001 and strength 0.5`."""
+    """Return a point's settings that lie on an end of their grids, such as `lr 0.001 and strength 0.5`."""
     point = found["point"] or {}
     return " and ".join(f"{key.rpartition('.')[2]} {point[key]:g}" for key in found["edges"])
 
 
 def score_in_words(found: Profiled) -> str:
-    """Return a score with its interval: `0.812 [0.70, 0.90]`."""
+    """Return a score in words, such as `0.812 [0.70, 0.90]`, or without the interval if there is none."""
     if found["low"] is None or found["high"] is None:
         return f"{found['score']:.3f}"
     return f"{found['score']:.3f} [{found['low']:.2f}, {found['high']:.2f}]"
@@ -158,7 +158,7 @@ def _rule(config: Config) -> str:
 
 
 class Profiles(Stage):
-    """The stage that times how soon each method, with one configuration, reaches a tuned yardstick's loss."""
+    """The stage that times how soon each method, with one configuration, reaches a yardstick's loss."""
 
     name = NAME
     title = "Time to a target on every workload"
@@ -172,7 +172,6 @@ class Profiles(Stage):
     pictures = ("profiles", "ratios")
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return the runs of all three phases that can be planned so far."""
         return distinct(Phases(config, results).specs())
 
     def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
@@ -194,7 +193,7 @@ class Profiles(Stage):
         return f"{'; '.join(parts)}; {len(methods)} methods on {len(track['workloads'])} workloads"
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
-        """Return how many targets are set so far, and how many methods have a configuration and a score."""
+        """Return how many targets are set, how many methods are configured, and how many are scored."""
         phases = Phases(config, results)
         planned = [[*runs.values()] for runs in phases.scored.values()]
         scored = sum(not waiting(list(itertools.chain(*runs)), results) for runs in planned)
@@ -210,7 +209,7 @@ class Profiles(Stage):
         return replace(config, profiles=replace(config.profiles, workloads=workloads))
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
-        """Return a result that reaches the target at its last step, so each method gets a configuration."""
+        """Return a result that reaches the target at its last step, so that methods get configurations."""
         return {"val_loss": 2.0, "initial_loss": 5.0, "curve": [(spec.run.steps, 2.0, 1.0)]}
 
 

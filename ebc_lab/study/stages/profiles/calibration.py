@@ -1,9 +1,9 @@
 """The runs of the stage profiles, in three phases: targets, configurations and scores.
 
-1. The yardstick's grid on every workload. Its best point on a workload is trained again with other seeds to
-   set the target, so that no target rests on a point that was merely lucky.
-2. Every method's grid on the calibration workloads, to choose one point for all workloads. This is how
-   AlgoPerf calibrates methods, though on all scored workloads (Kasimbeg et al., arXiv:2505.24005).
+1. The yardstick's grid on every workload. The best point on a workload is trained again with other seeds,
+   which set the target. So no target rests on a point that was merely lucky.
+2. Every method's grid on the calibration workloads, to choose one point for all workloads. AlgoPerf
+   calibrates methods in the same way, but on all scored workloads (Kasimbeg et al., arXiv:2505.24005).
 3. Every method at its chosen point on every workload, with seeds that played no part in any choice.
 """
 
@@ -36,7 +36,7 @@ RATE = "optimizer.lr"
 
 
 class Phases:
-    """The runs of each phase that can be planned so far, and what follows from their results."""
+    """The runs of each phase that can be planned so far, and what their results decide."""
 
     def __init__(self, config: Config, results: Results):
         self.config = config
@@ -50,8 +50,8 @@ class Phases:
     def runs(
         self, method: str, point: Point, workload: str, seeds: Sequence[int], *, targets: bool = False
     ) -> list[RunSpec]:
-        """Return a method's runs on a workload at a point, one per seed. With `targets` they are as long as
-        those that set the targets, whatever the point's horizon. The method's settings override the
+        """Return a method's runs on a workload at a point, one per seed. With `targets`, they are as long as
+        the runs that set the targets, whatever the point's horizon. The method's settings override the
         workload's, so that a method is the same on every workload."""
         times = 1.0 if targets else self.profiles.longest * point.get(HORIZON, 1.0)
         values = {key.rpartition(".")[2]: value for key, value in point.items()}
@@ -72,12 +72,12 @@ class Phases:
         return self._made[key]
 
     def steps(self, workload: str, times: float = 1.0) -> int:
-        """Return `times` the length, in steps, of the runs that set a workload's target."""
+        """Return the length, in steps, of the runs that set a workload's target, multiplied by `times`."""
         return max(1, round(self.profiles.steps * self.profiles.workloads[workload].steps * times))
 
     def reached(self, specs: Specs, workload: str) -> dict[str, tuple[int | None, float | None]]:
-        """Return by seed the steps and the seconds until a run reached the workload's target, both None for a
-        miss. A run that diverged later has reached it; runs that failed or were lost are left out."""
+        """Return, by seed, the steps and the seconds until a run reached the workload's target; both None for
+        a miss. A run that diverged later still counts. Runs that failed or were lost are left out."""
         ran = {str(s.run.seed): self.results.get(s.run_id, RunResult()) for s in specs}
         target = self.targets[workload]
         return {
@@ -87,7 +87,7 @@ class Phases:
         }
 
     def lowest_completed(self, spec: RunSpec) -> float:
-        """Return the lowest loss of a completed run on the fixed windows; infinite for other runs."""
+        """Return the lowest loss of a run on the fixed windows; infinite if the run did not complete."""
         result = self.results.get(spec.run_id)
         return lowest(result) if math.isfinite(val_loss(result)) else math.inf
 
@@ -97,7 +97,7 @@ class Phases:
     # -- targets
 
     def yardstick(self, workload: str) -> Search:
-        """Return the search over the yardstick's grid on a workload, in runs as long as the target's."""
+        """Return the search over the yardstick's grid on a workload, with runs as long as the target's."""
         name = self.profiles.yardstick
         return Search(
             points_of(self.profiles.methods[name]),
@@ -109,7 +109,7 @@ class Phases:
         )
 
     def best(self, workload: str) -> Point | None:
-        """Return the yardstick's best point; None while a run is missing, or where none completed."""
+        """Return the yardstick's best point on a workload; None if a run is missing or none completed."""
         search = self.yardstick(workload)
         return None if search.open else search.best()
 
@@ -122,7 +122,7 @@ class Phases:
 
     @cached_property
     def workloads(self) -> dict[str, Target]:
-        """The decision's record of each workload; the best times to its target are filled in later."""
+        """The decision's record of each workload. The best times to the target are filled in later."""
         profiles = self.profiles
         grid = profiles.methods[profiles.yardstick].grid
         workloads: dict[str, Target] = {}
@@ -147,14 +147,14 @@ class Phases:
 
     @cached_property
     def targets(self) -> dict[str, float]:
-        """The loss to reach on each workload whose target is known so far."""
+        """The loss to reach on each workload, for workloads whose target is known so far."""
         losses = {name: workload["loss"] for name, workload in self.workloads.items()}
         return {name: loss for name, loss in losses.items() if loss is not None}
 
     # -- configurations
 
     def grid(self, method: str) -> Search:
-        """Return the search over a method's grid, each point on all calibration workloads."""
+        """Return the search over a method's grid. A point's runs are those on calibration workloads."""
 
         def runs_of(point: Point) -> list[RunSpec]:
             return list(itertools.chain(*self._calibration(method, point).values()))
@@ -162,15 +162,15 @@ class Phases:
         return Search(points_of(self.profiles.methods[method]), runs_of, self.results, ratios={})
 
     def _calibration(self, method: str, point: Point) -> dict[str, list[RunSpec]]:
-        """Return a method's runs at a point by calibration workload, without those that it cannot train."""
+        """Return, by calibration workload that the method can train, the method's runs at a point."""
         cannot, seeds = self.profiles.methods[method].cannot, self.calibration_seeds
         names = [name for name in self.profiles.calibrate_on if name not in cannot]
         return {name: self.runs(method, point, name, seeds) for name in names}
 
     @cached_property
     def chosen(self) -> dict[str, Point]:
-        """Each method's configuration, once the targets and the results of its whole grid are known. A method
-        whose runs all failed or were lost has none."""
+        """Each method's configuration, once the targets of the calibration workloads and the results of the
+        method's whole grid are known. A method whose runs all failed or were lost has none."""
         if not set(self.profiles.calibrate_on) <= set(self.targets):
             return {}
         chosen: dict[str, Point] = {}
@@ -186,8 +186,8 @@ class Phases:
         return chosen
 
     def times(self, method: str, point: Point) -> dict[str, float]:
-        """Return by calibration workload the steps that a point needs to the target, divided by the length of
-        the runs that set it; infinite for a miss."""
+        """Return, by calibration workload, the median number of steps in which a point reaches the target,
+        divided by the length of the runs that set the target; infinite for a miss."""
         runs, times = self._calibration(method, point), {}
         for name in self.profiles.calibrate_on:
             reached = self.reached(runs.get(name, ()), name)
@@ -196,14 +196,14 @@ class Phases:
         return times
 
     def _rank(self, method: str, point: Point) -> tuple[float, float]:
-        """Return the key by which points are ranked, lowest first: the mean time, then how many nats the
-        lowest losses lie above the targets on average."""
+        """Return the key by which points are ranked, lowest first. It holds the mean time, and then by how
+        many nats, averaged over workloads, the lowest losses lie above the targets."""
         runs = self._calibration(method, point)
         above = [self._mean_lowest(specs) - self.targets[name] for name, specs in runs.items()]
         return mean_time(self.times(method, point)), statistics.fmean(above)
 
     def rates(self, method: str, point: Point, workload: str) -> dict[float, list[RunSpec]]:
-        """Return by learning rate the calibration runs that differ from a point in the rate alone."""
+        """Return, by learning rate, the calibration runs that differ from a point in no other setting."""
         rates = self.grid(method).along(point, RATE) if RATE in point else ()
         return {float(lr): self._calibration(method, {**point, RATE: lr})[workload] for lr in rates}
 
@@ -211,8 +211,8 @@ class Phases:
 
     @cached_property
     def scored(self) -> dict[str, dict[str, list[RunSpec]]]:
-        """The runs to be scored, by method and workload, as far as configurations are known; a workload that
-        a method cannot train is left out."""
+        """The runs to be scored, by method and workload, of all methods whose configuration is known.
+        Workloads that a method cannot train are left out."""
         scored = {}
         for method, point in self.chosen.items():
             names = [name for name in self.targets if name not in self.profiles.methods[method].cannot]
@@ -221,8 +221,8 @@ class Phases:
         return scored
 
     def specs(self) -> list[RunSpec]:
-        """Return every run that can be planned so far. The scored ones follow once all runs that set targets
-        have results."""
+        """Return every run that can be planned so far. The runs to be scored are added once all runs that set
+        targets have results."""
         specs: list[RunSpec] = []
         whole = True
         for name in self.profiles.workloads:
@@ -237,13 +237,13 @@ class Phases:
 
 
 def points_of(method: MethodConfig) -> list[Point]:
-    """Return every combination of a method's grid; one empty point where it has no grid."""
+    """Return every combination of the values in a method's grid; one empty point if there is no grid."""
     values = itertools.product(*method.grid.values())
     return [dict(zip(method.grid, combination, strict=True)) for combination in values]
 
 
 def edges_of(grid: Mapping[str, Sequence[Any]], point: Mapping[str, Any]) -> dict[str, str]:
-    """Return by setting the end of its grid that a point's number lies on, if any; horizons are left out."""
+    """Return, by setting, the grid's end on which a point's number lies, if any; horizons are left out."""
     edges = {}
     for key, values in grid.items():
         numbers = all(isinstance(value, int | float) for value in values)

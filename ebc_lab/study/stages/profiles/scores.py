@@ -1,7 +1,7 @@
 """The statistics of the stage profiles: how soon each method reaches a target, and how methods compare.
 
-* Time to a target: when an evaluation on the fixed windows first has a loss at or below it, in steps or in
-  seconds of training, which include measurements; over several seeds, the median. None is a miss, which
+* Time to a target: the steps, or the seconds of training (with measurements), until an evaluation on the
+  fixed windows first has a loss at or below the target; the median over several seeds. None is a miss, which
   ranks behind every time.
 * r of a method on a workload: its time divided by the shortest time of any method. ρ(τ): the share of
   workloads with r <= τ (performance profiles, Dolan & Moré 2002). The score: the mean of ρ over τ in [1, 4],
@@ -30,20 +30,20 @@ Times = Mapping[str, Mapping[str, Sequence[Time]]]  # method -> workload -> one 
 
 
 def lowest(result: RunResult | None) -> float:
-    """Return the lowest loss of a run on the fixed windows; infinite where none is finite."""
+    """Return the lowest loss of a run on the fixed windows; infinite if no loss is finite."""
     rows = finite_rows((result or {}).get("curve") or [])
     return min((loss for _, loss, _ in rows), default=math.inf)
 
 
 def median(times: Iterable[Time]) -> Time:
-    """Return the median time over seeds; None where that is a miss, and where there are no seeds."""
+    """Return the median time over seeds; None if the median is a miss, or if there are no seeds."""
     known = [math.inf if time is None else time for time in times]
     middle = statistics.median(known) if known else math.inf
     return float(middle) if math.isfinite(middle) else None
 
 
 def over_the_best(times: Sequence[Time]) -> tuple[Time, list[float | None]]:
-    """Return the shortest time, and each time divided by it; None for misses."""
+    """Return the shortest time, and each time divided by the shortest; a quotient is None for a miss."""
     best = min((time for time in times if time is not None), default=None)
     return best, [None if time is None or best is None else time / best for time in times]
 
@@ -54,17 +54,17 @@ def share_within(ratios: Sequence[float], tau: float) -> float:
 
 
 def score(ratios: Sequence[float | None], most: float = MOST) -> float:
-    """Return the mean of ρ over τ in [1, `most`], computed exactly from the ratios; None is a miss."""
+    """Return the mean of ρ over τ in [1, `most`], computed exactly. A ratio of None is a miss."""
     return statistics.fmean(0.0 if r is None else max(0.0, most - r) / (most - 1) for r in ratios)
 
 
 def intervals(times: Times, divided: int = 1) -> dict[str, tuple[float, float]]:
-    """Return the 95% bootstrap interval of each method's score over seeds, which are drawn for each workload
-    separately and are the same for all methods.
+    """Return the 95% bootstrap interval of each method's score over seeds. Seeds are drawn for each workload
+    separately, and the draws are the same for all methods.
 
-    It shows how far other seeds might move the score on these workloads with these configurations, and says
-    nothing about other workloads. A workload on which a method lacks a seed is left out.
-    `divided`: the number that divides the error of 5% (`rules.error_divided`).
+    An interval shows how far other seeds might move the score on these workloads with these configurations.
+    It says nothing about other workloads. A workload on which a method lacks a seed is left out. `divided`:
+    the number that divides the error of 5% (`rules.error_divided`).
     """
     import numpy as np
 
@@ -112,7 +112,7 @@ def sensitivity(runs: Mapping[float, Specs], results: Results) -> RateSensitivit
 
 
 def _capped(result: RunResult | None) -> float:
-    """Return a run's validation loss, but at most its first step's; a diverged run counts with the latter."""
+    """Return a run's validation loss or, if that is higher or the run diverged, its first-step loss."""
     first = (result or {}).get("initial_loss")
     if not is_conclusive(result) or first is None or not math.isfinite(first):
         return val_loss(result)
