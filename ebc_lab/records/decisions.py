@@ -12,8 +12,7 @@ from typing import Any, NotRequired, TypedDict
 
 
 class Candidate(TypedDict):
-    """An entry in a decision's list of the runs that it compares. Figures are None if they were not
-    measured."""
+    """An entry in a decision's list of the runs that it compares. Figures not measured are None."""
 
     run_id: str
     role: str
@@ -55,8 +54,7 @@ class Decision(TypedDict, total=False):
 
 
 class Window(TypedDict):
-    """The range of a setting, around its best value, over which the loss is hardly higher than at the best
-    value."""
+    """The range of a setting around its best value in which the loss is hardly higher than at that value."""
 
     best: float
     loss: float  # at the best value
@@ -118,8 +116,7 @@ class Schedules(TypedDict, total=False):
 
 
 class Arm(Schedules, total=False):
-    """An arm of the finals or of a suite: its settings, its runs, and its figures over the completed
-    seeds."""
+    """An arm of the finals or of a suite: settings, runs, and figures over the completed seeds."""
 
     roles: list[str]
     track: str
@@ -197,8 +194,7 @@ class Control(TypedDict):
 
 
 class Pair(TypedDict):
-    """A pair (optimizer, projection) of the sweep, and how far its best loss lies behind that of the best
-    pair."""
+    """A pair (optimizer, projection) of the sweep, and how far its best loss lies behind the best pair's."""
 
     track: str
     lr: float | None
@@ -237,8 +233,7 @@ class Winner(TypedDict):
 
 
 class SweepTrack(BestRate, NaturalSteps, Winner):
-    """The sweep of one track: the best constant learning rate, noise between seeds, natural KL and fair
-    control."""
+    """The sweep of a track: best constant learning rate, noise between seeds, natural KL, fair control."""
 
     edge: str | None
     grid: SweepGrid
@@ -248,8 +243,7 @@ class SweepTrack(BestRate, NaturalSteps, Winner):
 
 
 class NoiseFloor(TypedDict):
-    """The noise between replicate seeds, with its 95% interval and the least difference that two runs can
-    show."""
+    """The noise between replicate seeds, its 95% interval, and the least difference two runs can show."""
 
     sigma: float | None
     low: float | None
@@ -296,8 +290,7 @@ class ScaledRun(Candidate):
 
 
 class ScaleTrack(TypedDict):
-    """The multiple chosen for a track's best learning rate, and how far the learning rate of each arm can be
-    raised."""
+    """The multiple chosen for a track's best learning rate, and how far each arm's rate can be raised."""
 
     lr_scale: float
     run_id: str
@@ -319,8 +312,7 @@ class ScaleTrack(TypedDict):
 
 
 class Efficiency(TypedDict):
-    """How long an arm trains to reach the baseline's final loss: medians over the seeds that reached that
-    loss."""
+    """The training that an arm needs to reach the baseline's final loss: medians over the seeds that do."""
 
     steps: float
     tokens: float
@@ -329,8 +321,7 @@ class Efficiency(TypedDict):
 
 
 class RateWindow(TypedDict):
-    """A comparison of one arm, of EBC or the control, with itself: at its highest and lowest rate in the
-    finals."""
+    """A comparison of EBC, or of the control, at its highest rate in the finals with itself at its lowest."""
 
     scales: list[float]
     arm: str
@@ -339,8 +330,7 @@ class RateWindow(TypedDict):
 
 
 class Line(TypedDict, total=False):
-    """A line of the verdict. The first four keys are always present. The other keys are the inputs of
-    `figure`."""
+    """A line of the verdict. The first four keys are always present; from the others follows `figure`."""
 
     name: str
     question: str
@@ -391,7 +381,7 @@ class Sequential(TypedDict):
 
 
 class Acceptance(TypedDict, total=False):
-    """The contents of acceptance.json: the lines of the verdict, and the number of each outcome."""
+    """The contents of acceptance.json: the lines of the verdict, and how many lines have each verdict."""
 
     study: str
     corpus: str
@@ -408,8 +398,7 @@ class Acceptance(TypedDict, total=False):
 
 
 class CurvePoint(TypedDict):
-    """The losses at one learning rate around an arm's best point. A loss is None if a run diverged or was
-    raced."""
+    """The losses at one learning rate around an arm's best point; None if a run diverged or was raced."""
 
     lr: float
     val_loss: float | None
@@ -442,8 +431,7 @@ class TunedTrack(TypedDict):
 
 
 class SweptPoint(TypedDict):
-    """One value of a setting that a suite sweeps. If a seed diverged, its loss is None, and so is the mean
-    loss."""
+    """One value of a setting that a suite sweeps. If any seed diverged, its loss and the mean are None."""
 
     value: float
     arm: str
@@ -470,8 +458,7 @@ class Sweep(TypedDict, total=False):
 
 
 class Transfer(TypedDict):
-    """How much worse arms perform at a size at which they were not tuned, compared with an arm tuned at that
-    size."""
+    """How much worse arms do at a size at which they were not tuned than an arm that was tuned there."""
 
     shape: str  # the other size, in words
     tuned: str  # the arm that was tuned at this size
@@ -480,8 +467,7 @@ class Transfer(TypedDict):
 
 
 class StepCost(TypedDict):
-    """The time of an arm's step divided by that of the reference's step: median and quartiles over repeated
-    turns."""
+    """The time of an arm's step divided by the reference's: median and quartiles over repeated turns."""
 
     ratio: float
     low: float
@@ -566,7 +552,7 @@ class Carried(TypedDict):
 
 
 class BrokenRuns(TypedDict):
-    """The number of runs whose loss lies so far above their setting's median loss that they are useless."""
+    """The number of runs, and the number that are broken: diverged or far above their setting's median."""
 
     runs: int  # all of them
     broken: int
@@ -602,8 +588,7 @@ class UnitSetting(TypedDict):
 
 
 class UnitsTrack(TypedDict):
-    """The comparison of units: how well the constants of each serve settings on which they were not
-    chosen."""
+    """The comparison of units: how well their constants serve settings on which they were not chosen."""
 
     reference: str
     challengers: list[str]
@@ -636,8 +621,7 @@ class Target(TypedDict):
 
 
 class Reached(TypedDict):
-    """How long a method trains to reach the target on a workload; None if the longest run does not reach
-    it."""
+    """The training that a method needs to reach a workload's target; None if the longest run misses it."""
 
     steps: dict[str, int | None]  # by seed: to the first evaluation at or below the target
     seconds: dict[str, float | None]  # of training, likewise

@@ -1,12 +1,11 @@
 """A fence around a run's folder, so that only the latest attempt at the run can write there.
 
 A run's lock (`locks.py`) keeps other processes away, except when a node is cut off. The lock is then freed or
-removed, while the process on the node lives on and may come back. Every attempt therefore has a hidden
-folder, named after the attempt's token, and writes each file there before renaming it into place. The next
-attempt removes the hidden folder before it reads anything. From then on, the earlier attempt can neither
-create nor rename a file. A rename checks and replaces in one step on every file system, so no process can be
-suspended between the two. Streams are opened before they are renamed, so late rows go to a file that nobody
-sees.
+removed, while the process on the node lives on and may come back. So every attempt has a hidden folder, named
+after the attempt's token, and writes each file there before renaming it into place. The next attempt removes
+that folder before it reads anything. From then on, the earlier attempt can neither create nor rename a file.
+A rename checks and replaces in one step on every file system, so no process can be suspended between the two.
+Streams are opened before they are renamed, so late rows go to a file that nobody sees.
 """
 
 from __future__ import annotations
@@ -73,15 +72,14 @@ def token_in(directory: Path) -> str | None:
 
 
 def attempt_at(directory: Path) -> str | None:
-    """Return the token of the attempt that may write in a run's folder; None if there is no attempt, or if
-    another attempt is just beginning."""
+    """Return the token of the attempt that may write in a run's folder; None if none may, or another is
+    beginning."""
     tokens = [path.name.removeprefix(PREFIX) for path in directory.glob(f"{PREFIX}*")]
     return tokens[0] if len(tokens) == 1 else None
 
 
 def attempt_folder(path: Path) -> Path | None:
-    """Return the folder in which this process writes a run's file before renaming it; None for other
-    files."""
+    """Return the folder where this process writes a run's file before renaming it; None for other files."""
     for parent in (path.parent, path.parent.parent):
         own = _writing_in.get(os.path.abspath(parent)) if _writing_in else None
         if own is not None:

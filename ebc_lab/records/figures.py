@@ -147,8 +147,7 @@ def _further(steps: Mapping[str, np.ndarray], floor: float) -> dict[str, Any]:
 
 
 def limited_by_kl(steps: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return a boolean array of shape (steps,): whether the KL budget, rather than a radius, limited each
-    step."""
+    """Return a boolean array of shape (steps,): whether the KL budget, not a radius, limited each step."""
     clipped: np.ndarray = steps["c"] < CLIPPED_BELOW
     return clipped & (steps["ruled"] == RULED.index("kl")) if "ruled" in steps else clipped
 
@@ -171,9 +170,8 @@ def kl_law(curve: Sequence[Sequence[float]]) -> list[float] | None:
 
 
 def _kl_figures(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return the figures of the applied KL. The median is taken over audited steps from step 20 on, or over
-    all of them if no audit was that late; ratios to the target, over audited steps that the KL budget
-    clipped."""
+    """Return the figures of the applied KL: its median over audited steps from step 20 on, or over all if no
+    audit was that late, and its ratio to the target over the audited steps that the KL budget clipped."""
     applied = steps["applied_kl"]
     audited = applied == applied  # False for NaN
     late = audited & (steps["step"] >= WARM_STEPS)
@@ -190,8 +188,7 @@ def _kl_figures(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def _drifts(steps: Mapping[str, np.ndarray]) -> dict[str, float | None]:
     """Return medians of c, S and beta (mean over groups of the last measured values) in two windows: the
-    run's last tenth of steps, and the tenth that begins at step 20 (half-way through a run of under 40
-    steps)."""
+    run's last tenth, and the tenth that begins at step 20 (half-way if the run has under 40 steps)."""
     import numpy as np
 
     columns = {"c": steps["c"], "surrogate": steps["surrogate"]}

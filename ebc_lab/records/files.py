@@ -70,9 +70,9 @@ def stamp(path: Path) -> Stamp | None:
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """Return the contents of a file of at most `most` bytes. Raises FileNotFoundError if the file does not
-    exist, and UserError if it is larger or unreadable. A folder, pipe or device raises UserError instead of
-    blocking."""
+    """Return the contents of a file of at most `most` bytes. Raises FileNotFoundError if it does not exist,
+    and UserError if it is larger or unreadable. A folder, pipe or device raises UserError and never
+    blocks."""
     with opened(path) as f:
         size = os.fstat(f.fileno()).st_size
         content = f.read(size + 1) if size <= most else None
@@ -82,8 +82,7 @@ def read_regular(path: Path, most: int) -> bytes:
 
 
 def opened(path: Path) -> BufferedReader:
-    """Return a file opened for reading. Raises the same errors as `read_regular`, except for the size, and
-    OSError if the disk fails."""
+    """Return a file opened for reading. Raises as `read_regular` does, and OSError if the disk fails."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError) as error:

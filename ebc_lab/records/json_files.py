@@ -35,9 +35,8 @@ def json_bytes(value: Any) -> bytes:
 
 
 def as_json(value: Any) -> Any:
-    """Return a value as it would be after writing it to a JSON file and reading it back. Tuples become lists,
-    keys strings, NaN and infinities None. Lone surrogates (undecodable bytes in file names) become
-    escapes."""
+    """Return a value as it would be read back from a JSON file. Tuples become lists, keys strings, NaN and
+    infinities None. Lone surrogates, for undecodable bytes in file names, become escapes."""
     if value is None or isinstance(value, int):
         return value  # most of what is recorded
     if isinstance(value, str):
@@ -53,14 +52,13 @@ def as_json(value: Any) -> Any:
 
 def read_json(path: Path, kind: Any = Any, remedy: str = REMEDY) -> Any:
     """Return the value in a JSON file, with its strings made `visible`. `kind`: the type hint that the value
-    must fit. Raises FileNotFoundError, and UserError with the `remedy` if the file is invalid or does not
-    fit."""
+    must fit. Raises FileNotFoundError, and UserError with the `remedy` if the file is invalid or unfit."""
     return _read(path, kind, remedy, checksummed=False)
 
 
 def parse_json(content: str | bytes) -> Any:
-    """Return the value that a JSON text encodes, without making its strings `visible`. Raises ValueError if
-    the text is not strict JSON (NaN, for example), has an integer beyond `LARGEST_INT`, or nests deeper than
+    """Return the value that a JSON text encodes, without making strings `visible`. Raises ValueError if the
+    text is not strict JSON (NaN, for example), has an integer beyond `LARGEST_INT`, or is nested beyond
     `DEEPEST`."""
     return _parsed(content.encode() if isinstance(content, str) else content)[0]
 
@@ -79,8 +77,7 @@ def _read(path: Path, kind: Any, remedy: str, *, checksummed: bool) -> Any:
 
 
 def _parsed(content: bytes) -> tuple[Any, Any]:
-    """Return the value of a JSON text twice: as it is, and with its strings `visible`. Raises as
-    `parse_json`."""
+    """Return the value of a JSON text, and the value with its strings `visible`. Raises as `parse_json`."""
     try:
         value = msgspec.json.decode(content)
     except msgspec.DecodeError as error:
@@ -128,14 +125,12 @@ def with_checksum(value: Mapping[str, Any], key: str = "checksum") -> dict[str, 
 
 
 def checksum_holds(value: Any, key: str = "checksum") -> bool:
-    """Return whether a value has the right checksum, as added by `with_checksum`; False if it has no
-    checksum."""
+    """Return whether a value has the checksum that `with_checksum` adds; False if it is wrong or missing."""
     return isinstance(value, dict) and value.get(key) == digest({k: v for k, v in value.items() if k != key})
 
 
 def read_checksummed(path: Path, remedy: str, kind: Any = Any) -> dict[str, Any]:
-    """Return the mapping that `write_checksummed` wrote. Raises as `read_json`, and UserError if it was
-    edited."""
+    """Return the mapping that `write_checksummed` wrote. Raises as `read_json`, and UserError if edited."""
     return read_sealed(path, remedy, kind)[0]
 
 

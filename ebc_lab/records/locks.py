@@ -70,8 +70,7 @@ def study_holder(files: StudyFiles) -> dict[str, Any] | None:
 
 @contextmanager
 def study_lock(files: StudyFiles) -> Iterator[None]:
-    """Hold the lock of a study's driver while the block runs. Raises UserError if another process has the
-    lock."""
+    """Hold the lock of a study's driver while the block runs. Raises UserError if another process has it."""
     lock = FileLock(files.driver_lock, fallback_to_soft=False)
     name = files.root.name
     try:

@@ -75,8 +75,7 @@ class ProgressRecord(TypedDict):
 
 
 class SpecRecord(TypedDict):
-    """The contents of spec.json. For a run outside a study, `stage`, `role`, `arm` and `lr_scale` are
-    missing."""
+    """The contents of spec.json. A run outside a study has no `stage`, `role`, `arm` or `lr_scale`."""
 
     run_id: str
     kind: str  # train, overhead, step
@@ -89,8 +88,7 @@ class SpecRecord(TypedDict):
 
 
 class _In:
-    """A descriptor for the path of a run's file. The path is joined only on access: a study has thousands of
-    runs."""
+    """The path of a run's file, as a descriptor: it is joined only on access, since there are many runs."""
 
     def __init__(self, name: str):
         self.name = name
@@ -126,8 +124,7 @@ class RunFiles:
 
 
 def is_checkpoint(path: str) -> bool:
-    """Return whether a file in a run's folder is a checkpoint or an unusable checkpoint that was set
-    aside."""
+    """Return whether a file in a run's folder is a checkpoint, even an unusable one that was set aside."""
     name = os.path.basename(path)
     return name == CHECKPOINT or fnmatch(name, DAMAGED.format("*"))
 

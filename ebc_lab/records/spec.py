@@ -34,8 +34,7 @@ def arm_name(run: RunConfig, lr_scale: float | None, note: str = "") -> str:
 
 
 def setting_columns(run: RunConfig) -> dict[str, Any]:
-    """Return column -> value for the columns of run tables that show settings; None if a setting has no
-    effect."""
+    """Return column -> value for the columns of run tables that show settings; None if it has no effect."""
     run = naming.with_derived_settings(run)
     ebc = run.stabilizer.name == "ebc"
     bound = ebc and (run.budget.name in BOUNDED or run.budget.sensitivity_every > 0)
@@ -54,8 +53,7 @@ def setting_columns(run: RunConfig) -> dict[str, Any]:
 
 
 def schedules_of(run: RunConfig) -> Schedules:
-    """Return the schedules of a run's learning rate and target KL. The keys are the names of table
-    columns."""
+    """Return the schedules of a run's learning rate and target KL, keyed by the names of table columns."""
     run = naming.with_derived_settings(run)  # a warm-up may be given as a share of the run
     return {
         "lr_schedule": run.lr_schedule.name,
@@ -71,7 +69,7 @@ def track_of(run: RunConfig) -> str:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """A run that a stage needs. `kind` and `run` determine what the run computes; the other fields, its
+    """A run that a stage needs. `kind` and `run` determine what it computes; other fields tell its
     purpose."""
 
     stage: str
@@ -89,8 +87,7 @@ class RunSpec:
 
     @property
     def shown_lr_scale(self) -> float | None:
-        """Return the LR scale for tables; None for runs of the grid, which are trained before the best rate
-        is known."""
+        """Return the LR scale for tables; None for runs of the grid, which precede the best rate."""
         return None if self.role == GRID else self.lr_scale
 
     @cached_property
@@ -140,8 +137,8 @@ def optimizer(track: str) -> str:
 
 
 def tracks_in_words(text: str, tracks: Iterable[str] = ()) -> str:
-    """Return a sentence with the names of tracks put in words: `Adam: …` for `adam_none: …`. Longer names
-    that begin with a track, such as those of arms and runs, are unchanged. `tracks`: tracks with users' own
+    """Return a sentence with the names of tracks put in words: `Adam: …` for `adam_none: …`. Names of arms
+    and runs, which begin with a track, are unchanged. `tracks`: names of tracks with users' own
     optimizers."""
     others = [re.escape(track) for track in tracks]
     text = re.sub(rf"\b(?:{'|'.join(others)})\b", lambda match: optimizer(match[0]), text) if others else text
@@ -149,6 +146,6 @@ def tracks_in_words(text: str, tracks: Iterable[str] = ()) -> str:
 
 
 def track_prefix(track: str, tracks: Collection[str]) -> str:
-    """Return the prefix of a sentence about a track: the track in words if there are several tracks, or else
+    """Return the prefix for a sentence about a track: the track in words if there are several, else
     nothing."""
     return f"{optimizer(track)}: " if len(tracks) > 1 else ""

@@ -31,8 +31,7 @@ def _cell(value: Any) -> str:
 
 
 class Heartbeat:
-    """A writer of progress.json. Call it after each step; it writes the file at most once in REPORT_S
-    seconds."""
+    """A writer of progress.json. Call it after each step; it writes at most once every REPORT_S seconds."""
 
     def __init__(self, path: Path, steps: int):
         self.path = path
@@ -54,8 +53,7 @@ class Heartbeat:
 
 
 class Mark(NamedTuple):
-    """The state of a stream at one moment: the number of bytes written so far, and the sha256 of these
-    bytes."""
+    """The state of a stream at one moment: the number of bytes written, and the sha256 of these bytes."""
 
     size: int
     sha256: str
@@ -104,8 +102,7 @@ class Stream:
 
 
 def holds(path: Path, mark: Mark, *, to_the_end: bool = False) -> bool:
-    """Return whether a stream begins with the bytes of a mark; with `to_the_end`, whether it has no other
-    bytes."""
+    """Return whether a stream begins with the bytes of a mark; with `to_the_end`, whether nothing follows."""
     with suppress(FileNotFoundError, UserError):
         content = read_regular(path, MOST_BYTES)
         kept = content if to_the_end else content[: mark.size]

@@ -40,8 +40,8 @@ class SoFar:
     runs: int
 
     def line(self, running: Sequence[Mapping[str, Any]] = ()) -> str:
-        """Return the outlook in one line, such as
-        `Adam leads at lr 0.002, 0.0500 nats ahead of Muon at lr 0.008 (5 of about 22 runs)`.
+        """Return `Adam leads at lr 0.002, 0.0500 nats ahead of Muon at lr 0.008 (5 of about 22 runs)`, for
+        example.
 
         `running`: a mapping for each run in progress. If it has a `val_loss`, it has `arm`, `at_step` and
         `steps`.
@@ -103,8 +103,7 @@ def leave_outlook(files: StudyFiles, known: SoFar, left_s: float | None) -> None
 
 def outlook(files: StudyFiles, holder: Mapping[str, Any] | None) -> tuple[SoFar, float | None] | None:
     """Return the outlook and the expected seconds left (None: unknown) that `holder`, the process that holds
-    the study's lock, has last written. Return None if no process holds the lock, or `holder` has written
-    nothing."""
+    the study's lock, last wrote. Return None if no process holds the lock or it has written none."""
     try:
         about = read_json(files.outlook_file, OutlookRecord)
     except (OSError, UserError):

@@ -26,11 +26,8 @@ K = TypeVar("K")
 
 
 def compare(a: Study, b: Study) -> dict[str, Any]:
-    """Return what differs between two studies and what they have in common, as pairs [value in a, value in
-    b].
-
-    Raises UserError if either study is missing, or if one of its files is damaged or edited.
-    """
+    """Return what differs between two studies and what they have in common, as pairs [in a, in b]. Raises
+    UserError if either study is missing, or if one of its files is damaged or edited."""
     snapshots = read(a), read(b)
     with a.blame_files(), b.blame_files():
         heads = [snapshot.header for snapshot in snapshots]
@@ -59,8 +56,7 @@ def compare(a: Study, b: Study) -> dict[str, Any]:
 
 
 def _paired(a: Mapping[K, Any], b: Mapping[K, Any]) -> dict[K, list[Any]]:
-    """Return key -> [value in a, value in b] for the keys of either mapping; None stands for a missing
-    value."""
+    """Return key -> [value in a, value in b] for the keys of either; None stands for a missing value."""
     return {key: [a.get(key), b.get(key)] for key in dict.fromkeys([*a, *b])}
 
 
@@ -96,8 +92,7 @@ def _tuned(decisions: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _settings(asked: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Return the settings that differ. If only one study has an arm, the whole arm is one entry: its
-    description."""
+    """Return the settings that differ. An arm that only one study has is one entry: its description."""
     names = [{key.split(".")[2] for key in settings if key.startswith(f"{ARMS}.")} for settings in asked]
     lines: dict[str, list[Any]] = {}
     for key, pair in _unequal(
@@ -152,8 +147,7 @@ def _trained(snapshot: Snapshot) -> dict[str, Record]:
 
 
 def _figures(stage: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """Return track -> figure -> its values in the two decisions; None stands for a track that a decision
-    lacks."""
+    """Return track -> figure -> its values in the two decisions; None if a decision lacks the track."""
     found: dict[str, Any] = {}
     for track, sides in _paired(a["tracks"], b["tracks"]).items():
         pairs = {figure.path: [figure.value(side) for side in sides] for figure in stage_of(stage).figures}
@@ -162,8 +156,7 @@ def _figures(stage: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str
 
 
 def _verdict(decisions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the lines of both verdicts in pairs. `flipped`: both studies have the line, and their verdicts
-    differ."""
+    """Return the lines of both verdicts in pairs. `flipped`: both have the line, and they disagree on it."""
     out = []
     for (track, name), pair in _paired(*(_entries(d, "verdict", "verdict") for d in decisions)).items():
         verdicts, figures = ([line and line[key] for line in pair] for key in ("verdict", "figure"))
@@ -174,8 +167,8 @@ def _verdict(decisions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _arms(decisions: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return, for each arm that both studies have, the number of seeds and the mean test loss (nats/token) in
-    each study, and the loss in b minus the loss in a."""
+    """Return arm -> seeds and mean test loss (nats/token) in each study, and the loss in b minus that in a,
+    for the arms that both studies have."""
     out = {}
     for shown in ("verdict", "arms"):
         pairs = _paired(*(_entries(d, shown, "arms") for d in decisions))
@@ -210,7 +203,6 @@ def _entries(decisions: Mapping[str, Any], shown: str, key: str) -> dict[tuple[s
 
 
 def _bits_per_character(arm: Mapping[str, Any]) -> Any:
-    """Return an arm's test loss in bits per character. If it was not recorded, a token counts as one
-    character."""
+    """Return an arm's test loss in bits per character; unless recorded, a token counts as a character."""
     nats = arm["test_loss"]
     return arm.get(BITS, None if nats is None else nats / math.log(2))

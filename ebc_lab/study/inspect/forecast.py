@@ -103,8 +103,7 @@ def _asked(
     results: dict[str, RunResult],
     known: ResultsOf,
 ) -> list[RunSpec]:
-    """Return all runs that a stage needs, and add the results of these runs, known or invented, to
-    `results`."""
+    """Return all runs that a stage needs, and add their results, known or invented, to `results`."""
     first = len(results)
     lowest: dict[str, float] = {}  # role -> the lowest known loss; "" stands for all roles
     while True:
@@ -253,8 +252,8 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
 
 def _placed(config: Config, study: Study) -> Config:
     """Return the configuration with a device and with the checksums that go into a run's name. A missing
-    checksum of the text or tokenizer is taken from another study in the same folder that asked for the same
-    text or tokenizer. A checksum that is still missing becomes `OPEN`."""
+    checksum of the text or tokenizer comes from another study in the folder that asked for the same; without
+    one, and for other checksums, it is `OPEN`."""
     for other in studies_in(study.root.parent):
         if config.data.sha256 and (config.tokens.name == "characters" or config.tokens.sha256):
             break

@@ -33,8 +33,7 @@ Timed = tuple[Kind, float | None, float]  # kind, seconds and cost of a finished
 
 @dataclass(frozen=True)
 class Pace:
-    """The seconds that runs take per unit of cost, overall and for each kind (optimizer, stabilizer) of
-    runs."""
+    """The seconds that runs take per unit of cost, overall and for each kind (optimizer, stabilizer)."""
 
     overall: float
     by_kind: Mapping[Kind, float]
@@ -56,8 +55,7 @@ def learned(records: Iterable[Record], source: str = "this study") -> Pace | Non
 
 
 def observed(specs: Iterable[RunSpec], results: Mapping[str, RunResult]) -> Pace | None:
-    """Return the pace of the finished runs among `specs`; None if no run has finished. `results`: by run
-    id."""
+    """Return the pace of the finished runs among `specs`; None if there are none. `results`: by run id."""
     timed: list[Timed] = []
     for spec in specs:
         result = results.get(spec.run_id)

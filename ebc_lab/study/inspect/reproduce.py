@@ -30,8 +30,7 @@ MOST_NAMED = 80  # characters in the name of such a study
 def again(study: Study, *overrides: str, portable: bool = False) -> str:
     """Return the command line that runs a study with the settings of `study`, changed by `overrides`.
 
-    `portable`: give the path relative to the folder that holds the study, so that the line works on any
-    machine.
+    `portable`: give the path relative to the folder that holds the study, for use on any machine.
     """
     return shlex.join(["ebc-lab", "autopilot", _from(study, study.header_file, portable), *overrides])
 
@@ -131,8 +130,7 @@ def departures(study: Study, header: StudyHeader) -> list[Change]:
 
 
 def _in_short(value: Any) -> Any:
-    """Return `value` unchanged unless it is a whole arm (a dict); then return its description, or else
-    `given`."""
+    """Return a value unchanged unless it is a whole arm; then return the arm's description, or `given`."""
     return value.get("about") or "given" if isinstance(value, dict) else value
 
 
@@ -145,8 +143,7 @@ def _defaults(scale: str, suite: str) -> dict[str, Any]:
 
 
 def _suite(requested: Mapping[str, Any]) -> str:
-    """Return the choice in `conf/study` that agrees best with these settings. Settings of runs are not
-    compared."""
+    """Return the choice in `conf/study` that agrees best with these settings, apart from those of runs."""
     asked = flat(requested)
 
     def agreement(choice: str) -> int:

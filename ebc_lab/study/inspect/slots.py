@@ -1,9 +1,8 @@
 """The use of a study's worker slots: which run occupied which slot and when, and how long the slots idled.
 
-All of it is computed from the `attempts.jsonl` of each run. There are as many slots as were ever busy at the
-same time. A worker is present from the first time it claims a run to the end of its last run. Time counts
-while any worker is present. Pauses after an interruption do not count, nor does work after the last run, such
-as plotting.
+All of it comes from the `attempts.jsonl` of each run. There are as many slots as were ever busy at once. A
+worker is present from its first claim of a run to the end of its last run. Time counts while any worker is
+present: pauses after an interruption do not count, nor does work after the last run, such as plotting.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ from ..store.study import Record
 
 
 class Bar(NamedTuple):
-    """One attempt at a run on one slot. Times are in seconds since the first attempt began, without
-    pauses."""
+    """One attempt at a run on one slot. Times are in seconds since the first attempt, without pauses."""
 
     run_id: str
     stage: str
@@ -87,8 +85,7 @@ def idle_by_stage(use: SlotUse) -> str:
 
 
 def _without_pauses(bars: Sequence[Bar]) -> list[Bar]:
-    """Return the bars in seconds since the first bar began, leaving out the time when no worker was
-    present."""
+    """Return the bars in seconds since the first one began, without the time when no worker was present."""
     lives: dict[tuple[str, int], tuple[float, float]] = {}
     for bar in bars:
         first, last = lives.get(bar.worker, (bar.begin, bar.end))
@@ -108,8 +105,8 @@ def _without_pauses(bars: Sequence[Bar]) -> list[Bar]:
 
 
 def _on_slots(bars: Iterable[Bar]) -> list[Bar]:
-    """Return the bars with their slots. A bar is put on the previous slot of its worker if that slot is free,
-    or else on the first free slot."""
+    """Return the bars with their slots: a worker's previous slot if it is free, or else the first free
+    slot."""
     free: list[float] = []  # slot -> when it is free again
     last: dict[tuple[str, int], int] = {}  # worker -> its previous slot
     placed = []

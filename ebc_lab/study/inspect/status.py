@@ -39,9 +39,9 @@ def status(study: Study) -> dict[str, Any]:
 
     `state` is `running` (a process holds the study's lock), `finished`, `finished_with_failures`, `stale` (a
     recorded decision no longer follows from the files), `interrupted` (begun, but no process holds the lock)
-    or `empty` (no runs yet). `problems` names damaged files. The state of a stage is `decided`, `stale`,
-    `open` or `waiting`. For a stale stage, `would_train` is the number of runs that the study's command would
-    train; it is None if that number depends on an earlier stage.
+    or `empty` (no runs yet). `problems` names damaged files. A stage is `decided`, `stale`, `open` or
+    `waiting`. Of a stale stage, `would_train` is the number of runs to train, or None if an earlier stage
+    decides that.
     """
     study.must_exist()
     runs = Index(study)
@@ -58,9 +58,8 @@ def status(study: Study) -> dict[str, Any]:
 
 
 def _key_at_rest(study: Study, runs: Index) -> str:
-    """Return a key made of everything that a study's status depends on. It is empty if the status may change
-    without the files, because a process holds the study or it has Slurm jobs, and if the files cannot be
-    read."""
+    """Return a key made of everything that a study's status depends on. It is empty if files cannot be read,
+    or if the status may change without them, since a process holds the study or it has Slurm jobs."""
     if not runs.state or study.holder() is not None or study.launcher_file.exists():
         return ""
     try:
@@ -215,8 +214,7 @@ def _queue(study: Study, every_s: float) -> tuple[dict[str, int], list[str]]:
 
 
 def joined(study: Study) -> list[dict[str, Any]]:
-    """Return `worker`, `host` and `run_ids` of each worker on another machine that has joined the running
-    study."""
+    """Return `worker`, `host` and `run_ids` of each worker from another machine in the running study."""
     workers = []
     for session in sessions_in(study):
         notes = session.notes()
@@ -230,11 +228,10 @@ def _ahead(
     snapshot: Snapshot, holder: Mapping[str, Any] | None, runs: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, Any] | None, float | None]:
     """Return the result of `known_so_far`, and the seconds that the expected runs will still take at the pace
-    of the finished runs; None before a run has finished.
+    of the finished runs (None before a run has finished).
 
-    The process that runs the study keeps both in a file. Without that file they are computed, which takes
-    some milliseconds per run. `runs`: all runs, as `run_status` returns them; the line mentions a run in
-    progress.
+    The process that runs the study keeps both in a file. Without that file, they are computed here, in a few
+    milliseconds a run. `runs`: all runs, as `run_status` returns them; the line may mention one in progress.
     """
     config = snapshot.config
     known, left_s = outlook(snapshot.study, holder) or (None, None)

@@ -43,15 +43,15 @@ def why(study: Study, stage: str | None) -> dict[str, Any]:
 
 
 def noise_floor(decisions: Mapping[str, Decision]) -> dict[str, NoiseFloor]:
-    """Return track -> the noise between seeds (`stages.statistics.noise`), which is the unit of margins;
-    empty before the sweep is decided."""
+    """Return track -> noise between seeds (`stages.statistics.noise`), the unit of margins; empty before the
+    sweep is decided."""
     tracks = decisions["lr_sweep"]["tracks"] if "lr_sweep" in decisions else {}
     return {track: noise(d["replicate_losses"]) for track, d in tracks.items()}
 
 
 def noise_in_words(floor: NoiseFloor) -> str:
-    """Return the noise floor in one line: σ, the interval of σ, and the smallest difference that two single
-    runs can show."""
+    """Return the noise floor in one line: σ, its interval, and the least difference that two runs can
+    show."""
     if floor["sigma"] is None:
         return "σ unknown"
     return (

@@ -49,8 +49,7 @@ def note(directory: Path, event: str, **about: Any) -> None:
 
 
 def surroundings() -> dict[str, Any]:
-    """Return the host, the pid and the variables in SEEN: evidence of where and on what device a run
-    trains."""
+    """Return the host, the pid and the variables in SEEN: evidence of where a run trains, on what device."""
     seen = {k.lower(): os.environ[k] for k in SEEN if k in os.environ}
     return {"host": os.uname().nodename, "pid": os.getpid(), **seen}
 

@@ -223,8 +223,7 @@ def unpack(path: Path, into: Path) -> Study:
 
 
 class Bundled(Study):
-    """A bundle as a read-only study, unpacked in a temporary folder that is removed along with this
-    object."""
+    """A bundle as a read-only study, unpacked in a temporary folder that is removed with this object."""
 
     resumable = False
 
@@ -279,8 +278,7 @@ def _unpack(path: Path, into: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 def _files_in(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> dict[str, bytes]:
     """Return path -> content of the files in one member of the archive: a single file or, for the joined
-    member of a brief bundle, the files of all runs. Raises UserError with the reason if the member cannot be
-    unpacked."""
+    member of a brief bundle, the files of all runs. Raises UserError if the member cannot be unpacked."""
     name = member.orig_filename
     if not manifest.is_safe(name):
         raise UserError("not unpacked: its name is not a plain path inside the study")

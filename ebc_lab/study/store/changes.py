@@ -41,8 +41,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[Change]:
 
 
 def from_recorded(config: Config, known: Mapping[str, Any]) -> list[Change]:
-    """Return the settings in which `config`, of a command, differs from `known`, the contents of
-    study.json."""
+    """Return the settings in which the command's `config` differs from `known`, the study.json."""
     asked = requested(config)
     old = as_this_version_says(known["requested"])
     return differences({**old, "data": asked["data"]} if same_corpus(config.data, known) else old, asked)

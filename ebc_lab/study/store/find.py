@@ -43,8 +43,7 @@ def find_all(names: Sequence[str], output_dir: str, say: Say) -> list[Study]:
 
 
 def _meant(name: str, output_dir: str, say: Say) -> list[Study]:
-    """Return the study of this name or, if none exists, the studies in this folder or matching this pattern,
-    sorted."""
+    """Return the study of this name, or else the studies in such a folder or matching it as a pattern."""
     named = find(name, output_dir, say)
     if named.exists():
         return [named]

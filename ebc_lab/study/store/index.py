@@ -135,8 +135,7 @@ class Index:
 
 def _stamp(runs: int, run_id: str) -> tuple[bytes, float]:
     """Return a stamp that changes with a run's spec, result or log of attempts (empty without a readable
-    spec), and the time of the last change in seconds since the epoch. `runs`: descriptor of the folder
-    runs/."""
+    spec), and the time of the last change (s since the epoch). `runs`: descriptor of the folder runs/."""
     parts, changed = [], 0.0
     for name in MADE_OF:
         try:

@@ -125,9 +125,8 @@ def content_for(recorded: Mapping[str, str], *, complete: bool = True) -> bytes:
 
 
 def walk(root: Path, folder: str = "", *, runs: bool = True) -> Iterator[str]:
-    """Yield the paths, relative to the study, of all files below `folder`, sorted within each folder. Hidden
-    files, Python's caches and the notes of `ebm diagnose` are left out; without `runs`, so are the files of
-    all runs."""
+    """Yield the paths, relative to the study, of all files below `folder`, sorted within each folder. Leave
+    out hidden files, Python's caches, the notes of `ebm diagnose` and, without `runs`, all runs."""
     start = len(os.path.join(root, ""))
     for inside, folders, names in os.walk(os.path.join(root, folder)):
         within = os.path.join(inside, "")[start:]

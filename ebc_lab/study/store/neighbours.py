@@ -65,8 +65,7 @@ def finished_elsewhere(
 
 
 def _is_sound(study: Study, spec: RunSpec, recorded: Mapping[str, str]) -> bool:
-    """Return whether a run has finished, and its files match the checksums in its result and in the
-    manifest."""
+    """Return whether a run has finished, and its files match the checksums in its result and manifest."""
     files = study.run_files(spec.run_id)
     with suppress(UserError, OSError, LookupError):
         result = study.results([spec])[spec.run_id]

@@ -21,9 +21,8 @@ from .study import RETRIED, RETRIED_UNFINISHED, Record
 
 @dataclass(frozen=True)
 class StageWork:
-    """How much of one stage a command still has to do: `runs` is the number of runs that the stage needs,
-    `missing` how many are still to be trained. Both are None if they depend on the decision of an earlier
-    stage."""
+    """The work that remains in one stage: `runs` is the number of runs that the stage needs, `missing` how
+    many are still to be trained. Both are None if they depend on the decision of an earlier stage."""
 
     stage: str
     runs: int | None = None

@@ -281,8 +281,7 @@ class Study(StudyFiles):
         return Record(self, Brief(run_id, **about), problem)
 
     def read_spec(self, run_id: str) -> tuple[str, RunConfig]:
-        """Return (kind, configuration) of a planned run. Raises UserError if the run's name does not fit
-        them."""
+        """Return (kind, configuration) of a planned run. Raises UserError if they belong to another name."""
         spec = self.spec(run_id)
         run: RunConfig = from_dict(RunConfig, spec["config"])
         with suppress(LookupError):  # a choice that this version does not know
