@@ -32,8 +32,7 @@ class MeasurementCache:
         self.path = cache_dir() / f"{kind}-{digest(depends_on)[:16]}.json"
 
     def read(self) -> Any:
-        """Return the cached measurement; None if there is none, or its file is unreadable or not of
-        `form`."""
+        """Return the cached measurement; None if there is none, or if its file cannot be used."""
         try:
             return read_json(self.path, self.form)
         except (OSError, UserError):

@@ -230,7 +230,7 @@ UNIT_MEANINGS = {  # of carry.csv, one row per arm and setting
 
 
 def _columns_from(meanings: Mapping[str, tuple[str, str]], *columns: str) -> dict[str, tuple[str, str]]:
-    """Return column -> (unit, meaning) for `columns` of another table, whose meanings are `meanings`."""
+    """Return column -> (unit, meaning) for some columns, taken from `meanings`, those of another table."""
     return {name: meanings[name] for name in columns}
 
 

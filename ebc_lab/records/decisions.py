@@ -312,7 +312,7 @@ class ScaleTrack(TypedDict):
 
 
 class Efficiency(TypedDict):
-    """The training that an arm needs to reach the baseline's final loss: medians over the seeds that do."""
+    """How long an arm trains to reach the baseline's final loss: medians over the seeds that reach it."""
 
     steps: float
     tokens: float
@@ -330,7 +330,7 @@ class RateWindow(TypedDict):
 
 
 class Line(TypedDict, total=False):
-    """A line of the verdict. The first four keys are always present; from the others follows `figure`."""
+    """A line of the verdict. The first four keys are always present; the others are inputs of `figure`."""
 
     name: str
     question: str
@@ -431,7 +431,7 @@ class TunedTrack(TypedDict):
 
 
 class SweptPoint(TypedDict):
-    """One value of a setting that a suite sweeps. If any seed diverged, its loss and the mean are None."""
+    """One value of a setting that a suite sweeps. If a seed diverged, its loss is None, as is the mean."""
 
     value: float
     arm: str
@@ -521,8 +521,8 @@ class ModesTrack(TypedDict):
 
 
 class UnitPoint(TypedDict):
-    """The losses of an arm in a setting with one constant, by seed. A diverged run is given the loss of its
-    first step, and a run without a result is given None."""
+    """The losses, by seed, of an arm with one constant in one setting. A diverged run is given the loss of
+    its first step, and a run without a result is given None."""
 
     value: float  # the constant
     val: dict[str, float | None]
@@ -621,7 +621,7 @@ class Target(TypedDict):
 
 
 class Reached(TypedDict):
-    """The training that a method needs to reach a workload's target; None if the longest run misses it."""
+    """How long a method trains to reach a workload's target; None if even the longest run does not."""
 
     steps: dict[str, int | None]  # by seed: to the first evaluation at or below the target
     seconds: dict[str, float | None]  # of training, likewise

@@ -66,14 +66,14 @@ def leave(directory: Path, token: str) -> None:
 
 
 def token_in(directory: Path) -> str | None:
-    """Return the token under which this process writes in a run's folder; None if it has no token."""
+    """Return the token under which this process writes in a run's folder; None if the process has none."""
     own = _writing_in.get(os.path.abspath(directory))
     return own.name.removeprefix(PREFIX) if own else None
 
 
 def attempt_at(directory: Path) -> str | None:
-    """Return the token of the attempt that may write in a run's folder; None if none may, or another is
-    beginning."""
+    """Return the token of the attempt that may write in a run's folder. Return None if there is no attempt,
+    or if another attempt is just beginning."""
     tokens = [path.name.removeprefix(PREFIX) for path in directory.glob(f"{PREFIX}*")]
     return tokens[0] if len(tokens) == 1 else None
 

@@ -70,9 +70,8 @@ def stamp(path: Path) -> Stamp | None:
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """Return the contents of a file of at most `most` bytes. Raises FileNotFoundError if it does not exist,
-    and UserError if it is larger or unreadable. A folder, pipe or device raises UserError and never
-    blocks."""
+    """Return the contents of a file. Raises FileNotFoundError if it does not exist, and UserError if it is
+    unreadable, larger than `most` bytes or, without blocking, if it is a folder, pipe or device."""
     with opened(path) as f:
         size = os.fstat(f.fileno()).st_size
         content = f.read(size + 1) if size <= most else None

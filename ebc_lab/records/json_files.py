@@ -35,8 +35,8 @@ def json_bytes(value: Any) -> bytes:
 
 
 def as_json(value: Any) -> Any:
-    """Return a value as it would be read back from a JSON file. Tuples become lists, keys strings, NaN and
-    infinities None. Lone surrogates, for undecodable bytes in file names, become escapes."""
+    """Return a value as it would be read back from a JSON file. Tuples become lists, keys become strings, and
+    NaN and infinities become None. Lone surrogates, for undecodable bytes in file names, become escapes."""
     if value is None or isinstance(value, int):
         return value  # most of what is recorded
     if isinstance(value, str):
@@ -57,8 +57,8 @@ def read_json(path: Path, kind: Any = Any, remedy: str = REMEDY) -> Any:
 
 
 def parse_json(content: str | bytes) -> Any:
-    """Return the value that a JSON text encodes, without making strings `visible`. Raises ValueError if the
-    text is not strict JSON (NaN, for example), has an integer beyond `LARGEST_INT`, or is nested beyond
+    """Return the value that a JSON text encodes; strings are not made `visible`. Raises ValueError if the
+    text is not strict JSON (NaN is not), has an integer beyond `LARGEST_INT`, or is nested beyond
     `DEEPEST`."""
     return _parsed(content.encode() if isinstance(content, str) else content)[0]
 
@@ -77,7 +77,7 @@ def _read(path: Path, kind: Any, remedy: str, *, checksummed: bool) -> Any:
 
 
 def _parsed(content: bytes) -> tuple[Any, Any]:
-    """Return the value of a JSON text, and the value with its strings `visible`. Raises as `parse_json`."""
+    """Return the value of a JSON text, and that value with its strings `visible`. Raises as `parse_json`."""
     try:
         value = msgspec.json.decode(content)
     except msgspec.DecodeError as error:
@@ -130,12 +130,12 @@ def checksum_holds(value: Any, key: str = "checksum") -> bool:
 
 
 def read_checksummed(path: Path, remedy: str, kind: Any = Any) -> dict[str, Any]:
-    """Return the mapping that `write_checksummed` wrote. Raises as `read_json`, and UserError if edited."""
+    """Return what `write_checksummed` wrote. Raises as `read_json` does, and UserError if it was edited."""
     return read_sealed(path, remedy, kind)[0]
 
 
 def read_sealed(path: Path, remedy: str, kind: Any = Any) -> tuple[dict[str, Any], str]:
-    """Return the mapping without its checksum, and the checksum. Raises as `read_checksummed`."""
+    """Return the mapping without its checksum, and the checksum. Raises as `read_checksummed` does."""
     value = _read(path, kind, remedy, checksummed=True)
     checksum = value.pop("checksum")
     return value, checksum

@@ -69,8 +69,7 @@ def track_of(run: RunConfig) -> str:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """A run that a stage needs. `kind` and `run` determine what it computes; other fields tell its
-    purpose."""
+    """A run that a stage needs. `kind` and `run` say what it computes, the other fields what it is for."""
 
     stage: str
     role: str  # grid | replicate | control | ebc | none | fixed_tau | overhead | a final's role
@@ -138,14 +137,12 @@ def optimizer(track: str) -> str:
 
 def tracks_in_words(text: str, tracks: Iterable[str] = ()) -> str:
     """Return a sentence with the names of tracks put in words: `Adam: …` for `adam_none: …`. Names of arms
-    and runs, which begin with a track, are unchanged. `tracks`: names of tracks with users' own
-    optimizers."""
+    and runs, which begin with a track, are unchanged. `tracks`: tracks of the user's own optimizers."""
     others = [re.escape(track) for track in tracks]
     text = re.sub(rf"\b(?:{'|'.join(others)})\b", lambda match: optimizer(match[0]), text) if others else text
     return TRACK.sub(lambda match: optimizer(match[0]), text)
 
 
 def track_prefix(track: str, tracks: Collection[str]) -> str:
-    """Return the prefix for a sentence about a track: the track in words if there are several, else
-    nothing."""
+    """Return the prefix of a sentence about a track: the track in words, or nothing if it is the only one."""
     return f"{optimizer(track)}: " if len(tracks) > 1 else ""

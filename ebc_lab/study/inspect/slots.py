@@ -105,8 +105,7 @@ def _without_pauses(bars: Sequence[Bar]) -> list[Bar]:
 
 
 def _on_slots(bars: Iterable[Bar]) -> list[Bar]:
-    """Return the bars with their slots: a worker's previous slot if it is free, or else the first free
-    slot."""
+    """Return the bars with their slots: a worker's previous slot if it is free, or the first free slot."""
     free: list[float] = []  # slot -> when it is free again
     last: dict[tuple[str, int], int] = {}  # worker -> its previous slot
     placed = []

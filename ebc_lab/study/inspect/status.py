@@ -40,8 +40,8 @@ def status(study: Study) -> dict[str, Any]:
     `state` is `running` (a process holds the study's lock), `finished`, `finished_with_failures`, `stale` (a
     recorded decision no longer follows from the files), `interrupted` (begun, but no process holds the lock)
     or `empty` (no runs yet). `problems` names damaged files. A stage is `decided`, `stale`, `open` or
-    `waiting`. Of a stale stage, `would_train` is the number of runs to train, or None if an earlier stage
-    decides that.
+    `waiting`. For a stale stage, `would_train` is the number of runs to train; None if it depends on an
+    earlier stage.
     """
     study.must_exist()
     runs = Index(study)

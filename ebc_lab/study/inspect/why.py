@@ -50,8 +50,7 @@ def noise_floor(decisions: Mapping[str, Decision]) -> dict[str, NoiseFloor]:
 
 
 def noise_in_words(floor: NoiseFloor) -> str:
-    """Return the noise floor in one line: σ, its interval, and the least difference that two runs can
-    show."""
+    """Return the noise floor in one line: σ, its interval, and the least difference two runs can show."""
     if floor["sigma"] is None:
         return "σ unknown"
     return (

@@ -305,7 +305,7 @@ def _files_in(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> dict[str, by
 
 
 def _unlisted(root: Path, digests: Mapping[str, str]) -> dict[str, str]:
-    """Return file -> how it differs from the manifest: changed, missing, not listed, or a bad manifest."""
+    """Return file -> how it differs from the manifest; if the manifest is unusable, only the reason why."""
     try:
         recorded = manifest.read(root)["files"]
     except UserError:

@@ -43,7 +43,7 @@ def find_all(names: Sequence[str], output_dir: str, say: Say) -> list[Study]:
 
 
 def _meant(name: str, output_dir: str, say: Say) -> list[Study]:
-    """Return the study of this name, or else the studies in such a folder or matching it as a pattern."""
+    """Return the study of this name, or else the studies in the folder, or matching the pattern, `name`."""
     named = find(name, output_dir, say)
     if named.exists():
         return [named]
@@ -93,8 +93,8 @@ def place_of(name: str, output_dir: str, say: Say) -> Path:
 
 
 def to_rebuild(name: str | None, output_dir: str, output: Path | None, say: Say = lambda text: None) -> Study:
-    """Return the study that `report` rebuilds. A bundle is first unpacked into `output` or, by default,
-    beside itself. Raises UserError if the study does not exist, or another study is in the way."""
+    """Return the study that `report` rebuilds. A bundle is first unpacked, into `output` or else beside the
+    bundle. Raises UserError if there is no such study, or another study is in the way."""
     path = place_of(name, output_dir, say) if name else None
     if not (path and is_bundle(path)):
         if output:

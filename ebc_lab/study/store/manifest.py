@@ -54,7 +54,7 @@ def read(root: Path) -> dict[str, Any]:
 
 
 def entries(root: Path) -> dict[str, str]:
-    """Return path -> sha256 of the recorded files; empty without a manifest. Raises UserError as `read`."""
+    """Return path -> sha256 of the recorded files; empty without a manifest. Raises as `read` does."""
     recorded: dict[str, str] = read(root)["files"] if (root / NAME).exists() else {}
     return recorded
 

@@ -1,7 +1,7 @@
 """What a study takes from its neighbours, the other studies in its output folder: finished runs and answers.
 
 A run's name holds the hash of everything that can change the run's numbers, so two runs of the same name are
-the same run. It is copied, not trained again, and not linked: each study is complete without the others.
+the same run. Such a run is copied instead of trained again. It is not linked, so no study needs the others.
 """
 
 from __future__ import annotations
@@ -101,9 +101,9 @@ def _copied(files: RunFiles, result: RunResult) -> list[Path]:
 
 
 def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
-    """Copy a finished run from a neighbour, its result last. Return False if this fails: another process
-    holds the run, the run has a result, or the neighbour's files are damaged or change meanwhile. After a
-    kill there is no result, so the next command copies or trains the run."""
+    """Copy a finished run from a neighbour and return whether this succeeded. It fails if another process
+    holds the run, if the run has a result, or if the neighbour's files are damaged or change meanwhile. The
+    result is copied last: after a kill there is none, so the next command copies or trains the run."""
     study.write_spec(spec)
     files = study.run_files(spec.run_id)
     with run_lock(files.directory) as mine:
@@ -184,8 +184,7 @@ def judged_candidates(config: Config, decisions: Mapping[str, Decision]) -> list
 
 
 def _judged(study: Study, candidates: Iterable[Candidate]) -> dict[str, set[int]]:
-    """Return arm -> the seeds on which it was judged. Its key is the digest of its runs' identity without the
-    seed."""
+    """Return arm (digest of its runs' identity without the seed) -> the seeds on which it was judged."""
     arms: dict[tuple[Any, ...], str] = {}
     found: dict[str, set[int]] = {}
     for one in candidates:

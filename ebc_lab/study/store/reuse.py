@@ -88,8 +88,7 @@ def runs_in_words(run_ids: Sequence[str], out_of: int, what: str) -> str:
 
 
 def environment_changes(config: Config, header: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return (name, recorded, now) for each version that run names depend on and that is not as in
-    study.json."""
+    """Return (name, recorded, now) for each changed version among those that run names depend on."""
     now = by_name(study_environment(config))
     recorded = by_name(header.get("environment", {}))
     return [(k, recorded.get(k), now[k]) for k in now if recorded.get(k) != now[k]]

@@ -155,9 +155,8 @@ class Snapshot:
 def read(study: Study, *, strict: bool = True, runs: Index | None = None) -> Snapshot:
     """Return a snapshot of a study. Damaged runs are named in the snapshot's `problems`.
 
-    `strict`: raise UserError if study.json or auto_decisions.json is damaged; otherwise, name it in
-    `problems`. `runs`: the index, if the caller has just read it. Raises UserError if settings are missing or
-    unreadable.
+    `strict`: raise UserError if study.json or auto_decisions.json is damaged; otherwise, `problems` names it.
+    `runs`: the index, if the caller has just read it. Raises UserError if settings are missing or unreadable.
     """
     problems: list[str] = []
     try:

@@ -105,7 +105,7 @@ def recorded_config(header: Mapping[str, Any], *, checked: bool = True) -> Confi
 
 
 class Brief(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The facts about a run that are needed often. Of thousands of runs, memory holds nothing else."""
+    """The facts about a run that are often needed; nothing else is kept in memory for every run."""
 
     run_id: str
     kind: str | None = None  # None if the spec is unusable; then all fields up to `tokens` are defaults
@@ -248,7 +248,7 @@ class Study(StudyFiles):
         return known
 
     def results_of(self, decision: Decision) -> dict[str, RunResult]:
-        """Return run id -> result for the runs that a decision was made from, without runs that have none."""
+        """Return run id -> result for the runs that a decision was made from and that have a result."""
         known = {run_id: self.result(run_id) for _, run_id in inputs_of(decision)}
         return {run_id: result for run_id, result in known.items() if result is not None}
 
