@@ -66,7 +66,7 @@ class Window(TypedDict):
 
 
 class Diverged(TypedDict):
-    """The numbers of paired seeds on which the arm's run and the reference's run diverged."""
+    """On how many paired seeds the arm's run diverged, and on how many the reference's run did."""
 
     arm: int
     reference: int

@@ -188,7 +188,8 @@ def _kl_figures(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def _drifts(steps: Mapping[str, np.ndarray]) -> dict[str, float | None]:
     """Return medians of c, S and beta (mean over groups of the last measured values) in two windows: the
-    run's last tenth, and the tenth that begins at step 20 (half-way if the run has under 40 steps)."""
+    run's last tenth of steps, and the tenth that begins at step 20, or half-way through a run of under 40
+    steps."""
     import numpy as np
 
     columns = {"c": steps["c"], "surrogate": steps["surrogate"]}

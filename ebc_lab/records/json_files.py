@@ -89,7 +89,7 @@ def _parsed(content: bytes) -> tuple[Any, Any]:
 
 def _is_plain(content: bytes) -> bool:
     """Return whether a quick scan proves that no string of a JSON text needs `visible` and that the text
-    breaks no limit, as is true of most files. If not, the value must be checked."""
+    breaks no limit, as is true of most files. If the scan proves nothing, the value must be checked."""
     if not content.isascii() or b"\\" in content or b"\x7f" in content:
         return False
     digits = content.translate(ZEROS)

@@ -168,7 +168,7 @@ class StudyFiles:
         return RunFiles(self.runs / run_id)
 
     def run_ids(self) -> list[str]:
-        """Return the names of all entries in the study's folder of runs, sorted: the ids of the runs."""
+        """Return the ids of all runs that have a folder, sorted."""
         return sorted(os.listdir(self.runs)) if self.runs.is_dir() else []
 
     def all_runs(self) -> list[RunFiles]:

@@ -34,7 +34,8 @@ def arm_name(run: RunConfig, lr_scale: float | None, note: str = "") -> str:
 
 
 def setting_columns(run: RunConfig) -> dict[str, Any]:
-    """Return column -> value for the columns of run tables that show settings; None if it has no effect."""
+    """Return column -> value for the columns of run tables that show settings; None for those without
+    effect."""
     run = naming.with_derived_settings(run)
     ebc = run.stabilizer.name == "ebc"
     bound = ebc and (run.budget.name in BOUNDED or run.budget.sensitivity_every > 0)
@@ -86,7 +87,7 @@ class RunSpec:
 
     @property
     def shown_lr_scale(self) -> float | None:
-        """Return the LR scale for tables; None for runs of the grid, which precede the best rate."""
+        """Return the LR scale for tables; None for runs of the grid, before which no best rate is known."""
         return None if self.role == GRID else self.lr_scale
 
     @cached_property

@@ -69,9 +69,9 @@ def unseal(whole: bytes, kinds: Iterable[str] = KINDS) -> tuple[About | None, by
 
 
 def find_weights(named: str, folders: Iterable[Path] = ()) -> Path:
-    """Return the weights (or else the checkpoint) of the run that `named`, the value of `init.run`, refers
-    to. It is a file or a run's folder, in the working folder or one of `folders`, or STUDY/RUN_ID in one of
-    `folders`. Raises UserError if none is found."""
+    """Return the file of weights, or else the checkpoint, to which `named`, the value of `init.run`, refers.
+    `named` is a file or a run's folder, relative to the working folder or to one of `folders`, or it is
+    STUDY/RUN_ID within one of `folders`. Raises UserError if there is no such file."""
     written = Path(named).expanduser()
     places = [written]
     for folder in folders:

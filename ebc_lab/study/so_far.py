@@ -102,8 +102,9 @@ def leave_outlook(files: StudyFiles, known: SoFar, left_s: float | None) -> None
 
 
 def outlook(files: StudyFiles, holder: Mapping[str, Any] | None) -> tuple[SoFar, float | None] | None:
-    """Return the outlook and the expected seconds left (None: unknown) that `holder`, the process that holds
-    the study's lock, last wrote. Return None if no process holds the lock or it has written none."""
+    """Return the outlook and the expected seconds left (None: unknown), as last written by `holder`, the
+    process that holds the study's lock. Return None if no process holds the lock, or `holder` has written no
+    outlook."""
     try:
         about = read_json(files.outlook_file, OutlookRecord)
     except (OSError, UserError):

@@ -67,7 +67,7 @@ def _unequal(
 
 
 def _distinct_ends(*places: Path) -> list[str]:
-    """Return the shortest ends of two paths that differ."""
+    """Return the shortest trailing parts by which two paths differ."""
     for parts in range(1, max(len(place.parts) for place in places)):
         ends = ["/".join(place.parts[-parts:]) for place in places]
         if ends[0] != ends[1]:
@@ -156,7 +156,8 @@ def _figures(stage: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str
 
 
 def _verdict(decisions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the lines of both verdicts in pairs. `flipped`: both have the line, and they disagree on it."""
+    """Return the lines of both verdicts in pairs. `flipped`: both studies have the line, but with different
+    verdicts."""
     out = []
     for (track, name), pair in _paired(*(_entries(d, "verdict", "verdict") for d in decisions)).items():
         verdicts, figures = ([line and line[key] for line in pair] for key in ("verdict", "figure"))
@@ -167,8 +168,8 @@ def _verdict(decisions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _arms(decisions: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return arm -> seeds and mean test loss (nats/token) in each study, and the loss in b minus that in a,
-    for the arms that both studies have."""
+    """Return, for each arm that both studies have, the number of seeds and the mean test loss (nats/token) in
+    each study, and the loss in b minus the loss in a."""
     out = {}
     for shown in ("verdict", "arms"):
         pairs = _paired(*(_entries(d, shown, "arms") for d in decisions))
@@ -203,6 +204,7 @@ def _entries(decisions: Mapping[str, Any], shown: str, key: str) -> dict[tuple[s
 
 
 def _bits_per_character(arm: Mapping[str, Any]) -> Any:
-    """Return an arm's test loss in bits per character; unless recorded, a token counts as a character."""
+    """Return an arm's test loss in bits per character. If the loss was not recorded in this unit, a token
+    counts as one character."""
     nats = arm["test_loss"]
     return arm.get(BITS, None if nats is None else nats / math.log(2))

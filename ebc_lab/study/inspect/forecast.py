@@ -72,8 +72,9 @@ class WithNeighbours:
 def forecast(
     config: Config, known: ResultsOf = lambda specs: {}, scenario: Scenario = EXPECTED
 ) -> dict[str, list[RunSpec]]:
-    """Return, by stage, its distinct training runs that no earlier stage has. `known`: a function that
-    returns the existing results of specs. Missing results are invented according to `scenario`."""
+    """Return stage -> the distinct training runs of the stage, without those of earlier stages. `known`: a
+    function that returns the existing results of specs. Missing results are invented according to
+    `scenario`."""
     decisions: dict[str, Decision] = {}
     results: dict[str, RunResult] = {}
     runs: dict[str, list[RunSpec]] = {}
@@ -252,8 +253,8 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
 
 def _placed(config: Config, study: Study) -> Config:
     """Return the configuration with a device and with the checksums that go into a run's name. A missing
-    checksum of the text or tokenizer comes from another study in the folder that asked for the same; without
-    one, and for other checksums, it is `OPEN`."""
+    checksum of the text or tokenizer is taken from another study in the folder that made the same request. A
+    checksum that is still missing is set to `OPEN`."""
     for other in studies_in(study.root.parent):
         if config.data.sha256 and (config.tokens.name == "characters" or config.tokens.sha256):
             break

@@ -121,7 +121,7 @@ def _on_slots(bars: Iterable[Bar]) -> list[Bar]:
 
 
 def _idle_share(bars: Sequence[Bar], slots: int, since: float, until: float) -> float:
-    """Return the share, 0 to 1, of the slots' time between two moments in which they idled."""
+    """Return the share, 0 to 1, of the slots' time between `since` and `until` that was idle."""
     busy = sum(max(0.0, min(bar.end, until) - max(bar.begin, since)) for bar in bars)
     whole = slots * (until - since)
     return max(0.0, 1 - busy / whole) if whole else 0.0

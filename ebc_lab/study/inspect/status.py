@@ -58,8 +58,9 @@ def status(study: Study) -> dict[str, Any]:
 
 
 def _key_at_rest(study: Study, runs: Index) -> str:
-    """Return a key made of everything that a study's status depends on. It is empty if files cannot be read,
-    or if the status may change without them, since a process holds the study or it has Slurm jobs."""
+    """Return a key made of everything that a study's status depends on. Return an empty key if the index has
+    no `state`, if a file cannot be read, or if the status may change while the files do not: a process holds
+    the study, or the study has Slurm jobs."""
     if not runs.state or study.holder() is not None or study.launcher_file.exists():
         return ""
     try:
@@ -178,9 +179,9 @@ def run_status(study: Study, run: Brief) -> dict[str, Any]:
 def failures_of(
     study: Study, failed: list[dict[str, Any]], *, portable: bool = False
 ) -> list[dict[str, Any]]:
-    """Return failed runs grouped by cause. Each group has the `command` that trains its first run again; it
-    is None if that run is a measurement, or was lost or cancelled. `portable`: as in
-    `reproduce.run_again`."""
+    """Return failed runs grouped by cause. Each group has a `command`, which trains the group's first run
+    again. The command is None if this run is a measurement, or was lost or cancelled. `portable`: as for
+    `run_again`."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for r in failed:
         groups.setdefault(cause_class(r["run_id"], r["outcome"], r["cause"]), []).append(r)

@@ -103,8 +103,9 @@ def looks_of(header: Mapping[str, Any]) -> list[int]:
 
 
 def refused(changes: Iterable[Change], asked: Mapping[str, Any], records: Sequence[Record]) -> list[Change]:
-    """Return the changes that need --force: all but changes of explanatory texts, and edits to a part defined
-    by the user that no finished run has used. `asked`: the settings now; `records`: the study's runs."""
+    """Return the changes that need --force. These are all changes except edits to explanatory texts, and
+    edits to a part defined by the user if no finished run has used the recorded version of the part. `asked`:
+    the settings now; `records`: the study's runs."""
     needy = []
     for change in changes:
         key, old, _ = change

@@ -35,7 +35,7 @@ def find(name: str | None, output_dir: str, say: Say = lambda text: None) -> Stu
 
 def find_all(names: Sequence[str], output_dir: str, say: Say) -> list[Study]:
     """Return the studies that the names, folders of studies and patterns stand for, each once; without names,
-    the newest study. Raises UserError if a pattern matches no study, and in the cases of `find`."""
+    the newest study. Raises UserError if a pattern matches no study, and as `find` does."""
     studies: dict[Path, Study] = {}
     for study in (study for name in names for study in _meant(name, output_dir, say)):
         studies.setdefault(study.root.resolve(), study)

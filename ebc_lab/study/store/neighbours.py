@@ -136,8 +136,8 @@ def earlier_answers(
     study: Study, config: Config, specs: Sequence[RunSpec], known: Iterable[EarlierAnswer]
 ) -> list[EarlierAnswer]:
     """Return the earlier answers to the question that `specs` are to answer, oldest first: the `known`
-    answers, those that the neighbours gave, and, if a neighbour shares seeds with the study, those in its
-    study.json.
+    answers, those that the neighbours gave, and those listed in the study.json of neighbours that share seeds
+    with the study.
 
     A neighbour asks the same question if two of the arms that it judges have the same settings, apart from
     seeds, as two arms of the study. If arms are to reach a target, one such arm is enough. If a neighbour has

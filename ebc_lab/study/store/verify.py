@@ -146,8 +146,8 @@ def _faults_of_run(
 
 def _identity_digest(study: Study, run_id: str, sound: set[bytes]) -> str:
     """Return the digest of a run's identity, taken from the spec. Raises UserError if the spec is another
-    run's. `sound`: hashes of (settings, identity) pairs, without the seed, that have been found to agree.
-    This function adds to it, so that the comparison is made once for all runs of an arm."""
+    run's. `sound`: hashes of pairs of settings and identity, both without the seed, that have been found to
+    agree. This function adds to it, so that the comparison is made once for all runs of an arm."""
     spec = read_json(study.run_files(run_id).spec, SpecRecord)
     kind, whole = spec["kind"], spec["identity"]
     of_run = whole if kind == "train" else whole["run"]
