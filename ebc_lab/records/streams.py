@@ -102,7 +102,7 @@ class Stream:
 
 
 def holds(path: Path, mark: Mark, *, to_the_end: bool = False) -> bool:
-    """Return whether a stream begins with the bytes of a mark; with `to_the_end`, whether nothing follows."""
+    """Return whether a stream begins with the bytes of a mark or, with `to_the_end`, consists of them."""
     with suppress(FileNotFoundError, UserError):
         content = read_regular(path, MOST_BYTES)
         kept = content if to_the_end else content[: mark.size]

@@ -141,8 +141,8 @@ def has_finished(record: Record, group: str, sha256: str) -> bool:
 
 
 def pinned(records: Sequence[Record], run_id: str) -> str:
-    """Return the clause about --force for the end of a failed run's remedy, which is to edit a part defined
-    by the user. The clause is empty unless other runs have finished with this part."""
+    """Return the clause about --force for the end of a failed run's remedy. The clause is empty unless the
+    run uses a part defined by the user, and other runs have finished with the same file of this part."""
     spec = next((record.spec for record in records if record.run_id == run_id), None)
     config: Mapping[str, Any] = spec["config"] if spec else {}
     parts = [(group, config[group]) for group in OWN_GROUPS if config.get(group, {}).get("sha256")]
