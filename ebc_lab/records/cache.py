@@ -1,4 +1,4 @@
-"""The user's cache, shared by all studies: corpora and measurements."""
+"""The user's cache of corpora and measurements, which all studies share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MeasurementCache:
 
     Args:
         depends_on: everything that can change the measurement, such as shape, machine and versions, as JSON.
-        form: the measurement's type hint; a file whose contents do not fit it is ignored.
+        form: the measurement's type hint. A file whose contents do not fit it is ignored.
     """
 
     def __init__(self, kind: str, depends_on: Any, *, form: Any):
@@ -32,7 +32,7 @@ class MeasurementCache:
         self.path = cache_dir() / f"{kind}-{digest(depends_on)[:16]}.json"
 
     def read(self) -> Any:
-        """Return the cached measurement; None if there is none, or its file cannot be read."""
+        """Return the cached measurement; None if there is none, or if its file cannot be used."""
         try:
             return read_json(self.path, self.form)
         except (OSError, UserError):
@@ -47,7 +47,7 @@ class MeasurementCache:
             pass
 
     def read_or_measure(self, measure: Callable[[], Any]) -> Any:
-        """Return the cached measurement; if there is none, call `measure` and store what it returns."""
+        """Return the cached measurement. If there is none, call `measure`, store the result and return it."""
         measured = self.read()
         if measured is None:
             measured = measure()

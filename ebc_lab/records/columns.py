@@ -1,4 +1,4 @@
-"""The columns of every CSV file and table, with their units and meanings, as docs and tables show them."""
+"""The columns of every CSV file and table, with the units and meanings that docs and tables show."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ PATTERNS = {LEVEL: r"\d+(?:p\d+)?", EXPERT: r"\d+"}
 
 
 def meaning_of(column: str, meanings: Mapping[str, tuple[str, str]]) -> tuple[str, str] | None:
-    """Return (unit, meaning) of a column, None if it is unknown. Placeholders in `meanings`, as in `r2_<σ>`,
-    match any noise level or expert number."""
+    """Return (unit, meaning) of a column; None if the column is unknown. A placeholder in a name in
+    `meanings`, such as `r2_<σ>`, matches any noise level or expert number."""
     if column in meanings:
         return meanings[column]
     for name, meaning in meanings.items():
@@ -230,7 +230,7 @@ UNIT_MEANINGS = {  # of carry.csv, one row per arm and setting
 
 
 def _columns_from(meanings: Mapping[str, tuple[str, str]], *columns: str) -> dict[str, tuple[str, str]]:
-    """Return column -> (unit, meaning) for some columns of another table."""
+    """Return column -> (unit, meaning) for some columns, taken from `meanings`, those of another table."""
     return {name: meanings[name] for name in columns}
 
 

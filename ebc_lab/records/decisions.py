@@ -1,6 +1,6 @@
 """The decisions of a study's stages, as auto_decisions.json records them: one class for each JSON object.
 
-Every stage writes a `Decision`. The values of its `tracks` have a class of their own for each stage:
+Every stage writes a `Decision`. The values in the `tracks` of a decision have a class for each stage:
 `SweepTrack` (lr_sweep), `CalibratedTrack`, `ControllerTrack`, `ScaleTrack`, `TunedTrack`, `FinalsTrack`,
 `SuiteTrack` (ablation), `ModesTrack` (circumstances), `UnitsTrack` (carry) and `ProfilesTrack` (profiles).
 Losses and KL divergences are in nats per token. A run's result is a `records.figures.RunResult`.
@@ -12,7 +12,7 @@ from typing import Any, NotRequired, TypedDict
 
 
 class Candidate(TypedDict):
-    """A run in the list of runs that a decision compares; figures are None if not measured."""
+    """An entry in a decision's list of the runs that it compares. Figures not measured are None."""
 
     run_id: str
     role: str
@@ -54,7 +54,7 @@ class Decision(TypedDict, total=False):
 
 
 class Window(TypedDict):
-    """The range of a setting, around its best value, over which the loss is hardly higher than the best."""
+    """The range of a setting around its best value in which the loss is hardly higher than at that value."""
 
     best: float
     loss: float  # at the best value
@@ -66,21 +66,21 @@ class Window(TypedDict):
 
 
 class Diverged(TypedDict):
-    """The number of paired seeds on which the arm's run diverged, and on which the reference's did."""
+    """On how many paired seeds the arm's run diverged, and on how many the reference's run did."""
 
     arm: int
     reference: int
 
 
 class LuckOfTuning(TypedDict):
-    """The variation of a tuned loss with the tuning seeds: `statistics.Luck` as JSON."""
+    """How much a tuned loss varies with the tuning seeds: `statistics.Luck` as JSON."""
 
     sd: float  # standard deviation
     freedom: float  # degrees of freedom of its estimate
 
 
 class Difference(TypedDict):
-    """An arm's loss minus its reference's, paired by seed; `statistics.paired` explains each figure."""
+    """An arm's loss minus that of its reference, paired by seed. `statistics.paired` explains each figure."""
 
     seeds: int
     comparisons: int
@@ -108,7 +108,7 @@ class Difference(TypedDict):
 
 
 class Schedules(TypedDict, total=False):
-    """The schedules of an arm, under the names of table columns."""
+    """The schedules of an arm. The keys are the names of table columns."""
 
     lr_schedule: str
     warmup_steps: int | None  # None if the schedule has no warm-up
@@ -116,7 +116,7 @@ class Schedules(TypedDict, total=False):
 
 
 class Arm(Schedules, total=False):
-    """An arm of the finals or of a suite: its settings, its runs, and its figures over completed seeds."""
+    """An arm of the finals or of a suite: settings, runs, and figures over the completed seeds."""
 
     roles: list[str]
     track: str
@@ -153,7 +153,7 @@ class Arm(Schedules, total=False):
 
 
 class SweepGrid(TypedDict):
-    """The best run of the grid of learning rates with which the search begins."""
+    """The best run of the grid of learning rates that begins the search."""
 
     lr: float
     val_loss: float
@@ -170,7 +170,7 @@ class Schedule(TypedDict):
 
 
 class ControlPoint(TypedDict):
-    """A run in the grid that the fair control was chosen from."""
+    """A run in the grid from which the fair control was chosen."""
 
     run_id: str
     lr: float
@@ -194,7 +194,7 @@ class Control(TypedDict):
 
 
 class Pair(TypedDict):
-    """A pair (optimizer, projection) of the sweep, and how far its best loss lies behind the best of all."""
+    """A pair (optimizer, projection) of the sweep, and how far its best loss lies behind the best pair's."""
 
     track: str
     lr: float | None
@@ -208,7 +208,7 @@ class Pair(TypedDict):
 
 
 class BestRate(TypedDict):
-    """The part of a `SweepTrack` that is needed to plan a track's plain runs."""
+    """The part of a `SweepTrack` that is needed to plan the track's plain runs."""
 
     optimizer: str
     projection: str
@@ -216,14 +216,14 @@ class BestRate(TypedDict):
 
 
 class NaturalSteps(TypedDict):
-    """The part of a `SweepTrack` about the baseline's steps, which runs with EBC need."""
+    """The part of a `SweepTrack` that describes the baseline's steps. It is needed to plan runs with EBC."""
 
     natural_kl: float
     descent_median: float | None
 
 
 class Winner(TypedDict):
-    """The winning run of a search, and its margin."""
+    """The winning run of a search, and the margin by which it won."""
 
     run_id: str
     val_loss: float
@@ -233,7 +233,7 @@ class Winner(TypedDict):
 
 
 class SweepTrack(BestRate, NaturalSteps, Winner):
-    """A track's best constant learning rate, its noise between seeds, natural KL and fair control."""
+    """The sweep of a track: best constant learning rate, noise between seeds, natural KL, fair control."""
 
     edge: str | None
     grid: SweepGrid
@@ -243,7 +243,7 @@ class SweepTrack(BestRate, NaturalSteps, Winner):
 
 
 class NoiseFloor(TypedDict):
-    """The noise between replicate seeds, its 95% interval, and what difference two single runs can show."""
+    """The noise between replicate seeds, its 95% interval, and the least difference two runs can show."""
 
     sigma: float | None
     low: float | None
@@ -256,7 +256,7 @@ class NoiseFloor(TypedDict):
 
 
 class CalibratedTrack(Winner):
-    """The chosen target KL of a track, and the budget under which it was best."""
+    """The target KL that was chosen for a track, and the budget under which this target KL was best."""
 
     budget: str
     bound: str
@@ -274,7 +274,7 @@ class CalibratedTrack(Winner):
 
 
 class ControllerTrack(Winner):
-    """The controller chosen for a track: the best one that keeps the median KL near its target."""
+    """The controller chosen for a track: the best of those that keep the median KL near the target KL."""
 
     candidate: str
     settings: dict[str, Any]
@@ -290,7 +290,7 @@ class ScaledRun(Candidate):
 
 
 class ScaleTrack(TypedDict):
-    """The chosen multiple of a track's best learning rate, and how far each arm's can be raised."""
+    """The multiple chosen for a track's best learning rate, and how far each arm's rate can be raised."""
 
     lr_scale: float
     run_id: str
@@ -312,7 +312,7 @@ class ScaleTrack(TypedDict):
 
 
 class Efficiency(TypedDict):
-    """The effort of an arm to reach the baseline's final loss: medians over the seeds that reached it."""
+    """How long an arm trains to reach the baseline's final loss: medians over the seeds that reach it."""
 
     steps: float
     tokens: float
@@ -330,7 +330,7 @@ class RateWindow(TypedDict):
 
 
 class Line(TypedDict, total=False):
-    """A line of the verdict. The first four keys are always present; the others are inputs of its figure."""
+    """A line of the verdict. The first four keys are always present; the others are inputs of `figure`."""
 
     name: str
     question: str
@@ -351,7 +351,7 @@ class Line(TypedDict, total=False):
 
 
 class ComparedTrack(TypedDict, total=False):
-    """The arms of the finals or of a suite, for tables that serve both."""
+    """The arms of the finals or of a suite, in the form that tables of either take."""
 
     reference: str  # only of a suite: the arm that the others are compared with by default
     arms: dict[str, Arm]
@@ -360,7 +360,7 @@ class ComparedTrack(TypedDict, total=False):
 
 
 class FinalsTrack(ComparedTrack, total=False):
-    """The final arms of a track, their paired differences, and the verdict."""
+    """The arms of a track in the finals, their paired differences, and the verdict."""
 
     roles: dict[str, str]  # role -> arm
     best_ebc_by_val: str
@@ -381,7 +381,7 @@ class Sequential(TypedDict):
 
 
 class Acceptance(TypedDict, total=False):
-    """The contents of acceptance.json: the lines of the verdict, and the number of each outcome."""
+    """The contents of acceptance.json: the lines of the verdict, and how many lines have each verdict."""
 
     study: str
     corpus: str
@@ -407,7 +407,7 @@ class CurvePoint(TypedDict):
 
 
 class TunedArm(TypedDict):
-    """The best point of an arm's tuning grid, and the search for it."""
+    """The best point of an arm's tuning grid, and figures of the search for this point."""
 
     point: dict[str, Any]
     run_id: str | None
@@ -431,8 +431,7 @@ class TunedTrack(TypedDict):
 
 
 class SweptPoint(TypedDict):
-    """One value of a setting that a suite sweeps. The loss of a diverged seed is None, and then so is the
-    mean."""
+    """One value of a setting that a suite sweeps. If a seed diverged, its loss is None, as is the mean."""
 
     value: float
     arm: str
@@ -444,7 +443,7 @@ class SweptPoint(TypedDict):
 
 
 class Sweep(TypedDict, total=False):
-    """The sweep of one setting of an arm, its window, and how well a rule does that needs no tuning."""
+    """The sweep of one setting of an arm, its window, and how well a rule that needs no tuning performs."""
 
     points: list[SweptPoint]  # by rising value
     left_out: list[str]  # arms whose points are left out, because a run failed or was lost
@@ -459,7 +458,7 @@ class Sweep(TypedDict, total=False):
 
 
 class Transfer(TypedDict):
-    """How much worse arms do at a size that they were not tuned at than an arm that was tuned there."""
+    """How much worse arms do at a size at which they were not tuned than an arm that was tuned there."""
 
     shape: str  # the other size, in words
     tuned: str  # the arm that was tuned at this size
@@ -468,7 +467,7 @@ class Transfer(TypedDict):
 
 
 class StepCost(TypedDict):
-    """The time of a step of an arm over that of the reference: median over repeated turns, and quartiles."""
+    """The time of an arm's step divided by the reference's: median and quartiles over repeated turns."""
 
     ratio: float
     low: float
@@ -476,7 +475,7 @@ class StepCost(TypedDict):
 
 
 class Answer(TypedDict):
-    """A suite's answer about a user's own arm, compared with every other arm."""
+    """A suite's answer about one of the user's own arms, which is compared with every other arm."""
 
     rival: str | None
     difference: Difference | None
@@ -488,7 +487,7 @@ class Answer(TypedDict):
 
 
 class SuiteTrack(ComparedTrack, total=False):
-    """The arms of a suite, and the answers to the questions about them."""
+    """The arms of a suite, and the answers about the user's own arms among them."""
 
     steps_cost: dict[str, StepCost]
     windows: dict[str, dict[str, Sweep]]  # swept arm -> setting -> its sweep
@@ -502,7 +501,7 @@ class SuiteTrack(ComparedTrack, total=False):
 
 
 class ModeFound(TypedDict):
-    """The agreement between the runs of one mode of determinism."""
+    """How far the runs of one mode of determinism agree."""
 
     runs: int
     completed: int
@@ -522,8 +521,8 @@ class ModesTrack(TypedDict):
 
 
 class UnitPoint(TypedDict):
-    """The losses, by seed, with one constant of an arm in a setting. A diverged run counts with the loss of
-    its first step; a run without a result has None."""
+    """The losses, by seed, of an arm with one constant in one setting. A diverged run is given the loss of
+    its first step, and a run without a result is given None."""
 
     value: float  # the constant
     val: dict[str, float | None]
@@ -533,7 +532,7 @@ class UnitPoint(TypedDict):
 
 
 class UnitCurve(TypedDict):
-    """The losses of an arm in a setting as a function of its constant, and the best constant."""
+    """The losses of an arm in a setting at each constant that was tried, and the best constant."""
 
     points: list[UnitPoint]  # by rising constant
     best: float | None
@@ -542,7 +541,7 @@ class UnitCurve(TypedDict):
 
 
 class Carried(TypedDict):
-    """An arm in one setting with the constant that was chosen on the other settings."""
+    """The results of an arm in one setting with the constant that was chosen on the other settings."""
 
     constant: float
     regret: float  # mean validation regret in the settings that the constant was chosen on, nats
@@ -553,14 +552,14 @@ class Carried(TypedDict):
 
 
 class BrokenRuns(TypedDict):
-    """The number of runs that ended so far above their setting's median loss that they are useless."""
+    """The number of runs, and the number that are broken: diverged or far above their setting's median."""
 
     runs: int  # all of them
     broken: int
 
 
 class UnitFound(TypedDict):
-    """The findings on one unit; None stands for what could not be judged."""
+    """What was found out about one unit. A figure that could not be judged is None."""
 
     about: str
     unit: str
@@ -589,7 +588,7 @@ class UnitSetting(TypedDict):
 
 
 class UnitsTrack(TypedDict):
-    """The comparison of units by how well their constants serve settings that they were not chosen on."""
+    """The comparison of units: how well their constants serve settings on which they were not chosen."""
 
     reference: str
     challengers: list[str]
@@ -607,7 +606,7 @@ class UnitsTrack(TypedDict):
 
 
 class Target(TypedDict):
-    """A workload, and the target loss on it that methods have to reach."""
+    """A workload, and the loss that methods have to reach on it."""
 
     about: str
     calibrates: bool  # whether methods' configurations are chosen on it
@@ -622,7 +621,7 @@ class Target(TypedDict):
 
 
 class Reached(TypedDict):
-    """The effort of a method to reach the target on a workload; None if it did not within the longest run."""
+    """How long a method trains to reach a workload's target; None if even the longest run does not."""
 
     steps: dict[str, int | None]  # by seed: to the first evaluation at or below the target
     seconds: dict[str, float | None]  # of training, likewise
@@ -635,7 +634,7 @@ class Reached(TypedDict):
 
 
 class RateSensitivity(TypedDict):
-    """The sensitivity to the learning rate around a method's configuration, on a workload."""
+    """How sensitive a method is to the learning rate on one workload, around the method's configuration."""
 
     rates: list[float]
     losses: list[float | None]  # mean validation loss at each rate; None if a run diverged
@@ -644,7 +643,7 @@ class RateSensitivity(TypedDict):
 
 
 class Profiled(TypedDict):
-    """The findings on one method."""
+    """What was found out about one method."""
 
     about: str
     point: dict[str, Any] | None  # its configuration, one point of its grid; None if no run ended
@@ -663,7 +662,7 @@ class Profiled(TypedDict):
 
 
 class ProfilesTrack(TypedDict):
-    """The comparison of methods by how soon they reach the targets."""
+    """The comparison of methods by how soon each reaches the targets."""
 
     yardstick: str
     most: float  # ratio beyond which a workload counts as missed

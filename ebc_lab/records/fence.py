@@ -1,11 +1,11 @@
-"""Fence off a run's folder, so that only the latest attempt at the run can write there.
+"""A fence around a run's folder, so that only the latest attempt at the run can write there.
 
-A run's lock (`locks.py`) keeps other processes off it, except when a node is cut off: then its lock is freed
-or removed, while its process lives on and may come back. So every attempt has a hidden folder, named after
-its token, and writes each file there before renaming it into place. The next attempt removes that folder
-before it reads anything. From then on, the earlier one can neither create a file nor rename one. A rename
-checks and replaces in one step on every file system, so no process can be suspended between the two. Streams
-are opened before they are renamed, so late rows go to a file that nobody sees.
+A run's lock (`locks.py`) keeps other processes away, except when a node is cut off. The lock is then freed or
+removed, while the process on the node lives on and may come back. So every attempt has a hidden folder, named
+after the attempt's token, and writes each file there before renaming it into place. The next attempt removes
+that folder before it reads anything. From then on, the earlier attempt can neither create nor rename a file.
+A rename checks and replaces in one step on every file system, so no process can be suspended between the two.
+Streams are opened before they are renamed, so late rows go to a file that nobody sees.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PAST = ".past-"  # begins the name of a folder that is being removed
 
 
 class Superseded(UserError):
-    """Another attempt at the run has begun, so this one may no longer write."""
+    """Another attempt at the run has begun, so this attempt may no longer write."""
 
     def __init__(self, directory: Path):
         super().__init__(f"another attempt at {directory.name} has begun since: this one writes no more.")
@@ -35,8 +35,8 @@ _writing_in: dict[str, Path] = {}  # folder of a run -> the hidden folder of thi
 
 
 def claim(directory: Path) -> str:
-    """Supersede every earlier attempt at a run, and return the token of a new one. Raises Superseded if
-    another begins at the same moment."""
+    """Supersede every earlier attempt at a run, and return the token of a new attempt. Raises Superseded if
+    yet another attempt begins at the same moment."""
     for earlier in [path for path in directory.iterdir() if path.name.startswith((PREFIX, PAST))]:
         _remove(earlier)
     token = secrets.token_hex(4)
@@ -51,7 +51,7 @@ def claim(directory: Path) -> str:
 
 @contextmanager
 def within(directory: Path, token: str) -> Iterator[None]:
-    """Let this process write in a run's folder as the attempt with this token while the block runs."""
+    """Let this process write in a run's folder, as the attempt with this token, while the block runs."""
     key = os.path.abspath(directory)
     _writing_in[key] = directory / f"{PREFIX}{token}"
     try:
@@ -61,19 +61,19 @@ def within(directory: Path, token: str) -> Iterator[None]:
 
 
 def leave(directory: Path, token: str) -> None:
-    """Remove an attempt's hidden folder, if another attempt has not done so yet."""
+    """Remove an attempt's hidden folder, unless another attempt has already removed it."""
     _remove(directory / f"{PREFIX}{token}")
 
 
 def token_in(directory: Path) -> str | None:
-    """Return the token under which this process writes in a run's folder; None if it has none."""
+    """Return the token under which this process writes in a run's folder; None if the process has none."""
     own = _writing_in.get(os.path.abspath(directory))
     return own.name.removeprefix(PREFIX) if own else None
 
 
 def attempt_at(directory: Path) -> str | None:
-    """Return the token of the attempt that may write in a run's folder; None if there is none, or if another
-    is just beginning."""
+    """Return the token of the attempt that may write in a run's folder. Return None if there is no attempt,
+    or if another attempt is just beginning."""
     tokens = [path.name.removeprefix(PREFIX) for path in directory.glob(f"{PREFIX}*")]
     return tokens[0] if len(tokens) == 1 else None
 
@@ -88,7 +88,7 @@ def attempt_folder(path: Path) -> Path | None:
 
 
 def _remove(own: Path) -> None:
-    """Rename a hidden folder, so that its process can no longer write there, and remove it."""
+    """Rename a hidden folder, so that its attempt can no longer write there, and then remove the folder."""
     past = own.with_name(own.name.replace(PREFIX, PAST))
     with suppress(FileNotFoundError):
         own.rename(past)

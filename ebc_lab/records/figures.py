@@ -1,4 +1,4 @@
-"""A run's result, and its figures computed from `steps.csv`, in which an empty cell means not measured."""
+"""A run's result, and the figures computed from its `steps.csv`. An empty cell there means not measured."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OUTCOMES = (*FINISHED, "oom", "failed", "lost", "cancelled")
 
 
 class RunResult(TypedDict, total=False):
-    """The contents of result.json: how a run ended, and its figures; None means not measured.
+    """The contents of result.json: how a run ended, and the run's figures. None means not measured.
 
     Losses and KL divergences are in nats per token, times in seconds. A failed run has only the first keys.
     Figures of the run's parts, which are declared in `config/parts`, are further keys.
@@ -97,11 +97,11 @@ def longest_streak(flags: Iterable[bool]) -> int:
 
 
 def summarise(steps: Mapping[str, np.ndarray], floor: float = KL_FLOOR["float32"]) -> dict[str, Any]:
-    """Return a run's figures, computed from the columns of its `steps.csv`; None means not measured.
+    """Return a run's figures, computed from the columns of its `steps.csv`. None means not measured.
 
-    `floor`: the smallest KL, in nats per token, that the run's precision can resolve; `kl_curve` omits
-    smaller ones. Quantiles of c omit skipped steps. `_early` and `_late` are medians near the beginning and
-    the end of the run; `c_median_logged` is a median over every 20th step.
+    `floor`: the smallest KL, in nats per token, that the run's precision can resolve. `kl_curve` omits
+    smaller KLs. Quantiles of c omit skipped steps. Figures in `_early` and `_late` are medians near the
+    beginning and the end of the run. `c_median_logged` is a median over every 20th step.
     """
     done = steps["skipped"] == 0
     c = steps["c"][done]
@@ -147,17 +147,17 @@ def _further(steps: Mapping[str, np.ndarray], floor: float) -> dict[str, Any]:
 
 
 def limited_by_kl(steps: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return a boolean array of shape (steps,): whether the KL budget, and not a radius, limited the step."""
+    """Return a boolean array of shape (steps,): whether the KL budget, not a radius, limited each step."""
     clipped: np.ndarray = steps["c"] < CLIPPED_BELOW
     return clipped & (steps["ruled"] == RULED.index("kl")) if "ruled" in steps else clipped
 
 
 def kl_law(curve: Sequence[Sequence[float]]) -> list[float] | None:
-    """Return A and B >= 0 of KL = A c² + B c, fitted to points (c, KL > 0) by least squares of the relative
-    errors; None for fewer than two points.
+    """Return A and B, at least 0, of the law KL = A c² + B c. They are fitted to the points (c, KL > 0) by
+    least squares of the relative errors. Return None for fewer than two points.
 
-    A model with float weights has B = 0. With quantized weights, the number of codes that flip, each by a
-    whole level, is proportional to c, so that KL falls no faster than c.
+    With float weights, B is 0. With quantized weights, the number of codes that flip is proportional to c,
+    and each flips by a whole level, so KL falls no faster than c.
     """
     import numpy as np
     from scipy.optimize import nnls
@@ -170,8 +170,8 @@ def kl_law(curve: Sequence[Sequence[float]]) -> list[float] | None:
 
 
 def _kl_figures(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return the figures of the applied KL: its median over audited steps from step 20 on (over all if no
-    audit was that late), and its ratio to the target over audited steps that the KL budget clipped."""
+    """Return the figures of the applied KL: its median over audited steps from step 20 on, or over all if no
+    audit was that late, and its ratio to the target over the audited steps that the KL budget clipped."""
     applied = steps["applied_kl"]
     audited = applied == applied  # False for NaN
     late = audited & (steps["step"] >= WARM_STEPS)
@@ -187,8 +187,9 @@ def _kl_figures(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _drifts(steps: Mapping[str, np.ndarray]) -> dict[str, float | None]:
-    """Return medians of c, S and beta (mean over groups of the last measured values) in the run's last tenth
-    of steps, and in the tenth that begins at step 20, or half-way through a run of under 40 steps."""
+    """Return medians of c, S and beta (mean over groups of the last measured values) in two windows: the
+    run's last tenth of steps, and the tenth that begins at step 20, or half-way through a run of under 40
+    steps."""
     import numpy as np
 
     columns = {"c": steps["c"], "surrogate": steps["surrogate"]}

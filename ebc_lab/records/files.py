@@ -21,15 +21,15 @@ STORAGE_ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EDQU
 
 
 def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
-    """Write a whole file through `atomic_writer`, text as UTF-8."""
+    """Write a whole file through `atomic_writer`. Text is encoded as UTF-8."""
     with atomic_writer(path, durable=durable) as f:
         f.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """Yield a temporary file to write, which is renamed to `path` at the end, after an fsync.
-    `durable=False` omits the fsync, for files that a crash of the machine may lose, such as progress.json.
+    """Yield a temporary file for writing. At the end, it is synced to the disk and renamed to `path`. With
+    `durable=False` it is not synced, for files that a crash of the machine may lose, such as progress.json.
     Raises Superseded as `replacing` does."""
     with replacing(path) as temporary, open(temporary, "wb") as f:
         yield f
@@ -40,8 +40,8 @@ def atomic_writer(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; the file written there replaces the one at `path` at the end. Raises Superseded
-    if `path` is in the folder of a run that a later attempt has taken over (`fence.py`)."""
+    """Yield a temporary path. At the end, the file written there replaces the file at `path`. Raises
+    Superseded if `path` is in the folder of a run that a later attempt has taken over (`fence.py`)."""
     own = fence.attempt_folder(path)
     temporary = (own or path.parent) / f".{path.name}.{os.getpid()}.tmp"
     try:
@@ -56,13 +56,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def stamp_of(about: os.stat_result) -> Stamp:
-    """Return a file's size, modification time, inode change time (both in ns) and inode number; at least one
-    of them changes whenever the file does."""
+    """Return a file's size, modification time, inode change time (both in ns) and inode number. At least one
+    of these changes whenever the file changes."""
     return about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino
 
 
 def stamp(path: Path) -> Stamp | None:
-    """Return the stamp of a file; None where there is none."""
+    """Return the stamp of a file; None if the file does not exist."""
     try:
         return stamp_of(os.stat(path))
     except (FileNotFoundError, NotADirectoryError):
@@ -70,8 +70,8 @@ def stamp(path: Path) -> Stamp | None:
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """Return the contents of a file of at most `most` bytes. Raises FileNotFoundError if it does not exist,
-    and UserError if it is larger, unreadable or, instead of blocking, if it is a folder, pipe or device."""
+    """Return the contents of a file. Raises FileNotFoundError if it does not exist, and UserError if it is
+    unreadable, larger than `most` bytes or, without blocking, if it is a folder, pipe or device."""
     with opened(path) as f:
         size = os.fstat(f.fileno()).st_size
         content = f.read(size + 1) if size <= most else None
@@ -97,7 +97,7 @@ def opened(path: Path) -> BufferedReader:
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Raise UserError if a folder cannot be written or, where it does not exist, created."""
+    """Raise UserError if a folder cannot be written or, if it does not exist, cannot be created."""
     existing = next(p for p in [path, *path.resolve().parents] if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(

@@ -30,13 +30,13 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    """Return the indented JSON text of a value, converted by `as_json`, as bytes."""
+    """Return `value`, converted by `as_json`, as the bytes of indented JSON text."""
     return msgspec.json.format(json.dumps(as_json(value), allow_nan=False).encode(), indent=1) + b"\n"
 
 
 def as_json(value: Any) -> Any:
-    """Return a value as it would be read back from a JSON file: tuples as lists, keys as strings, NaN and
-    infinities as None, and lone surrogates, which stand for undecodable bytes in file names, as escapes."""
+    """Return a value as it would be read back from a JSON file. Tuples become lists, keys become strings, and
+    NaN and infinities become None. Lone surrogates, for undecodable bytes in file names, become escapes."""
     if value is None or isinstance(value, int):
         return value  # most of what is recorded
     if isinstance(value, str):
@@ -51,14 +51,15 @@ def as_json(value: Any) -> Any:
 
 
 def read_json(path: Path, kind: Any = Any, remedy: str = REMEDY) -> Any:
-    """Return the value in a JSON file, with its strings made `visible`. `kind`: the type hint that it must
-    fit. Raises FileNotFoundError, and UserError with the `remedy` if the file is invalid or does not fit."""
+    """Return the value in a JSON file, with its strings made `visible`. `kind`: the type hint that the value
+    must fit. Raises FileNotFoundError, and UserError with the `remedy` if the file is invalid or unfit."""
     return _read(path, kind, remedy, checksummed=False)
 
 
 def parse_json(content: str | bytes) -> Any:
-    """Return the value of a JSON text, with its strings as they are. Raises ValueError if it is not strict
-    JSON (as with NaN), or has integers beyond `LARGEST_INT` or nesting deeper than `DEEPEST`."""
+    """Return the value that a JSON text encodes; strings are not made `visible`. Raises ValueError if the
+    text is not strict JSON (NaN is not), has an integer beyond `LARGEST_INT`, or is nested beyond
+    `DEEPEST`."""
     return _parsed(content.encode() if isinstance(content, str) else content)[0]
 
 
@@ -76,7 +77,7 @@ def _read(path: Path, kind: Any, remedy: str, *, checksummed: bool) -> Any:
 
 
 def _parsed(content: bytes) -> tuple[Any, Any]:
-    """Return the value of a JSON text, and the same with its strings `visible`. Raises as `parse_json`."""
+    """Return the value of a JSON text, and that value with its strings `visible`. Raises as `parse_json`."""
     try:
         value = msgspec.json.decode(content)
     except msgspec.DecodeError as error:
@@ -87,8 +88,8 @@ def _parsed(content: bytes) -> tuple[Any, Any]:
 
 
 def _is_plain(content: bytes) -> bool:
-    """Return whether a quick scan proves that a JSON text needs no `visible` and breaks no limit, as is true
-    of most files; False means that its value must be checked."""
+    """Return whether a quick scan proves that no string of a JSON text needs `visible` and that the text
+    breaks no limit, as is true of most files. If the scan proves nothing, the value must be checked."""
     if not content.isascii() or b"\\" in content or b"\x7f" in content:
         return False
     digits = content.translate(ZEROS)
@@ -112,28 +113,29 @@ def _made_visible(value: Any, depth: int = 0) -> Any:
 
 
 def write_checksummed(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a mapping as JSON with a checksum, by which `read_checksummed` notices edits."""
+    """Write a mapping as JSON with a checksum, by which `read_checksummed` detects edits."""
     write_json(path, with_checksum(value))
 
 
 def with_checksum(value: Mapping[str, Any], key: str = "checksum") -> dict[str, Any]:
-    """Return the mapping as it would be read back, with the digest of its other items under `key`."""
+    """Return the mapping as it would be after writing it to JSON and reading it back, with a digest of all
+    items but `key` stored under `key`."""
     rest = {k: v for k, v in as_json(value).items() if k != key}
     return {**rest, key: digest(rest)}
 
 
 def checksum_holds(value: Any, key: str = "checksum") -> bool:
-    """Return whether a value has the right checksum, as `with_checksum` adds it; False if it has none."""
+    """Return whether a value has the checksum that `with_checksum` adds; False if it is wrong or missing."""
     return isinstance(value, dict) and value.get(key) == digest({k: v for k, v in value.items() if k != key})
 
 
 def read_checksummed(path: Path, remedy: str, kind: Any = Any) -> dict[str, Any]:
-    """Return the mapping that `write_checksummed` wrote. Raises as `read_json`, and UserError if edited."""
+    """Return what `write_checksummed` wrote. Raises as `read_json` does, and UserError if it was edited."""
     return read_sealed(path, remedy, kind)[0]
 
 
 def read_sealed(path: Path, remedy: str, kind: Any = Any) -> tuple[dict[str, Any], str]:
-    """Return (mapping without its checksum, the checksum). Raises as `read_checksummed`."""
+    """Return the mapping without its checksum, and the checksum. Raises as `read_checksummed` does."""
     value = _read(path, kind, remedy, checksummed=True)
     checksum = value.pop("checksum")
     return value, checksum

@@ -1,4 +1,4 @@
-"""Lock files of studies and runs. The kernel frees them when the process that holds them dies."""
+"""Lock files of studies and runs. The kernel frees a lock when the process that holds it dies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .paths import RunFiles, StudyFiles
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether a process holds this lock file, without acquiring it.
+    """Return whether a process holds this lock file. The file is locked only for the moment of the test.
 
     A file that this user may not read counts as free. Raises UserError if locking fails.
     """
@@ -44,7 +44,7 @@ def is_locked(path: Path) -> bool:
 
 @contextmanager
 def run_lock(directory: Path) -> Iterator[str | None]:
-    """Lock a run for training, superseding earlier attempts (`fence.py`), while the block runs. Yields the
+    """Lock a run for training while the block runs, and supersede earlier attempts (`fence.py`). Yields the
     token of this attempt, or None if another process has the run."""
     with ExitStack() as held:
         try:
@@ -59,8 +59,8 @@ def run_lock(directory: Path) -> Iterator[str | None]:
 
 
 def study_holder(files: StudyFiles) -> dict[str, Any] | None:
-    """Return `pid`, `host` and `since` of the process that drives a study; an empty dict if it has not
-    recorded them yet, and None if no process does."""
+    """Return `pid`, `host` and `since` of the process that drives a study; None if no process does. The dict
+    is empty if the process has not recorded these yet."""
     if not is_locked(files.driver_lock):
         return None
     with suppress(OSError, UserError):

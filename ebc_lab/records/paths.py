@@ -1,4 +1,4 @@
-"""The names of the files of a run and of a study. No other module spells them out."""
+"""The names of the files of a run and of a study. No other module spells out these names."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ DIAGNOSES = (".diagnosis.md", ".diagnosis.json")
 
 
 def matching_paths(pattern: str | os.PathLike[str]) -> list[Path]:
-    """Return the paths that match a path or pattern, sorted. At each level, an existing file or folder of
-    exactly this name takes precedence over reading the name as a pattern: in `tokens [v2]/*_train_*.bin`,
-    only the last part is a pattern if the folder `tokens [v2]` exists."""
+    """Return the paths that match a path or pattern, sorted. At each level, a file or folder of exactly this
+    name is preferred to reading the name as a pattern. In `tokens [v2]/*_train_*.bin`, for example, only the
+    last part is a pattern if the folder `tokens [v2]` exists."""
     path = Path(pattern).expanduser()
     found = [Path(path.anchor)]
     for name in path.parts[bool(path.anchor) :]:
@@ -54,7 +54,7 @@ class _Model(TypedDict):
 
 
 class ShownSettings(TypedDict):
-    """The settings in a spec's `config` that are read without building a RunConfig."""
+    """The settings in the `config` of a spec that are read without building a RunConfig."""
 
     seed: int
     steps: int
@@ -88,7 +88,7 @@ class SpecRecord(TypedDict):
 
 
 class _In:
-    """A descriptor for the path of a run's file, joined only on access: a study has thousands of runs."""
+    """The path of a run's file, as a descriptor: it is joined only on access, since there are many runs."""
 
     def __init__(self, name: str):
         self.name = name
@@ -119,12 +119,12 @@ class RunFiles:
         self.directory = directory
 
     def damaged(self, number: int) -> Path:
-        """Return the path that an unusable checkpoint is moved to."""
+        """Return the path to which an unusable checkpoint is moved."""
         return self.directory / DAMAGED.format(number)
 
 
 def is_checkpoint(path: str) -> bool:
-    """Return whether a file in a run's folder is a checkpoint, including an unusable one set aside."""
+    """Return whether a file in a run's folder is a checkpoint, even an unusable one that was set aside."""
     name = os.path.basename(path)
     return name == CHECKPOINT or fnmatch(name, DAMAGED.format("*"))
 
@@ -175,7 +175,7 @@ class StudyFiles:
         return [self.run_files(run_id) for run_id in self.run_ids()]
 
     def conclusions(self) -> tuple[str, ...]:
-        """Return the names and patterns of the study's files that are computed from its runs."""
+        """Return the names, and patterns of names, of the study's files that are computed from its runs."""
         decided = (self.decisions_file, self.acceptance_file, self.results_file)
         tables = (self.ablation_file, self.modes_file, self.units_file, self.profiles_file)
         made = [path.name for path in (*decided, *tables, self.page_file, self.crate_file)]

@@ -1,4 +1,4 @@
-"""A run that a stage needs, the name of its arm, and the names of tracks in words."""
+"""A run that a stage needs, the name of the run's arm, and the names of tracks in words."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ DIGITS = 6  # significant digits of a learning rate and its scale, as many as `p
 
 def arm_name(run: RunConfig, lr_scale: float | None, note: str = "") -> str:
     """Return an arm's name, `<optimizer>_<projection>_<stabilizer>[_d<target KL>_<budget>]_x<scale><tail>`,
-    followed by `note`. `tail_of` makes the tail: `_lindelta_lrdecay`, `_holddelta_trapezoid_w0`.
+    followed by `note`. The tail comes from `tail_of`, as in `_lindelta_lrdecay` or `_holddelta_trapezoid_w0`.
 
-    `_x2` means twice the track's best constant rate. Before that is known, `lr_scale` is None and the name
-    has the learning rate itself, `_lr0p004`, so that a name always stands for one rate.
+    `_x2` means twice the track's best constant rate. Before that rate is known, `lr_scale` is None, and the
+    name has the learning rate itself, as in `_lr0p004`. A name therefore always stands for one rate.
     """
     number = naming.number
     rate = f"lr{number(run.optimizer.lr, DIGITS)}" if lr_scale is None else f"x{number(lr_scale, DIGITS)}"
@@ -34,7 +34,8 @@ def arm_name(run: RunConfig, lr_scale: float | None, note: str = "") -> str:
 
 
 def setting_columns(run: RunConfig) -> dict[str, Any]:
-    """Return column -> value for the columns of run tables that show settings; None if without effect."""
+    """Return column -> value for the columns of run tables that show settings; None for those without
+    effect."""
     run = naming.with_derived_settings(run)
     ebc = run.stabilizer.name == "ebc"
     bound = ebc and (run.budget.name in BOUNDED or run.budget.sensitivity_every > 0)
@@ -53,7 +54,7 @@ def setting_columns(run: RunConfig) -> dict[str, Any]:
 
 
 def schedules_of(run: RunConfig) -> Schedules:
-    """Return the schedules of a run's learning rate and target KL, under the names of table columns."""
+    """Return the schedules of a run's learning rate and target KL, keyed by the names of table columns."""
     run = naming.with_derived_settings(run)  # a warm-up may be given as a share of the run
     return {
         "lr_schedule": run.lr_schedule.name,
@@ -69,7 +70,7 @@ def track_of(run: RunConfig) -> str:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """A run that a stage needs. `kind` and `run` determine what it computes, the other fields its purpose."""
+    """A run that a stage needs. `kind` and `run` say what it computes, the other fields what it is for."""
 
     stage: str
     role: str  # grid | replicate | control | ebc | none | fixed_tau | overhead | a final's role
@@ -86,7 +87,7 @@ class RunSpec:
 
     @property
     def shown_lr_scale(self) -> float | None:
-        """Return the LR scale for tables: None for runs of the grid, which precede the best rate."""
+        """Return the LR scale for tables; None for runs of the grid, before which no best rate is known."""
         return None if self.role == GRID else self.lr_scale
 
     @cached_property
@@ -107,13 +108,13 @@ class RunSpec:
 
     @property
     def cost(self) -> float:
-        """Return the work of the run, as `cost_of` estimates it."""
+        """Return an estimate of the run's work (`cost_of`)."""
         run = self.run
         return cost_of(run.steps, run.batch_size * run.model.context, run.optimizer.name, run.stabilizer.name)
 
 
 def cost_of(steps: int, tokens_per_step: int, optimizer: str, stabilizer: str) -> float:
-    """Return an estimate of a run's work, for balancing workers: its number of tokens, increased by a factor
+    """Return an estimate of a run's work, for balancing workers. It is the number of tokens, times a factor
     for the time that EBC and Muon add to a step."""
     cost = steps * tokens_per_step * (1.1 if stabilizer != "none" else 1.0)
     return cost * (1.4 if optimizer == "muon" else 1.0)
@@ -127,7 +128,7 @@ TRACK = re.compile(r"\b(?:{})_(?:{})\b".format(*("|".join(names) for names in CH
 
 
 def optimizer(track: str) -> str:
-    """Return a track, `<optimizer>_<projection>`, in words: `Adam + spectral projection`."""
+    """Return a track, `<optimizer>_<projection>`, in words, such as `Adam + spectral projection`."""
     name, _, projection = track.rpartition("_")
     words = OptimizerConfig.words.get(name, name)
     if projection in ("", "none"):
@@ -136,13 +137,13 @@ def optimizer(track: str) -> str:
 
 
 def tracks_in_words(text: str, tracks: Iterable[str] = ()) -> str:
-    """Return a sentence with the names of tracks put in words: `Adam: …` for `adam_none: …`. Longer names, of
-    arms and runs, that begin with a track are left alone. `tracks`: names with users' own optimizers."""
+    """Return a sentence with the names of tracks put in words: `Adam: …` for `adam_none: …`. Names of arms
+    and runs, which begin with a track, are unchanged. `tracks`: tracks of the user's own optimizers."""
     others = [re.escape(track) for track in tracks]
     text = re.sub(rf"\b(?:{'|'.join(others)})\b", lambda match: optimizer(match[0]), text) if others else text
     return TRACK.sub(lambda match: optimizer(match[0]), text)
 
 
 def track_prefix(track: str, tracks: Collection[str]) -> str:
-    """Return the prefix for a sentence about a track: its name in words if there are several, or nothing."""
+    """Return the prefix of a sentence about a track: the track in words, or nothing if it is the only one."""
     return f"{optimizer(track)}: " if len(tracks) > 1 else ""

@@ -1,4 +1,4 @@
-"""The files that a run writes while it trains: its streams steps.csv and evals.csv, and progress.json."""
+"""The files that a run writes while it trains: progress.json, and the streams steps.csv and evals.csv."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _cell(value: Any) -> str:
 
 
 class Heartbeat:
-    """A writer of progress.json. Call it after each step; it writes at most once in REPORT_S seconds."""
+    """A writer of progress.json. Call it after each step; it writes at most once every REPORT_S seconds."""
 
     def __init__(self, path: Path, steps: int):
         self.path = path
@@ -53,7 +53,7 @@ class Heartbeat:
 
 
 class Mark(NamedTuple):
-    """The state of a stream at one moment: its length in bytes, and their sha256."""
+    """The state of a stream at one moment: the number of bytes written, and the sha256 of these bytes."""
 
     size: int
     sha256: str
@@ -63,8 +63,8 @@ class Stream:
     """A CSV file to which rows are appended.
 
     Args:
-        after: continue the existing file from this mark, for which `holds` must be true, and drop the rows
-            that a killed run wrote after its checkpoint. None starts a new file.
+        after: the mark from which to continue an existing file; `holds` must be true of it. Rows that a
+            killed run wrote after its checkpoint are dropped. None starts a new file.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], after: Mark | None = None):
@@ -88,7 +88,7 @@ class Stream:
         self.sha256.update(line)
 
     def mark(self) -> Mark:
-        """Return the mark of the stream as it is now."""
+        """Return the current mark of the stream."""
         return Mark(self.size, self.sha256.hexdigest())
 
     def sync(self) -> None:
@@ -102,7 +102,7 @@ class Stream:
 
 
 def holds(path: Path, mark: Mark, *, to_the_end: bool = False) -> bool:
-    """Return whether a stream begins with the bytes of a mark; with `to_the_end`, has exactly these bytes."""
+    """Return whether a stream begins with the bytes of a mark or, with `to_the_end`, consists of them."""
     with suppress(FileNotFoundError, UserError):
         content = read_regular(path, MOST_BYTES)
         kept = content if to_the_end else content[: mark.size]
@@ -111,17 +111,17 @@ def holds(path: Path, mark: Mark, *, to_the_end: bool = False) -> bool:
 
 
 def rows_in(path: Path) -> int:
-    """Return the number of complete rows in a stream (in steps.csv, the number of steps taken); 0 if it
-    cannot be read."""
+    """Return the number of complete rows in a stream (in steps.csv, the number of steps taken); 0 if the
+    stream cannot be read."""
     with suppress(OSError, UserError):
         return max(0, read_regular(path, MOST_BYTES).count(b"\n") - 1)
     return 0
 
 
 def read_columns(path: Path, needed: Iterable[str] = (), *, alone: bool = False) -> dict[str, np.ndarray]:
-    """Return column -> values, float64 of shape (rows,), with NaN for empty cells and without an incomplete
-    last row. `alone`: only the `needed` columns, in a quarter of the time. Raises FileNotFoundError, and
-    UserError if the file is not such a stream or lacks a `needed` column."""
+    """Return column -> values, float64 of shape (rows,). An empty cell is NaN; an incomplete last row is left
+    out. `alone`: return only the `needed` columns, in a quarter of the time. Raises FileNotFoundError, and
+    UserError if the file is no such stream or lacks a `needed` column."""
     import numpy as np
 
     remedy = "delete its run folder, and the study's command trains the run again"

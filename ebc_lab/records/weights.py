@@ -1,7 +1,7 @@
-"""Files of weights with a checksum: weights.pt of a finished run, checkpoint.pt of an unfinished one.
+"""Files of weights with a checksum: weights.pt of a finished run, checkpoint.pt of an unfinished run.
 
-The first line holds the checksum of all that follows, the second a description of the weights in JSON, and
-the rest is the output of `torch.save`. Nothing here needs torch.
+The first line holds the checksum of all that follows. The second line describes the weights in JSON. The rest
+is the output of `torch.save`. Nothing in this module needs torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ARCHIVE = b"PK"  # the first bytes that torch.save writes
 
 
 class About(TypedDict):
-    """The description of weights: the model, tokens and text that they were trained with."""
+    """The description of weights: the model, tokens and text with which they were trained."""
 
     format: int  # version of this file format
     model: dict[str, Any]  # settings of the model
@@ -46,7 +46,7 @@ class KeptWeights:
 
 
 def seal(kind: str, about: About, archive: bytes) -> bytes:
-    """Return the contents of a file of weights, with its checksum. `kind`: one of KINDS."""
+    """Return the contents of a file of weights, including the checksum. `kind`: one of KINDS."""
     rest = json.dumps(about, sort_keys=True).encode() + b"\n" + archive
     return _first_line(kind, rest) + rest
 
@@ -56,7 +56,7 @@ def _first_line(kind: str, rest: bytes) -> bytes:
 
 
 def unseal(whole: bytes, kinds: Iterable[str] = KINDS) -> tuple[About | None, bytes]:
-    """Return the description and the archive that were given to `seal`; the description is None in a
+    """Return the description and the archive that were given to `seal`. The description is None for a
     checkpoint of an earlier version. Raises ValueError if the checksum is missing or wrong."""
     line, newline, rest = whole.partition(b"\n")
     if line + newline not in [_first_line(kind, rest) for kind in kinds]:
@@ -69,8 +69,9 @@ def unseal(whole: bytes, kinds: Iterable[str] = KINDS) -> tuple[About | None, by
 
 
 def find_weights(named: str, folders: Iterable[Path] = ()) -> Path:
-    """Return the file of weights that `init.run` names. `named` is that file, a run's folder, or, relative to
-    one of `folders`, a run's folder or STUDY/RUN_ID. Raises UserError if there is no such file."""
+    """Return the file of weights, or else the checkpoint, to which `named`, the value of `init.run`, refers.
+    `named` is a file or a run's folder, relative to the working folder or to one of `folders`, or it is
+    STUDY/RUN_ID within one of `folders`. Raises UserError if there is no such file."""
     written = Path(named).expanduser()
     places = [written]
     for folder in folders:
@@ -94,8 +95,8 @@ def find_weights(named: str, folders: Iterable[Path] = ()) -> Path:
 
 
 def read_weights(path: Path, sha256: str | None = None) -> KeptWeights:
-    """Return the contents of a file of weights. Raises UserError if the file is missing, truncated, edited,
-    not ebc-lab's or, where a `sha256` of the whole file is given, has another."""
+    """Return the contents of a file of weights. Raises UserError if the file is missing, truncated or edited,
+    is not ebc-lab's, or does not match `sha256`, the checksum of the whole file, if that is given."""
     try:
         with opened(path) as f:
             whole = f.read()

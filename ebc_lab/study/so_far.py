@@ -1,10 +1,10 @@
 """The outlook of a study: one line on its first undecided stage, which becomes more certain as runs end.
 
-The line applies the stage's own rule to the results known so far, and never claims that anything is decided.
-Before the first result it reports how far a run in progress has come, and its latest validation loss.
+The line applies the rule of that stage to the results known so far. It never claims that anything is decided.
+Before the first result, it reports how far a run in progress has come, and the latest validation loss.
 
-The process that drives the study computes the outlook whenever a run ends, and writes it to a file together
-with the time that is expected to be left, so that other commands need not compute it again.
+The process that drives the study computes the outlook whenever a run ends. It writes the outlook to a file,
+together with the expected time left, so that other commands need not compute these again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NOTHING = "nothing to compare yet"
 
 @dataclass(frozen=True)
 class SoFar:
-    """An outlook on the open stage: `done` of about `runs` training runs have a result."""
+    """The outlook on the open stage, `stage`: `done` of about `runs` training runs have a result."""
 
     stage: str
     said: list[str]
@@ -40,9 +40,11 @@ class SoFar:
     runs: int
 
     def line(self, running: Sequence[Mapping[str, Any]] = ()) -> str:
-        """Return `Adam leads at lr 0.002, 0.0500 nats ahead of Muon at lr 0.008 (5 of about 22 runs)`.
+        """Return `Adam leads at lr 0.002, 0.0500 nats ahead of Muon at lr 0.008 (5 of about 22 runs)`, for
+        example.
 
-        `running`: a mapping per run in progress; those with a `val_loss` have `arm`, `at_step` and `steps`.
+        `running`: a mapping for each run in progress. If it has a `val_loss`, it has `arm`, `at_step` and
+        `steps`.
         """
         words = "; ".join(self.said) or NOTHING
         shown = next((r for r in running if r.get("val_loss") is not None), None)
@@ -62,7 +64,7 @@ class OutlookRecord(TypedDict):
 
 
 def open_stage(config: Config, decisions: Mapping[str, Decision]) -> str | None:
-    """Return the first stage without a decision; None where every stage has one."""
+    """Return the first stage without a decision; None if every stage has one."""
     return next((s for s in config.study.stages if s not in decisions), None)
 
 
@@ -72,9 +74,9 @@ def so_far(
     results_of: ResultsOf,
     expected: Mapping[str, int] | None = None,
 ) -> SoFar | None:
-    """Return the outlook on the first stage without a decision; None where every stage has one.
+    """Return the outlook on the first stage without a decision; None if every stage has a decision.
 
-    `expected`: the number of training runs that each stage is likely to make, by stage.
+    `expected`: stage -> the number of training runs that the stage is likely to need.
     """
     stage = open_stage(config, decisions)
     if stage is None:
@@ -91,8 +93,8 @@ def so_far(
 
 
 def leave_outlook(files: StudyFiles, known: SoFar, left_s: float | None) -> None:
-    """Write the outlook and the seconds left (None: unknown) to a file for other commands, ignoring a failure
-    to write. Only the process that holds the study's lock may call this."""
+    """Write `known` and the expected seconds left (None: unknown) to the outlook file, where other commands
+    read them. A failure to write is ignored. Only the process that holds the study's lock may call this."""
     with suppress(OSError, UserError):
         driver = read_json(files.driver_file, dict[str, Any])
         about = {"driver": driver, "written": time.time(), "left_s": left_s, "known": asdict(known)}
@@ -100,8 +102,9 @@ def leave_outlook(files: StudyFiles, known: SoFar, left_s: float | None) -> None
 
 
 def outlook(files: StudyFiles, holder: Mapping[str, Any] | None) -> tuple[SoFar, float | None] | None:
-    """Return the outlook last written by `holder`, the process that holds the study's lock, and the expected
-    seconds left (None: unknown); None where it has written none, or no process holds the lock."""
+    """Return the outlook and the expected seconds left (None: unknown), as last written by `holder`, the
+    process that holds the study's lock. Return None if no process holds the lock, or `holder` has written no
+    outlook."""
     try:
         about = read_json(files.outlook_file, OutlookRecord)
     except (OSError, UserError):

@@ -26,10 +26,8 @@ K = TypeVar("K")
 
 
 def compare(a: Study, b: Study) -> dict[str, Any]:
-    """Return the differences between two studies and what they have in common, as pairs [of a, of b].
-
-    Raises UserError if either study is missing, or one of its files is damaged or edited.
-    """
+    """Return what differs between two studies and what they have in common, as pairs [in a, in b]. Raises
+    UserError if either study is missing, or if one of its files is damaged or edited."""
     snapshots = read(a), read(b)
     with a.blame_files(), b.blame_files():
         heads = [snapshot.header for snapshot in snapshots]
@@ -58,7 +56,7 @@ def compare(a: Study, b: Study) -> dict[str, Any]:
 
 
 def _paired(a: Mapping[K, Any], b: Mapping[K, Any]) -> dict[K, list[Any]]:
-    """Return key -> [value in a, value in b] for the keys of both; None stands for a missing value."""
+    """Return key -> [value in a, value in b] for the keys of either; None stands for a missing value."""
     return {key: [a.get(key), b.get(key)] for key in dict.fromkeys([*a, *b])}
 
 
@@ -69,7 +67,7 @@ def _unequal(
 
 
 def _distinct_ends(*places: Path) -> list[str]:
-    """Return the shortest differing ends of two paths."""
+    """Return the shortest trailing parts by which two paths differ."""
     for parts in range(1, max(len(place.parts) for place in places)):
         ends = ["/".join(place.parts[-parts:]) for place in places]
         if ends[0] != ends[1]:
@@ -78,13 +76,13 @@ def _distinct_ends(*places: Path) -> list[str]:
 
 
 def _answer(decisions: Mapping[str, Any]) -> list[str]:
-    """Return the headlines of the last decision if its stage concludes a study, or an empty list."""
+    """Return the headlines of the last decision; an empty list if its stage does not conclude a study."""
     last = next(reversed([*decisions]), None)
     return stage_of(last).headlines(decisions[last]) if last and stage_of(last).concludes else []
 
 
 def _tuned(decisions: Mapping[str, Any]) -> dict[str, str]:
-    """Return arm -> its tuned point in words, for the tuned arms."""
+    """Return tuned arm -> the point that tuning chose for it, in words."""
     tracks = decisions["tune"]["tracks"] if "tune" in decisions else {}
     return {
         f"{track_prefix(track, tracks)}{label}": point_in_words(arm["point"])
@@ -94,7 +92,7 @@ def _tuned(decisions: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _settings(asked: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Return the settings that differ. An arm that only one study has is one entry, with its description."""
+    """Return the settings that differ. An arm that only one study has is one entry: its description."""
     names = [{key.split(".")[2] for key in settings if key.startswith(f"{ARMS}.")} for settings in asked]
     lines: dict[str, list[Any]] = {}
     for key, pair in _unequal(
@@ -117,8 +115,8 @@ def _machine(header: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _runs(snapshots: Sequence[Snapshot]) -> dict[str, Any]:
-    """Return the number of runs of each study, the number that both trained, and the figures, timing aside,
-    in which the results of these differ."""
+    """Return the number of runs of each study, the number of runs that both studies trained, and the figures
+    in which the two results of such a run differ. Timing figures are not compared."""
     a, b = map(_trained, snapshots)
     common = {run_id: (a[run_id], b[run_id]) for run_id in a if run_id in b}
     different = {}
@@ -141,15 +139,15 @@ def _runs(snapshots: Sequence[Snapshot]) -> dict[str, Any]:
 
 
 def _trained(snapshot: Snapshot) -> dict[str, Record]:
-    """Return run id -> record of the training runs with a result, unused ones left out. Raises UserError if
-    files of any run are damaged or edited."""
+    """Return run id -> record of the training runs that have a result, without unused runs. Raises UserError
+    if the files of any run are damaged or edited."""
     sorts = snapshot.sorts_of_runs()
     sound = snapshot.sound_records()
     return {r.run_id: r for r in sound if sorts.get(r.run_id) == TRAINING and r.brief.outcome}
 
 
 def _figures(stage: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """Return track -> figure -> its value in each of the two decisions, None if one lacks the track."""
+    """Return track -> figure -> its values in the two decisions; None if a decision lacks the track."""
     found: dict[str, Any] = {}
     for track, sides in _paired(a["tracks"], b["tracks"]).items():
         pairs = {figure.path: [figure.value(side) for side in sides] for figure in stage_of(stage).figures}
@@ -158,7 +156,8 @@ def _figures(stage: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str
 
 
 def _verdict(decisions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the lines of both verdicts in pairs; `flipped` if both studies have the line and disagree."""
+    """Return the lines of both verdicts in pairs. `flipped`: both studies have the line, but with different
+    verdicts."""
     out = []
     for (track, name), pair in _paired(*(_entries(d, "verdict", "verdict") for d in decisions)).items():
         verdicts, figures = ([line and line[key] for line in pair] for key in ("verdict", "figure"))
@@ -169,7 +168,8 @@ def _verdict(decisions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _arms(decisions: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return arm -> seeds and mean test loss (nats/token) per study, and b's minus a's, for common arms."""
+    """Return, for each arm that both studies have, the number of seeds and the mean test loss (nats/token) in
+    each study, and the loss in b minus the loss in a."""
     out = {}
     for shown in ("verdict", "arms"):
         pairs = _paired(*(_entries(d, shown, "arms") for d in decisions))
@@ -192,8 +192,8 @@ def _arms(decisions: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _entries(decisions: Mapping[str, Any], shown: str, key: str) -> dict[tuple[str, str], Any]:
-    """Return (track, name) -> arm or line of the verdict, whichever `key` means, from the decision that shows
-    `shown`; empty if there is none."""
+    """Return (track, name) -> arm or line of the verdict, as `key` says, from the decision that shows
+    `shown`; empty if there is no such decision."""
     decision = decision_that_shows(shown, decisions)
     found: dict[tuple[str, str], Any] = {}
     for track, about in decision["tracks"].items() if decision else ():
@@ -204,6 +204,7 @@ def _entries(decisions: Mapping[str, Any], shown: str, key: str) -> dict[tuple[s
 
 
 def _bits_per_character(arm: Mapping[str, Any]) -> Any:
-    """Return an arm's test loss in bits per character; unless recorded, a token counts as a character."""
+    """Return an arm's test loss in bits per character. If the loss was not recorded in this unit, a token
+    counts as one character."""
     nats = arm["test_loss"]
     return arm.get(BITS, None if nats is None else nats / math.log(2))

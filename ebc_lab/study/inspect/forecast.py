@@ -1,7 +1,7 @@
 """A forecast of the runs of a study and their duration: its stages plan and decide on invented results.
 
-If the study has begun, its stages get the results that it has, and those that it would copy from other
-studies in the same folder; only the missing ones are invented.
+If the study has begun, its stages get the results that it has and those that it would copy from other studies
+in the same folder. Only the missing results are invented.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SCENARIOS = (
 
 
 class WithNeighbours:
-    """A function from specs to run id -> result, for the results that a study has and those that it would
+    """A function from specs to results (run id -> result): those that a study has, and those that it would
     copy from other studies in its folder."""
 
     def __init__(self, study: Study, own: ResultsOf):
@@ -72,8 +72,9 @@ class WithNeighbours:
 def forecast(
     config: Config, known: ResultsOf = lambda specs: {}, scenario: Scenario = EXPECTED
 ) -> dict[str, list[RunSpec]]:
-    """Return stage -> its distinct training runs, without those of earlier stages. `known`: a function that
-    returns existing results; missing ones are invented according to `scenario`."""
+    """Return stage -> the distinct training runs of the stage, without those of earlier stages. `known`: a
+    function that returns the existing results of specs. Missing results are invented according to
+    `scenario`."""
     decisions: dict[str, Decision] = {}
     results: dict[str, RunResult] = {}
     runs: dict[str, list[RunSpec]] = {}
@@ -127,8 +128,8 @@ def _asked(
 
 
 def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: float) -> RunResult:
-    """Return an invented result that fits the scenario, with losses relative to `best`, so that they compare
-    with known ones. `nth`: the number of results that the stage had before."""
+    """Return an invented result that fits the scenario. Its losses are relative to `best`, so that they can
+    be compared with known losses. `nth`: how many results the stage had before this one."""
     lr = spec.run.optimizer.lr
     grid = config.lr_sweep.grids.get(spec.run.optimizer.name, [])  # empty for an optimizer only in arms
     behind = 1 / (1 + 1e4 * lr)  # the highest learning rate wins
@@ -156,12 +157,12 @@ def _invent(config: Config, scenario: Scenario, spec: RunSpec, nth: int, best: f
 
 
 def expected_left(config: Config, known: ResultsOf, under_way: Mapping[str, float]) -> dict[str, Any]:
-    """Return the work of a running study: the numbers of training runs that are `done` and expected to be
-    `left`, the remaining `steps` and `seconds` (None before a run has finished), and `stages`: stage -> its
-    number of runs.
+    """Return the remaining work of a running study: how many training runs are `done` and how many are
+    expected to be `left`, the remaining `steps` and `seconds` (None before a run has finished), and `stages`
+    (stage -> number of its runs).
 
-    `config` is resolved. `known`: a function that returns existing results; `under_way`: run id -> the share
-    of the run already trained, 0 to 1.
+    `config` is resolved. `known`: a function that returns the existing results of specs. `under_way`: run id
+    -> the share of the run that is already trained, 0 to 1.
     """
     stages = forecast(config, known)
     specs = [s for planned in stages.values() for s in planned]
@@ -180,17 +181,17 @@ def expected_left(config: Config, known: ResultsOf, under_way: Mapping[str, floa
 
 
 def expected_work(config: Config) -> speeds.Work:
-    """Return the total numbers of training runs and steps that a study is expected to make."""
+    """Return the total numbers of training runs and of steps that a study is expected to need."""
     steps = [s.run.steps for planned in forecast(config).values() for s in planned]
     return speeds.Work(len(steps), sum(steps))
 
 
 def planned(config: Config) -> dict[str, Any]:
-    """Return the runs, steps, tokens and time of each stage: the least, the expected and the most, since
-    grids may grow.
+    """Return the least, expected and largest number of runs, steps, tokens and seconds of each stage. The
+    numbers are not fixed, because grids may grow.
 
-    Runs already `done`, and those that will be `copied` from other studies in the folder, count as runs but
-    take no time. Raises UserError if a result was edited.
+    Runs that are `done`, or will be `copied` from other studies in the folder, count as runs but take no
+    time. Raises UserError if a result was edited.
     """
     study = Study(Path(config.output_dir).expanduser() / config.study.name)
     snapshot = read(study) if study.exists() else None
@@ -251,8 +252,9 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
 
 
 def _placed(config: Config, study: Study) -> Config:
-    """Return the configuration with a device and the checksums that a run's name needs. Unknown ones of text
-    and tokenizer come from another study in the folder with the same request; the rest are `OPEN`."""
+    """Return the configuration with a device and with the checksums that go into a run's name. A missing
+    checksum of the text or tokenizer is taken from another study in the folder that made the same request. A
+    checksum that is still missing is set to `OPEN`."""
     for other in studies_in(study.root.parent):
         if config.data.sha256 and (config.tokens.name == "characters" or config.tokens.sha256):
             break
@@ -282,11 +284,11 @@ def _figures(
     rate: Pace | None,
     speed: speeds.Choice | None,
 ) -> dict[str, Any]:
-    """Return the number, length and duration of these training runs; copied and finished ones take no time.
+    """Return the number, length and expected duration of `specs`. Copied and finished runs take no time.
 
-    `eta_s` (seconds) and `gpu_hours` (of all GPUs together) follow from the pace of finished runs or from a
-    measured speed, and are None without either. `flop_hours`: the GPU hours of the operations at the assumed
-    utilisation (`bench.flops`); None if those of a run are unknown.
+    `eta_s` (seconds) comes from the pace of finished runs or else a measured speed; None if neither is known.
+    `gpu_hours` is the same time summed over all GPUs; None without a GPU. `flop_hours`: the GPU hours of the
+    remaining operations at the assumed utilisation (`bench.flops`); None if any run's operations are unknown.
     """
     there = known(specs)
     copied = sum(s.run_id in known.copied for s in specs)
@@ -316,7 +318,7 @@ def _figures(
 
 
 def _plainest(config: Config) -> speeds.Choice:
-    """Return the assumptions of an estimate for settings that are chosen by a measurement later: float32, one
+    """Return the assumptions of an estimate for settings that will be chosen by a measurement: float32, one
     thread, not compiled."""
     run, why = speeds.chosen_by_rule(run_part(config), cores(), speeds.job_cores(config.launcher))
     dtype = "float32" if speeds.is_open(run, "dtype") else run.dtype

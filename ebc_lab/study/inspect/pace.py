@@ -1,6 +1,6 @@
-"""The time that runs will take, learned from finished ones: seconds of wall time per unit of `RunSpec.cost`.
+"""The time that runs will take, learned from finished runs: seconds of wall time per unit of `RunSpec.cost`.
 
-Finished runs that shared a machine were slower than they would have been alone; so will the next ones be.
+Runs that shared a machine took longer than they would have alone. The coming runs will share it as well.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Timed = tuple[Kind, float | None, float]  # kind, seconds and cost of a finished
 
 @dataclass(frozen=True)
 class Pace:
-    """The seconds that runs take per unit of cost, overall and by kind, (optimizer, stabilizer)."""
+    """The seconds that runs take per unit of cost, overall and for each kind (optimizer, stabilizer)."""
 
     overall: float
     by_kind: Mapping[Kind, float]
@@ -46,7 +46,7 @@ class Pace:
 
 
 def learned(records: Iterable[Record], source: str = "this study") -> Pace | None:
-    """Return the pace of the finished training runs among `records`, None if there are none."""
+    """Return the pace of the finished training runs among `records`; None if no training run has finished."""
     briefs = [record.brief for record in records if record.brief.kind == "train"]
     finished = [(run, (run.optimizer, run.stabilizer)) for run in briefs if run.outcome in FINISHED]
     return _pace(
@@ -55,7 +55,7 @@ def learned(records: Iterable[Record], source: str = "this study") -> Pace | Non
 
 
 def observed(specs: Iterable[RunSpec], results: Mapping[str, RunResult]) -> Pace | None:
-    """Return the pace of those `specs` that have finished, None if none has. `results`: by run id."""
+    """Return the pace of the finished runs among `specs`; None if there are none. `results`: by run id."""
     timed: list[Timed] = []
     for spec in specs:
         result = results.get(spec.run_id)
@@ -67,7 +67,7 @@ def observed(specs: Iterable[RunSpec], results: Mapping[str, RunResult]) -> Pace
 
 
 def _pace(runs: Iterable[Timed], source: str) -> Pace | None:
-    """Return the pace of those runs whose time and cost are known; None if there are none."""
+    """Return the pace of the runs whose time and cost are known; None if there are no such runs."""
     timed = [(kind, seconds, cost) for kind, seconds, cost in runs if seconds and cost]
     if not timed:
         return None
@@ -85,8 +85,8 @@ def _seconds_per_cost(timed: Sequence[tuple[Kind, float, float]]) -> float:
 
 
 def learned_from_siblings(config: Config, study: Study) -> Pace | None:
-    """Return the pace of the newest other studies in the same folder that ran on this machine with equal
-    `SHAPE` settings; None if there are none."""
+    """Return the pace of the newest other studies in the same folder that ran on this machine with the same
+    `SHAPE` settings; None if there are no such studies."""
     measured: list[Record] = []
     names = []
     host = hardware()["host"]

@@ -1,4 +1,4 @@
-"""Command lines that repeat a study or a run from the file that records its settings."""
+"""Command lines that repeat a study or a run from the file in which its settings are recorded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOST_NAMED = 80  # characters in the name of such a study
 
 
 def again(study: Study, *overrides: str, portable: bool = False) -> str:
-    """Return the command line that runs a study with the settings of this one, changed by `overrides`.
+    """Return the command line that runs a study with the settings of `study`, changed by `overrides`.
 
     `portable`: give the path relative to the folder that holds the study, for use on any machine.
     """
@@ -41,7 +41,7 @@ def run_again(study: Study, run_id: str, *, portable: bool = False) -> str:
 
 
 def _from(study: Study, file: Path, portable: bool) -> str:
-    """Return `from=FILE`. For a bundle, the file's path is the one it has after unpacking."""
+    """Return `from=FILE`. For a file in a bundle, the path is the one that the file has after unpacking."""
     if portable or not study.resumable:
         name = study.header(checked=False)["study"] if portable else study.name
         file = Path(name) / file.relative_to(study.root)
@@ -49,8 +49,8 @@ def _from(study: Study, file: Path, portable: bool) -> str:
 
 
 def continuing(study: Study, header: StudyHeader) -> str:
-    """Return the command line that continues a study: the last one that ran it, or, if that is unknown or the
-    study has been moved, one with the same settings."""
+    """Return the command line that continues a study: the recorded command that last ran it. If none was
+    recorded, or the study has been moved since, return a command line with the same settings."""
     noted = study.noted_command()
     if noted is not None:
         return noted
@@ -60,16 +60,16 @@ def continuing(study: Study, header: StudyHeader) -> str:
 
 
 def deciding(study: Study, header: StudyHeader, decision: Mapping[str, Any] | None) -> str | None:
-    """Return the command line of a new study, in the same folder, that would settle undecided answers on
-    fresh seeds alone; it copies the runs that tuned the arms. None if no answer is undecided, or the number
-    of seeds needed is unknown. `decision`: the one about the arms, None before it is made."""
+    """Return the command line of a new study in the same folder that would settle undecided answers on fresh
+    seeds alone. It copies the runs that tuned the arms. Return None if no answer is undecided, or the number
+    of seeds needed is unknown. `decision`: the decision about the arms; None before it is made."""
     fresh = fresh_seeds(study, header, decision)
     return again(study, *fresh, *_place(study, header)) if fresh else None
 
 
 def fresh_seeds(study: Study, header: StudyHeader, decision: Mapping[str, Any] | None) -> list[str]:
-    """Return the overrides for the study that `deciding` describes: as many seeds as it needs, none of them
-    used in this folder before, and a new name. Empty if `deciding` returns None."""
+    """Return the overrides for the new study that `deciding` describes: a new name, and as many seeds as are
+    needed, none of which was used in this folder before. Empty if `deciding` returns None."""
     tracks = decision["tracks"].values() if decision else ()
     answers = [answer for track in tracks for answer in (track.get("answers") or {}).values()]
     undecided = [a["seeds_needed"] for a in answers if a["verdict"] == "undecided" and a["seeds"]]
@@ -83,8 +83,7 @@ def fresh_seeds(study: Study, header: StudyHeader, decision: Mapping[str, Any] |
 
 
 def _place(study: Study, header: StudyHeader) -> list[str]:
-    """Return the overrides for a study's launcher and output folder, where these differ from the
-    defaults."""
+    """Return the overrides for a study's launcher and output folder, where they are not the defaults."""
     launcher = flat({"launcher": header["config"]["launcher"]})
     default = flat({"launcher": to_dict(LauncherConfig())})
     gone = {f"launcher.{name}" for name in GONE[LauncherConfig]}
@@ -114,7 +113,7 @@ def override_value(value: Any) -> str:
 
 
 def departures(study: Study, header: StudyHeader) -> list[Change]:
-    """Return (setting, default, requested) for the settings requested of a study that differ from the
+    """Return (setting, default, requested) for the requested settings of a study that differ from the
     defaults of its scale and suite. A whole arm is represented by its description."""
     requested = as_this_version_says(header["requested"])
     copy = study.own / str(header["own"]["suite"]) if "own" in header else study.own
@@ -131,20 +130,20 @@ def departures(study: Study, header: StudyHeader) -> list[Change]:
 
 
 def _in_short(value: Any) -> Any:
-    """Return a value as it is; for a whole arm, its description or `given`."""
+    """Return a value unchanged unless it is a whole arm; then return the arm's description, or `given`."""
     return value.get("about") or "given" if isinstance(value, dict) else value
 
 
 @functools.cache
 def _defaults(scale: str, suite: str) -> dict[str, Any]:
-    """Return all settings under a scale and a suite. Cached, because composing is slow and a page that is
-    being watched is rendered often."""
+    """Return all settings under a scale and a suite. They are cached, because composing is slow and a page
+    that is being watched is rendered often."""
     chosen = [f"scale={scale}", f"study={override_value(suite)}"]
     return asked_for(compose(chosen, here=False, sources=False, trains=False))
 
 
 def _suite(requested: Mapping[str, Any]) -> str:
-    """Return the choice in `conf/study` that best agrees with these settings; those of runs do not count."""
+    """Return the choice in `conf/study` that agrees best with these settings, apart from those of runs."""
     asked = flat(requested)
 
     def agreement(choice: str) -> int:

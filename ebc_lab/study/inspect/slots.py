@@ -1,8 +1,8 @@
 """The use of a study's worker slots: which run occupied which slot and when, and how long the slots idled.
 
 All of it comes from the `attempts.jsonl` of each run. There are as many slots as were ever busy at once. A
-worker is present from its first claim of a run to the end of its last one, and time counts while any worker
-is present: pauses after an interruption do not count, nor does work after the last run, such as plotting.
+worker is present from its first claim of a run to the end of its last run. Time counts while any worker is
+present: pauses after an interruption do not count, nor does work after the last run, such as plotting.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Bar(NamedTuple):
 
 
 class SlotUse(TypedDict):
-    """The use of the slots as `status` reports it."""
+    """The use of the slots, as `status` reports it."""
 
     slots: int
     seconds: float  # from the first attempt to the end of the last one, without pauses
@@ -40,16 +40,15 @@ class SlotUse(TypedDict):
 
 
 class Timeline(NamedTuple):
-    """All attempts, ordered by when they began, and the use of the slots. A stage's time runs from the end of
-    the stage before it to the end of its last run."""
+    """All attempts, ordered by when they began, and the use of the slots. The time of a stage runs from the
+    end of the previous stage to the end of the stage's last run."""
 
     bars: list[Bar]
     use: SlotUse
 
 
 def timeline(runs: Iterable[Record]) -> Timeline | None:
-    """Return the timeline so far of the slots of a study with these planned runs; None if no attempt has
-    ended."""
+    """Return the timeline of a study's slots so far, from its planned runs; None if no attempt has ended."""
     bars: list[Bar] = []  # in seconds since the epoch
     for record in runs:
         run = record.brief
@@ -74,7 +73,7 @@ def timeline(runs: Iterable[Record]) -> Timeline | None:
 
 
 def in_words(use: SlotUse) -> str:
-    """Return the use as `2 worker slots for 12 min 31 s, idle 7% of that time (lr_sweep 9%)`."""
+    """Return the use of the slots as `2 worker slots for 12 min 31 s, idle 7% of that time (lr_sweep 9%)`."""
     slots = f"{use['slots']} worker slot{'s' * (use['slots'] != 1)}"
     whole = use["idle"]["whole"]
     return f"{slots} for {clock(use['seconds'])}, idle {whole:.0%} of that time ({idle_by_stage(use)})"
@@ -106,8 +105,7 @@ def _without_pauses(bars: Sequence[Bar]) -> list[Bar]:
 
 
 def _on_slots(bars: Iterable[Bar]) -> list[Bar]:
-    """Return the bars with their slots: each on its worker's previous slot if that is free, or else on the
-    first free one."""
+    """Return the bars with their slots: a worker's previous slot if it is free, or the first free slot."""
     free: list[float] = []  # slot -> when it is free again
     last: dict[tuple[str, int], int] = {}  # worker -> its previous slot
     placed = []
@@ -123,7 +121,7 @@ def _on_slots(bars: Iterable[Bar]) -> list[Bar]:
 
 
 def _idle_share(bars: Sequence[Bar], slots: int, since: float, until: float) -> float:
-    """Return the idle share, 0 to 1, of the slots' time between two moments."""
+    """Return the share, 0 to 1, of the slots' time between `since` and `until` that was idle."""
     busy = sum(max(0.0, min(bar.end, until) - max(bar.begin, since)) for bar in bars)
     whole = slots * (until - since)
     return max(0.0, 1 - busy / whole) if whole else 0.0

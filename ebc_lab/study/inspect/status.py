@@ -1,4 +1,4 @@
-"""The progress of a study, from its files alone."""
+"""The progress of a study, read from its files alone."""
 
 from __future__ import annotations
 
@@ -34,13 +34,14 @@ from .slots import SlotUse, timeline
 
 
 def status(study: Study) -> dict[str, Any]:
-    """Return the status of a study. Raises UserError if there is none, or its study.json cannot be read.
+    """Return the status of a study. Raises UserError if the study does not exist or its study.json cannot be
+    read.
 
     `state` is `running` (a process holds the study's lock), `finished`, `finished_with_failures`, `stale` (a
-    recorded decision no longer follows from the files), `interrupted` (begun, but no process holds it) or
-    `empty` (no runs yet). `problems` names damaged files. A stage is `decided`, `stale`, `open` or `waiting`;
-    `would_train` is the number of runs that the study's command would train for a stale stage, None if that
-    depends on an earlier stage.
+    recorded decision no longer follows from the files), `interrupted` (begun, but no process holds the lock)
+    or `empty` (no runs yet). `problems` names damaged files. A stage is `decided`, `stale`, `open` or
+    `waiting`. For a stale stage, `would_train` is the number of runs to train; None if it depends on an
+    earlier stage.
     """
     study.must_exist()
     runs = Index(study)
@@ -57,8 +58,9 @@ def status(study: Study) -> dict[str, Any]:
 
 
 def _key_at_rest(study: Study, runs: Index) -> str:
-    """Return a key of everything that a study's status depends on; empty if its status may change without its
-    files, because a process holds it or it has Slurm jobs."""
+    """Return a key made of everything that a study's status depends on. Return an empty key if the index has
+    no `state`, if a file cannot be read, or if the status may change while the files do not: a process holds
+    the study, or the study has Slurm jobs."""
     if not runs.state or study.holder() is not None or study.launcher_file.exists():
         return ""
     try:
@@ -119,8 +121,8 @@ def slots_used(snapshot: Snapshot) -> SlotUse | None:
 
 
 def known_so_far(snapshot: Snapshot) -> dict[str, Any] | None:
-    """Return the open `stage`, a `line` about its results so far, and how many of its `runs` have `ended`;
-    None if all stages are decided, or a decision cannot be used."""
+    """Return the open `stage`, a `line` about its results so far, its number of `runs`, and how many of them
+    have `ended`. Return None if all stages are decided, or a decision cannot be used."""
     if snapshot.finished or snapshot.faults:
         return None
     return _ahead(snapshot, snapshot.study.holder(), _runs(snapshot))[0]
@@ -129,8 +131,8 @@ def known_so_far(snapshot: Snapshot) -> dict[str, Any] | None:
 def _stages(
     snapshot: Snapshot, because: Mapping[str, str], runs: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return an entry for each stage: its state, runs by outcome, and headlines. `because`: stage -> why its
-    decision is stale."""
+    """Return an entry for each stage with its state, its runs by outcome and its headlines. `because`: stage
+    -> why the stage's decision is stale."""
     decisions, sorts = snapshot.decisions, snapshot.sorts_of_runs()
     work = remaining_work(snapshot.config, snapshot.reusable_results()) if because else []
     would_train = {w.stage: w.missing for w in work}
@@ -164,8 +166,8 @@ def _runs(snapshot: Snapshot) -> list[dict[str, Any]]:
 
 
 def run_status(study: Study, run: Brief) -> dict[str, Any]:
-    """Return a planned run's settings in brief, its outcome and its `progress` with the latest evaluation;
-    `progress` is None if it has ended or not begun."""
+    """Return a planned run's main settings, its outcome, and its `progress` with the latest evaluation.
+    `progress` is None if the run has ended or not begun."""
     progress = None if run.outcome else study.progress(run.run_id)
     if progress is not None:
         at_step, loss = study.last_evaluation(run.run_id) or (None, None)
@@ -177,9 +179,9 @@ def run_status(study: Study, run: Brief) -> dict[str, Any]:
 def failures_of(
     study: Study, failed: list[dict[str, Any]], *, portable: bool = False
 ) -> list[dict[str, Any]]:
-    """Return failed runs grouped by cause, each group with the `command` that trains its first run again; the
-    command is None for a measurement, and for a lost or cancelled run. `portable`: as in
-    `reproduce.run_again`."""
+    """Return failed runs grouped by cause. Each group has a `command`, which trains the group's first run
+    again. The command is None if this run is a measurement, or was lost or cancelled. `portable`: as for
+    `run_again`."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for r in failed:
         groups.setdefault(cause_class(r["run_id"], r["outcome"], r["cause"]), []).append(r)
@@ -203,7 +205,7 @@ def failures_of(
 
 def _queue(study: Study, every_s: float) -> tuple[dict[str, int], list[str]]:
     """Return state -> number of the study's live Slurm jobs, and error messages if Slurm could not be asked.
-    Slurm is asked at most once in `every_s` seconds."""
+    Slurm is asked at most once every `every_s` seconds."""
     try:
         session = queue_module.session_of(study)
         known = queue_module.cached_jobs(session, every_s) if session else {}
@@ -213,8 +215,7 @@ def _queue(study: Study, every_s: float) -> tuple[dict[str, int], list[str]]:
 
 
 def joined(study: Study) -> list[dict[str, Any]]:
-    """Return `worker`, `host` and `run_ids` of each worker that has joined the running study from another
-    machine."""
+    """Return `worker`, `host` and `run_ids` of each worker from another machine in the running study."""
     workers = []
     for session in sessions_in(study):
         notes = session.notes()
@@ -227,11 +228,11 @@ def joined(study: Study) -> list[dict[str, Any]]:
 def _ahead(
     snapshot: Snapshot, holder: Mapping[str, Any] | None, runs: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, Any] | None, float | None]:
-    """Return what `known_so_far` does, and the seconds left for the expected runs at the pace of the finished
-    ones, None before one has finished.
+    """Return the result of `known_so_far`, and the seconds that the expected runs will still take at the pace
+    of the finished runs (None before a run has finished).
 
-    The process that runs the study keeps both in a file; without it they are computed, which takes some
-    milliseconds a run. `runs`: all runs, as `run_status` returns them; the line shows those in progress.
+    The process that runs the study keeps both in a file. Without that file, they are computed here, in a few
+    milliseconds a run. `runs`: all runs, as `run_status` returns them; the line may mention one in progress.
     """
     config = snapshot.config
     known, left_s = outlook(snapshot.study, holder) or (None, None)

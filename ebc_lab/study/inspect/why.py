@@ -15,8 +15,8 @@ from ..store.study import Study
 
 
 def why(study: Study, stage: str | None) -> dict[str, Any]:
-    """Return stage -> decision, with what would have changed it, for one stage or all decided ones. Raises
-    UserError if the stage does not exist, or it is undecided."""
+    """Return stage -> decision, with what would have changed the decision, for one stage or for all decided
+    stages. Raises UserError if the stage does not exist or is undecided."""
     snapshot = read(study)
     stages = snapshot.config.study.stages
     if stage is not None and stage not in stages:
@@ -43,15 +43,14 @@ def why(study: Study, stage: str | None) -> dict[str, Any]:
 
 
 def noise_floor(decisions: Mapping[str, Decision]) -> dict[str, NoiseFloor]:
-    """Return track -> the noise between seeds (`stages.statistics.noise`), the unit in which margins are
-    given; empty before the sweep is decided."""
+    """Return track -> noise between seeds (`stages.statistics.noise`), the unit of margins; empty before the
+    sweep is decided."""
     tracks = decisions["lr_sweep"]["tracks"] if "lr_sweep" in decisions else {}
     return {track: noise(d["replicate_losses"]) for track, d in tracks.items()}
 
 
 def noise_in_words(floor: NoiseFloor) -> str:
-    """Return the noise floor in one line: σ, its interval, and the smallest difference that two single runs
-    can show."""
+    """Return the noise floor in one line: σ, its interval, and the least difference two runs can show."""
     if floor["sigma"] is None:
         return "σ unknown"
     return (

@@ -1,11 +1,11 @@
-"""The append-only log of attempts to train a run, one line per event.
+"""The append-only log of attempts to train a run, with one event per line.
 
-`begin`: a worker has claimed the run; with what it sees of the machine. `restarted`: it starts at the first
-step despite a checkpoint; says why. `end`: with the outcome. `stopped`: on request, with a checkpoint.
-`cancelled`. `taken`: copied, finished, from another study. `lost`: its worker died, or was silent for so long
-that the run was given to another; written by the driver. `refused`: a silent worker came back, and may no
-longer write. If nothing ends an attempt, worker and driver were killed together. `attempt` is its token
-(`fence.py`).
+`begin`: a worker has claimed the run; with what it sees of the machine. `restarted`: the worker starts at the
+first step despite a checkpoint; with the cause. `end`: the run has ended; with the outcome. `stopped`: the
+attempt was stopped on request and left a checkpoint. `cancelled`: the attempt was cancelled. `taken`: the
+finished run was copied from another study. `lost`: the worker died, or was silent for so long that the run
+was given to another; written by the driver. `refused`: a silent worker came back, and may no longer write. If
+no event ends an attempt, worker and driver were killed together. `attempt` is its token (`fence.py`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SEEN = (
 
 
 def note(directory: Path, event: str, **about: Any) -> None:
-    """Append one event to a run's log, in a single write so that lines of two processes never mix."""
+    """Append one event to a run's log, in a single write, so that the lines of two processes never mix."""
     now = datetime.now().astimezone().isoformat(timespec="milliseconds")
     line = json.dumps({"at": now, "event": event, **about}) + "\n"
     descriptor = os.open(RunFiles(directory).attempts, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
@@ -49,7 +49,7 @@ def note(directory: Path, event: str, **about: Any) -> None:
 
 
 def surroundings() -> dict[str, Any]:
-    """Return the host, pid and variables in SEEN, as evidence of where and on which device a run trains."""
+    """Return the host, the pid and the variables in SEEN: evidence of where a run trains, on what device."""
     seen = {k.lower(): os.environ[k] for k in SEEN if k in os.environ}
     return {"host": os.uname().nodename, "pid": os.getpid(), **seen}
 
@@ -57,17 +57,17 @@ def surroundings() -> dict[str, Any]:
 def give_up(
     files: RunFiles, outcome: str, cause: str, identity: str | None, steps: int | None = None
 ) -> None:
-    """Write the result of a run that will not be trained any further; its other files stay as they are.
+    """Write the result of a run that will not be trained any further. Its other files are left unchanged.
 
-    `identity`: digest of its identity; None if its spec cannot be read. `steps`: how many it has taken; None:
-    as many as steps.csv has rows.
+    `identity`: digest of the run's identity; None if the spec cannot be read. `steps`: the steps taken; None
+    stands for the number of rows in steps.csv.
     """
     result = {"run_id": files.directory.name, "identity": identity, "outcome": outcome, "cause": cause}
     write_checksummed(files.result, {**result, "steps": rows_in(files.steps) if steps is None else steps})
 
 
 def log(directory: Path) -> list[dict[str, Any]]:
-    """Return the events of a run's log, oldest first, without lines that a crash cut off."""
+    """Return the events of a run's log, oldest first. Lines that a crash cut off are left out."""
     try:
         text = read_regular(RunFiles(directory).attempts, MOST_BYTES).decode(errors="replace")
     except FileNotFoundError:
@@ -80,24 +80,24 @@ def log(directory: Path) -> list[dict[str, Any]]:
 
 
 def _latest(directory: Path) -> list[dict[str, Any]]:
-    """Return the events of the latest attempt, from its `begin` on; [] if none is logged."""
+    """Return the events of the latest attempt, from its `begin` event on; [] if no attempt is logged."""
     events = log(directory)
     begins = [i for i, event in enumerate(events) if event.get("event") == "begin"]
     return events[begins[-1] :] if begins else []
 
 
 def last_begin(directory: Path) -> dict[str, Any]:
-    """Return the `begin` event of the latest attempt; {} if none is logged."""
+    """Return the `begin` event of the latest attempt; {} if no attempt is logged."""
     return next(iter(_latest(directory)), {})
 
 
 def restarts(directory: Path) -> list[str]:
-    """Return the reasons why the latest attempt restarted at the first step; [] if it did not."""
+    """Return the reasons why the latest attempt restarted at the first step; [] if it did not restart."""
     return [str(event.get("cause")) for event in _latest(directory) if event.get("event") == "restarted"]
 
 
 def superseded_by(directory: Path, token: str) -> str:
-    """Return a message for an attempt that may no longer write, naming the one that replaced it."""
+    """Return the message for an attempt that may no longer write, naming the one that took over, if known."""
     now = last_begin(directory)
     known = now.get("attempt") not in (None, token)
     where = f" on {now.get('host')} (process {now.get('pid')})" if known else ""
@@ -108,8 +108,8 @@ def superseded_by(directory: Path, token: str) -> str:
 
 
 def spans(directory: Path) -> list[Span]:
-    """Return the attempts whose begin and end are both known, oldest first, without those of the study from
-    which a finished run was taken."""
+    """Return the attempts whose begin and end are both known, oldest first. If the finished run was copied
+    from another study, the attempts made there are left out."""
     found: list[Span] = []
     begun: tuple[float, str, int] | None = None
     for event in log(directory):

@@ -1,10 +1,10 @@
-"""A bundle: a study as one .zip of its manifest.json and the files that it lists, for use elsewhere.
+"""A bundle: a study as one .zip, which holds manifest.json and the files listed there, for use elsewhere.
 
 * Order, dates and permissions in the archive are fixed: the same study gives the same bytes.
 * A bundle is intact if it holds exactly what its manifest lists, even if another program has repacked it.
-* Reading a bundle needs neither torch nor the corpus, and writes nothing outside the folder it unpacks to.
-* A brief bundle has only the spec and the result of each run. It packs those of all runs into one file, which
-  is four times smaller than separate ones; unpacking restores the original files.
+* Reading a bundle needs neither torch nor the corpus. It writes nothing outside the folder of unpacked files.
+* A brief bundle has only the spec and the result of each run. One file holds these for all runs, and takes a
+  quarter of the space of separate files. Unpacking restores the original files.
 """
 
 from __future__ import annotations
@@ -48,12 +48,13 @@ REMEDY = "get the bundle again from the person who exported it"
 
 
 def export(study: Study, output: Path | None = None, *, brief: bool = False) -> dict[str, Any]:
-    """Pack a study that no command is running and whose files are all as recorded (docs/bundle.md).
+    """Pack a study (docs/bundle.md). No command may be running it, and all its files must be as recorded.
 
-    `brief`: pack only the spec and the result of each run, which decisions are made from, and no pictures,
-    which `ebc-lab report` draws again. `output`: by default `<study>.zip` beside the study. Return `study`,
-    `bundle` (its path), `sha256`, `bytes`, `files` (their number, without the manifest) and `replaced` (the
-    sha256 of a different bundle that was overwritten, or None). Raises UserError if the study is not ready.
+    `brief`: of each run, pack only the spec and the result, from which decisions are made; leave out
+    pictures, which `ebc-lab report` draws again. `output`: the path; by default `<study>.zip` beside the
+    study. Return `study`, `bundle` (the path), `sha256`, `bytes`, `files` (their number, without the
+    manifest) and `replaced` (the sha256 of a different bundle that was overwritten, or None). Raises
+    UserError if the study is not ready.
     """
     if output is None and isinstance(study, Bundled):
         raise UserError(f"{study.name}{SUFFIX} is a bundle already: copy it, or give --output FILE.zip.")
@@ -90,8 +91,8 @@ def export(study: Study, output: Path | None = None, *, brief: bool = False) -> 
 
 
 def _abridged(study: Study, entries: Mapping[str, str]) -> tuple[dict[str, str], dict[str, bytes]]:
-    """Return the entries of a brief bundle's manifest, and the new contents of the two files in which the
-    bundle differs from the study: the manifest and ro-crate-metadata.json."""
+    """Return the manifest entries of a brief bundle, and the new contents of the manifest and of
+    ro-crate-metadata.json. In these two files the bundle differs from the study."""
     own = study.crate_file.name
     kept = {}
     for name, sha256 in entries.items():
@@ -105,7 +106,7 @@ def _abridged(study: Study, entries: Mapping[str, str]) -> tuple[dict[str, str],
 
 
 def _joined(contents: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
-    """Yield (name, content) of the study's own files as they are, then of one that joins all runs' files."""
+    """Yield (name, content) of the study's own files unchanged, then of one file with all runs' files."""
     runs: dict[str, dict[str, str]] = {}
     for name, content in contents:
         if run := manifest.owning_run(name):
@@ -127,7 +128,7 @@ def pack(out: BinaryIO, contents: Iterable[tuple[str, bytes]]) -> None:
 
 
 def _refuse_to_overwrite(path: Path) -> None:
-    """Raise UserError if a bundle cannot have this name, or would replace something other than a bundle."""
+    """Raise UserError if this is no name for a bundle, or if the file exists and is not a bundle."""
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the bundle's own name, --output {path / 'NAME.zip'}.")
     if path.suffix != SUFFIX:
@@ -143,7 +144,7 @@ def _refuse_to_overwrite(path: Path) -> None:
 
 
 def _exportable(study: Study) -> dict[str, str]:
-    """Return path -> sha256 of the files to pack. Raises UserError if they are not final, or not intact."""
+    """Return path -> sha256 of the files to pack. Raises UserError if any file is not final or intact."""
     study.must_exist()
     recorded = manifest.read(study.root)
     study.header()
@@ -166,13 +167,14 @@ def _exportable(study: Study) -> dict[str, str]:
 
 
 def is_bundle(path: Path) -> bool:
-    """Return whether a path means a bundle rather than a study's folder; it need not exist."""
+    """Return whether a path stands for a bundle rather than a study's folder. The path need not exist."""
     return path.suffix == SUFFIX and not path.is_dir()
 
 
 def verify(path: Path, sha256: str | None = None) -> dict[str, Any]:
-    """Return the findings on a bundle, as `verify_study` does on a study, and its `sha256`, which must equal
-    the given one. Raises UserError if there is no such file, or no room to unpack it."""
+    """Return what `verify_study` returns for a study, with the bundle's `sha256` added. If `sha256` is given
+    and differs from the bundle's, the difference is listed among the faults. Raises UserError if `sha256` is
+    not 64 hex digits, the bundle does not exist, or there is no room to unpack it."""
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise UserError("--sha256 takes the 64 hex digits that `ebc-lab export` printed.")
     with tempfile.TemporaryDirectory(prefix="ebc-lab-") as folder:
@@ -204,8 +206,8 @@ def _readable(name: str) -> str:
 
 
 def unpack(path: Path, into: Path) -> Study:
-    """Unpack a bundle into a new folder and return the study there. Raises UserError if the folder exists or
-    the bundle is damaged."""
+    """Unpack a bundle into a new folder and return the study there. Raises UserError if the folder already
+    exists or the bundle is damaged."""
     if into.exists():
         raise UserError(
             f"{into} exists already: give it to the command instead of {path}, or choose another --output."
@@ -233,16 +235,16 @@ class Bundled(Study):
 
 
 def _unpack_intact(path: Path, into: Path) -> None:
-    """Unpack a bundle into a new folder. Raises UserError if it has any fault."""
+    """Unpack a bundle into a new folder. Raises UserError if the bundle has any fault."""
     for name, what in sorted(_unpack(path, into)[1].items()):
         remedy = f"{REMEDY}; `ebc-lab verify {shlex.quote(str(path))}` lists it all"
         raise UserError(f"{path} is damaged ({_readable(name)}: {what}): {remedy}.")
 
 
 def _unpack(path: Path, into: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Unpack what can be unpacked into a new folder. Return file -> sha256 of what was unpacked, and file ->
-    what is wrong with it, of those that differ from the manifest; `ARCHIVE` stands for the whole bundle.
-    Raises UserError if there is no such file, or the disk has no room for what the archive says it holds."""
+    """Unpack every file that can be unpacked into a new folder. Return (file -> sha256) of these, and (file
+    -> fault) of each file that differs from the manifest, with `ARCHIVE` for the whole bundle. Raises
+    UserError if the bundle does not exist, or the disk has no room for the size that the archive declares."""
     try:
         opened(path).close()
     except FileNotFoundError:
@@ -275,8 +277,8 @@ def _unpack(path: Path, into: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _files_in(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> dict[str, bytes]:
-    """Return path -> content of the files in one member of the archive: a single file, or, in a brief bundle,
-    those of all runs. Raises UserError with the reason if it cannot be unpacked."""
+    """Return path -> content of the files in one member of the archive: a single file or, for the joined
+    member of a brief bundle, the files of all runs. Raises UserError if the member cannot be unpacked."""
     name = member.orig_filename
     if not manifest.is_safe(name):
         raise UserError("not unpacked: its name is not a plain path inside the study")
@@ -303,7 +305,7 @@ def _files_in(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> dict[str, by
 
 
 def _unlisted(root: Path, digests: Mapping[str, str]) -> dict[str, str]:
-    """Return file -> how it differs from the unpacked manifest: changed, missing, or not listed there."""
+    """Return file -> how it differs from the manifest; if the manifest is unusable, only the reason why."""
     try:
         recorded = manifest.read(root)["files"]
     except UserError:

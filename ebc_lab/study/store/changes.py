@@ -1,4 +1,4 @@
-"""The settings in which a command differs from the recorded study, and their descriptions for users."""
+"""The settings in which a command differs from the recorded study, and descriptions of them for users."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ TEXT = re.compile(r"ablation\.(question|arms\.[^.]+\.about)")  # no run and no c
 
 
 def requested(config: Config) -> dict[str, Any]:
-    """Return the settings that define a study, as its command gave them, before they are resolved."""
+    """Return the settings that define a study, as the command gave them, before they are resolved."""
     asked = {k: v for k, v in to_dict(config).items() if k not in NOT_THE_STUDY}
     return {**asked, "study": study_part(config)}
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[Change]:
-    """Return (dotted path, old, new) for every setting that differs. None and an empty mapping are equal to a
-    missing setting, because an older version may not have had it."""
+    """Return (dotted path, old value, new value) for every setting that differs. A setting that is missing
+    equals None and an empty mapping, because an older version may not have had the setting."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
         return [d for k in keys for d in differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
@@ -41,15 +41,15 @@ def differences(old: Any, new: Any, path: str = "") -> list[Change]:
 
 
 def from_recorded(config: Config, known: Mapping[str, Any]) -> list[Change]:
-    """Return the settings of a command, in `config`, that differ from those in study.json, `known`."""
+    """Return the settings in which the command's `config` differs from `known`, the study.json."""
     asked = requested(config)
     old = as_this_version_says(known["requested"])
     return differences({**old, "data": asked["data"]} if same_corpus(config.data, known) else old, asked)
 
 
 def as_this_version_says(old: dict[str, Any]) -> dict[str, Any]:
-    """Return recorded settings with those that the older version lacked, at the values that reproduce its
-    behaviour. If this version does not know one of the recorded settings, `old` is returned as it is."""
+    """Return the settings recorded by an older version. Any that it lacked are added, with the values that
+    reproduce its behaviour. If this version cannot read the recorded settings, return `old` unchanged."""
     try:
         return requested(from_dict(Config, old))
     except UserError:
@@ -57,8 +57,8 @@ def as_this_version_says(old: dict[str, Any]) -> dict[str, Any]:
 
 
 def same_corpus(data: DataConfig, known: Mapping[str, Any]) -> bool:
-    """Return whether a command asks for the study's corpus, used in the same way. `auto` means the one that
-    the study found; shards may have moved, because their checksum is enforced."""
+    """Return whether `data` asks for the corpus that the study was started with, used in the same way. `auto`
+    stands for the corpus that the study found. Shards may lie elsewhere, since their checksum is enforced."""
     now, asked, found = to_dict(data), known["requested"]["data"], known["config"]["data"]
     named = {now["name"], asked.get("name")} <= {"auto", found.get("name")}
     same_file = now["file"] == asked.get("file")
@@ -68,7 +68,7 @@ def same_corpus(data: DataConfig, known: Mapping[str, Any]) -> bool:
 
 
 def describe_earlier_looks(header: Mapping[str, Any]) -> str:
-    """Return a caveat about a study's answer if earlier answers exist, or an empty text."""
+    """Return a caveat about a study's answer if earlier answers exist, and an empty string otherwise."""
     caveats = []
     # recorded by an earlier version, which did not correct the intervals for this
     if had := ", then ".join(map(str, header.get("looks", []))):
@@ -103,8 +103,9 @@ def looks_of(header: Mapping[str, Any]) -> list[int]:
 
 
 def refused(changes: Iterable[Change], asked: Mapping[str, Any], records: Sequence[Record]) -> list[Change]:
-    """Return the changes that need --force: all except changed texts and edited own parts with which no run
-    has finished. `asked`: the settings now; `records`: the study's runs."""
+    """Return the changes that need --force. These are all changes except edits to explanatory texts, and
+    edits to a part defined by the user if no finished run has used the recorded version of the part. `asked`:
+    the settings now; `records`: the study's runs."""
     needy = []
     for change in changes:
         key, old, _ = change
@@ -120,28 +121,28 @@ def refused(changes: Iterable[Change], asked: Mapping[str, Any], records: Sequen
 
 
 def is_edit(change: Change, asked: Mapping[str, Any]) -> bool:
-    """Return whether a change consists only of an edit to the file of a user's own part."""
+    """Return whether a change consists only of an edit to the file of a part defined by the user."""
     key, old, new = change
     return bool(key.endswith(".sha256") and old and new and _part(asked, key).get("target"))
 
 
 def _part(asked: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return the settings of the part that the setting `key` belongs to; an empty mapping if none does."""
+    """Return the settings of the part that contains the setting `key`; an empty mapping if no part does."""
     names = key.split(".")[:-1]
     part_of: Any = functools.reduce(lambda part, name: part.get(name, {}), names, asked)
     return part_of if isinstance(part_of, Mapping) else {}
 
 
 def has_finished(record: Record, group: str, sha256: str) -> bool:
-    """Return whether the run has finished and used the file with this checksum as its part in `group`."""
+    """Return whether the run has finished and its part in `group` was the file with this checksum."""
     if record.brief.outcome not in FINISHED or (spec := record.spec) is None:
         return False
     return bool(spec["config"].get(group, {}).get("sha256") == sha256)
 
 
 def pinned(records: Sequence[Record], run_id: str) -> str:
-    """Return the clause about --force at the end of a failed run's remedy: it is empty unless other runs have
-    finished with an own part that the user would edit to repair this run."""
+    """Return the clause about --force for the end of a failed run's remedy. The clause is empty unless the
+    run uses a part defined by the user, and other runs have finished with the same file of this part."""
     spec = next((record.spec for record in records if record.run_id == run_id), None)
     config: Mapping[str, Any] = spec["config"] if spec else {}
     parts = [(group, config[group]) for group in OWN_GROUPS if config.get(group, {}).get("sha256")]
@@ -152,15 +153,16 @@ def pinned(records: Sequence[Record], run_id: str) -> str:
 
 
 def summarize(changes: Sequence[Change], asked: Mapping[str, Any], edited: Sequence[str]) -> str:
-    """Return changes as `mine: first → sign_sgd; arm hot is new; seeds: [0, 1] → [0]; and 3 more`."""
+    """Return a one-line summary that describes at most MOST changes, such as
+    `mine: first → sign_sgd; arm hot is new; seeds: [0, 1] → [0]; and 3 more`."""
     lines = describe(changes, asked, edited)
     more = [f"and {len(lines) - MOST} more"] if len(lines) > MOST else []
     return "; ".join([*lines[:MOST], *more])
 
 
 def describe(changes: Sequence[Change], asked: Mapping[str, Any], edited: Sequence[str]) -> list[str]:
-    """Return a description of each change, whole arms first. `edited`: names of the user's own files that
-    have changed since the study copied them."""
+    """Return a description of each change; those of whole arms come first. `edited`: names of the user's own
+    files that have changed since the study copied them."""
     swapped, lines = set(), []
     for key, old, new in changes:
         if key == "ablation.mine.arms":

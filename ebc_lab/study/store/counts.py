@@ -1,8 +1,8 @@
 """The number of runs in a study, as `plan`, `status`, `diff` and `autopilot` count them.
 
-A training run counts once, even if several stages use it. Time measurements are counted apart, and so are
-runs that no decision uses: an idle worker began them on the chance that they would be needed, or their arm
-has been removed since.
+A training run counts once, even if several stages use it. Timing runs are counted separately. So are runs
+that no decision uses: an idle worker began such a run in case it would be needed, or the run's arm has been
+removed since.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ UNUSED = "unused"
 
 
 def sorts_of_runs(records: Iterable[Record], decisions: Mapping[str, Decision]) -> dict[str, str]:
-    """Return run id -> its sort: TRAINING, MEASUREMENT or UNUSED. A run of an undecided stage counts as used;
-    one with an unusable spec is left out."""
+    """Return run id -> sort of the run: TRAINING, MEASUREMENT or UNUSED. A run of an undecided stage counts
+    as used. A run with an unusable spec is left out."""
     used = {run_id for decision in decisions.values() for _, run_id in inputs_of(decision)}
     sorts = {}
     for brief in (record.brief for record in records):
@@ -39,13 +39,14 @@ def sorts_of_runs(records: Iterable[Record], decisions: Mapping[str, Decision]) 
 
 
 def counted(sorts: Iterable[str]) -> dict[str, int]:
-    """Return sort -> how often it occurs in `sorts`, zeros included."""
+    """Return sort -> number of times that it occurs in `sorts`, including zeros."""
     counts = Counter(sorts)
     return {sort: counts[sort] for sort in (TRAINING, MEASUREMENT, UNUSED)}
 
 
 def in_words(counts: Mapping[str, Any]) -> str:
-    """Return counts as `25 training runs, 1 measurement of time, 1 run that no decision uses`."""
+    """Return counts in words, such as
+    `25 training runs, 1 measurement of time, 1 run that no decision uses`."""
     ending = {n: "" if n == 1 else "s" for n in counts.values()}
     parts = [f"{counts[TRAINING]} training run{ending[counts[TRAINING]]}"]
     if n := counts[MEASUREMENT]:

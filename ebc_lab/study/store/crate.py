@@ -1,8 +1,8 @@
 """ro-crate-metadata.json: a description of a study's files, for archives and programs other than this one.
 
-It follows RO-Crate 1.1 and the profile Process Run Crate 0.5. All of it is derived from other files of the
-study, and nothing from the clock, so the same study gives the same bytes on any machine. The manifest lists
-it like every other file that is made from the runs.
+The file follows RO-Crate 1.1 and the profile Process Run Crate 0.5. Its contents come from other files of the
+study, and never from the clock, so the same study gives the same bytes on any machine. The manifest lists the
+file like every other file that is computed from the runs.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Entity = dict[str, Any]
 
 
 def complete(study: Study) -> None:
-    """Write the description of a study's files and complete its manifest, at the end of a command."""
+    """Write the description of a study's files and complete the manifest. A command calls this at its end."""
 
     def describe(entries: Mapping[str, str]) -> None:
         text = text_for(study, entries)
@@ -126,7 +126,7 @@ def _link(name: str) -> Entity:
 
 
 def _used(header: Mapping[str, Any]) -> Iterator[Entity]:
-    """Yield the entities of the corpus and the software, as study.json names them."""
+    """Yield the entities of the corpus and of the software, with the names and versions in study.json."""
     versions = {name: str(found) for name, found in header["versions"].items() if found and name != "ebc-lab"}
     yield _entity(
         CORPUS,
@@ -143,8 +143,8 @@ def _used(header: Mapping[str, Any]) -> Iterator[Entity]:
 
 
 def _data(study: Study, entries: Mapping[str, str], runs: Iterable[str]) -> Iterator[Entity]:
-    """Yield the entities of the folder of each run and of every file. The manifest's has no sha256 or size,
-    because the manifest holds the sha256 of this description."""
+    """Yield the entities of each run's folder and of every file. The entity of the manifest has no sha256 or
+    size, because the manifest holds the sha256 of this description."""
     inside: dict[str, list[Entity]] = {run: [] for run in runs}
     for path in sorted(entries):
         if run := manifest.owning_run(path):
@@ -176,5 +176,5 @@ def _last_end(study: Study, entries: Iterable[str]) -> str | None:
 
 
 def _time(recorded: str) -> str:
-    """Return a recorded time as RFC 3339 in UTC; such strings sort in order of time."""
+    """Return a recorded time as RFC 3339 in UTC. The strings sort in order of time."""
     return datetime.fromisoformat(recorded).astimezone(UTC).isoformat(timespec="milliseconds")

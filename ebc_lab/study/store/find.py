@@ -1,4 +1,4 @@
-"""Finding the study that a command's argument means: a name, a folder, a pattern or a bundle."""
+"""Find the study that a command's argument stands for: a name, a folder, a pattern or a bundle."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Say = Callable[[str], None]
 
 
 def find(name: str | None, output_dir: str, say: Say = lambda text: None) -> Study:
-    """Return the study or bundle that a name or path means; without a name, the newest study in `output_dir`.
-    Raises UserError if the folder has none, or the bundle is damaged."""
+    """Return the study or bundle of this name or path; without a name, the newest study in `output_dir`.
+    Raises UserError if `output_dir` holds no study, the bundle is damaged, or the name is a suite's file."""
     if name:
         path = place_of(name, output_dir, say)
         return Bundled(path) if is_bundle(path) else Study(path)
@@ -34,8 +34,8 @@ def find(name: str | None, output_dir: str, say: Say = lambda text: None) -> Stu
 
 
 def find_all(names: Sequence[str], output_dir: str, say: Say) -> list[Study]:
-    """Return the studies that names, folders of studies and patterns mean, each once; without names, the
-    newest study. Raises UserError if a pattern matches none, or as `find` does."""
+    """Return the studies that the names, folders of studies and patterns stand for, each once; without names,
+    the newest study. Raises UserError if a pattern matches no study, and as `find` does."""
     studies: dict[Path, Study] = {}
     for study in (study for name in names for study in _meant(name, output_dir, say)):
         studies.setdefault(study.root.resolve(), study)
@@ -43,7 +43,7 @@ def find_all(names: Sequence[str], output_dir: str, say: Say) -> list[Study]:
 
 
 def _meant(name: str, output_dir: str, say: Say) -> list[Study]:
-    """Return the study of this name, or else those in a folder of this name or matched by it, sorted."""
+    """Return the study of this name, or else the studies in the folder, or matching the pattern, `name`."""
     named = find(name, output_dir, say)
     if named.exists():
         return [named]
@@ -57,7 +57,7 @@ def _meant(name: str, output_dir: str, say: Say) -> list[Study]:
 
 
 def no_study_in(folder: Path) -> str:
-    """Return the error message for a folder without a study. It names the studies in the working folder."""
+    """Return the error message for a folder without a study. It names any studies in the working folder."""
     here = [study.name for study in studies_in(Path()) if study.exists()]
     here += sorted(path.name for path in Path().glob(f"*{SUFFIX}"))
     if not here or folder.resolve() == Path.cwd():
@@ -68,8 +68,8 @@ def no_study_in(folder: Path) -> str:
 
 
 def place_of(name: str, output_dir: str, say: Say) -> Path:
-    """Return the path of a study's folder or bundle: a path as given, a plain name in `output_dir` or else in
-    the working folder. If both hold one, `say` gets a note on which is taken."""
+    """Return the path of a study's folder or bundle. A path is returned as given; a plain name is looked up
+    in `output_dir`, then in the working folder. If both hold one, `say` is told which is taken."""
     here = Path(name).expanduser()
     if here.name in ("", ".."):  # `.` and `..`, which name no folder
         here = here.resolve()
@@ -93,8 +93,8 @@ def place_of(name: str, output_dir: str, say: Say) -> Path:
 
 
 def to_rebuild(name: str | None, output_dir: str, output: Path | None, say: Say = lambda text: None) -> Study:
-    """Return the study that `report` rebuilds; a bundle is first unpacked into `output`, or beside itself.
-    Raises UserError if there is no such study, or another one is in the way of the bundle's."""
+    """Return the study that `report` rebuilds. A bundle is first unpacked, into `output` or else beside the
+    bundle. Raises UserError if there is no such study, or another study is in the way."""
     path = place_of(name, output_dir, say) if name else None
     if not (path and is_bundle(path)):
         if output:
@@ -121,7 +121,7 @@ def to_rebuild(name: str | None, output_dir: str, output: Path | None, say: Say 
 
 
 def verify_named(name: str | None, output_dir: str, sha256: str | None, say: Say) -> dict[str, Any]:
-    """Return the findings of `verify` on a study or bundle. `sha256`: the one that a bundle must have."""
+    """Return the findings of `verify` on a study or bundle. `sha256`: the checksum required of a bundle."""
     path = place_of(name, output_dir, say) if name else None
     if path and is_bundle(path):
         return verify(path, sha256)

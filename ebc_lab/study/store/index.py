@@ -1,10 +1,10 @@
-"""An index of a study's runs, which saves reading thousands of files for every question.
+"""An index of a study's runs, so that a question need not be answered from thousands of files.
 
-* It is a cache. A row is used only while the run's spec, result and log of attempts are the files that it was
-  made from, by inode, size and times; other runs, and those with a problem, are read from their files.
-* It is one file with a checksum. Any command that reads the study replaces it as a whole, if the user owns
-  the folder and can write there. If two commands do so at once, one index is lost and computed again later.
-* It also keeps facts computed from the study, each under a key that identifies all its inputs.
+* The index is a cache. A row is used only while the run's spec, result and log of attempts are the files from
+  which the row was made, by inode, size and times. Other runs, and faulty ones, are read from their files.
+* It is one file with a checksum. A command that reads the study replaces the whole file, if the user owns the
+  folder and can write there. If two commands do so at once, one index is lost and is computed again later.
+* It also keeps facts computed from the study, each under a key that identifies all inputs of the fact.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Kept(msgspec.Struct, array_like=True):
 
 
 class Index:
-    """The runs of a study at one moment, and facts that were computed from them earlier.
+    """The runs of a study at one moment, and facts that earlier commands computed from them.
 
     Attributes:
-        state: a hash of the stamps of all runs' files; empty if some file is so young that it may change
-            unnoticed, or the study is too small for an index, or it comes from a bundle.
+        state: a hash of the stamps of all runs' files. It is empty if a file is so young that it may change
+            unnoticed, if the study is too small for an index, or if the study comes from a bundle.
     """
 
     def __init__(self, study: Study):
@@ -83,8 +83,8 @@ class Index:
 
     @cached_property
     def records(self) -> list[Record]:
-        """Return every planned run. Only the files of runs that differ from the index are read; a fault in
-        them does not raise: it is in the record's `problem`."""
+        """Return every planned run. Files are read only for runs that differ from the index. A fault in a
+        run's files raises no error; the record's `problem` describes it."""
         study = self.study
         known = ROWS.decode(self.kept.rows)
         rows: Rows = {}
@@ -114,7 +114,7 @@ class Index:
         return [record.problem for record in self.records if record.problem]
 
     def remembered(self, name: str, key: str, make: Callable[[], str]) -> str:
-        """Return the fact kept under this name and key; if there is none, keep and return `make()`."""
+        """Return the fact kept under this name and key. If there is none, call `make` and keep its result."""
         known = self.recall(name, key)
         if known is None:
             known = make()
@@ -122,12 +122,12 @@ class Index:
         return known
 
     def recall(self, name: str, key: str) -> str | None:
-        """Return the fact of this name; None if it is not kept, or under another key."""
+        """Return the fact of this name; None if no fact is kept, or it is kept under another key."""
         known_key, fact = self.kept.facts.get(name, ("", ""))
         return fact if key and key == known_key else None
 
     def remember(self, name: str, key: str, fact: str) -> None:
-        """Keep a fact for later commands, replacing the last one of this name; nothing under an empty key."""
+        """Keep a fact for later commands, replacing the last of this name. Without a key, nothing is kept."""
         if self.used and key:
             self.kept.facts[name] = key, fact
             _write(self.study, self.kept)
@@ -135,7 +135,7 @@ class Index:
 
 def _stamp(runs: int, run_id: str) -> tuple[bytes, float]:
     """Return a stamp that changes with a run's spec, result or log of attempts (empty without a readable
-    spec), and their last change in seconds since the epoch. `runs`: descriptor of the open runs/ folder."""
+    spec), and the time of the last change (s since the epoch). `runs`: descriptor of the folder runs/."""
     parts, changed = [], 0.0
     for name in MADE_OF:
         try:
@@ -151,7 +151,7 @@ def _stamp(runs: int, run_id: str) -> tuple[bytes, float]:
 
 
 def _read(study: Study) -> Kept:
-    """Return the contents of the index; empty if its file is missing, damaged or of another version."""
+    """Return the contents of the index; empty if the file is missing, damaged or of another version."""
     with suppress(OSError, UserError, msgspec.DecodeError):
         content = read_regular(study.index_file, MOST_BYTES)
         checksum, body = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
@@ -162,7 +162,7 @@ def _read(study: Study) -> Kept:
 
 
 def _write(study: Study, kept: Kept) -> None:
-    """Replace the index file, if the study's folder belongs to this user and can be written."""
+    """Replace the index file, if the study's folder belongs to this user and is writable."""
     with suppress(OSError):
         if os.stat(study.root).st_uid == os.geteuid() and os.access(study.root, os.W_OK | os.X_OK):
             body = msgspec.msgpack.encode(kept)

@@ -1,12 +1,12 @@
 """manifest.json: the sha256 of each file of a study at the time it was recorded.
 
-* An entry is added once, at the end of the command that wrote the file, and never updated, so no later
-  command accepts an edited file.
-* The entry of a file is removed before the file is written again. A kill between the two steps leaves a file
-  without an entry, never one with a wrong entry.
+* An entry is added once, at the end of the command that wrote the file, and is never updated. An edited file
+  is therefore never accepted by a later command.
+* Before a file is written again, its entry is removed. A kill between the two steps leaves a file without an
+  entry, never a file with a wrong entry.
 * While a command is in progress, or after it was cut off, `complete` is false and files may lack entries.
-* Not recorded are runs without a result, which still grow; files that no command writes; and, since they are
-  no evidence, checkpoints and diagnoses of kept models.
+* Three kinds of files are not recorded: files of runs without a result, which still grow; files that no
+  command writes; and checkpoints and diagnoses of kept models, which are no evidence.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def read(root: Path) -> dict[str, Any]:
 
 
 def entries(root: Path) -> dict[str, str]:
-    """Return path -> sha256 of the recorded files, none without a manifest. Raises UserError as `read`."""
+    """Return path -> sha256 of the recorded files; empty without a manifest. Raises as `read` does."""
     recorded: dict[str, str] = read(root)["files"] if (root / NAME).exists() else {}
     return recorded
 
@@ -66,8 +66,8 @@ def begin(root: Path) -> None:
 
 
 def refuse_changed(root: Path) -> None:
-    """Raise UserError if study.json, an own file, a spec or a result, which all else is computed from, is not
-    the recorded file, even if the checksum inside it is right."""
+    """Raise UserError if study.json, a copy of one of the user's files, a spec or a result differs from the
+    recorded file, even if the checksum inside the file is right. All other files are computed from these."""
     study = StudyFiles(root)
     built_on = (study.header_file.name, f"{study.own.name}/*", f"{RUNS}/*/{RESULT}", f"{RUNS}/*/{SPEC}")
     for path, sha256 in entries(root).items():
@@ -83,8 +83,8 @@ def refuse_changed(root: Path) -> None:
 
 
 def remove_entries(root: Path, *patterns: str, runs: Iterable[str] = (), but: Collection[str] = ()) -> None:
-    """Remove the entries of files about to be rewritten: all files of these `runs`, and the study's own files
-    that match one of `patterns`, except those in `but`."""
+    """Remove the entries of files about to be rewritten: all files of `runs`, and those of the study's own
+    files that match one of `patterns`. Entries of the paths in `but` are kept."""
     recorded, gone = entries(root), set(runs)
     left = {p: sha256 for p, sha256 in recorded.items() if p in but or not _is_meant(p, patterns, gone)}
     if len(left) < len(recorded):
@@ -92,14 +92,14 @@ def remove_entries(root: Path, *patterns: str, runs: Iterable[str] = (), but: Co
 
 
 def _is_meant(path: str, patterns: Sequence[str], runs: Collection[str]) -> bool:
-    """Return whether a file belongs to one of `runs`, or to no run at all and matches one of `patterns`."""
+    """Return whether a file belongs to one of `runs`, or belongs to no run and matches one of `patterns`."""
     run_id = owning_run(path)
     return run_id in runs if run_id else any(path == p or fnmatch(path, p) for p in patterns)
 
 
 def complete(root: Path, describe: Callable[[Mapping[str, str]], None] | None = None) -> None:
-    """Add the missing entries of the study's own files and of runs with a result, and set `complete`. If
-    given, `describe` gets all entries but that of ro-crate-metadata.json, and writes this file."""
+    """Add the missing entries of the study's own files and of runs with a result, and set `complete`.
+    `describe`, if given, writes ro-crate-metadata.json; it is called with the entries of all other files."""
     known = entries(root)
     study = StudyFiles(root)
     patterns = (study.header_file.name, f"{study.own.name}/*", *study.conclusions())
@@ -119,14 +119,14 @@ def _write(root: Path, recorded: Mapping[str, str], *, complete: bool) -> None:
 
 
 def content_for(recorded: Mapping[str, str], *, complete: bool = True) -> bytes:
-    """Return the bytes of a manifest with these entries, path -> sha256."""
+    """Return the bytes of a manifest with the entries `recorded` (path -> sha256)."""
     record: ManifestRecord = {"complete": complete, "files": dict(sorted(recorded.items()))}
     return json_bytes(with_checksum(record))
 
 
 def walk(root: Path, folder: str = "", *, runs: bool = True) -> Iterator[str]:
-    """Yield the paths, relative to the study, of the files below one of its folders, sorted within each.
-    Hidden files, Python's caches, the notes of `ebm diagnose` and, without `runs`, all runs are left out."""
+    """Yield the paths, relative to the study, of all files below `folder`, sorted within each folder. Leave
+    out hidden files, Python's caches, the notes of `ebm diagnose` and, without `runs`, all runs."""
     start = len(os.path.join(root, ""))
     for inside, folders, names in os.walk(os.path.join(root, folder)):
         within = os.path.join(inside, "")[start:]
@@ -139,15 +139,15 @@ def walk(root: Path, folder: str = "", *, runs: bool = True) -> Iterator[str]:
 
 
 def files(root: Path) -> dict[str, bool]:
-    """Return path -> whether to record the file, for all files of a study but the manifest and checkpoints.
-    Files of runs without a result are not recorded yet."""
+    """Return path -> whether the file is to be recorded, for all files of a study but the manifest and
+    checkpoints. The files of a run are not recorded before the run has a result."""
     there = [path for path in walk(root) if path != NAME and not is_checkpoint(path)]
     ended = {None, *(owning_run(path) for path in there if path.endswith(f"/{RESULT}"))}
     return {path: owning_run(path) in ended for path in there}
 
 
 def owning_run(path: str) -> str | None:
-    """Return the id of the run that a file of a study belongs to; None for the study's own files."""
+    """Return the id of the run to which a file of a study belongs; None for the study's own files."""
     parts = path.split("/", 2)
     return parts[1] if parts[0] == RUNS and len(parts) > 2 else None
 
@@ -164,7 +164,7 @@ def is_safe(path: str) -> bool:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file in hex. Raises as `opened`."""
+    """Return the sha256 of a file in hex. Raises the same errors as `opened`."""
     sha256 = hashlib.sha256()
     with opened(path) as f:
         while chunk := f.read(CHUNK):

@@ -1,7 +1,7 @@
 """What a study takes from its neighbours, the other studies in its output folder: finished runs and answers.
 
-A run's name holds the hash of everything that can change its numbers, so a run of the same name is the same
-run: it is copied instead of trained again. Copies, not links, keep each study complete without the others.
+A run's name holds the hash of everything that can change the run's numbers, so two runs of the same name are
+the same run. Such a run is copied instead of trained again. It is not linked, so no study needs the others.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def neighbours_of(study: Study) -> list[Neighbour]:
 def finished_elsewhere(
     study: Study, specs: Sequence[RunSpec], neighbours: Sequence[Neighbour] | None = None
 ) -> dict[str, Study]:
-    """Return run id -> the neighbour to copy the run from: one that finished it and whose files of it are
-    still as recorded. Time measurements are left out: they depend on the machine and the hour. `neighbours`:
-    what `neighbours_of` returns, if the caller has it already."""
+    """Return, by run id, the neighbour from which to copy each run: one that has finished the run, and still
+    has the run's files as recorded. Timing runs are left out, since they depend on the machine and the time
+    of day. `neighbours`: the result of `neighbours_of`, if the caller already has it."""
     elsewhere: dict[str, Study] = {}
     left = {s.run_id: s for s in specs if s.kind == "train"}
     if neighbours is None:
@@ -65,7 +65,7 @@ def finished_elsewhere(
 
 
 def _is_sound(study: Study, spec: RunSpec, recorded: Mapping[str, str]) -> bool:
-    """Return whether a run has finished and its files match the checksums in its result and the manifest."""
+    """Return whether a run has finished, and its files match the checksums in its result and manifest."""
     files = study.run_files(spec.run_id)
     with suppress(UserError, OSError, LookupError):
         result = study.results([spec])[spec.run_id]
@@ -80,13 +80,13 @@ def _is_sound(study: Study, spec: RunSpec, recorded: Mapping[str, str]) -> bool:
 
 
 def _is_brief(study: Study, files: RunFiles, recorded: Mapping[str, str]) -> bool:
-    """Return whether a run came from a brief bundle, with a recorded result but without its step log."""
+    """Return whether a run came from a brief bundle: its result is recorded, but it has no step log."""
     result, steps = (str(path.relative_to(study.root)) for path in (files.result, files.steps))
     return not files.steps.exists() and result in recorded and steps not in recorded
 
 
 def _streams_match(files: RunFiles, result: RunResult) -> bool:
-    """Return whether the run's streams and the models it kept have the checksums in its result."""
+    """Return whether the run's streams and kept models match the checksums in the run's result."""
     recorded = result.get("streams", {})
     return {path.name: manifest.sha256_of(path) for path in _evidence(files, result)} == recorded
 
@@ -101,8 +101,9 @@ def _copied(files: RunFiles, result: RunResult) -> list[Path]:
 
 
 def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
-    """Copy a finished run from a neighbour, its result last. Return False if that failed and the run must be
-    trained. A kill in between leaves no result, so the next command copies or trains the run."""
+    """Copy a finished run from a neighbour and return whether this succeeded. It fails if another process
+    holds the run, if the run has a result, or if the neighbour's files are damaged or change meanwhile. The
+    result is copied last: after a kill there is none, so the next command copies or trains the run."""
     study.write_spec(spec)
     files = study.run_files(spec.run_id)
     with run_lock(files.directory) as mine:
@@ -134,12 +135,13 @@ def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
 def earlier_answers(
     study: Study, config: Config, specs: Sequence[RunSpec], known: Iterable[EarlierAnswer]
 ) -> list[EarlierAnswer]:
-    """Return the earlier answers to the question that `specs` are to answer, oldest first: the `known` ones,
-    the neighbours' own, and those that neighbours list in their study.json.
+    """Return the earlier answers to the question that `specs` are to answer, oldest first: the `known`
+    answers, those that the neighbours gave, and those listed in the study.json of neighbours that share seeds
+    with the study.
 
-    A neighbour asks the same question if two arms that it judges have the settings of two arms of the study,
-    apart from seeds; one arm is enough where arms are to reach a target. A neighbour with the study's own
-    seed plan gave this very answer, which does not count as an earlier one.
+    A neighbour asks the same question if two of the arms that it judges have the same settings, apart from
+    seeds, as two arms of the study. If arms are to reach a target, one such arm is enough. If a neighbour has
+    the same seed plan as the study, its answer is the study's own answer and not an earlier one.
     """
     mine: dict[str, set[int]] = {}
     for spec in (s for s in specs if s.kind == "train" and s.run.seed not in stage_seeds(config)):
@@ -169,21 +171,20 @@ def earlier_answers(
 
 def seed_plan(config: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return the seed plan in a study's recorded settings: the seeds of the first look at the results, the
-    largest number of seeds allowed, and how many each further look adds."""
+    largest number of seeds allowed, and the number of seeds that each further look adds."""
     finals = config["finals"] if "finals" in config["study"]["stages"] else {}
     most = finals.get("max_seeds", 0)
     return sorted(config["seeds"]), most, most and finals.get("seeds_per_look")
 
 
 def judged_candidates(config: Config, decisions: Mapping[str, Decision]) -> list[Candidate]:
-    """Return the runs that the decisions of judging stages compare, except those on tuning seeds."""
+    """Return the runs that the decisions of judging stages compare. Runs on tuning seeds are left out."""
     judging = [d for stage, d in decisions.items() if getattr(config, stage).judges]
     return [c for d in judging for c in d["candidates"] if c["seed"] not in stage_seeds(config)]
 
 
 def _judged(study: Study, candidates: Iterable[Candidate]) -> dict[str, set[int]]:
-    """Return arm -> the seeds it was judged on. The key of an arm is the digest of its runs' identity without
-    the seed."""
+    """Return arm (digest of its runs' identity without the seed) -> the seeds on which it was judged."""
     arms: dict[tuple[Any, ...], str] = {}
     found: dict[str, set[int]] = {}
     for one in candidates:
@@ -199,8 +200,8 @@ def _without_seed(identity: Mapping[str, Any]) -> str:
 
 
 def seeds_taken(study: Study, config: Config) -> set[int]:
-    """Return the seeds that are already used: the tuning seeds, and those of the study and its neighbours as
-    far as these can be read."""
+    """Return the seeds that are already used: the tuning seeds, and the seeds of the study and of its
+    neighbours. A study that cannot be read is skipped."""
     taken = {*config.seeds, *stage_seeds(config)}
     for other in (study, *studies_in(study.root.parent)):
         with suppress(UserError, OSError, LookupError):

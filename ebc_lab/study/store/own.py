@@ -1,4 +1,4 @@
-"""<study>/own: copies of a study's suite and own parts, so that the study can be repeated anywhere."""
+"""<study>/own: copies of the user's suite and parts, so that the study can be repeated anywhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .study import OwnRecord, Study
 
 
 def lacking(study: Study, header: Mapping[str, Any], config: Config) -> bool:
-    """Return whether the study lacks a copy of one of the user's files that it needs, because the copy was
+    """Return whether the study needs one of the user's files but has no copy of it, because the copy was
     deleted or an older version made none."""
     recorded = header.get("own", {"files": {}})["files"]
     return any(name not in recorded or not (study.own / name).is_file() for name in config.own_files)
@@ -30,7 +30,7 @@ def edited(config: Config, header: Mapping[str, Any]) -> list[str]:
 
 
 def keep(study: Study, config: Config) -> OwnRecord:
-    """Replace the study's copies by the user's files as they are now. Return their record for study.json."""
+    """Replace the study's copies with the user's files as they are now. Return their entry for study.json."""
     for name, source in config.own_files.items():
         content, path = Path(source).read_bytes(), study.own / name
         if path.is_file() and path.read_bytes() == content:

@@ -1,7 +1,7 @@
-"""A check that recorded decisions follow from the results on disk: each is made again and fully compared.
+"""A check that recorded decisions follow from the results on disk: each decision is made again and compared.
 
-It only reads, and needs neither the corpus nor torch. Runs get the names that they have under the version of
-torch that the study recorded.
+The check only reads, and needs neither the corpus nor torch. Runs get the names that they have under the
+version of torch that the study recorded.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ SHOWN = 60  # characters of a value that is itself a list or a mapping
 
 
 def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
-    """Make the decision of a stage again, or of every decided stage. Return `study`, `same`, and `stages`:
-    for each its `same`, `differences` (path, recorded, recomputed) and `problem`, None if it could be decided
-    again. Raises UserError if the stage, or every stage, is undecided."""
+    """Decide one stage again, or all decided stages. Return `study`, `same` and `stages`, which holds for
+    each stage `same`, `differences` (path, recorded, recomputed) and `problem`: why the stage cannot be
+    decided again, or None. Raises UserError if the stage, or every stage, is undecided."""
     snapshot = read(study)
     stages = snapshot.config.study.stages
     recorded = snapshot.decisions
@@ -52,7 +52,7 @@ def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
 
 
 def _decide_again(stage: str, snapshot: Snapshot, made: dict[str, Decision]) -> str | None:
-    """Decide a stage and add the decision to `made`. Return why it cannot be decided, None if it was."""
+    """Decide a stage and add the decision to `made`. Return the reason if that is not possible, or None."""
     config = snapshot.config
     try:
         specs, results = planned_runs(stage, config, made, snapshot.results_of)
@@ -67,7 +67,7 @@ def _decide_again(stage: str, snapshot: Snapshot, made: dict[str, Decision]) -> 
 
 
 def _differences(recorded: Any, made: Any, path: str = "") -> list[dict[str, Any]]:
-    """Return path, recorded and recomputed value for each leaf in which two decisions differ."""
+    """Return `path`, `recorded` and `recomputed` for each value in which two decisions differ."""
     if recorded == made:
         return []
     if isinstance(recorded, Mapping) and isinstance(made, Mapping):
@@ -81,7 +81,7 @@ def _differences(recorded: Any, made: Any, path: str = "") -> list[dict[str, Any
 
 
 def replay_in_words(findings: Mapping[str, Any]) -> Iterator[str]:
-    """Yield lines about each stage: `lr_sweep: the same`, its problem, or a line for each difference."""
+    """Yield lines on each stage: `lr_sweep: the same`, the stage's problem, or a line per difference."""
     for stage, f in findings["stages"].items():
         if f["same"]:
             yield f"{stage}: the same"

@@ -21,8 +21,8 @@ from .study import RETRIED, RETRIED_UNFINISHED, Record
 
 @dataclass(frozen=True)
 class StageWork:
-    """The work that a command has in one stage: how many `runs` the stage needs, and how many of them are
-    `missing` and have to be trained. Both are None if that depends on the decision of an earlier stage."""
+    """The work that remains in one stage: `runs` is the number of runs that the stage needs, `missing` how
+    many are still to be trained. Both are None if they depend on the decision of an earlier stage."""
 
     stage: str
     runs: int | None = None
@@ -31,8 +31,8 @@ class StageWork:
 
 
 def remaining_work(config: Config, results_of: ResultsOf) -> list[StageWork]:
-    """Return a command's work in each stage, as far as the results of earlier stages determine it; a sweep
-    may still extend its grid."""
+    """Return how much a command still has to do in each stage, as far as the results of earlier stages
+    determine it. A sweep may still extend its grid, which adds runs."""
     decisions: dict[str, Decision] = {}
     work: list[StageWork] = []
     for stage in config.study.stages:
@@ -53,7 +53,8 @@ def remaining_work(config: Config, results_of: ResultsOf) -> list[StageWork]:
 
 
 def work_in_words(work: Sequence[StageWork]) -> str:
-    """Return `lr_sweep: all 8 kept; calibrate: 3 of 5 would be trained; finals: decided again after that`."""
+    """Return a one-line summary of the work in each stage, such as
+    `lr_sweep: all 8 kept; calibrate: 3 of 5 would be trained; finals: decided again after that`."""
     parts = []
     for look in (look for look in work if look.missing is not None):
         what = f"all {look.runs}" if look.missing in (0, look.runs) else f"{look.missing} of {look.runs}"
@@ -65,8 +66,8 @@ def work_in_words(work: Sequence[StageWork]) -> str:
 
 
 def reusable_results(records: Sequence[Record], *, finished: bool) -> ResultsOf:
-    """Return a function that maps specs to the results (run id -> result) that a command would keep instead
-    of training again; each is read when first needed. `finished`: the study's last stage is decided."""
+    """Return a function from specs to results (run id -> result): those that a command would keep instead of
+    training the runs again, each read when first needed. `finished`: the last stage is decided."""
     again = (None, *(RETRIED if finished else RETRIED_UNFINISHED))
     known = {r.run_id: r for r in records if r.brief.outcome not in again}
     result_of = functools.cache(lambda run_id: known[run_id].result)
@@ -80,15 +81,14 @@ def reusable_results(records: Sequence[Record], *, finished: bool) -> ResultsOf:
 
 
 def runs_in_words(run_ids: Sequence[str], out_of: int, what: str) -> str:
-    """Return `2 of its 8 runs are missing (…)`, with the ids of the first two in brackets."""
+    """Return a clause such as `2 of its 8 runs are missing (…)`, with the first two run ids in brackets."""
     verb = "is" if len(run_ids) == 1 else "are"
     more = ", …" if len(run_ids) > 2 else ""
     return f"{len(run_ids)} of its {out_of} runs {verb} {what} ({', '.join(run_ids[:2])}{more})"
 
 
 def environment_changes(config: Config, header: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return (name, recorded, now) for each version that differs from the one in study.json, among those
-    that run names depend on."""
+    """Return (name, recorded, now) for each changed version among those that run names depend on."""
     now = by_name(study_environment(config))
     recorded = by_name(header.get("environment", {}))
     return [(k, recorded.get(k), now[k]) for k in now if recorded.get(k) != now[k]]

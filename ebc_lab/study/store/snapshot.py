@@ -1,4 +1,4 @@
-"""A study read once, at one moment: its settings, decisions and runs, for commands that report on it."""
+"""A study read once, at one moment, for commands that report on it: its settings, decisions and runs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Snapshot:
         return self.config.study.stages[-1] in self.decisions
 
     def sound_decisions(self) -> dict[str, Decision]:
-        """Return stage -> decision. Raises UserError if one was edited or made by an incompatible version."""
+        """Return stage -> decision. Raises UserError if any was edited or made by an incompatible version."""
         if self.faults:
             what = "; ".join(f"{stage}: {why}" for stage, why in self.faults.items())
             raise UserError(
@@ -60,14 +60,14 @@ class Snapshot:
         return self.decisions
 
     def sound_records(self) -> list[Record]:
-        """Return all planned runs. Raises UserError if files of any are damaged."""
+        """Return all planned runs. Raises UserError if the files of any run are damaged."""
         if problems := self.index.problems:
             raise UserError(problems[0])
         return self.records
 
     def results_of(self, specs: list[RunSpec]) -> dict[str, RunResult]:
-        """Return run id -> result for those `specs` that have one. Raises UserError if one of these results
-        is damaged, or another run's."""
+        """Return run id -> result for those `specs` that have a result. Raises UserError if one of these
+        results is damaged or belongs to another run."""
         planned = [spec for spec in specs if spec.run_id in self.record_of]
         for record in (self.record_of[spec.run_id] for spec in planned):
             if record.problem and not record.brief.outcome:
@@ -75,7 +75,7 @@ class Snapshot:
         return self.study.results(planned)
 
     def sorts_of_runs(self) -> dict[str, str]:
-        """Return run id -> its sort (`counts.sorts_of_runs`), ignoring decisions that cannot be used."""
+        """Return run id -> sort (`counts.sorts_of_runs`), ignoring decisions that cannot be used."""
         sound = {stage: d for stage, d in self.decisions.items() if stage not in self.faults}
         return counts.sorts_of_runs(self.records, sound)
 
@@ -84,8 +84,8 @@ class Snapshot:
         return reuse.reusable_results(self.records, finished=self.finished)
 
     def stale_decisions(self) -> dict[str, str]:
-        """Return stage -> why its recorded decision no longer follows from the files, by comparing hashes;
-        nothing is decided again. A bundle is judged under the versions of libraries that it recorded."""
+        """Compare hashes and return, by stage, why the recorded decision no longer follows from the files. No
+        decision is made again. A bundle is judged under the library versions that it recorded."""
         recorded = recorded_environment(self.header["environment"])
         with nullcontext() if self.study.resumable else recorded:
             state = self.index.state
@@ -111,7 +111,7 @@ class Snapshot:
         return stale
 
     def _changed_inputs(self, stage: str, earlier: Mapping[str, Decision]) -> list[str]:
-        """Return the reasons why a decision no longer follows from the results on disk; empty if it does."""
+        """Return why a decision no longer follows from the results on disk; an empty list if it does."""
         decision = self.decisions[stage]
         run_ids = list(dict.fromkeys(run_id for _, run_id in inputs_of(decision)))
         among: dict[str, list[str]] = {"missing": [], "edited": []}
@@ -129,7 +129,7 @@ class Snapshot:
         return reasons
 
     def _inputs_digest(self, stage: str, earlier: Mapping[str, Decision]) -> str:
-        """Return the decision's `inputs_digest` as it is now, cached under the checksums of the results."""
+        """Return the current `inputs_digest` of a decision, cached under the checksums of the results."""
         runs = inputs_of(self.decisions[stage])
         before = {s: d["inputs_sha256"] for s, d in earlier.items()}
         settings = digest([settings_of_stage(self.config, stage), before])
@@ -141,7 +141,7 @@ class Snapshot:
         )
 
     def _result(self, run_id: str) -> RunResult:
-        """Return a run's result, read from its file and not kept in memory."""
+        """Return a run's result, read from the file each time. It is not kept in memory."""
         with suppress(OSError, UserError):
             content = read_json(self.study.run_files(run_id).result)
             # with an unchanged checksum, the check made for the record is not repeated
@@ -153,9 +153,9 @@ class Snapshot:
 
 
 def read(study: Study, *, strict: bool = True, runs: Index | None = None) -> Snapshot:
-    """Return a snapshot of a study. Its `problems` name damaged runs.
+    """Return a snapshot of a study. Damaged runs are named in the snapshot's `problems`.
 
-    `strict`: a damaged study.json or auto_decisions.json raises UserError; otherwise `problems` names it.
+    `strict`: raise UserError if study.json or auto_decisions.json is damaged; otherwise, `problems` names it.
     `runs`: the index, if the caller has just read it. Raises UserError if settings are missing or unreadable.
     """
     problems: list[str] = []
@@ -197,8 +197,8 @@ def read(study: Study, *, strict: bool = True, runs: Index | None = None) -> Sna
 
 
 def _faults(stage: str, decision: Decision) -> tuple[str | None, str | None]:
-    """Return the `decision_problem` of a recorded decision, and why the decision cannot be used: that same
-    problem, or contents that its stage never writes. Either may be None."""
+    """Return the `decision_problem` of a recorded decision, and the reason why the decision cannot be used.
+    That is the same problem, or that the stage never writes such contents. Either may be None."""
     if why := decision_problem(decision):
         return why, why
     try:

@@ -1,4 +1,4 @@
-"""A study's folder: its files, and the process that runs it. Reading never writes."""
+"""A study's folder: its files, and the process that runs the study. Reading never writes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class NotedCommand(TypedDict):
 
 
 class OwnRecord(TypedDict):
-    """The entry in study.json about the copies in own/."""
+    """The entry in study.json about the files in own/, which are copies of the user's files."""
 
     suite: str | None  # name of the suite's file among them; None where there is none
     files: dict[str, str]  # name below own/ -> sha256
@@ -90,8 +90,8 @@ class StudyHeader(TypedDict):
 
 
 def recorded_config(header: Mapping[str, Any], *, checked: bool = True) -> Config:
-    """Return the settings in study.json. Raises UserError if this version cannot read them and, with
-    `checked`, if they contradict each other; that check is slow in a study of many arms."""
+    """Return the settings in study.json. Raises UserError if this version cannot read them or, with
+    `checked`, if they contradict each other. The check for contradictions is slow in a study of many arms."""
     try:
         config: Config = from_dict(Config, header["config"])
         if checked:
@@ -105,7 +105,7 @@ def recorded_config(header: Mapping[str, Any], *, checked: bool = True) -> Confi
 
 
 class Brief(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The facts about a run that are needed often, and all that is held in memory of thousands of runs."""
+    """The facts about a run that are often needed; nothing else is kept in memory for every run."""
 
     run_id: str
     kind: str | None = None  # None if the spec is unusable; then all fields up to `tokens` are defaults
@@ -127,7 +127,7 @@ class Brief(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class PlannedRun(TypedDict):
-    """The keys that the spec.json of a study's run must have; it has others as well."""
+    """The keys that spec.json must have for a run of a study. The file has other keys as well."""
 
     run_id: str
     kind: str
@@ -141,7 +141,7 @@ class PlannedRun(TypedDict):
 
 @dataclass(frozen=True)
 class Record:
-    """A planned run of a study. `problem`: why its spec or result cannot be used; None if both can."""
+    """A planned run of a study. `problem`: why the spec or the result cannot be used; None if both can."""
 
     study: Study
     brief: Brief
@@ -153,14 +153,14 @@ class Record:
 
     @property
     def spec(self) -> SpecRecord | None:
-        """Return the run's spec, read from its file; None if it is unusable or has been removed."""
+        """Return the run's spec, read from the file; None if the spec is unusable or has been removed."""
         with suppress(FileNotFoundError):
             return self.study.spec(self.run_id) if self.brief.kind is not None else None
         return None
 
     @property
     def result(self) -> RunResult | None:
-        """Return the run's result, read from its file; None without a usable one."""
+        """Return the run's result, read from the file; None if there is no usable result."""
         return self.study.result(self.run_id) if self.brief.outcome else None
 
 
@@ -186,21 +186,21 @@ class Study(StudyFiles):
         )
 
     def blame_files(self) -> AbstractContextManager[None]:
-        """Return a context in which any error caused by malformed contents of the study's files, whose
-        checksums may be right, is raised as UserError."""
+        """Return a context that replaces any error caused by malformed contents of the study's files with a
+        UserError. Contents may be malformed even though their checksum is right."""
         remedy = f"`ebc-lab verify {self.name}` names it, and the study's command makes decisions again"
         return blamed(f"a file of study {self.name}", remedy)
 
     def header(self, *, checked: bool = True) -> StudyHeader:
         """Return the contents of study.json. Raises UserError if there is no study, if the file is damaged
-        and, with `checked`, if it was edited."""
+        or, with `checked`, if it was edited."""
         self.must_exist()
         if not checked:
             return cast(StudyHeader, read_json(self.header_file, StudyHeader, HEADER_REMEDY))
         return cast(StudyHeader, read_checksummed(self.header_file, HEADER_REMEDY, StudyHeader))
 
     def decisions(self) -> dict[str, Any]:
-        """Return stage -> decision, in the order of the stages. Raises UserError if the file is damaged."""
+        """Return stage -> decision, in stage order. Raises UserError if the decisions file is damaged."""
         remedy = "delete it, and the study's command decides again from the runs"
         try:
             return dict(read_json(self.decisions_file, dict[str, dict[str, Any]], remedy))
@@ -208,12 +208,12 @@ class Study(StudyFiles):
             return {}
 
     def result(self, run_id: str) -> RunResult | None:
-        """Return a run's result; None if it has none. Raises UserError if the result was truncated or edited,
-        or is another run's (OfAnotherRun)."""
+        """Return a run's result; None if the run has none. Raises UserError if the result was truncated or
+        edited, and OfAnotherRun if it belongs to another run."""
         return self._sealed_result(run_id)[0]
 
     def _sealed_result(self, run_id: str) -> tuple[RunResult | None, str]:
-        """Return what `result` does, and the checksum in the file, empty without a result."""
+        """Return a run's result as `result` does, and the checksum in the file (empty without a result)."""
         files = self.run_files(run_id)
         remedy = f"delete {files.directory}, and the study's command trains the run again"
         try:
@@ -234,7 +234,7 @@ class Study(StudyFiles):
         return self.run_files(run_id).result.exists()
 
     def results(self, specs: Iterable[RunSpec]) -> dict[str, RunResult]:
-        """Return run id -> result for those `specs` that have one. Raises UserError as `result` does."""
+        """Return run id -> result for those `specs` that have a result. Raises UserError as `result` does."""
         known = {}
         for spec in specs:
             if (result := self.result(spec.run_id)) is None:
@@ -248,16 +248,16 @@ class Study(StudyFiles):
         return known
 
     def results_of(self, decision: Decision) -> dict[str, RunResult]:
-        """Return run id -> result for the runs that a decision was made from, as far as they have one."""
+        """Return run id -> result for the runs that a decision was made from and that have a result."""
         known = {run_id: self.result(run_id) for _, run_id in inputs_of(decision)}
         return {run_id: result for run_id, result in known.items() if result is not None}
 
     def records(self) -> list[Record]:
-        """Return every planned run. A fault in a run's files does not raise: it is in the `problem` field."""
+        """Return every planned run. A fault in a run's files raises no error: `problem` describes it."""
         return [record for run_id in self.run_ids() if (record := self.record(run_id))]
 
     def record(self, run_id: str) -> Record | None:
-        """Return one planned run as `records` does; None if there is no run of this name."""
+        """Return the record of one planned run, as `records` does; None if the run has no spec."""
         about: dict[str, Any] = {}
         problem: str | None = None
         try:
@@ -281,7 +281,7 @@ class Study(StudyFiles):
         return Record(self, Brief(run_id, **about), problem)
 
     def read_spec(self, run_id: str) -> tuple[str, RunConfig]:
-        """Return (kind, configuration) of a planned run. Raises UserError if these belong to another name."""
+        """Return (kind, configuration) of a planned run. Raises UserError if they belong to another name."""
         spec = self.spec(run_id)
         run: RunConfig = from_dict(RunConfig, spec["config"])
         with suppress(LookupError):  # a choice that this version does not know
@@ -291,8 +291,8 @@ class Study(StudyFiles):
         raise UserError(f"{path} does not describe {run_id}: delete the folder, and it is planned again.")
 
     def spec(self, run_id: str) -> SpecRecord:
-        """Return the contents of a run's spec.json. Raises FileNotFoundError, and UserError if it is damaged
-        or another run's."""
+        """Return the contents of a run's spec.json. Raises FileNotFoundError if the file does not exist, and
+        UserError if it is damaged or belongs to another run."""
         files = self.run_files(run_id)
         remedy = f"delete {files.directory}, and the run is planned again"
         spec = cast(SpecRecord, read_json(files.spec, PlannedRun, remedy))
@@ -301,13 +301,13 @@ class Study(StudyFiles):
         return spec
 
     def progress(self, run_id: str) -> dict[str, Any] | None:
-        """Return the contents of a run's progress.json; None if it is missing or cannot be read."""
+        """Return the contents of a run's progress.json; None if the file is missing or cannot be read."""
         with suppress(OSError, UserError):  # on NFS, a file being replaced is stale for a moment
             return dict(read_json(self.run_files(run_id).progress, ProgressRecord))
         return None
 
     def last_evaluation(self, run_id: str) -> tuple[int, float] | None:
-        """Return (step, validation loss) of a run's latest evaluation; None before the first."""
+        """Return (step, validation loss) of a run's latest evaluation; None if none can be read."""
         with suppress(OSError, ValueError, LookupError):
             rows = self.run_files(run_id).evals.read_text(encoding="utf-8").splitlines(keepends=True)
             whole = [row for row in rows[1:] if row.endswith("\n")]
@@ -316,11 +316,11 @@ class Study(StudyFiles):
         return None
 
     def holder(self) -> dict[str, Any] | None:
-        """Return which process runs the study now, None if none does. Takes no lock and writes nothing."""
+        """Return which process runs the study now (`study_holder`); None if there is none. Writes nothing."""
         return study_holder(self)
 
     def prepare(self) -> None:
-        """Create the study's folder. Raises UserError if it cannot be written."""
+        """Create the study's folder. Raises UserError if the folder cannot be written."""
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".probe.{os.getpid()}"
@@ -332,8 +332,8 @@ class Study(StudyFiles):
             ) from None
 
     def held(self) -> AbstractContextManager[None]:
-        """Return a context during which no other process can run this study. Raises UserError, naming the
-        process, if one does."""
+        """Return a context during which no other process can run this study. Raises UserError if this user
+        may not change the study, or if another process runs it, which the error names."""
         self.must_be_ours()
         return study_lock(self)
 
@@ -346,13 +346,13 @@ class Study(StudyFiles):
             )
 
     def note_command(self, words: Sequence[str]) -> None:
-        """Record the command that runs the study, with the working folder."""
+        """Record the command that runs the study, and the working folder."""
         about: NotedCommand = {"words": list(words), "folder": os.getcwd(), "study": str(self.root.resolve())}
         write_json(self.command_file, about)
 
     def noted_command(self) -> str | None:
-        """Return the recorded command, to be pasted into a shell in the working folder; None if none was
-        recorded, or the study has been moved since."""
+        """Return the recorded command as a line to paste into a shell in the working folder. Return None if
+        no command was recorded, or the study has been moved since."""
         with suppress(OSError, UserError):
             about = read_json(self.command_file, NotedCommand)
             if about["study"] == str(self.root.resolve()):
@@ -361,7 +361,7 @@ class Study(StudyFiles):
         return None
 
     def write_spec(self, spec: RunSpec) -> None:
-        """Write a run's spec.json, and create its folder, unless the file exists."""
+        """Create a run's folder and write its spec.json. Do nothing if spec.json exists."""
         files = self.run_files(spec.run_id)
         if files.spec.exists():
             return
@@ -379,8 +379,8 @@ class Study(StudyFiles):
         write_json(files.spec, record)
 
     def write_decision(self, stage: str, decision: Mapping[str, Any]) -> bool:
-        """Record a decision. If it replaces a different one, remove the conclusions drawn from that, and
-        return True; otherwise return False."""
+        """Record a decision. If it replaces a different decision, remove the conclusions drawn from the old
+        one and return True; otherwise, return False."""
         known = self.decisions()
         replaced = stage in known
         if replaced and known[stage] == as_json(decision):
@@ -393,7 +393,7 @@ class Study(StudyFiles):
         return replaced
 
     def drop_conclusions(self, but: Collection[str] = ()) -> None:
-        """Remove the decisions, the verdict, tables and plots, all of which can be made again from the runs.
+        """Remove the decisions, the verdict, tables and plots. All of these can be made again from the runs.
         `but`: names of files to keep."""
         manifest.remove_entries(self.root, *self.conclusions(), but=but)
         for pattern in (*self.conclusions(), self.plotted_file.name):
@@ -404,8 +404,8 @@ class Study(StudyFiles):
     def forget(
         self, records: Iterable[Record], outcomes: Collection[str], stages: Collection[str]
     ) -> list[str]:
-        """Remove the results in `stages` that have one of `outcomes`, so that these runs are trained again.
-        Return their run ids. `records`: all runs of the study."""
+        """Remove the results of runs in `stages` whose outcome is one of `outcomes`, so that these runs are
+        trained again. Return the ids of these runs. `records`: all runs of the study."""
         gone = [r.run_id for r in records if r.brief.stage in stages and r.brief.outcome in outcomes]
         manifest.remove_entries(self.root, runs=gone)
         for run_id in gone:
@@ -414,7 +414,7 @@ class Study(StudyFiles):
 
 
 def studies_in(folder: Path) -> list[Study]:
-    """Return the studies in a folder, newest first; those that this user cannot access are left out."""
+    """Return the studies in a folder, newest first. Studies that this user cannot access are left out."""
     written: dict[Study, float] = {}
     for study in map(Study, folder.glob("*")):
         with suppress(OSError):
@@ -425,7 +425,7 @@ def studies_in(folder: Path) -> list[Study]:
 
 
 class OfAnotherRun(UserError):
-    """An error: a run's folder holds the result of another run."""
+    """The error that a run's folder holds the result of another run."""
 
 
 class Cancelled(Exception):

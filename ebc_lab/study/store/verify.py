@@ -1,6 +1,6 @@
-"""A check that every file of a study is the one that was recorded, and that each run matches its name.
+"""A check that every file of a study is the file that was recorded, and that each run matches its name.
 
-It only reads, and needs neither the corpus nor torch.
+The check only reads, and needs neither the corpus nor torch.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ EDITED = "edited: its checksum does not match"
 
 
 def verify(study: Study, recorded: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the findings on a study: `bad` lists each faulty file, what is wrong with it and the remedy, and
-    `ok` is true if there is none.
+    """Return the findings on a study. `bad` lists each faulty file with the fault and a remedy; `ok` is true
+    if no file is faulty.
 
-    `under_way`: the last stage is undecided, or a command is running or was cut off. Then files that are not
-    recorded yet are only counted (`unrecorded`). Files of runs without a result are always only counted
-    (`growing`). `recorded`: the manifest, if the caller has just read it. Raises UserError if there is no
-    study or manifest, or the manifest was truncated or edited.
+    `under_way` means that the last stage is undecided, or that a command is running or was cut off. In that
+    case, files that are not recorded yet are no fault but are counted in `unrecorded`. Files of runs without
+    a result are always only counted, in `growing`. `recorded`: the manifest, if the caller has just read it.
+    Raises UserError if there is no study or no manifest, or if the manifest was truncated or edited.
     """
     study.must_exist()
     recorded = recorded or manifest.read(study.root)
@@ -74,7 +74,7 @@ def verify(study: Study, recorded: Mapping[str, Any] | None = None) -> dict[str,
 
 
 def digest_or_fault(path: Path) -> str:
-    """Return the sha256 of a file; if it is missing or unreadable, MISSING or UNREADABLE."""
+    """Return the sha256 of a file; MISSING if it does not exist, and UNREADABLE if it cannot be read."""
     try:
         return manifest.sha256_of(path)
     except FileNotFoundError:
@@ -84,15 +84,15 @@ def digest_or_fault(path: Path) -> str:
 
 
 def mismatches(recorded: Mapping[str, str], digests: Mapping[str, str]) -> dict[str, str]:
-    """Return recorded file -> what is wrong with it. `digests`: path -> what `digest_or_fault` returns."""
+    """Return file -> fault for each recorded file that has one. `digests`: path -> `digest_or_fault`."""
     found = {path: digests.get(path, MISSING) for path in recorded}
     wrong = [path for path, sha256 in recorded.items() if found[path] != sha256]
     return {path: found[path] if found[path] in NO_DIGEST else CHANGED for path in wrong}
 
 
 def faults(study: Study, files: Collection[str], digests: Mapping[str, str]) -> dict[str, str]:
-    """Return file -> what the contents of a study's files show to be wrong with it: an edited study.json or
-    decision, or a spec, result or stream of another run. `digests`: path -> sha256 of those known."""
+    """Return, by file, each fault found in the contents of a study's files: an edited study.json or decision,
+    or a spec, result or stream that belongs to another run. `digests`: path -> sha256, if known."""
     wrong: dict[str, str] = {}
     try:
         study.header()
@@ -114,7 +114,7 @@ def faults(study: Study, files: Collection[str], digests: Mapping[str, str]) -> 
 def _faults_of_run(
     study: Study, run_id: str, files: Collection[str], digests: Mapping[str, str], sound: set[bytes]
 ) -> dict[str, str]:
-    """Return the part of `faults` about one run. `sound`: as in `_identity_digest`."""
+    """Return the faults of the files of one run, as `faults` does. `sound`: as in `_identity_digest`."""
     folder = f"{RUNS}/{run_id}"
     spec, result = f"{folder}/{manifest.SPEC}", f"{folder}/{manifest.RESULT}"
     wrong: dict[str, str] = {}
@@ -145,9 +145,9 @@ def _faults_of_run(
 
 
 def _identity_digest(study: Study, run_id: str, sound: set[bytes]) -> str:
-    """Return the digest of a run's identity, from its spec. Raises UserError if the spec is another run's.
-    `sound`: hashes of (settings, identity) pairs already found to agree, without the seed, so that the check
-    is made once for all runs of an arm; this function adds to it."""
+    """Return the digest of a run's identity, taken from the spec. Raises UserError if the spec is another
+    run's. `sound`: hashes of pairs of settings and identity, both without the seed, that have been found to
+    agree. This function adds to it, so that the comparison is made once for all runs of an arm."""
     spec = read_json(study.run_files(run_id).spec, SpecRecord)
     kind, whole = spec["kind"], spec["identity"]
     of_run = whole if kind == "train" else whole["run"]
