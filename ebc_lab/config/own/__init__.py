@@ -1,1 +1,2 @@
-"""A user's own suites, and own parts: functions outside this package, named by targets."""
+"""Suites and parts defined by the user. Such a part is a function outside this package, named by its
+target."""
