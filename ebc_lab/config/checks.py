@@ -79,8 +79,7 @@ def set_in_vain(config: Any) -> dict[str, str]:
 
 
 def _is_set(group: str, field: dataclasses.Field[Any], settings: Any) -> bool:
-    """Return whether the user gave a setting its value. A default or a value from a file of `conf/` does not
-    count."""
+    """Return whether the user gave a setting its value. Defaults and values from `conf/` do not count."""
     value = getattr(settings, field.name)
     if value in (default_of(field), setting_of(field).before_it_existed):
         return False
@@ -211,8 +210,7 @@ def lacking(run: RunConfig) -> list[Need]:
 
 
 def _check_finite(key: str, value: Any) -> None:
-    """Raise UserError for NaN or an infinite number at any depth of `value`, because no record can hold
-    it."""
+    """Raise UserError for NaN or an infinite number at any depth, because no record can hold one."""
     if isinstance(value, Mapping | list):
         for item in value.values() if isinstance(value, Mapping) else value:
             _check_finite(key, item)
@@ -248,8 +246,7 @@ def check_run(run: RunConfig) -> None:
 
 
 def least_target_kl(run: RunConfig) -> float:
-    """Return the smallest target KL, in nats/token, that a run's budget can measure, or 0 if it measures
-    none."""
+    """Return the smallest target KL (nats/token) that the budget can measure, or 0 if it measures none."""
     if run.budget.name not in MEASURING:
         return 0.0
     return LEAST_TARGET_KL[precision(run)] / LEAST_MULTIPLIER.get(run.budget.schedule, 1.0)

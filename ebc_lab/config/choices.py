@@ -1,5 +1,4 @@
-"""The choices in `conf/` and in installed packages: their names, their settings, and which of these settings
-are read."""
+"""The choices in `conf/` and in installed packages: names, settings, and which settings are read."""
 
 from __future__ import annotations
 
@@ -25,8 +24,7 @@ OFFERED = {"optimizer": "ebc_lab.optimizers", "stabilizer": "ebc_lab.stabilizers
 
 
 def conf_dir() -> Path:
-    """Return the folder of the Hydra groups: inside the package in an installed wheel, otherwise beside
-    it."""
+    """Return the folder of the Hydra groups: inside an installed package, or beside one in a checkout."""
     package = Path(__file__).parent.parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
@@ -74,8 +72,7 @@ def read_choice(group: str, name: str) -> dict[str, Any]:
 
 @functools.cache
 def values_in_conf(group: str, name: str, field: str) -> list[Any]:
-    """Return the values that `conf/` gives the setting `field` of a group, in the file of the choice `name`
-    and in the files of the scales."""
+    """Return the values of a group's setting `field` in the files of its choice `name` and of the scales."""
     files = [read_choice("scale", scale).get(group) for scale in groups()["scale"]]
     if name in groups()[group]:
         files.append(read_choice(group, name))
@@ -89,8 +86,7 @@ def optimizer_defaults(name: str) -> OptimizerConfig:
 
 
 def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
-    """Return a run with `settings` applied, such as `{budget: {name: surrogate, aggregate: l2}, dtype:
-    float32}`.
+    """Apply settings such as `{budget: {name: surrogate, aggregate: l2}, dtype: float32}` to a run.
 
     Giving a group a `name` loads that choice's file. In a controller, optimizer or stabilizer, settings that
     neither the file nor `settings` gives return to their defaults; in other groups, they keep their values.
@@ -185,8 +181,7 @@ def offered(group: str) -> dict[str, tuple[str, ...]]:
 
 
 def offered_target(group: str, name: str) -> str:
-    """Return the target that an installed package offers under a name. Raises UserError if there are
-    several."""
+    """Return the target that an installed package offers under a name. Raises UserError for several."""
     targets = offered(group)[name]
     require(
         len(targets) == 1,
@@ -197,8 +192,7 @@ def offered_target(group: str, name: str) -> str:
 
 
 def kind_of(part: Any) -> str:
-    """Return a part's choice in `conf/`: its name, or `custom` if it has a target and a name that is not in
-    `conf/`."""
+    """Return a part's choice in `conf/`: its name, or `custom` for a target under a name not in `conf/`."""
     is_custom = getattr(part, "target", None) is not None and part.name not in groups()[part.group_name]
     return CUSTOM if is_custom else str(part.name)
 

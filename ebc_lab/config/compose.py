@@ -60,8 +60,7 @@ def compose(
     so it must have the device. `sources`: read the source files of user-defined parts and fill in their
     checksums. `trains`: the libraries that training needs must be installed.
 
-    Raises UserError for an unknown key or choice, with the nearest valid ones, for a wrong type, and for a
-    value that makes no sense.
+    Raises UserError for an unknown key or choice, with the nearest valid ones, a wrong type, or a bad value.
     """
     overrides = [written.listed(o) for o in overrides]
     parsed = check_overrides(overrides)
@@ -112,8 +111,7 @@ def _leaving_out(config: Config, keys: Sequence[str]) -> Config:
 def _composed(
     overrides: Sequence[str], suite: Path | None, values: Mapping[str, Any], recorded: Recorded | None
 ) -> Config:
-    """Compose the choices among the overrides with Hydra, set the settings in `values`, and return the
-    result."""
+    """Return what Hydra composes from the choices among the overrides, with the settings `values` set."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -239,8 +237,7 @@ def implied(overrides: Sequence[str]) -> list[str]:
 
 
 def _refusal(error: Exception, suite: Path | None, values: Mapping[str, Any]) -> str:
-    """Return an error of Hydra or OmegaConf as one sentence. It begins with the line of the user-defined
-    suite if that line is at fault."""
+    """Return an error of Hydra or OmegaConf as one sentence, naming the line of a user-defined suite."""
     text = str(error.__cause__ or error)
     lines = [line for line_text in text.splitlines() if (line := line_text.strip())] or [repr(error)]
     if lines[0].startswith("In 'study/own-"):  # it adds nothing to the next line
@@ -312,9 +309,8 @@ def _narrow(parsed: Mapping[str, Any]) -> list[str]:
 def configurations(
     overrides: Sequence[str], *, multirun: bool = False, stage: str | None = None, trains: bool = True
 ) -> list[Config]:
-    """Return the configurations of the studies asked for: one or, with `multirun`, one for each combination
-    of values, named after what varies. `trains`: as in `compose`, for a single study. Raises UserError for a
-    mistake in any study."""
+    """Return the studies' configurations: one or, with `multirun`, one for each combination of values, named
+    after what varies. `trains`: as in `compose`, for one study. Raises UserError for any mistake."""
     require(stage in (None, *STAGES), f"{stage} is not a stage; the stages are {', '.join(STAGES)}.")
     if not multirun:
         return [compose(overrides, trains=trains)]
@@ -353,8 +349,7 @@ class Recorded(NamedTuple):
 
 
 def begun_from(parsed: Mapping[str, Any], *, study: bool) -> Recorded | None:
-    """Register the settings recorded in the file of `from=` with Hydra and return them, or return None
-    without `from=`.
+    """Register the settings recorded in the file of `from=` with Hydra and return them; None without `from=`.
 
     If an override chooses a group, the recorded settings of that group are dropped. Raises UserError if this
     version cannot read the file as a study.json (for a study) or a spec.json (for a run).
@@ -425,8 +420,7 @@ def _record(path: Path, file: str) -> dict[str, Any]:
 
 
 def _recorded_study(path: Path, record: Mapping[str, Any]) -> Recorded:
-    """Return the settings that a study was asked for, with the name and checksum of the text that it
-    found."""
+    """Return the settings that a study was asked for, with the checksum of the text that the study found."""
     config: Config = from_dict(Config, record["requested"])
     text = {key: record["config"]["data"].get(key) for key in ("name", "sha256")}
     settings = to_dict(replace(config, data=replace(config.data, **text)))
@@ -457,9 +451,8 @@ def hydra_words(overrides: Sequence[str], recorded: Recorded | None = None) -> t
 
 
 def _with_mine(config: Config, *, study: bool) -> Config:
-    """Return the configuration with an arm for each part that `mine` names. The arm is called after the
-    part's function, and the suite's answer is about these arms. Raises UserError if there is no place for
-    them."""
+    """Return the configuration with an arm for each part that `mine` names, called after the part's function.
+    The suite's answer is about these arms. Raises UserError if there is no place for them."""
     if not config.mine:
         return config
     suite = config.ablation

@@ -43,18 +43,16 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @functools.cache
 def type_hints(cls: Any) -> dict[str, Any]:
-    """Return the type of each field of a dataclass, by name. Cached, because a study needs the types for
-    every run."""
+    """Return the type of each field of a dataclass, by name; cached, since every run needs the types."""
     hints = typing.get_type_hints(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
 def misfit(value: Any, kind: Any) -> str | None:
-    """Return what is wrong with a value read from JSON, such as `steps: expected …, got …`, or None if the
-    value fits.
+    """Return what is wrong with a value read from JSON, such as `steps: expected …, got …`, or None.
 
-    `kind` is a type hint, in which a TypedDict allows further keys with any value. Raises TypeError for a
-    hint that msgspec cannot check.
+    `kind`: a type hint, whose TypedDicts allow further keys. Raises TypeError for a hint that msgspec
+    refuses.
     """
     try:
         msgspec.convert(value, kind)
@@ -84,8 +82,7 @@ def _built(cls: type, values: dict[str, Any]) -> Any:
 
 @functools.cache
 def _settings_younger_than_records(cls: Any) -> dict[str, Any]:
-    """Return, by field, the value that a record implies if it lacks the field. Only values other than the
-    default are included."""
+    """Return, by field, the value that a record without the field implies, if it is not the default."""
     implied = {field.name: setting_of(field).before_it_existed for field in dataclasses.fields(cls)}
     return {name: value for name, value in implied.items() if value is not UNSET}
 

@@ -20,16 +20,14 @@ HIDDEN = re.compile(
 
 
 def visible(text: str) -> str:
-    """Return `text`, which may come from an untrusted source, with invisible control characters replaced by
-    readable escapes."""
+    """Return `text`, possibly from an untrusted source, with control characters replaced by escapes."""
     if text.isprintable():  # true of nearly every text, and twice as fast as the substitution
         return text
     return HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class UserError(Exception):
-    """A user's mistake. The message says in one sentence what is wrong, where, and what to do next. The exit
-    code is 2."""
+    """A user's mistake. The message says what is wrong, where, and what to do next. The exit code is 2."""
 
     def __str__(self) -> str:
         return visible(super().__str__())
@@ -61,8 +59,7 @@ MISTAKEN = (
 
 @contextmanager
 def blamed(what: str, remedy: str) -> Iterator[None]:
-    """Turn an error in the block, caused by the contents of the file `what`, into a UserError whose message
-    ends in `remedy`.
+    """If the contents of the file `what` make the block fail, raise UserError ending in `remedy`.
 
     This is for contents that no type hint describes, such as a stage's decision.
     """

@@ -33,8 +33,7 @@ GRID: dict[str, Any] = {"low": 1e-9, "high": 1e9, "increasing": True}
 
 @dataclass(frozen=True)
 class Setting:
-    """The meaning of a field and the values that it takes. In a list, the range and the choices apply to each
-    item."""
+    """The meaning of a field and its allowed values. In a list, range and choices apply to each item."""
 
     about: str = ""
     unit: str = ""
@@ -59,8 +58,7 @@ class Setting:
 
     @property
     def numeric(self) -> bool:
-        """Return whether the setting has a range. If it has, the field holds numbers, whatever its type hint
-        says."""
+        """Return whether the setting has a range; its field then holds numbers, whatever its type says."""
         return (self.low, self.above, self.high, self.below) != (None,) * 4
 
     def holds(self, number: float) -> bool:
@@ -83,8 +81,7 @@ def _bound(value: float) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Return a number as it is written in names of files and arms, such as `1p5` or `1e-05`, with `digits`
-    significant digits."""
+    """Return a number as names of files and arms have it, to `digits` significant digits: `1p5`, `1e-05`."""
     return f"{value:.{digits}g}".replace(".", "p").replace("+", "")
 
 
@@ -104,8 +101,7 @@ ANYTHING = Setting()
 
 
 def setting_of(field: dataclasses.Field[Any]) -> Setting:
-    """Return the `Setting` of a field. A field that was not made by `setting` gets one that accepts any
-    value."""
+    """Return the `Setting` of a field, or one that accepts any value if `setting` did not make the field."""
     return cast(Setting, field.metadata.get("setting", ANYTHING))
 
 

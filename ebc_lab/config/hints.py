@@ -1,5 +1,4 @@
-"""Hints for unknown names: what a name from another program means here, and which setting of a study takes
-the place of a setting of a run."""
+"""Hints for unknown names, such as those of other programs, and for settings that a study governs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A run's identity, which is all settings and versions that can change its numbers, and the names made from
-it."""
+"""A run's identity (the settings and versions that can change its numbers), and names made from it."""
 
 from __future__ import annotations
 
@@ -107,8 +106,7 @@ def _named_settings(cls: Any) -> list[tuple[str, Setting]]:
 def _name_parts_that_belong_together(named: dict[str, Any], run: RunConfig) -> None:
     """Reduce parts in `named` to the settings that are read through other parts. A budget without EBC keeps
     the rows that an audit leaves out and the groups of a trust region. The model of an energy-based run keeps
-    the sizes of its blocks. Exact sums omit the threads, unless `capability` is set to compare
-    circumstances."""
+    the sizes of its blocks. Exact sums omit the threads, unless `capability` is set."""
     if run.stabilizer.name != "ebc":
         del named["controller"]
         read = ["probe_sequences"]
@@ -131,8 +129,7 @@ def round3(value: float) -> float:
 
 
 def stem_of(run: RunConfig) -> str:
-    """Return the start of a run's or an arm's name: optimizer, projection, stabilizer, and strength or
-    budget."""
+    """Return the start of a run's or arm's name: optimizer, projection, stabilizer, strength or budget."""
     name = run.stabilizer.name
     strength = run.stabilizer.strength
     stem = f"{run.optimizer.name}_{run.projection.name}_{'baseline' if name == 'none' else name}"
@@ -142,8 +139,7 @@ def stem_of(run: RunConfig) -> str:
 
 
 def delta_schedule(run: RunConfig) -> str | None:
-    """Return the schedule of EBC's target KL, or of a trust region's squared radius, or None without
-    either."""
+    """Return the schedule of EBC's target KL or of a trust region's squared radius; None without either."""
     return {"ebc": run.budget.schedule, "trust_region": run.stabilizer.schedule}.get(run.stabilizer.name)
 
 
@@ -153,8 +149,7 @@ def warmup_steps(run: RunConfig) -> int | None:
 
 
 def tail_of(run: RunConfig) -> str:
-    """Return the end of a run's or an arm's name, such as `_holddelta_trapezoid_w100_ternary`, part by
-    part."""
+    """Return the end of a run's or an arm's name, such as `_holddelta_trapezoid_w100_ternary`."""
     run = with_derived_settings(run)
     unread = () if run.stabilizer.name == "ebc" else ("budget", "controller")
     parts = [part for part in parts_of(run) if part.group_name not in unread]
@@ -162,8 +157,7 @@ def tail_of(run: RunConfig) -> str:
 
 
 def tails_of_choices() -> dict[str, Tail]:
-    """Return the `Tail` for each suffix that a single choice adds to a name, such as `_ternary`, by
-    suffix."""
+    """Return the `Tail` of each suffix that one choice adds to a name, such as `_ternary`, by suffix."""
     tails: dict[str, Tail] = {}
     for part in PARTS:
         usual: Any = part()
@@ -194,8 +188,7 @@ def names_of(kind: str, run: RunConfig) -> tuple[str, str]:
 
 
 def identity_of(kind: str, run: RunConfig) -> dict[str, Any]:
-    """Return the identity of a run: for `train`, that of its settings; for a measurement, the same with
-    `kind`."""
+    """Return the identity of a run: for `train`, that of its settings; else `kind` and that identity."""
     named = identity(run)
     return named if kind == "train" else {"kind": kind, "run": named}
 
@@ -214,8 +207,7 @@ def environment(whole: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def study_environment(config: Config) -> dict[str, Any]:
-    """Return the versions in the identities of a study's runs, with the libraries of every part in
-    `config`."""
+    """Return the versions in the identities of a study's runs, including the libraries of all its parts."""
     choices = _named_in(to_dict(config))
     return _environment({PART[group].libraries.get(choice, "") for group, choice in choices} - {""})
 

@@ -1,5 +1,4 @@
-"""The cores, GPUs and library versions of this machine. `bench/speeds.py` measures which settings are
-fastest."""
+"""This machine's cores, GPUs and library versions. `bench/speeds.py` measures what is fastest here."""
 
 from __future__ import annotations
 
@@ -63,8 +62,7 @@ class Gpu(NamedTuple):
 
 
 def _ask_smi(*options: str) -> tuple[list[str], str]:
-    """Return the lines that nvidia-smi prints, and the reason why it failed, or an empty string if it did
-    not."""
+    """Return the lines that nvidia-smi prints, and why it failed (empty if it did not)."""
     if not shutil.which("nvidia-smi"):
         return [], "nvidia-smi is not on PATH"
     asked = ["nvidia-smi", *options]
@@ -146,14 +144,12 @@ def visible_gpus(together: int = 1) -> list[str]:
 
 
 def why_no_gpu() -> str:
-    """Return the reason why `visible_gpus` is empty, as the end of a sentence that begins `device=cuda,
-    but`."""
+    """Return why `visible_gpus` is empty, as the end of a sentence that begins `device=cuda, but`."""
     return _bound_gpus()[1]
 
 
 def _bound_gpus() -> tuple[list[tuple[Gpu, str]], str]:
-    """Return the devices that this process may use, each with its name for CUDA, and the reason if there are
-    none."""
+    """Return this process's devices, each with its name for CUDA, and the reason if there are none."""
     here, failure = first_listing()
     if not here:
         return [], f"no GPU is found: {failure}" if failure else "nvidia-smi lists no GPU here"
@@ -170,9 +166,8 @@ def _bound_gpus() -> tuple[list[tuple[Gpu, str]], str]:
 
 
 def _chosen(value: str, variable: str) -> tuple[list[tuple[Gpu, str]], str]:
-    """Return the devices named by the `value` of a variable such as CUDA_VISIBLE_DEVICES, and the reason if
-    there are none. As in CUDA, the list ends before the first entry that names no device, and a list that
-    names a device twice is empty."""
+    """Return the devices that the `value` of a variable like CUDA_VISIBLE_DEVICES names, and the reason if
+    there are none. As in CUDA, an entry that names no device ends the list; a repeated device empties it."""
     here = first_listing().gpus
     alike = len({gpu.model for gpu in here}) == 1 or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
     chosen: list[tuple[Gpu, str]] = []
@@ -251,8 +246,7 @@ def git_revision() -> str | None:
 
 
 def _cpuinfo(field: str) -> str:
-    """Return the value of a field in /proc/cpuinfo for the first core, or an empty string if there is
-    none."""
+    """Return the value of a field of the first core in /proc/cpuinfo, or an empty string."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

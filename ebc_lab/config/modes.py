@@ -15,8 +15,7 @@ MOST_TOKENS = 2**21 - 1  # of a batch under determinism=verity, whose sums are e
 
 
 def check_modes(run: RunConfig) -> None:
-    """Raise UserError if a setting conflicts with a mode of the run. The mode of several processes is left to
-    `check_processes`."""
+    """Raise UserError if a setting conflicts with a mode of the run other than several processes."""
     if run.determinism.exact:
         check_exact(run)
     if run.memory.hooks:
@@ -39,8 +38,7 @@ def check_exact(run: RunConfig) -> None:
 
 
 def check_processes(run: RunConfig, processes: int) -> None:
-    """Raise UserError for settings under which several processes would not compute what one process
-    computes."""
+    """Raise UserError for settings under which several processes would compute other numbers than one."""
     if processes == 1:
         return
     _check_mode(run, Mode.SEVERAL_PROCESSES, processes)

@@ -34,8 +34,7 @@ def check_overrides(
 ) -> dict[str, Any]:
     """Return the parsed values of overrides by key. Raises UserError for unknown groups, choices and keys.
 
-    `hydra_keys` ignores `hydra.…` and `hydra/…`, which `train` accepts; `sweeps` accepts several values of a
-    key.
+    `hydra_keys` skips `hydra.…` and `hydra/…`, for `train`; `sweeps` accepts several values of a key.
     """
     known_groups = groups()
     keys = schema_keys()
@@ -66,8 +65,7 @@ def check_overrides(
 
 
 def parse(overrides: Sequence[str]) -> list[Any]:
-    """Return the overrides as parsed by Hydra. Raises UserError for one that Hydra cannot read, or only
-    slowly."""
+    """Return overrides as Hydra parses them. Raises UserError if Hydra cannot read one, or only slowly."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -136,9 +134,8 @@ def in_mapping(key: str) -> bool:
 
 
 def spelled(override: str) -> str:
-    """Return the override in Hydra's spelling. A number of tokens gets the name of its setting, a suite's
-    file becomes the suite's registered name, and a mapping or an entry of one, new or not, gets the prefix
-    `++`.
+    """Return the override in Hydra's spelling: a number of tokens under its setting's name, a suite's file as
+    the suite's registered name, and a mapping or an entry of one, new or not, with `++`.
 
     Overrides of arms stay as they are: `compose` merges a whole arm as it merges one from a suite's file.
     """

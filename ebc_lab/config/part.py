@@ -1,5 +1,4 @@
-"""The interface of a part of a run. A part is a group of settings in `conf/`, defined in
-`config/parts/NAME.py`.
+"""The interface of a part of a run, a group of settings in `conf/` defined in `config/parts/NAME.py`.
 
 The code for identity, checks, names, labels and docs/settings.md asks the parts; no other code knows what a
 part's settings mean. What a part does in a run is in `components/NAME.py`.
@@ -18,8 +17,7 @@ LEVEL, EXPERT = "<σ>", "<i>"  # placeholders in column names: a noise level (as
 
 
 class Mode(Enum):
-    """A mode of a whole run that only some parts support. A member's value is the setting that asks for the
-    mode."""
+    """A mode of a whole run that only some parts support. Its value is the setting that asks for the mode."""
 
     EXACT = "determinism=verity"
     SEVERAL_PROCESSES = "launcher.processes_per_run={}"
@@ -28,8 +26,7 @@ class Mode(Enum):
 
 
 class Need(NamedTuple):
-    """A library that a setting needs for training, and the `extra` of this package that installs the
-    library."""
+    """A library that a setting needs for training, and the `extra` of this package that installs it."""
 
     setting: str
     library: str
@@ -107,8 +104,7 @@ class Versions(NamedTuple):
 
 class Part:
     """One group of a run's settings. A subclass is a dataclass with a field for each setting; a field's
-    `only=` and `by=` say under which choices the setting is read. A subclass overrides the class variables
-    and methods that apply to it."""
+    `only=` and `by=` name the choices that read it. Subclasses override the members that apply to them."""
 
     group_name: ClassVar[str]  # the field of `RunConfig` and folder of `conf/`, taken from the field `name`
     place: ClassVar[int] = 1000  # sort key among parts, in a run's name and in the order of calls in a step
@@ -145,8 +141,7 @@ class Part:
         return cast(AnyRun, dataclasses.replace(cast(Any, run), **{self.group_name: self}))
 
     def changes_nothing(self) -> bool:
-        """Return whether a run would compute the same without this part. If so, the run's identity omits the
-        part."""
+        """Return whether the part has no effect on a run's numbers. A run's identity then omits the part."""
         return self.name == self.off
 
     def is_read(self, run: Run) -> bool:
@@ -155,13 +150,11 @@ class Part:
         return not reader or getattr(run, reader).name in choices
 
     def unread(self) -> Iterable[str]:
-        """Return the settings that have no effect given the part's other settings. Settings ruled out by
-        `only=` need not be listed."""
+        """Return the settings that the part's other settings disable, besides those ruled out by `only=`."""
         return ()
 
     def refuses(self, run: Run) -> Iterable[str]:
-        """Yield an error message for each contradiction within the part, or between the part and the rest of
-        the run."""
+        """Yield an error message for each contradiction within the part or with the rest of the run."""
         return ()
 
     def warnings(self, run: Run) -> Iterable[str]:

@@ -434,9 +434,8 @@ class AblationConfig(StageConfig):
         return out
 
     def all_arms(self) -> dict[str, ArmConfig]:
-        """Return all arms by label. A swept arm appears once for each point of its sweep. Each arm is
-        followed by its versions, `<arm>_<choice>`, which run under other choices of a part and are compared
-        with that arm."""
+        """Return all arms by label, a swept arm once for each point of its sweep. Each arm is followed by its
+        versions, `<arm>_<choice>`, which run under other choices of a part and are compared with it."""
         swept = self.swept()
         labels: dict[str, list[str]] = {name: [] for name in self.arms}
         for label, point in swept.items():
@@ -557,8 +556,7 @@ class MethodConfig(EntryConfig):
     cannot: list[str] = setting([], "workloads that it cannot train: each counts as missed", unique=True)
 
     def settings_at(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the method's settings at a point of its grid. They omit the horizon, which is no setting of
-        a run."""
+        """Return the method's settings at a point of its grid, without the horizon, which no run has."""
         made = {group: dict(part) for group, part in self.settings.items()}
         for key, value in point.items():
             if key != HORIZON:

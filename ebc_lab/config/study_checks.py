@@ -48,9 +48,8 @@ TRACKER_NEEDS = {"mlflow": ("sqlalchemy", "alembic")}  # tracker -> modules besi
 def validate(config: Config, *, study: bool, here: bool = True, beside: Config | None = None) -> None:
     """Raise UserError for impossible or contradictory settings of a run or, with `study`, of a study.
 
-    `here`: unless the launcher is Slurm, this machine trains, so it must have the device. `beside`: the run
-    that this one began as; settings unchanged since then may be unread, because other runs of its study may
-    read them.
+    `here`: unless the launcher is Slurm, this machine trains and must have the device. `beside`: the run that
+    this one began as. Settings unchanged since then may be unread: other runs of its study may read them.
     """
     run = _stage_run(config) if study else run_part(config)
     sweep = replace(config.lr_sweep, optimizers=_swept(config))
@@ -131,8 +130,7 @@ def _settings_of_runs(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def lacking_for(config: Config, *, study: bool) -> list[str]:
-    """Return a sentence for each missing library that training a run or, with `study`, a study's runs
-    needs."""
+    """Return a sentence for each missing library that a run or, with `study`, a study needs to train."""
     base = run_part(config)
     sentences = [str(need) for need in checks.lacking(base)]
     asked = _settings_of_runs(config) if study else {}
@@ -198,8 +196,7 @@ def _processes(config: Config, *, here: bool, study: bool) -> Mistakes:
 
 
 def _swept(config: Config) -> list[str]:
-    """Return the sweep's optimizers, with the user's own optimizer as `custom`. Raises UserError for a second
-    optimizer that is not built in."""
+    """Return the sweep's optimizers, the user's own as `custom`. Raises UserError for others not built in."""
     custom = config.optimizer.name if kind_of(config.optimizer) == CUSTOM else None
     for name in config.lr_sweep.optimizers:
         offered = name != custom and name in choices_of("optimizer", name)
@@ -355,8 +352,7 @@ def beyond_sensible(config: Config) -> str:
 
 
 def most_runs(config: Config) -> dict[str, int]:
-    """Return the most runs that each stage can ask for, by stage. Arithmetic alone is used, because there may
-    be too many runs to list."""
+    """Return the most runs that each stage can ask for, by stage. The runs themselves are never listed."""
     sweep, suite = config.lr_sweep, config.ablation
     pairs = len(sweep.optimizers) * len(sweep.projections)
     tracks = pairs if sweep.keep == "all" else 1
@@ -413,8 +409,7 @@ def _most_points(config: Config, arm: ArmConfig) -> int:
 
 
 def _check_carry(config: Config) -> None:
-    """Raise UserError if `carry` lacks arms or settings, or if an arm cannot be run in one of the
-    settings."""
+    """Raise UserError if `carry` lacks arms or settings, or an arm cannot be run in one of the settings."""
     carry = config.carry
     choosing = [name for name, setting in carry.settings.items() if not setting.kept]
     require(len(carry.arms) > 1, "carry.arms must name at least two arms: choose study=units.")
@@ -685,8 +680,7 @@ def _check_notify(command: str, *, study: bool) -> None:
 
 
 def _trackers(config: schema.TrackerConfig) -> Mistakes:
-    """Return the mistakes in trackers: a missing package, a bad address, or a setting that no tracker
-    reads."""
+    """Return the mistakes in trackers: missing packages, a bad address, or a setting that none reads."""
     needs = {name: (name, *TRACKER_NEEDS.get(name, ())) for name in config.names}
     missing = {name: [m for m in modules if not installed(m)] for name, modules in needs.items()}
     for_wandb = config.wandb_project is not None or config.wandb_mode != "auto"

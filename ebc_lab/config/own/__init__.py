@@ -1,2 +1,1 @@
-"""Suites and parts defined by the user. Such a part is a function outside this package, named by its
-target."""
+"""User-defined suites and parts. Such a part is a function outside this package, named by a target."""

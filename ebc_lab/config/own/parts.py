@@ -1,5 +1,4 @@
-"""Parts defined by the user, which replace built-in choices: their names, source files, checksums and
-functions.
+"""Parts defined by the user, which replace built-in choices: names, source files, checksums and functions.
 
 The functions here that read or change the user-defined parts of a configuration use `with_own_parts`.
 """
@@ -59,8 +58,7 @@ Change = Callable[[OwnPart], Mapping[str, Any]]  # returns the settings to chang
 
 def with_own_parts(config: Settings, change: Change) -> Settings:
     """Return the configuration with `change` applied to every user-defined part: first the parts of the run,
-    then those in the arms and other entries of a study. Malformed entries are left for the checks of their
-    stage to refuse."""
+    then those in a study's arms and other entries. Malformed entries are left for later checks."""
     changed: dict[str, Any] = {}
     for group in OWN_GROUPS:
         part = getattr(config, group)
@@ -112,11 +110,9 @@ def own_parts(config: RunConfig) -> list[OwnPart]:
 
 
 def own_name(target: str, taken: Collection[str] = ()) -> str:
-    """Return a name made from a target, such as cautious from `my_opt:Cautious` or my_adam_w2 from
-    `lib.MyAdamW2`.
+    """Return a name made from a target: cautious from `my_opt:Cautious`, my_adam_w2 from `lib.MyAdamW2`.
 
-    `taken` are names of other things, such as choices in `conf` or other parts; a suffix (`_2`, `_3` …)
-    avoids them.
+    `taken`: names of other things, such as choices in `conf`, which a suffix (`_2`, `_3` …) avoids.
     """
     plain = unicodedata.normalize("NFKD", re.split(r"[.:]", target)[-1]).encode("ascii", "ignore").decode()
     words = re.sub(r"\W+", "_", WORDS.sub("_", plain)).strip("_").lower()
@@ -236,8 +232,7 @@ def describe_own_part(part: Any) -> str:
 
 
 def own_part(part: Any) -> Callable[..., Any]:
-    """Import the function of a part's target and return it, wrapped so that each call adds the part's
-    `arguments`.
+    """Import the function of a part's target and return it, wrapped to add the part's `arguments`.
 
     Raises UserError if the function is not found, or if its source files have changed since the run was
     planned. The wrapper raises UserError if the function does not take what it is given or ignores an
@@ -289,8 +284,7 @@ def _is_read(name: str, function: Any, made: Any) -> bool:
 
 
 def _text(code: Any) -> str:
-    """Return the source text of a module or code object, or an empty string if it has none, like code in
-    C."""
+    """Return the source text of a module or code object, or an empty string if there is none."""
     try:
         return inspect.getsource(code)
     except (OSError, TypeError):

@@ -1,5 +1,4 @@
-"""Finding the function of a target, `module:function`, and loading it. The module is located and hashed
-without being imported.
+"""Locates and hashes the function of a target, `module:function`, without importing it, then loads it.
 
 Modules are searched for in the remembered places, then in the working directory, then in Python's own path. A
 remembered place is a file that a target named by its path, or a folder, such as the study's copies of source
@@ -45,8 +44,7 @@ _files: set[str] = set()  # resolved paths of all own files imported by this pro
 
 @dataclass(frozen=True)
 class Source:
-    """The location of a target's function. `name` is the function's name in the module, dotted if inside a
-    class."""
+    """The location of a target's function. `name` is its name in the module, dotted if inside a class."""
 
     module: str
     name: str
@@ -68,9 +66,8 @@ class Source:
 
 
 def placed(target: str) -> str:
-    """Return `my_opt:Cautious` for a target that gives the path of a file, such as `./my_opt.py:Cautious`,
-    and remember the file. Return any other target unchanged. Raises LookupError if the file is missing or
-    unusable."""
+    """Return `my_opt:Cautious` for a target with the path of its file, such as `./my_opt.py:Cautious`, and
+    remember the file. Return other targets unchanged. Raises LookupError if the file is unusable."""
     path = file_of(target)
     if path is None:
         if target.endswith(".py") and ":" not in target:
@@ -110,8 +107,7 @@ def _remembered() -> list[Path]:
 def find(target: str) -> Source:
     """Return the source of a target, `module:function`, `module.function` or `path/module.py:function`.
 
-    Raises LookupError if the target is malformed, or if its module is not found, has no file or lacks the
-    name.
+    Raises LookupError if the target is malformed, or its module is not found, has no file or lacks the name.
     """
     target = placed(target)
     if not TARGET.fullmatch(target) or not re.search(r"[.:]", target):
@@ -191,8 +187,7 @@ def _imports(file: Path, package: list[str]) -> Iterator[list[str]]:
 
 
 def _specs(parts: Sequence[str], places: Sequence[str]) -> Iterator[ModuleSpec]:
-    """Yield the specs of a, a.b and a.b.c for the module a.b.c, stopping before the first that is not
-    found."""
+    """Yield the specs of a, a.b and a.b.c for the module a.b.c, stopping where one is not found."""
     for part in parts:
         # look up the last part alone: with the whole name, a folder without __init__.py would need its
         # parent imported
@@ -249,9 +244,8 @@ def installed_release(path: Path) -> str | None:
 
 
 def load(target: str, sha256: str) -> Callable[..., Any]:
-    """Import a target and return its function. Raises LookupError as `find` does, and also if the checksum of
-    the source files is not `sha256` or the target is not callable. Errors raised by the module itself are
-    passed on."""
+    """Import a target and return its function. Raises LookupError as `find` does, and if the source files do
+    not have this checksum or the target is not callable. Errors of the module itself are passed on."""
     source = find(target)
     if source.sha256 != sha256:
         others = [name for name, file in source.files.items() if file != source.path]
@@ -273,8 +267,7 @@ def load(target: str, sha256: str) -> Callable[..., Any]:
 
 def _imported(source: Source) -> ModuleType:
     """Import a module from its own folder, once, and return it. Raises LookupError if this process has
-    imported another file, or an older version, under the name of this module or of a module that it
-    imports."""
+    imported another file, or an older version, under the name of the module or of one that it imports."""
     files = source.files or {source.module: source.path}
     now: dict[str, str] = {}
     for path, file in files.items():  # the module is lib.inner for lib/inner.py and lib/inner/__init__.py

@@ -55,8 +55,7 @@ def suite_file(choice: object, package: Path) -> Path | None:
 
 
 def beside_us(name: object) -> str | None:
-    """Return the path, such as `./mine.yaml`, of a suite in the working folder with this name or a similar
-    one, or None if there is none."""
+    """Return a suite in the working folder with this or a similar name, such as `./mine.yaml`, or None."""
     files = {path.stem: path.name for path in Path.cwd().iterdir() if path.suffix in ENDINGS}
     near = difflib.get_close_matches(str(name), files, 1)
     return f"./{files[near[0]]}" if near else None
@@ -68,9 +67,8 @@ def chosen_name(path: Path) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the settings in a suite's file. The study is named after the file by default, and targets of
-    parts in the same folder become paths. Raises LookupError if the file cannot be read; the message is a
-    sentence with the line, if known."""
+    """Return the settings in a suite's file, which by default names the study. Targets of parts in the same
+    folder become paths. Raises LookupError, a sentence with the line, if the file cannot be read."""
     import yaml
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -130,9 +128,8 @@ def with_places(value: Any, folder: Path, key: str = "") -> Any:
 
 
 def _place(target: str, folder: Path) -> str:
-    """Return `/folder/my_opt.py:Cautious` for a target whose file is in `folder`, and other targets
-    unchanged. If a target names another folder, `folder` is still searched, because a study copies parts
-    beside their suite."""
+    """Return `/folder/my_opt.py:Cautious` for a target whose file is in `folder`, and others unchanged. The
+    target may name another folder, because a study copies parts into the folder of their suite."""
     written = sources.BY_PATH.fullmatch(target)
     if written is None:
         module, _, name = target.partition(":")
@@ -169,8 +166,7 @@ def sets(path: Path, key: str) -> bool:
 
 
 def _lines(path: Path, key: str) -> list[int]:
-    """Return the line of each part of a dotted key in a suite's file, up to the first part that the file
-    lacks."""
+    """Return the line of each part of a dotted key, up to the first part that the suite's file lacks."""
     import yaml
 
     node: Any = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)

@@ -73,8 +73,7 @@ def set_for_a_text(run: Run) -> Iterator[str]:
 
 
 def data_of_another_text(data: DataConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of `data` for an arm, or other entry of a study, that names its own text. The entry
-    inherits the study's kind of text and, if it keeps that kind, the study's files, but never the
-    checksum."""
+    """Return the settings of `data` for an arm or other entry that names its own text. The entry inherits the
+    study's kind of text and, if it keeps that kind, the study's files, but never the checksum."""
     files = NO_FILES if settings.get("name", data.name) != data.name else {}
     return {"name": data.name, **files, "sha256": None, **settings}

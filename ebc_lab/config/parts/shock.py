@@ -12,8 +12,7 @@ SHOCKS = ("label_noise", "lr_spike", "corrupt_gradient")
 
 
 def _back(completed: Sequence[Mapping[str, Any]]) -> list[float | None]:
-    """Return the number of steps that each disturbed run took to recover, or None for a run that never
-    recovered."""
+    """Return the steps that each disturbed run took to recover, or None for a run that never recovered."""
     return [r.get("shock_recovery_steps") for r in completed if r.get("shock_peak") is not None]
 
 

@@ -63,8 +63,7 @@ def refuse_two_lengths(parsed: Mapping[str, Any]) -> None:
 
 
 def set_steps(composed: Any, given: Collection[str] = ()) -> None:
-    """Convert `train_tokens` to `steps` in a composed configuration and in each of its stages, and set
-    `train_tokens` to None.
+    """Convert `train_tokens` to `steps` in a composed configuration and its stages, and empty `train_tokens`.
 
     `given` are the keys set on the command line; `steps` among them overrides `train_tokens` in a file. An
     impossible number of tokens is left for the checks to refuse. Raises UserError for too many steps.
