@@ -253,5 +253,6 @@ def least_target_kl(run: RunConfig) -> float:
 
 
 def precision(run: RunConfig) -> str:
-    """Return the lower precision of autocast and parameters, which limits how small a KL can be measured."""
+    """Return the lower of the autocast and parameter precisions, which limits how small a KL can be
+    measured."""
     return "bfloat16" if "bfloat16" in (run.dtype, run.param_dtype) else "float32"

@@ -24,7 +24,7 @@ OFFERED = {"optimizer": "ebc_lab.optimizers", "stabilizer": "ebc_lab.stabilizers
 
 
 def conf_dir() -> Path:
-    """Return the folder of the Hydra groups: inside an installed package, or beside one in a checkout."""
+    """Return the folder of the Hydra groups: inside the package if installed, beside it in a checkout."""
     package = Path(__file__).parent.parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
@@ -181,7 +181,8 @@ def offered(group: str) -> dict[str, tuple[str, ...]]:
 
 
 def offered_target(group: str, name: str) -> str:
-    """Return the target that an installed package offers under a name. Raises UserError for several."""
+    """Return the target that an installed package offers under a name. Raises UserError if packages offer
+    several targets under that name."""
     targets = offered(group)[name]
     require(
         len(targets) == 1,
@@ -192,7 +193,8 @@ def offered_target(group: str, name: str) -> str:
 
 
 def kind_of(part: Any) -> str:
-    """Return a part's choice in `conf/`: its name, or `custom` for a target under a name not in `conf/`."""
+    """Return a part's choice in `conf/`: its name or, for a part with a target and a name that is not in
+    `conf/`, `custom`."""
     is_custom = getattr(part, "target", None) is not None and part.name not in groups()[part.group_name]
     return CUSTOM if is_custom else str(part.name)
 

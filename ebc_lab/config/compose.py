@@ -141,8 +141,8 @@ def _composed(
 
 
 def _registered_suite(parsed: Mapping[str, Any]) -> Path | None:
-    """Register the user-defined suite that `study=` names with Hydra and return its file, or None if it names
-    another suite. Raises UserError if the file cannot be read or sets an unknown setting."""
+    """Register the user-defined suite that `study=` names with Hydra and return its file. Return None for any
+    other suite. Raises UserError if the file cannot be read or sets an unknown setting."""
     path = own_suite(parsed.get(suites.GROUP))
     if path is None:
         return None
@@ -237,7 +237,8 @@ def implied(overrides: Sequence[str]) -> list[str]:
 
 
 def _refusal(error: Exception, suite: Path | None, values: Mapping[str, Any]) -> str:
-    """Return an error of Hydra or OmegaConf as one sentence, naming the line of a user-defined suite."""
+    """Return an error of Hydra or OmegaConf as one sentence, with the line of a user-defined suite at
+    fault."""
     text = str(error.__cause__ or error)
     lines = [line for line_text in text.splitlines() if (line := line_text.strip())] or [repr(error)]
     if lines[0].startswith("In 'study/own-"):  # it adds nothing to the next line
@@ -432,7 +433,7 @@ def _recorded_study(path: Path, record: Mapping[str, Any]) -> Recorded:
 
 
 def _recorded_run(path: Path, record: Mapping[str, Any]) -> Recorded:
-    """Return the settings of a run. The source of a replay is looked for in the same folder of runs."""
+    """Return the settings of a run. The source of a replay is looked for among the runs beside it."""
     require(record.get("kind") == "train", "it is a measurement's, which its study makes again by itself")
     run: RunConfig = from_dict(RunConfig, record["config"])
     runs = path.absolute().parent.parent
@@ -451,8 +452,8 @@ def hydra_words(overrides: Sequence[str], recorded: Recorded | None = None) -> t
 
 
 def _with_mine(config: Config, *, study: bool) -> Config:
-    """Return the configuration with an arm for each part that `mine` names, called after the part's function.
-    The suite's answer is about these arms. Raises UserError if there is no place for them."""
+    """Return the configuration with an arm, named after its function, for each part that `mine` names. The
+    suite's answer is about these arms. Raises UserError if there is no place for them."""
     if not config.mine:
         return config
     suite = config.ablation

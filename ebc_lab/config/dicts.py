@@ -49,10 +49,9 @@ def type_hints(cls: Any) -> dict[str, Any]:
 
 
 def misfit(value: Any, kind: Any) -> str | None:
-    """Return what is wrong with a value read from JSON, such as `steps: expected …, got …`, or None.
+    """Return what is wrong with a value read from JSON (`steps: expected …, got …`), or None if it fits.
 
-    `kind`: a type hint, whose TypedDicts allow further keys. Raises TypeError for a hint that msgspec
-    refuses.
+    `kind`: a type hint, whose TypedDicts allow further keys. Raises TypeError if msgspec cannot check it.
     """
     try:
         msgspec.convert(value, kind)

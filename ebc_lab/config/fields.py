@@ -81,7 +81,7 @@ def _bound(value: float) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Return a number as names of files and arms have it, to `digits` significant digits: `1p5`, `1e-05`."""
+    """Return a number as written in names, such as `1p5` or `1e-05`, with `digits` significant digits."""
     return f"{value:.{digits}g}".replace(".", "p").replace("+", "")
 
 

@@ -139,7 +139,7 @@ def stem_of(run: RunConfig) -> str:
 
 
 def delta_schedule(run: RunConfig) -> str | None:
-    """Return the schedule of EBC's target KL or of a trust region's squared radius; None without either."""
+    """Return the schedule of EBC's target KL or of a trust region's squared radius, or None if unused."""
     return {"ebc": run.budget.schedule, "trust_region": run.stabilizer.schedule}.get(run.stabilizer.name)
 
 
@@ -188,7 +188,8 @@ def names_of(kind: str, run: RunConfig) -> tuple[str, str]:
 
 
 def identity_of(kind: str, run: RunConfig) -> dict[str, Any]:
-    """Return the identity of a run: for `train`, that of its settings; else `kind` and that identity."""
+    """Return the identity of a run. For `train`, it is the identity of the settings; for a measurement, it
+    consists of `kind` and the identity that a training run with these settings has."""
     named = identity(run)
     return named if kind == "train" else {"kind": kind, "run": named}
 

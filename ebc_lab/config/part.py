@@ -17,7 +17,7 @@ LEVEL, EXPERT = "<σ>", "<i>"  # placeholders in column names: a noise level (as
 
 
 class Mode(Enum):
-    """A mode of a whole run that only some parts support. Its value is the setting that asks for the mode."""
+    """A mode of a run that only some parts support. A member's value is the setting that selects it."""
 
     EXACT = "determinism=verity"
     SEVERAL_PROCESSES = "launcher.processes_per_run={}"

@@ -68,7 +68,7 @@ HORIZON = "horizon"  # in a method's grid: the shares of the longest run at whic
 
 def with_further(fields_of_parts: Mapping[str, tuple[Any, Any]]) -> Callable[[type[T]], type[T]]:
     """Return a decorator that adds fields to a class before it becomes a dataclass, except fields that the
-    class declares itself. `Part.from_run` reads these fields.
+    class declares itself. `Part.from_run` reads the added fields.
 
     `fields_of_parts` maps the name of each field to its type and its default, a dataclass field.
     """
@@ -434,8 +434,8 @@ class AblationConfig(StageConfig):
         return out
 
     def all_arms(self) -> dict[str, ArmConfig]:
-        """Return all arms by label, a swept arm once for each point of its sweep. Each arm is followed by its
-        versions, `<arm>_<choice>`, which run under other choices of a part and are compared with it."""
+        """Return all arms by label, with one for each point of a swept arm. Each is followed by its versions,
+        `<arm>_<choice>`, which run under other choices of a part and are compared with the arm itself."""
         swept = self.swept()
         labels: dict[str, list[str]] = {name: [] for name in self.arms}
         for label, point in swept.items():

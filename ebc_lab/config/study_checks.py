@@ -352,7 +352,8 @@ def beyond_sensible(config: Config) -> str:
 
 
 def most_runs(config: Config) -> dict[str, int]:
-    """Return the most runs that each stage can ask for, by stage. The runs themselves are never listed."""
+    """Return the most runs that each stage can ask for, by stage. The runs are counted by arithmetic alone,
+    because there may be too many to list."""
     sweep, suite = config.lr_sweep, config.ablation
     pairs = len(sweep.optimizers) * len(sweep.projections)
     tracks = pairs if sweep.keep == "all" else 1

@@ -2,7 +2,7 @@
 
 Modules are searched for in the remembered places, then in the working directory, then in Python's own path. A
 remembered place is a file that a target named by its path, or a folder, such as the study's copies of source
-files in a worker. Errors are LookupErrors whose message is a clause that the caller makes a sentence.
+files in a worker. Errors are LookupErrors whose message is a clause for the caller to complete.
 """
 
 from __future__ import annotations

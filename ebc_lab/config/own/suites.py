@@ -37,8 +37,8 @@ def is_path(choice: str) -> bool:
 
 
 def suite_file(choice: object, package: Path) -> Path | None:
-    """Return the file of a user-defined suite, or None if `choice` is not one. Raises LookupError, whose
-    message is a clause, if there is no suite at the given path."""
+    """Return the file of a user-defined suite, or None if `choice` names any other suite. Raises LookupError,
+    whose message is a clause, if there is no suite at the given path."""
     if not isinstance(choice, str):
         return None
     if not is_path(choice):
@@ -55,7 +55,8 @@ def suite_file(choice: object, package: Path) -> Path | None:
 
 
 def beside_us(name: object) -> str | None:
-    """Return a suite in the working folder with this or a similar name, such as `./mine.yaml`, or None."""
+    """Return the path, such as `./mine.yaml`, of a suite in the working folder with this name or a similar
+    one, or None if there is none."""
     files = {path.stem: path.name for path in Path.cwd().iterdir() if path.suffix in ENDINGS}
     near = difflib.get_close_matches(str(name), files, 1)
     return f"./{files[near[0]]}" if near else None
@@ -67,8 +68,9 @@ def chosen_name(path: Path) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the settings in a suite's file, which by default names the study. Targets of parts in the same
-    folder become paths. Raises LookupError, a sentence with the line, if the file cannot be read."""
+    """Return the settings in a suite's file. The study is named after the file by default, and targets of
+    parts in the same folder become paths. Raises LookupError if the file cannot be read; the message is a
+    sentence with the line, if known."""
     import yaml
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException

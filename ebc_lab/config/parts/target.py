@@ -129,5 +129,6 @@ def finite_rows(curve: Iterable[Row]) -> list[tuple[int, float, float]]:
 
 
 def first_at_or_below(curve: Iterable[Row], target: float) -> tuple[int, float] | None:
-    """Return (steps, seconds of training) at the first loss at or below the target; None without one."""
+    """Return (steps, seconds of training) at the first evaluation whose loss is at or below the target, or
+    None if there is none."""
     return next(((step, seconds) for step, loss, seconds in finite_rows(curve) if loss <= target), None)
