@@ -253,6 +253,5 @@ def least_target_kl(run: RunConfig) -> float:
 
 
 def precision(run: RunConfig) -> str:
-    """Return the lower of the autocast and parameter precisions, which limits how small a KL can be
-    measured."""
+    """Return the lower of the autocast and parameter precisions. It limits how small a measured KL can be."""
     return "bfloat16" if "bfloat16" in (run.dtype, run.param_dtype) else "float32"

@@ -86,7 +86,7 @@ def optimizer_defaults(name: str) -> OptimizerConfig:
 
 
 def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
-    """Apply settings such as `{budget: {name: surrogate, aggregate: l2}, dtype: float32}` to a run.
+    """Return a run changed by settings such as `{budget: {name: surrogate, aggregate: l2}, dtype: float32}`.
 
     Giving a group a `name` loads that choice's file. In a controller, optimizer or stabilizer, settings that
     neither the file nor `settings` gives return to their defaults; in other groups, they keep their values.
@@ -193,8 +193,8 @@ def offered_target(group: str, name: str) -> str:
 
 
 def kind_of(part: Any) -> str:
-    """Return a part's choice in `conf/`: its name or, for a part with a target and a name that is not in
-    `conf/`, `custom`."""
+    """Return a part's choice in `conf/`: its name, or `custom` for a part that has a target and whose name is
+    not in `conf/`."""
     is_custom = getattr(part, "target", None) is not None and part.name not in groups()[part.group_name]
     return CUSTOM if is_custom else str(part.name)
 

@@ -237,8 +237,7 @@ def implied(overrides: Sequence[str]) -> list[str]:
 
 
 def _refusal(error: Exception, suite: Path | None, values: Mapping[str, Any]) -> str:
-    """Return an error of Hydra or OmegaConf as one sentence, with the line of a user-defined suite at
-    fault."""
+    """Return an error of Hydra or OmegaConf as one sentence, with the line at fault in a user's suite."""
     text = str(error.__cause__ or error)
     lines = [line for line_text in text.splitlines() if (line := line_text.strip())] or [repr(error)]
     if lines[0].startswith("In 'study/own-"):  # it adds nothing to the next line
@@ -452,8 +451,8 @@ def hydra_words(overrides: Sequence[str], recorded: Recorded | None = None) -> t
 
 
 def _with_mine(config: Config, *, study: bool) -> Config:
-    """Return the configuration with an arm, named after its function, for each part that `mine` names. The
-    suite's answer is about these arms. Raises UserError if there is no place for them."""
+    """Return the configuration with an arm for each part that `mine` names; the part's function names the
+    arm. The suite's answer is about these arms. Raises UserError if there is no place for them."""
     if not config.mine:
         return config
     suite = config.ablation

@@ -97,7 +97,7 @@ def shown(value: object) -> str:
 
 def nearest(word: str, choices: Sequence[str]) -> str:
     """Return ` (did you mean …?)` with the choices most similar to `word`, or an empty string if none is
-    similar. Dotted paths are also compared by their last part."""
+    similar. If no whole choice is similar, the last parts of dotted paths are compared."""
     tails = {c.rpartition(".")[2]: c for c in reversed(choices)}
     by_tail = [tails[t] for t in difflib.get_close_matches(word.rpartition(".")[2], list(tails), 3, 0.6)]
     near = list(dict.fromkeys(difflib.get_close_matches(word, choices, 3, 0.6) or by_tail))

@@ -117,8 +117,8 @@ def first_listing() -> Listing:
 def processes_on(name: str) -> list[str]:
     """Return the processes that nvidia-smi sees on a device now, such as `4242 (python, 8142 MiB)`.
 
-    `name` is an entry of CUDA_VISIBLE_DEVICES, in which an index is nvidia-smi's. For an instance, the
-    processes on the whole GPU are listed. Processes in other containers are never listed.
+    `name` is an entry of CUDA_VISIBLE_DEVICES; an index means the same device as in nvidia-smi. For an
+    instance, the processes on the whole GPU are listed. Processes in other containers are never listed.
     """
     whole = {gpu.divided or gpu.uuid for gpu in named_by(name, first_listing().gpus)}
     fields = "gpu_uuid,pid,process_name,used_memory"
@@ -136,9 +136,10 @@ def visible_gpus(together: int = 1) -> list[str]:
     """Return the devices that this process may use, each as a worker's CUDA_VISIBLE_DEVICES takes it.
 
     Devices are named by UUID if possible: when a GPU is lost, CUDA renumbers the later ones, and an index
-    then means another GPU. An inherited CUDA_VISIBLE_DEVICES is read as CUDA reads it. Without one, the
-    devices are those that Slurm gave to this job, or else all. With `together` > 1, instances are left out:
-    processes that train one run together cannot use them, since each process sees only one instance.
+    then means another GPU. An inherited CUDA_VISIBLE_DEVICES is read as CUDA reads it. Without that variable,
+    the devices are those that Slurm gave to this job, or otherwise all. With `together` > 1, instances are
+    left out: processes that train one run together cannot use them, since each process sees only one
+    instance.
     """
     return [name for gpu, name in _bound_gpus()[0] if together == 1 or gpu.divided is None]
 

@@ -86,7 +86,8 @@ class Figure:
 
     def mean(self, completed: Sequence[Mapping[str, Any]]) -> float | None:
         """Return the value of this figure for an arm: what `of_arm` computes from the results of the
-        completed runs or, without `of_arm`, their mean. Return None if there is no value."""
+        completed runs or, without `of_arm`, the mean of the runs' values. Return None if there is no
+        value."""
         if self.of_arm:
             return self.of_arm(completed)
         values = [value for result in completed if (value := self.value(result)) is not None]
