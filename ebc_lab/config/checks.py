@@ -1,4 +1,4 @@
-"""Checks of one run's settings before anything is written; each mistake is refused in one sentence."""
+"""Checks of one run's settings before anything is written. Each mistake is refused in one sentence."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LABEL = re.compile(r"[A-Za-z0-9]\w{0,59}", re.ASCII)  # of a user's own part; na
 
 
 def choice(key: str, value: Any, allowed: Iterable[str]) -> None:
-    """Raise UserError, naming the nearest choices, for a value that is not among those allowed."""
+    """Raise UserError, naming the nearest choices, if `value` is not among `allowed`."""
     known = list(allowed)
     if value not in known:  # the nearest is looked for only then: that takes longer than all checks
         near = near_choice(key, str(value), known)
@@ -36,7 +36,7 @@ def choice(key: str, value: Any, allowed: Iterable[str]) -> None:
 
 
 def check_settings(config: Any, path: str = "") -> None:
-    """Raise UserError for a value, in a dataclass or those nested in it, that its field does not take."""
+    """Raise UserError if a field of a dataclass, or of a dataclass nested in it, does not take its value."""
     cls: Any = type(config)
     kinds = type_hints(cls)
     own = path.rstrip(".") in OWN_GROUPS and kind_of(config) == CUSTOM
@@ -54,8 +54,8 @@ def check_settings(config: Any, path: str = "") -> None:
 
 
 def set_in_vain(config: Any) -> dict[str, str]:
-    """Return setting -> a sentence saying what it goes with, for each setting of a group that is set but not
-    read. A value that comes from a file of `conf/` does not count as set."""
+    """Return, by setting, a sentence for each setting of a group that is set but not read. The sentence says
+    with which choice the setting goes. A value from a file of `conf/` does not count as set."""
     vain: dict[str, str] = {}
     values = [(field.name, getattr(config, field.name)) for field in dataclasses.fields(config)]
     for group, settings in values:
@@ -79,7 +79,7 @@ def set_in_vain(config: Any) -> dict[str, str]:
 
 
 def _is_set(group: str, field: dataclasses.Field[Any], settings: Any) -> bool:
-    """Return whether the user gave a setting its value, rather than its default or a file of `conf/`."""
+    """Return whether the user gave a setting its value. Defaults and values from `conf/` do not count."""
     value = getattr(settings, field.name)
     if value in (default_of(field), setting_of(field).before_it_existed):
         return False
@@ -89,14 +89,15 @@ def _is_set(group: str, field: dataclasses.Field[Any], settings: Any) -> bool:
 
 
 def check_read(config: Any, beside: Any = None) -> None:
-    """Raise UserError for a setting that is set but not read. It may have the value that it has in `beside`,
-    the configuration that this one began as, since other runs of that study may read it."""
+    """Raise UserError for a setting that is set but not read. A setting may keep the value that it has in
+    `beside`, the configuration that this one began as, because other runs of that study may read it."""
     for key, sentence in set_in_vain(config).items():
         require(beside is not None and value_at(config, key) == value_at(beside, key), sentence)
 
 
 def value_at(config: Any, key: str) -> Any:
-    """Return the value of a setting such as `optimizer.beta1`; for `optimizer`, the name of its choice."""
+    """Return the value of a dotted setting such as `optimizer.beta1`. A bare group such as `optimizer` gives
+    the name of the choice made for that group."""
     group, _, name = key.partition(".")
     return getattr(getattr(config, group), name or "name")
 
@@ -156,8 +157,8 @@ def _check_text(key: str, text: str, longest: int) -> None:
 
 
 def validate_run(run: RunConfig, beside: RunConfig | None = None) -> None:
-    """Raise UserError for settings of one run that are impossible or contradict each other. `beside`: the run
-    that it began as; settings unchanged since then may be left unread."""
+    """Raise UserError for settings of a run that are impossible or contradict each other. `beside` is the run
+    that this one began as; a setting that is unchanged since then may be unread."""
     check_settings(run)
     check_read(run, beside)
     accumulate, memory_gb = run.accumulate, least_memory_gb(run)
@@ -202,14 +203,14 @@ def validate_run(run: RunConfig, beside: RunConfig | None = None) -> None:
 
 
 def lacking(run: RunConfig) -> list[Need]:
-    """Return the libraries that training the run needs and this process lacks. Reading a recorded run takes
-    none of them, so no check of settings asks for them."""
+    """Return the libraries that training the run needs and that are not installed. The checks of settings do
+    not ask for them, because reading a recorded run needs none of them."""
     needs = [need for part in parts_of(run) if part.is_read(run) for need in part.needs()]
     return [need for need in needs if not machine.installed(need.module)]
 
 
 def _check_finite(key: str, value: Any) -> None:
-    """Raise UserError for NaN or an infinite number, at any depth: no record can hold it."""
+    """Raise UserError for NaN or an infinite number at any depth, because no record can hold one."""
     if isinstance(value, Mapping | list):
         for item in value.values() if isinstance(value, Mapping) else value:
             _check_finite(key, item)
@@ -217,25 +218,25 @@ def _check_finite(key: str, value: Any) -> None:
 
 
 def warnings_of(run: RunConfig) -> list[str]:
-    """Return a sentence for each setting that is allowed but does less than it seems to."""
+    """Return a sentence for each setting of the run that is allowed but does less than it seems to."""
     return [warning for part in parts_of(run) for warning in part.warnings(run)]
 
 
 def least_memory_gb(run: RunConfig) -> float:
-    """Return a lower bound on the memory of a step in GB: weights, gradients and two moments of the blocks'
-    matrices, and ten float32 activations of each token, feature and block."""
+    """Return a lower bound on the memory of a step, in GB. It counts the weights, gradients and two moments
+    of the blocks' matrices, and ten float32 activations for each token, feature and block."""
     model = run.model
     weights = 16 * 12 * model.blocks * model.width**2
     return (weights + 40 * run.batch_size * model.context * model.width * model.blocks) / 1e9
 
 
 def require_gpu() -> None:
-    """Raise UserError, saying why, where no GPU is visible."""
+    """Raise UserError, with the reason, if no GPU is visible."""
     require(bool(machine.visible_gpus()), f"device=cuda, but {machine.why_no_gpu()}.")
 
 
 def check_run(run: RunConfig) -> None:
-    """Raise UserError for a target KL too small to be measured in a resolved run's precision."""
+    """Raise UserError if a run's target KL is too small to be measured in the run's precision."""
     least = least_target_kl(run)
     require(
         run.stabilizer.name != "ebc" or run.budget.target_kl >= least,
@@ -245,12 +246,12 @@ def check_run(run: RunConfig) -> None:
 
 
 def least_target_kl(run: RunConfig) -> float:
-    """Return the smallest target KL, in nats/token, that a run's budget can measure; 0: it measures none."""
+    """Return the smallest target KL (nats/token) that the budget can measure, or 0 if it measures none."""
     if run.budget.name not in MEASURING:
         return 0.0
     return LEAST_TARGET_KL[precision(run)] / LEAST_MULTIPLIER.get(run.budget.schedule, 1.0)
 
 
 def precision(run: RunConfig) -> str:
-    """Return the lower of a resolved run's two precisions, which limits how small a KL can be measured."""
+    """Return the lower of the autocast and parameter precisions. It limits how small a measured KL can be."""
     return "bfloat16" if "bfloat16" in (run.dtype, run.param_dtype) else "float32"

@@ -1,4 +1,4 @@
-"""The choices in `conf/` and in installed packages: their names, what they set, and what is read of that."""
+"""The choices in `conf/` and in installed packages: names, settings, and which settings are read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OFFERED = {"optimizer": "ebc_lab.optimizers", "stabilizer": "ebc_lab.stabilizers
 
 
 def conf_dir() -> Path:
-    """Return the folder of the Hydra groups: in an installed wheel inside the package, else beside it."""
+    """Return the folder of the Hydra groups: inside the package if installed, beside it in a checkout."""
     package = Path(__file__).parent.parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
@@ -32,7 +32,7 @@ def conf_dir() -> Path:
 
 @functools.cache
 def groups() -> dict[str, list[str]]:
-    """Return group -> its choices, the names of its files in `conf/`."""
+    """Return the choices of each group, by group: the names of the group's files in `conf/`."""
     return {
         d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in sorted(conf_dir().iterdir()) if d.is_dir()
     }
@@ -40,7 +40,7 @@ def groups() -> dict[str, list[str]]:
 
 @functools.cache
 def listed_choices() -> dict[str, str]:
-    """Return group -> default choice, as conf/config.yaml lists them."""
+    """Return the default choice of each group that conf/config.yaml lists, by group."""
     from omegaconf import OmegaConf
 
     listed: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"))
@@ -48,14 +48,15 @@ def listed_choices() -> dict[str, str]:
 
 
 def further_choices() -> dict[str, str]:
-    """Return group -> default choice of the parts that conf/config.yaml does not list."""
+    """Return the default choice of each part that conf/config.yaml does not list, by group."""
     return {part.group_name: part().name for part in PARTS if part.group_name not in listed_choices()}
 
 
 @functools.cache
 def read_choice(group: str, name: str) -> dict[str, Any]:
-    """Return the settings in the file of a choice, as in `read_choice("optimizer", "adam")`. A choice that an
-    installed package offers has those of `custom`, and its target. Raises UserError for an unknown one."""
+    """Return the settings in the file of a choice, as in `read_choice("optimizer", "adam")`. A choice offered
+    by an installed package has the settings of `custom`, with its own name and target. Raises UserError for a
+    choice that is unknown or that several packages offer."""
     from omegaconf import OmegaConf
 
     known = choices_of(group, name)
@@ -71,7 +72,7 @@ def read_choice(group: str, name: str) -> dict[str, Any]:
 
 @functools.cache
 def values_in_conf(group: str, name: str, field: str) -> list[Any]:
-    """Return the values that `conf/` gives a setting: in the files of its group's choice and the scales."""
+    """Return the values of a group's setting `field` in the files of its choice `name` and of the scales."""
     files = [read_choice("scale", scale).get(group) for scale in groups()["scale"]]
     if name in groups()[group]:
         files.append(read_choice(group, name))
@@ -79,19 +80,19 @@ def values_in_conf(group: str, name: str, field: str) -> list[Any]:
 
 
 def optimizer_defaults(name: str) -> OptimizerConfig:
-    """Return an optimizer's settings as its file in `conf/optimizer` gives them."""
+    """Return the default settings of an optimizer, from its file in `conf/optimizer`."""
     made: OptimizerConfig = _changed(OptimizerConfig(), read_choice("optimizer", name), "optimizer.")
     return made
 
 
 def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
-    """Return a run with some settings changed, `{budget: {name: surrogate, aggregate: l2}, dtype: float32}`.
+    """Return a run changed by settings such as `{budget: {name: surrogate, aggregate: l2}, dtype: float32}`.
 
-    A group that is given a `name` takes the settings in that choice's file. For a controller, optimizer or
-    stabilizer its other settings are reset; in other groups they stay as they are. The learning rate always
-    stays. A part with a `target` may have any name.
+    Giving a group a `name` loads that choice's file. In a controller, optimizer or stabilizer, settings that
+    neither the file nor `settings` gives return to their defaults; in other groups, they keep their values.
+    The learning rate changes only if it is given explicitly. A part with a `target` may have any name.
 
-    Raises UserError for a setting that a run does not have.
+    Raises UserError for an unknown setting or choice.
     """
     whole: dict[str, Any] = {}
     for key, value in settings.items():
@@ -108,7 +109,8 @@ def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
 
 
 def with_size(run: RunConfig, arm: SizedConfig) -> RunConfig:
-    """Return the run scaled to an arm's length, batch and width; the width stays a multiple of the heads."""
+    """Return the run with its length, batch size and width scaled as `arm` says. The width stays a multiple
+    of the number of heads."""
     heads = run.model.heads
     per_head = round(run.model.width * arm.width_scale / heads)
     return dataclasses.replace(
@@ -120,7 +122,8 @@ def with_size(run: RunConfig, arm: SizedConfig) -> RunConfig:
 
 
 def under(run: RunConfig, mode: str, parts: int) -> RunConfig:
-    """Return the run in a determinism mode, its batch split into `parts` by the setting that mode uses."""
+    """Return the run under a determinism mode, with its batch split into `parts`: by `micro_batches` if the
+    mode is exact, and otherwise by `accumulate`."""
     exact = DeterminismConfig(mode).exact
     settings = {"name": mode, "micro_batches": parts} if exact else {"name": mode}
     return changed(run, {"determinism": settings, "accumulate": 1 if exact else parts})
@@ -148,9 +151,9 @@ def _changed(config: Any, settings: Mapping[str, Any], path: str) -> Any:
 
 
 def choices_of(group: str, name: object) -> list[str]:
-    """Return the choices of a group. Where `name` is not in `conf/`, they include those that installed
-    packages offer, which takes 50 ms to look up. The group `study` also has the suites in the working folder,
-    and `name` itself where it is the path of one."""
+    """Return the choices of a group. If `name` is not in `conf/`, include the choices that installed packages
+    offer; looking them up takes 50 ms. For the group `study`, include the suites in the working folder, and
+    `name` itself if it is the path of a suite."""
     known = groups()[group]
     if group == suites.GROUP:
         path = [name] if isinstance(name, str) and suites.is_path(name) and own_suite(name) else []
@@ -159,8 +162,8 @@ def choices_of(group: str, name: object) -> list[str]:
 
 
 def own_suite(choice: object) -> Path | None:
-    """Return the file of the user's own suite that a choice of `study` names; None for any other choice.
-    Raises UserError for a path without a file."""
+    """Return the file of the user-defined suite that a choice of `study` names, or None for any other choice.
+    Raises UserError for a path at which there is no suite."""
     try:
         return suites.suite_file(choice, conf_dir())
     except LookupError as error:
@@ -169,7 +172,8 @@ def own_suite(choice: object) -> Path | None:
 
 @functools.cache
 def offered(group: str) -> dict[str, tuple[str, ...]]:
-    """Return name -> the targets, `module:function`, that packages offer under it: several if names clash."""
+    """Return the targets, `module:function`, that installed packages offer for a group, by name. A name that
+    several packages use may have several targets."""
     by_name: dict[str, set[str]] = {}
     for entry in metadata.entry_points(group=OFFERED[group]) if group in OFFERED else ():
         by_name.setdefault(entry.name, set()).add(f"{entry.module}:{entry.attr}")
@@ -177,7 +181,8 @@ def offered(group: str) -> dict[str, tuple[str, ...]]:
 
 
 def offered_target(group: str, name: str) -> str:
-    """Return the target that an installed package offers under a name. Raises UserError where several do."""
+    """Return the target that an installed package offers under a name. Raises UserError if packages offer
+    several targets under that name."""
     targets = offered(group)[name]
     require(
         len(targets) == 1,
@@ -188,7 +193,8 @@ def offered_target(group: str, name: str) -> str:
 
 
 def kind_of(part: Any) -> str:
-    """Return a part's choice in `conf/`: its name, or `custom` for a target with a name of the user's own."""
+    """Return a part's choice in `conf/`: its name, or `custom` for a part that has a target and whose name is
+    not in `conf/`."""
     is_custom = getattr(part, "target", None) is not None and part.name not in groups()[part.group_name]
     return CUSTOM if is_custom else str(part.name)
 

@@ -52,16 +52,15 @@ def compose(
     sources: bool = True,
     trains: bool = True,
 ) -> Config:
-    """Return the configuration that overrides ask for, validated.
+    """Return the validated configuration that overrides ask for.
 
-    `overrides` are as on the command line; `from=FILE` among them begins with what a study or a run recorded.
-    `study`: they configure a study, not a run: `optimizer=`, `projection=` and `budget=` choose what the
-    sweep covers, and settings that a stage decides are refused. `here`: this machine trains, so it must have
-    the device. `sources`: read the files of the user's own parts and fill in their checksums. `trains`: the
-    libraries that training needs must be installed.
+    `overrides` are as on the command line; `from=FILE` among them starts from the settings that a study or a
+    run recorded. `study`: they configure a study, not a run. Then `optimizer=`, `projection=` and `budget=`
+    choose what the study covers, and settings that a stage decides are refused. `here`: this machine trains,
+    so it must have the device. `sources`: read the source files of user-defined parts and fill in their
+    checksums. `trains`: the libraries that training needs must be installed.
 
-    Raises UserError for an unknown key or choice, with the nearest valid ones, for a wrong type, and for a
-    value that makes no sense.
+    Raises UserError for an unknown key or choice, with the nearest valid ones, a wrong type, or a bad value.
     """
     overrides = [written.listed(o) for o in overrides]
     parsed = check_overrides(overrides)
@@ -96,7 +95,7 @@ def compose(
 
 
 def _leaving_out(config: Config, keys: Sequence[str]) -> Config:
-    """Return the configuration without the arms that these keys name. Raises UserError for an unknown arm."""
+    """Return the configuration without the arms that `keys` name. Raises UserError for an unknown arm."""
     arms = dict(config.ablation.arms)
     for key in keys:
         name = key.rpartition(".")[2]
@@ -112,7 +111,7 @@ def _leaving_out(config: Config, keys: Sequence[str]) -> Config:
 def _composed(
     overrides: Sequence[str], suite: Path | None, values: Mapping[str, Any], recorded: Recorded | None
 ) -> Config:
-    """Return what Hydra composes from the choices among the overrides, with the settings in `values` set."""
+    """Return what Hydra composes from the choices among the overrides, with the settings `values` set."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -142,8 +141,8 @@ def _composed(
 
 
 def _registered_suite(parsed: Mapping[str, Any]) -> Path | None:
-    """Return the file of the user's own suite, registered with Hydra; None for any other suite. Raises
-    UserError where the file cannot be read or sets an unknown setting."""
+    """Register the user-defined suite that `study=` names with Hydra and return its file. Return None for any
+    other suite. Raises UserError if the file cannot be read or sets an unknown setting."""
     path = own_suite(parsed.get(suites.GROUP))
     if path is None:
         return None
@@ -159,7 +158,7 @@ def _registered_suite(parsed: Mapping[str, Any]) -> Path | None:
 
 
 def _keys(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted path of every setting, and of every mapping around one."""
+    """Yield the dotted path of every setting and of every mapping that contains settings."""
     for name, value in settings.items():
         yield f"{prefix}{name}"
         if isinstance(value, Mapping):
@@ -167,13 +166,13 @@ def _keys(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _line(path: Path, key: str) -> str:
-    """Return where a suite sets a key, such as `mine.yaml:12`."""
+    """Return where a suite sets a key, such as `mine.yaml:12`, or `mine.yaml` if the line is unknown."""
     line = suites.line_of(path, key)
     return path.name if line is None else f"{path.name}:{line}"
 
 
 def _sets(suite: Path, key: str, values: Mapping[str, Any]) -> bool:
-    """Return whether the user's own suite sets a key, and no override does."""
+    """Return whether the user-defined suite sets a key and no override does."""
     if suites.line_of(suite, key) is None:
         return False
     arm = ARM.match(key)
@@ -183,7 +182,8 @@ def _sets(suite: Path, key: str, values: Mapping[str, Any]) -> bool:
 
 
 def _set(composed: Any, key: str, values: Mapping[str, Any], *, new: bool) -> None:
-    """Set a dotted key of the configuration; only if `new`, it may add an entry. Raises UserError."""
+    """Set a dotted key of the configuration. With `new`, a setting inside a missing entry begins that entry.
+    Raises UserError if an entry is not a mapping or, without `new`, is missing."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -211,15 +211,16 @@ def _set(composed: Any, key: str, values: Mapping[str, Any], *, new: bool) -> No
 
 
 def _an_entry(key: str) -> str:
-    """Return how to write an entry, as the message for one that is not a mapping."""
+    """Return how to write an entry, as a message for an entry that is not a mapping."""
     what, whole = ENTRIES[key.rpartition(".")[0]]
     leave = f"; '~{key}' leaves it out" if ARM.fullmatch(key) else ""
     return f"{'an' if what == 'arm' else 'a'} {what} is a mapping, {whole}{leave}"
 
 
 def implied(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides of one run and those that they imply: with updates inside backward, the plain
-    optimizer, unless a stabilizer or a budget is chosen; with EBC under determinism=verity, budget=shadow."""
+    """Return the overrides of one run, followed by those that they imply: stabilizer=none for updates inside
+    backward, unless a stabilizer or budget is chosen, and budget=shadow for EBC under determinism=verity,
+    unless a budget is chosen."""
     parsed = check_overrides(overrides, hydra_keys=True, sweeps=True)
     if FROM in parsed:  # a record leaves nothing open
         return list(overrides)
@@ -236,7 +237,7 @@ def implied(overrides: Sequence[str]) -> list[str]:
 
 
 def _refusal(error: Exception, suite: Path | None, values: Mapping[str, Any]) -> str:
-    """Return an error of Hydra or OmegaConf as one sentence, with the line of the user's own suite."""
+    """Return an error of Hydra or OmegaConf as one sentence, with the line at fault in a user's suite."""
     text = str(error.__cause__ or error)
     lines = [line for line_text in text.splitlines() if (line := line_text.strip())] or [repr(error)]
     if lines[0].startswith("In 'study/own-"):  # it adds nothing to the next line
@@ -259,12 +260,12 @@ def _refusal(error: Exception, suite: Path | None, values: Mapping[str, Any]) ->
 
 
 def default_scale() -> str:
-    """Return the override for the scale that suits this machine: `paper` with a GPU, else `laptop`."""
+    """Return the override for the scale that suits this machine: `paper` with a GPU, otherwise `laptop`."""
     return "scale=paper" if visible_gpus() else "scale=laptop"
 
 
 def hydra_base() -> dict[str, Any]:
-    """Return the `version_base` that Hydra 1.3 needs; nothing for Hydra 1.4, which warns of the argument."""
+    """Return the argument `version_base` for Hydra 1.3, or none for Hydra 1.4, which warns about it."""
     from hydra import __version__
 
     return {"version_base": "1.3"} if __version__.startswith("1.3.") else {}
@@ -272,7 +273,7 @@ def hydra_base() -> dict[str, Any]:
 
 @functools.cache
 def register_schema() -> None:
-    """Register with Hydra the schema, so that it enforces types, and the choices of installed packages."""
+    """Register with Hydra the schema, so that types are enforced, and the choices of installed packages."""
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(name="schema", node=Config)
@@ -286,8 +287,8 @@ def register_schema() -> None:
 
 
 def _narrow(parsed: Mapping[str, Any]) -> list[str]:
-    """Return the overrides by which a study covers only the chosen optimizer, projection and budget. Raises
-    UserError for a setting that the study decides by itself."""
+    """Return overrides that limit a study to the chosen optimizer, projection and budget. Raises UserError
+    for a setting that the study decides by itself."""
     for key, governor in STUDY_DECIDES.items():
         require(key not in parsed, f"{key} is decided by the study itself: it follows {governor}.")
     if parsed.get("stabilizer", "ebc") != "ebc":
@@ -308,8 +309,8 @@ def _narrow(parsed: Mapping[str, Any]) -> list[str]:
 def configurations(
     overrides: Sequence[str], *, multirun: bool = False, stage: str | None = None, trains: bool = True
 ) -> list[Config]:
-    """Return the studies that are asked for: one, or with `multirun` one per combination, named after what
-    varies. `trains`: as in `compose`. Raises UserError for a mistake in any of them."""
+    """Return the studies' configurations: one or, with `multirun`, one for each combination of values, named
+    after what varies. `trains`: as in `compose`, for one study. Raises UserError for any mistake."""
     require(stage in (None, *STAGES), f"{stage} is not a stage; the stages are {', '.join(STAGES)}.")
     if not multirun:
         return [compose(overrides, trains=trains)]
@@ -348,10 +349,10 @@ class Recorded(NamedTuple):
 
 
 def begun_from(parsed: Mapping[str, Any], *, study: bool) -> Recorded | None:
-    """Return what the file of `from=` recorded, registered with Hydra; None without such an override.
+    """Register the settings recorded in the file of `from=` with Hydra and return them; None without `from=`.
 
-    A group that an override chooses anew loses its recorded settings. Raises UserError where the file is not
-    a study.json (for a study) or a spec.json (for a run) that this version can read.
+    If an override chooses a group, the recorded settings of that group are dropped. Raises UserError if this
+    version cannot read the file as a study.json (for a study) or a spec.json (for a run).
     """
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
@@ -392,7 +393,8 @@ def begun_from(parsed: Mapping[str, Any], *, study: bool) -> Recorded | None:
 
 
 def _record(path: Path, file: str) -> dict[str, Any]:
-    """Return the contents of a record, unchanged since it was written. Raises UserError for other files."""
+    """Return the contents of a study.json or spec.json, without its checksum. Raises UserError if the file is
+    anything else, is unreadable, or does not match the checksum that it carries."""
     require(path.exists(), f"{file} is not there: give the study.json of a study, or the spec.json of a run.")
     require(not path.is_dir(), f"{file} is a folder: give the study.json, or the spec.json of a run, in it.")
     require(path.is_file(), f"{file} is not a file but a pipe or a device: give a study.json or a spec.json.")
@@ -418,7 +420,7 @@ def _record(path: Path, file: str) -> dict[str, Any]:
 
 
 def _recorded_study(path: Path, record: Mapping[str, Any]) -> Recorded:
-    """Return the settings that a study was asked for, with the checksum of the text that it found."""
+    """Return the settings that a study was asked for, with the checksum of the text that the study found."""
     config: Config = from_dict(Config, record["requested"])
     text = {key: record["config"]["data"].get(key) for key in ("name", "sha256")}
     settings = to_dict(replace(config, data=replace(config.data, **text)))
@@ -430,7 +432,7 @@ def _recorded_study(path: Path, record: Mapping[str, Any]) -> Recorded:
 
 
 def _recorded_run(path: Path, record: Mapping[str, Any]) -> Recorded:
-    """Return the settings of a run; a run that it replays is looked for in the folder beside its own."""
+    """Return the settings of a run. The source of a replay is looked for among the runs beside it."""
     require(record.get("kind") == "train", "it is a measurement's, which its study makes again by itself")
     run: RunConfig = from_dict(RunConfig, record["config"])
     runs = path.absolute().parent.parent
@@ -440,7 +442,7 @@ def _recorded_run(path: Path, record: Mapping[str, Any]) -> Recorded:
 
 
 def hydra_words(overrides: Sequence[str], recorded: Recorded | None = None) -> tuple[str, list[str]]:
-    """Return the name of the primary configuration, and the overrides in Hydra's spelling."""
+    """Return the name of the primary configuration, and the overrides in Hydra's spelling without `from=`."""
     others = [written.spelled(o) for o in overrides if not o.startswith(f"{FROM}=")]
     return PRIMARY if recorded else "config", others
 
@@ -449,8 +451,8 @@ def hydra_words(overrides: Sequence[str], recorded: Recorded | None = None) -> t
 
 
 def _with_mine(config: Config, *, study: bool) -> Config:
-    """Return the configuration with an arm for each part that `mine` names, called after its function; the
-    suite's answer is about these arms. Raises UserError where the study has no place for them."""
+    """Return the configuration with an arm for each part that `mine` names; the part's function names the
+    arm. The suite's answer is about these arms. Raises UserError if there is no place for them."""
     if not config.mine:
         return config
     suite = config.ablation
@@ -481,13 +483,13 @@ def _with_mine(config: Config, *, study: bool) -> Config:
 
 
 def _arms_by_target(group: str, arms: Mapping[str, ArmConfig]) -> dict[str, str]:
-    """Return target -> arm for the arms, of a suite or a recorded study, that have a target."""
+    """Return the name of each arm whose part in `group` has a target, by target."""
     parts = {name: arm.settings.get(group) for name, arm in arms.items()}
     return {p["target"]: name for name, p in parts.items() if isinstance(p, Mapping) and p.get("target")}
 
 
 def _merged(template: ArmConfig, arm: ArmConfig) -> ArmConfig:
-    """Return the template overlaid with the settings of an arm that differ from the defaults."""
+    """Return the template overlaid with the settings of `arm` that differ from the defaults."""
     usual = ArmConfig()
     settings = {key: value for key, value in vars(arm).items() if value != getattr(usual, key)}
     for key in settings.keys() & {"settings", "tune"}:
@@ -496,7 +498,7 @@ def _merged(template: ArmConfig, arm: ArmConfig) -> ArmConfig:
 
 
 def _by_their_targets(config: Config) -> Config:
-    """Return the configuration with `mine` spelled as the targets of its arms, once these are resolved."""
+    """Return the configuration with `mine` replaced by the resolved targets of its arms."""
     if not config.mine:
         return config
     suite = config.ablation

@@ -1,4 +1,4 @@
-"""Configurations as nested plain dicts, and back."""
+"""Conversion of configurations to nested plain dicts and back."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .schema import GONE, Config, RunConfig
 
 
 def run_part(config: RunConfig) -> RunConfig:
-    """Return a study's configuration reduced to the settings of one run."""
+    """Return the settings of one run from a study's configuration."""
     if type(config) is RunConfig:
         return config
     return RunConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(RunConfig)})
 
 
 def study_part(config: Config) -> dict[str, Any]:
-    """Return the settings of `study` that define it: all but those that say where its files are mirrored."""
+    """Return the settings of the group `study` that define a study: all but `mirror` and `mirror_every_s`."""
     return {k: v for k, v in to_dict(config.study).items() if k not in ("mirror", "mirror_every_s")}
 
 
@@ -34,7 +34,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested dicts as one, their keys joined by dots; an empty dict stays a value."""
+    """Return nested dicts as one dict whose keys are joined by dots. An empty dict is kept as a value."""
     out: dict[str, Any] = {}
     for k, v in values.items():
         out |= flat(v, f"{prefix}{k}.") if isinstance(v, Mapping) and v else {prefix + k: v}
@@ -43,16 +43,15 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @functools.cache
 def type_hints(cls: Any) -> dict[str, Any]:
-    """Return field -> type of a dataclass; cached, because a study asks for it for every run."""
+    """Return the type of each field of a dataclass, by name; cached, since every run needs the types."""
     hints = typing.get_type_hints(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
 def misfit(value: Any, kind: Any) -> str | None:
-    """Return what is wrong with a value read from JSON, such as `steps: expected …, got …`; None if it fits.
+    """Return what is wrong with a value read from JSON (`steps: expected …, got …`), or None if it fits.
 
-    `kind`: a type hint, whose TypedDicts allow further keys with any value. Raises TypeError for a hint that
-    msgspec cannot check.
+    `kind`: a type hint, whose TypedDicts allow further keys. Raises TypeError if msgspec cannot check it.
     """
     try:
         msgspec.convert(value, kind)
@@ -64,7 +63,8 @@ def misfit(value: Any, kind: Any) -> str | None:
 
 
 def from_dict(cls: type, values: dict[str, Any]) -> Any:
-    """Return what `to_dict` was given, in this version or an earlier one, or raise UserError."""
+    """Return the object that `to_dict` turned into `values`, in this version or an earlier one. Raises
+    UserError if the values do not fit `cls`."""
     if wrong := misfit(values, cls):
         raise UserError(f"{cls.__name__} takes no such value ({wrong}).")
     return _built(cls, values)
@@ -81,7 +81,7 @@ def _built(cls: type, values: dict[str, Any]) -> Any:
 
 @functools.cache
 def _settings_younger_than_records(cls: Any) -> dict[str, Any]:
-    """Return field -> the value that a record without it implies, where that is not the default."""
+    """Return, by field, the value that a record without the field implies, if it is not the default."""
     implied = {field.name: setting_of(field).before_it_existed for field in dataclasses.fields(cls)}
     return {name: value for name, value in implied.items() if value is not UNSET}
 

@@ -1,4 +1,4 @@
-"""The error for a user's mistake, and helpers that word many messages."""
+"""The exception for a user's mistake, and helpers for wording messages."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ HIDDEN = re.compile(
 
 
 def visible(text: str) -> str:
-    """Return a text from outside with each control character replaced by a readable escape."""
+    """Return `text`, possibly from an untrusted source, with control characters replaced by escapes."""
     if text.isprintable():  # true of nearly every text, and twice as fast as the substitution
         return text
     return HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class UserError(Exception):
-    """A user's mistake: what is wrong, where, and what to do next, in one sentence. The exit code is 2."""
+    """A user's mistake. The message says what is wrong, where, and what to do next. The exit code is 2."""
 
     def __str__(self) -> str:
         return visible(super().__str__())
@@ -40,7 +40,7 @@ def require(ok: bool, message: str) -> None:
 
 
 def refuse(mistakes: Mapping[str, object]) -> None:
-    """Raise UserError with the first of these sentences whose value is true."""
+    """Raise UserError with the first sentence in `mistakes` whose value is true, if there is one."""
     for sentence, is_made in mistakes.items():
         require(not is_made, sentence)
 
@@ -59,9 +59,9 @@ MISTAKEN = (
 
 @contextmanager
 def blamed(what: str, remedy: str) -> Iterator[None]:
-    """Raise UserError, ending in `remedy`, where the code inside fails on the contents of `what`, a file.
+    """If the contents of the file `what` make the block fail, raise UserError ending in `remedy`.
 
-    For contents that no type hint describes, such as a stage's decision.
+    This is for contents that no type hint describes, such as a stage's decision.
     """
     try:
         yield
@@ -72,7 +72,7 @@ def blamed(what: str, remedy: str) -> Iterator[None]:
 
 @contextmanager
 def naming(path: str) -> Iterator[None]:
-    """Begin the message of a UserError inside the block with the path of the settings at fault."""
+    """Put the path of the settings at fault before the message of a UserError raised in the block."""
     try:
         yield
     except UserError as error:
@@ -80,7 +80,8 @@ def naming(path: str) -> Iterator[None]:
 
 
 def any_of(choices: Sequence[str]) -> str:
-    """Return `a, b or c`; a list that would fill the screen ends in the number of further choices."""
+    """Return the choices as a list in words, such as `a, b or c`. A list of more than LONG characters is cut,
+    and ends in the number of choices left out."""
     length = list(accumulate(len(choice) + 2 for choice in choices))
     if length[-1] > LONG:
         shown_count = sum(end <= LONG for end in length)
@@ -89,14 +90,14 @@ def any_of(choices: Sequence[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value as messages show it: on one line, and cut where it is long."""
+    """Return a value as text for a message, on one line and shortened if it is long."""
     text = str(value).replace("\n", "\\n") if isinstance(value, str) else repr(value)
     return text if len(text) < 60 else f"{text[:57]}…"
 
 
 def nearest(word: str, choices: Sequence[str]) -> str:
-    """Return ` (did you mean …?)` with the choices most like a word; empty where none is. Dotted paths are
-    also compared by their last part."""
+    """Return ` (did you mean …?)` with the choices most similar to `word`, or an empty string if none is
+    similar. If no whole choice is similar, the last parts of dotted paths are compared."""
     tails = {c.rpartition(".")[2]: c for c in reversed(choices)}
     by_tail = [tails[t] for t in difflib.get_close_matches(word.rpartition(".")[2], list(tails), 3, 0.6)]
     near = list(dict.fromkeys(difflib.get_close_matches(word, choices, 3, 0.6) or by_tail))
@@ -104,7 +105,7 @@ def nearest(word: str, choices: Sequence[str]) -> str:
 
 
 def clock(seconds: float | None) -> str:
-    """Return a duration as `45 s`, `3 min 05 s` or `2 h 07 min`; – where it is unknown."""
+    """Return a duration as text, such as `45 s`, `3 min 05 s` or `2 h 07 min`, or `–` if it is unknown."""
     if seconds is None or not math.isfinite(seconds):
         return "–"
     whole = round(seconds)

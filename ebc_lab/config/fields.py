@@ -1,6 +1,6 @@
 """The meaning, unit and allowed values of a setting, kept in the metadata of its dataclass field.
 
-`checks.check_settings` enforces them, and docs/settings.md is generated from them.
+`checks.check_settings` enforces the allowed values, and docs/settings.md is generated from the metadata.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GRID: dict[str, Any] = {"low": 1e-9, "high": 1e9, "increasing": True}
 
 @dataclass(frozen=True)
 class Setting:
-    """The meaning of a field and the values it takes; range and choices hold for each item of a list."""
+    """The meaning of a field and its allowed values. In a list, range and choices apply to each item."""
 
     about: str = ""
     unit: str = ""
@@ -71,7 +71,7 @@ class Setting:
         )
 
     def range(self) -> str:
-        """Return the range in words, such as `>= 0 and < 1`; empty where there is none."""
+        """Return the range in words, such as `>= 0 and < 1`, or an empty string if there is none."""
         bounds = {">=": self.low, ">": self.above, "<=": self.high, "<": self.below}
         return " and ".join(f"{sign} {_bound(value)}" for sign, value in bounds.items() if value is not None)
 
@@ -81,14 +81,14 @@ def _bound(value: float) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Return a number, to `digits` significant digits, as names of files and arms have it: `1p5`, `1e-05`."""
+    """Return a number as written in names, such as `1p5` or `1e-05`, with `digits` significant digits."""
     return f"{value:.{digits}g}".replace(".", "p").replace("+", "")
 
 
 def setting(
     default: T, about: str, unit: str = "", low: float | None = None, high: float | None = None, **limits: Any
 ) -> T:
-    """Return a dataclass field with this default; `limits` are the other fields of its `Setting`."""
+    """Return a dataclass field with this default. `limits` are the other fields of the field's `Setting`."""
     metadata = {"setting": Setting(about, unit, low=low, high=high, **limits)}
     if isinstance(default, list | dict):
         made: Any = dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
@@ -101,10 +101,10 @@ ANYTHING = Setting()
 
 
 def setting_of(field: dataclasses.Field[Any]) -> Setting:
-    """Return the `Setting` of a field; one that `setting` did not make accepts any value."""
+    """Return the `Setting` of a field, or one that accepts any value if `setting` did not make the field."""
     return cast(Setting, field.metadata.get("setting", ANYTHING))
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
-    """Return the default value of a field, a fresh copy where it is a list or mapping."""
+    """Return the default value of a field. A list or mapping is a fresh copy."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

@@ -1,5 +1,4 @@
-"""Hints for unknown names: what is meant by a name from another program, and which setting of a study governs
-one of a run."""
+"""Hints for unknown names, such as those of other programs, and for settings that a study governs."""
 
 from __future__ import annotations
 
@@ -137,8 +136,8 @@ IMPOSSIBLE = {  # (setting, choice that people ask for) -> why it cannot be had
 
 
 def near_setting(key: str, known: Sequence[str]) -> str:
-    """Return ` (did you mean …?)` for an unknown setting, with the study's setting where a study decides it;
-    empty where nothing is near."""
+    """Return a hint ` (did you mean …?)` for an unknown setting, or an empty string if no setting is similar.
+    If a study decides the setting meant, the hint also names the study's own setting."""
     tail = key.rpartition(".")[2]
     taken = {name.rpartition(".")[2] for name in known}
     setting = SETTING_MEANT.get(key) or (None if tail in taken else SETTING_MEANT.get(tail))
@@ -149,8 +148,8 @@ def near_setting(key: str, known: Sequence[str]) -> str:
 
 
 def near_choice(key: str, word: str, known: Sequence[str]) -> str:
-    """Return ` (did you mean …?)` for an unknown choice of a group or setting, or why it cannot be had; empty
-    where nothing is near."""
+    """Return a hint ` (did you mean …?)` for an unknown choice of a group or setting, the reason if that
+    choice is impossible, or an empty string if no choice is similar."""
     if why := IMPOSSIBLE.get((key, word)):
         return f" ({why})"
     for choice, names in MEANT_CHOICE.get(key, {}).items():

@@ -1,4 +1,4 @@
-"""A run's identity, the settings and versions that can change its numbers, and the names made from it."""
+"""A run's identity (the settings and versions that can change its numbers), and names made from it."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ NUMERICS_VERSION = 6  # bump by hand when a change of code changes a run's numbe
 
 
 def with_derived_settings(run: RunConfig) -> RunConfig:
-    """Return the run with settings filled in that follow from others: the controller for `auto`, the audit
-    interval under `pi`, and the steps of a warm-up that is given as a share."""
+    """Return the run with the settings filled in that follow from others: the controller if it is `auto`, the
+    audit interval under the controller `pi`, and the steps of a warm-up given as a share of the run."""
     name = run.controller.name
     if name not in ("auto", "pi") and run.lr_schedule.warmup_share is None:
         return run  # a shortcut, since this is called for thousands of runs
@@ -51,16 +51,16 @@ def with_derived_settings(run: RunConfig) -> RunConfig:
 
 
 def share_in_steps(share: float, steps: int) -> int:
-    """Return a share of a run's length, in whole steps."""
+    """Return how many whole steps a share of a run's length is."""
     return round(share * steps)
 
 
 def identity(run: RunConfig) -> dict[str, Any]:
-    """Return all that can change a training run's numbers, and nothing that cannot.
+    """Return everything that can change a training run's numbers, and nothing else.
 
-    Left out are settings that are not read (the budget of a run without EBC, the warm-up of a constant
-    schedule) and parts and settings that change nothing, so that equal computations get equal names. Raises
-    UserError while a setting is still `auto`.
+    Settings that are not read are left out, such as the budget of a run without EBC or the warm-up of a
+    constant schedule. So are parts and settings that change nothing. Equal computations therefore get equal
+    names. Raises UserError while a setting is still `auto` or a checksum is missing.
     """
     run = with_derived_settings(run_part(run))
     corpus_known = run.data.sha256 and (run.tokens.name == "characters" or run.tokens.sha256)
@@ -87,7 +87,7 @@ def identity(run: RunConfig) -> dict[str, Any]:
 
 
 def read_settings(settings: Any) -> list[str]:
-    """Return the names of the settings, of a part or of a run outside its parts, that enter its identity."""
+    """Return the names of those settings, of a part or of a run outside its parts, that enter an identity."""
     cls: Any = type(settings)
     return [
         name
@@ -104,9 +104,9 @@ def _named_settings(cls: Any) -> list[tuple[str, Setting]]:
 
 
 def _name_parts_that_belong_together(named: dict[str, Any], run: RunConfig) -> None:
-    """Reduce parts in `named` to the settings that other parts read: a budget without EBC to the rows that an
-    audit leaves out and a trust region's groups, the model of an ebm to its block sizes. Leave out the
-    threads of exact sums, unless `capability` is set in order to compare circumstances."""
+    """Reduce parts in `named` to the settings that are read through other parts. A budget without EBC keeps
+    the rows that an audit leaves out and the groups of a trust region. The model of an energy-based run keeps
+    the sizes of its blocks. Exact sums omit the threads, unless `capability` is set."""
     if run.stabilizer.name != "ebc":
         del named["controller"]
         read = ["probe_sequences"]
@@ -124,12 +124,12 @@ def _name_parts_that_belong_together(named: dict[str, Any], run: RunConfig) -> N
 
 
 def round3(value: float) -> float:
-    """Return a number to three significant digits, so that equal names mean equal numbers."""
+    """Return a number rounded to three significant digits, so that equal names mean equal numbers."""
     return float(f"{value:.3g}")
 
 
 def stem_of(run: RunConfig) -> str:
-    """Return the start of a run's or an arm's name: optimizer, projection, stabilizer, strength or budget."""
+    """Return the start of a run's or arm's name: optimizer, projection, stabilizer, strength or budget."""
     name = run.stabilizer.name
     strength = run.stabilizer.strength
     stem = f"{run.optimizer.name}_{run.projection.name}_{'baseline' if name == 'none' else name}"
@@ -139,17 +139,17 @@ def stem_of(run: RunConfig) -> str:
 
 
 def delta_schedule(run: RunConfig) -> str | None:
-    """Return the schedule of the target KL, or of a trust region; None where there is neither."""
+    """Return the schedule of EBC's target KL or of a trust region's squared radius, or None if unused."""
     return {"ebc": run.budget.schedule, "trust_region": run.stabilizer.schedule}.get(run.stabilizer.name)
 
 
 def warmup_steps(run: RunConfig) -> int | None:
-    """Return the steps over which the learning rate rises; None on a schedule without a warm-up."""
+    """Return the number of steps over which the learning rate rises, or None if there is no warm-up."""
     return run.lr_schedule.warmup_steps if kind_of(run.lr_schedule) in WARMED else None
 
 
 def tail_of(run: RunConfig) -> str:
-    """Return the end of a run's or an arm's name, part by part: `_holddelta_trapezoid_w100_ternary`."""
+    """Return the end of a run's or an arm's name, such as `_holddelta_trapezoid_w100_ternary`."""
     run = with_derived_settings(run)
     unread = () if run.stabilizer.name == "ebc" else ("budget", "controller")
     parts = [part for part in parts_of(run) if part.group_name not in unread]
@@ -157,7 +157,7 @@ def tail_of(run: RunConfig) -> str:
 
 
 def tails_of_choices() -> dict[str, Tail]:
-    """Return suffix -> tail for each suffix of a name that a single choice makes: `_ternary`, `_lrdecay`."""
+    """Return the `Tail` of each suffix that one choice adds to a name, such as `_ternary`, by suffix."""
     tails: dict[str, Tail] = {}
     for part in PARTS:
         usual: Any = part()
@@ -170,13 +170,13 @@ def tails_of_choices() -> dict[str, Tail]:
 
 
 def run_id(kind: str, run: RunConfig) -> str:
-    """Return the name of a run: a readable slug, and the start of its identity's hash."""
+    """Return the name of a run: a readable slug, and the first digits of the hash of its identity."""
     return names_of(kind, run)[0]
 
 
 def names_of(kind: str, run: RunConfig) -> tuple[str, str]:
-    """Return the name of a run and the sha256 of its identity. A study plans each run a dozen times, so both
-    are remembered: they take ten times as long to make as the digest of the settings."""
+    """Return the name of a run and the sha256 of its identity. Both are cached, because a study plans each
+    run a dozen times, and making them takes ten times as long as hashing the settings."""
     given = msgspec.msgpack.encode((kind, run, _RECORDED.get({}), NUMERICS_VERSION))
     asked = hashlib.sha256(given).digest()
     if asked not in _NAMES:
@@ -188,13 +188,14 @@ def names_of(kind: str, run: RunConfig) -> tuple[str, str]:
 
 
 def identity_of(kind: str, run: RunConfig) -> dict[str, Any]:
-    """Return the identity of a training run, or of a measurement of another `kind` made with its settings."""
+    """Return the identity of a run. For `train`, it is the identity of the settings; for a measurement, it
+    consists of `kind` and the identity that a training run with these settings has."""
     named = identity(run)
     return named if kind == "train" else {"kind": kind, "run": named}
 
 
 def matches_run_id(kind: str, run: RunConfig, run_id: str) -> bool:
-    """Return whether a run's name ends in the hash of the identity that its settings give."""
+    """Return whether `run_id` ends in the hash of the identity of `run`."""
     return run_id.endswith(f"-{digest(identity_of(kind, run))[:NAMED_BY]}")
 
 
@@ -202,19 +203,19 @@ def matches_run_id(kind: str, run: RunConfig, run_id: str) -> bool:
 
 
 def environment(whole: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the versions in an identity: of torch, of this package's numerics, and of libraries."""
+    """Return the versions in an identity: those of torch, of this package's numerics, and of libraries."""
     return {k: v for k, v in whole.items() if k not in RunConfig.__dataclass_fields__}
 
 
 def study_environment(config: Config) -> dict[str, Any]:
-    """Return the versions in the identities of a study's runs, with the libraries of every part it names."""
+    """Return the versions in the identities of a study's runs, including the libraries of all its parts."""
     choices = _named_in(to_dict(config))
     return _environment({PART[group].libraries.get(choice, "") for group, choice in choices} - {""})
 
 
 def _environment(libraries: Iterable[str]) -> dict[str, Any]:
-    """Return the versions in the identity of a run with these libraries: as recorded, or else as installed.
-    Old records may lack libraries."""
+    """Return the versions in the identity of a run with these libraries: inside `recorded_environment`, the
+    recorded ones, and otherwise the installed ones. An old record may lack libraries."""
     recorded = _RECORDED.get({})
     versions = recorded.get("libraries", {}) if recorded else {n: library_version(n) for n in libraries}
     used = {name: versions[name] for name in sorted(libraries) if name in versions}
@@ -223,13 +224,13 @@ def _environment(libraries: Iterable[str]) -> dict[str, Any]:
 
 
 def by_name(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an environment as one flat mapping of name -> version, libraries included."""
+    """Return an environment as one flat mapping from name to version, including the libraries."""
     others = {k: v for k, v in environment.items() if k != "libraries"}
     return {**others, **environment.get("libraries", {})}
 
 
 def _named_in(settings: Any) -> Iterator[tuple[str, str]]:
-    """Yield (group, choice) for each part named here, in groups with choices that libraries compute."""
+    """Yield (group, choice) for each part in `settings` whose group has choices that libraries compute."""
     if not isinstance(settings, Mapping):
         return
     for key, value in settings.items():
@@ -242,7 +243,7 @@ def _named_in(settings: Any) -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def recorded_environment(environment: Mapping[str, Any]) -> Iterator[None]:
-    """Name runs inside the block by a recorded `environment`, to read a study under another torch."""
+    """Name runs inside the block by a recorded `environment`, to read a study made with another torch."""
     token = _RECORDED.set(dict(environment))
     try:
         yield
@@ -258,7 +259,7 @@ def _torch_version() -> str:
 
 @functools.cache
 def library_version(name: str) -> str | None:
-    """Return the public version of an installed library, without importing it; None where it is missing."""
+    """Return the public version of a library without importing it, or None if it is not installed."""
     try:
         return metadata.version(name).partition("+")[0]
     except metadata.PackageNotFoundError:
@@ -271,5 +272,5 @@ def canonical_json(value: Any) -> str:
 
 
 def digest(value: Any) -> str:
-    """Return the sha256 of a value's canonical JSON, 64 hex digits."""
+    """Return the sha256 of a value's canonical JSON, as 64 hex digits."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()

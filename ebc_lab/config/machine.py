@@ -1,4 +1,4 @@
-"""What this machine has: cores, GPUs, versions. `bench/speeds.py` measures what is fastest on it."""
+"""This machine's cores, GPUs and library versions. `bench/speeds.py` measures what is fastest here."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def installed(module: str) -> bool:
 
 
 def cores() -> int:
-    """Return how many cores this process may use: those of its affinity, limited by a container's quota."""
+    """Return how many cores this process may use, given its CPU affinity and the quota of a container."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = QUOTA.read_text(encoding="utf-8").split()
@@ -49,7 +49,7 @@ def cores() -> int:
 
 
 class Gpu(NamedTuple):
-    """A device that CUDA can use: a whole GPU, or an instance of a GPU that is divided (MIG mode)."""
+    """A device that CUDA can use: a whole GPU, or one instance of a GPU that is divided (MIG mode)."""
 
     number: int  # nvidia-smi's index; an instance has that of its GPU
     name: str  # the model, followed by the size of an instance
@@ -62,7 +62,7 @@ class Gpu(NamedTuple):
 
 
 def _ask_smi(*options: str) -> tuple[list[str], str]:
-    """Return the lines that nvidia-smi prints, and why it failed; the reason is empty if it did not."""
+    """Return the lines that nvidia-smi prints, and why it failed (empty if it did not)."""
     if not shutil.which("nvidia-smi"):
         return [], "nvidia-smi is not on PATH"
     asked = ["nvidia-smi", *options]
@@ -91,8 +91,8 @@ class Listing(NamedTuple):
 
 
 def listing() -> Listing:
-    """Return the devices that nvidia-smi lists now. A GPU that has fallen off the bus is missing; a divided
-    one is replaced by its instances."""
+    """Return the devices that nvidia-smi lists now. A GPU that has fallen off the bus is missing. A divided
+    GPU is replaced by its instances."""
     lines, failure = _ask_smi("-L")
     found: list[Gpu] = []
     divided: set[str] = set()
@@ -117,8 +117,8 @@ def first_listing() -> Listing:
 def processes_on(name: str) -> list[str]:
     """Return the processes that nvidia-smi sees on a device now, such as `4242 (python, 8142 MiB)`.
 
-    `name`: as in CUDA_VISIBLE_DEVICES, an index being nvidia-smi's. For an instance, the processes on its
-    whole GPU are listed. Processes in other containers are never seen.
+    `name` is an entry of CUDA_VISIBLE_DEVICES; an index means the same device as in nvidia-smi. For an
+    instance, the processes on the whole GPU are listed. Processes in other containers are never listed.
     """
     whole = {gpu.divided or gpu.uuid for gpu in named_by(name, first_listing().gpus)}
     fields = "gpu_uuid,pid,process_name,used_memory"
@@ -128,17 +128,18 @@ def processes_on(name: str) -> list[str]:
 
 
 def gpu_names() -> tuple[str, ...]:
-    """Return the models of this machine's GPUs, with the sizes of instances; none without nvidia-smi."""
+    """Return the models of this machine's GPUs, with the sizes of instances; empty without nvidia-smi."""
     return tuple(gpu.name for gpu in first_listing().gpus)
 
 
 def visible_gpus(together: int = 1) -> list[str]:
-    """Return the devices that this process may use, each as CUDA_VISIBLE_DEVICES takes it for a worker.
+    """Return the devices that this process may use, each as a worker's CUDA_VISIBLE_DEVICES takes it.
 
-    They are UUIDs: when a GPU is lost, CUDA renumbers those after it, and an index then means another one. An
-    inherited CUDA_VISIBLE_DEVICES is read as CUDA reads it; without one, the devices that Slurm gave to this
-    job count. With `together` > 1, instances are left out: processes that train one run together cannot use
-    them, since each sees only one.
+    Devices are named by UUID if possible: when a GPU is lost, CUDA renumbers the later ones, and an index
+    then means another GPU. An inherited CUDA_VISIBLE_DEVICES is read as CUDA reads it. Without that variable,
+    the devices are those that Slurm gave to this job, or otherwise all. With `together` > 1, instances are
+    left out: processes that train one run together cannot use them, since each process sees only one
+    instance.
     """
     return [name for gpu, name in _bound_gpus()[0] if together == 1 or gpu.divided is None]
 
@@ -149,7 +150,7 @@ def why_no_gpu() -> str:
 
 
 def _bound_gpus() -> tuple[list[tuple[Gpu, str]], str]:
-    """Return the devices of this process, each with its name for CUDA, and if there are none, why."""
+    """Return this process's devices, each with its name for CUDA, and the reason if there are none."""
     here, failure = first_listing()
     if not here:
         return [], f"no GPU is found: {failure}" if failure else "nvidia-smi lists no GPU here"
@@ -166,8 +167,8 @@ def _bound_gpus() -> tuple[list[tuple[Gpu, str]], str]:
 
 
 def _chosen(value: str, variable: str) -> tuple[list[tuple[Gpu, str]], str]:
-    """Return the devices that a variable like CUDA_VISIBLE_DEVICES names, and if there are none, why. As in
-    CUDA, the list ends before the first entry that names no device, and a list that repeats one is empty."""
+    """Return the devices that the `value` of a variable like CUDA_VISIBLE_DEVICES names, and the reason if
+    there are none. As in CUDA, an entry that names no device ends the list; a repeated device empties it."""
     here = first_listing().gpus
     alike = len({gpu.model for gpu in here}) == 1 or os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID"
     chosen: list[tuple[Gpu, str]] = []
@@ -185,11 +186,11 @@ def _chosen(value: str, variable: str) -> tuple[list[tuple[Gpu, str]], str]:
 
 
 def named_by(entry: str, listed: Sequence[Gpu]) -> list[Gpu]:
-    """Return the listed devices that an index, a UUID or the beginning of a UUID names: all instances of a
-    divided GPU; none where the entry is unknown or ambiguous.
+    """Return the listed devices that an index, a UUID or the beginning of a UUID names. For a divided GPU,
+    these are all its instances. Return an empty list if the entry is unknown or ambiguous.
 
-    Slurm names an instance by its GPU and two numbers, as old drivers list it. Newer drivers do not say which
-    of their instances that is, but CUDA knows, so the entry becomes a device of its own.
+    Slurm names an instance by its GPU and two numbers, as old drivers list instances. Newer drivers do not
+    say which instance has these numbers, but CUDA knows, so such an entry becomes a device of its own.
     """
     if entry.isdecimal():
         return [gpu for gpu in listed if gpu.number == int(entry)]
@@ -207,7 +208,7 @@ def named_by(entry: str, listed: Sequence[Gpu]) -> list[Gpu]:
 
 @functools.cache
 def _slurm_gave_none() -> bool:
-    """Return whether this is a Slurm job without a GPU on a node whose GPUs Slurm allocates."""
+    """Return whether this process is in a Slurm job without a GPU, on a node whose GPUs Slurm allocates."""
     node = os.environ.get("SLURMD_NODENAME")
     if not node or os.environ.get("SLURM_GPUS_ON_NODE"):
         return False
@@ -222,7 +223,7 @@ def _slurm_gave_none() -> bool:
 
 
 def chosen_device(device: str) -> str:
-    """Return `cuda` or `cpu` for a value of `device`; `auto` means a GPU where one is visible."""
+    """Return `cuda` or `cpu` for a value of `device`. For `auto`, return `cuda` if a GPU is visible."""
     if device != "auto":
         return device
     return "cuda" if visible_gpus() else "cpu"
@@ -235,7 +236,7 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def git_revision() -> str | None:
-    """Return the git revision of this package's checkout; None where it does not run from one."""
+    """Return the git revision of this package's checkout, or None if the package does not run from one."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=True)
@@ -246,7 +247,7 @@ def git_revision() -> str | None:
 
 
 def _cpuinfo(field: str) -> str:
-    """Return the value of a field in /proc/cpuinfo for the first core; empty where there is none."""
+    """Return the value of a field of the first core in /proc/cpuinfo, or an empty string."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -255,7 +256,7 @@ def _cpuinfo(field: str) -> str:
 
 
 def capabilities() -> tuple[str, ...]:
-    """Return the names of the vector instructions that this CPU has, as in ATEN_CPU_CAPABILITY."""
+    """Return the vector instructions that this CPU has, by their names in ATEN_CPU_CAPABILITY."""
     flags = set(_cpuinfo("flags").split())
     return tuple(name for name, needed in INSTRUCTIONS.items() if needed <= flags)
 

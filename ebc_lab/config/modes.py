@@ -1,5 +1,5 @@
-"""Checks of a run's settings against its modes: exact, trained by several processes, with updates inside
-backward, or an energy-based model."""
+"""Checks that a run's settings fit the run's modes. The modes are exact training, training by several
+processes, updates inside backward, and an energy-based model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_TOKENS = 2**21 - 1  # of a batch under determinism=verity, whose sums are e
 
 
 def check_modes(run: RunConfig) -> None:
-    """Raise UserError where a setting does not go with a mode that the run asks for."""
+    """Raise UserError if a setting conflicts with a mode of the run other than several processes."""
     if run.determinism.exact:
         check_exact(run)
     if run.memory.hooks:
@@ -38,7 +38,7 @@ def check_exact(run: RunConfig) -> None:
 
 
 def check_processes(run: RunConfig, processes: int) -> None:
-    """Raise UserError for settings under which several processes do not compute what one would."""
+    """Raise UserError if several processes would not compute what one process would."""
     if processes == 1:
         return
     _check_mode(run, Mode.SEVERAL_PROCESSES, processes)
@@ -60,7 +60,7 @@ def check_processes(run: RunConfig, processes: int) -> None:
 
 
 def _check_mode(run: RunConfig, mode: Mode, processes: int = 1) -> None:
-    """Raise UserError for a setting of the run, or of one of its parts, that a mode excludes."""
+    """Raise UserError if a mode excludes a setting of the run or of one of its parts."""
     ignored = ("budget", "controller") if run.stabilizer.name != "ebc" and mode is not Mode.EBM else ()
     parts = [part for part in parts_of(with_derived_settings(run)) if part.group_name not in ignored]
     for unfit in (*_unfit_of_run(run, mode), *(one for part in parts for one in part.unfit(mode))):

@@ -1,4 +1,4 @@
-"""Hydra overrides as they are written: their parsing, checks and expansion before Hydra composes anything."""
+"""Hydra overrides as users write them: parsing, checks and expansion before Hydra composes anything."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ ARM = re.compile(r"ablation\.arms\.([^.]+)")
 def check_overrides(
     overrides: Sequence[str], *, hydra_keys: bool = False, sweeps: bool = False
 ) -> dict[str, Any]:
-    """Return key -> value, as Hydra parses them. Raises UserError for unknown groups, choices and keys.
+    """Return the parsed values of overrides by key. Raises UserError for unknown groups, choices and keys.
 
-    `hydra_keys` accepts `hydra.…` and `hydra/…`, for `train`; `sweeps` accepts several values of a key.
+    `hydra_keys` skips `hydra.…` and `hydra/…`, for `train`; `sweeps` accepts several values of a key.
     """
     known_groups = groups()
     keys = schema_keys()
@@ -65,7 +65,7 @@ def check_overrides(
 
 
 def parse(overrides: Sequence[str]) -> list[Any]:
-    """Return overrides as parsed by Hydra. Raises UserError for one that it cannot read, or only slowly."""
+    """Return overrides as Hydra parses them. Raises UserError if Hydra cannot read one, or only slowly."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -102,7 +102,7 @@ def _key(text: str) -> str:
 
 
 def _check_choice(group: str, value: Any) -> None:
-    """Raise UserError for a choice that its group does not have."""
+    """Raise UserError if `value` is not a choice of the group."""
     choices = choices_of(group, value)
     if value not in choices:
         length = ", or how many tokens to train on, as 2e6" if group == TokensConfig.group_name else ""
@@ -113,7 +113,7 @@ def _check_choice(group: str, value: Any) -> None:
 
 @functools.cache
 def schema_keys() -> dict[str, Any]:
-    """Return the type of every setting by its dotted path."""
+    """Return the type of every setting, by dotted path."""
 
     def walk(cls: type, prefix: str) -> Iterator[tuple[str, Any]]:
         hints = typing.get_type_hints(cls)
@@ -134,10 +134,10 @@ def in_mapping(key: str) -> bool:
 
 
 def spelled(override: str) -> str:
-    """Return the override in Hydra's spelling: a number of tokens under the name of its setting, the file of
-    a suite under the suite's name, and a mapping or an entry of one, new or not, with `++`.
+    """Return the override in Hydra's spelling: a number of tokens under its setting's name, a suite's file as
+    the suite's registered name, and a mapping or an entry of one, new or not, with `++`.
 
-    Arms stay as they are: `compose` merges a whole arm as it would that of a suite's file.
+    Overrides of arms stay as they are: `compose` merges a whole arm as it merges one from a suite's file.
     """
     override = renamed(override)
     written, _, suites = override.partition("=")
@@ -160,16 +160,16 @@ def spelled(override: str) -> str:
 
 
 def listed(override: str) -> str:
-    """Return an override with its only value made a list, as in `mine=./a.py:A` or `data.files=a/*.bin`; any
-    other override, such as a sweep over several values, as it is."""
+    """Return `mine=[./a.py:A]` for `mine=./a.py:A`, and likewise for the other settings in ONE_OR_MORE.
+    Return any other override, such as a sweep over several values, unchanged."""
     key, _, value = override.partition("=")
     alone = key.lstrip("+") in ONE_OR_MORE and value.strip() and not value.lstrip().startswith("[")
     return f"{key}=[{value}]" if alone and "," not in value else override
 
 
 def expand(overrides: Sequence[str]) -> list[list[str]]:
-    """Return the combinations of a sweep (`optimizer.lr=1e-3,2e-3`), each a list of plain overrides. Raises
-    UserError where its values cannot be listed or are too many."""
+    """Return the combinations of a sweep such as `optimizer.lr=1e-3,2e-3`, each a list of plain overrides.
+    Raises UserError if the values cannot be listed or the combinations are too many."""
     from hydra.errors import HydraException
 
     try:
@@ -184,8 +184,8 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
 
 
 def _values(override: Any) -> tuple[str, list[str]]:
-    """Return a key, and the override written out for each of its values; of very many values, one more than
-    allowed. Raises UserError for a sweep that cannot be listed."""
+    """Return the key of an override, and a plain override for each of its values, at most one more than is
+    allowed. Raises UserError for a sweep whose values cannot be listed."""
     from hydra.core.override_parser.types import RangeSweep
 
     key = override.get_key_element()
@@ -203,8 +203,8 @@ def _values(override: Any) -> tuple[str, list[str]]:
 
 
 def _without_glob(override: Any) -> str:
-    """Return an override as it was written, but a `glob(…)` over a group as the choices that it matches;
-    `custom` is not among them, since it needs a target."""
+    """Return an override as it was written, with a `glob(…)` over a group replaced by the choices that it
+    matches. `custom` is never among them, since it needs a target."""
     from hydra.core.override_parser.types import Glob
 
     value = override.value()
@@ -218,8 +218,8 @@ REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}")
 
 
 def refuse_references(settings: Any, path: str = "") -> None:
-    """Raise UserError for a `${…}` that names anything but a setting: the environment, Hydra's own settings
-    and the tracker's address, which may contain a password, would enter the study's records."""
+    """Raise UserError for a `${…}` that names anything but a setting. The environment, Hydra's own settings
+    and the tracker's address, which may contain a password, must not enter the study's records."""
     if isinstance(settings, Mapping):
         for key, value in settings.items():
             refuse_references(value, f"{path}.{key}" if path else str(key))
@@ -234,7 +234,7 @@ def refuse_references(settings: Any, path: str = "") -> None:
 
 
 def _allowed(match: re.Match[str]) -> str:
-    """Return an empty text for a reference that is allowed, and any other unchanged."""
+    """Return an empty string for a reference that is allowed, and any other reference unchanged."""
     name = match[1]
     kind = schema_keys().get(name)
     single = (kind is not None and not dataclasses.is_dataclass(kind)) or in_mapping(name)

@@ -1,7 +1,7 @@
-"""The interface of a part of a run: a group of settings in `conf/`, defined in `config/parts/NAME.py`.
+"""The interface of a part of a run, a group of settings in `conf/` defined in `config/parts/NAME.py`.
 
-The code for identity, checks, names, labels and docs/settings.md asks the parts; nothing else knows what
-their settings mean. How a part acts in a run is in its counterpart, `components/NAME.py`.
+The code for identity, checks, names, labels and docs/settings.md asks the parts; no other code knows what a
+part's settings mean. What a part does in a run is in `components/NAME.py`.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ LEVEL, EXPERT = "<σ>", "<i>"  # placeholders in column names: a noise level (as
 
 
 class Mode(Enum):
-    """A mode of a whole run, which not every part supports. Its value is the setting that asks for it."""
+    """A mode of a run that only some parts support. A member's value is the setting that selects it."""
 
     EXACT = "determinism=verity"
     SEVERAL_PROCESSES = "launcher.processes_per_run={}"
@@ -45,7 +45,7 @@ class Need(NamedTuple):
 
 
 class Tail(NamedTuple):
-    """The forms in which a choice appears in names of runs, in titles and in labels."""
+    """How a choice is written in the names of runs, in titles and in labels."""
 
     name: str  # at the end of a run's name: "_ternary"
     words: str  # in a title: "ternary weights"
@@ -64,8 +64,8 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure that a part adds to result.json. Decisions, CSV files, docs/files.md and tables of arms get
-    its name, unit, meaning and format from here."""
+    """A figure that a part adds to result.json. Decisions, CSV files, docs/files.md and tables of arms take
+    the figure's name, unit, meaning and format from this object."""
 
     key: str  # its name in result.json, auto_decisions.json and ablation.csv
     unit: str
@@ -80,12 +80,14 @@ class Figure:
     averaged: bool = True  # whether the stage `ablation` computes `mean` for each arm
 
     def value(self, result: Mapping[str, Any]) -> float | None:
-        """Return the figure of a run, or None if its result has none."""
+        """Return the value of this figure for a run, or None if the run's result has none."""
         value = self.of_run(result) if self.of_run else result.get(self.key)
         return None if value is None else float(value)
 
     def mean(self, completed: Sequence[Mapping[str, Any]]) -> float | None:
-        """Return the figure of an arm, given the results of its completed runs; None if none has it."""
+        """Return the value of this figure for an arm: what `of_arm` computes from the results of the
+        completed runs or, without `of_arm`, the mean of the runs' values. Return None if there is no
+        value."""
         if self.of_arm:
             return self.of_arm(completed)
         values = [value for result in completed if (value := self.value(result)) is not None]
@@ -93,8 +95,8 @@ class Figure:
 
 
 class Versions(NamedTuple):
-    """A list, in a suite's settings, of choices of a part. Every arm also runs under each of these choices,
-    and these runs are compared with its plain ones."""
+    """A setting of the suite that lists choices of one part. Every arm is run again under each listed choice,
+    and those runs are compared with the arm's ordinary runs."""
 
     key: str  # the name of the list, a setting of `ablation`
     noun: str  # plural noun for its choices in messages
@@ -102,8 +104,8 @@ class Versions(NamedTuple):
 
 
 class Part:
-    """One group of a run's settings. A subclass is a dataclass with a field for each setting, whose `only=`
-    and `by=` name the choices that read it. It overrides the class variables and methods that apply to it."""
+    """One group of a run's settings. A subclass is a dataclass with a field for each setting; a field's
+    `only=` and `by=` name the choices that read it. Subclasses override the members that apply to them."""
 
     group_name: ClassVar[str]  # the field of `RunConfig` and folder of `conf/`, taken from the field `name`
     place: ClassVar[int] = 1000  # sort key among parts, in a run's name and in the order of calls in a step
@@ -132,15 +134,15 @@ class Part:
 
     @classmethod
     def from_run(cls, run: Run) -> Self:
-        """Return the settings of this part in a run."""
+        """Return the settings that a run has for this part."""
         return cast(Self, getattr(run, cls.group_name))
 
     def put_into(self, run: AnyRun) -> AnyRun:
-        """Return a copy of the run with these settings for the part."""
+        """Return a copy of the run in which this part has these settings."""
         return cast(AnyRun, dataclasses.replace(cast(Any, run), **{self.group_name: self}))
 
     def changes_nothing(self) -> bool:
-        """Return whether a run computes the same without this part, so that its identity omits it."""
+        """Return whether the part has no effect on a run's numbers. A run's identity then omits the part."""
         return self.name == self.off
 
     def is_read(self, run: Run) -> bool:
@@ -149,31 +151,31 @@ class Part:
         return not reader or getattr(run, reader).name in choices
 
     def unread(self) -> Iterable[str]:
-        """Return the settings that have no effect in this combination, besides those ruled out by `only=`."""
+        """Return the settings that the part's other settings disable, besides those ruled out by `only=`."""
         return ()
 
     def refuses(self, run: Run) -> Iterable[str]:
-        """Yield an error message for each contradiction in the part or between it and the rest of the run."""
+        """Yield an error message for each contradiction within the part or with the rest of the run."""
         return ()
 
     def warnings(self, run: Run) -> Iterable[str]:
-        """Yield a warning for each setting that is allowed but means less than it seems to."""
+        """Yield a warning for each setting that is allowed but does less than it seems to."""
         return ()
 
     def unfit(self, mode: Mode) -> Iterable[str]:
-        """Yield a clause for each setting that does not support a mode, with a reason or an alternative:
-        `dtype=bfloat16: choose dtype=float32`. Users see the first one."""
+        """Yield a clause for each setting that does not support `mode`, with a reason or an alternative, such
+        as `dtype=bfloat16: choose dtype=float32`. Users see only the first clause."""
         if mode in self.unfit_for and not self.changes_nothing():
             yield f"{self.group_name}={self.name}: {self.unfit_for[mode]}"
 
     def needs(self) -> Iterable[Need]:
-        """Yield the libraries that training needs beyond the package's dependencies. Only a process that
-        trains checks for them: reading the results does not need them."""
+        """Yield the libraries, beyond the package's dependencies, that training with this part needs. Only a
+        process that trains checks for these libraries; reading results does not need them."""
         if self.name in self.required:
             yield Need(f"{self.group_name}={self.name}", *self.required[self.name])
 
     def tail(self) -> Iterable[Tail]:
-        """Yield what the part adds to a run's name and label. By default, a part that can be `off` adds the
-        name and the words of any other choice that has `words`."""
+        """Yield what the part adds to a run's name and label. By default, this is the name and the words of
+        the choice, if the part has an `off` choice and `words` lists the choice made."""
         if self.off and self.name in self.words:
             yield Tail(f"_{self.name}", self.words[self.name])

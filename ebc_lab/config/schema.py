@@ -1,4 +1,4 @@
-"""The settings of a run, of a study and of its stages: defaults, meanings, units, and the values they take.
+"""The settings of a run, of a study and of a study's stages: defaults, meanings, units and allowed values.
 
 The settings of a run's parts are in `parts`. `compose` fills these dataclasses from the command line;
 docs/settings.md is generated from them.
@@ -67,10 +67,10 @@ HORIZON = "horizon"  # in a method's grid: the shares of the longest run at whic
 
 
 def with_further(fields_of_parts: Mapping[str, tuple[Any, Any]]) -> Callable[[type[T]], type[T]]:
-    """Return a decorator that adds fields to a class, before it becomes a dataclass, unless the class
-    declares them itself; `Part.from_run` reads them.
+    """Return a decorator that adds fields to a class before it becomes a dataclass, except fields that the
+    class declares itself. `Part.from_run` reads the added fields.
 
-    `fields_of_parts`: name -> its type and its default, as a dataclass field.
+    `fields_of_parts` maps the name of each field to its type and its default, a dataclass field.
     """
 
     def add(cls: type[T]) -> type[T]:
@@ -375,7 +375,7 @@ class ArmConfig(SizedConfig):
 
 @dataclass(frozen=True)
 class Swept:
-    """A point of a sweep over one setting of an arm."""
+    """One point of a sweep over a setting of an arm."""
 
     arm: str
     key: str  # the setting: lr_scale or delta
@@ -423,7 +423,7 @@ class AblationConfig(StageConfig):
     )
 
     def swept(self) -> dict[str, Swept]:
-        """Return label -> point of a sweep, the label being `<arm>_x<lr_scale>` or `<arm>_d<delta>`."""
+        """Return the points of the suite's sweeps by label, `<arm>_x<lr_scale>` or `<arm>_d<delta>`."""
         out: dict[str, Swept] = {}
         for name, arm in self.arms.items():
             stabilizer = arm.settings.get("stabilizer")
@@ -434,8 +434,8 @@ class AblationConfig(StageConfig):
         return out
 
     def all_arms(self) -> dict[str, ArmConfig]:
-        """Return the arms by label: a swept arm once for each of its points, and after each arm its versions
-        under the choices of a part, `<arm>_<choice>`, which are compared with it."""
+        """Return all arms by label, with one for each point of a swept arm. Each is followed by its versions,
+        `<arm>_<choice>`, which run under other choices of a part and are compared with the arm itself."""
         swept = self.swept()
         labels: dict[str, list[str]] = {name: [] for name in self.arms}
         for label, point in swept.items():
@@ -453,12 +453,12 @@ class AblationConfig(StageConfig):
         return out
 
     def versions(self) -> dict[str, list[str]]:
-        """Return group -> the choices under each of which every arm also runs."""
+        """Return, by group, the choices under which every arm is run again."""
         return {part.group_name: choices for key, part in VERSIONS.items() if (choices := getattr(self, key))}
 
     def _arm_at(self, point: Swept, swept: Mapping[str, Swept]) -> ArmConfig:
-        """Return the arm at a point of its sweep. It is compared with the same point of its `versus`, or with
-        the reference where that has no such point."""
+        """Return the arm for one point of a sweep. It is compared with the same point of its `versus` arm if
+        that point is swept too, and otherwise with the reference."""
         arm = self.arms[point.arm]
         versus = arm.versus
         if versus in self.arms:

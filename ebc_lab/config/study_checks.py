@@ -1,4 +1,4 @@
-"""Checks of a study's settings before anything is written; each mistake is refused in one sentence.
+"""Checks of a study's settings before anything is written. Each mistake is refused in one sentence.
 
 A table of mistakes maps each sentence to whether the settings make that mistake.
 """
@@ -48,8 +48,8 @@ TRACKER_NEEDS = {"mlflow": ("sqlalchemy", "alembic")}  # tracker -> modules besi
 def validate(config: Config, *, study: bool, here: bool = True, beside: Config | None = None) -> None:
     """Raise UserError for impossible or contradictory settings of a run or, with `study`, of a study.
 
-    `here`: unless the launcher is Slurm, this machine trains, so it must have the device. `beside`: the run
-    that this one began as, some of whose settings only other runs of its study may read.
+    `here`: unless the launcher is Slurm, this machine trains and must have the device. `beside`: the run that
+    this one began as. Settings unchanged since then may be unread: other runs of its study may read them.
     """
     run = _stage_run(config) if study else run_part(config)
     sweep = replace(config.lr_sweep, optimizers=_swept(config))
@@ -76,7 +76,8 @@ def validate(config: Config, *, study: bool, here: bool = True, beside: Config |
 
 
 def _check_races(config: Config) -> None:
-    """Raise UserError for a race outside `tune`, and for one in it that would stop runs that it needs."""
+    """Raise UserError if a race is set outside the stage `tune`, or if the race in `tune` would stop runs
+    that the LR window needs."""
     base = run_part(config)
     for settings in ({}, *_settings_of_runs(config).values()):
         run = changed(base, {"race": settings.get("race", {})})
@@ -93,7 +94,7 @@ def _check_races(config: Config) -> None:
 
 
 def _check_read_by_somebody(config: Config) -> None:
-    """Raise UserError for a setting that is set but read by none of the study's runs."""
+    """Raise UserError for a setting that is set but that no run of the study reads."""
     vain = set_in_vain(config)
     base = run_part(config)
     for settings in _settings_of_runs(config).values() if vain else ():
@@ -107,7 +108,7 @@ def _check_read_by_somebody(config: Config) -> None:
 
 
 def _settings_of_runs(config: Config) -> dict[str, dict[str, Any]]:
-    """Return path -> settings, for each place where a study changes settings for some of its runs."""
+    """Return, by path, the settings that a study changes in each place for some of its runs."""
     stages = config.study.stages
     asked: dict[str, dict[str, Any]] = {}
     if "lr_sweep" in stages:
@@ -129,7 +130,7 @@ def _settings_of_runs(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def lacking_for(config: Config, *, study: bool) -> list[str]:
-    """Return a sentence for each library that is missing to train a run or, with `study`, a study's runs."""
+    """Return a sentence for each missing library that a run or, with `study`, a study needs to train."""
     base = run_part(config)
     sentences = [str(need) for need in checks.lacking(base)]
     asked = _settings_of_runs(config) if study else {}
@@ -144,7 +145,7 @@ def lacking_for(config: Config, *, study: bool) -> list[str]:
 
 
 def _slurm(config: Config, *, study: bool) -> Mistakes:
-    """Return the mistakes in settings of Slurm's jobs."""
+    """Return the mistakes in the settings of Slurm jobs; none under another launcher."""
     launcher = config.launcher
     if launcher.name != "slurm":
         return {}
@@ -161,7 +162,7 @@ def _slurm(config: Config, *, study: bool) -> Mistakes:
 
 
 def _processes(config: Config, *, here: bool, study: bool) -> Mistakes:
-    """Return the mistakes in how many processes train a run together, and where."""
+    """Return the mistakes in the number of processes that train a run together, and in their placement."""
     launcher = config.launcher
     together, nodes = launcher.processes_per_run, launcher.nodes_per_run
     asked = f"launcher.processes_per_run={together}"
@@ -195,7 +196,7 @@ def _processes(config: Config, *, here: bool, study: bool) -> Mistakes:
 
 
 def _swept(config: Config) -> list[str]:
-    """Return the sweep's optimizers, the user's own as `custom`. Raises UserError for a second own one."""
+    """Return the sweep's optimizers, the user's own as `custom`. Raises UserError for others not built in."""
     custom = config.optimizer.name if kind_of(config.optimizer) == CUSTOM else None
     for name in config.lr_sweep.optimizers:
         offered = name != custom and name in choices_of("optimizer", name)
@@ -208,7 +209,7 @@ def _swept(config: Config) -> list[str]:
 
 
 def _check_settings_of_stages(config: Config) -> None:
-    """Raise UserError for a setting of a stage that the run's determinism or number of processes excludes."""
+    """Raise UserError for a stage's setting that the run's determinism or number of processes excludes."""
     plain = changed(run_part(config), {"stabilizer": {"name": "none"}})
     stages = config.study.stages
     asked: dict[str, dict[str, Any]] = {}
@@ -234,7 +235,8 @@ def _check_settings_of_stages(config: Config) -> None:
 
 
 def _stage_run(config: Config) -> RunConfig:
-    """Return a run of the stages, with a budget that they calibrate: surrogate if possible; it reads most."""
+    """Return a run of the stages. Its budget is `surrogate`, which reads the most settings, if the stages
+    calibrate that one, and otherwise the first that they calibrate."""
     budgets = config.calibrate.budgets
     name = "surrogate" if "surrogate" in budgets else [*budgets, config.budget.name][0]
     return replace(run_part(config), budget=replace(config.budget, name=name))
@@ -302,7 +304,8 @@ def stage_seeds(config: Config) -> range:
 
 
 def _check_stages(config: Config) -> None:
-    """Raise UserError for stages that are unknown, out of order or lack one they need, or have mistakes."""
+    """Raise UserError for stages that are unknown, out of order or wrongly set, for a stage without another
+    that it needs, and for a study of too many runs."""
     stages = config.study.stages
     for stage in stages:
         choice("study.stages", stage, STAGES)
@@ -337,7 +340,7 @@ def _check_stages(config: Config) -> None:
 
 
 def beyond_sensible(config: Config) -> str:
-    """Return a warning about a study of more runs than is sensible; empty for others."""
+    """Return a warning if the study may have more runs than is sensible, and otherwise an empty string."""
     runs = sum(most_runs(config).values())
     if runs <= SENSIBLE_RUNS:
         return ""
@@ -349,8 +352,8 @@ def beyond_sensible(config: Config) -> str:
 
 
 def most_runs(config: Config) -> dict[str, int]:
-    """Return stage -> the most runs that it can ask for, by arithmetic alone: they may be too many to
-    list."""
+    """Return the most runs that each stage can ask for, by stage. The runs are counted by arithmetic alone,
+    because there may be too many to list."""
     sweep, suite = config.lr_sweep, config.ablation
     pairs = len(sweep.optimizers) * len(sweep.projections)
     tracks = pairs if sweep.keep == "all" else 1
@@ -388,7 +391,7 @@ def most_runs(config: Config) -> dict[str, int]:
 
 
 def _begun_with(config: Config, arm: ArmConfig) -> int:
-    """Return how many points of its grids an arm's search tries before any of them grows."""
+    """Return how many grid points an arm's search tries before any grid is extended."""
     lengths = {key: len(values) for key, values in arm.tune.items()}
     if config.tune.search == "grid":
         return math.prod(lengths.values())
@@ -407,7 +410,7 @@ def _most_points(config: Config, arm: ArmConfig) -> int:
 
 
 def _check_carry(config: Config) -> None:
-    """Raise UserError for arms of `carry` that are missing, or cannot be run in each of its settings."""
+    """Raise UserError if `carry` lacks arms or settings, or an arm cannot be run in one of the settings."""
     carry = config.carry
     choosing = [name for name, setting in carry.settings.items() if not setting.kept]
     require(len(carry.arms) > 1, "carry.arms must name at least two arms: choose study=units.")
@@ -448,7 +451,7 @@ def _check_carry(config: Config) -> None:
 
 
 def _hints(group: str) -> dict[str, Any]:
-    """Return setting -> type for a part; empty where the group is no part."""
+    """Return the type of each setting of a part, by name, or an empty dict if the group is not a part."""
     part: Any = PART.get(group)
     return type_hints(part) if part else {}
 
@@ -459,7 +462,8 @@ def _check_names(path: str, entries: Mapping[str, Any]) -> None:
 
 
 def _check_profiles(config: Config) -> None:
-    """Raise UserError for methods that cannot be run on their workloads, at the ends of their grids."""
+    """Raise UserError if `profiles` lacks methods or workloads, or if a method cannot be run on one of its
+    workloads at the ends of its grid."""
     profiles = config.profiles
     methods, workloads = profiles.methods, profiles.workloads
     require(len(methods) > 1, "profiles.methods must name at least two: choose study=calibrated.")
@@ -549,7 +553,7 @@ def _check_suite(config: Config) -> None:
 
 
 def _lists(config: Config) -> Mistakes:
-    """Return the mistakes in lists of a suite that do not go with its arms or with each other."""
+    """Return the conflicts between the lists of a suite, its arms and the study's stages."""
     suite = config.ablation
     mine, swept = suite.mine.arms, suite.lr_scales or suite.deltas
     sizes = {name: _begun_with(config, arm) for name, arm in suite.arms.items() if arm.tune}
@@ -626,7 +630,7 @@ def _check_arm(name: str, arm: ArmConfig, config: Config) -> None:
 def _check_givers(
     name: str, arm: ArmConfig, arms: Mapping[str, ArmConfig], suite: schema.AblationConfig
 ) -> None:
-    """Raise UserError for an arm that refers to another that does not exist or cannot give what it takes."""
+    """Raise UserError if an arm refers to an arm that does not exist or cannot give what it is asked for."""
     path = f"ablation.arms.{name}"
     for key in ("replay", "matched", "versus", "tuned_as", "init"):
         giver = getattr(arm, key)
@@ -645,12 +649,12 @@ def _check_givers(
 
 
 def _copies(arm: ArmConfig) -> bool:
-    """Return whether an arm is made from another's record or weights; then no other arm may copy it."""
+    """Return whether an arm is made from another arm's record or weights. If so, no other arm may copy it."""
     return bool(arm.replay or arm.matched or arm.init)
 
 
 def _as_run(path: str, base: RunConfig, settings: Any, config: Config) -> RunConfig:
-    """Return `base` changed by these settings, validated. Errors begin with `path`."""
+    """Return `base` changed by these settings, after validating it. Errors begin with `path`."""
     require(isinstance(settings, dict), f"{path} takes the settings of a run, not {shown(settings)}.")
     with naming(path):
         run = changed(base, settings)
@@ -660,7 +664,7 @@ def _as_run(path: str, base: RunConfig, settings: Any, config: Config) -> RunCon
 
 
 def _check_notify(command: str, *, study: bool) -> None:
-    """Raise UserError for a command that cannot be run."""
+    """Raise UserError if the command of `notify` cannot be run or is given for a single run."""
     if not command:
         return
     require(study, "notify is for a study: leave it out of train, whose end your shell can wait for.")
@@ -677,7 +681,7 @@ def _check_notify(command: str, *, study: bool) -> None:
 
 
 def _trackers(config: schema.TrackerConfig) -> Mistakes:
-    """Return the mistakes in trackers: one that is not installed, or a setting that none of them reads."""
+    """Return the mistakes in trackers: missing packages, a bad address, or a setting that none reads."""
     needs = {name: (name, *TRACKER_NEEDS.get(name, ())) for name in config.names}
     missing = {name: [m for m in modules if not installed(m)] for name, modules in needs.items()}
     for_wandb = config.wandb_project is not None or config.wandb_mode != "auto"
@@ -698,8 +702,8 @@ def _trackers(config: schema.TrackerConfig) -> Mistakes:
 
 
 def check_address(path: str, address: str) -> None:
-    """Raise UserError for an address of files elsewhere that is invalid, holds a secret, or needs a package
-    that is missing. `path`: the setting that holds it."""
+    """Raise UserError for an address of remote files that is invalid, holds a secret, or needs a missing
+    package. `path` is the setting that holds the address."""
     require(
         not set(address) & set("@?#"),  # left out of the message: it may hold a secret
         f"{path}: an address with a password, a key or options in it (@, ?, #) is refused, since it would be "

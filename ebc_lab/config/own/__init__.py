@@ -1,1 +1,1 @@
-"""A user's own suites, and own parts: functions outside this package, named by targets."""
+"""User-defined suites and parts. Such a part is a function outside this package, named by a target."""

@@ -1,4 +1,4 @@
-"""The JSON schema by which editors check a suite: this version's, with the choices of installed packages.
+"""The JSON schema with which editors check a suite: this version's, with the choices of installed packages.
 
 `scripts/json_schemas.py` writes the files in `config/schemas` from the settings.
 """
@@ -16,8 +16,7 @@ NAMES_OF = "choices_of_{}"  # key of the schema's definition of a group's choice
 
 
 def suite_schema() -> str:
-    """Return the text of the JSON schema of a suite, which also allows the choices that installed packages
-    offer."""
+    """Return the JSON schema of a suite as text, including the choices that installed packages offer."""
     schema = json.loads((FOLDER / "suite.json").read_text(encoding="utf-8"))
     for group in OFFERED:
         names = schema["definitions"][NAMES_OF.format(group)]["enum"]

@@ -1,6 +1,6 @@
-"""A user's own parts, which replace built-in choices: their names, files, checksums and functions.
+"""Parts defined by the user, which replace built-in choices: names, source files, checksums and functions.
 
-The functions here that read or change the own parts of a configuration find them with `with_own_parts`.
+The functions here that read or change the user-defined parts of a configuration use `with_own_parts`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Settings = TypeVar("Settings", bound=RunConfig)
 
 
 class OwnPart(NamedTuple):
-    """A user's own part in a configuration, and the path of its settings."""
+    """A user-defined part in a configuration, and the path of the part's settings."""
 
     path: str  # `optimizer`, or `ablation.arms.hot: optimizer`
     group: str
@@ -44,12 +44,12 @@ class OwnPart(NamedTuple):
 
     @property
     def target(self) -> str:
-        """Return the target, the name of the part's function, as the user or a package wrote it."""
+        """Return the target, which names the part's function, as the user or a package wrote it."""
         return str(self.settings["target"])
 
     @property
     def name(self) -> str:
-        """Return the part's name, `custom` if none was given."""
+        """Return the part's name, or `custom` if none was given."""
         return str(self.settings.get("name", CUSTOM))
 
 
@@ -57,8 +57,8 @@ Change = Callable[[OwnPart], Mapping[str, Any]]  # returns the settings to chang
 
 
 def with_own_parts(config: Settings, change: Change) -> Settings:
-    """Return the configuration with `change` applied to every own part: those of the run, then those in a
-    study's arms and other entries. Malformed entries are left for the checks of their stage to refuse."""
+    """Return the configuration with `change` applied to every user-defined part: first the parts of the run,
+    then those in a study's arms and other entries. Malformed entries are left for later checks."""
     changed: dict[str, Any] = {}
     for group in OWN_GROUPS:
         part = getattr(config, group)
@@ -76,7 +76,7 @@ def with_own_parts(config: Settings, change: Change) -> Settings:
 
 
 def _with_entry(where: str, entry: Any, change: Change) -> Any:
-    """Return an arm, a setting of `carry` or a candidate with `change` applied to its own parts."""
+    """Return an arm, a setting of `carry` or a candidate with `change` applied to its user-defined parts."""
     if isinstance(entry, ArmConfig | UnitConfig | CarrySettingConfig):
         return dataclasses.replace(entry, settings=_with_entry(where, entry.settings, change))
     if not isinstance(entry, Mapping):
@@ -95,7 +95,7 @@ def _with_entry(where: str, entry: Any, change: Change) -> Any:
 
 
 def own_parts(config: RunConfig) -> list[OwnPart]:
-    """Return all own parts in the configuration of a run or study."""
+    """Return all user-defined parts in the configuration of a run or study."""
     found: list[OwnPart] = []
 
     def note(part: OwnPart) -> Mapping[str, Any]:
@@ -110,10 +110,9 @@ def own_parts(config: RunConfig) -> list[OwnPart]:
 
 
 def own_name(target: str, taken: Collection[str] = ()) -> str:
-    """Return a name for the part with this target: cautious for `my_opt:Cautious`, my_adam_w2 for
-    `lib.MyAdamW2`.
+    """Return a name made from a target: cautious from `my_opt:Cautious`, my_adam_w2 from `lib.MyAdamW2`.
 
-    `taken`: names in use for other things (choices in `conf`, other parts); `_2`, `_3` … avoids these.
+    `taken`: names of other things, such as choices in `conf`, which a suffix (`_2`, `_3` …) avoids.
     """
     plain = unicodedata.normalize("NFKD", re.split(r"[.:]", target)[-1]).encode("ascii", "ignore").decode()
     words = re.sub(r"\W+", "_", WORDS.sub("_", plain)).strip("_").lower()
@@ -123,8 +122,9 @@ def own_name(target: str, taken: Collection[str] = ()) -> str:
 
 
 def with_names(config: Settings) -> Settings:
-    """Return the configuration with the targets of own parts as `module:function`, and `custom` replaced by
-    names made from the targets. Raises UserError if a file is missing, or two have the same name."""
+    """Return the configuration with the target of each user-defined part written as `module:function`, and
+    each name `custom` replaced by one made from the target. Parts in `carry` are left as they are. Raises
+    UserError if a source file is missing, or if two different files have the same name."""
     parts = [part for part in own_parts(config) if part.name != CUSTOM]
     given = {(part.group, part.name): _plain(part.target) for part in parts}  # names in use -> target
     files: dict[str, Path] = {}
@@ -164,7 +164,7 @@ def with_names(config: Settings) -> Settings:
 
 
 def _plain(target: str) -> str:
-    """Return a target as `module:function`; a malformed one is left for `find` to refuse."""
+    """Return a target as `module:function`. A malformed target is left for `find` to refuse."""
     if file := sources.file_of(target):
         return f"{file.stem}:{target.rpartition(':')[2]}"
     return target if ":" in target else ":".join(target.rsplit(".", 1))
@@ -174,10 +174,11 @@ def _plain(target: str) -> str:
 
 
 def with_sources(config: Settings) -> Settings:
-    """Return the configuration with the checksums of own parts filled in, and their targets as
-    `module:function`. In a study, their files are added to `own_files`.
+    """Return the configuration with the checksum of each user-defined part filled in, and the target written
+    as `module:function`. In a study, the source files of the parts are added to `own_files`.
 
-    Raises UserError if a target is not found, or its file does not have the checksum in the settings.
+    Raises UserError if a target is not found, if two different files have the same name, or if a source file
+    does not have the checksum in the settings.
     """
     files: dict[str, str] = {}
 
@@ -208,7 +209,8 @@ def with_sources(config: Settings) -> Settings:
 
 
 def refuse_edited(now: RunConfig, before: RunConfig, remedy: str) -> None:
-    """Raise UserError if files of a run's own parts have changed between `before`, its start, and `now`."""
+    """Raise UserError if source files of a run's user-defined parts have changed since the run began.
+    `before` is the run as it began, and `now` is the run as it is."""
     for group in OWN_GROUPS:
         part, old = getattr(now, group), getattr(before, group)
         if part.target is not None and part.target == old.target and part.sha256 != old.sha256:
@@ -223,18 +225,18 @@ def refuse_edited(now: RunConfig, before: RunConfig, remedy: str) -> None:
 
 
 def describe_own_part(part: Any) -> str:
-    """Return an own part as error messages name it, `optimizer.target=my_opt:Cautious (my_opt.py:12)`; the
-    line of the function is omitted for an installed package."""
+    """Return a user-defined part as error messages name it, `optimizer.target=my_opt:Cautious
+    (my_opt.py:12)`. The file and line are omitted for an installed package."""
     source = sources.find(part.target)
     return f"{part.group_name}.target={part.target}{f' ({source.place})' if source.files else ''}"
 
 
 def own_part(part: Any) -> Callable[..., Any]:
-    """Import the function of a part's target and return it, wrapped to add the part's `arguments` to what
-    functions of the part's group are called with.
+    """Import the function of a part's target and return it, wrapped to add the part's `arguments`.
 
-    Raises UserError if its file has changed since the run was planned. The returned function raises UserError
-    if the target does not take what it is given; its other errors are passed on.
+    Raises UserError if the function is not found, or if its source files have changed since the run was
+    planned. The wrapper raises UserError if the function does not take what it is given or ignores an
+    argument. Errors of the function itself are passed on.
     """
     group = part.group_name
     try:
@@ -266,8 +268,8 @@ def own_part(part: Any) -> Callable[..., Any]:
 
 
 def _is_read(name: str, function: Any, made: Any) -> bool:
-    """Return whether the target seems to read an argument. A class that takes `**options` may ignore a
-    misspelled one, or keep it in an optimizer's `defaults`, where nothing reads it."""
+    """Return whether the function seems to read an argument. A class that takes `**options` may ignore a
+    misspelled argument, or keep it in an optimizer's `defaults`, where nothing reads it."""
     init = getattr(function, "__init__", None)
     code = getattr(init, "__code__", None)
     if not inspect.isclass(function) or code is None or not code.co_flags & inspect.CO_VARKEYWORDS:
@@ -282,7 +284,7 @@ def _is_read(name: str, function: Any, made: Any) -> bool:
 
 
 def _text(code: Any) -> str:
-    """Return the source text of a module or code object; empty if there is none, as for one in C."""
+    """Return the source text of a module or code object, or an empty string if there is none."""
     try:
         return inspect.getsource(code)
     except (OSError, TypeError):

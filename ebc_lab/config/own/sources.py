@@ -1,8 +1,8 @@
-"""Finding the function of a target, `module:function`: located and hashed without importing it, then loaded.
+"""Locates and hashes the function of a target, `module:function`, without importing it, then loads it.
 
 Modules are searched for in the remembered places, then in the working directory, then in Python's own path. A
-remembered place is a file that a target named by its path, or a folder, such as a study's copies in workers.
-Errors are LookupErrors whose text is a clause, to be completed to a sentence by the caller.
+remembered place is a file that a target named by its path, or a folder, such as the study's copies of source
+files in a worker. Errors are LookupErrors whose message is a clause for the caller to complete.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _files: set[str] = set()  # resolved paths of all own files imported by this pro
 
 @dataclass(frozen=True)
 class Source:
-    """The location of a target's function. `name`: its name in the module, dotted if inside a class."""
+    """The location of a target's function. `name` is its name in the module, dotted if inside a class."""
 
     module: str
     name: str
@@ -61,13 +61,13 @@ class Source:
 
     @property
     def place(self) -> str:
-        """Return the location as `my_opt.py:12`, or `my_opt.py` if the line is unknown."""
+        """Return where the function is, such as `my_opt.py:12`, or `my_opt.py` if the line is unknown."""
         return self.path.name if self.line is None else f"{self.path.name}:{self.line}"
 
 
 def placed(target: str) -> str:
-    """Return `my_opt:Cautious` for a target with the path of its file, `./my_opt.py:Cautious`, and remember
-    this file; return any other target unchanged. Raises LookupError if the file is missing or unusable."""
+    """Return `my_opt:Cautious` for a target with the path of its file, such as `./my_opt.py:Cautious`, and
+    remember the file. Return other targets unchanged. Raises LookupError if the file is unusable."""
     path = file_of(target)
     if path is None:
         if target.endswith(".py") and ":" not in target:
@@ -85,14 +85,14 @@ def placed(target: str) -> str:
 
 
 def file_of(target: str) -> Path | None:
-    """Return the absolute path of the file that a target names; None if it names a module."""
+    """Return the absolute path of the file that a target names, or None if the target names a module."""
     written = BY_PATH.fullmatch(target)
     return Path(os.path.abspath(Path(written["file"]).expanduser())) if written else None
 
 
 def remember(place: Path) -> None:
-    """Add a folder to search for modules, or a file that holds the module of its name, before the working
-    directory. Child processes inherit this."""
+    """Add a place to search before the working directory: a folder with modules, or a file that is the module
+    of the file's name. Child processes inherit the remembered places."""
     place = Path(os.path.abspath(place))
     places = [one for one in _remembered() if one != place and (place.is_dir() or one.name != place.name)]
     if place.parent != Path.cwd() or place.is_dir():
@@ -107,7 +107,7 @@ def _remembered() -> list[Path]:
 def find(target: str) -> Source:
     """Return the source of a target, `module:function`, `module.function` or `path/module.py:function`.
 
-    Raises LookupError if it is malformed, or there is no such module, or no file or such name in it.
+    Raises LookupError if the target is malformed, or its module is not found, has no file or lacks the name.
     """
     target = placed(target)
     if not TARGET.fullmatch(target) or not re.search(r"[.:]", target):
@@ -145,8 +145,8 @@ def find(target: str) -> Source:
 
 
 def _sha256(files: Mapping[str, Path], path: Path, release: str | None) -> str:
-    """Return the sha256 of the file at `path`, or of all `files` if others are not empty. It covers the
-    `release` of an installed package, because the module may use other files of the package."""
+    """Return the sha256 of the file at `path`, or of all `files` if others in it are not empty. For an
+    installed package, its `release` is also hashed, because the module may use other files of the package."""
     texts = {name: file.read_bytes() for name, file in files.items()}
     each = {name: hashlib.sha256(text).hexdigest() for name, text in texts.items() if text}
     if release is not None:
@@ -157,8 +157,8 @@ def _sha256(files: Mapping[str, Path], path: Path, release: str | None) -> str:
 
 
 def files_of(path: Path, root: Path) -> list[Path]:
-    """Return `path`, then every file below `root` that its module imports, directly or indirectly, anywhere
-    in the text. A file that is not valid Python counts as importing nothing."""
+    """Return `path`, then every file below `root` that it imports, directly or indirectly, at any place in
+    the text. A file that is not valid Python counts as importing nothing."""
     files = [path]
     for file in files:  # the list grows inside the loop
         for module in _imports(file, list(file.relative_to(root).parent.parts)):
@@ -170,8 +170,8 @@ def files_of(path: Path, root: Path) -> list[Path]:
 
 
 def _imports(file: Path, package: list[str]) -> Iterator[list[str]]:
-    """Yield the names, split at dots, of the modules that a file may import: both a and a.b for `from a
-    import b`. `package`: the name of the file's package, split likewise."""
+    """Yield each module that a file may import, as its name split at the dots. `from a import b` yields both
+    a and a.b. `package` is the name of the file's package, split in the same way."""
     try:
         tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError, OSError):
@@ -187,7 +187,7 @@ def _imports(file: Path, package: list[str]) -> Iterator[list[str]]:
 
 
 def _specs(parts: Sequence[str], places: Sequence[str]) -> Iterator[ModuleSpec]:
-    """Yield the specs of a, a.b and a.b.c for the module a.b.c, up to the first that is not found."""
+    """Yield the specs of a, a.b and a.b.c for the module a.b.c, stopping where one is not found."""
     for part in parts:
         # look up the last part alone: with the whole name, a folder without __init__.py would need its
         # parent imported
@@ -207,8 +207,8 @@ def _no_module(module: str) -> str:
 
 
 def _line_of(name: str, path: Path) -> int | None:
-    """Return the line of a top-level class or function in a module's file; None if its name is bound in some
-    other way. Raises LookupError if the text shows that there is no such name."""
+    """Return the line of a module's file that defines a top-level class or function, or None if the name is
+    bound in some other way. Raises LookupError if the text shows that there is no such name."""
     text = path.read_bytes().decode(errors="replace")
     defined = {found[1]: found.start() for found in DEFINES.finditer(text)}
     if name in defined:
@@ -220,8 +220,8 @@ def _line_of(name: str, path: Path) -> int | None:
 
 @functools.cache
 def installed_release(path: Path) -> str | None:
-    """Return `name==version` of the installed package that a file belongs to; None for a user's own file and
-    for a file of an editable install.
+    """Return `name==version` of the installed package that a file belongs to, or None if the file is the
+    user's own or belongs to an editable install.
 
     Packages named like the file are checked first, because reading the records of all packages is slow.
     """
@@ -244,8 +244,8 @@ def installed_release(path: Path) -> str | None:
 
 
 def load(target: str, sha256: str) -> Callable[..., Any]:
-    """Import a target and return its function. Raises LookupError as `find` does, and if its files do not
-    have this checksum or it is not callable. Errors raised by the module itself are passed on."""
+    """Import a target and return its function. Raises LookupError as `find` does, and if the source files do
+    not have this checksum or the target is not callable. Errors of the module itself are passed on."""
     source = find(target)
     if source.sha256 != sha256:
         others = [name for name, file in source.files.items() if file != source.path]
@@ -266,8 +266,8 @@ def load(target: str, sha256: str) -> Callable[..., Any]:
 
 
 def _imported(source: Source) -> ModuleType:
-    """Return the module, imported once and from its own folder. Raises LookupError if this process has
-    imported another file, or an older version, under its name or that of a module that it imports."""
+    """Import a module from its own folder, once, and return it. Raises LookupError if this process has
+    imported another file, or an older version, under the name of the module or of one that it imports."""
     files = source.files or {source.module: source.path}
     now: dict[str, str] = {}
     for path, file in files.items():  # the module is lib.inner for lib/inner.py and lib/inner/__init__.py
@@ -294,7 +294,8 @@ def _imported(source: Source) -> ModuleType:
 
 
 def line_of_fault(error: BaseException) -> str | None:
-    """Return the innermost line of a user's own files in an error's traceback, as `my_opt.py:12`, or None."""
+    """Return the innermost line of an error's traceback that lies in a source file of the user's, such as
+    `my_opt.py:12`, or None if there is none."""
     places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError) and error.filename:
         places.append((error.filename, error.lineno))

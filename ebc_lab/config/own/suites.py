@@ -1,5 +1,4 @@
-"""A user's own suites: `study=./mine.yaml`, or `study=mine` for conf/study/mine.yaml in the working
-folder."""
+"""Suites defined by the user: `study=./mine.yaml`, or `study=mine` for ./conf/study/mine.yaml."""
 
 from __future__ import annotations
 
@@ -24,8 +23,8 @@ IN_THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2}(_[0-9]{3})+")  # such as 10_000
 
 
 def own_suites(package: Path) -> dict[str, Path]:
-    """Return name -> file for the suites in conf/study of the working folder; empty if that is `package`, the
-    built-in `conf`."""
+    """Return the files of the suites in conf/study of the working folder, by name. Return an empty dict if
+    there is no such folder or it belongs to `package`, the built-in `conf`."""
     folder = Path.cwd() / FOLDER
     if not folder.is_dir() or folder.resolve() == (package / GROUP).resolve():
         return {}
@@ -33,13 +32,13 @@ def own_suites(package: Path) -> dict[str, Path]:
 
 
 def is_path(choice: str) -> bool:
-    """Return whether a choice of `study` is the path of a file, and not a name."""
+    """Return whether a choice of `study` is the path of a file rather than a name."""
     return choice.endswith(ENDINGS) or os.sep in choice
 
 
 def suite_file(choice: object, package: Path) -> Path | None:
-    """Return the file of a user's own suite, None for any other suite's name. Raises LookupError, whose text
-    is a clause, if there is no suite at the given path."""
+    """Return the file of a user-defined suite, or None if `choice` names any other suite. Raises LookupError,
+    whose message is a clause, if there is no suite at the given path."""
     if not isinstance(choice, str):
         return None
     if not is_path(choice):
@@ -56,21 +55,22 @@ def suite_file(choice: object, package: Path) -> Path | None:
 
 
 def beside_us(name: object) -> str | None:
-    """Return `./mine.yaml` if the working folder has a suite with this name or a similar one, or None."""
+    """Return the path, such as `./mine.yaml`, of a suite in the working folder with this name or a similar
+    one, or None if there is none."""
     files = {path.stem: path.name for path in Path.cwd().iterdir() if path.suffix in ENDINGS}
     near = difflib.get_close_matches(str(name), files, 1)
     return f"./{files[near[0]]}" if near else None
 
 
 def chosen_name(path: Path) -> str:
-    """Return the name under which Hydra knows the suite in this file."""
+    """Return the name under which the suite in this file is registered with Hydra."""
     return f"own-{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the settings in a suite's file. The file's name is the default for the study's, and targets of
-    parts in the same folder become paths. Raises LookupError, whose text is a sentence with the line, if the
-    file cannot be read."""
+    """Return the settings in a suite's file. The study is named after the file by default, and targets of
+    parts in the same folder become paths. Raises LookupError if the file cannot be read; the message is a
+    sentence with the line, if known."""
     import yaml
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -104,7 +104,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _refuse_other_number(path: Path, line: int, written: str) -> None:
-    """Raise LookupError for a number that YAML 1.1 reads as another than its digits say, such as 010."""
+    """Raise LookupError for a number whose value in YAML 1.1 is not what its digits say, such as 010."""
     import yaml
 
     if OTHER_NUMBER.fullmatch(written) and not IN_THOUSANDS.fullmatch(written):
@@ -121,7 +121,7 @@ def _mistake(path: Path, line: int | None, what: str) -> LookupError:
 
 
 def with_places(value: Any, folder: Path, key: str = "") -> Any:
-    """Return settings in which the targets of files in this folder are written as paths."""
+    """Return the settings with every target of a file in this folder written as a path."""
     if isinstance(value, Mapping):
         return {name: with_places(inner, folder, str(name)) for name, inner in value.items()}
     if isinstance(value, list):
@@ -130,8 +130,8 @@ def with_places(value: Any, folder: Path, key: str = "") -> Any:
 
 
 def _place(target: str, folder: Path) -> str:
-    """Return `/folder/my_opt.py:Cautious` for a target with a file in this folder, and others unchanged. A
-    study's copy of a suite has its parts beside it, even if it names another folder."""
+    """Return `/folder/my_opt.py:Cautious` for a target whose file is in `folder`, and others unchanged. The
+    target may name another folder, because a study copies parts into the folder of their suite."""
     written = sources.BY_PATH.fullmatch(target)
     if written is None:
         module, _, name = target.partition(":")
@@ -157,8 +157,8 @@ def register(path: Path) -> dict[str, Any]:
 
 
 def line_of(path: Path, key: str) -> int | None:
-    """Return the line of a suite's file that sets a dotted key, or else that of the innermost mapping around
-    it; None if the file has neither."""
+    """Return the line of a suite's file that sets a dotted key, or else the line of the innermost mapping
+    around the key. Return None if the file has neither."""
     return next(reversed(_lines(path, key)), None)
 
 
@@ -168,7 +168,7 @@ def sets(path: Path, key: str) -> bool:
 
 
 def _lines(path: Path, key: str) -> list[int]:
-    """Return the line of each part of a dotted key, up to the first part that the file lacks."""
+    """Return the line of each part of a dotted key, up to the first part that the suite's file lacks."""
     import yaml
 
     node: Any = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)

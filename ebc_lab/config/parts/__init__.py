@@ -1,6 +1,6 @@
-"""The parts of a run: every `Part` defined in a file of this folder, in their order in a run's name.
+"""The parts of a run: every `Part` defined in this folder, in the order in which a run's name contains them.
 
-Each file's description is the docstring of its class, which docs/settings.md prints.
+The docstring of a part's class is its description, which docs/settings.md prints.
 """
 
 import pkgutil

@@ -116,7 +116,7 @@ class BudgetConfig(Part):
     )
 
     def measured_steps(self) -> str:
-        """Return one of CADENCES_OF_KL: `measure` if it has an effect, and otherwise `every`."""
+        """Return one of CADENCES_OF_KL: `measure` if that setting has an effect, and otherwise `every`."""
         return self.measure if self.name == "tracked" and self.measure_every == 1 else "every"
 
     def leaves_some_free(self) -> bool:

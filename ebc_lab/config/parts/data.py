@@ -61,7 +61,7 @@ class DataConfig(Part):
 
 
 def set_for_a_text(run: Run) -> Iterator[str]:
-    """Yield the names of a run's settings that differ from their defaults and need a text of characters."""
+    """Yield those of a run's settings that need a text of characters and are not at their defaults."""
     if run.tokens.name != "characters":
         yield "tokens"
     if run.partition.name != "uniform":
@@ -73,7 +73,7 @@ def set_for_a_text(run: Run) -> Iterator[str]:
 
 
 def data_of_another_text(data: DataConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of `data` for an arm or other entry of a study that names a text of its own. It
-    inherits the study's kind of text and, if it keeps this kind, the files, but never the checksum."""
+    """Return the settings of `data` for an arm or other entry that names its own text. The entry inherits the
+    study's kind of text and, if it keeps that kind, the study's files, but never the checksum."""
     files = NO_FILES if settings.get("name", data.name) != data.name else {}
     return {"name": data.name, **files, "sha256": None, **settings}

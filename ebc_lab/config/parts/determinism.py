@@ -42,5 +42,5 @@ class DeterminismConfig(Part):
 
     @property
     def exact(self) -> bool:
-        """Return whether every sum in the run is exact or made in a fixed order, as under verity."""
+        """Return whether every sum is exact or computed in a fixed order, which holds under verity."""
         return self.name == "verity"

@@ -69,7 +69,7 @@ class InitConfig(Part):
     )
 
     def is_pinned(self) -> bool:
-        """Return whether all checksums that the run's name needs are filled in."""
+        """Return whether every checksum that the run's name needs is filled in."""
         return self.name == "none" or bool(self.sha256 and (self.text == "none" or self.text_sha256))
 
     def changes_nothing(self) -> bool:

@@ -12,20 +12,20 @@ SHOCKS = ("label_noise", "lr_spike", "corrupt_gradient")
 
 
 def _back(completed: Sequence[Mapping[str, Any]]) -> list[float | None]:
-    """Return the steps that each disturbed run took to recover, None for a run that never did."""
+    """Return the steps that each disturbed run took to recover, or None for a run that never recovered."""
     return [r.get("shock_recovery_steps") for r in completed if r.get("shock_peak") is not None]
 
 
 def _recovery_steps(completed: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return the mean number of steps to recovery; None if a run never recovered, because a mean over the
-    others would flatter the arm."""
+    """Return the mean number of steps that the disturbed runs took to recover. None if no run was disturbed,
+    or if any of them never recovered: averaging only the rest would flatter the arm."""
     back = _back(completed)
     steps = [value for value in back if value is not None]
     return fmean(steps) if steps and len(steps) == len(back) else None
 
 
 def _recovered(completed: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return the share of disturbed runs that recovered, 0 to 1; None if no run was disturbed."""
+    """Return the share of disturbed runs that recovered, from 0 to 1, or None if no run was disturbed."""
     back = _back(completed)
     return sum(steps is not None for steps in back) / len(back) if back else None
 

@@ -28,7 +28,7 @@ RAMP = "over which a radius rises to its size"
 
 
 def tail_of_radius(unit: str, ramp: int) -> Iterator[Tail]:
-    """Yield the additions to a run's name for a radius with a unit other than absolute, or with a ramp."""
+    """Yield what a radius adds to a run's name: its unit, unless that is `absolute`, and its ramp, if any."""
     if unit != "absolute":
         yield Tail(f"_{unit}radius", "radius in units of ‖W₀‖")
     if ramp > 1:

@@ -1,7 +1,7 @@
-"""A target loss: how soon runs reach it, and how surely an arm's runs end below it.
+"""A target loss: how soon runs reach the target, and how surely the runs of an arm end below it.
 
-It changes nothing in a run and is not part of its name, so the same runs can be judged by another target.
-All figures about it are computed from the runs' loss curves.
+A target changes nothing in a run and is not part of a run's name, so the same runs can be judged by another
+target. All figures about a target are computed from the loss curves of runs.
 """
 
 import math
@@ -17,7 +17,7 @@ Row = Sequence[Any]  # a point of a loss curve: step, loss on the fixed windows,
 
 
 def _arm_figure(key: str, unit: str, meaning: str, head: Head) -> Figure:
-    """Return a figure that is computed from all runs of an arm together, not as a mean over them."""
+    """Return a figure that is computed from all runs of an arm together instead of being their mean."""
     return Figure(key, unit, meaning, head, averaged=False)
 
 
@@ -111,7 +111,8 @@ class TargetConfig(Part):
     )
 
     def reached(self, curve: Iterable[Row]) -> dict[str, float | None]:
-        """Return the items of result.json about a target: its loss, and the steps to it, None for a miss."""
+        """Return what result.json says about the target: its loss and the steps to reach it, None if the run
+        missed it. Return an empty dict if there is no target."""
         if self.changes_nothing():
             return {}
         reached = first_at_or_below(curve, self.loss)
@@ -128,6 +129,6 @@ def finite_rows(curve: Iterable[Row]) -> list[tuple[int, float, float]]:
 
 
 def first_at_or_below(curve: Iterable[Row], target: float) -> tuple[int, float] | None:
-    """Return (steps, seconds of training) up to the first evaluation with a loss at or below the target; None
-    if there is none."""
+    """Return (steps, seconds of training) at the first evaluation whose loss is at or below the target, or
+    None if there is none."""
     return next(((step, seconds) for step, loss, seconds in finite_rows(curve) if loss <= target), None)

@@ -1,4 +1,4 @@
-"""The tokens of a text, as in `tokens=bpe`, and a run's length in tokens instead of steps, `tokens=2e6`."""
+"""The tokens of a text, as in `tokens=bpe`, and the length of a run in tokens, as in `tokens=2e6`."""
 
 import math
 from collections.abc import Collection, Iterator, Mapping
@@ -36,8 +36,8 @@ class TokensConfig(Part):
 
 
 def renamed(override: str) -> str:
-    """Return `train_tokens=2000000` for `tokens=2e6`, also with several numbers; return any other override,
-    such as `tokens=bpe`, unchanged."""
+    """Return `train_tokens=2000000` for `tokens=2e6`, and likewise for several numbers. Return any other
+    override, such as `tokens=bpe`, unchanged."""
     key, _, values = override.partition("=")
     if key.lstrip("+") != TokensConfig.group_name:
         return override
@@ -63,11 +63,10 @@ def refuse_two_lengths(parsed: Mapping[str, Any]) -> None:
 
 
 def set_steps(composed: Any, given: Collection[str] = ()) -> None:
-    """Convert `train_tokens` to `steps`, in a composed configuration and each of its stages, by the number of
-    tokens in a batch, and set `train_tokens` to None.
+    """Convert `train_tokens` to `steps` in a composed configuration and its stages, and empty `train_tokens`.
 
-    `given`: keys set on the command line; `steps` there overrides the tokens that a file sets. An impossible
-    number of tokens is left for the checks to refuse. Raises UserError for too many steps.
+    `given` are the keys set on the command line; `steps` among them overrides `train_tokens` in a file. An
+    impossible number of tokens is left for the checks to refuse. Raises UserError for too many steps.
     """
     from omegaconf import OmegaConf
 

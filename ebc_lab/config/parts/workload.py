@@ -58,7 +58,7 @@ class WorkloadConfig(Part):
 
 def fit_to_images(composed: Any, given: Container[str]) -> None:
     """Change a composed configuration of workload=images to data=digits, model=cnn and one prediction per
-    image, except where `given`, the settings of the user, says otherwise."""
+    image, except for the settings in `given`, which the user has set."""
     if composed.workload.name != "images":
         return
     if "data" not in given and composed.data.name == "auto":
