@@ -25,11 +25,9 @@ from .session import GUEST, Session, code_here, sessions_in
 
 
 def join(place: Path, wait_s: float, say: Say) -> int:
-    """Work on a study until the study is finished or has had no driver for `wait_s` seconds.
-
-    `place`: the study's folder, or the folder of its session. Returns 0, or the exit code of a worker that
-    failed. Raises UserError if no driver appears within `wait_s` seconds, or as `_work` does.
-    """
+    """Work on a study until the study is finished or has had no driver for `wait_s` seconds. `place`: the
+    study's folder, or the folder of its session. Returns 0, or the exit code of a worker that failed. Raises
+    UserError if no driver appears within `wait_s` seconds, or as `_work` does."""
     inside = (place / "session.json").exists()
     study = Study(place.resolve().parent.parent if inside else place)
     joined = False

@@ -39,8 +39,7 @@ def start_worker(
     """Start a worker on this machine, which writes its output to a log, and return the worker's process.
 
     The worker has its own process group, so Ctrl-C reaches only the driver. The driver then frees its lock,
-    which makes the worker end with a checkpoint. `locks`: the names of locks that the worker acquires first;
-    it waits for any that another process holds.
+    which makes the worker end with a checkpoint. `locks`: the names of locks that the worker waits for first.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(SCRUBBED)}
     with open(session.log_path(name), "ab") as log:

@@ -130,8 +130,7 @@ class WorkerPool(ABC):
         """Tell the workers to write checkpoints and stop, and wait until they have ended."""
 
     def leave(self) -> None:
-        """Close the pool of an interrupted driver. A subclass may leave the workers to a later driver
-        instead."""
+        """Close the pool of an interrupted driver. A subclass may leave its workers to a later driver."""
         self.close()
 
     def run(

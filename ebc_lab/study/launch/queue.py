@@ -97,8 +97,7 @@ def parse_squeue(text: str) -> dict[str, Job]:
 
 
 def scancel(name: str, *options: str) -> None:
-    """Cancel every job of this name that `options`, such as `--state=PENDING`, select. Raises
-    QueueUnavailable."""
+    """Cancel every job of this name that `options` (`--state=PENDING`) allow. Raises QueueUnavailable."""
     run_slurm("scancel", USER, f"--name={name}", *options)
 
 
@@ -144,11 +143,8 @@ def cached_jobs(session: Session, every_s: float) -> dict[str, Job]:
 
 def stop_jobs(session: Session) -> tuple[int, list[str]]:
     """Stop a session's jobs and wait until they are gone. The workers are first told to stop; jobs that
-    remain after SOFT_S seconds are cancelled.
-
-    Returns how many jobs there were, and the keys of those still queued when the wait ends. Raises
-    QueueUnavailable.
-    """
+    remain after SOFT_S seconds are cancelled. Returns how many jobs there were, and the keys of those still
+    in the queue when the wait ends. Raises QueueUnavailable."""
 
     def live() -> dict[str, Job]:
         return {key: job for key, job in jobs_named(name).items() if job.live}

@@ -155,8 +155,7 @@ class Session:
         (self.root / f"worker-{worker}.json").unlink(missing_ok=True)
 
     def guests(self, notes: Mapping[str, Mapping[str, Any]]) -> list[str]:
-        """Return the workers in `notes` that joined from elsewhere and are alive, as the locks they hold
-        show."""
+        """Return the workers in `notes` that joined from elsewhere and are alive, so each holds its lock."""
         return [w for w in notes if w.startswith(GUEST) and is_locked(self.root / f"{w}.lock")]
 
     def log_path(self, worker: str) -> Path:

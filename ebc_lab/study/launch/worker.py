@@ -205,7 +205,7 @@ class Worker:
 
     def work(self) -> int:
         """Train runs until this worker is to end. Return the exit code: 0 if the worker was told to end or
-        was idle for too long, 130 after a signal, EX_IOERR if it cannot write, EX_TEMPFAIL if its device
+        was idle too long, 130 after a signal, EX_IOERR if it cannot write, EX_TEMPFAIL if its device
         failed."""
         with suppress(OSError, UserError, LookupError, TypeError):
             # import what the first run needs before claiming it: torch takes seconds

@@ -93,11 +93,9 @@ class Place:
         return index if whole and all(map(is_safe, index.files)) else None
 
     def publish(self, study: str, writer: str, after: int, files: Mapping[str, Entry]) -> Index:
-        """Write an index of these files under the next free number, and return the index.
-
-        `after`: the number of the latest known index. Raises Overtaken if another folder has written an index
-        since, even if the other folder has already removed that index because it wrote later ones.
-        """
+        """Write an index of these files under the next free number, and return the index. `after`: the number
+        of the latest known index. Raises Overtaken if another folder has written an index since, even if that
+        folder has already removed the index after writing later ones."""
         number = after + 1
         if self.local:
             self.fs.makedirs(f"{self.root}/index", exist_ok=True)

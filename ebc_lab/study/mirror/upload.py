@@ -218,10 +218,8 @@ class _Mirror:
 
     def _look(self, *, whole: bool) -> bool:
         """Mirror what is new, and return True. If files that decide which runs count change meanwhile, write
-        no index and return False.
-
-        `whole`: whether to check even runs that an earlier pass found ended and mirrored completely.
-        """
+        no index and return False. `whole`: whether to check even runs that an earlier pass found mirrored
+        completely."""
         latest = self.index or self._take()
         self.batch, self.waiting = {}, set()
         study = self.study
@@ -264,8 +262,8 @@ class _Mirror:
         return now
 
     def _read_all(self, paths: Iterable[str], before: Read) -> Read:
-        """Return the stamps and contents of these files, by path. Changed files are read, in the given order.
-        Files that have been removed, or are not regular files, are left out."""
+        """Return the stamps and contents of these files, by path, reading those that have changed in this
+        order. Files that were removed, or are not regular files, are left out."""
         now = {}
         for path in paths:
             known = before.get(path)
