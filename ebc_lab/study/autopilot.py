@@ -241,8 +241,8 @@ class _Call:
         return decision
 
     def conclude(self, before: set[str], warning: str | None) -> Outcome:
-        """Write what follows the last stage, and return the outcome. `before`: runs that had ended
-        already."""
+        """Write what follows the last stage, and return the outcome. `before`: runs that had ended by
+        then."""
         study = self.study
         verdict = None
         if self.config.study.stages[-1] in self.stages:
@@ -325,8 +325,7 @@ class _Wave:
     def check_in(self, done: Sequence[str], busy: Sequence[str]) -> list[str]:
         """Record what has happened since the last call, and return the ids of the runs that idle workers may
         start. `done`: ids of the runs that have ended since then; `busy`: ids of the runs that workers are
-        training. Raises Cancelled, and StageFailed if the limits are used up or the stage's runs keep
-        failing."""
+        training. Raises Cancelled, and StageFailed if the limits are used up or runs keep failing."""
         study = self.call.study
         if study.cancel_mark.exists():
             raise Cancelled(f"study {study.name} was cancelled")

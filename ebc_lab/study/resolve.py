@@ -137,8 +137,7 @@ def check_lengths(config: Config, corpus: Corpus) -> None:
 
 
 def _own_runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
-    """Yield (path of the settings, run) for each arm, carry setting and workload, at the run's greatest
-    length."""
+    """Yield (path of its settings, run) for each arm, carry setting and workload, at its greatest length."""
     base, stages, carry, profiles = run_part(config), config.study.stages, config.carry, config.profiles
 
     def of_its_own(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
@@ -204,8 +203,7 @@ def all_changes(config: Config, known: Mapping[str, Any], runs: Index) -> list[c
 
 
 def adopt(config: Config, known: Mapping[str, Any]) -> Config:
-    """Return the configuration with every setting that it leaves open taken from the recorded study,
-    `known`."""
+    """Return the configuration, with the settings that it leaves open taken from the study in `known`."""
     own = recorded_config(known)
     if changes.same_corpus(config.data, known):
         shards = config.data.name == "bin"  # whose files may have moved

@@ -141,8 +141,7 @@ class WorkerPool(ABC):
 
         With `canary`, the first run starts alone, and the others wait until it has taken a step. If it fails
         before that, the next run starts alone. Returns when `specs` are done, whatever the state of the spare
-        runs. Raises what `check_in` raises, WorkersFailed if no worker can train any more, and UserError if a
-        worker cannot write.
+        runs. Raises what `check_in` raises, WorkersFailed, and UserError if a worker cannot write.
         """
         ordered = [s.run_id for s in sorted(specs, key=lambda s: -s.cost)]
         self.specs = {s.run_id: s for s in specs}
@@ -200,7 +199,7 @@ class WorkerPool(ABC):
 
     def _watch_workers(self, notes: Mapping[str, Note], left: Collection[str]) -> None:
         """Record the workers that have ended, and check all others for signs of life. Raises UserError if a
-        worker reports that it cannot write."""
+        worker has reported that it cannot write."""
         for worker, note in notes.items():
             if note.get("error"):
                 raise UserError(f"{note['error']}; fix that, and run the same command again.")
@@ -294,8 +293,8 @@ class WorkerPool(ABC):
 
     def _record_death(self, death: Death, note: Note) -> None:
         """Record a worker's end. A death counts against the run, unless the GPU is to blame; a run that has
-        lost too many workers is given up. Raises WorkersFailed once MAX_FAILED_STARTS workers in a row took
-        no run."""
+        lost too many workers is given up. Raises WorkersFailed if MAX_FAILED_STARTS workers in a row took no
+        run."""
         worker = death.worker
         cause = self.killed.pop(worker, "") or note.get("cause") or death.cause
         self.session.forget(worker)

@@ -97,7 +97,7 @@ class Session:
     def begin(cls, study: Study, launcher: str, *, shared: bool = False, **about: Any) -> Session:
         """Return a new session, and remove those of earlier drivers. `shared`: whether the new one lies in
         the study's folder, for workers on other machines. `about`: the rest of session.json. Raises as
-        `state_dir` does."""
+        `state_dir`."""
         state = study.sessions if shared else state_dir(study, launcher)
         state.mkdir(exist_ok=True)
         for old in state.glob("session-*"):  # a worker still there takes the missing lock for a free one

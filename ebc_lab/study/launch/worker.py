@@ -133,8 +133,8 @@ class Worker:
 
     The event `stop` stops the run in progress with a checkpoint; the event `end` also ends the worker. Both
     are set on SIGINT, when a bound worker's driver has ended, and when the session says so. In a Slurm job,
-    SIGTERM sets only `stop`, since the job may be preempted and requeued, or killed. If neither happens, the
-    worker resumes the run.
+    SIGTERM sets only `stop`: the job may be preempted and requeued, or killed. Otherwise the worker resumes
+    the run.
     """
 
     def __init__(self, session: Session, name: str, *locks: str):
@@ -204,9 +204,8 @@ class Worker:
             self.session.note("worker", self.name, **now, **self.surroundings, **more)
 
     def work(self) -> int:
-        """Train runs until this worker is to end. Return the exit code: 0 if the worker was told to end or
-        was idle too long, 130 after a signal, EX_IOERR if it cannot write, EX_TEMPFAIL if its device
-        failed."""
+        """Train runs until this worker is to end. Return 0 if the worker was told to end or was idle for too
+        long, 130 after a signal, EX_IOERR if it cannot write, and EX_TEMPFAIL if its device failed."""
         with suppress(OSError, UserError, LookupError, TypeError):
             # import what the first run needs before claiming it: torch takes seconds
             first = (self.session.tasks() or {"runs": []})["runs"][0]

@@ -79,8 +79,7 @@ def pull(address: str, folder: Path, say: Say = lambda text: None) -> dict[str, 
 
 
 def _find(place: Place) -> tuple[Place, Index]:
-    """Return the place and the latest index of the study. Raises UserError unless there is exactly one
-    study."""
+    """Return the study's place and latest index. Raises UserError unless exactly one study is found."""
     index = place.latest()
     if index is None:
         names = place.studies()
@@ -97,9 +96,8 @@ def _find(place: Place) -> tuple[Place, Index]:
 
 
 def _here_already(root: Path, place: Place, index: Index) -> str:
-    """Return a sentence saying that the study is here already, or "" if `root` does not exist. The study is
-    here if `root` matches the index or is the folder that is mirrored. Raises UserError for any other
-    `root`."""
+    """Return a sentence saying that the study is here, or "" if `root` does not exist. The study is here if
+    `root` matches the index or is the folder that is mirrored. Raises UserError for any other `root`."""
     if not root.exists():
         return ""
     note = None

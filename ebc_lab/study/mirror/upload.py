@@ -218,7 +218,7 @@ class _Mirror:
 
     def _look(self, *, whole: bool) -> bool:
         """Mirror what is new, and return True. If files that decide which runs count change meanwhile, write
-        no index and return False. `whole`: whether to check even runs that an earlier pass found mirrored
+        no index and return False. `whole`: whether to check even runs that are already mirrored
         completely."""
         latest = self.index or self._take()
         self.batch, self.waiting = {}, set()

@@ -88,8 +88,7 @@ class _Follower:
             self.say(f"warning: tracker {self.name}: {what}; the runs continue without it")
 
     def finish(self, deadline: float) -> None:
-        """Wait for the process until `deadline` (on the monotonic clock), and kill it if it still runs
-        then."""
+        """Wait until `deadline` (on the monotonic clock) for the process to end, then kill it."""
         if self.process is None:
             return
         try:
