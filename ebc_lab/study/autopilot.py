@@ -1,4 +1,4 @@
-"""A study, stage after stage: plan, train what is missing, decide, record; then tables, plots, the verdict.
+"""Run a study, stage by stage: plan runs, train the missing ones, decide and record; report at the end.
 
 Everything follows from the configuration and the results on disk, so the same command continues a study.
 """
@@ -99,7 +99,8 @@ class Outcome:
         return self.runs[TRAINING] + self.runs[UNUSED]
 
     def showing(self, what: str) -> Decision | None:
-        """Return the decision that shows `what` (arms, modes, units or profiles), or None if none does."""
+        """Return the decision that shows `what` (arms, modes, units or profiles), or None if there is
+        none."""
         return decision_that_shows(what, self.decisions)
 
 
@@ -194,7 +195,7 @@ class _Call:
 
     def forget_failures(self) -> None:
         """Remove the results of runs that were lost or cancelled, so that the requested stages train these
-        runs again. Until the last stage is decided, failed runs are removed too."""
+        runs again. Until the last stage is decided, this includes runs that failed or ran out of memory."""
         finished = self.config.study.stages[-1] in self.study.decisions()
         outcomes = RETRIED if finished else RETRIED_UNFINISHED
         if again := self.study.forget(Index(self.study).records, outcomes, self.stages):
@@ -226,7 +227,7 @@ class _Call:
         self.listener.tabulate(self.study, stage, specs, results)
 
     def _decide(self, stage: str, specs: Sequence[RunSpec], results: Results) -> Decision:
-        """Decide a stage and record the decision. Report it if a different recorded decision is replaced.
+        """Decide a stage and record the decision. Report it if this replaces a different recorded decision.
         Raises StageFailed if the stage cannot be decided."""
         try:
             decision = stage_of(stage).decide(self.config, specs, results, self.decisions)
@@ -241,8 +242,8 @@ class _Call:
         return decision
 
     def conclude(self, before: set[str], warning: str | None) -> Outcome:
-        """Write what follows the last stage, and return the outcome. `before`: runs that had ended by
-        then."""
+        """Write the final outputs, and return the outcome. `before`: ids of runs that ended before this
+        call."""
         study = self.study
         verdict = None
         if self.config.study.stages[-1] in self.stages:
@@ -263,7 +264,8 @@ class _Call:
         return Outcome(study, runs, failed, self.stages, answer, self.decisions, warning, verdict)
 
     def _take_from_neighbours(self, stage: str, missing: Sequence[RunSpec]) -> bool:
-        """Copy the missing runs that other studies in the folder have finished. Return whether any were."""
+        """Copy missing runs that other studies in the folder have finished. Return whether any were
+        copied."""
         there = finished_elsewhere(self.study, missing)
         manifest.remove_entries(self.study.root, runs=there)
         specs = {spec.run_id: spec for spec in missing}

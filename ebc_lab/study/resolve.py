@@ -46,7 +46,7 @@ def resolve_study(
     """Return the configuration with nothing left open, and the corpus, and write study.json. A study that was
     begun before keeps what was resolved then. Raises UserError if the corpus cannot be used.
 
-    `work`: a function that returns all that a resolved configuration trains, which decides about compiling.
+    `work`: a function that returns the total work of a resolved configuration, to decide about compiling.
 
     With `force`, a study that was begun with other settings, or under another torch, is changed. Conclusions
     from the old settings are removed; runs that are still the same are kept. Without `force`, such a change
@@ -137,7 +137,8 @@ def check_lengths(config: Config, corpus: Corpus) -> None:
 
 
 def _own_runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
-    """Yield (path of its settings, run) for each arm, carry setting and workload, at its greatest length."""
+    """Yield (path of the settings, longest run) for each arm, setting of `carry` and workload of
+    `profiles`."""
     base, stages, carry, profiles = run_part(config), config.study.stages, config.carry, config.profiles
 
     def of_its_own(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
@@ -226,7 +227,8 @@ def _retrained(config: Config, study: Study) -> str:
 def _resolve(
     config: Config, corpus: Corpus, study: Study, say: Say, work: WorkOf
 ) -> tuple[Config, dict[str, str]]:
-    """Return the configuration with nothing left open, and by setting why each automatic choice was made."""
+    """Return the configuration with nothing left open, and the reason for each automatic choice by
+    setting."""
     if corpus.name == "path":
         config = replace(config, data=replace(config.data, file=corpus.source))
     config = replace(config, device=chosen_device(config.device))

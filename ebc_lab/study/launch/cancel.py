@@ -23,7 +23,7 @@ POLL_S = 0.2
 
 
 def cancel(study: Study, say: Say) -> dict[str, Any]:
-    """Stop a study's driver, workers and Slurm jobs, and record its unfinished runs as `cancelled`.
+    """Stop a study's driver, workers and Slurm jobs, and record the study's unfinished runs as `cancelled`.
 
     Returns `study` (the study's name), `driver` (the driver's process, or None if there was no driver),
     `jobs` (the number of Slurm jobs) and `runs` (the ids of the cancelled runs). The command that began the

@@ -27,7 +27,7 @@ from .session import GUEST, Session, code_here, sessions_in
 def join(place: Path, wait_s: float, say: Say) -> int:
     """Work on a study until the study is finished or has had no driver for `wait_s` seconds. `place`: the
     study's folder, or the folder of its session. Returns 0, or the exit code of a worker that failed. Raises
-    UserError if no driver appears within `wait_s` seconds, or as `_work` does."""
+    UserError if no driver appears within `wait_s` seconds, and whenever `_work` does."""
     inside = (place / "session.json").exists()
     study = Study(place.resolve().parent.parent if inside else place)
     joined = False
@@ -66,7 +66,7 @@ def _finished(study: Study) -> bool:
 
 def _work(session: Session, say: Say) -> int:
     """Run a worker of this session until the worker ends, and return the worker's exit code. Raises UserError
-    if this machine lacks what the study needs, or has other code installed than the driver's."""
+    if this machine lacks what the study needs, or if the code installed here differs from the driver's."""
     about = session.about()
     here = code_here()
     known = {k: v for k, v in about["code"].items() if None not in (v, here.get(k))}

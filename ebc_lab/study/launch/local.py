@@ -101,7 +101,7 @@ class LocalPool(WorkerPool):
 
     def _locks(self, slot: int) -> list[str]:
         """Return the names of the locks that a slot's worker holds while it lives: one for each of the slot's
-        GPUs, numbered if several workers share that GPU. The names do not depend on which other GPUs are
+        GPUs, numbered because workers may share a GPU. The names do not depend on which other GPUs are
         visible. They are sorted, so that workers with overlapping groups of GPUs never deadlock."""
         gpus = self.gpus[slot]
         return sorted(re.sub(r"[^\w.-]", "_", f"{gpu}-{slot // len(self.groups)}") for gpu in gpus)

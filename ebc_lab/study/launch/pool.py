@@ -186,7 +186,7 @@ class WorkerPool(ABC):
             self.session.publish(self.offered, barred=now[1])
 
     def _barred(self) -> dict[str, list[str]]:
-        """Return, by id, each run during which a GPU failed, with the workers that must not take that run."""
+        """Return run id -> the workers that must not take the run, for runs during which a GPU failed."""
         return {}
 
     def _has_started(self, run_id: str) -> bool:
@@ -227,7 +227,7 @@ class WorkerPool(ABC):
         self._free_silent_runs([notes[worker] for worker in running if worker in notes], left)
 
     def _check_heartbeat(self, worker: str, note: Note) -> None:
-        """Kill a worker that shows no sign of life, or has spent over `launcher.run_timeout_s` on its run."""
+        """Kill a worker that shows no sign of life, or that exceeds `launcher.run_timeout_s` on its run."""
         silent_s, started = self._silence_of(worker, note)
         run_id = note.get("run_id")
         limit_s = self.config.launcher.run_timeout_s
@@ -271,8 +271,8 @@ class WorkerPool(ABC):
                 self.say(f"{run_id}: {why}")
 
     def _see_guests(self, notes: Mapping[str, Note]) -> None:
-        """Report guest workers that have joined, and record those that have ended, whose locks are free. A
-        guest that came and went between two checks is found if its note still names a run."""
+        """Report guest workers that have joined, and record those that have ended: a guest with a free lock
+        has ended. One that came and went between two checks is found if its note still names a run."""
         alive = self.session.guests(notes)
         for worker in (w for w in alive if w not in self.guests):
             self.say(f"worker {worker} has joined, on {notes[worker].get('host', '?')}")

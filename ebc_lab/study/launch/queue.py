@@ -1,6 +1,6 @@
 """A study's Slurm jobs: find them in the queue, read their states, and stop them.
 
-All jobs of a study have one name, by which a single `squeue` lists them; no accounting is needed. The study
+All jobs of a study share one name, by which a single `squeue` lists them; no accounting is needed. The study
 records this name and the session's folder, so any later process finds the jobs. The jobs and their driver
 communicate through that folder.
 """
@@ -97,7 +97,7 @@ def parse_squeue(text: str) -> dict[str, Job]:
 
 
 def scancel(name: str, *options: str) -> None:
-    """Cancel every job of this name that `options` (`--state=PENDING`) allow. Raises QueueUnavailable."""
+    """Cancel the jobs of this name that match `options` (all without options). Raises QueueUnavailable."""
     run_slurm("scancel", USER, f"--name={name}", *options)
 
 

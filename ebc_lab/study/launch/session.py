@@ -96,8 +96,8 @@ class Session:
     @classmethod
     def begin(cls, study: Study, launcher: str, *, shared: bool = False, **about: Any) -> Session:
         """Return a new session, and remove those of earlier drivers. `shared`: whether the new one lies in
-        the study's folder, for workers on other machines. `about`: the rest of session.json. Raises as
-        `state_dir`."""
+        the study's folder, for workers on other machines. `about`: the rest of session.json. Raises what
+        `state_dir` raises."""
         state = study.sessions if shared else state_dir(study, launcher)
         state.mkdir(exist_ok=True)
         for old in state.glob("session-*"):  # a worker still there takes the missing lock for a free one

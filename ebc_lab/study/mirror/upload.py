@@ -217,9 +217,9 @@ class _Mirror:
         return self.index
 
     def _look(self, *, whole: bool) -> bool:
-        """Mirror what is new, and return True. If files that decide which runs count change meanwhile, write
-        no index and return False. `whole`: whether to check even runs that are already mirrored
-        completely."""
+        """Mirror what is new, and return True. If files that decide which runs are planned or valid change
+        meanwhile, write no index and return False. `whole`: whether to check even completely mirrored
+        runs."""
         latest = self.index or self._take()
         self.batch, self.waiting = {}, set()
         study = self.study
@@ -262,8 +262,8 @@ class _Mirror:
         return now
 
     def _read_all(self, paths: Iterable[str], before: Read) -> Read:
-        """Return the stamps and contents of these files, by path, reading those that have changed in this
-        order. Files that were removed, or are not regular files, are left out."""
+        """Read those of these files that have changed, in this order, and return the stamps and contents of
+        all, by path. Files that were removed, or are not regular files, are left out."""
         now = {}
         for path in paths:
             known = before.get(path)
@@ -274,8 +274,8 @@ class _Mirror:
         return now
 
     def _read(self, path: str) -> tuple[Stamp, Entry]:
-        """Read a file up to its present size, and return the stamp and the content. If the mirror lacks this
-        content, write it at once if the file is large, and otherwise add it to the batch."""
+        """Read a file up to its present size, and return the stamp and the content. Content that the mirror
+        lacks is written at once if the file is large, and otherwise added to the batch."""
         with opened(self.study.root / path) as file:
             about = os.fstat(file.fileno())
             large = about.st_size > IN_MEMORY
