@@ -99,8 +99,7 @@ class Outcome:
         return self.runs[TRAINING] + self.runs[UNUSED]
 
     def showing(self, what: str) -> Decision | None:
-        """Return the decision that shows `what` (arms, modes, units or profiles), or None if there is
-        none."""
+        """Return the decision that shows `what` (arms, modes, units or profiles), or None if none does."""
         return decision_that_shows(what, self.decisions)
 
 
@@ -242,7 +241,7 @@ class _Call:
         return decision
 
     def conclude(self, before: set[str], warning: str | None) -> Outcome:
-        """Write the final outputs, and return the outcome. `before`: ids of runs that ended before this
+        """Write the final outputs and return the outcome. `before`: ids of runs that ended before this
         call."""
         study = self.study
         verdict = None
@@ -264,8 +263,7 @@ class _Call:
         return Outcome(study, runs, failed, self.stages, answer, self.decisions, warning, verdict)
 
     def _take_from_neighbours(self, stage: str, missing: Sequence[RunSpec]) -> bool:
-        """Copy missing runs that other studies in the folder have finished. Return whether any were
-        copied."""
+        """Copy missing runs that other studies in the folder have finished. Return whether any was copied."""
         there = finished_elsewhere(self.study, missing)
         manifest.remove_entries(self.study.root, runs=there)
         specs = {spec.run_id: spec for spec in missing}

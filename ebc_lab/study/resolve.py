@@ -137,8 +137,7 @@ def check_lengths(config: Config, corpus: Corpus) -> None:
 
 
 def _own_runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
-    """Yield (path of the settings, longest run) for each arm, setting of `carry` and workload of
-    `profiles`."""
+    """Yield (path of the settings, longest run) for each arm, setting of `carry` and profiled workload."""
     base, stages, carry, profiles = run_part(config), config.study.stages, config.carry, config.profiles
 
     def of_its_own(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
@@ -227,8 +226,7 @@ def _retrained(config: Config, study: Study) -> str:
 def _resolve(
     config: Config, corpus: Corpus, study: Study, say: Say, work: WorkOf
 ) -> tuple[Config, dict[str, str]]:
-    """Return the configuration with nothing left open, and the reason for each automatic choice by
-    setting."""
+    """Return the configuration with nothing left open, and by setting why an open value was chosen."""
     if corpus.name == "path":
         config = replace(config, data=replace(config.data, file=corpus.source))
     config = replace(config, device=chosen_device(config.device))

@@ -33,9 +33,8 @@ UNIT: NaturalSteps = {"natural_kl": 1.0, "descent_median": 1.0}
 
 def rehearse(config: Config, study: Study, say: Callable[[str], None]) -> None:
     """Train one step with each user-defined part of the study, under each set of arguments that the part is
-    given. Nothing is trained if these parts passed before, or if the study needs a GPU and there is none.
-    Warnings go to `say`. Raises UserError, naming the arm and the line of the part's file, if a part
-    fails."""
+    given. Nothing is trained if these parts passed before, or if a GPU is needed and missing. Warnings go to
+    `say`. Raises UserError, naming the arm and the line of the part's file, if a part fails."""
     asked: dict[str, RunConfig] = {}
     known: set[tuple[str, str, str]] = set()
     for name, run in _runs(config):  # keep a run only if it has a part that no earlier run has

@@ -69,7 +69,7 @@ class Note(TypedDict, total=False):
 
 
 class ProcessRecord(TypedDict):
-    """The process of a worker. If Slurm starts the worker's job again, a new process takes its place."""
+    """The process of a worker. If Slurm starts the worker's job again, a new process replaces it."""
 
     pid: int
     host: str
@@ -155,7 +155,7 @@ class Session:
         (self.root / f"worker-{worker}.json").unlink(missing_ok=True)
 
     def guests(self, notes: Mapping[str, Mapping[str, Any]]) -> list[str]:
-        """Return the workers in `notes` that joined from elsewhere and are alive, so each holds its lock."""
+        """Return the workers in `notes` that joined from elsewhere and are alive: each holds its own lock."""
         return [w for w in notes if w.startswith(GUEST) and is_locked(self.root / f"{w}.lock")]
 
     def log_path(self, worker: str) -> Path:

@@ -133,8 +133,8 @@ class Worker:
 
     The event `stop` stops the run in progress with a checkpoint; the event `end` also ends the worker. Both
     are set on SIGINT, when a bound worker's driver has ended, and when the session says so. In a Slurm job,
-    SIGTERM sets only `stop`: the job may be preempted and requeued, or killed. Otherwise the worker resumes
-    the run.
+    SIGTERM sets only `stop`: the job may be preempted and requeued, or killed. If the job goes on, the worker
+    resumes the run.
     """
 
     def __init__(self, session: Session, name: str, *locks: str):
@@ -247,7 +247,7 @@ class Worker:
                 self.stop.wait(poll_s)
 
     def _train_next(self) -> bool:
-        """Train the first free run on the list. Return whether there was one."""
+        """Train the first free run on the list. Return whether there was a free one."""
         tasks = self.session.tasks()
         if tasks is None:  # the list cannot be read at the moment
             return False

@@ -45,7 +45,7 @@ def pull(address: str, folder: Path, say: Say = lambda text: None) -> dict[str, 
     file is left out. If it belongs to a run, the run's other files are left out too. The study's command
     makes all of these files again.
 
-    Raises UserError if no study can be read, if study.json is damaged, or if the study's folder is another's.
+    Raises UserError if no study can be read, study.json is damaged, or the study's folder has other content.
     """
     check_address("ADDRESS", address)
     try:

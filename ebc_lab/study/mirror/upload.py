@@ -217,9 +217,8 @@ class _Mirror:
         return self.index
 
     def _look(self, *, whole: bool) -> bool:
-        """Mirror what is new, and return True. If files that decide which runs are planned or valid change
-        meanwhile, write no index and return False. `whole`: whether to check even completely mirrored
-        runs."""
+        """Mirror what is new, and return True. If files that decide which runs count change meanwhile, write
+        no index and return False. `whole`: whether to check completely mirrored runs too."""
         latest = self.index or self._take()
         self.batch, self.waiting = {}, set()
         study = self.study
