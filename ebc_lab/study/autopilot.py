@@ -1,6 +1,6 @@
-"""A study, stage after stage: plan, train what is missing, decide, record; then tables, plots, the verdict.
+"""Run a study, stage by stage: plan runs, train the missing ones, decide and record; report at the end.
 
-All of it follows from the configuration and the results on disk, so the same command continues a study.
+Everything follows from the configuration and the results on disk, so the same command continues a study.
 """
 
 from __future__ import annotations
@@ -43,13 +43,15 @@ from .trackers import following
 
 @dataclass
 class Listener:
-    """The callbacks of a caller while a study runs, all optional.
+    """Optional callbacks through which a caller follows a study.
 
-    `tabulate(study, stage, specs, results)` writes a stage's table; `conclude(config, study, decisions, say)`
-    writes all that is made after the last stage and returns the verdict, if any; both are in
-    `ebc_lab.report.conclude`. `expect(config, results, under_way)` returns what is still to be trained and
-    `work(config)` what is to be trained in all, like `expected_left` and `expected_work` of
-    `ebc_lab.study.inspect.forecast`. `stalled(text)` is called once when no run has moved for long.
+    `say(text)` is called with every message, `decided(stage, decision)` after each requested stage is
+    decided, and `watch(progress)` whenever the pool checks its runs. `tabulate(study, stage, specs, results)`
+    writes a stage's table. `conclude(config, study, decisions, say)` writes the final outputs after the last
+    stage and returns the verdict, if there is one. Both are in `ebc_lab.report.conclude`.
+    `expect(config, results, under_way)` returns the work that remains, and `work(config)` the total, like
+    `expected_left` and `expected_work` of `ebc_lab.study.inspect.forecast`. `stalled(text)` is called once if
+    no run has made progress for a long time.
     """
 
     say: Callable[[str], None] = lambda text: None
@@ -93,11 +95,11 @@ class Outcome:
 
     @property
     def trained(self) -> int:
-        """Return how many runs were trained in this call, needed or not."""
+        """Return how many runs this call of `autopilot` trained, including those not needed in the end."""
         return self.runs[TRAINING] + self.runs[UNUSED]
 
     def showing(self, what: str) -> Decision | None:
-        """Return the decision that shows `what`: arms, modes, units or profiles; None where no stage does."""
+        """Return the decision that shows `what` (arms, modes, units or profiles), or None if none does."""
         return decision_that_shows(what, self.decisions)
 
 
@@ -115,11 +117,11 @@ def autopilot(
     limits: Limits | None = None,
     command: Sequence[str] = (),
 ) -> Outcome:
-    """Run or continue the `stages` of a study in order, by default all of them, and return the outcome.
+    """Run or continue `stages` of a study in order (by default all of its stages), and return the outcome.
 
-    `command`: the words of a command line that continues the study, kept for whoever finds it stopped. Raises
-    UserError (a mistake in the settings, a study that another process runs, an undecided earlier stage),
-    StageFailed (also when `limits` are used up), WorkersFailed, Cancelled, KeyboardInterrupt.
+    `command`: the words of a command line that continues the study, recorded in case the study stops. Raises
+    UserError (for a mistake in the settings, a study that another process runs, or an undecided earlier
+    stage), StageFailed (also when `limits` are used up), WorkersFailed, Cancelled, KeyboardInterrupt.
     """
     study = study_of(config)
     order = config.study.stages
@@ -162,7 +164,7 @@ def autopilot(
 
 @dataclass
 class _Call:
-    """One call on a study, which holds its lock, and the decisions that it has made so far."""
+    """One call of `autopilot`, which holds the study's lock, with the decisions made so far."""
 
     config: Config
     study: Study
@@ -174,7 +176,7 @@ class _Call:
     read: dict[str, tuple[Any, RunResult]] = field(default_factory=dict)  # run id -> which file, what it held
 
     def results(self, specs: list[RunSpec]) -> dict[str, RunResult]:
-        """Return the results that `Study.results` would, reading only files that are new or have changed."""
+        """Return what `Study.results` would return, but read only files that are new or have changed."""
         for spec in specs:
             which = stamp(self.study.run_files(spec.run_id).result), spec.identity_sha256
             if which[0] is None:
@@ -186,12 +188,13 @@ class _Call:
         return {s.run_id: self.read[s.run_id][1] for s in specs if s.run_id in self.read}
 
     def results_seen(self, specs: list[RunSpec]) -> dict[str, RunResult]:
-        """Return the results as they were when last read, for display and not for decisions."""
+        """Return the results as they were when last read. Use them for display, not for decisions."""
         self.results([s for s in specs if s.run_id not in self.read])
         return {s.run_id: self.read[s.run_id][1] for s in specs if s.run_id in self.read}
 
     def forget_failures(self) -> None:
-        """Have the call's stages train again the runs whose results say nothing about the run itself."""
+        """Remove the results of runs that were lost or cancelled, so that the requested stages train these
+        runs again. Until the last stage is decided, this includes runs that failed or ran out of memory."""
         finished = self.config.study.stages[-1] in self.study.decisions()
         outcomes = RETRIED if finished else RETRIED_UNFINISHED
         if again := self.study.forget(Index(self.study).records, outcomes, self.stages):
@@ -199,7 +202,7 @@ class _Call:
 
     def decide_again(self, stage: str) -> None:
         """Decide an earlier stage again from its runs, so that nothing is built on an outdated decision.
-        Raises UserError where it was never decided, or runs are missing."""
+        Raises UserError if the stage was never decided, or if any of its runs are missing."""
         _refuse_undecided(self.stages[0], [stage], self.study.decisions())
         specs, results = planned_runs(stage, self.config, self.decisions, self.results)
         if any(s.run_id not in results for s in specs):
@@ -207,7 +210,7 @@ class _Call:
         self._decide(stage, specs, results)
 
     def run_stage(self, stage: str, pool: Pool) -> None:
-        """Train until the stage asks for no more runs, decide it, and inform the listener."""
+        """Train until the stage asks for no more runs, decide the stage, and inform the listener."""
         answers = getattr(self.config, stage).judges and stage not in self.study.decisions()
         while True:
             specs, results = planned_runs(stage, self.config, self.decisions, self.results)
@@ -223,7 +226,8 @@ class _Call:
         self.listener.tabulate(self.study, stage, specs, results)
 
     def _decide(self, stage: str, specs: Sequence[RunSpec], results: Results) -> Decision:
-        """Decide a stage and record it; report where that replaces another decision. Raises StageFailed."""
+        """Decide a stage and record the decision. Report it if this replaces a different recorded decision.
+        Raises StageFailed if the stage cannot be decided."""
         try:
             decision = stage_of(stage).decide(self.config, specs, results, self.decisions)
         except Undecidable as error:
@@ -237,7 +241,8 @@ class _Call:
         return decision
 
     def conclude(self, before: set[str], warning: str | None) -> Outcome:
-        """Write what follows the last stage; return the outcome. `before`: runs that had ended already."""
+        """Write the final outputs and return the outcome. `before`: ids of runs that ended before this
+        call."""
         study = self.study
         verdict = None
         if self.config.study.stages[-1] in self.stages:
@@ -258,7 +263,7 @@ class _Call:
         return Outcome(study, runs, failed, self.stages, answer, self.decisions, warning, verdict)
 
     def _take_from_neighbours(self, stage: str, missing: Sequence[RunSpec]) -> bool:
-        """Copy the missing runs that another study of this folder has finished. Return whether any were."""
+        """Copy missing runs that other studies in the folder have finished. Return whether any was copied."""
         there = finished_elsewhere(self.study, missing)
         manifest.remove_entries(self.study.root, runs=there)
         specs = {spec.run_id: spec for spec in missing}
@@ -269,8 +274,8 @@ class _Call:
         return bool(taken)
 
     def _train(self, stage: str, runs: list[RunSpec], missing: list[RunSpec], pool: Pool) -> None:
-        """Train one wave of the missing runs: as many as the limits admit, or one measurement of time when
-        only these are missing. Raises StageFailed where the limits admit none."""
+        """Train one wave of the missing runs: as many as the limits admit or, if only timing runs are
+        missing, one of those. Raises StageFailed if the limits admit no run."""
         study = self.study
         timed = [s for s in missing if s.kind != "train"]
         wave = self.limits.admit([s for s in missing if s.kind == "train"])
@@ -288,7 +293,7 @@ class _Call:
         pool.run(wave, watched.spare, watched.check_in, canary=canary)
 
     def prepare(self, planned: Sequence[RunSpec]) -> None:
-        """Write the files that workers need in order to train these runs."""
+        """Write the files that workers need to train these runs."""
         manifest.remove_entries(self.study.root, runs=[s.run_id for s in planned])
         for spec in planned:
             self.study.write_spec(spec)
@@ -318,12 +323,9 @@ class _Wave:
         self.stalled: Any = None  # the sign at which a stall was last reported
 
     def check_in(self, done: Sequence[str], busy: Sequence[str]) -> list[str]:
-        """Record what has happened since the last call, and return the ids of the runs that an idle worker
-        may start on.
-
-        `done`: ids of the runs that have ended since; `busy`: the id of the run that each worker trains.
-        Raises Cancelled, and StageFailed where the limits are used up or the stage's runs fail.
-        """
+        """Record what has happened since the last call, and return the ids of the runs that idle workers may
+        start. `done`: ids of the runs that have ended since then; `busy`: ids of the runs that workers are
+        training. Raises Cancelled, and StageFailed if the limits are used up or runs keep failing."""
         study = self.call.study
         if study.cancel_mark.exists():
             raise Cancelled(f"study {study.name} was cancelled")
@@ -358,7 +360,7 @@ class _Wave:
 
     def _look_ahead(self) -> None:
         """Renew the forecast and what is known of the answer, and write both for `status`. With thousands of
-        runs that takes seconds, so it is not done whenever a run ends."""
+        runs this takes seconds, so it is not done every time a run ends."""
         began = time.monotonic()
         if self.forecast_due and self.left:
             self._speculate()
@@ -378,7 +380,7 @@ class _Wave:
         self.forecast_due = time.monotonic() + PAUSE * (time.monotonic() - began)
 
     def _speculate(self) -> None:
-        """Offer idle workers the runs of this and later stages that are already certain to be needed."""
+        """Offer idle workers the runs of this stage and later ones that are already certain to be needed."""
         if self.progress.measuring or self.call.limits.is_set:
             return
         call, stage = self.call, self.progress.stage
@@ -404,8 +406,8 @@ class _Wave:
         return running
 
     def _left_s(self) -> float | None:
-        """Return the seconds until the study is done, counted down from the latest forecast; before any run
-        has finished, estimated from the speed of the runs in progress. None where that is unknown."""
+        """Return the expected seconds until the study is done, or None if unknown. The latest forecast is
+        counted down; without one, the estimate rests on the speeds of the runs in progress."""
         if (seconds := self.expected.get("seconds")) is not None:
             return max(float(seconds) - (time.monotonic() - self.expected_at), 1.0)
         rates = [r["steps_per_s"] for r in self.progress.running if r["steps_per_s"] > 0]
@@ -415,7 +417,7 @@ class _Wave:
 
 
 def _refuse_undecided(stage: str, earlier: Sequence[str], known: Mapping[str, Decision]) -> None:
-    """Raise UserError where one of the stages before `stage` is not decided."""
+    """Raise UserError if one of the stages in `earlier`, on which `stage` depends, is not decided."""
     lacking = next((s for s in earlier if s not in known), None)
     if lacking:
         first = f"run `ebc-lab stage {lacking} …` with the same settings first"
@@ -423,7 +425,8 @@ def _refuse_undecided(stage: str, earlier: Sequence[str], known: Mapping[str, De
 
 
 def _wave_in_words(wave: Sequence[RunSpec], timed: Sequence[RunSpec], there: int) -> str:
-    """Return what is still to do: `15 runs to train, then 2 measurements of time; 3 are already done`."""
+    """Return the work ahead as a phrase:
+    `15 runs to train, then 2 measurements of time; 3 are already done`."""
     trained = len(wave) if wave[0].kind == "train" else 0
     ahead = ((trained, "run", "to train"), (len(timed), "measurement", "of time"))
     parts = [f"{n} {what}{'' if n == 1 else 's'} {rest}" for n, what, rest in ahead if n]

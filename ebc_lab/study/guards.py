@@ -1,4 +1,4 @@
-"""What stops a study early: failures that repeat, and limits that are reached."""
+"""What stops a study early: repeated failures, and limits that are reached."""
 
 from __future__ import annotations
 
@@ -18,20 +18,18 @@ from .store.study import Study
 
 
 class StageFailed(Exception):
-    """A stage was stopped, or could not be decided. Exit code 3."""
+    """Raised when a stage was stopped, or could not be decided. Exit code 3."""
 
 
 def cause_class(run_id: str, outcome: str, cause: str | None) -> str:
-    """Return a run's outcome and cause without names, numbers and addresses, equal for similar causes."""
+    """Return a run's outcome and cause without names, numbers and addresses, to compare it with others."""
     cause = (cause or "").replace(run_id, "#")
     return f"{outcome}: " + re.sub(r"0x[0-9a-f]+|\d+(\.\d+)?([eE][-+]?\d+)?", "#", cause)
 
 
 class Breaker:
-    """A guard that stops a stage whose first runs, or later on several in a row, fail for the same cause.
-
-    `proven`: a run of the stage has finished before.
-    """
+    """A guard that stops a stage if several runs in a row fail for the same cause: the first two, or later
+    any three. `proven`: whether a run of the stage has already finished."""
 
     def __init__(self, stage: str, study: Study, *, proven: bool):
         self.stage = stage
@@ -41,7 +39,7 @@ class Breaker:
         self.cause = ""
 
     def see(self, run_id: str, result: Mapping[str, Any], left: int) -> None:
-        """Record that a run has ended, with `left` still to come. Raises StageFailed to stop the stage."""
+        """Record that a run has ended, with `left` more to come. Raises StageFailed to stop the stage."""
         if result["outcome"] in FINISHED:
             self.proven = True
             self.row = []
@@ -60,7 +58,7 @@ class Breaker:
 
 
 class Limits:
-    """The limits of one call, `--max-runs` and `--max-hours`: runs to train, and hours of its workers."""
+    """The limits of one command, `--max-runs` and `--max-hours`: runs to train, and hours of its workers."""
 
     def __init__(self, max_runs: int | None = None, max_hours: float | None = None):
         for name, value in (("--max-runs", max_runs), ("--max-hours", max_hours)):
@@ -78,7 +76,7 @@ class Limits:
 
     def admit(self, wave: Sequence[RunSpec]) -> list[RunSpec]:
         """Return the longest runs of the wave that fit into what is left. Hours are predicted from the runs
-        that this call has finished; before the first, one run alone is admitted."""
+        that this command has finished. Until one has finished, runs are admitted one at a time."""
         chosen = sorted(wave, key=lambda s: -s.cost)
         if self.runs_left is not None:
             chosen = chosen[: self.runs_left]
@@ -91,7 +89,7 @@ class Limits:
         return [spec for spec, end in zip(chosen, ends, strict=True) if end <= left_s]
 
     def record_end(self, spec: RunSpec, result: Mapping[str, Any]) -> None:
-        """Note that a run of this call has ended."""
+        """Record that a run has ended: count it against `--max-runs` and, if it finished, update the pace."""
         if self.runs_left is not None:
             self.runs_left -= 1
         if result["outcome"] in FINISHED and result.get("wall_s"):
@@ -100,7 +98,7 @@ class Limits:
             self.rate = self._trained_s / max(self._trained_cost, 1.0)
 
     def tick(self, busy: int) -> None:
-        """Add the time since the last call for each busy worker. Raises StageFailed once none is left."""
+        """Add the time since the last call for each busy worker. Raises StageFailed if no hours are left."""
         now = time.monotonic()
         self.spent_s += busy * (now - self._last)
         self._last = now
@@ -108,5 +106,5 @@ class Limits:
             raise StageFailed(self.message("the hours of --max-hours are over"))
 
     def message(self, what: str) -> str:
-        """Return the message for a limit that is reached: `what` is over or left to do, and how to go on."""
+        """Return the message for a limit that is reached. `what`: what is used up, or still to be trained."""
         return f"the limit of this call is reached, {what}; the same command continues from here."

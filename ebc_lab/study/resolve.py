@@ -1,7 +1,7 @@
-"""study.json: a study's settings, its corpus, and what was chosen automatically, once for all its calls.
+"""study.json: a study's settings, its corpus, and what was chosen automatically when the study began.
 
-A later call on the same study adopts what the first one resolved (corpus, device, precision, threads,
-compiling), so that no other machine, network or default causes finished runs to be trained again.
+Every later command on the study adopts what the first one resolved (corpus, device, precision, threads,
+compiling). So no change of machine, network or default causes finished runs to be trained again.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ HALVED = " An answer that judges seeds again has half the error; seeds that are 
 def resolve_study(
     config: Config, study: Study, say: Say, *, force: bool, work: WorkOf = lambda config: None
 ) -> tuple[Config, Corpus]:
-    """Return the configuration with nothing left open, and its corpus, and write study.json. A study that was
-    begun before keeps what it resolved then.
+    """Return the configuration with nothing left open, and the corpus, and write study.json. A study that was
+    begun before keeps what was resolved then. Raises UserError if the corpus cannot be used.
 
-    `work`: returns what a resolved configuration trains in all, on which the choice of compiling depends.
+    `work`: a function that returns the total work of a resolved configuration, to decide about compiling.
 
-    With `force` a study that was begun with other settings, or under another torch, is changed: conclusions
-    from the old ones are removed, runs that are still the same are kept. Raises UserError where the corpus
-    cannot be used; without `force` also for such a change, saying what would be trained again.
+    With `force`, a study that was begun with other settings, or under another torch, is changed. Conclusions
+    from the old settings are removed; runs that are still the same are kept. Without `force`, such a change
+    raises UserError, which says what would be trained again.
     """
     asked = changes.requested(config)
     known: Mapping[str, Any] = study.header() if study.exists() else {}
@@ -91,8 +91,8 @@ def resolve_study(
 
 
 def _answered_here(config: Config, known: Mapping[str, Any], study: Study) -> list[EarlierAnswer]:
-    """Return the answers that preceded the one of this call: those listed in study.json, `known`, and the
-    study's own answer if it rests on other seeds than are planned now."""
+    """Return the earlier answers to the study's question. They are those listed in study.json (`known`) and,
+    if the study has an answer that rests on other seeds than are planned now, that answer."""
     earlier: list[EarlierAnswer] = known.get("earlier", [])
     judged = judged_candidates(config, study.decisions())
     seeds = sorted({*known["config"]["seeds"], *(c["seed"] for c in judged)})
@@ -103,8 +103,8 @@ def _answered_here(config: Config, known: Mapping[str, Any], study: Study) -> li
 
 
 def with_earlier(study: Study, config: Config, stage: str, specs: Sequence[RunSpec], say: Say) -> Config:
-    """Return the settings with `answered_before` counting the earlier answers, of this study or others, to
-    the same question from some of the same seeds; study.json then lists these answers."""
+    """Return the settings with `answered_before` set to the number of earlier answers, of this study or
+    others, to the same question from some of the same seeds. List the earlier answers in study.json."""
     header = study.header()
     earlier = earlier_answers(study, config, specs, header.get("earlier", []))
     if earlier == header.get("earlier", []):
@@ -123,8 +123,8 @@ def _write_header(header: StudyHeader, study: Study) -> None:
 
 
 def check_lengths(config: Config, corpus: Corpus) -> None:
-    """Raise UserError where shards of tokens end before a run does: one of a stage, or of an arm, a setting
-    or a workload, which may be longer, have larger batches, or have shards of its own."""
+    """Raise UserError if shards of tokens end before a run does. The runs are those of the stages, and those
+    of arms, settings and workloads, which may be longer, have larger batches, or have their own shards."""
     stages = [getattr(config, name) for name in config.study.stages]
     longest = max(max(stage.steps, getattr(stage, "long_steps", 0)) for stage in stages)
     check_length_of(config, corpus, longest)
@@ -137,7 +137,7 @@ def check_lengths(config: Config, corpus: Corpus) -> None:
 
 
 def _own_runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
-    """Yield (path of its settings, run) for each run with settings of its own, at its greatest length."""
+    """Yield (path of the settings, longest run) for each arm, setting of `carry` and profiled workload."""
     base, stages, carry, profiles = run_part(config), config.study.stages, config.carry, config.profiles
 
     def of_its_own(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
@@ -166,7 +166,7 @@ def _header(
     why: Mapping[str, str],
     earlier: list[EarlierAnswer],
 ) -> StudyHeader:
-    """Return what study.json is to hold; `known` is what it holds now."""
+    """Return the new content of study.json. `known`: the present content, which is empty for a new study."""
     copied = own.keep(study, config)
     text = CorpusRecord(name=corpus.name, title=corpus.title, sha256=corpus.sha256, warning=corpus.warning)
     left_out = ["tracker", "notify", "own_files", *([] if config.answered_before else ["answered_before"])]
@@ -195,15 +195,15 @@ def _header(
 
 
 def all_changes(config: Config, known: Mapping[str, Any], runs: Index) -> list[changes.Change]:
-    """Return (what, in study.json, now) for each difference from the recorded study that needs --force, of
-    settings, torch or numerics. `runs`: the study's; an edited part counts if a run with it has finished."""
+    """Return (what, value in study.json, value now) for each change of settings, torch or numerics that needs
+    --force. `runs`: the study's. An edit to a user-defined part counts only if a run with it has finished."""
     settings = changes.from_recorded(config, known)
     settings = changes.refused(settings, changes.requested(config), runs.records) if settings else []
     return settings + environment_changes(recorded_config(known), known)
 
 
 def adopt(config: Config, known: Mapping[str, Any]) -> Config:
-    """Return the configuration with the settings it leaves open as the study in `known` resolved them."""
+    """Return the configuration, with the settings that it leaves open taken from the study in `known`."""
     own = recorded_config(known)
     if changes.same_corpus(config.data, known):
         shards = config.data.name == "bin"  # whose files may have moved
@@ -216,7 +216,7 @@ def adopt(config: Config, known: Mapping[str, Any]) -> Config:
 
 
 def _retrained(config: Config, study: Study) -> str:
-    """Return, in words, which runs this call would train again and which it would keep."""
+    """Return a phrase that says which runs this command would train again and which it would keep."""
     runs = Index(study)
     if runs.problems:
         return f"which ones is not known: {runs.problems[0]}"
@@ -226,7 +226,7 @@ def _retrained(config: Config, study: Study) -> str:
 def _resolve(
     config: Config, corpus: Corpus, study: Study, say: Say, work: WorkOf
 ) -> tuple[Config, dict[str, str]]:
-    """Return the configuration with nothing left open, and setting -> why its value was chosen."""
+    """Return the configuration with nothing left open, and by setting why an open value was chosen."""
     if corpus.name == "path":
         config = replace(config, data=replace(config.data, file=corpus.source))
     config = replace(config, device=chosen_device(config.device))

@@ -27,7 +27,7 @@ class InlinePool:
     def run(
         self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool
     ) -> None:
-        """Train `specs` as `WorkerPool.run` does, and none of `spare`, since no worker is ever idle."""
+        """Train `specs` as `WorkerPool.run` does. `spare` is ignored, since no worker is ever idle."""
         from .worker import POLL_S, train_claimed
 
         asked: list[int] = []
@@ -69,8 +69,8 @@ Pool = InlinePool | WorkerPool
 
 @contextmanager
 def open_pool(config: Config, study: Study, say: Say = lambda text: None) -> Iterator[Pool]:
-    """Yield the pool that `config.launcher` names, and close it on exit; after KeyboardInterrupt, leave it.
-    Raises UserError if this machine lacks the device."""
+    """Yield the pool that `config.launcher` names. KeyboardInterrupt leaves the pool (`WorkerPool.leave`);
+    every other exit closes it. Raises UserError if a GPU is needed on this machine and there is none."""
     pool: WorkerPool
     if config.device == "cuda" and config.launcher.name != "slurm":
         require_gpu()  # a study begun on a GPU may be continued on a machine without one

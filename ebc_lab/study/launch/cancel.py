@@ -23,11 +23,12 @@ POLL_S = 0.2
 
 
 def cancel(study: Study, say: Say) -> dict[str, Any]:
-    """Stop a study's driver, workers and Slurm jobs, and record its unfinished runs as `cancelled`.
+    """Stop a study's driver, workers and Slurm jobs, and record the study's unfinished runs as `cancelled`.
 
-    Returns `study` (its name), `driver` (the process, or None), `jobs` (how many) and `runs` (their ids). The
-    command that began the study resumes the runs from their checkpoints. Raises UserError if there is no
-    study, if its driver or a worker does not respond, or if the queue cannot be read.
+    Returns `study` (the study's name), `driver` (the driver's process, or None if there was no driver),
+    `jobs` (the number of Slurm jobs) and `runs` (the ids of the cancelled runs). The command that began the
+    study resumes these runs from their checkpoints. Raises UserError if there is no study, if the driver or a
+    worker does not respond, or if the Slurm jobs cannot be ended.
     """
     study.header()
     study.must_be_ours()
@@ -65,8 +66,8 @@ def cancel(study: Study, say: Say) -> dict[str, Any]:
 
 
 def _cancel_run(study: Study, files: RunFiles) -> bool:
-    """Record a run as cancelled once no worker holds its lock, and return True; False if it has a result by
-    then. Raises UserError if a worker keeps the lock too long."""
+    """Record a run as cancelled once no worker holds the run's lock. Return True, or False if the run has a
+    result by then. Raises UserError if a worker keeps the lock too long."""
     deadline = time.monotonic() + GRACE_S + DRIVER_S / 2
     while True:
         with run_lock(files.directory) as mine:

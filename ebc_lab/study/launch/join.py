@@ -1,8 +1,8 @@
-"""`ebc-lab worker`: join a running study as a worker, from any machine that sees its folder.
+"""`ebc-lab worker`: join a running study as a worker, from any machine that sees the study's folder.
 
-With `launcher.join`, a driver keeps its session in the study's folder. A worker that joins behaves like the
-driver's own: it takes runs from the same list, claims each by its lock, and ends when the driver's lock is
-free. It also holds a lock under its own name, which shows the driver that it is alive.
+With `launcher.join`, a driver keeps its session in the study's folder. A worker that joins behaves like one
+that the driver started: it takes runs from the same list, claims each by its lock, and ends when the driver's
+lock is free. It also holds a lock under its own name, which shows the driver that it is alive.
 """
 
 from __future__ import annotations
@@ -25,11 +25,9 @@ from .session import GUEST, Session, code_here, sessions_in
 
 
 def join(place: Path, wait_s: float, say: Say) -> int:
-    """Work on a study until it is finished or has had no driver for `wait_s` seconds.
-
-    `place`: the study's folder, or its session's. Returns the exit code: 0, or that of a worker that failed.
-    Raises UserError if the study has no driver, or its driver runs other code than is installed here.
-    """
+    """Work on a study until the study is finished or has had no driver for `wait_s` seconds. `place`: the
+    study's folder, or the folder of its session. Returns 0, or the exit code of a worker that failed. Raises
+    UserError if no driver appears within `wait_s` seconds, and whenever `_work` does."""
     inside = (place / "session.json").exists()
     study = Study(place.resolve().parent.parent if inside else place)
     joined = False
@@ -59,7 +57,7 @@ def join(place: Path, wait_s: float, say: Say) -> int:
 
 
 def _finished(study: Study) -> bool:
-    """Return whether a study has no driver and its last stage is decided; False if it cannot be read."""
+    """Return whether the last stage is decided and no driver is running; False if the study is unreadable."""
     with suppress(UserError):
         last = recorded_config(study.header()).study.stages[-1]
         return study.holder() is None and last in study.decisions()
@@ -67,8 +65,8 @@ def _finished(study: Study) -> bool:
 
 
 def _work(session: Session, say: Say) -> int:
-    """Run a worker of this session until it ends, and return its exit code. Raises UserError if this machine
-    lacks what the study needs, or would compute other numbers."""
+    """Run a worker of this session until the worker ends, and return the worker's exit code. Raises UserError
+    if this machine lacks what the study needs, or if the code installed here differs from the driver's."""
     about = session.about()
     here = code_here()
     known = {k: v for k, v in about["code"].items() if None not in (v, here.get(k))}

@@ -1,9 +1,10 @@
-"""launcher=local: worker processes on this machine, one per slot, each on cores or on GPUs (one for each
-process of a run). A worker ends when its driver's lock is free, however the driver ended.
+"""launcher=local: worker processes on this machine, one per slot. A worker uses CPU cores, or one GPU for
+each process of a run. However a driver ends, its workers end once the driver's lock is free.
 
-A slot is avoided for the rest of a call once nvidia-smi no longer lists its GPU, or its worker cannot use the
-GPU (another process may hold it). No run is charged for either. If memory runs out on one GPU of several,
-another process may have taken it: the run is tried once more, on another GPU, and that attempt counts.
+A slot is avoided for the rest of the command if nvidia-smi no longer lists the slot's GPU, or if the worker
+cannot use that GPU, perhaps because another process holds it. Neither counts against a run. If memory runs
+out on one of several GPUs, another process may have taken the memory. The run is then tried once more, on
+another GPU, and the second attempt counts.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ CLOSE_S = 15.0  # time for workers to write checkpoints before they are killed
 def start_worker(
     session: Session, name: str, env: Mapping[str, str], locks: Sequence[str]
 ) -> subprocess.Popen[bytes]:
-    """Start a worker on this machine that writes its output to its log, and return its process.
+    """Start a worker on this machine, which writes its output to a log, and return the worker's process.
 
-    It has a process group of its own, so Ctrl-C reaches only the driver, whose freed lock makes the worker
-    end with a checkpoint. `locks`: names of locks that it acquires first, which others may hold.
+    The worker has its own process group, so Ctrl-C reaches only the driver. The driver then frees its lock,
+    which makes the worker end with a checkpoint. `locks`: the names of locks that the worker waits for first.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(SCRUBBED)}
     with open(session.log_path(name), "ab") as log:
@@ -62,7 +63,7 @@ class LocalPool(WorkerPool):
     """A pool with one worker process per slot."""
 
     def __init__(self, config: Config, study: Study, gpus: Sequence[str], slots: int, say: Say):
-        """`gpus`: their identifiers in the form that CUDA_VISIBLE_DEVICES accepts."""
+        """`gpus`: the GPUs' identifiers, in the form that CUDA_VISIBLE_DEVICES accepts."""
         launcher = config.launcher
         together = launcher.processes_per_run
         self.groups = [tuple(gpus[i * together : (i + 1) * together]) for i in range(len(gpus) // together)]
@@ -99,9 +100,9 @@ class LocalPool(WorkerPool):
         self.workers[slot] = start_worker(self.session, str(slot), env, self._locks(slot))
 
     def _locks(self, slot: int) -> list[str]:
-        """Return the names of the locks that a slot's worker holds while it lives: a share of each of its
-        GPUs. They are the same in every call, whatever other GPUs are visible, and sorted, so that workers
-        with overlapping groups of GPUs never deadlock."""
+        """Return the names of the locks that a slot's worker holds while it lives: one for each of the slot's
+        GPUs, numbered because workers may share a GPU. The names do not depend on which other GPUs are
+        visible. They are sorted, so that workers with overlapping groups of GPUs never deadlock."""
         gpus = self.gpus[slot]
         return sorted(re.sub(r"[^\w.-]", "_", f"{gpu}-{slot // len(self.groups)}") for gpu in gpus)
 
@@ -138,7 +139,7 @@ class LocalPool(WorkerPool):
         return True
 
     def _retire(self, slots: Iterable[int], why: str) -> None:
-        """Stop using these slots for the rest of this call, and end their workers."""
+        """Stop using these slots for the rest of the command, and end their workers."""
         self.say(f"{why}: no more workers are started there, and its runs go to others")
         for slot in slots:
             self.avoided.setdefault(_place_of(slot), why)
@@ -159,7 +160,7 @@ class LocalPool(WorkerPool):
         return deaths
 
     def _kill(self, worker: str) -> None:
-        """Kill a worker and every process it has started."""
+        """Kill a worker and every process that the worker has started."""
         with suppress(ProcessLookupError):
             os.killpg(self.workers[int(worker)].pid, signal.SIGKILL)
 
@@ -183,8 +184,8 @@ def _place_of(slot: int | str) -> str:
 
 
 def _holders(name: str, *, only: bool) -> str:
-    """Return a phrase that names the processes nvidia-smi shows on a GPU; empty if it shows none. `only`:
-    whether it is the worker's only GPU."""
+    """Return a phrase that names the processes on a GPU, or an empty string if nvidia-smi shows none. `only`:
+    whether this GPU is the worker's only one."""
     where = "it" if only else name
     if name.isdecimal():  # CUDA may number GPUs differently
         where = f"nvidia-smi's GPU {name}"

@@ -1,9 +1,9 @@
 """Worker processes that share one list of runs: how the runs are offered, watched, retried and given up.
 
 A pool is opened once per study and given one stage after another, so that each worker imports torch once.
-Workers read the list as JSON (`session.py`) and take one run at a time, so the others take over what a dead
-worker leaves. Results are read from the runs' own files. A run that loses its worker is charged for it,
-unless the worker's GPU alone is to blame, and is given up once it has lost more than `max_lost` workers.
+Workers read the list as JSON (`session.py`) and take one run at a time. If a worker dies, the others take
+over its run. Results are read from the runs' own files. A worker's death counts against its run, unless only
+the worker's GPU is to blame. A run that has lost more than `max_lost` workers is given up.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ class Death(NamedTuple):
 
 
 class Signs:
-    """The latest sign of life of each key, and when it last changed, on this process's monotonic clock."""
+    """For each key, the latest sign of life and when it last changed, on this process's monotonic clock."""
 
     def __init__(self) -> None:
         self.known: dict[str, tuple[Any, float]] = {}  # key -> the sign, and when it was first seen
 
     def unchanged_s(self, key: str, sign: Any) -> float:
-        """Record the current sign of a key, and return for how many seconds it has not changed."""
+        """Record the current sign of a key, and return the seconds since the key's sign last changed."""
         now = time.monotonic()
         if key not in self.known or self.known[key][0] != sign:
             self.known[key] = sign, now
@@ -74,10 +74,11 @@ class Signs:
 class WorkerPool(ABC):
     """A pool of worker processes, on this machine or in Slurm jobs.
 
-    A subclass begins a `Session`, in which `bound` says whether workers end with the driver, and starts
-    `python -m ebc_lab.study.launch.worker SESSION NAME`. A bound driver holds the session's lock: workers end
-    once it is free, or once the process that started them is gone. The lock of a run is free a moment before
-    the process that held it is gone; that process has ended once its parent notes "exit" in the session.
+    A subclass begins a `Session` and starts workers as `python -m ebc_lab.study.launch.worker SESSION NAME`.
+    The session's `bound` says whether workers end with the driver. If so, the driver holds the session's
+    lock, and workers end once that lock is free. Every worker also ends once the process that started it is
+    gone. The lock of a run is free a moment before the process that held it is gone. That process has ended
+    once its parent notes "exit" in the session.
     """
 
     poll_s = 0.1
@@ -106,7 +107,7 @@ class WorkerPool(ABC):
 
     @abstractmethod
     def _start_workers(self, wanted: int) -> None:
-        """Start workers until there are `wanted`, but no more than `slots`."""
+        """Start workers until there are `wanted` of them, but no more than `slots`."""
 
     @abstractmethod
     def _deaths(self) -> list[Death]:
@@ -122,25 +123,25 @@ class WorkerPool(ABC):
 
     @abstractmethod
     def _place(self, worker: str, note: Note) -> str | None:
-        """Return the node or slot where a worker runs, which may be broken if workers keep dying there."""
+        """Return the node or slot where a worker runs, or None if that is unknown."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let the workers write checkpoints, and wait until they have ended."""
+        """Tell the workers to write checkpoints and stop, and wait until they have ended."""
 
     def leave(self) -> None:
-        """Close the pool of a driver that was interrupted, or leave its workers to a later driver."""
+        """Close the pool of an interrupted driver. A subclass may leave its workers to a later driver."""
         self.close()
 
     def run(
         self, specs: Sequence[RunSpec], spare: Sequence[RunSpec], check_in: CheckIn, *, canary: bool
     ) -> None:
-        """Train `specs` to their results, costliest first; idle workers train `spare`, which `check_in` may
+        """Train `specs` to their results, costliest first. Idle workers train `spare`, which `check_in` may
         replace.
 
-        With `canary`, the first run goes alone until it has taken a step; if it fails, the next one goes
-        alone. Returns when `specs` are done, whatever the state of the spare runs. Raises what `check_in`
-        raises, WorkersFailed, and UserError if a worker cannot write.
+        With `canary`, the first run starts alone, and the others wait until it has taken a step. If it fails
+        before that, the next run starts alone. Returns when `specs` are done, whatever the state of the spare
+        runs. Raises what `check_in` raises, WorkersFailed, and UserError if a worker cannot write.
         """
         ordered = [s.run_id for s in sorted(specs, key=lambda s: -s.cost)]
         self.specs = {s.run_id: s for s in specs}
@@ -177,7 +178,7 @@ class WorkerPool(ABC):
             time.sleep(pause_s)
 
     def _offer(self, runs: Sequence[str], spares: Sequence[str]) -> None:
-        """Publish these runs in this order, unless workers have that list already."""
+        """Publish these runs in this order, with the spares last, unless workers already have that list."""
         self.offered = [*runs, *spares]
         now = (self.offered, self._barred())
         if now != self.published:
@@ -185,11 +186,11 @@ class WorkerPool(ABC):
             self.session.publish(self.offered, barred=now[1])
 
     def _barred(self) -> dict[str, list[str]]:
-        """Return, for each run during which a GPU failed, its id -> the workers that must not take it."""
+        """Return run id -> the workers that must not take the run, for runs during which a GPU failed."""
         return {}
 
     def _has_started(self, run_id: str) -> bool:
-        """Return whether a canary has survived its start: it has taken a step, or has finished."""
+        """Return whether a run has survived its start: it has taken a step, or finished without failing."""
         if result := self.study.result(run_id):
             return result["outcome"] in FINISHED
         return bool((self.study.progress(run_id) or {}).get("step"))
@@ -197,8 +198,8 @@ class WorkerPool(ABC):
     # -- watching --------------------------------------------------------------------------------------------
 
     def _watch_workers(self, notes: Mapping[str, Note], left: Collection[str]) -> None:
-        """Record the workers that have ended, and check the others for signs of life. Raises UserError if a
-        worker cannot write."""
+        """Record the workers that have ended, and check all others for signs of life. Raises UserError if a
+        worker has reported that it cannot write."""
         for worker, note in notes.items():
             if note.get("error"):
                 raise UserError(f"{note['error']}; fix that, and run the same command again.")
@@ -226,7 +227,7 @@ class WorkerPool(ABC):
         self._free_silent_runs([notes[worker] for worker in running if worker in notes], left)
 
     def _check_heartbeat(self, worker: str, note: Note) -> None:
-        """Kill a worker that shows no sign of life, or exceeds `launcher.run_timeout_s` on a run."""
+        """Kill a worker that shows no sign of life, or that exceeds `launcher.run_timeout_s` on its run."""
         silent_s, started = self._silence_of(worker, note)
         run_id = note.get("run_id")
         limit_s = self.config.launcher.run_timeout_s
@@ -244,8 +245,9 @@ class WorkerPool(ABC):
             self._kill(worker)
 
     def _silence_of(self, worker: str, note: Note) -> tuple[float, bool]:
-        """Return for how many seconds a worker has shown no sign of life (progress of its run, or else the
-        heartbeat in its note), and whether it has started: it has taken a step, or waits for a run."""
+        """Return the seconds since a worker's last sign of life, and whether the worker has started. A sign
+        of life is progress of the worker's run or, without any progress, the heartbeat in the worker's note.
+        A worker has started once it has taken a step, ended a run, or found no run to train."""
         run_id = note.get("run_id")
         progress = self.study.progress(run_id) if run_id else None
         silent_s = self.signs.unchanged_s(worker, (run_id, progress or note.get("beat")))
@@ -256,8 +258,8 @@ class WorkerPool(ABC):
         self.trained.forget(worker)
 
     def _free_silent_runs(self, notes: Sequence[Note], left: Collection[str]) -> None:
-        """Free the runs whose lock is held by a process that shows no sign of life: its node is cut off, and
-        its job counts as over or was started again elsewhere."""
+        """Free the runs whose lock is held by a process that shows no sign of life. The node of such a
+        process may be cut off while Slurm counts the job as over or has started it again elsewhere."""
         # only while a worker finds no run to claim: then some process holds each run that is left
         if not any(note.get("started") and note.get("beat") and not note.get("run_id") for note in notes):
             return
@@ -269,8 +271,8 @@ class WorkerPool(ABC):
                 self.say(f"{run_id}: {why}")
 
     def _see_guests(self, notes: Mapping[str, Note]) -> None:
-        """Say which workers have joined, and record those that have ended: a guest whose note names a run but
-        whose lock is free has died, even if it came and went between two checks."""
+        """Report guest workers that have joined, and record those that have ended: a guest with a free lock
+        has ended. One that came and went between two checks is found if its note still names a run."""
         alive = self.session.guests(notes)
         for worker in (w for w in alive if w not in self.guests):
             self.say(f"worker {worker} has joined, on {notes[worker].get('host', '?')}")
@@ -290,8 +292,9 @@ class WorkerPool(ABC):
     # -- deaths ----------------------------------------------------------------------------------------------
 
     def _record_death(self, death: Death, note: Note) -> None:
-        """Charge the run of a dead worker, unless the GPU is to blame, and give it up once it has lost too
-        many workers. Raises WorkersFailed once MAX_FAILED_STARTS workers in a row have taken no run."""
+        """Record a worker's end. A death counts against the run, unless the GPU is to blame; a run that has
+        lost too many workers is given up. Raises WorkersFailed if MAX_FAILED_STARTS workers in a row took no
+        run."""
         worker = death.worker
         cause = self.killed.pop(worker, "") or note.get("cause") or death.cause
         self.session.forget(worker)
@@ -328,13 +331,13 @@ class WorkerPool(ABC):
                 attempts.give_up(files, "lost", whole, self.specs[run_id].identity_sha256)
 
     def _device_is_to_blame(self, worker: str, failure: str | None, run_id: str | None) -> bool:
-        """Return whether a worker died because of its GPU alone. `failure`: what went wrong with the GPU, if
-        the worker reported it."""
+        """Return whether only the GPU is to blame for a worker's death. `failure`: what went wrong with the
+        GPU, or None if the worker reported nothing."""
         return False
 
     def _blame_place(self, place: str | None, run_id: str | None, *, finished: bool) -> None:
-        """Avoid a place where workers die on one run after another and finish none in between, if other
-        places work. `finished`: whether this worker had finished a run."""
+        """Record a death in a place. Avoid the place if workers die there on one run after another and finish
+        none in between, while other places work. `finished`: whether this worker had finished a run."""
         if place is None:
             return
         runs = self.places[place]
@@ -349,19 +352,19 @@ class WorkerPool(ABC):
 
 
 def _on(worker: str, note: Note) -> str:
-    """Return a worker's name, with that of its run if it has one, to begin a sentence."""
+    """Return the subject of a sentence about a worker: its name and, if it has a run, the run's id."""
     return f"worker {worker} on {note['run_id']}" if note.get("run_id") else f"worker {worker}"
 
 
 def _patience_s(launcher: LauncherConfig, *, started: bool) -> float:
-    """Return for how many seconds a worker may show no sign of life. Before its first step it imports
-    modules and builds a model, which may take minutes on a cold disk."""
+    """Return for how many seconds a worker may show no sign of life. A worker that has not started gets
+    longer, since importing modules and building a model may take minutes on a cold disk."""
     return launcher.heartbeat_s if started else max(launcher.start_s, launcher.heartbeat_s)
 
 
 def release_if_silent(study: Study, run_id: str, launcher: LauncherConfig, signs: Signs) -> str | None:
-    """Remove a run's lock if the process that holds it has shown no sign of life for too long. Another can
-    then claim the run, and the first can no longer write. Returns the reason, or None if nothing was done."""
+    """Remove a run's lock if its holder has shown no sign of life for too long. Another process can then
+    claim the run, and the holder can no longer write. Return the reason, or None if the lock stays."""
     files = study.run_files(run_id)
     if not is_locked(files.lock):
         signs.forget(run_id)
@@ -381,8 +384,9 @@ def release_if_silent(study: Study, run_id: str, launcher: LauncherConfig, signs
 
 
 def slots(config: Config) -> int:
-    """Return how many workers run at a time, each on one run, under a resolved configuration: Slurm jobs, or
-    processes here, one or more for each GPU or group of cores."""
+    """Return how many workers run at a time under a resolved configuration. Each worker trains one run at a
+    time. With launcher=slurm, workers are jobs. With launcher=local, they are processes: by default
+    `workers_per_gpu` for each GPU (or group of GPUs), or one for each group of cores."""
     launcher = config.launcher
     if launcher.name == "inline":
         return 1

@@ -1,7 +1,8 @@
 """A study's Slurm jobs: find them in the queue, read their states, and stop them.
 
-One `squeue` lists all jobs of a study by their name; no accounting is needed. The study records that name and
-its session's folder, through which the jobs and their driver communicate, so any later process finds them.
+All jobs of a study share one name, by which a single `squeue` lists them; no accounting is needed. The study
+records this name and the session's folder, so any later process finds the jobs. The jobs and their driver
+communicate through that folder.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ LIVE = (*WAITING, "RUNNING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "S
 
 
 class LauncherRecord(TypedDict):
-    """The content of .launcher.json, by which later processes find a study's jobs."""
+    """The content of .launcher.json, which lets later processes find a study's jobs."""
 
     session: str  # the folder through which the jobs and their driver communicate
     name: str  # of the jobs
@@ -48,14 +49,14 @@ class QueueUnavailable(Exception):
 
 
 class Job(NamedTuple):
-    """One array task as the queue shows it."""
+    """One task of a job array, as the queue shows it."""
 
     state: str  # Slurm's: PENDING, RUNNING, COMPLETED, CANCELLED …
     reason: str
 
     @property
     def live(self) -> bool:
-        """Return whether the job waits, runs or is ending."""
+        """Return whether the job is waiting, running or ending."""
         return self.state in LIVE
 
 
@@ -63,7 +64,7 @@ Answer = tuple[float, dict[str, Job]]  # in queue.json: time of the query (s sin
 
 
 def run_slurm(*command: str) -> str:
-    """Return what a Slurm command writes to stdout. Raises QueueUnavailable if it fails."""
+    """Return what a Slurm command writes to stdout. Raises QueueUnavailable if the command fails."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=PATIENCE_S, check=False
@@ -81,12 +82,12 @@ def run_slurm(*command: str) -> str:
 
 
 def jobs_named(name: str) -> dict[str, Job]:
-    """Return job key (`<array>_<task>`) -> job, for all jobs of this name. Raises QueueUnavailable."""
+    """Return all jobs of this name, by key (`<array>_<task>`). Raises QueueUnavailable."""
     return parse_squeue(run_slurm(*SQUEUE, f"--name={name}"))
 
 
 def parse_squeue(text: str) -> dict[str, Job]:
-    """Return job key -> job from the output of SQUEUE, skipping Slurm's warnings and a site's notices."""
+    """Return the jobs in the output of SQUEUE, by key. Slurm's warnings and a site's notices are skipped."""
     jobs = {}
     for line in text.splitlines():
         if job := JOB_LINE.fullmatch(line.strip()):
@@ -96,19 +97,19 @@ def parse_squeue(text: str) -> dict[str, Job]:
 
 
 def scancel(name: str, *options: str) -> None:
-    """Cancel every job of this name; `options` (`--state=PENDING`) narrow it. Raises QueueUnavailable."""
+    """Cancel the jobs of this name that match `options` (all without options). Raises QueueUnavailable."""
     run_slurm("scancel", USER, f"--name={name}", *options)
 
 
 def job_name(session: Session) -> str:
-    """Return the name of a session's jobs, made of the study's name and the session's unique token."""
+    """Return the name of a session's jobs, made from the study's name and the session's unique token."""
     study = Path(session.about()["study"]).name
     return f"ebc-{study[:40]}-{session.root.name.removeprefix('session-')}"
 
 
 def session_of(study: Study) -> Session | None:
-    """Return the session that a study's jobs were submitted for, or None if it has no jobs. Raises UserError
-    if the session's folder is out of reach."""
+    """Return the session for which a study's jobs were submitted, or None if the study records no jobs.
+    Raises UserError if the session's folder does not exist on this machine."""
     path = study.launcher_file
     if not path.exists():
         return None
@@ -125,8 +126,8 @@ def session_of(study: Study) -> Session | None:
 
 
 def cached_jobs(session: Session, every_s: float) -> dict[str, Job]:
-    """Return job key -> job, for all jobs of a session. Slurm's last answer is kept in the session, so that
-    all processes together ask Slurm at most once every `every_s` seconds. Raises QueueUnavailable."""
+    """Return all jobs of a session, by key. Slurm's last answer is kept in the session's folder, so that all
+    processes together ask Slurm at most once every `every_s` seconds. Raises QueueUnavailable."""
     path = session.root / "queue.json"
     try:
         asked, jobs = read_json(path, Answer)
@@ -141,11 +142,9 @@ def cached_jobs(session: Session, every_s: float) -> dict[str, Job]:
 
 
 def stop_jobs(session: Session) -> tuple[int, list[str]]:
-    """Stop a session's jobs and wait until they are gone: first tell the workers, then cancel the jobs.
-
-    Returns how many jobs there were, and the keys of those that are still in the queue after minutes. Raises
-    QueueUnavailable.
-    """
+    """Stop a session's jobs and wait until they are gone. The workers are first told to stop; jobs that
+    remain after SOFT_S seconds are cancelled. Returns how many jobs there were, and the keys of those still
+    in the queue when the wait ends. Raises QueueUnavailable."""
 
     def live() -> dict[str, Job]:
         return {key: job for key, job in jobs_named(name).items() if job.live}

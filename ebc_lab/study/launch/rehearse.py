@@ -1,5 +1,5 @@
-"""A rehearsal of the user's own parts, one training step each in a separate process, before a study trains
-anything: a part that cannot work fails within seconds, and not after a sweep."""
+"""A rehearsal of the parts defined by the user. Before a study trains anything, each of these parts is tried
+for one training step in a separate process. A part that cannot work fails then, and not after a sweep."""
 
 from __future__ import annotations
 
@@ -32,10 +32,9 @@ UNIT: NaturalSteps = {"natural_kl": 1.0, "descent_median": 1.0}
 
 
 def rehearse(config: Config, study: Study, say: Callable[[str], None]) -> None:
-    """Train one step with each own part of the study, under each set of its arguments; `say` the warnings.
-
-    Raises UserError, naming the arm and the line of the file, if a part fails.
-    """
+    """Train one step with each user-defined part of the study, under each set of arguments that the part is
+    given. Nothing is trained if these parts passed before, or if a GPU is needed and missing. Warnings go to
+    `say`. Raises UserError, naming the arm and the line of the part's file, if a part fails."""
     asked: dict[str, RunConfig] = {}
     known: set[tuple[str, str, str]] = set()
     for name, run in _runs(config):  # keep a run only if it has a part that no earlier run has
@@ -62,15 +61,15 @@ def rehearse(config: Config, study: Study, say: Callable[[str], None]) -> None:
 
 
 def _targets(run: RunConfig) -> Iterator[tuple[str, str, str]]:
-    """Yield (group, target with its checksum, arguments) for each own part of a run."""
+    """Yield (group, target and its checksum, arguments) for each user-defined part of a run."""
     for part in own_parts(run):
         arguments = repr(sorted(part.settings["arguments"].items()))
         yield part.group, f"{part.target} {part.settings['sha256']}", arguments
 
 
 def _runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
-    """Yield (name for messages, run) for each configuration that the study may train: arms first, because
-    users know their names, then candidates and the study's own settings."""
+    """Yield (name for messages, run) for each configuration that the study may train. Arms come first,
+    because users know the names of arms; then candidates, and last the study's own settings."""
     optimizer = next(iter(config.lr_sweep.optimizers), config.optimizer.name)
     chosen = config.optimizer if config.optimizer.name == optimizer else optimizer_defaults(optimizer)
     track: BestRate = {"optimizer": optimizer, "lr": chosen.lr, "projection": config.projection.name}
@@ -88,8 +87,8 @@ def _runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
 
 
 def _tried(runs: dict[str, RunConfig], study: Study, config: Config) -> list[str]:
-    """Train one step of each run in a separate process, and return the warnings. Raises UserError for the
-    first run that fails."""
+    """Train one step of each run, all in one separate process, and return the warnings. Raises UserError for
+    the first run that fails."""
     folder = str(study.own.resolve()) if study.own.is_dir() else None
     asked = json.dumps({"own": folder, "runs": [to_dict(run) for run in runs.values()]})
     env = {**os.environ, **worker_env(config), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

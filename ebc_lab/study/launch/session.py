@@ -1,9 +1,9 @@
 """The folder of JSON files through which a driver and its workers communicate.
 
 `session.json` says where the study is and how workers behave; `tasks.json` lists the runs to train, in order;
-`worker-<name>.json` says which of them a worker trains. Results never pass through it. The folder lies in the
-user's state directory, with mode 0700 because it also holds submitit's pickles; with `launcher.join`, which
-excludes Slurm, it lies in the study's folder, where workers on other machines find it.
+`worker-<name>.json` says which run a worker is training. Results never pass through the folder. It lies in
+the user's state directory, with mode 0700 because it also holds submitit's pickles. With `launcher.join`,
+which excludes Slurm, it lies in the study's folder, where workers on other machines find it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Tasks(TypedDict):
 
 
 class Note(TypedDict, total=False):
-    """A worker's report on itself; it also has all of `attempts.surroundings`."""
+    """A worker's report on itself. It also has all fields of `attempts.surroundings`."""
 
     run_id: str | None  # of the run in progress
     ran: int  # how many runs it has begun, including that one
@@ -69,14 +69,14 @@ class Note(TypedDict, total=False):
 
 
 class ProcessRecord(TypedDict):
-    """The process of a worker; another one takes its place if Slurm starts the job again."""
+    """The process of a worker. If Slurm starts the worker's job again, a new process replaces it."""
 
     pid: int
     host: str
 
 
 class ExitRecord(TypedDict):
-    """The end of a worker, recorded for a driver that did not start it."""
+    """How a worker ended, recorded for a driver that did not start the worker."""
 
     code: int  # exit code as Popen reports it
 
@@ -95,8 +95,9 @@ class Session:
 
     @classmethod
     def begin(cls, study: Study, launcher: str, *, shared: bool = False, **about: Any) -> Session:
-        """Return a new session, and remove those of earlier drivers. `shared`: put it in the study's folder,
-        for workers on other machines. `about`: the rest of session.json. Raises as `state_dir`."""
+        """Return a new session, and remove those of earlier drivers. `shared`: whether the new one lies in
+        the study's folder, for workers on other machines. `about`: the rest of session.json. Raises what
+        `state_dir` raises."""
         state = study.sessions if shared else state_dir(study, launcher)
         state.mkdir(exist_ok=True)
         for old in state.glob("session-*"):  # a worker still there takes the missing lock for a free one
@@ -116,13 +117,13 @@ class Session:
         self, runs: Sequence[str], *, barred: Mapping[str, Sequence[str]] | None = None, stop: bool = False
     ) -> None:
         """Publish the runs that workers are to train, in this order. `barred`: run id -> workers that leave
-        it to others; `stop`: whether workers are to end, with a checkpoint of the run in progress."""
+        the run to others. `stop`: whether workers are to end, with a checkpoint of any run in progress."""
         tasks = {"runs": list(runs), "barred": dict(barred or {}), "stop": stop}
         write_json(self.root / "tasks.json", tasks, durable=False)
 
     def tasks(self) -> dict[str, Any] | None:
-        """Return the content of tasks.json, the same object until the driver publishes again; None while the
-        file is missing or unreadable, as it briefly may be on NFS."""
+        """Return the content of tasks.json, or None if the file is missing or unreadable, as it briefly may
+        be on NFS. The same object is returned until the driver publishes again."""
         path = self.root / "tasks.json"
         try:
             which = stamp_of(path.stat())
@@ -133,18 +134,18 @@ class Session:
             return None
 
     def note(self, kind: str, worker: str, **about: Any) -> None:
-        """Write a worker's record of this kind; NOTES has its fields."""
+        """Write a worker's record of this kind. NOTES lists the kinds and their fields."""
         write_json(self.root / f"{kind}-{worker}.json", about, durable=False)
 
     def noted(self, kind: str, worker: str) -> dict[str, Any] | None:
-        """Return what `note` wrote last; None if the file is missing, damaged, or stale on NFS."""
+        """Return what `note` wrote last, or None if the file is missing, damaged, or stale on NFS."""
         try:
             return dict(read_json(self.root / f"{kind}-{worker}.json", NOTES[kind]))
         except (OSError, UserError):
             return None
 
     def notes(self) -> dict[str, dict[str, Any]]:
-        """Return worker -> its latest `Note`."""
+        """Return the latest `Note` of each worker, by the worker's name."""
         workers = (path.stem.removeprefix("worker-") for path in self.root.glob("worker-*.json"))
         noted = {worker: self.noted("worker", worker) for worker in workers}
         return {worker: note for worker, note in noted.items() if note is not None}
@@ -154,11 +155,11 @@ class Session:
         (self.root / f"worker-{worker}.json").unlink(missing_ok=True)
 
     def guests(self, notes: Mapping[str, Mapping[str, Any]]) -> list[str]:
-        """Return those of `notes`' workers that joined from elsewhere and are alive: each holds its lock."""
+        """Return the workers in `notes` that joined from elsewhere and are alive: each holds its own lock."""
         return [w for w in notes if w.startswith(GUEST) and is_locked(self.root / f"{w}.lock")]
 
     def log_path(self, worker: str) -> Path:
-        """Return the path of a worker's log, if launcher=local or `ebc-lab worker` started it."""
+        """Return the path of the log of a worker that launcher=local or `ebc-lab worker` started."""
         return self.root / f"{worker}.log"
 
     def nodes_file(self, worker: str) -> Path:
@@ -166,14 +167,14 @@ class Session:
         return self.root / f"nodes-{worker}.json"
 
     def exit_cause(self, worker: str) -> str:
-        """Return a phrase for how a worker ended; empty if the process that started it recorded nothing."""
+        """Return a phrase that says how a worker ended, or an empty string if no exit was recorded."""
         noted = self.noted("exit", worker)
         return describe_exit(noted["code"]) if noted else ""
 
 
 def state_dir(study: Study, launcher: str) -> Path:
-    """Return a launcher's private folder for a study, outside the study, creating it if need be. Raises
-    UserError if it cannot be created."""
+    """Return a launcher's private folder for a study, which lies outside the study's own folder. The folder
+    is created if it does not exist. Raises UserError if it cannot be created."""
     from platformdirs import user_state_path
 
     name = f"{study.name}-{hashlib.sha256(str(study.root.resolve()).encode()).hexdigest()[:10]}"
@@ -189,13 +190,13 @@ def state_dir(study: Study, launcher: str) -> Path:
 
 
 def sessions_in(study: Study) -> list[Session]:
-    """Return the sessions in a study's folder whose driver is alive: one, or none."""
+    """Return the sessions in a study's folder whose driver is alive. There is at most one."""
     sessions = [Session(path.parent) for path in study.sessions.glob("session-*/session.json")]
     return [session for session in sessions if is_locked(session.lock_path)]
 
 
 def worker_settings(config: Config, *, several_gpus: bool = False) -> dict[str, Any]:
-    """Return the part of session.json that depends on the settings and the version of the code."""
+    """Return the items of session.json that depend on the settings and on the version of the code."""
     launcher = config.launcher
     return {
         "checkpoint_every_s": launcher.checkpoint_every_s,
@@ -208,13 +209,13 @@ def worker_settings(config: Config, *, several_gpus: bool = False) -> dict[str, 
 
 
 def code_here() -> dict[str, Any]:
-    """Return the installed version of all code that can change a run's numbers."""
+    """Return the versions of all installed code that can change a run's numbers."""
     torch, git = versions()["torch"], git_revision()
     return {"ebc_lab": __version__, "git": git, "torch": torch, "numerics_version": NUMERICS_VERSION}
 
 
 def describe_exit(code: int) -> str:
-    """Return a phrase for how a process ended, from its exit code as Popen reports it."""
+    """Return a phrase that says how a process ended. `code`: the exit code as Popen reports it."""
     if code >= 0:
         return f"it ended with exit code {code}"
     try:

@@ -1,8 +1,9 @@
 """launcher=slurm: each worker is one job of a Slurm array, submitted through submitit.
 
-Jobs outlive their driver: a later driver finds them by what the study records (`queue.py`) and adopts them.
-submitit turns Slurm's warning (USR2, before a time-out and on preemption) into a checkpoint and a requeue.
-The queue is read at most once every `launcher.queue_every_s`. Results are read from the runs' own files.
+Jobs outlive their driver. A later driver finds them through what the study records (`queue.py`), and adopts
+them. Slurm sends a warning (USR2) before a time-out and on preemption, which submitit turns into a checkpoint
+and a requeue. The queue is read at most once every `launcher.queue_every_s` seconds. Results are read from
+the runs' own files.
 """
 
 from __future__ import annotations

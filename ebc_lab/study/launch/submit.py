@@ -1,4 +1,4 @@
-"""Slurm jobs submitted through submitit: arrays of workers, and a job that measures a node's speeds."""
+"""Slurm jobs submitted through submitit: arrays of workers, and a job that measures speeds on a node."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ POLL_S = 0.5  # between two checks of the files that jobs write
 def submit_jobs(
     config: Config, folder: Path, name: str, jobs: Sequence[Callable[[], Any]], *, avoid: Sequence[str] = ()
 ) -> list[Any]:
-    """Submit each of `jobs` as one job of an array, and return submitit's jobs. `avoid`: nodes to exclude.
-    Raises UserError with sbatch's message if Slurm refuses them."""
+    """Submit an array with one Slurm job for each of `jobs`, and return submitit's job objects. `avoid`:
+    nodes to exclude. Raises UserError with sbatch's message if Slurm refuses the array."""
     import submitit
 
     failed = (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError)
@@ -63,7 +63,7 @@ def submit_jobs(
 
 
 def _sbatch(config: Config, name: str, count: int, avoid: Sequence[str]) -> dict[str, Any]:
-    """Return the options of one submission, by submitit's names; `launcher.sbatch` overrides the others."""
+    """Return the options of one submission, by submitit's names. `launcher.sbatch` overrides the others."""
     asked = config.launcher
     by_user = {k.replace("-", "_"): v for k, v in asked.sbatch.items()}
     count_of_nodes = asked.nodes_per_run
@@ -93,7 +93,8 @@ def _sbatch(config: Config, name: str, count: int, avoid: Sequence[str]) -> dict
 
 @dataclass
 class SlurmWorker:
-    """A callable that submitit runs in a Slurm job: one worker, in a process and environment of its own."""
+    """A callable that submitit runs on each node of a Slurm job. On the first node it runs the worker, in a
+    separate process and environment; on every other node it serves that worker."""
 
     session: str
     env: dict[str, str]
@@ -129,8 +130,8 @@ class SlurmWorker:
             raise RuntimeError(f"the worker ended with exit code {code}")
 
     def checkpoint(self) -> Any:
-        """Stop the worker with a checkpoint, and return what submitit requeues. submitit calls this in its
-        signal handler, before a time-out or on preemption."""
+        """Stop the worker with a checkpoint, and return the submission that submitit requeues. submitit's
+        signal handler calls this before a time-out or on preemption."""
         import submitit
 
         if self.process is not None:
@@ -141,8 +142,8 @@ class SlurmWorker:
 
 
 def choice_on_node(config: Config, study: Study) -> Choice:
-    """Return what `speeds.choose` chooses in a Slurm job, because the driver's machine may have other cores,
-    or no GPU. Raises UserError if the job or the queue fails, and Cancelled."""
+    """Return the choice made in a Slurm job from speeds measured on a node. The driver's machine may have
+    other cores, or no GPU. Raises UserError if the job or the queue fails, and Cancelled."""
     folder = Path(tempfile.mkdtemp(prefix="speeds-", dir=state_dir(study, "slurm")))
     name = f"ebc-{study.name[:40]}-{folder.name}"
     found = folder / "found.json"
@@ -177,7 +178,8 @@ def choice_on_node(config: Config, study: Study) -> Choice:
 
 
 def _measure(run: str, found: Path) -> None:
-    """Measure a run's speeds in a process of its own, and write them to `found`. `run`: settings, as JSON."""
+    """Measure the speeds of a run in a separate process, and write the resulting `Choice` to `found`. `run`:
+    the run's settings, as JSON."""
     asked = [sys.executable, "-m", "ebc_lab.bench.speeds"]
     output = subprocess.run(asked, input=run, stdout=subprocess.PIPE, text=True, check=True).stdout
     write_json(found, json.loads(output))

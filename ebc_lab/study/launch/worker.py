@@ -1,10 +1,10 @@
 """A worker process: `python -m ebc_lab.study.launch.worker SESSION NAME [LOCK…]` trains a session's runs, one
-after another. It first waits for its LOCKs, one for each GPU, and holds them while it lives: a worker of a
-driver that was killed may still be writing a checkpoint.
+after another. It first acquires its LOCKs, one for each GPU, and holds them while it lives. It may have to
+wait for them: a worker of a driver that was killed may still be writing a checkpoint.
 
-A worker claims a run by its lock, so no run is ever trained twice at once. A `bound` worker, on this machine,
-ends when it is told to, or when the driver's lock is free because the driver has ended. In a Slurm job, it
-survives its driver, and ends once it has been idle for `idle_s`.
+A worker claims a run by the run's lock, so no run is ever trained twice at once. A `bound` worker (under
+launcher=local) ends when the session tells it to, or when the driver's lock is free because the driver has
+ended. A worker in a Slurm job survives its driver, and ends once it has been idle for `idle_s` seconds.
 """
 
 from __future__ import annotations
@@ -72,10 +72,12 @@ def train_claimed(
     nodes: Nodes | None = None,
     retry_oom: bool = False,
 ) -> bool:
-    """Claim a planned run and train it to its result; return False if it has a result or another process.
+    """Claim a planned run and train it to its result. Return whether the run was free: False means that it
+    already has a result, or that another process holds it.
 
-    `on_claim`: called once the run is claimed and its log says so. `processes`: how many train it together,
-    on `nodes`. `retry_oom`: whether memory that runs out on a GPU raises DeviceFailed and leaves no result.
+    `on_claim`: called once the run is claimed and the claim is in the run's log. `processes`: how many
+    processes train the run together, on `nodes`. `retry_oom`: whether to raise DeviceFailed and leave no
+    result if a GPU's memory runs out.
 
     Raises Interrupted, with a checkpoint written, once `should_stop()` returns True; OSError if the folder
     cannot be written; DeviceFailed; and Superseded if another attempt at the run has begun since.
@@ -129,9 +131,10 @@ def train_claimed(
 class Worker:
     """The state of this worker process, and its reports to the driver.
 
-    The event `stop` makes its run stop with a checkpoint; `end` makes the worker end as well. Both are set on
-    SIGINT, when the driver's lock is free, and when the session says so. SIGTERM in a Slurm job sets `stop`
-    alone: the job may be preempted and requeued, or killed, and if nothing happens the run is resumed.
+    The event `stop` stops the run in progress with a checkpoint; the event `end` also ends the worker. Both
+    are set on SIGINT, when a bound worker's driver has ended, and when the session says so. In a Slurm job,
+    SIGTERM sets only `stop`: the job may be preempted and requeued, or killed. If the job goes on, the worker
+    resumes the run.
     """
 
     def __init__(self, session: Session, name: str, *locks: str):
@@ -172,7 +175,8 @@ class Worker:
         self.stop.set()
 
     def _watch(self) -> None:
-        """End this worker once it is told to, its driver is gone, or it no longer counts as the worker."""
+        """End this worker once the session says so, its driver is gone, or this process no longer counts as
+        the worker. Kill this process if it has not ended GRACE_S seconds later."""
         while not self.end.is_set():
             why = ""  # why this process no longer counts as the worker
             process = self.session.noted("process", self.name) or self.process
@@ -194,14 +198,14 @@ class Worker:
         os._exit(1)
 
     def say(self, **more: Any) -> None:
-        """Write this worker's note to the driver, unless the note is another process's by now."""
+        """Publish this worker's note for the driver, unless this process no longer counts as the worker."""
         if not self.replaced:
             now = {"run_id": self.run_id, "ran": self.taken, "started": self.started}
             self.session.note("worker", self.name, **now, **self.surroundings, **more)
 
     def work(self) -> int:
-        """Train runs until this worker is to end. Returns the exit code: 0 if it was told to end or was idle
-        for too long, 130 after a signal, EX_IOERR if it cannot write, EX_TEMPFAIL if its device failed."""
+        """Train runs until this worker is to end. Return 0 if the worker was told to end or was idle for too
+        long, 130 after a signal, EX_IOERR if it cannot write, and EX_TEMPFAIL if its device failed."""
         with suppress(OSError, UserError, LookupError, TypeError):
             # import what the first run needs before claiming it: torch takes seconds
             first = (self.session.tasks() or {"runs": []})["runs"][0]
@@ -243,7 +247,7 @@ class Worker:
                 self.stop.wait(poll_s)
 
     def _train_next(self) -> bool:
-        """Train the first run on the list that is free; return whether there was one."""
+        """Train the first free run on the list. Return whether there was a free one."""
         tasks = self.session.tasks()
         if tasks is None:  # the list cannot be read at the moment
             return False
@@ -259,8 +263,8 @@ class Worker:
         return False
 
     def _train(self, run_id: str, *, last_try: bool) -> bool:
-        """Train a run unless another worker has it; return whether it was free. `last_try`: a GPU has failed
-        during the run before, so this attempt gives its result even if memory runs out."""
+        """Train a run unless another worker has it. Return whether the run was free. `last_try`: whether a
+        GPU has already failed during the run; if so, this attempt leaves a result even if memory runs out."""
 
         def claimed() -> None:
             self.run_id = run_id
@@ -288,7 +292,7 @@ class Worker:
 
 
 def main() -> None:
-    """Run the worker that the command line names, and exit with its exit code."""
+    """Run the worker that the command line describes, and exit with the worker's exit code."""
     sys.exit(Worker(Session(Path(sys.argv[1])), *sys.argv[2:]).work())
 
 

@@ -1,7 +1,7 @@
 """`ebc-lab pull`: fetch a mirrored study into a folder of studies, checking every file's sha256.
 
-Files are collected in `.NAME.pull`, which is renamed to the study's folder once it has all of them. If a call
-is interrupted, the next one keeps the collected files that match the index.
+Files are collected in the folder `.NAME.pull`, which is renamed to the study's folder once all files are
+there. If a pull is interrupted, the next one keeps the collected files that match the index.
 """
 
 from __future__ import annotations
@@ -34,17 +34,18 @@ TRIES = 3  # each with the latest index, since a newer one may have replaced fil
 
 
 class NothingThere(UserError):
-    """The address can be read, but holds no study."""
+    """Raised when an address can be read but holds no study."""
 
 
 def pull(address: str, folder: Path, say: Say = lambda text: None) -> dict[str, Any]:
-    """Fetch the study at an address, or the only one directly below it, into `folder`.
+    """Fetch the study at an address, or the only study directly below the address, into `folder`.
 
     Returns `study`, `root`, `address`, `mirror` (a value for study.mirror), `files`, `bytes`, `fetched` (how
-    many files now) and `damaged`: file -> what is wrong with its mirrored copy. A damaged file is left out,
-    with all others of its run if it belongs to one; the study's command makes them again.
+    many files were fetched this time) and `damaged`: file -> what is wrong with the mirrored copy. A damaged
+    file is left out. If it belongs to a run, the run's other files are left out too. The study's command
+    makes all of these files again.
 
-    Raises UserError if no study can be read, study.json is damaged, or the study's folder has something else.
+    Raises UserError if no study can be read, study.json is damaged, or the study's folder has other content.
     """
     check_address("ADDRESS", address)
     try:
@@ -78,7 +79,7 @@ def pull(address: str, folder: Path, say: Say = lambda text: None) -> dict[str, 
 
 
 def _find(place: Place) -> tuple[Place, Index]:
-    """Return the place of the study, and its latest index. Raises UserError unless exactly one is found."""
+    """Return the study's place and latest index. Raises UserError unless exactly one study is found."""
     index = place.latest()
     if index is None:
         names = place.studies()
@@ -95,8 +96,8 @@ def _find(place: Place) -> tuple[Place, Index]:
 
 
 def _here_already(root: Path, place: Place, index: Index) -> str:
-    """Return a sentence saying that the study is here already, if its folder matches the index or is the one
-    that is mirrored; "" if there is no such folder. Raises UserError if it holds anything else."""
+    """Return a sentence saying that the study is here, or "" if `root` does not exist. The study is here if
+    `root` matches the index or is the folder that is mirrored. Raises UserError for any other `root`."""
     if not root.exists():
         return ""
     note = None
@@ -114,8 +115,8 @@ def _here_already(root: Path, place: Place, index: Index) -> str:
 
 
 def _fetch_study(place: Place, index: Index, root: Path, say: Say) -> tuple[Index, int, dict[str, str]]:
-    """Collect all files beside `root`, and rename their folder to it. Returns the index that they belong to,
-    how many were fetched, and file -> what is wrong with its mirrored copy."""
+    """Collect all files in a folder beside `root`, and rename that folder to `root`. Returns the index that
+    lists the files, the number of files fetched, and file -> what is wrong with the mirrored copy."""
     staging = Study(root.with_name(f".{root.name}.pull"))
     fetched, damaged = 0, dict[str, str]()
     for _ in range(TRIES):
@@ -147,8 +148,8 @@ def _fetch_study(place: Place, index: Index, root: Path, say: Say) -> tuple[Inde
 
 
 def _fetch_file(place: Place, into: Path, path: str, entry: Entry) -> str | None:
-    """Fetch a file and return None, or discard it and return what is wrong with its mirrored copy. Raises
-    what the file system raises if it is out of reach."""
+    """Fetch a file and return None. If the mirrored copy is missing or damaged, keep nothing and return what
+    is wrong with it. Raises what the file system raises if the mirror is out of reach."""
     to = into / path
     to.parent.mkdir(parents=True, exist_ok=True)
     try:

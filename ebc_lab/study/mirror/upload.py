@@ -1,8 +1,8 @@
-"""Mirror a study while it runs: a thread of its driver looks for new files, and writes them to a `Place`.
+"""Mirror a study while it runs: a thread of the driver looks for new files, and writes them to a `Place`.
 
-Of a run that has ended, it mirrors all files, which no longer change. Of any other run, it mirrors the
-checkpoint first and then the files that grow: these may be longer than the checkpoint says, since a resumed
-run drops the rest. A run that another worker claims meanwhile waits for the next pass.
+Once a run has ended, its files no longer change, and all of them are mirrored. Before that, the run's
+checkpoint is mirrored first, and then the files that grow. These may be longer than the checkpoint says,
+since a resumed run drops the rest. A run that another worker claims during a pass waits for the next pass.
 
 Failures never stop a study. Each is reported once, and the next pass tries again.
 """
@@ -50,7 +50,7 @@ class MirrorRecord(TypedDict):
 
 
 def place_of(config: Config, study: Study) -> Place:
-    """Return where a study is mirrored. Raises UserError if it is unusable or overlaps the study's folder."""
+    """Return a study's mirror. Raises UserError if the address is unusable or overlaps the study's folder."""
     assert config.study.mirror is not None
     try:
         place = Place(f"{config.study.mirror.rstrip('/')}/{study.name}")
@@ -64,7 +64,7 @@ def place_of(config: Config, study: Study) -> Place:
 
 
 def refuse_unusable(config: Config, study: Study) -> None:
-    """Raise UserError if a new study cannot be mirrored; writes nothing to the study's folder."""
+    """Raise UserError if a new study cannot be mirrored. Nothing is written to the study's folder."""
     if config.study.mirror is None:
         return
     place = place_of(config, study)
@@ -79,7 +79,7 @@ def refuse_unusable(config: Config, study: Study) -> None:
 
 
 def _refuse_another(latest: Index | None, place: Place, note: MirrorRecord | None) -> None:
-    """Raise UserError if the place holds anything but what this folder wrote or was pulled from."""
+    """Raise UserError if the place holds anything that this folder neither wrote nor was pulled from."""
     if latest is None:
         if note is None and place.holds_others():
             raise UserError(f"{place.address} holds files of something else: choose another study.mirror.")
@@ -96,7 +96,7 @@ def _refuse_another(latest: Index | None, place: Place, note: MirrorRecord | Non
 @contextmanager
 def mirroring(config: Config, study: Study, say: Say) -> Iterator[None]:
     """Mirror a study that this process holds while the block runs, if `study.mirror` is set. At the end, wait
-    until all files are mirrored, and say which are not. Raises UserError only at the beginning."""
+    until all files are mirrored, and report any that are not. Raises UserError only at the beginning."""
     if config.study.mirror is None:
         yield
         return
@@ -109,7 +109,7 @@ def mirroring(config: Config, study: Study, say: Say) -> Iterator[None]:
 
 
 class _Mirror:
-    """The thread that mirrors a study, and its knowledge of what is mirrored."""
+    """The thread that mirrors a study, with what is known of the mirror's content."""
 
     def __init__(self, place: Place, study: Study, every_s: float, say: Say):
         self.place = place
@@ -131,7 +131,8 @@ class _Mirror:
     # -- the driver's side -----------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Claim the place, and start the thread. Raises UserError if a new mirror cannot be written."""
+        """Claim the place, and start the thread. Raises UserError if the place holds anything of another
+        folder, or if a new mirror cannot be written."""
         try:
             self._take()
         except UserError:
@@ -144,7 +145,7 @@ class _Mirror:
         self.thread.start()
 
     def finish(self) -> None:
-        """Have the thread make a last pass, wait while it makes progress, and say how that ended."""
+        """Have the thread make a last pass, wait while the thread makes progress, and report the result."""
         self.stop.set()
         seen, since = -1, time.monotonic()
         while self.thread.is_alive() and time.monotonic() - since < PATIENCE_S:
@@ -201,7 +202,8 @@ class _Mirror:
         return note if note["address"] == self.place.address else None
 
     def _take(self) -> Index:
-        """Claim the place by writing its next index, and return that. Raises UserError, and as `Place`."""
+        """Claim the place by writing the next index, and return this index. Raises UserError if the place
+        holds anything of another folder, and whatever `Place` raises."""
         latest = self.place.latest()
         note = self._note()
         _refuse_another(latest, self.place, note)
@@ -215,10 +217,8 @@ class _Mirror:
         return self.index
 
     def _look(self, *, whole: bool) -> bool:
-        """Mirror what is new. Returns False, without an index, if the decisive files changed meanwhile.
-
-        `whole`: whether to check even runs that an earlier pass found ended and mirrored completely.
-        """
+        """Mirror what is new, and return True. If files that decide which runs count change meanwhile, write
+        no index and return False. `whole`: whether to check completely mirrored runs too."""
         latest = self.index or self._take()
         self.batch, self.waiting = {}, set()
         study = self.study
@@ -243,7 +243,8 @@ class _Mirror:
         return True
 
     def _read_run(self, run_id: str, *, whole: bool) -> Read:
-        """Read a run's files, and return what to list of them; as before, if it changes hands meanwhile."""
+        """Read a run's files, and return what the next index lists of them. If the run ends or changes hands
+        meanwhile, return what the last pass returned."""
         files = self.study.run_files(run_id)
         before = self.read.get(run_id, {})
         ended, claimed = stamp(files.result), stamp(files.attempts)
@@ -260,7 +261,8 @@ class _Mirror:
         return now
 
     def _read_all(self, paths: Iterable[str], before: Read) -> Read:
-        """Return the stamps and contents of these files. Those that have changed are read, in this order."""
+        """Read those of these files that have changed, in this order, and return the stamps and contents of
+        all, by path. Files that were removed, or are not regular files, are left out."""
         now = {}
         for path in paths:
             known = before.get(path)
@@ -271,7 +273,8 @@ class _Mirror:
         return now
 
     def _read(self, path: str) -> tuple[Stamp, Entry]:
-        """Read a file up to its present size, and write or batch it for the mirror unless it is there."""
+        """Read a file up to its present size, and return the stamp and the content. Content that the mirror
+        lacks is written at once if the file is large, and otherwise added to the batch."""
         with opened(self.study.root / path) as file:
             about = os.fstat(file.fileno())
             large = about.st_size > IN_MEMORY
@@ -304,7 +307,7 @@ class _Mirror:
 
 
 def kept_elsewhere(root: Path, folder: str = "", *, runs: bool = True) -> Iterator[str]:
-    """Return the files that a mirror takes: those of `manifest.walk` without the runs' progress files."""
+    """Return the files that a mirror takes: those of `manifest.walk` except the runs' progress files."""
     progress = RunFiles(root).progress.name
     paths = manifest.walk(root, folder, runs=runs)
     return (path for path in paths if os.path.basename(path) != progress)

@@ -20,7 +20,8 @@ from .backends import FOLDER, MLFLOW_ENV
 
 @contextmanager
 def following(config: TrackerConfig, root: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Have trackers follow the study or run in `root` during the block; wait for them at the block's end."""
+    """Have trackers follow the study or run in `root` while the block runs. At the end of the block, wait
+    until the trackers have shown everything, for at most `config.wait_s` seconds."""
     followers = [_Follower(name, config, root, say) for name in config.names]
     try:
         yield
@@ -81,13 +82,13 @@ class _Follower:
                     self.say(f"tracker {self.name}: {what}")
 
     def warn(self, what: str) -> None:
-        """Print a warning if it is this tracker's first."""
+        """Print this tracker's first warning, and ignore all later ones."""
         if not self.warned:
             self.warned = True
             self.say(f"warning: tracker {self.name}: {what}; the runs continue without it")
 
     def finish(self, deadline: float) -> None:
-        """Wait for the process until `deadline` (on the monotonic clock), then kill it."""
+        """Wait until `deadline` (on the monotonic clock) for the process to end, then kill it."""
         if self.process is None:
             return
         try:
@@ -103,7 +104,7 @@ class _Follower:
 
 
 def absolute(uri: str | None) -> str | None:
-    """Return a store's address with its path made absolute, for a process in another folder."""
+    """Return a store's address with a relative path made absolute, for a process in another folder."""
     for scheme in ("sqlite:///", "file:"):
         if uri and uri.startswith(scheme) and not uri.removeprefix(scheme).startswith("/"):
             return scheme + str(Path(uri.removeprefix(scheme)).resolve())

@@ -45,27 +45,27 @@ Row = tuple[int, dict[str, float]]  # step, and name -> figure at that step
 
 
 class Tracker:
-    """A service that shows runs. A call may raise any exception; a new instance may then repeat it."""
+    """A service that shows runs. Any method may raise any exception; a new instance may then try again."""
 
     settings: tuple[str, ...] = ()  # TrackerConfig's fields that, beside the folder, say where runs are shown
 
     def __init__(self, folder: Path, config: TrackerConfig, note: Callable[[str], None]):
-        """`note`: shows the user a message, once however often it is called with it."""
+        """`note`: a function that shows the user a message. The same message is shown only once."""
         self.folder = folder
         self.config = config
         self.note = note
         self.runs: dict[str, Any] = {}  # run id -> the library's object for a run in progress
 
     def log(self, run: Run, rows: Sequence[Row]) -> None:
-        """Show these rows; when this returns, the service has them, or its library keeps them."""
+        """Show these rows. When this returns, the service or its library has stored the rows."""
         raise NotImplementedError
 
     def end(self, run: Run, outcome: str, figures: Mapping[str, float]) -> None:
-        """Show how a run ended, and its final figures."""
+        """Show how a run ended, and the run's final figures."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Release what this instance holds open. It is not used again, even if runs are in progress."""
+        """Release what this instance holds open, even if runs are in progress. It is not used again."""
 
 
 class TensorBoard(Tracker):
@@ -99,7 +99,8 @@ class TensorBoard(Tracker):
 
 
 class MLflow(Tracker):
-    """A tracker with one MLflow run per run, in an experiment named after the study; by default in SQLite."""
+    """A tracker with one MLflow run per run, in an experiment named after the study. By default, MLflow
+    stores the runs in an SQLite file in `folder`."""
 
     settings = ("mlflow_uri",)
 
@@ -114,7 +115,7 @@ class MLflow(Tracker):
         self.artifacts = None if uri else (folder / "mlflow_artifacts").as_uri()
 
     def _id(self, run: Run) -> str:
-        """Return MLflow's id of a run, creating the run if need be."""
+        """Return MLflow's id of a run, creating the run in MLflow if it is not there yet."""
         from mlflow.entities import Param
 
         client = self.client
@@ -147,7 +148,7 @@ class MLflow(Tracker):
 class WandB(Tracker):
     """A tracker with one W&B run per run, in a group named after the study, and files in `folder/wandb`.
 
-    A run's id at W&B is a hash of its folder and name, so that a later process resumes the same W&B run.
+    A W&B run's id is a hash of the run's folder and name, so that a later process resumes the same W&B run.
     """
 
     settings = ("wandb_project", "wandb_mode")
@@ -160,7 +161,7 @@ class WandB(Tracker):
         self.mode: Any = None if config.wandb_mode == "auto" else config.wandb_mode  # None: W&B's own choice
 
     def _run(self, run: Run) -> Any:
-        """Return W&B's object for a run in progress, opening it if need be."""
+        """Return W&B's object for a run in progress, opening the run in W&B if it is not open yet."""
         if run.run_id not in self.runs:
             try:
                 begun = self._open(run)
@@ -214,7 +215,7 @@ class WandB(Tracker):
 class Trackio(Tracker):
     """A tracker with one Trackio run per run, in a project named after the study, stored in `folder/trackio`.
 
-    Trackio allows one open run at a time, so each call opens or resumes its run and closes it again.
+    Trackio allows one open run at a time, so each call opens or resumes a run and closes it again.
     """
 
     def __init__(self, folder: Path, config: TrackerConfig, note: Callable[[str], None]):
@@ -227,7 +228,7 @@ class Trackio(Tracker):
         self.trackio: Any = trackio
 
     def _log(self, run: Run, rows: Sequence[Row], **more: str) -> None:
-        """Write rows, and the settings with `more`. Raises OSError if Trackio warns that it could not."""
+        """Write rows, and the run's settings with `more`. Raises OSError if Trackio warns that it failed."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             config = {**run.settings, **run.identity, **more}

@@ -1,8 +1,8 @@
 """`notify=COMMAND`: run a program of the user's when a study has ended or stalled.
 
-The command is split into words as a shell splits them, but run without a shell, so nothing in a study's name
-or in an error's text is ever read as a command. Its environment has the facts, and its standard input has the
-message. Whatever it does, the study goes on.
+The command is split into words as a shell would split it, but runs without a shell, so nothing in a study's
+name or in an error's text is ever read as a command. The command gets the facts in environment variables and
+the message on standard input. Whatever the command does, the study goes on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FINISHED, FAILED, STALLED = "finished", "failed", "stalled"
 
 
 class Notifier:
-    """A runner of the command for one study. The first time the command fails, `say` gets a warning."""
+    """A runner of the user's command for one study. Only the command's first failure is reported to `say`."""
 
     def __init__(self, command: str, root: Path, say: Callable[[str], None]):
         self.words = shlex.split(command)
@@ -34,7 +34,8 @@ class Notifier:
         self.running: list[threading.Thread] = []
 
     def tell(self, event: str, message: str, *, wait: bool = True) -> None:
-        """Run the command: in the background, or if `wait`, after earlier ones and until it has ended."""
+        """Run the command. With `wait`, first wait for earlier commands, then run this one to its end;
+        otherwise run it in the background."""
         if wait:
             for thread in self.running:
                 thread.join()

@@ -1,9 +1,10 @@
-"""The process of one tracker (docs/trackers.md), which shows what a study's files contain and cannot harm a
+"""The process of one tracker (docs/trackers.md). It shows what a study's files contain, and cannot harm a
 run. The driver starts it as `python -m ebc_lab.study.trackers.process`.
 
-It reads the files that runs write anyway. These are its queue, so nothing is lost while a tracker is slow or
-down; `.trackers/` records what has been shown, so nothing is shown twice. The end of its standard input means
-that nothing more will come, however the driver ended; it then has `tracker.wait_s` to show the rest.
+The process reads the files that runs write anyway. These files act as a queue, so nothing is lost while a
+tracker is slow or down. `.trackers/` records what has been shown, so nothing is shown twice. Once standard
+input ends, nothing more will come, however the driver ended. The process then has `tracker.wait_s` seconds to
+show the rest.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ class ShownRecord(TypedDict):
 
 
 class Reader:
-    """A reader of the runs in `root` for one tracker. It records what has been shown, and where (`to`)."""
+    """A reader of the runs in `root` for one tracker, which records what has been shown. If `to`, the place
+    where runs are shown, has changed since the last record, everything is shown again."""
 
     def __init__(self, root: Path, name: str, to: str):
         self.root = root
@@ -68,7 +70,7 @@ class Reader:
         self.complete: dict[Path, Stamp] = {}  # run's folder -> stamp of its result, once shown
 
     def measuring(self) -> bool:
-        """Return whether a run that measures time is in progress, which must not be disturbed."""
+        """Return whether a timing run, which must not be disturbed, is in progress."""
         runs = StudyFiles(self.root).all_runs()
         timed = (run for run in runs if run.directory.name.startswith("overhead_"))
         return any(run.progress.exists() and not run.result.exists() for run in timed)
@@ -116,7 +118,7 @@ class Reader:
 
 
 def distinguishing_settings(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings by which a run differs from the others of its study."""
+    """Return the settings that distinguish a run from the other runs of its study."""
     out = {k: spec[k] for k in ("arm", "stage", "role", "lr_scale") if k in spec}
     config = flat(spec["config"])
     out |= {name: config[key] for name, key in SETTINGS.items()}
@@ -126,7 +128,7 @@ def distinguishing_settings(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def new_rows(path: Path, columns: Sequence[str], after: int) -> list[Row]:
-    """Return the rows of a CSV file after the step `after`; none if there is no file yet."""
+    """Return the rows of a CSV file after the step `after`, or none if the file cannot be read yet."""
     try:
         table = read_columns(path)
     except (FileNotFoundError, UserError):  # UserError: its last line is being written
@@ -142,7 +144,7 @@ def new_rows(path: Path, columns: Sequence[str], after: int) -> list[Row]:
 def follow(
     reader: Reader, connect: Callable[[], Tracker], over: threading.Event, warn: Callable[[str], None]
 ) -> bool:
-    """Show what is new until `over` is set, then what is left. Return whether all of it was shown."""
+    """Show what is new until `over` is set, then show the rest. Return whether everything was shown."""
     tracker: Tracker | None = None
     pause = POLL_S
     while True:
@@ -170,7 +172,7 @@ def follow(
 
 
 def main(name: str, root: str, config: TrackerConfig) -> int:
-    """Follow a study with one tracker until stdin ends. Return the exit code: 0 if everything was shown."""
+    """Follow a study with one tracker until stdin ends. Return 0 if everything was shown, and otherwise 1."""
     over = threading.Event()
 
     def wait_for_the_end() -> None:
