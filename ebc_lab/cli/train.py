@@ -32,6 +32,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.overrides import check_overrides, expand
 from ebc_lab.config.own.parts import refuse_edited, with_names, with_sources
 from ebc_lab.config.parts.tokens import set_steps
+from ebc_lab.config.parts.workload import fit_to_images
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.files import refuse_unwritable
@@ -217,9 +218,11 @@ def task(composed: Any) -> float | None:
 
     from ebc_lab.training.ends import DeviceFailed, Interrupted
 
-    set_steps(composed)
-    config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     hydra = HydraConfig.get()
+    given = {override.lstrip("+").partition("=")[0] for override in hydra.overrides.task}
+    fit_to_images(composed, given)
+    set_steps(composed, given)
+    config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     directory = Path(hydra.runtime.output_dir)
     in_job = is_submitit(hydra.launcher)
     message, code = None, 0

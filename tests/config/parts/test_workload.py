@@ -1,5 +1,6 @@
 """What `ebc-lab train workload=ebm …` refuses before anything is written: exit code 2 and one sentence."""
 
+import json
 import sys
 
 import pytest
@@ -63,6 +64,19 @@ def test_a_library_that_is_missing_is_named_with_its_remedy(monkeypatch, asked, 
 def test_a_gpt_takes_tokens_and_parts_of_a_batch_too():
     compose(["scale=smoke", "tokens=bpe", "accumulate=2"], study=False)
     compose(["scale=smoke", "compile=on", "controller=agreement"], study=False)
+
+
+def test_a_run_of_images_needs_no_more_than_its_workload(tmp_path):
+    run = ["workload=images", "scale=smoke", "stabilizer=none", "steps=30", "device=cpu"]
+    done = called("train", *run, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    [spec] = tmp_path.rglob("spec.json")
+    config = json.loads(spec.read_text())["config"]
+    assert (config["data"]["name"], config["model"]["name"], config["model"]["context"]) == (
+        "digits",
+        "cnn",
+        1,
+    )
 
 
 def refused_by_the_command(folder, text_file, *overrides, **env):
