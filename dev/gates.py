@@ -40,10 +40,10 @@ HERE = Path(__file__).resolve().parents[1]
 BUNDLES = [*sorted(HERE.glob("docs/evidence/*.zip")), HERE / "tests/study/store/made_by_0_2.bundle"]
 SMALL = ["scale=smoke", "model.blocks=1", "model.width=16", "model.context=16", "batch_size=10", "device=cpu"]
 SMALL += ["budget.probe_sequences=2", "steps=6"]
-SIZES = {
-    "ebm": "ebm.splats=16",
-    "images": "model.context=1",
-}  # what a workload needs besides, or in its place
+SIZES = {  # what a workload needs besides
+    "ebm": ["ebm.splats=16"],
+    "images": ["data=digits", "model=cnn", "model.context=1", "batch_size=20"],
+}
 GROUPS = (
     *(
         "adapter",
@@ -185,8 +185,8 @@ def byte_sums() -> Iterator[tuple[str, str]]:
     """Yield (overrides, sha256 of steps.csv, or the sentence that refuses them)."""
     for overrides in trained():
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-            sizes = [s for workload, s in SIZES.items() if f"workload={workload}" in overrides]
-            code, text = answer("train", *SMALL, *overrides, *sizes)
+            sizes = [SIZES[w] for w in SIZES if f"workload={w}" in overrides]
+            code, text = answer("train", *SMALL, *overrides, *itertools.chain(*sizes))
             files = sorted(Path().rglob("steps.csv"))
             sums = [hashlib.sha256(f.read_bytes()).hexdigest()[:16] for f in files]
             last = steady(text.strip().splitlines()[-1]) if text.strip() else ""
