@@ -36,7 +36,7 @@ def choice(key: str, value: Any, allowed: Iterable[str]) -> None:
 
 
 def check_settings(config: Any, path: str = "") -> None:
-    """Raise UserError if a field of a dataclass, or of a dataclass nested in it, does not take its value."""
+    """Raise UserError if a field of `config`, or of a dataclass nested in it, has an invalid value."""
     cls: Any = type(config)
     kinds = type_hints(cls)
     own = path.rstrip(".") in OWN_GROUPS and kind_of(config) == CUSTOM
@@ -89,8 +89,9 @@ def _is_set(group: str, field: dataclasses.Field[Any], settings: Any) -> bool:
 
 
 def check_read(config: Any, beside: Any = None) -> None:
-    """Raise UserError for a setting that is set but not read. A setting may keep the value that it has in
-    `beside`, the configuration that this one began as, because other runs of that study may read it."""
+    """Raise UserError for a setting that is set but not read. If `beside`, the configuration from which this
+    one was derived, is given, a setting with the same value there is allowed, because the study's other runs
+    may read it."""
     for key, sentence in set_in_vain(config).items():
         require(beside is not None and value_at(config, key) == value_at(beside, key), sentence)
 

@@ -111,7 +111,8 @@ def _leaving_out(config: Config, keys: Sequence[str]) -> Config:
 def _composed(
     overrides: Sequence[str], suite: Path | None, values: Mapping[str, Any], recorded: Recorded | None
 ) -> Config:
-    """Return what Hydra composes from the choices among the overrides, with the settings `values` set."""
+    """Compose the configuration with Hydra from those overrides that choose a group's option, then apply the
+    settings in `values`, and return it."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -442,7 +443,8 @@ def _recorded_run(path: Path, record: Mapping[str, Any]) -> Recorded:
 
 
 def hydra_words(overrides: Sequence[str], recorded: Recorded | None = None) -> tuple[str, list[str]]:
-    """Return the name of the primary configuration, and the overrides in Hydra's spelling without `from=`."""
+    """Return the name of the primary configuration, and the overrides as Hydra spells them, leaving out any
+    `from=`."""
     others = [written.spelled(o) for o in overrides if not o.startswith(f"{FROM}=")]
     return PRIMARY if recorded else "config", others
 
@@ -498,7 +500,8 @@ def _merged(template: ArmConfig, arm: ArmConfig) -> ArmConfig:
 
 
 def _by_their_targets(config: Config) -> Config:
-    """Return the configuration with `mine` replaced by the resolved targets of its arms."""
+    """Return the configuration with `mine`, unless it is empty, set to the resolved targets of the arms that
+    `ablation.mine.arms` lists."""
     if not config.mine:
         return config
     suite = config.ablation

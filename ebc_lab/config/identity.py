@@ -230,7 +230,8 @@ def by_name(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _named_in(settings: Any) -> Iterator[tuple[str, str]]:
-    """Yield (group, choice) for each part in `settings` whose group has choices that libraries compute."""
+    """Yield (group, choice) for each choice made in `settings`, at any depth, in a group with choices that
+    external libraries implement. Names in a list of `optimizers` are included."""
     if not isinstance(settings, Mapping):
         return
     for key, value in settings.items():

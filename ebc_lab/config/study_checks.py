@@ -196,7 +196,8 @@ def _processes(config: Config, *, here: bool, study: bool) -> Mistakes:
 
 
 def _swept(config: Config) -> list[str]:
-    """Return the sweep's optimizers, the user's own as `custom`. Raises UserError for others not built in."""
+    """Return the optimizers of the LR sweep, with the study's user-defined optimizer given as `custom`.
+    Raises UserError for any other that an installed package offers."""
     custom = config.optimizer.name if kind_of(config.optimizer) == CUSTOM else None
     for name in config.lr_sweep.optimizers:
         offered = name != custom and name in choices_of("optimizer", name)
@@ -235,8 +236,8 @@ def _check_settings_of_stages(config: Config) -> None:
 
 
 def _stage_run(config: Config) -> RunConfig:
-    """Return a run of the stages. Its budget is `surrogate`, which reads the most settings, if the stages
-    calibrate that one, and otherwise the first that they calibrate."""
+    """Return a typical run of the stages, for checking. Its budget is `surrogate`, which reads the most
+    settings, if calibrated; otherwise the first calibrated budget or, if there is none, the study's own."""
     budgets = config.calibrate.budgets
     name = "surrogate" if "surrogate" in budgets else [*budgets, config.budget.name][0]
     return replace(run_part(config), budget=replace(config.budget, name=name))
@@ -272,7 +273,8 @@ def _study(config: Config) -> Mistakes:
 
 
 def _check_finals(config: Config) -> None:
-    """Raise UserError for final arms that are unknown or missing, and for seeds that cannot be added."""
+    """Raise UserError if a final arm is unknown, if a required one is missing, or if `finals.max_seeds` or
+    `finals.seeds_per_look` does not fit the number of the study's seeds."""
     arms = config.finals.arms
     for arm in arms:
         scaled = re.fullmatch(r"(?:ebc|control)_x(\d+(?:\.\d+)?)", arm)

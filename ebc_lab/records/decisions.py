@@ -351,7 +351,8 @@ class Line(TypedDict, total=False):
 
 
 class ComparedTrack(TypedDict, total=False):
-    """The arms of the finals or of a suite, in the form that tables of either take."""
+    """The fields of the finals and of a suite that the tables of arms read, so that the same tables show
+    both."""
 
     reference: str  # only of a suite: the arm that the others are compared with by default
     arms: dict[str, Arm]
@@ -588,7 +589,7 @@ class UnitSetting(TypedDict):
 
 
 class UnitsTrack(TypedDict):
-    """The comparison of units: how well their constants serve settings on which they were not chosen."""
+    """The results of comparing units: how well a constant chosen on some settings works on the others."""
 
     reference: str
     challengers: list[str]

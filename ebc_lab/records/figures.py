@@ -131,7 +131,8 @@ def summarise(steps: Mapping[str, np.ndarray], floor: float = KL_FLOOR["float32"
 
 
 def _further(steps: Mapping[str, np.ndarray], floor: float) -> dict[str, Any]:
-    """Return the figures of columns that only some runs have: medians, shares, and the curve of KL over c."""
+    """Return the figures computed from columns that only some runs record: medians, shares of steps, the
+    curve of KL against c (values of at least `floor`), and the law fitted to it."""
     of_steps = [figure.key for part in PARTS for figure in part.figures if figure.of_steps]
     figures: dict[str, Any] = {key: _median(_measured(steps[key])) for key in of_steps if key in steps}
     if "ruled" in steps:
@@ -187,9 +188,9 @@ def _kl_figures(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _drifts(steps: Mapping[str, np.ndarray]) -> dict[str, float | None]:
-    """Return medians of c, S and beta (mean over groups of the last measured values) in two windows: the
-    run's last tenth of steps, and the tenth that begins at step 20, or half-way through a run of under 40
-    steps."""
+    """Return the medians of c, S and beta early and late in a run. Each window is a tenth of the run's steps:
+    the late one is the last tenth; the early one starts at step 20, or at the midpoint of a run shorter than
+    40 steps. Beta at a step is the mean over groups of each group's last measured value."""
     import numpy as np
 
     columns = {"c": steps["c"], "surrogate": steps["surrogate"]}

@@ -97,7 +97,7 @@ def opened(path: Path) -> BufferedReader:
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Raise UserError if a folder cannot be written or, if it does not exist, cannot be created."""
+    """Raise UserError unless `path` is a folder that can be written to, or one that can be created."""
     existing = next(p for p in [path, *path.resolve().parents] if p.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(

@@ -57,9 +57,9 @@ def read_json(path: Path, kind: Any = Any, remedy: str = REMEDY) -> Any:
 
 
 def parse_json(content: str | bytes) -> Any:
-    """Return the value that a JSON text encodes; strings are not made `visible`. Raises ValueError if the
-    text is not strict JSON (NaN is not), has an integer beyond `LARGEST_INT`, or is nested beyond
-    `DEEPEST`."""
+    """Return the value that a JSON text encodes, with its strings unchanged (`read_json` makes them
+    `visible`). Raises ValueError if the text is not strict JSON (NaN, for example), contains an integer
+    beyond `LARGEST_INT`, or is nested more deeply than `DEEPEST`."""
     return _parsed(content.encode() if isinstance(content, str) else content)[0]
 
 

@@ -34,8 +34,8 @@ def arm_name(run: RunConfig, lr_scale: float | None, note: str = "") -> str:
 
 
 def setting_columns(run: RunConfig) -> dict[str, Any]:
-    """Return column -> value for the columns of run tables that show settings; None for those without
-    effect."""
+    """Return the values of the settings shown in run tables, by column. A setting that has no effect on this
+    run is None."""
     run = naming.with_derived_settings(run)
     ebc = run.stabilizer.name == "ebc"
     bound = ebc and (run.budget.name in BOUNDED or run.budget.sensitivity_every > 0)

@@ -28,8 +28,8 @@ def cause_class(run_id: str, outcome: str, cause: str | None) -> str:
 
 
 class Breaker:
-    """A guard that stops a stage if several runs in a row fail for the same cause: the first two, or later
-    any three. `proven`: whether a run of the stage has already finished."""
+    """A guard that stops a stage when runs in a row fail for the same cause: two before any run has finished,
+    three afterwards. `proven`: whether a run of the stage has already finished."""
 
     def __init__(self, stage: str, study: Study, *, proven: bool):
         self.stage = stage
@@ -98,7 +98,8 @@ class Limits:
             self.rate = self._trained_s / max(self._trained_cost, 1.0)
 
     def tick(self, busy: int) -> None:
-        """Add the time since the last call for each busy worker. Raises StageFailed if no hours are left."""
+        """Charge each busy worker for the time since the last call. Raises StageFailed once the hours of
+        `--max-hours` are used up."""
         now = time.monotonic()
         self.spent_s += busy * (now - self._last)
         self._last = now

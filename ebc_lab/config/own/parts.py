@@ -268,8 +268,9 @@ def own_part(part: Any) -> Callable[..., Any]:
 
 
 def _is_read(name: str, function: Any, made: Any) -> bool:
-    """Return whether the function seems to read an argument. A class that takes `**options` may ignore a
-    misspelled argument, or keep it in an optimizer's `defaults`, where nothing reads it."""
+    """Return whether the function seems to read the argument `name`. Only a class that takes `**options` is
+    examined, because it may silently ignore a misspelled argument, or merely store it in an optimizer's
+    `defaults`."""
     init = getattr(function, "__init__", None)
     code = getattr(init, "__code__", None)
     if not inspect.isclass(function) or code is None or not code.co_flags & inspect.CO_VARKEYWORDS:

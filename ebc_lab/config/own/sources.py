@@ -267,7 +267,8 @@ def load(target: str, sha256: str) -> Callable[..., Any]:
 
 def _imported(source: Source) -> ModuleType:
     """Import a module from its own folder, once, and return it. Raises LookupError if this process has
-    imported another file, or an older version, under the name of the module or of one that it imports."""
+    already imported something else (another file, or an older version) under the module's name or the name
+    of a module that it imports."""
     files = source.files or {source.module: source.path}
     now: dict[str, str] = {}
     for path, file in files.items():  # the module is lib.inner for lib/inner.py and lib/inner/__init__.py

@@ -116,7 +116,8 @@ class BudgetConfig(Part):
     )
 
     def measured_steps(self) -> str:
-        """Return one of CADENCES_OF_KL: `measure` if that setting has an effect, and otherwise `every`."""
+        """Return which steps measure a KL (one of CADENCES_OF_KL): the value of the setting `measure` where
+        it has an effect, and `every` elsewhere."""
         return self.measure if self.name == "tracked" and self.measure_every == 1 else "every"
 
     def leaves_some_free(self) -> bool:

@@ -17,7 +17,7 @@ Row = Sequence[Any]  # a point of a loss curve: step, loss on the fixed windows,
 
 
 def _arm_figure(key: str, unit: str, meaning: str, head: Head) -> Figure:
-    """Return a figure that is computed from all runs of an arm together instead of being their mean."""
+    """Return a figure that is computed once from all runs of an arm, rather than averaged over the runs."""
     return Figure(key, unit, meaning, head, averaged=False)
 
 

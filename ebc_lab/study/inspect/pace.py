@@ -33,7 +33,8 @@ Timed = tuple[Kind, float | None, float]  # kind, seconds and cost of a finished
 
 @dataclass(frozen=True)
 class Pace:
-    """The seconds that runs take per unit of cost, overall and for each kind (optimizer, stabilizer)."""
+    """Seconds of wall time per unit of a run's cost: overall, and by (optimizer, stabilizer) pair where
+    enough runs were timed."""
 
     overall: float
     by_kind: Mapping[Kind, float]

@@ -136,8 +136,8 @@ def _in_short(value: Any) -> Any:
 
 @functools.cache
 def _defaults(scale: str, suite: str) -> dict[str, Any]:
-    """Return all settings under a scale and a suite. They are cached, because composing is slow and a page
-    that is being watched is rendered often."""
+    """Return the default values of all settings for a scale and a suite. The result is cached because
+    composing is slow and a watched page is rendered often."""
     chosen = [f"scale={scale}", f"study={override_value(suite)}"]
     return asked_for(compose(chosen, here=False, sources=False, trains=False))
 

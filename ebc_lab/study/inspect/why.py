@@ -50,7 +50,8 @@ def noise_floor(decisions: Mapping[str, Decision]) -> dict[str, NoiseFloor]:
 
 
 def noise_in_words(floor: NoiseFloor) -> str:
-    """Return the noise floor in one line: σ, its interval, and the least difference two runs can show."""
+    """Return a one-line description of the noise floor: σ, its interval, and the smallest difference
+    detectable between two single runs."""
     if floor["sigma"] is None:
         return "σ unknown"
     return (

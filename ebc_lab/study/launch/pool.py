@@ -271,8 +271,8 @@ class WorkerPool(ABC):
                 self.say(f"{run_id}: {why}")
 
     def _see_guests(self, notes: Mapping[str, Note]) -> None:
-        """Report guest workers that have joined, and record those that have ended: a guest with a free lock
-        has ended. One that came and went between two checks is found if its note still names a run."""
+        """Report guest workers that have joined, and record those that have ended (they no longer hold
+        their lock). One that came and went between two checks is seen only if its note still names a run."""
         alive = self.session.guests(notes)
         for worker in (w for w in alive if w not in self.guests):
             self.say(f"worker {worker} has joined, on {notes[worker].get('host', '?')}")

@@ -83,7 +83,7 @@ class Place:
         return [int(stem) for stem in stems if stem.isdecimal() and stem.isascii()]
 
     def _read(self, number: int) -> Index | None:
-        """Return the index of this number, or None if it is missing, damaged, or not a mirror's."""
+        """Return the index with this number, or None if it is missing, damaged or not written by a mirror."""
         try:
             record = parse_json(self.fs.cat_file(self._index_path(number)))
             index = msgspec.convert(record, Index)

@@ -230,8 +230,8 @@ def own_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, dict[str
 
 
 def with_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings with the data and tokens that they change, each with a checksum. In a plan, where
-    the files have not been read yet, a hash of the file names stands in for the checksum."""
+    """Return `settings`, with the data and tokens that it changes written out in full. Where a checksum is
+    needed but unknown, as in a plan, which reads no files, a hash of the file names stands in for it."""
     own = own_text(base, settings)
     for group, text in own.items():
         if not text["sha256"] and text["name"] != "characters":

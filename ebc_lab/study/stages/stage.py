@@ -116,7 +116,8 @@ class Stage:
         return f"{optimizer(name)}: " if self.leads_with_optimizer else track_prefix(name, decision["tracks"])
 
     def question(self, config: Config) -> str:
-        """Return the question of a study that ends with this stage; empty means the lab's usual one."""
+        """Return the question answered by a study that ends with this stage, or an empty string if the
+        default question applies."""
         return str(getattr(getattr(config, self.name), "question", ""))
 
     def resolve(self, config: Config, say: Callable[[str], None]) -> Config:

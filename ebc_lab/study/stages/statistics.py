@@ -124,7 +124,8 @@ def level(differences: Iterable[Mapping[str, Any] | None]) -> str:
 
 
 def level_of(divided: int) -> str:
-    """Return the confidence of an interval whose error is divided by `divided`, such as `97.5%` for 2."""
+    """Return the confidence level, as text, when the error probability of 5% is divided by `divided`: `97.5%`
+    for 2."""
     return f"{100 * (1 - (1 - CONFIDENCE) / divided):.4g}%"
 
 
@@ -232,8 +233,8 @@ def _finite(value: float) -> float | None:
 def _detectable(
     differences: Sequence[float], replicates: Sequence[float], level: float, luck: Luck = NO_LUCK
 ) -> float | None:
-    """Return the smallest detectable difference. It follows from the spread of the differences or, if there
-    are fewer than two, from that of the replicates. None if there are fewer than two of either."""
+    """Return the smallest detectable difference, estimated from the spread of the differences or, if there
+    are fewer than two, from the spread of the replicates. Return None if both have fewer than two values."""
     if len(differences) > 1:
         errors = (_error(statistics.stdev(differences), len(differences), x) for x in (luck, NO_LUCK))
         return max(_factor(freedom, level) * error for error, freedom in errors)
@@ -328,8 +329,8 @@ def show_interval(low: float | None, high: float | None) -> str:
 
 
 def show_difference(d: Difference, *, joint: bool = False) -> str:
-    """Return a difference in one line: the estimate, its interval, the number of seeds, and the smallest
-    difference that so many seeds could have shown."""
+    """Return a one-line description of a difference: the estimate, its interval, the number of seeds, and the
+    smallest difference detectable with that number of seeds."""
     d = by_interval(d, joint)
     together = joint and d["comparisons"] > 1
     shown = "too few seeds to detect any difference"

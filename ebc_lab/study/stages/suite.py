@@ -171,7 +171,8 @@ def contenders(track: SuiteTrack) -> dict[str, Arm]:
 
 
 def source_of(config: Config, decisions: Decisions, track: str, stage: str, label: str, seed: int) -> RunSpec:
-    """Return the run of arm `label`, from which other arms take their weights, at the length of `stage`."""
+    """Return the run of arm `label` whose final weights other arms start from, with as many steps as `stage`
+    gives that arm."""
     arm = config.ablation.all_arms()[label]
     steps: int = getattr(config, stage).steps
     run, scale = arm_run(config, decisions, track, arm, steps, seed, {})
@@ -293,8 +294,9 @@ def _between(values: Mapping[float, float], at: float) -> float:
 
 
 def transfer_of(config: Config, arms: Mapping[str, Arm], results: Results) -> list[Transfer]:
-    """Return one entry for each other size, in a suite that tunes arms at one size and runs them at others.
-    It names the arm that was tuned again and the arms that kept their settings. Empty in other suites.
+    """For a suite that tunes arms at one size and also runs them at others, return one entry per further
+    size: the arm that was tuned again there, and the arms that kept their settings. Return an empty list for
+    other suites.
 
     The regret of keeping the settings is each arm's own difference in test loss. `against_kept` adds how each
     arm with EBC differs from the plain arm, both with their settings kept.

@@ -47,8 +47,8 @@ class Tuning:
         self.seeds = range(first, first + config.tune.seeds)
 
     def runs(self, label: str, point: Point) -> list[RunSpec]:
-        """Return the runs of an arm at a point of its grid, one per seed. If the arm starts from the weights
-        of other runs, these `sources` must have completed."""
+        """Return the runs of an arm at a point of its grid, one per seed. If the arm starts from other runs'
+        weights, call this only after those runs (see `sources`) have completed."""
         config, arm = self.config, self.config.ablation.arms[label]
         sources = self.sources(arm)
         specs = []
@@ -305,8 +305,8 @@ class Tune(Choice):
     setting = "{arm}"
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return the runs at every point of every arm's grid, and the runs from whose weights they start. The
-        grids grow as runs end."""
+        """Return the tuning runs of every arm at each point of its grid so far, and the source runs whose
+        weights arms start from. An arm waits until its source runs have completed; grids grow as runs end."""
         specs: list[RunSpec] = []
         for track in ready(config, earlier, self.name):
             tuning = Tuning(config, earlier, track, results)

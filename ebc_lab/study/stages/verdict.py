@@ -79,7 +79,8 @@ def _line(name: str, question: str, passed: bool | None, figure: str, **evidence
 
 
 def _ebc_lines(config: Config, finished: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
-    """Yield the lines on EBC's runs: their KL, their c, and their longest plateau of steps with a low c."""
+    """Yield the verdict lines that judge the EBC runs themselves: KL on target, median c in the band, and no
+    long plateau at low c."""
 
     def median(key: str) -> float | None:
         values = [r[key] for r in finished if r.get(key) is not None]

@@ -176,5 +176,5 @@ def _last_end(study: Study, entries: Iterable[str]) -> str | None:
 
 
 def _time(recorded: str) -> str:
-    """Return a recorded time as RFC 3339 in UTC. The strings sort in order of time."""
+    """Return a recorded time as an RFC 3339 string in UTC; such strings sort chronologically."""
     return datetime.fromisoformat(recorded).astimezone(UTC).isoformat(timespec="milliseconds")

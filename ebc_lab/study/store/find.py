@@ -43,7 +43,9 @@ def find_all(names: Sequence[str], output_dir: str, say: Say) -> list[Study]:
 
 
 def _meant(name: str, output_dir: str, say: Say) -> list[Study]:
-    """Return the study of this name, or else the studies in the folder, or matching the pattern, `name`."""
+    """Return the study called `name`. If there is none, return all studies in the folder `name`, or all that
+    match `name` as a pattern. If nothing is found, raise UserError for a pattern; for a plain name, return
+    its study although it does not exist."""
     named = find(name, output_dir, say)
     if named.exists():
         return [named]

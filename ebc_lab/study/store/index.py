@@ -127,7 +127,8 @@ class Index:
         return fact if key and key == known_key else None
 
     def remember(self, name: str, key: str, fact: str) -> None:
-        """Keep a fact for later commands, replacing the last of this name. Without a key, nothing is kept."""
+        """Store a fact under a name for later commands, replacing any earlier one. Does nothing if the key is
+        empty or no index is used for this study."""
         if self.used and key:
             self.kept.facts[name] = key, fact
             _write(self.study, self.kept)

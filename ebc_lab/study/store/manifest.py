@@ -40,7 +40,8 @@ class ManifestRecord(TypedDict):
 
 
 def read(root: Path) -> dict[str, Any]:
-    """Return `files` (path -> sha256) and `complete`. Raises UserError if the file is missing or damaged."""
+    """Return the manifest: `files` (path -> sha256, without checkpoints) and `complete`. Raises UserError if
+    the manifest is missing, damaged or edited."""
     if not (root / NAME).exists():
         raise UserError(
             f"study {root.name} has no {NAME}, which its command writes when it has finished: continue the "

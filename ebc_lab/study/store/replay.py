@@ -25,9 +25,10 @@ SHOWN = 60  # characters of a value that is itself a list or a mapping
 
 
 def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
-    """Decide one stage again, or all decided stages. Return `study`, `same` and `stages`, which holds for
-    each stage `same`, `differences` (path, recorded, recomputed) and `problem`: why the stage cannot be
-    decided again, or None. Raises UserError if the stage, or every stage, is undecided."""
+    """Decide one stage again, or every decided stage, and compare with the record. Return `study`, `same`
+    (whether all agree) and `stages`: for each stage, `same`, `differences` (path, recorded, recomputed) and
+    `problem`, the reason why it could not be decided again, or None. Raises UserError if there is no decision
+    to repeat."""
     snapshot = read(study)
     stages = snapshot.config.study.stages
     recorded = snapshot.decisions

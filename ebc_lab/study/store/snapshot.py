@@ -129,7 +129,8 @@ class Snapshot:
         return reasons
 
     def _inputs_digest(self, stage: str, earlier: Mapping[str, Decision]) -> str:
-        """Return the current `inputs_digest` of a decision, cached under the checksums of the results."""
+        """Return the `inputs_digest` of a stage's decision for the current inputs. It is cached until the
+        settings, the inputs of an earlier decision or a run's result change."""
         runs = inputs_of(self.decisions[stage])
         before = {s: d["inputs_sha256"] for s, d in earlier.items()}
         settings = digest([settings_of_stage(self.config, stage), before])
@@ -197,8 +198,8 @@ def read(study: Study, *, strict: bool = True, runs: Index | None = None) -> Sna
 
 
 def _faults(stage: str, decision: Decision) -> tuple[str | None, str | None]:
-    """Return the `decision_problem` of a recorded decision, and the reason why the decision cannot be used.
-    That is the same problem, or that the stage never writes such contents. Either may be None."""
+    """Return what `decision_problem` finds, and why the decision cannot be used: that same problem or,
+    without one, that the stage never writes such contents. Each is None if there is nothing to report."""
     if why := decision_problem(decision):
         return why, why
     try:

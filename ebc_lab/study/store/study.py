@@ -257,7 +257,8 @@ class Study(StudyFiles):
         return [record for run_id in self.run_ids() if (record := self.record(run_id))]
 
     def record(self, run_id: str) -> Record | None:
-        """Return the record of one planned run, as `records` does; None if the run has no spec."""
+        """Return the record of one planned run, or None if it has no spec. Damaged files raise no error; the
+        record's `problem` describes the damage."""
         about: dict[str, Any] = {}
         problem: str | None = None
         try:

@@ -45,7 +45,8 @@ VERDICTS = {
 
 
 def run_at(config: Config, unit: UnitConfig, setting: CarrySettingConfig, constant: float) -> RunConfig:
-    """Return the run of an arm in a setting, at a constant in the arm's unit."""
+    """Return the settings of a run that trains with arm `unit` in `setting`. `constant`, scaled for the
+    setting's width, is the value of the hyperparameter `unit.over`."""
     base = run_part(config)
     plain = replace(base, steps=config.carry.steps, evaluate=["val", "test"])
     plain = replace(plain, stabilizer=replace(base.stabilizer, name="none"))

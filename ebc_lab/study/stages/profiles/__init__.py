@@ -134,7 +134,8 @@ def _edges(found: Profiled | Target) -> str:
 
 
 def score_in_words(found: Profiled) -> str:
-    """Return a score in words, such as `0.812 [0.70, 0.90]`, or without the interval if there is none."""
+    """Return a score as text with its interval, such as `0.812 [0.70, 0.90]`, or the score alone if it has no
+    interval."""
     if found["low"] is None or found["high"] is None:
         return f"{found['score']:.3f}"
     return f"{found['score']:.3f} [{found['low']:.2f}, {found['high']:.2f}]"
