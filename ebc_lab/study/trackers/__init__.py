@@ -65,6 +65,8 @@ class _Follower:
             # not as an argument: `ps` would show the store's address, and the password in it
             self.process.stdin.write(json.dumps(about) + "\n")
             self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the process has ended already: `finish` says with which exit code
         except OSError as error:
             self.warn(f"cannot be started ({error.strerror})")
         if self.process is not None:
