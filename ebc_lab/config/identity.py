@@ -244,7 +244,7 @@ def _named_in(settings: Any) -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def recorded_environment(environment: Mapping[str, Any]) -> Iterator[None]:
-    """Name runs inside the block by a recorded `environment`, to read a study made with another torch."""
+    """Name the runs in the block by a recorded `environment`, as a study made with another torch needs."""
     token = _RECORDED.set(dict(environment))
     try:
         yield

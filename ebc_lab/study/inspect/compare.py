@@ -139,8 +139,8 @@ def _runs(snapshots: Sequence[Snapshot]) -> dict[str, Any]:
 
 
 def _trained(snapshot: Snapshot) -> dict[str, Record]:
-    """Return run id -> record of the training runs that have a result, without unused runs. Raises UserError
-    if the files of any run are damaged or edited."""
+    """Return, by run id, the records of the training runs that have ended and are in use (`sorts_of_runs`).
+    Raises UserError if the files of any run are damaged or edited."""
     sorts = snapshot.sorts_of_runs()
     sound = snapshot.sound_records()
     return {r.run_id: r for r in sound if sorts.get(r.run_id) == TRAINING and r.brief.outcome}

@@ -186,7 +186,7 @@ class WorkerPool(ABC):
             self.session.publish(self.offered, barred=now[1])
 
     def _barred(self) -> dict[str, list[str]]:
-        """Return run id -> the workers that must not take the run, for runs during which a GPU failed."""
+        """Return, by run id, the workers that must not take the run, because a GPU of theirs failed in it."""
         return {}
 
     def _has_started(self, run_id: str) -> bool:

@@ -74,8 +74,8 @@ class Circumstances(Stage):
     shows = "modes"
 
     def runs(self, config: Config, decisions: Decisions, results: Results) -> list[RunSpec]:
-        """Return runs of the study's optimizer at its own learning rate, without EBC. There is one run for
-        each combination of mode, number of threads, vector instruction set and number of parts of a batch."""
+        """Return a run for each combination of mode, number of threads, vector instruction set and number of
+        parts of a batch. Each has the study's optimizer at its own learning rate, without EBC."""
         settings, base = config.circumstances, run_part(config)
         plain = replace(base, seed=settings.seed, steps=settings.steps, evaluate=["val"])
         plain = replace(plain, stabilizer=replace(base.stabilizer, name="none"))

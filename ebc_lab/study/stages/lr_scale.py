@@ -124,9 +124,9 @@ class LRScale(Choice):
     pictures = ("lr_scale", "eta_eff")
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
-        """Return runs at every LR scale, with EBC and without. If the surrogate budget was calibrated, add
-        one under it at ×1 and, once that run's median S is known, one with a fixed trust radius at every
-        scale."""
+        """Return a run with EBC and one without at every LR scale. If the surrogate budget was calibrated,
+        there is also one under it at ×1. Once the median S of that run is known, a run with a fixed trust
+        radius is added at every scale."""
         search_open = "controller_search" in config.study.stages and "controller_search" not in earlier
         specs: list[RunSpec] = []
         spec = partial(spec_of, self.name, usual=config.finals.steps)
