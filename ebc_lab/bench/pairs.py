@@ -60,8 +60,8 @@ def interleaved(
 
 
 def reporting(sides: Sequence[Side], on_progress: Callable[[int], None]) -> list[Side]:
-    """Return the sides. Each calls `on_progress` after its block, outside of what it times, with how many steps
-    a side has taken on average: a worker that is silent for `launcher.heartbeat_s` is killed."""
+    """Return the sides. Each calls `on_progress` after its block, outside of what it times, with how many
+    steps a side has taken on average: a worker that is silent for `launcher.heartbeat_s` is killed."""
     taken = 0
 
     def counted(side: Side) -> Side:
