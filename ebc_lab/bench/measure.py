@@ -105,7 +105,7 @@ def bench(
     record: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Everything that `ebc-lab bench` reports about the run of these overrides (docs/speed.md).
+    """Everything that `ebc-lab bench` reports about the run of these overrides (docs/running.md).
 
     Args:
         only: sections, by their keys in what is returned; each is given three times as long. All, if empty.
