@@ -372,13 +372,13 @@ def report(
 
     from . import screen
 
-    bundle = to_rebuild(study, output_dir, output, tell_aside)
-    rebuild(bundle, typer.echo)
-    state = status_module.status(bundle)
+    with to_rebuild(study, output_dir, output, tell_aside) as where:
+        rebuild(where, typer.echo)
+    state = status_module.status(where)
     if not state["state"].startswith("finished"):
         screen.known(_console(), state)
-    typer.echo(f"rebuilt in {visible(str(bundle.root))}")
-    typer.echo(f"page {visible(str(bundle.page_file))}")
+    typer.echo(f"rebuilt in {visible(str(where.root))}")
+    typer.echo(f"page {visible(str(where.page_file))}")
 
 
 @app.command()
