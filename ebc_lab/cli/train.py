@@ -47,7 +47,7 @@ from .hydra.launchers import JobFailed, defaults, is_submitit, launching
 from .options import console as made_console
 from .options import print_json
 from .sweep_view import jobs, result_of, tabulated, varying
-from .train_view import closing_lines, live_view
+from .train_view import RunView, closing_lines
 
 OTHER_FOLDER = "choose another hydra.run.dir, or delete this one"
 
@@ -292,7 +292,7 @@ def train_one(
             raise UserError(f"another process is training in {directory}: wait for it, or stop it.")
         hooks: dict[str, Any] = {"checkpoint_every_s": checkpoint_every_s, "say": print}
         hooks |= {"processes": processes, "corpus_warning": warning}
-        with live_view(run, directory) as hooks["on_progress"]:
+        with RunView(run, directory).shown() as hooks["on_progress"]:
             result = _until_done(
                 lambda stop: run_and_record(run, directory, run_id, should_stop=stop, **hooks)
             )
