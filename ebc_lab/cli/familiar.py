@@ -24,7 +24,7 @@ COMMANDS = {
     "docs/lowbit.md",
     "ternary": "`ebc-lab train quantizer=ternary stabilizer=none`; docs/lowbit.md",
     "hybrid": "`from ebc_lab.lowbit import HybridLLMTrainer, HybridDispatcher` in Python; docs/lowbit.md",
-    "energy": "`ebc-lab train stabilizer=energy_rms`, docs/energy.md, or the energy-based language model, "
+    "energy": "`ebc-lab train stabilizer=energy_rms`, docs/method.md, or the energy-based language model, "
     "`ebc-lab ebm train`; docs/ebm.md",
     "splats": "`ebc-lab ebm train`; docs/ebm.md",
     "benchmark": "`ebc-lab bench`, or for operations `python -m ebc_lab.lowbit bench`; docs/running.md",
