@@ -158,17 +158,6 @@ def test_the_effort_is_raised_until_the_recall_is_the_one_wanted(kind, cloud):
 
 @needs_faiss
 @approximate
-def test_a_higher_recall_costs_more_effort(kind):
-    mu = uniform(3000, 48)
-    low, high = NeighbourIndex(kind, 0.5).build(mu), NeighbourIndex(kind, 0.999).build(mu)
-    assert low.effort < high.effort
-    assert 0.5 <= low.recall < 0.999 <= high.recall
-    x = noisy(mu, 100)
-    assert low.computations(x, 16) < high.computations(x, 16)
-
-
-@needs_faiss
-@approximate
 def test_answers_are_sorted_distinct_and_complete(kind):
     mu = uniform(500, 16)
     index = NeighbourIndex(kind, 0.3).build(mu)  # so low that lists alone do not hold 200 points
