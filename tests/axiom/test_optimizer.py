@@ -108,31 +108,6 @@ def test_hooks_hold_one_gradient_at_a_time():
     assert optimizer.peak_gradient_bytes == max(sizes)
 
 
-def test_a_killed_run_resumes_bit_for_bit_with_hooks():
-    model, optimizer = fresh(hooks=True)
-    train(model, optimizer, range(3))
-    kept = copy.deepcopy(model.state_dict())
-    state = saved(optimizer)
-    train(model, optimizer, range(3, 6))
-    again = net()
-    again.load_state_dict(kept)
-    resumed = AXIOM(again.named_parameters(), lr=0.5)
-    resumed.register_hooks()
-    resumed.load_state_dict(state)
-    train(again, resumed, range(3, 6))
-    assert torch.equal(weights(model), weights(again))
-
-
-def test_the_published_lr_scale_trains_on_after_plain_steps():
-    """Since u has an rms near 1 already, 25 times it is mostly held back to rms 1."""
-    model, optimizer = fresh(relative=True)
-    before = train(model, optimizer, range(30))
-    optimizer.register_hooks(lr_scale=25)
-    after = train(model, optimizer, range(30, 90))
-    assert weights(model).isfinite().all()
-    assert after < before
-
-
 def test_a_closure_is_a_step_of_its_own():
     ends = []
     for hooks in (False, True):
