@@ -1,7 +1,6 @@
 """4-bit activations: the format against a plain reference, slots, and the context around a forward pass."""
 
 import gc
-import io
 import json
 import math
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from support.low_bit import saved_and_loaded
 from support.tiny_gpt import alphabet, batches, make_gpt  # noqa: F401
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -205,14 +205,6 @@ def test_a_stretch_holds_every_level_of_noise_once():
 # -- slots ---------------------------------------------------------------------------------------------------
 
 
-def through_a_file(state):
-    """What a file that may hold nothing but weights gives back of it."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_slot_gives_back_shape_and_dtype(dtype):
     slots = AXIOM_CHECKPOINT(max_slots=2)
@@ -284,7 +276,7 @@ def test_slots_repeat_their_bits_from_a_seed_and_from_a_state():
     first = AXIOM_CHECKPOINT(seed=1)
     assert torch.equal(next_of(first), next_of(AXIOM_CHECKPOINT(seed=1)))
     assert not torch.equal(next_of(AXIOM_CHECKPOINT(seed=2)), next_of(AXIOM_CHECKPOINT(seed=1)))
-    state = through_a_file(first.state_dict())
+    state = saved_and_loaded(first.state_dict())
     wanted = [next_of(first), next_of(first)]
     assert not torch.equal(*wanted)
     resumed = AXIOM_CHECKPOINT(seed=9)
@@ -620,7 +612,7 @@ def test_a_resumed_run_repeats_its_bits():
     model, x = network(), normal(128, 32)
     around = compressed_activations(seed=3)
     gradients(model, x, around)
-    state = through_a_file(around.state_dict())
+    state = saved_and_loaded(around.state_dict())
     wanted = [gradients(model, x, around), gradients(model, x, around)]
     assert not torch.equal(*wanted)
     resumed = compressed_activations(seed=8)

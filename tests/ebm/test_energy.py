@@ -99,22 +99,6 @@ def test_leading_shapes_of_points_are_kept():
 # -- closed forms against autograd ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("k", [None, 5])
-@pytest.mark.parametrize("n", [3, 12, 640])
-def test_responsibilities_pull_and_score_are_autograds(n, k):
-    x, terms = example(n)
-    terms = replace(terms, log_pi=terms.shares()) if k is None else gathered(x, terms, k)
-    point, shares = x.clone().requires_grad_(True), terms.log_pi.clone().requires_grad_(True)
-    energies = replace(terms, log_pi=shares).total(point)
-    by_point, by_share = torch.autograd.grad(energies.sum(), (point, shares))
-    scale = float(by_point.abs().max())
-    torch.testing.assert_close(terms.pull(x), -by_point, rtol=1e-6, atol=1e-6 * scale)
-    torch.testing.assert_close(terms.score(x), project(x, -by_point), rtol=1e-6, atol=1e-6 * scale)
-    weights = terms.logits(x).softmax(-1)
-    weights = weights.sum(0) if k is None else weights
-    torch.testing.assert_close(weights, -by_share, rtol=1e-6, atol=1e-6)
-
-
 def test_the_closed_forms_build_no_graph_where_none_is_asked_for():
     x, terms = example()
     with torch.inference_mode():
@@ -199,14 +183,6 @@ def test_autocast_changes_no_bit_and_half_precision_is_computed_in_float32(k):
     for first, second in zip(outside, inside, strict=True):
         assert torch.equal(first, second)
     assert half.dtype == torch.float32
-
-
-def test_prepared_terms_give_the_same_bits():
-    x, terms = example()
-    ready = terms.prepared()
-    assert torch.equal(terms.total(x), ready.total(x))
-    assert torch.equal(terms.score(x), ready.score(x))
-    assert ready.log_peak.dtype == torch.float64
 
 
 def test_splats_without_a_share_do_not_count():

@@ -433,19 +433,6 @@ def test_other_laws_are_not_called_critical(law, seed):
     assert found.p < 0.01
 
 
-def test_the_exponent_is_the_likeliest():
-    from scipy.special import zeta
-
-    data = sizes("power 2", 400)
-    found = power_law(data)
-    tail = np.array([x for x in data if x >= found.xmin])
-
-    def likelihood(alpha):
-        return -alpha * np.log(tail).sum() - len(tail) * math.log(zeta(alpha, found.xmin))
-
-    assert likelihood(found.alpha) > max(likelihood(found.alpha - 1e-3), likelihood(found.alpha + 1e-3))
-
-
 def test_under_50_avalanches_no_law_is_fitted():
     data = sizes("power 2", 50)
     assert power_law(data[:49]) is None

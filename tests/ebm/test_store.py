@@ -396,18 +396,6 @@ def test_the_order_of_the_states_changes_no_bit():
     assert_same(first.state_dict(), second.state_dict())
 
 
-def test_a_splat_learns_the_concentration_of_its_states():
-    store = SplatStore(3, 32)
-    centres = unit(3, 32)
-    store.add(centres)
-    for step in range(30):
-        generator = torch.Generator().manual_seed(step)
-        raw = 31 * torch.tensor([3.0, 10.0, 30.0]).repeat_interleave(20)
-        store.observe(vmf.sample(centres.repeat_interleave(20, 0), raw, generator))
-    torch.testing.assert_close(store.kappa(), torch.tensor([3.0, 10.0, 30.0]), rtol=0.15, atol=0)
-    torch.testing.assert_close(store.log_pi().exp(), torch.full((3,), 1 / 3))
-
-
 def test_trained_weights_are_left_to_the_optimizer_and_kappa_returns_to_its_limits():
     store = filled(adapt="gradient")
     with torch.no_grad():

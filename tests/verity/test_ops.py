@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from support.exact_gpt import GOLDEN, numbers
 
-from ebc_lab.verity import VerityError, bits_for, exact_matmul, ops
+from ebc_lab.verity import VerityError, VerityGPT, bits_for, exact_matmul, ops
 from ebc_lab.verity.bits import left_for
 
 pytestmark = pytest.mark.usefixtures("engine")
@@ -289,3 +289,5 @@ def test_other_precisions_and_classes_that_do_not_exist_are_refused():
             ops.VLAConv2d(3, 3, 3, **settings)
     with pytest.raises(ValueError, match="without bias"):
         ops.VLAStack(ops.VLALinear(2, 2))
+    with pytest.raises(ValueError, match="multiple of heads"):
+        VerityGPT(5, 4, 10, 1, 3)
