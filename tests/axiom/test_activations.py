@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from support.low_bit import saved_and_loaded
+from support.tensors import normal
 from support.tiny_gpt import alphabet, batches, make_gpt  # noqa: F401
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -22,10 +23,6 @@ from ebc_lab.axiom.packing import AXIOM_CHECKPOINT, DTYPES, Noise, pack, unpack
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())["pack4_nearest"]
 CPU = torch.device("cpu")
-
-
-def normal(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def apart(a, b):
@@ -176,20 +173,6 @@ def test_bits_do_not_depend_on_how_many_blocks_are_worked_on_at_a_time(stretches
 
 
 # -- the noise -----------------------------------------------------------------------------------------------
-
-DRAWS = 2000
-
-
-def test_neighbours_and_tensors_are_rounded_independently():
-    x = torch.full((DRAWS, 64), 0.5)
-    x[:, 0], x[:, 1] = 0.0, 15.0  # so lo is 0 and the step 1: one half of the halves goes up
-    noise = Noise(6)
-    one, other = (unpack(pack(x, noise))[:, 2:].double() - 0.5 for _ in range(2))
-    assert set(one.flatten().tolist()) == {-0.5, 0.5}
-    pairs = [one[:, lag:] * one[:, :-lag] for lag in (1, 2, 7)]
-    pairs += [one * other, one[1:] * one[:-1], one[1:] * other[:-1]]
-    for products in pairs:
-        assert abs(float(products.mean())) < 5 * 0.25 / products.numel() ** 0.5
 
 
 def test_a_stretch_holds_every_level_of_noise_once():

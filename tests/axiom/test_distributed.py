@@ -14,6 +14,7 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from support import gloo_worker as gloo
+from support.tensors import normal
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,10 +24,6 @@ from ebc_lab.axiom.distributed import AXIOM_DDP, AxiomDDPState, axiom_hook
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())["ddp"]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 MODES = ("plain", "axiom", "forgetful", "power")
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def slow(g: Tensor, k: int) -> Tensor:

@@ -116,12 +116,12 @@ def test_derivatives_by_every_tensor_agree_in_both_modes_with_differences(method
         names[1] = "log_pi"
     inputs = [x.requires_grad_(True)] + [getattr(terms, name).detach().requires_grad_(True) for name in names]
 
-    def of(x, *tensors):
+    def value(x, *tensors):
         return method(replace(terms, **dict(zip(names, tensors, strict=True))), x)
 
-    assert torch.autograd.gradcheck(of, inputs, check_forward_ad=True, atol=1e-4)
-    forward = torch.func.jvp(of, tuple(inputs), tuple(torch.ones_like(t) for t in inputs))[1]
-    backward = [(g * 1.0).sum() for g in torch.autograd.grad(of(*inputs).sum(), inputs)]
+    assert torch.autograd.gradcheck(value, inputs, check_forward_ad=True, atol=1e-4)
+    forward = torch.func.jvp(value, tuple(inputs), tuple(torch.ones_like(t) for t in inputs))[1]
+    backward = [(g * 1.0).sum() for g in torch.autograd.grad(value(*inputs).sum(), inputs)]
     torch.testing.assert_close(forward.sum(), sum(backward))
 
 

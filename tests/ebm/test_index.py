@@ -87,13 +87,6 @@ def test_the_largest_are_found_under_a_transform_too():
     assert torch.equal(columns, largest(values, 4)[1])
 
 
-def test_bfloat16_autocast_does_not_coarsen_a_search():
-    mu, x = uniform(2000, 32), uniform(64, 32, seed=1)
-    expected = exact_search(x, mu, 4)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(exact_search(x, mu, 4), expected)
-
-
 def test_an_exact_index_searches_exactly():
     mu, x = uniform(100, 4), uniform(9, 4, seed=1)
     index = NeighbourIndex("exact").build(mu)

@@ -4,7 +4,6 @@ import copy
 import importlib.util
 import itertools
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -170,13 +169,6 @@ def test_splats_that_mean_nothing_are_refused(mu, settings, sentence):
 def test_settings_that_mean_nothing_are_refused(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         SplatStore(**{"capacity": 4, "n": 3, **settings})
-
-
-def test_without_faiss_a_store_is_refused_before_anything_is_searched(monkeypatch):
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ValueError, match="pip install"):
-        SplatStore(4, 3, index="hnsw")
-    assert len(filled(8, 6, 4)) == 6
 
 
 # -- search --------------------------------------------------------------------------------------------------
@@ -610,14 +602,6 @@ def test_the_index_of_a_checkpoint_is_the_one_that_was_built_not_a_new_one():
     assert torch.equal(again.nearest(x, 8), stale)
     again.rebuild_index()
     assert not torch.equal(again.nearest(x, 8), stale)
-
-
-@needs_faiss
-def test_a_checkpoint_of_another_kind_of_index_is_refused():
-    store = filled(600, 500, 16, index="hnsw", neighbours=8)
-    store.rebuild_index()
-    with pytest.raises(ValueError, match="kind hnsw, not ivf"):
-        SplatStore(600, 16, index="ivf").load_state_dict(store.state_dict())
 
 
 @kinds
