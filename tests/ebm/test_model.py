@@ -132,12 +132,12 @@ def test_forward_derivatives_are_central_differences(settings):
         name: 0.3 * torch.randn(w.shape, dtype=w.dtype, generator=generator) for name, w in weights.items()
     }
 
-    def at(t):
+    def logits_after(t):
         return functional_call(model, {name: w + t * step[name] for name, w in weights.items()}, (tokens,))
 
     _, found = torch.func.jvp(lambda w: functional_call(model, w, (tokens,)), (weights,), (step,))
     h = 1e-6
-    expected = (at(h) - at(-h)) / (2 * h)
+    expected = (logits_after(h) - logits_after(-h)) / (2 * h)
     assert (found - expected).norm() < 1e-6 * expected.norm()
 
 
