@@ -58,16 +58,6 @@ def test_runs_say_what_the_tables_of_the_study_say(study, resolved):
             assert told[kept].tolist() == own[column][kept.to_numpy()].tolist(), column
 
 
-def test_an_arms_name_means_one_setting(study):
-    runs = ebc_lab.load(study.root).runs()
-    settings = ["track", "lr", "lr_schedule", "warmup_steps", "delta_star", "delta_schedule", "planned_steps"]
-    each = runs.groupby("arm")[settings].nunique(dropna=False)
-    assert (each == 1).all(axis=None), each[(each > 1).any(axis=1)]
-    grid = runs[runs["role"] == "grid"]
-    assert grid["arm"].nunique() == len(grid) == grid["lr"].nunique() == 3
-    assert grid["lr_scale"].isna().all()
-
-
 def test_arms_and_differences_are_the_decisions(study):
     s = ebc_lab.load(study.root)
     finals = s.arms().query("stage == 'finals'").set_index("arm")
@@ -227,12 +217,6 @@ def test_nothing_of_a_study_is_executed(own_copy, tmp_path):
     assert len(s.steps())
     assert s.answer
     assert not mark.exists()
-
-
-def test_the_names_are_in_the_package():
-    assert {"load", "board"} <= set(dir(ebc_lab))
-    with pytest.raises(AttributeError, match="no attribute 'lode'"):
-        ebc_lab.lode  # noqa: B018
 
 
 def test_a_bundle_is_gone_when_its_results_are(bundle):

@@ -243,18 +243,3 @@ def test_a_study_of_a_gpu_is_refused_where_there_is_none_but_not_for_jobs_elsewh
         pass  # begun on a GPU, continued without one
     assert compose(["scale=smoke", "device=cuda", "launcher=slurm"]).device == "cuda"
     assert compose(["scale=smoke", "device=cuda"], study=False, here=False).device == "cuda"
-
-
-def test_a_second_driver_says_who_holds_the_study_and_leaves(own_copy, tiny):
-    config, study = own_copy
-    settings = [*tiny, f"output_dir={config.output_dir}", f"study.name={study.name}"]
-    with study.held():
-        said = refused("autopilot", *settings, cwd=study.root.parent)
-    assert f"is being run by process {os.getpid()} on" in said
-
-
-@pytest.mark.parametrize("name", ["../outside", "with space", "-rf", "a/b", ""])
-def test_a_name_that_would_leave_its_folder_is_refused(tiny, tmp_path, name):
-    with pytest.raises(UserError, match=r"study\.name"):
-        compose([*tiny, f"output_dir={tmp_path}", f"study.name={name!r}"])
-    assert not list(tmp_path.iterdir())

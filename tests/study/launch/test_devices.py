@@ -124,12 +124,6 @@ def test_each_worker_has_the_gpus_of_a_run_and_no_other_has_them(
     assert sorted(held_by_all(bench, len(held), **launcher)) == sorted(held)
 
 
-def test_slots_beyond_the_last_gpu_share_in_turn(bench):
-    pool = bench.pool(3, tuple("abcde"), processes_per_run=2)
-    assert pool.gpus == [("a", "b"), ("c", "d"), ("a", "b")]
-    assert [pool._locks(slot) for slot in range(3)] == [["a-0", "b-0"], ["c-0", "d-0"], ["a-1", "b-1"]]
-
-
 # -- none is given twice -------------------------------------------------------------------------------------
 
 

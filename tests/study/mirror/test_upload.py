@@ -2,7 +2,6 @@
 
 import functools
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -21,7 +20,6 @@ from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
 from ebc_lab.study.store.verify import verify
 
-TRIALS = 5  # of the slow test
 until = functools.partial(until_true, within_s=180.0)
 
 
@@ -118,38 +116,3 @@ def test_a_mirror_out_of_reach_is_said_once_and_caught_up_with(mirrored, tmp_pat
     mirrored.mirror()
     pull(mirrored.address, tmp_path / "there")
     assert (tmp_path / "there" / "done" / "acceptance.md").read_text() == "still later\n"
-
-
-def ran_to_its_end(asked: list[str], study: Study, draw: random.Random, *, last: bool) -> bool:
-    """Run the command, and lose its machine at some moment unless it is the `last`. -> whether it ended."""
-    driver = subprocess.Popen([*CLI, *asked], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until(lambda: study.mirror_file.exists() or driver.poll() is not None)
-    try:
-        driver.wait(timeout=None if last else draw.uniform(0.5, 9))
-    except subprocess.TimeoutExpired:
-        lose_the_machine(driver, study)
-        return False
-    return True
-
-
-@pytest.mark.slow
-def test_machines_lost_at_random_moments_never_change_a_byte(tiny, finished, s3, tmp_path):
-    expected = without_timing(finished[1].study.root / "summary_lr_sweep.csv")
-    wrong, lost = [], 0
-    for trial in range(TRIALS):
-        draw, name = random.Random(trial), f"trial{trial}"
-        for machine in range(4):
-            study = Study(tmp_path / f"{name}_{machine}" / name)
-            there = str(study.root.parent)
-            done = called("pull", f"s3://{BUCKET}/lab/{name}", there, "--if-there", cwd=tmp_path)
-            assert done.returncode == 0, done.stderr
-            asked = command(tiny, study.root.parent, f"study.name={name}")
-            if ran_to_its_end(asked, study, draw, last=machine == 3):
-                break
-            lost += 1
-        found = without_timing(study.root / "summary_lr_sweep.csv")
-        if found != expected or not verify(study)["ok"]:
-            wrong.append(trial)
-    print(f"\n{TRIALS} studies, {lost} machines lost, {TRIALS - len(wrong)} byte-identical")
-    assert not wrong
-    assert lost >= TRIALS

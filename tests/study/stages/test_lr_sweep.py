@@ -277,11 +277,3 @@ def test_a_track_without_a_control_is_dropped_and_said_while_another_goes_on():
     decision = decided("lr_sweep", config_of("lr_sweep.keep=all"), {}, answer)
     assert list(decision["tracks"]) == ["muon_none"]
     assert any("no run of adam_none with a scheduled" in note for note in decision["notes"])
-
-
-def test_the_hash_of_a_decision_moves_with_its_inputs(config):
-    _, specs, results = played("lr_sweep", config, {}, landscape())
-    first = STAGE.decide(config, specs, results, {})
-    assert STAGE.decide(config, specs, dict(results), {})["inputs_sha256"] == first["inputs_sha256"]
-    changed = {**results, specs[0].run_id: done(7.0)}
-    assert STAGE.decide(config, specs, changed, {})["inputs_sha256"] != first["inputs_sha256"]

@@ -7,11 +7,9 @@ import pytest
 from support.played import DIVERGED, by_lr, config_of, decided, decided_through, done, played
 
 from ebc_lab.config.identity import digest, identity
-from ebc_lab.study.inspect.forecast import SCENARIOS, forecast, planned
+from ebc_lab.study.inspect.forecast import SCENARIOS, forecast
 from ebc_lab.study.stages.runs import distinct
 from ebc_lab.study.stages.stage import planned_runs, speculative_runs, stage_of
-
-EVERY = ["smoke", "laptop", "paper"]
 
 
 @pytest.mark.parametrize(("scale", "steps"), [("smoke", 300), ("laptop", 700), ("paper", 300)])
@@ -22,16 +20,6 @@ def test_the_runs_that_tune_are_as_long_as_the_finals(scale, steps):
     published = config_of("study=published", f"finals.steps={steps}", scale=scale)
     own = published.lr_sweep.steps
     assert own == published.lr_sweep.long_steps == published.calibrate.steps == published.lr_scale.steps
-
-
-@pytest.mark.parametrize("study", ["default", "published"])
-@pytest.mark.parametrize("scale", EVERY)
-def test_the_forecast_is_ordered(scale, study):
-    found = planned(config_of(f"study={study}", "study.name=nowhere", scale=scale))["stages"]
-    for figures in found.values():
-        runs = [figures[k]["runs"] for k in ("min", "expected", "max")]
-        assert runs == sorted(runs)
-    assert found["total"]["min"]["runs"] > 10
 
 
 def test_the_forecast_knows_that_the_control_may_be_looked_at_again():
