@@ -188,7 +188,3 @@ def test_a_study_with_an_offered_part_is_read_where_the_package_is_not(installed
 )
 def test_a_part_is_called_after_its_function(target, name):
     assert own_name(target) == name
-
-
-def test_a_name_that_means_something_else_is_numbered():
-    assert own_name("m:adam", ["adam", "adam_2"]) == "adam_3"
