@@ -3,15 +3,14 @@
 import functools
 import os
 import shutil
-import signal
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from support.called import CLI, called
 from support.drivers import held_at_first, sessions, until_true, without_timing
-from support.s3 import BUCKET, Door
+from support.nodes import kill, state_of
+from support.s3 import BUCKET
 
 from ebc_lab.study.mirror.place import Place
 from ebc_lab.study.mirror.pull import pull
@@ -30,23 +29,14 @@ def command(tiny, out: Path, *more: str) -> list[str]:
     return ["autopilot", *tiny, "study.stages=[lr_sweep]", *launcher, *mirror, f"output_dir={out}", *more]
 
 
-def gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-
-
 def lose_the_machine(driver: subprocess.Popen, study: Study) -> None:
     """Kill everything that runs a study, and its disk."""
     at_work = [note["pid"] for s in sessions(study, "local") for note in s.notes().values()]
     driver.kill()
     for pid in at_work:
-        with suppress(ProcessLookupError):  # at a study's end its workers leave before it
-            os.kill(pid, signal.SIGKILL)
+        kill(pid)
     driver.wait()
-    until(lambda: all(map(gone, at_work)))
+    until(lambda: not any(map(state_of, at_work)))
     shutil.rmtree(study.root.parent)
 
 
@@ -89,30 +79,29 @@ def test_a_study_whose_machine_is_lost_goes_on_from_its_mirror(tiny, finished, s
     assert set(mirrored("")) == set(kept_elsewhere(pulled.root))
 
 
-@pytest.mark.slow  # s3fs tries for seconds before it says so
-@pytest.mark.parametrize("address", ["s3"], indirect=True)
-def test_a_mirror_out_of_reach_is_said_once_and_caught_up_with(mirrored, tmp_path, s3, monkeypatch):
-    door = Door(int(s3["AWS_ENDPOINT_URL"].rpartition(":")[2]))
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{door.port}")
+@pytest.mark.parametrize("address", ["folder"], indirect=True)
+def test_a_mirror_out_of_reach_is_said_once_and_caught_up_with(mirrored, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise ConnectionError("no route to host")
 
     def said(what: str) -> int:
         return sum(what in line for line in mirrored.said)
 
     with mirrored.running():
         until(lambda: "acceptance.json" in (Place(mirrored.address).latest().files or {}))
-        door.shut()
-        (mirrored.study.root / "acceptance.md").write_text("later\n")
-        until(lambda: said("cannot be written"))
-        door.open()
+        with monkeypatch.context() as patch:
+            patch.setattr(Place, "write", fail)
+            (mirrored.study.root / "acceptance.md").write_text("later\n")
+            until(lambda: said("cannot be written"))
         until(lambda: said("answers again"))
     assert said("cannot be written") == 1
     assert mirrored.said[-1].startswith("mirrored: ")
-    door.shut()
     (mirrored.study.root / "acceptance.md").write_text("still later\n")
     mirrored.said.clear()
-    mirrored.mirror()  # it was there before, so it does not stop the study
+    with monkeypatch.context() as patch:
+        patch.setattr(Place, "write", fail)
+        mirrored.mirror()  # it was there before, so it does not stop the study
     assert "the same command mirrors them" in mirrored.said[-1]
-    door.open()
     mirrored.mirror()
     pull(mirrored.address, tmp_path / "there")
     assert (tmp_path / "there" / "done" / "acceptance.md").read_text() == "still later\n"
