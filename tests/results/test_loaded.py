@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
@@ -149,32 +149,13 @@ def test_what_is_not_there_or_damaged_is_told_in_a_sentence(study, own_copy, tmp
         ebc_lab.load(copy.root)
 
 
-class Balanced(HTMLParser):
-    """Which elements are open, and the text."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.text, self.seen = [], "", set()
-
-    def handle_starttag(self, tag, attrs):
-        self.open.append(tag)
-        self.seen.add(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-
 def test_the_card_is_well_formed_and_escaped(study, own_copy):
     s = ebc_lab.load(study.root)
-    parser = Balanced()
-    parser.feed(s._repr_html_())
-    assert parser.open == []
-    assert {"table", "td", "th"} <= parser.seen
-    assert "Study done" in parser.text
-    assert "adam_none_baseline_x1" in parser.text
+    card = ElementTree.fromstring(f"<main>{s._repr_html_()}</main>")
+    assert {"table", "td", "th"} <= {element.tag for element in card.iter()}
+    text = "".join(card.itertext())
+    assert "Study done" in text
+    assert "adam_none_baseline_x1" in text
     assert repr(s).startswith("<study done: finished, ")
     _, copy = own_copy
     header = read_checksummed(copy.header_file, "")
