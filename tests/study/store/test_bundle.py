@@ -13,6 +13,7 @@ from unittest.mock import Mock
 import pytest
 from rocrate.rocrate import ROCrate
 from support.called import CLI, called
+from support.drivers import site
 from typer.testing import CliRunner
 
 import ebc_lab
@@ -459,9 +460,8 @@ def test_the_commands_need_nothing_but_the_bundle(exported, finished, tmp_path):
     shelf.mkdir()
     desk.mkdir()
     shutil.copy(exported, shelf / "paper.zip")
-    blocked = desk / "site"
-    blocked.mkdir()
-    (blocked / "sitecustomize.py").write_text(
+    path = site(
+        desk,
         "import sys, socket\n"
         "class Never:\n"
         "    def find_spec(self, name, path, target=None):\n"
@@ -470,9 +470,8 @@ def test_the_commands_need_nothing_but_the_bundle(exported, finished, tmp_path):
         "sys.meta_path.insert(0, Never())\n"
         "def refuse(*a, **k):\n"
         "    raise OSError('no network here')\n"
-        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n",
     )
-    path = os.pathsep.join([str(blocked), *filter(None, [os.environ.get("PYTHONPATH")])])
     kept = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "CUDA_VISIBLE_DEVICES")}
     env = {**kept, "HOME": str(desk), "PYTHONPATH": path}
 
