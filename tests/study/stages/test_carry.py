@@ -3,8 +3,7 @@
 import math
 
 import pytest
-from support.carried import SUITE
-from support.played import DIVERGED, FAILED, config_of, decided, done
+from support.played import CARRY, DIVERGED, FAILED, config_of, decided, done
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.study.stages.carry import run_at
@@ -21,7 +20,7 @@ SETTINGS = list(BEST["kl"])
 
 
 def study(*more):
-    return config_of(f"study={SUITE}", *more, scale="smoke")
+    return config_of(f"study={CARRY}", *more, scale="smoke")
 
 
 def place_of(config, spec):
@@ -72,7 +71,7 @@ def test_every_arm_is_trained_in_every_setting_and_equal_runs_once():
 
 def test_a_text_of_its_own_has_its_own_name_and_is_looked_at_when_a_study_begins(tmp_path):
     docs = "    docs: {settings: {data: {name: pydoc}}}\n"
-    (tmp_path / "docs.yaml").write_text(SUITE.read_text() + docs)
+    (tmp_path / "docs.yaml").write_text(CARRY.read_text() + docs)
     config = config_of(f"study={tmp_path / 'docs.yaml'}", scale="smoke")
     specs = stage_of("carry").runs(config, {}, {})
     assert len({s.run_id for s in specs}) == 2 * 5 * 8 + 2  # also in a plan, before any text is read

@@ -1,13 +1,13 @@
 """Suites: what arms become, how each is tuned, what is copied from another arm's record, and what is
 concluded."""
 
-import itertools
 import json
 import math
 from dataclasses import replace
 
 import pandas as pd
 import pytest
+from support.played import SWEPT as SWEPT_TRACK
 from support.played import played
 
 from ebc_lab.cli.pilot import _told as told_to_programs
@@ -22,7 +22,6 @@ from ebc_lab.report.conclude import concluding
 from ebc_lab.report.text.words import suite_answer
 from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.stages import ablation
-from ebc_lab.study.stages.runs import distinct
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.stages.suite import _spans, arm_run
 
@@ -42,8 +41,7 @@ ARMS = {
     "tuned": ArmConfig(settings=NORM_CLIP, tune={"lr_scale": [0.5, 1], "strength": [0.1, 10]}),
     "uncorrected": ArmConfig(settings={"optimizer": {"name": "adam_uncorrected"}}),
 }
-SWEPT = {"lr": 1e-2, "optimizer": "adam", "projection": "none", "natural_kl": 0.02, "sigma": 0.01}
-SWEPT |= {"descent_median": 0.1, "replicate_losses": [2.0, 2.01, 2.02]}
+SWEPT = SWEPT_TRACK | {"lr": 1e-2}
 DECIDED = {"lr_sweep": {"tracks": {"adam_none": SWEPT}, "inputs_sha256": "x"}}
 
 
@@ -99,15 +97,6 @@ def run_of_arm(config, decisions, arm):
     return arm_run(config, decisions, "adam_none", arm, 30, 3, {})[0]
 
 
-def test_an_arm_is_the_best_baseline_with_some_settings_changed(tiny):
-    config = named(tiny)
-    plain, ebc = (run_of_arm(config, DECIDED, ARMS[label]) for label in ("plain", "ebc"))
-    assert (plain.stabilizer.name, plain.optimizer.lr, plain.seed, plain.steps) == ("none", 1e-2, 3, 30)
-    assert (ebc.stabilizer.name, ebc.optimizer.lr) == ("ebc", 2e-2)
-    assert ebc.budget.target_kl == 0.01  # half the natural KL
-    assert replace(ebc, stabilizer=plain.stabilizer, optimizer=plain.optimizer, budget=plain.budget) == plain
-
-
 def test_delta_counts_in_what_was_calibrated_where_there_is_a_calibration(tiny):
     config = named(tiny)
     found = {"delta_star": 0.5, "budget": "shadow", "by_budget": {"shadow": 0.5, "surrogate": 0.8}}
@@ -118,17 +107,6 @@ def test_delta_counts_in_what_was_calibrated_where_there_is_a_calibration(tiny):
     for budget, target in {"surrogate": 0.8, "tracked": 0.5, "fisher": 0.5}.items():
         arm = ArmConfig(settings={**EBC, "budget": {"name": budget}})
         assert run_of_arm(config, calibrated, arm).budget.target_kl == target
-
-
-def test_every_arm_has_every_seed_and_no_run_is_made_twice(tiny):
-    arms = {**ARMS, "twin": ArmConfig(about="the same as plain")}
-    specs = ablation.STAGE.runs(named(tiny, arms), DECIDED, {})
-    there = ("plain", "ebc", "traced", "uncorrected", "twin")  # tuned and copies wait
-    assert sorted((s.role, s.run.seed) for s in specs) == sorted(itertools.product(there, (3, 5)))
-    assert len(distinct(specs)) == len(specs) - 2
-    other = next(s for s in specs if s.role == "uncorrected")  # it keeps the learning rate and its track
-    assert (other.run.optimizer.name, other.run.optimizer.lr) == ("adam_uncorrected", 1e-2)
-    assert other.track == "adam_none"
 
 
 @pytest.mark.parametrize(
