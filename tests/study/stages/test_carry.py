@@ -129,15 +129,6 @@ def test_of_starts_the_worst_in_each_setting_counts_and_no_best_is_theirs():
         study(*(f"carry.arms.{arm}.starts=true" for arm in track["arms"]))
 
 
-def test_grids_grow_by_their_own_ratio_while_the_best_lies_on_an_edge():
-    far = BEST | {"radius": BEST["radius"] | {"base": 1000.0}}
-    decision, track = carried(best=far)
-    curves = track["arms"]["radius"]["curves"]
-    assert [point["value"] for point in curves["muon"]["points"]] == [0.25, 0.5, 1, 2, 4]
-    assert curves["base"]["edge"] == "high"
-    assert any("edge of what was tried in base (high)" in note for note in decision["notes"])
-
-
 def test_a_diverged_run_counts_with_its_first_loss_and_is_broken():
     _, track = carried(kl_muon_0p02={**DIVERGED, "initial_loss": 4.0})
     kl = track["arms"]["kl"]

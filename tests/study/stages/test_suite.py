@@ -23,7 +23,7 @@ from ebc_lab.report.text.words import suite_answer
 from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.stages import ablation
 from ebc_lab.study.stages.stage import stage_of
-from ebc_lab.study.stages.suite import _spans, arm_run
+from ebc_lab.study.stages.suite import arm_run
 
 EBC = {"stabilizer": {"name": "ebc"}}
 WARM = {"name": "trapezoid", "warmup_share": 0.25}
@@ -304,15 +304,6 @@ def test_an_arm_may_be_longer_wider_and_of_a_larger_batch(tiny):
     assert odd.model.width == config.model.width  # a multiple of the heads
 
 
-def test_an_arm_on_the_control_has_its_schedule_and_counts_from_its_rate(tiny):
-    shape = {"name": "trapezoid", "warmup_steps": 9, "decay_share": 0.5}
-    swept = {**SWEPT, "control": {"lr": 3e-2, "lr_schedule": shape}}
-    decided = {"lr_sweep": {"tracks": {"adam_none": swept}, "inputs_sha256": "x"}}
-    run, scale = arm_run(named(tiny), decided, "adam_none", ArmConfig(control=True, lr_scale=2), 30, 3, {})
-    assert (run.optimizer.lr, scale) == (pytest.approx(6e-2), pytest.approx(6))
-    assert {k: getattr(run.lr_schedule, k) for k in shape} == shape
-
-
 def test_an_arm_takes_the_best_point_of_another(tiny):
     arms = {**ARMS, "like": ArmConfig(settings=NORM_CLIP, steps=2, tuned_as="tuned", versus="tuned")}
     config = named(tiny, arms)
@@ -346,20 +337,6 @@ def test_a_sweep_is_every_arm_at_every_value_and_keeps_what_was_tuned(tiny):
 
 
 TWO = {"plain": ArmConfig(), "b": ArmConfig(settings=NORM_CLIP)}
-
-
-def test_the_window_of_a_learning_rate_in_octaves(tiny):
-    curve = {1: 2.2, 2: 2.0, 4: 2.01, 8: 2.09, 16: None}
-    config = named(tiny, TWO, reference="plain_x1", lr_scales=sorted(curve))
-    windows = suite_found(config, lambda s: curve[s.lr_scale] if s.role[0] == "b" else 2.0)["windows"]
-    found = windows["b"]["lr_scale"]
-    assert found["window"]["low"] == pytest.approx(2 * 2**-0.25)
-    assert found["window"]["high"] == pytest.approx(4 * 2**0.5)
-    assert found["window"]["octaves"] == pytest.approx(1.75)
-    assert found["regret_x4"] == pytest.approx(0.09)
-    assert [p["loss"] for p in found["points"]] == [2.2, 2.0, 2.01, 2.09, None]
-    flat = windows["plain"]["lr_scale"]["window"]
-    assert (flat["octaves"], flat["open_low"], flat["open_high"]) == (4.0, True, True)
 
 
 def test_a_point_of_which_a_run_failed_is_left_out_of_its_window_and_said(tiny):
@@ -419,17 +396,6 @@ def test_a_rule_is_measured_by_the_best_fixed_target_of_its_length(tiny):
     lost = suite_found(config, lambda s: None if s.role.startswith("fixed") else loss(s), c_median=0.5)
     rule = lost["windows"]["rule"]["delta"]  # nothing to measure by
     assert (rule["yardstick"], rule["worst"], rule["every_start"]) == ("fixed", None, False)
-
-
-def test_the_effective_rate_between_the_ends_of_a_window():
-    points = [
-        {"value": 1.0, "loss": 2.0, "rate": 1e-3},
-        {"value": 2.0, "loss": 2.0, "rate": 8e-3},
-        {"value": 4.0, "loss": 2.1, "rate": 16e-3},
-    ]
-    found = _spans(points)
-    assert found["window"]["octaves"] == pytest.approx(1.5)
-    assert found["rate_octaves"] == pytest.approx(3.5)  # the rate is linear between, in octaves
 
 
 def test_a_regret_is_measured_by_what_was_tuned_again(tiny):
