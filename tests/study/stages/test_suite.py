@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from support.played import SWEPT as SWEPT_TRACK
-from support.played import played
+from support.played import SWEPT, played
 
 from ebc_lab.cli.pilot import _told as told_to_programs
 from ebc_lab.config.compose import compose
@@ -41,8 +40,8 @@ ARMS = {
     "tuned": ArmConfig(settings=NORM_CLIP, tune={"lr_scale": [0.5, 1], "strength": [0.1, 10]}),
     "uncorrected": ArmConfig(settings={"optimizer": {"name": "adam_uncorrected"}}),
 }
-SWEPT = SWEPT_TRACK | {"lr": 1e-2}
-DECIDED = {"lr_sweep": {"tracks": {"adam_none": SWEPT}, "inputs_sha256": "x"}}
+TRACK = SWEPT | {"lr": 1e-2}  # which a suite builds on
+DECIDED = {"lr_sweep": {"tracks": {"adam_none": TRACK}, "inputs_sha256": "x"}}
 
 
 ONCE = {"seeds": 1, "max_extensions": 0}
@@ -146,7 +145,7 @@ def test_a_suite_has_two_arms_at_least_under_plain_names(tiny):
 def test_a_baseline_that_promises_no_decrease_leaves_energy_without_its_gain(tiny):
     arm = ArmConfig(settings={**EBC, "controller": {"name": "energy"}})
     for descent in (None, -0.1):
-        uphill = {"lr_sweep": {"tracks": {"adam_none": {**SWEPT, "descent_median": descent}}}}
+        uphill = {"lr_sweep": {"tracks": {"adam_none": {**TRACK, "descent_median": descent}}}}
         run = run_of_arm(named(tiny), uphill, arm)
         assert run.controller.a is None  # the run then fails and says what is missing
     doubled = run_of_arm(named(tiny), DECIDED, replace(arm, delta=2))  # its start is a multiple of its gain
