@@ -7,11 +7,12 @@ import statistics
 
 import pytest
 import torch
+from support.loops import axes, language, others, transformers_models
 from support.loops.loop import Training, played
-from support.loops.table import LOOPS
 
 from ebc_lab.ebc import EBCWarning
 
+LOOPS = [*language.LOOPS, *axes.LOOPS, *transformers_models.LOOPS, *others.LOOPS]
 SETTLED = 8  # steps until c is found
 STEPS = 38
 
@@ -46,7 +47,7 @@ def test_a_loop_goes_on_from_its_checkpoint_with_the_same_bits(loop):
 
 @each(LOOPS)
 def test_the_budget_is_held_on_other_rows(loop):
-    result = played(loop, target_kl=loop.target_kl, steps=STEPS)
+    result = played(loop, STEPS)
     limited = result.limited(SETTLED)
     figures = result.figures(SETTLED)
     assert len(limited) > (STEPS - SETTLED) / 2, figures
