@@ -63,7 +63,8 @@ DOUBLE = {  # a radius beside the KL
         "target_kl": 0.02,
     },
     "tracked-matrices": {
-        "budget": "tracked", "grouping": "matrices", "radius": 0.115, "radius_unit": "initial", "target_kl": 0.005,
+        "budget": "tracked", "grouping": "matrices", "radius": 0.115, "radius_unit": "initial",
+        "target_kl": 0.005,
     },
     "fisher": {"budget": "fisher", "radius": 0.2},
 }  # fmt: skip
