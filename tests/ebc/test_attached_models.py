@@ -234,35 +234,6 @@ def test_logits_that_are_written_to_are_computed_again():
 # -- what counts ---------------------------------------------------------------------------------------------
 
 
-class Padded(Tokenwise):
-    """Where its mask is 0 its logits are large, and move far."""
-
-    def forward(self, tokens, attention_mask):
-        z = super().forward(tokens)
-        return torch.where(attention_mask[..., None].bool(), z, 50 * z)
-
-
-@pytest.mark.parametrize("positional", [True, False])
-def test_a_mask_counts_however_it_is_given(positional):
-    model = Padded()
-    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
-    ebc = attach(model, optimizer, **OPTIONS)
-    for step in range(8):
-        tokens = integers(48, 12, seed=step)
-        mask = torch.zeros_like(tokens)
-        mask[:, :4] = 1
-        z = model(tokens, mask) if positional else model(tokens, attention_mask=mask)
-        F.cross_entropy(z[:, :4].flatten(0, 1), tokens[:, :4].flatten()).backward()
-        with torch.no_grad():
-            before = model(tokens, mask)[:, :4]
-            optimizer.step()
-            kl = mean_kl(before, model(tokens, mask)[:, :4])
-        optimizer.zero_grad()
-        assert ebc.last.clip_coefficient < 0.999
-        assert 0.5 < kl / TARGET < 2
-    assert ebc.clip.chosen_by == (48, 48 * 4)
-
-
 @pytest.mark.parametrize(
     ("rows", "length", "audit_every", "chosen"),
     [

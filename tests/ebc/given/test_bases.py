@@ -158,13 +158,6 @@ def test_a_plain_optimizers_state_is_told_from_its_own():
         wrap(model, adam).load_state_dict(adam.state_dict())
 
 
-def test_its_repr_says_what_it_does():
-    assert "target_kl=0.002, budget='shadow'" in repr(wrap(Tokenwise()))
-    assert "Adam" in repr(wrap(Tokenwise()))
-    unlimited = repr(wrap(Tokenwise(), target_kl=math.inf, budget="fisher"))
-    assert "target_kl=inf, budget='fisher'" in unlimited
-
-
 # -- kinds of optimizers -------------------------------------------------------------------------------------
 
 
