@@ -145,6 +145,43 @@ def test_with_a_closure_too():
     assert identical(model.parameters(), plain.parameters())
 
 
+class TwoForwards(torch.optim.SGD):
+    """Looks at the gradient where a first step would lead to, as SAM does."""
+
+    @torch.no_grad()
+    def step(self, closure):
+        held = [p for group in self.param_groups for p in group["params"]]
+        old = [p.clone() for p in held]
+        for p in held:
+            p.add_(0.3 * torch.sign(p))
+        with torch.enable_grad():
+            loss = closure()
+        for p, w in zip(held, old, strict=True):
+            p.copy_(w)
+        super().step()
+        return loss
+
+
+def test_a_closure_at_other_weights_is_measured_from_the_right_ones():
+    model = Net()
+    optimizer = TwoForwards(model.parameters(), lr=20.0)
+    ebc = attach(model, optimizer, **options())
+    for tokens in data(5):
+        before = copy.deepcopy(model)
+
+        def closure(tokens=tokens):
+            optimizer.zero_grad()
+            loss = loss_of(model(tokens), tokens)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        with torch.no_grad():
+            kl = mean_kl(before(tokens), model(tokens)).item()
+        assert ebc.last.clip_coefficient < 0.9
+        assert kl == pytest.approx(0.002, rel=0.4)
+
+
 def test_accumulated_gradients_are_limited_once():
     model = Net()
     (optimizer,) = adam(model)
