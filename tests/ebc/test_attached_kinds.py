@@ -20,7 +20,7 @@ from pytorch_optimizer import (
     ScheduleFreeSGD,
     ScheduleFreeWrapper,
 )
-from support.tokenwise import Tokenwise, integers, loss_of
+from support.tokenwise import Tokenwise, integers, learn, loss_of
 from torch import nn
 
 from ebc_lab.ebc import EBCWarning, EllipsotopeClip, attach, mean_kl
@@ -179,9 +179,7 @@ def test_without_a_budget_the_bits_are_the_optimizers_own(kind):
             optimizer.train()
         ebc = attach(model, optimizer, target_kl=float("inf")) if attached else None
         for tokens in batches(6):
-            loss_of(model(tokens), tokens).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            learn(model, optimizer, tokens)
         assert ebc is None or float(ebc.last.clip_coefficient) == 1
         ends.append([p.detach().clone() for p in model.parameters()])
     assert all(torch.equal(p, q) for p, q in zip(*ends, strict=True))
@@ -250,10 +248,7 @@ def test_dropout_without_a_module_of_its_own():
     ebc = attach(net, optimizer, target_kl=1e-3, probe_sequences=12, audit_every=10)
     lowest = 1.0
     for seed in range(21):
-        tokens = integers(24, 12, seed=seed)
-        loss_of(net(tokens), tokens).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        learn(net, optimizer, integers(24, 12, seed=seed))
         lowest = min(lowest, float(ebc.last.clip_coefficient))
     assert lowest > 1e-3  # dropout's noise, taken for movement, made it fall below 1e-6
     assert 0.5 < ebc.last.applied_kl / ebc.last.target_kl < 2
@@ -278,9 +273,7 @@ def test_a_batch_of_padding_takes_the_last_c_and_rows_of_padding_choose_none(bud
             mask[:12] = 0  # others choose
         if seed == 6:
             mask[12:] = 0
-        loss_of(model(tokens, attention_mask=mask), tokens).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        learn(model, optimizer, tokens, attention_mask=mask)
         assert not ebc.last.skipped
         seen.append(float(ebc.last.clip_coefficient))
     assert 0 < seen[2] < 1
@@ -770,9 +763,7 @@ def test_gradients_that_an_optimizer_writes_to_are_read_as_they_were(library):
         )
         seen = []
         for tokens in batches(9):
-            loss_of(model(tokens), tokens).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            learn(model, optimizer, tokens)
             stats = ebc.last
             seen.append((float(stats.clip_coefficient), None if stats.slope is None else float(stats.slope)))
         runs.append(seen)
@@ -799,9 +790,7 @@ def test_a_gradient_that_is_no_longer_what_it_was_is_not_judged():
     ebc = attach(model, optimizer, **{**OPTIONS, "audit_every": 1, "probe_sequences": 12})
     slopes = []
     for tokens in batches(8):
-        loss_of(model(tokens), tokens).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        learn(model, optimizer, tokens)
         slopes.append(float(ebc.last.slope))
     assert math.isnan(slopes[5])  # unforeseen
     assert all(slope < 0 for i, slope in enumerate(slopes) if i != 5)

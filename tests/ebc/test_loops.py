@@ -10,8 +10,6 @@ import torch
 from support.loops import axes, language, others, transformers_models
 from support.loops.loop import Training, played
 
-from ebc_lab.ebc import EBCWarning
-
 LOOPS = [*language.LOOPS, *axes.LOOPS, *transformers_models.LOOPS, *others.LOOPS]
 SETTLED = 8  # steps until c is found
 STEPS = 38
@@ -62,9 +60,3 @@ def test_what_it_would_get_wrong_is_refused_before_a_weight_moves(loop):
     with pytest.raises((TypeError, ValueError), match=loop.refused):
         training.step()
     assert_same(before, training.weights())
-
-
-@each([loop for loop in LOOPS if loop.warned])
-def test_where_it_cannot_help_it_says_so(loop):
-    with pytest.warns(EBCWarning, match=loop.warned):
-        Training(loop, loop.target_kl).steps(SETTLED)

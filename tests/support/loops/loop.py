@@ -42,7 +42,6 @@ class Loop:
         options: what `attach` needs beside `target_kl`.
         target_kl: nats per token, so far below the natural KL that most steps are clipped.
         refused: what `attach` says without options, a regular expression; None: it does not refuse.
-        warned: what it warns of with options, the same; None: whatever it likes.
         quick: whether it is one of those that `make test` plays.
     """
 
@@ -56,7 +55,6 @@ class Loop:
     target_kl: float
     options: dict[str, Any] = field(default_factory=dict)
     refused: str | None = None
-    warned: str | None = None
     quick: bool = False
 
 

@@ -1,4 +1,4 @@
-"""Policies and images, a model of one batch size, and rows that are mostly padding."""
+"""A policy, images, and rows that are mostly padding."""
 
 from __future__ import annotations
 
@@ -121,42 +121,6 @@ RESNET = Loop(
     target_kl=0.0005,
 )
 
-# -- the batch's size is baked in ----------------------------------------------------------------------------
-
-
-class ClassToken(nn.Module):
-    """A vision transformer whose class token was made for one size of batch."""
-
-    def __init__(self, rows: int, width: int = 32, size: int = 8, patch: int = 4):
-        super().__init__()
-        self.patches = nn.Conv2d(3, width, patch, patch)
-        self.register_buffer("first", torch.randn(rows, 1, width))
-        self.positions = nn.Parameter(0.02 * torch.randn(1, 1 + (size // patch) ** 2, width))
-        self.blocks = nn.ModuleList(Block(width, 2, causal=False) for _ in range(2))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.patches(x).flatten(2).transpose(1, 2)
-        h = torch.cat([self.first, h], 1) + self.positions
-        for block in self.blocks:
-            h = block(h)
-        return self.head(self.norm(h[:, 0]))
-
-
-CLASS_TOKEN = Loop(
-    name="ViT of one batch size",
-    like="a class token of the shape (batch, 1, width)",
-    build=partial(seeded, ClassToken, 256),
-    optimizers=adam,
-    batch=images,
-    step=class_step,
-    log_p=lambda model, batch: log_softmax(model(batch[0])),
-    target_kl=0.0005,
-    warned="all 256 rows",
-    quick=True,
-)
-
 # -- a mask by its place -------------------------------------------------------------------------------------
 
 
@@ -199,4 +163,4 @@ ENCODER = Loop(
     quick=True,
 )
 
-LOOPS = [PPO, RESNET, CLASS_TOKEN, ENCODER]
+LOOPS = [PPO, RESNET, ENCODER]
