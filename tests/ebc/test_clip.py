@@ -148,12 +148,6 @@ def test_the_audit_reads_only_rows_that_did_not_choose_c(make_gpt, batches, trai
     assert stats.audit_tokens == audited * 16  # 512, or all there are
 
 
-@pytest.mark.parametrize(("controller", "every"), [("fixed", 20), ("log_pi", 20)])
-def test_how_often_it_audits(make_gpt, controller, every):
-    assert adam_clip(make_gpt(), controller=controller).audit_every == every
-    assert adam_clip(make_gpt(), controller=controller, audit_every=7).audit_every == 7
-
-
 def test_a_batch_without_audit_rows_is_limited_and_not_audited(make_gpt, batches, train):
     model = make_gpt()
     optimizer = adam_clip(model, audit_every=1, curve_every=1)
