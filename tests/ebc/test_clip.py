@@ -4,20 +4,14 @@ import math
 
 import pytest
 import torch
+from support.stepping import adam_clip
 from torch import nn
 
 from ebc_lab.ebc import EllipsotopeClip, NonFiniteUpdateError, aggregate
 
-ADAM_LR = 0.02  # too large for the tiny GPT, so that a budget of 0.01 nats clips
-
 
 def bits(tensors):
     return [t.detach().view(torch.uint8).tolist() if t.ndim else t.item() for t in tensors]
-
-
-def adam_clip(model, **options):
-    options = {"target_kl": 0.01, **options}
-    return EllipsotopeClip(model, torch.optim.Adam(model.parameters(), lr=ADAM_LR), **options)
 
 
 class Linear(nn.Module):

@@ -6,16 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from support.stepping import LR, adam_clip
 from support.tokenwise import Tokenwise, integers
 
 from ebc_lab.ebc import EllipsotopeClip, centre, mean_kl, rms_norm
-
-LR = 0.02
-
-
-def adam_clip(model, **options):
-    options = {"target_kl": 0.01, **options}
-    return EllipsotopeClip(model, torch.optim.Adam(model.parameters(), lr=LR), **options)
 
 
 def identical(first, second):
