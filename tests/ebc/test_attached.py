@@ -228,6 +228,29 @@ def test_an_average_of_the_weights_knows_nothing_of_it():
     assert ebc.capture.last is None
 
 
+def test_evaluation_in_between_has_no_say():
+    runs = []
+    for evaluates in (False, True):
+        model = Net(0.2)
+        bases = adam(model)
+        ebc = attach(model, bases, **options())
+        seen = []
+        for i, tokens in enumerate(data(5)):
+            torch.manual_seed(i)
+            loss_of(model(tokens), tokens).backward()
+            if evaluates:
+                model.eval()
+                with torch.no_grad():
+                    model(integers(24, 12, seed=99))
+                model.train()
+            bases[0].step()
+            bases[0].zero_grad()
+            seen.append(ebc.last)
+        runs.append((seen, weights(model)))
+    same_steps(runs[0][0], runs[1][0])
+    assert identical(runs[0][1], runs[1][1])
+
+
 # -- saving --------------------------------------------------------------------------------------------------
 
 
