@@ -34,7 +34,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / "build" / "package"  # always here, so that mypy's cache holds from one call to the next
-METHOD = ROOT / "scripts" / "method_alone.py"
+METHOD = ROOT / "examples" / "method_alone.py"
 MISSING = """
 import importlib, pkgutil, ebc_lab
 for module in pkgutil.walk_packages(ebc_lab.__path__, "ebc_lab."):

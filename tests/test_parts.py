@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = ("pyproject.toml", "README.md", "CHANGELOG.md")
-FOLDERS = (".vscode", "ebc_lab", "benchmarks", "conf", "scripts", "tests", "docs")
+FOLDERS = (".vscode", "ebc_lab", "benchmarks", "conf", "dev", "examples", "scripts", "tests", "docs")
 
 SETTINGS = '''"""Gradients that are halved."""
 
