@@ -73,6 +73,7 @@ lint: $(VENV)/installed-dev  ## ruff, mypy (strict but for ebc_lab/report), the 
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/python scripts/house.py
 	$(BIN)/python scripts/least_tests.py --check
 	$(BIN)/python scripts/lock.py --check
