@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PathDistribution, packages_distributions
 from pathlib import Path
 
+import lock
 import sbom
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -100,7 +101,7 @@ class Environment:
 
     def link(self, required: Iterable[str]) -> None:
         """Make the packages that requirements name importable, and what those require."""
-        for package in sbom.needed(required).values():
+        for package in lock.needed(required).values():
             found = package.distribution
             for top in {file.parts[0] for file in found.files or []} - {"..", "__pycache__"}:
                 if not (self.packages / top).exists():

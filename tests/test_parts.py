@@ -146,6 +146,7 @@ SHOCK = (  # its settings, what it does, its picture, its choices with the suite
     *("tests/config/parts/test_shock.py", "tests/components/test_shock.py"),
     "tests/report/pictures/test_shock.py",
 )
+LAYERS = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
 TESTS = ("-m", "pytest", "-p", "no:cacheprovider", "-m")
 
 
@@ -156,7 +157,7 @@ def test_a_part_is_taken_away_by_deleting_what_bears_its_name(copy):
         path = copy / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     run_in(copy, "-m", "ruff", "check", ".")
-    run_in(copy, "-c", "from importlinter.cli import lint_imports as lint; raise SystemExit(lint(no_cache=True))")
+    run_in(copy, "-c", LAYERS)
     run_in(copy, "scripts/house.py")
     run_in(copy, "scripts/json_schemas.py", "--write")  # for editors, from the settings
     run_in(copy, "-m", "mypy")
