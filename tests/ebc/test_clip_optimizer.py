@@ -1,6 +1,5 @@
 """`EllipsotopeClip` as a torch optimizer: checkpoints, schedulers, scalers, models and batches."""
 
-import io
 import math
 from types import SimpleNamespace
 
@@ -21,45 +20,6 @@ def adam_clip(model, **options):
 
 def identical(first, second):
     return all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
-
-
-# -- checkpoints ---------------------------------------------------------------------------------------------
-
-RUNS = {
-    "shadow": {"schedule": "linear", "total_steps": 24, "controller": "log_pi"},
-    "surrogate": {"budget": "surrogate", "controller": "log_pi", "target_kl": 1e-3},
-    "surrogate-rsl-fd": {"budget": "surrogate", "controller": "rsl", "probe": "fd", "audit_every": 5},
-    "recorded": {"sensitivity_every": 4, "aggregate": "sqrtl_l2"},
-    "unlimited": {"target_kl": math.inf, "audit_every": 5},
-}
-
-
-@pytest.mark.parametrize("base", ["adam", "sgd", "muon"])
-@pytest.mark.parametrize("run", RUNS)
-def test_a_checkpoint_restores_bit_for_bit(make_gpt, make_bases, batches, train, run, base):
-    options = {"target_kl": 0.01, **RUNS[run]}
-    data = batches(24)
-    cut = 11
-    model = make_gpt()
-    optimizer = EllipsotopeClip(model, make_bases(base, model), **options)
-    train(model, optimizer, data[:cut])
-    file = io.BytesIO()
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
-    file.seek(0)
-    expected = train(model, optimizer, data[cut:])
-
-    saved = torch.load(file, weights_only=True)
-    resumed = make_gpt()
-    optimizer = EllipsotopeClip(resumed, make_bases(base, resumed), **options)
-    resumed.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    steps = train(resumed, optimizer, data[cut:])
-    assert identical(resumed, model)
-    for got, want in zip(steps, expected, strict=True):
-        for name in ("clip_coefficient", "delta", "trial", "surrogate", "applied_kl", "contributions"):
-            a = getattr(got, name)
-            b = getattr(want, name)
-            assert (a is None and b is None) or torch.equal(a, b), name
 
 
 def test_at_most_two_copies_of_the_parameters_are_held(make_gpt, batches, train):
@@ -113,21 +73,6 @@ def test_a_learning_rate_scheduler_drives_the_bases(make_gpt, make_bases, batche
     before = [p.detach().clone() for p in model.parameters()]
     train(model, optimizer, data[3:4])
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
-
-
-def test_a_scheduled_run_without_a_budget_is_the_plain_scheduled_run(make_gpt, batches, backward):
-    plain = make_gpt()
-    wrapped = make_gpt()
-    adam = torch.optim.Adam(plain.parameters(), lr=LR)
-    clip = adam_clip(wrapped, target_kl=math.inf)
-    schedulers = [torch.optim.lr_scheduler.LambdaLR(o, lambda t: 0.7**t) for o in (adam, clip)]
-    for batch in batches(5):
-        backward(plain, batch)
-        adam.step()
-        clip.step(batch[:, :-1], backward(wrapped, batch))
-        for scheduler in schedulers:
-            scheduler.step()
-    assert identical(plain, wrapped)
 
 
 def test_schedulers_that_read_the_defaults_work_too(make_gpt, batches, train):

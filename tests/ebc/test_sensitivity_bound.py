@@ -53,8 +53,3 @@ def test_groups_at_rest_do_not_count_and_all_scale(values, resting, factor):
             aggregate(s, kind).item()
         )
         assert aggregate(factor * s, kind).item() == pytest.approx(factor * aggregate(s, kind).item())
-
-
-def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="aggregate='max' is unknown; it takes l1, sqrtl_l2, l2"):
-        aggregate(torch.ones(2), "max")

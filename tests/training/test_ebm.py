@@ -15,7 +15,7 @@ import pytest
 import torch
 from support.ebm_runs import eventful, tiny_ebm
 from support.pairwise import contract
-from support.runs import killed_in_mid_run, made, plain, untimed
+from support.runs import made, plain, untimed
 from torch import Tensor
 
 from ebc_lab.components.optimizer import OPTIMIZERS
@@ -159,41 +159,6 @@ def test_events_leave_a_resumed_run_the_same_bytes(busy, tmp_path, settings):
     assert untimed(whole) == untimed(resumed)
 
 
-TRAIN = """
-import json, sys
-from pathlib import Path
-from ebc_lab.config.dicts import from_dict
-from ebc_lab.config.schema import RunConfig
-from ebc_lab.training.run import Training
-
-run = from_dict(RunConfig, json.loads(sys.argv[1]))
-training = Training(run, Path(sys.argv[2]))
-print("at", training.step, flush=True)
-
-
-def look(step):
-    if step == 13:
-        training.save_checkpoint()
-    if step == 19:
-        print("now", flush=True)
-        sys.stdin.read()
-
-
-training.run(on_progress=look)
-"""
-
-
-@pytest.mark.slow  # test_low_bit.py kills a run too
-def test_kill_9_in_mid_run_changes_no_byte(busy, tmp_path):
-    whole = run_and_record(busy, tmp_path / "whole", "x")
-    killed = made(tmp_path / "killed")
-    killed_in_mid_run(busy, killed, TRAIN)
-    assert Training(busy, killed).step == 13
-    resumed = run_and_record(busy, killed, "x")
-    assert written(tmp_path / "whole") == written(killed)
-    assert untimed(whole) == untimed(resumed)
-
-
 # -- parts of a batch ----------------------------------------------------------------------------------------
 
 
@@ -287,18 +252,6 @@ def test_audits_measure_what_the_budget_does_not_see(busy, tmp_path):
         assert (np.isfinite(seen[column]) == audited).all(), column
         assert (seen[column][audited] >= 0).all(), column
     assert seen["score_shift"][audited].max() > 0
-
-
-@pytest.mark.parametrize("grouping", ["block", "type", "tensor", "global"])
-def test_budgets_of_groups_hold_every_parameter(small, tmp_path, grouping):
-    settings = {"stabilizer": {"name": "ebc"}, "budget": {"name": "surrogate", "grouping": grouping}}
-    training = Training(choices_resolved(changed(small, settings)), made(tmp_path / "run"))
-    members = [training.optimizer.names[i] for places in training.optimizer.groups.values() for i in places]
-    assert sorted(members) == sorted(name for name, _ in training.model.named_parameters())
-    training.advance(2)
-    training.recording.flush()
-    seen = read_columns(tmp_path / "run/steps.csv")
-    assert (seen["surrogate"] > 0).all()
 
 
 # -- rows that hold something new ----------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from support.runs import killed_in_mid_run, made, plain, resumed_after, untimed
+from support.runs import made, plain, resumed_after, untimed
 
 from ebc_lab.components.memory import Memory
 from ebc_lab.config.choices import changed
@@ -59,16 +59,6 @@ def test_it_resumes_to_the_same_bytes(run, tmp_path, settings):
     resumed = resumed_after(run, tmp_path / "broken", (7, 23))
     assert (tmp_path / "whole/steps.csv").read_bytes() == (tmp_path / "broken/steps.csv").read_bytes()
     assert untimed(whole) == untimed(resumed)
-
-
-@pytest.mark.slow  # test_low_bit.py kills a run too
-def test_kill_9_in_mid_run_changes_no_bit_of_the_weights(run, tmp_path):
-    run = changed(run, LAGGED)
-    whole = run_and_record(run, tmp_path / "whole", "x")
-    killed = made(tmp_path / "killed")
-    killed_in_mid_run(run, killed)
-    assert Training(run, killed).step == 11
-    assert untimed(whole) == untimed(run_and_record(run, killed, "x"))
 
 
 def test_lagged_holds_its_budget_in_the_median(run, tmp_path):

@@ -250,20 +250,6 @@ def test_on_the_stiefel_manifold_every_matrix_stays_there(name):
         assert values.max() / values.min() < 1 + 1e-4
 
 
-@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, CUSTOM])
-def test_none_is_the_plain_optimizer(optimizer):
-    run = run_of(optimizer, "none", "none")
-    model, wrapped = prepare(run)
-    plain = build_model(run.model, VOCABULARY, run.seed)
-    bases = build_optimizers(plain, run.optimizer, hidden_matrices(plain))
-    for step in range(6):
-        take(model, wrapped, [step])
-        gradients(plain, step)
-        for base in bases:
-            base.step()
-    assert equal(model.parameters(), plain.parameters())
-
-
 def test_ebc_is_built_as_the_run_says():
     budget = BudgetConfig(
         "surrogate",

@@ -6,7 +6,7 @@ from collections import deque
 import pytest
 import torch
 import torch.nn.functional as F
-from support.tokenwise import Tokenwise, integers, loss_of
+from support.tokenwise import Tokenwise, integers, learn, loss_of
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -165,10 +165,7 @@ def test_observers_of_fake_quantization_see_no_measurement():
         if limited:
             attach(model, optimizer, target_kl=1e9, audit_every=2)
         for step in range(8):
-            ids = integers(24, 12, seed=step)
-            loss_of(model(ids), ids).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            learn(model, optimizer, integers(24, 12, seed=step))
         seen.append(dict(model.state_dict()))
     assert [name for name in seen[0] if not torch.equal(seen[0][name], seen[1][name])] == []
 
@@ -334,9 +331,7 @@ def test_a_buffer_that_a_hook_of_the_optimizer_moves(when):
     for number in range(30):
         ids = integers(48, 12, seed=number)
         before = [p.detach().clone() for p in model.parameters()]
-        loss_of(model(ids), ids).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        learn(model, optimizer, ids)
     assert ebc.last.clip_coefficient > 0.01
     with torch.no_grad():
         after = model(ids)
