@@ -62,28 +62,17 @@ def test_without_heat_or_steps_a_latent_is_the_settled_state(model, sampling):
 def test_a_latent_lies_on_the_sphere_and_is_the_generators(model, sampler):
     states, contexts = model.encode(some_tokens(1))
 
-    def drawn(seed, **given):
+    def latent(seed, **given):
         generator = torch.Generator().manual_seed(seed)
         return draw(model, states, contexts, Sampling(sampler, **given), generator)
 
-    first = drawn(0)
+    first = latent(0)
     torch.testing.assert_close(first.norm(dim=-1), torch.ones(12))
-    assert torch.equal(first, drawn(0))
-    assert not torch.equal(first, drawn(1))
+    assert torch.equal(first, latent(0))
+    assert not torch.equal(first, latent(1))
     assert (first - model.settle(states, contexts)).abs().max() > 1e-3
     if sampler == "original":  # its own settings, whatever is asked
-        assert torch.equal(first, drawn(0, steps=3, step=0.1, friction=9.0))
-
-
-def test_a_hotter_chain_ends_further_from_the_settled_state(model):
-    states, contexts = model.encode(some_tokens(8))
-    settled = model.settle(states, contexts)
-    far = []
-    for temperature in (0.01, 1.0, 30.0):
-        sampling = Sampling(steps=40, temperature=temperature)
-        drawn = draw(model, states, contexts, sampling, torch.Generator().manual_seed(0))
-        far.append((drawn - settled).norm(dim=-1).mean().item())
-    assert far[0] < 0.5 * far[1] < 0.5 * far[2]
+        assert torch.equal(first, latent(0, steps=3, step=0.1, friction=9.0))
 
 
 def test_an_energy_that_is_not_finite_stops_the_chain_and_names_the_step(model):

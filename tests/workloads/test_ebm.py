@@ -81,19 +81,6 @@ def test_weights_and_splats_are_the_seeds(text_file, given):
     assert not same(first, weights_of(loaded(replace(run, seed=1))[1]))
 
 
-@every
-def test_the_forward_is_what_the_model_called_gives(text_file, given):
-    run = replace(tiny_ebm(text_file, *given), dtype="bfloat16")
-    workload, model = loaded(run)
-    inputs, _ = batch(workload)
-    with torch.autocast("cpu", torch.bfloat16):
-        called = model(inputs)
-    logits, tape = workload.forward(model, inputs)
-    assert torch.equal(called, logits)
-    assert logits.shape == (10, 16, workload.vocabulary)
-    assert tape.kept.states.dtype == torch.float32
-
-
 def test_first_splats_lie_among_the_states_of_the_text(run):
     workload, model = loaded(run)
     store = model.store
