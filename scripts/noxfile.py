@@ -28,7 +28,6 @@ TESTS = ("tests/ebc", "tests/config", "tests/records", "tests/results", "tests/t
 # of those, what reads the package's source, which is not there, and what several processes train for minutes
 IGNORED = (
     "tests/records/test_forms.py",
-    "tests/records/test_every_cache.py",
     "tests/config/own/test_editor.py",
     "tests/ebc/parallel",
 )

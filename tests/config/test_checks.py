@@ -10,11 +10,6 @@ from ebc_lab.config.identity import identity
 
 IN_VAIN = [
     (["optimizer=sgd", "optimizer.beta1=0.8"], "beta1 goes with optimizer=adam, .*not optimizer=sgd"),
-    (["projection.bound=9"], "projection.bound goes with projection=spectral, not projection=none"),
-    (["memory.seed=3"], "memory.seed goes with memory.activations=int4, not memory.activations=none"),
-    (["budget.clusters=3"], "budget.clusters goes with budget.grouping=kmeans, not budget.grouping=block"),
-    (["ebm.splats=300"], "ebm.splats goes with workload=ebm, not workload=gpt"),
-    (["index=exact"], "index goes with workload=ebm, not workload=gpt"),
     (["launcher.partition=gpu"], "launcher.partition goes with launcher=slurm, not launcher=local"),
 ]
 

@@ -15,7 +15,7 @@ from ebc_lab.config.compose import compose, configurations
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.columns import COLUMNS, STEP_COLUMNS
 from ebc_lab.records.streams import read_columns
-from ebc_lab.report.conclude import concluding, report, write_table
+from ebc_lab.report.conclude import concluding, write_table
 from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.guards import Limits, StageFailed
 from ebc_lab.study.inspect.status import status
@@ -131,18 +131,6 @@ def test_a_fallback_corpus_is_named_in_every_call(tiny, tmp_path, monkeypatch):
         outcome = autopilot(config, Listener(say=said.append), stages=["lr_sweep"])
         assert any("NOT Shakespeare" in line for line in said)
         assert "NOT Shakespeare" in outcome.warning
-
-
-@pytest.mark.slow  # of the page alone: tests/report/page
-def test_report_rebuilds_what_was_deleted(finished):
-    _, outcome, _ = finished
-    root = outcome.study.root
-    gone = ["summary_final.csv", "lr_scale.png", "acceptance.json", "summary_lr_sweep.csv"]
-    before = {name: (root / name).read_bytes() for name in gone}
-    for name in gone:
-        (root / name).unlink()
-    report(outcome.study)
-    assert {name: (root / name).read_bytes() for name in gone} == before
 
 
 def test_of_a_study_that_is_not_decided_report_says_how_far_it_is_and_how_to_go_on(tiny, tmp_path):

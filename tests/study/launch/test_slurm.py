@@ -241,24 +241,6 @@ def in_a_job(out: Path, change: str, *options: str) -> subprocess.CompletedProce
 
 
 @pytest.mark.slow
-def test_a_whole_study_survives_kill_9_of_its_driver_and_then_cancel(finished, study):
-    driver = study.start()
-    until(driver, "submitted", "calibrate: ")
-    driver.kill()
-    driver.communicate()
-    before = set(study.live())
-    assert before
-    driver = study.start()
-    adopted = until(driver, "of an earlier call", "lr_scale: ").partition("adopted")[2].partition("\n")[0]
-    assert set(re.findall(r"\d+_\d", adopted)) <= before
-    assert study.call("cancel", "s").returncode == 0
-    driver.communicate()
-    assert driver.returncode == 130
-    study.finish()
-    same_as(finished, study)
-
-
-@pytest.mark.slow
 def test_ctrl_c_says_what_continues_and_how_to_end_it(study, tmp_path, monkeypatch):
     driver = study.start("calibrate.steps=20000")
     until(driver, "calibrate: ")
@@ -325,18 +307,6 @@ def test_status_asks_the_queue_once_however_often_it_is_called(study, tmp_path, 
         jobs = queue.cached_jobs(session, every_s=3600.0)
         assert Counter(job.state for job in jobs.values()) == {"RUNNING": 2}
     assert asked.read_text().count("x") == 1
-
-
-@pytest.mark.slow
-def test_a_worker_killed_on_its_node_is_replaced_and_the_run_charged(finished, study):
-    driver = study.start("launcher.slots=1")
-    until(driver, "1 job(s) running", "calibrate: ")
-    [session] = sessions(study.study, "slurm")
-    [note] = session.notes().values()
-    os.kill(note["pid"], signal.SIGKILL)
-    out = rest(driver)
-    assert "submitted 1 Slurm job(s)" in out, "another one, after the first"
-    same_as(finished, study)
 
 
 @pytest.mark.slow

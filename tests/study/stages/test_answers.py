@@ -5,7 +5,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from support.played import DIVERGED, config_of, done, played
+from support.played import DECIDED, DIVERGED, config_of, done, played
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
@@ -16,8 +16,6 @@ from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.stages.statistics import paired, seeds_needed
 from ebc_lab.study.stages.verdict import sentence
 
-SWEPT = {"lr": 1e-3, "optimizer": "adam", "projection": "none", "natural_kl": 0.02, "sigma": 0.01}
-SWEPT |= {"descent_median": 0.1, "replicate_losses": [2.0, 2.01, 2.02]}
 SCATTERED = (0.03, -0.02, 0.04, -0.01, 0.02)  # by seed
 POINT = {"lr": 4e-3, "warmup_share": 0.1667, "schedule": "trapezoid"}
 
@@ -38,10 +36,7 @@ def decision(
     points = {n: {"point": POINT, "val_loss": losses[n], "luck": luck or {}} for n in offsets}
     for name, why in (untuned or {}).items():
         points[name] |= {"untuned": why, "val_loss": None}
-    earlier = {
-        "lr_sweep": {"tracks": {"adam_none": SWEPT}, "inputs_sha256": "x"},
-        "tune": {"tracks": {"adam_none": {"arms": points}}, "inputs_sha256": "y"},
-    }
+    earlier = DECIDED | {"tune": {"tracks": {"adam_none": {"arms": points}}, "inputs_sha256": "y"}}
     draw = random.Random(0)
 
     def any_run(spec):

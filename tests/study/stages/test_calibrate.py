@@ -200,14 +200,6 @@ def test_by_the_band_the_best_loss_inside_it_wins_and_outside_of_it_the_nearest_
     assert any("nearest" in n for n in decision["notes"])
 
 
-def test_a_bracket_that_straddles_the_band_is_bisected_geometrically():
-    def answer(s):
-        return done(2.0, 0.3 if s.run.budget.target_kl < 0.013 else 0.9)
-
-    targets, _, _ = calibrated(answer, *BAND, "calibrate.multiples=[1,4]")
-    assert targets == pytest.approx([0.01, 0.04, 0.02, 0.0141, 0.0119], rel=1e-2)
-
-
 def test_by_the_band_the_stages_own_seed_says_where_c_lies():
     def answer(s):
         return done(2.0, 0.6 if s.run.seed == 101 else 0.1)

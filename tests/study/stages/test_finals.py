@@ -100,21 +100,6 @@ def test_the_earlier_arms_pair_by_seed_and_merge_what_is_the_same(chosen, runs):
     assert falling.lr_scale == 2 * chosen
 
 
-def test_arm_names_say_what_is_in_them():
-    config, decisions = before()
-    named = {s.role: s.arm for s in trained(config, decisions)}
-    assert named["baseline"] == "adam_none_baseline_x1"
-    assert named["control"] == named["control_x2"] == "adam_none_baseline_x2_trapezoid_w100"
-    assert named["control_x8"] == "adam_none_baseline_x8_trapezoid_w100"
-    delta = f"{decisions['calibrate']['tracks'][TRACK]['delta_star']:g}".replace(".", "p")
-    assert named["ebc_x8"] == f"adam_none_ebc_d{delta}_tracked_x8_holddelta_trapezoid_w0"
-    config, decisions = before("study=published", arms(*EARLIER))
-    named = {s.role: s.arm for s in trained(config, decisions)}
-    assert named["ebc_x2"] == "adam_none_ebc_d0p03_surrogate_x2"
-    assert named["control"].endswith("_lrdecay")
-    assert named["ebc_lindelta_lrdecay"].endswith("_lindelta_lrdecay")
-
-
 @pytest.mark.parametrize(
     ("roles", "words"),
     [

@@ -167,15 +167,3 @@ def test_the_windows_of_both_arms_are_in_octaves_and_say_where_they_are_open():
 def test_without_a_completed_plain_run_or_ebc_run_the_stage_cannot_decide(losses):
     with pytest.raises(Undecidable):
         scaled(*losses)
-
-
-def test_the_surrogate_adds_a_fixed_radius_arm_from_the_median_s():
-    config, decisions = calibrated("budget=surrogate")
-    _, specs, results = played("lr_scale", config, decisions, spread)
-    fixed = [s for s in specs if s.role == "fixed_tau"]
-    assert [s.lr_scale for s in fixed] == [1, 2, 4, 8]
-    assert {s.run.budget.target_kl for s in fixed} == {0.09}  # (0.6·1/2)²
-    assert {s.run.controller.name for s in fixed} == {"fixed"}
-    assert all(s.arm.endswith("_fixedtau") for s in fixed)
-    found = lr_scale.STAGE.decide(config, specs, results, decisions)["tracks"][TRACK]
-    assert set(found["lr_window"]) == {"none", "ebc", "surrogate_x1", "fixed_tau"}

@@ -46,18 +46,6 @@ def landscape(peak=BEST, warmup=100, shape="trapezoid", constant=BEST / 4):
 # -- the grid ------------------------------------------------------------------------------------------------
 
 
-def test_the_grid_is_on_the_studys_schedule_and_everything_after_it_at_the_length_of_the_finals(config):
-    waves, specs, _ = played("lr_sweep", config, {}, landscape())
-    assert rates(waves[0], "grid") == [1e-3, 2e-3, 4e-3, 8e-3]
-    assert len(waves[0]) == 4
-    assert {(s.run.steps, s.run.lr_schedule.name) for s in waves[0]} == {(200, "trapezoid")}
-    assert {s.run.lr_schedule.warmup_steps for s in waves[0]} == {33}  # a sixth of its own length
-    assert {s.run.steps for s in specs if s.role != "grid"} == {config.finals.steps}
-    assert {s.run.stabilizer.name for s in specs} == {"none"}
-    assert all(s.run.evaluate == ["val"] for s in specs)  # val decides
-    assert {s.run.seed for s in specs if s.role != "replicate"} == {100}
-
-
 @pytest.mark.parametrize(("slope", "lrs"), [(-1, [4e-3, 8e-3]), (1, [2.5e-4, 5e-4])])
 def test_a_winner_on_the_edge_extends_the_grid_twice_at_most(slope, lrs):
     config = config_of("optimizer=adam", "lr_sweep.grids.adam=[1e-3,2e-3]")
@@ -80,18 +68,6 @@ def test_a_pair_further_behind_than_the_threshold_is_not_extended_and_does_not_g
     assert (max(s.run.optimizer.lr for s in specs if s.track == "adam_none") > 8e-3) == goes_on
     assert list(decision["tracks"]) == ["muon_none", "adam_none"][: 1 + goes_on]
     assert any("triaged" in note for note in decision["notes"]) != goes_on
-
-
-@pytest.mark.parametrize("keep", ["best", "all"])
-def test_a_baseline_and_a_control_are_tuned_for_the_best_pair_or_for_every_one_that_is_close(keep):
-    config = config_of(f"lr_sweep.keep={keep}")
-    specs, decision, _ = swept(config, by_lr(8e-3))
-    assert {s.track for s in specs if s.role == "grid"} == {"adam_none", "muon_none"}
-    for role in ("baseline", "replicate", "control"):
-        assert {s.track for s in specs if s.role == role} == set(decision["tracks"])
-    assert len(decision["tracks"]) == (2 if keep == "all" else 1)
-    trained = stage_of("calibrate").runs(config, {"lr_sweep": decision}, {})
-    assert {s.track for s in trained} == set(decision["tracks"])
 
 
 # -- the baseline --------------------------------------------------------------------------------------------
@@ -277,11 +253,3 @@ def test_a_track_without_a_control_is_dropped_and_said_while_another_goes_on():
     decision = decided("lr_sweep", config_of("lr_sweep.keep=all"), {}, answer)
     assert list(decision["tracks"]) == ["muon_none"]
     assert any("no run of adam_none with a scheduled" in note for note in decision["notes"])
-
-
-def test_the_hash_of_a_decision_moves_with_its_inputs(config):
-    _, specs, results = played("lr_sweep", config, {}, landscape())
-    first = STAGE.decide(config, specs, results, {})
-    assert STAGE.decide(config, specs, dict(results), {})["inputs_sha256"] == first["inputs_sha256"]
-    changed = {**results, specs[0].run_id: done(7.0)}
-    assert STAGE.decide(config, specs, changed, {})["inputs_sha256"] != first["inputs_sha256"]

@@ -21,8 +21,6 @@ from ebc_lab.records.streams import read_columns
 from ebc_lab.report.conclude import concluding
 from ebc_lab.report.text.words import suite_answer
 from ebc_lab.study.autopilot import autopilot
-from ebc_lab.study.inspect.status import status
-from ebc_lab.study.inspect.why import why
 from ebc_lab.study.stages import ablation
 from ebc_lab.study.stages.runs import distinct
 from ebc_lab.study.stages.stage import stage_of
@@ -252,16 +250,6 @@ def test_programs_are_told_each_arms_difference_with_its_intervals(done):
         assert one["rival"] in arms
 
 
-def test_a_finished_suite_trains_nothing_and_answers_questions(done):
-    config, outcome = done
-    again = autopilot(config, concluding())
-    assert again.trained == 0
-    found = status(outcome.study)
-    assert found["state"] == "finished"
-    assert [s["stage"] for s in found["stages"]] == ["lr_sweep", "tune", "ablation"]
-    assert set(why(outcome.study, None)) == {"lr_sweep", "tune", "ablation"}
-
-
 def invented(config, loss, **more):
     """Decisions and results by the loss of each run, None where it diverged."""
     decisions, results = dict(DECIDED), {}
@@ -317,26 +305,6 @@ def test_a_point_is_the_mean_of_its_seeds_and_one_that_diverged_or_is_no_number_
     found = decisions["tune"]["tracks"]["adam_none"]["arms"]["tuned"]
     assert found["point"] == {"lr_scale": 1.0, "strength": 0.1}
     assert (found["val_loss"], found["runs"]) == (pytest.approx(1.5), 8)
-
-
-def test_a_grid_grows_by_its_own_ratio_where_its_best_point_lies_on_an_edge(tiny):
-    arms = {"plain": ARMS["plain"], "b": ArmConfig(settings=NORM_CLIP, tune={"strength": [0.5, 1, 4]})}
-
-    def loss(s):
-        return 2 + abs(math.log2((s.run.stabilizer.strength or 1) / 30)) / 10
-
-    found, grids = {}, {}
-    for most in (0, 1, 2, 3):
-        config = named(tiny, arms, tune={"seeds": 1, "max_extensions": most})
-        decisions, results = invented(config, loss)
-        found[most] = decisions["tune"]["tracks"]["adam_none"]["arms"]["b"]
-        specs = stage_of("tune").runs(config, DECIDED, results)
-        grids[most] = [s.run.stabilizer.strength for s in specs]
-    assert grids == {0: [0.5, 1, 4], 1: [0.5, 1, 4, 16], 2: [0.5, 1, 4, 16, 64], 3: [0.5, 1, 4, 16, 64]}
-    assert [f["edges"] for f in found.values()] == [{"strength": "high"}, {"strength": "high"}, {}, {}]
-    assert found[3]["point"] == {"strength": 16}
-    assert found[3]["extended"] == [{"strength": 16}, {"strength": 64}]
-    assert any("b: strength grid grown up to 64" in note for note in decisions["tune"]["notes"])
 
 
 def test_an_extension_changes_one_setting_and_keeps_the_best_of_the_others(tiny):
