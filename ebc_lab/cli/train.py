@@ -42,9 +42,8 @@ from ebc_lab.study.trackers import following
 from ebc_lab.workloads.starts import pinned, pinned_start, placed
 from ebc_lab.workloads.text import check_length_of, checked_text
 
-from .hydra import flags as hydra_flags
+from .hydra.flags import Given
 from .hydra.launchers import JobFailed, defaults, is_submitit, launching
-from .options import console as made_console
 from .options import print_json
 from .sweep_view import jobs, result_of, tabulated, varying
 from .train_view import RunView, closing_lines
@@ -56,12 +55,8 @@ def _without_hydra(overrides: Sequence[str]) -> list[str]:
     return [o for o in overrides if not o.lstrip("+~").startswith(("hydra.", "hydra/"))]
 
 
-def train(arguments: Sequence[str]) -> None:
+def train(asked: Given) -> None:
     """`ebc-lab train`: validate, then hand over to Hydra. Raises UserError, and SystemExit as Hydra does."""
-    asked = hydra_flags.given(arguments)
-    if asked.help or asked.version:
-        print(hydra_flags.help_text(made_console().width) if asked.help else hydra_flags.versions())
-        return
     register_schema()
     code = 0
     with redirect_stdout(sys.stderr) if asked.as_json else nullcontext():
@@ -79,7 +74,7 @@ def train(arguments: Sequence[str]) -> None:
 class _Job:
     """One call of Hydra: what was asked for, checked, and what is added to it. Raises UserError."""
 
-    def __init__(self, asked: hydra_flags.Given):
+    def __init__(self, asked: Given):
         # of a setting that is given twice the last counts; Hydra would sweep over both
         asked_for = list({override.partition("=")[0]: override for override in asked.overrides}.values())
         self.asked = asked = replace(asked, overrides=asked_for)
