@@ -19,11 +19,11 @@ from ebc_lab import __version__
 from ebc_lab.config.errors import require, visible
 
 from . import collection, completion, ebm, elsewhere
+from .hydra.flags import INFO, Given, TrainCommand
 from .options import (
     HELP_NAMES,
     INTERRUPTED,
     OUTPUT_DIR,
-    PASS_ON,
     Json,
     Place,
     Port,
@@ -172,19 +172,39 @@ def _piloted(configs: Sequence[Any], several: bool, as_json: bool, **how: Any) -
     return max(int(one["exit_code"]) for one in endings)
 
 
-@app.command(context_settings=PASS_ON, add_help_option=False)
+@app.command(cls=TrainCommand)
 def train(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[FLAGS] [KEY=VALUE …]", show_default=False, autocompletion=completion.overrides
+    overrides: Overrides = None,
+    run: Annotated[bool, typer.Option("-r", "--run", help="Train one run, which is the default.")] = False,
+    multirun: Annotated[
+        bool,
+        typer.Option(
+            *("-m", "--multirun"),
+            help="One run per combination: optimizer.lr=1e-3,2e-3 or range(…), glob(…).",
         ),
+    ] = False,
+    cfg: Annotated[
+        str | None,
+        optional("-c", "--cfg", help="Print the settings instead of training: job, hydra or all."),
     ] = None,
+    resolve: Annotated[
+        bool, typer.Option("--resolve", help="With --cfg: references between settings filled in.")
+    ] = False,
+    package: Annotated[
+        str | None, optional("-p", "--package", help="With --cfg: print only this part, such as optimizer.")
+    ] = None,
+    info: Annotated[
+        str | None, optional("-i", "--info", help=f"How Hydra composed them: {', '.join(INFO)}.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Train one run, with EBC unless stabilizer=none; -m several. `--help` lists settings and examples."""
+    """Train one run, or with -m several; the flags are Hydra's. EBC is on unless you say stabilizer=none,
+    which trains the optimizer alone.
+    """
     from . import train as train_module
 
-    train_module.train(arguments or [])
+    given = Given(overrides or [], run, multirun, cfg, resolve, package, info, as_json)
+    train_module.train(given)
 
 
 @app.command()
@@ -194,22 +214,20 @@ def new(
     ] = None,
     schema: Annotated[
         bool,
-        typer.Option("--schema", help="Only the schema, by which an editor completes and checks suites."),
+        typer.Option("--schema", help="Instead a schema, by which an editor completes and checks suites."),
     ] = False,
 ) -> None:
-    """Write a starter suite, an optimizer, its test and a schema into this folder, for you to edit."""
-    from ebc_lab.config.own.editor import FILE
-
+    """Write a starter suite, an optimizer and its test into this folder, for you to edit."""
     from .new import new as write
     from .new import write_schema
 
     if schema:
-        write_schema(Path.cwd())
-        typer.echo(f"{FILE} is written.")
+        line = write_schema(Path.cwd())
+        typer.echo(f"the schema is written; editors check a suite that begins with\n  {line}")
         return
     require(name is not None, "give a name: ebc-lab new cautious.")
-    commands = write(str(name), Path.cwd())
-    typer.echo(f"wrote {name}.yaml, {name}_optimizer.py, test_{name}.py and {FILE}; next:")
+    files, commands = write(str(name), Path.cwd())
+    typer.echo(f"wrote {', '.join(files)}; next:")
     typer.echo("\n".join(f"  {command}" for command in commands))
 
 
@@ -374,13 +392,13 @@ def report(
 
     from . import screen
 
-    bundle = to_rebuild(study, output_dir, output, tell_aside)
-    rebuild(bundle, typer.echo)
-    state = status_module.status(bundle)
+    with to_rebuild(study, output_dir, output, tell_aside) as where:
+        rebuild(where, typer.echo)
+    state = status_module.status(where)
     if not state["state"].startswith("finished"):
         screen.known(_console(), state)
-    typer.echo(f"rebuilt in {visible(str(bundle.root))}")
-    typer.echo(f"page {visible(str(bundle.page_file))}")
+    typer.echo(f"rebuilt in {visible(str(where.root))}")
+    typer.echo(f"page {visible(str(where.page_file))}")
 
 
 @app.command()

@@ -53,7 +53,19 @@ OF_A_MODEL = {
     "--checkpoint-dir": Flag("--batch {}"),
     "--device": Flag("", "a kept model is loaded onto the device of its run"),
 }
+OWN_FILES = Flag(
+    "",
+    "settings are those of ebc-lab; a study of your own is `study=./mine.yaml`, a part `my_opt.py:Mine`",
+)
 OF_A_RUN = {
+    **dict.fromkeys(("--config-path", "--config-name", "--config-dir"), OWN_FILES),
+    "--hydra-help": Flag("--help", "it lists the flags of Hydra that work here", switch=True),
+    "--shell-completion": Flag("", "`ebc-lab --install-completion` completes in your shell", switch=True),
+    "--experimental-rerun": Flag(
+        "",
+        "the same command with hydra.run.dir= the run's folder continues a run, and `ebc-lab train "
+        "from=FOLDER/spec.json` trains it again",
+    ),
     "--epochs": Flag(
         "tokens={}e6",
         "{} passes over tiny Shakespeare's 1.0 million training tokens; `ebc-lab data` counts another text's",
@@ -68,13 +80,10 @@ OF_A_RUN = {
 # -- commands ------------------------------------------------------------------------------------------------
 
 
-def of_command(
-    word: str, group: str, root: Any, words: Sequence[str], of_train: Collection[str]
-) -> str | None:
+def of_command(word: str, group: str, root: Any, words: Sequence[str]) -> str | None:
     """Say what is typed for a word that is no command of `group`, "ebc-lab" or "ebc-lab ebm".
 
-    `root` is the whole program, `words` what was typed after its name, `of_train` the
-    flags of train. None where it means nothing here.
+    `root` is the whole program, `words` what was typed after its name. None where it means nothing here.
     """
     from ebc_lab.config.schema import STAGES
 
@@ -83,7 +92,7 @@ def of_command(
     places = [([], root.commands), (["ebm"], root.commands["ebm"].commands)]
     for path, commands in sorted(places, key=lambda place: shlex.join(["ebc-lab", *place[0]]) != group):
         if name in commands:
-            path, options = [*path, name], options_of(commands[name], of_train)
+            path, options = [*path, name], options_of(commands[name])
             model = ["MODEL"] if "--arm" in options and not rest else []
             plain: Typed = shlex.join(["ebc-lab", *path, *model, *rest]), []
             return f"{word} is no command of {group}: type {_told(retyped(path, options, rest) or plain)}."
@@ -94,10 +103,9 @@ def of_command(
     return None
 
 
-def options_of(command: Any, of_train: Collection[str]) -> set[str]:
-    """Name the options that a command takes, in every way that they are written; train's are Hydra's."""
-    own = [name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)]
-    return {*own, *(of_train if command.name == "train" else ())}
+def options_of(command: Any) -> set[str]:
+    """Name the options that a command takes, in every way that they are written."""
+    return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
 
 
 def _told(typed: Typed) -> str:

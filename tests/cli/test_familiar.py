@@ -9,7 +9,6 @@ from support.called import refused
 
 from ebc_lab.cli import familiar
 from ebc_lab.cli.commands import app
-from ebc_lab.cli.hydra.flags import given
 from ebc_lab.config.overrides import check_overrides, expand
 from ebc_lab.config.schema import STAGES
 
@@ -34,8 +33,8 @@ def test_a_word_that_is_no_command_is_answered_with_commands_and_pages_that_ther
     for _, command, *rest in lines:
         assert command in COMMANDS
         if command == "train":
-            asked = given(rest)
-            assert all(check_overrides(overrides) for overrides in expand(asked.overrides) if overrides)
+            settings = [word for word in rest if not word.startswith("-")]
+            assert all(check_overrides(overrides) for overrides in expand(settings) if overrides)
         if command == "autopilot":
             check_overrides(rest)
 
@@ -61,4 +60,5 @@ def test_a_rate_of_a_study_is_not_offered_as_a_setting_that_it_refuses(tmp_path)
 
 
 def test_a_flag_that_means_nothing_here_is_not_translated_with_the_others(tmp_path):
-    assert "--nothing is no flag" in refused("train", "--lr", "1e-3", "--nothing", "3", cwd=tmp_path)
+    said = refused("train", "--lr", "1e-3", "--nothing", "3", cwd=tmp_path)
+    assert said.startswith("error: no such option: --lr")
