@@ -120,12 +120,12 @@ RUNS = {
 }  # fmt: skip
 
 
-QUICK = ("shadow-pi-linear", "l1-pi-published", "sqrtl_l2-rsl-shrink-sweep", "matrices-shrink_published")
+SLOWLY = ("l1-per_lr-log_pi", "matrices-shrink", "l2-shrink")
 
 
 @pytest.mark.parametrize(
     "options",
-    [pytest.param(RUNS[n], id=n, marks=() if n in QUICK else pytest.mark.slow) for n in RUNS],
+    [pytest.param(RUNS[n], id=n, marks=pytest.mark.slow if n in SLOWLY else ()) for n in RUNS],
 )
 def test_it_is_what_the_slow_transcription_does(make_gpt, batches, backward, options):
     options = {"budget": "surrogate", **options}
@@ -278,42 +278,12 @@ def test_a_saved_guard_state_does_not_move_with_the_guard():
     assert (guard.factor, guard.count, guard.last) == (1, 0, None)
 
 
-def guarded(make_gpt, batches, backward, guard):
-    """Audits of 200 steps whose surrogate is l2 over tensors, no bound: tightness, and T over the radius."""
-    model = make_gpt()
-    optimizer = clip(model, budget="surrogate", aggregate="l2", grouping="tensor", guard=guard)
-    steps = [go(model, optimizer, batch, backward) for batch in batches(200)]
-    audited = [s for s in steps[100:] if s.tightness is not None]
-    return torch.stack([s.tightness for s in audited]), torch.stack([s.movement / s.radius for s in audited])
-
-
-@pytest.mark.parametrize("guard", [pytest.param("shrink", marks=pytest.mark.slow), "shrink_inflate"])
-def test_guards_repair_a_surrogate_that_under_estimates(make_gpt, batches, backward, guard):
-    loose, overshoot = guarded(make_gpt, batches, backward, "none")
-    assert overshoot.median() > 3
-    tightness, overshoot = guarded(make_gpt, batches, backward, guard)
-    assert 0.5 < overshoot.median() < 1.5  # on the radius: neither past it nor far inside it
-    if guard == "shrink_inflate":
-        assert tightness.median() < 0.8 * loose.median()  # inflated betas repair S itself
-
-
 def published(make_gpt, batches, backward, guard):
     """160 steps of the published recipe."""
     model = make_gpt()
     options = {"grouping": "matrices", "cadence": "published", "controller": "pi", "target_kl": 0.05}
     optimizer = clip(model, budget="surrogate", guard=guard, audit_every=4, **options)
     return [go(model, optimizer, batch, backward) for batch in batches(160)]
-
-
-@pytest.mark.parametrize("guard", ["shrink", pytest.param("shrink_inflate", marks=pytest.mark.slow)])
-def test_a_guard_does_not_run_away(make_gpt, batches, backward, guard):
-    """The published recipe: what moves freely is no reason to hold the rest back more and more."""
-    steps = published(make_gpt, batches, backward, guard)
-    audited = [s for s in steps if s.tightness is not None]
-    assert all(s.tightness.isfinite() for s in audited)
-    worst = max(float(s.tightness) for s in audited)
-    assert min(float(s.guard) for s in steps) > 0.5 / max(worst, 1.0)
-    assert not any(s.skipped for s in steps)
 
 
 def test_the_guard_as_published_falls_without_end_where_shrink_settles(make_gpt, batches, backward):

@@ -122,29 +122,6 @@ def test_it_takes_the_step_of_the_wrapper_bit_for_bit(make, drop, given):
     assert clipped == 0 if given.get("target_kl") == math.inf else clipped > 12
 
 
-def test_with_a_closure_too():
-    plain = Net()
-    base = adam(plain)
-    ebc = attach(plain, base, **options())
-    wanted = loop(plain, base, data(12), lambda: ebc.last)
-    model = Net()
-    (optimizer,) = adam(model)
-    ebc = attach(model, optimizer, **options())
-    seen = []
-    for tokens in data(12):
-
-        def closure(tokens=tokens):
-            optimizer.zero_grad()
-            loss = loss_of(model(tokens), tokens)
-            loss.backward()
-            return loss
-
-        assert optimizer.step(closure).requires_grad
-        seen.append(ebc.last)
-    same_steps(seen, wanted)
-    assert identical(model.parameters(), plain.parameters())
-
-
 class TwoForwards(torch.optim.SGD):
     """Looks at the gradient where a first step would lead to, as SAM does."""
 
@@ -180,26 +157,6 @@ def test_a_closure_at_other_weights_is_measured_from_the_right_ones():
             kl = mean_kl(before(tokens), model(tokens)).item()
         assert ebc.last.clip_coefficient < 0.9
         assert kl == pytest.approx(0.002, rel=0.4)
-
-
-def test_accumulated_gradients_are_limited_once():
-    model = Net()
-    (optimizer,) = adam(model)
-    ebc = attach(model, optimizer, **options())
-    for first, second in zip(data(6), data(6, start=6), strict=True):
-        before = weights(model)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            for tokens in (first, second):
-                (loss_of(model(tokens), tokens) / 2).backward()
-            optimizer.step()
-        names = [name for name, _ in model.named_parameters()]
-        with torch.no_grad():
-            z = torch.func.functional_call(model, dict(zip(names, before, strict=True)), second)
-            kl = mean_kl(z, model(second)).item()
-        assert kl == pytest.approx(0.002, rel=0.4)
-        optimizer.zero_grad()
-    assert ebc.clip.step_index == 6
 
 
 # -- what else loops do --------------------------------------------------------------------------------------
@@ -483,22 +440,6 @@ def test_a_bad_gradient_touches_nothing():
         assert not ebc.last.skipped
 
 
-@pytest.mark.parametrize("skipped", [False, True], ids=["each its own", "a scaler skips one"])
-def test_a_bad_gradient_does_not_outlive_zero_grad(skipped):
-    model = Net()
-    bases = muon(model)
-    ebc = attach(model, bases, **options())
-    for i, tokens in enumerate(data(3)):
-        loss_of(model(tokens), tokens).backward()
-        if i == 1:
-            model.blocks[0].weight.grad[0, 0] = math.inf
-        for optimizer in bases:
-            if not (skipped and i == 1 and optimizer is bases[0]):
-                optimizer.step()
-            optimizer.zero_grad()
-    assert not ebc.last.skipped
-
-
 def test_what_is_loaded_between_two_steps_stays():
     model = Net()
     bases = muon(model)
@@ -608,6 +549,8 @@ def test_a_bad_gradient_leaves_its_own_optimizer_out_without_a_scaler(order, bad
         for optimizer in bases:
             optimizer.zero_grad()
     assert ebc.clip.step_index == 4
+    loop(model, bases, data(1, start=9))
+    assert not ebc.last.skipped
 
 
 def between(model, bases, ebc, batches, act=lambda model: None):

@@ -4,20 +4,14 @@ import math
 
 import pytest
 import torch
+from support.stepping import adam_clip
 from torch import nn
 
 from ebc_lab.ebc import EllipsotopeClip, NonFiniteUpdateError, aggregate
 
-ADAM_LR = 0.02  # too large for the tiny GPT, so that a budget of 0.01 nats clips
-
 
 def bits(tensors):
     return [t.detach().view(torch.uint8).tolist() if t.ndim else t.item() for t in tensors]
-
-
-def adam_clip(model, **options):
-    options = {"target_kl": 0.01, **options}
-    return EllipsotopeClip(model, torch.optim.Adam(model.parameters(), lr=ADAM_LR), **options)
 
 
 class Linear(nn.Module):
@@ -146,12 +140,6 @@ def test_the_audit_reads_only_rows_that_did_not_choose_c(make_gpt, batches, trai
     assert all(torch.equal(rows, batch[:2, :-1]) for rows in probes)
     assert torch.equal(audit, batch[2 : 2 + audited, :-1])
     assert stats.audit_tokens == audited * 16  # 512, or all there are
-
-
-@pytest.mark.parametrize(("controller", "every"), [("fixed", 20), ("log_pi", 20)])
-def test_how_often_it_audits(make_gpt, controller, every):
-    assert adam_clip(make_gpt(), controller=controller).audit_every == every
-    assert adam_clip(make_gpt(), controller=controller, audit_every=7).audit_every == 7
 
 
 def test_a_batch_without_audit_rows_is_limited_and_not_audited(make_gpt, batches, train):

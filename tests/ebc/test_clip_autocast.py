@@ -3,18 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from support.stepping import adam_clip
 
-from ebc_lab.ebc import EllipsotopeClip
 from ebc_lab.ebc.options import KL_FLOOR
 
 
 def bfloat16():
     return torch.autocast("cpu", torch.bfloat16)
-
-
-def adam_clip(model, **options):
-    options = {"target_kl": 0.01, **options}
-    return EllipsotopeClip(model, torch.optim.Adam(model.parameters(), lr=0.02), **options)
 
 
 def forward_backward(model, batch):

@@ -6,16 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from support.stepping import LR, adam_clip
 from support.tokenwise import Tokenwise, integers
 
 from ebc_lab.ebc import EllipsotopeClip, centre, mean_kl, rms_norm
-
-LR = 0.02
-
-
-def adam_clip(model, **options):
-    options = {"target_kl": 0.01, **options}
-    return EllipsotopeClip(model, torch.optim.Adam(model.parameters(), lr=LR), **options)
 
 
 def identical(first, second):
@@ -130,16 +124,6 @@ def test_parameter_groups_keep_their_own_settings(make_gpt, batches, backward, b
     assert 0 < c < 1
     for old, new, applied in zip(before, plain.parameters(), model.parameters(), strict=True):
         assert torch.equal(applied, torch.lerp(old, new, c))
-
-
-@pytest.mark.parametrize("budget", ["shadow", "surrogate"])
-def test_frozen_parameters_stay(make_gpt, batches, train, budget):
-    model = make_gpt()
-    model.token_embedding.requires_grad_(False)
-    frozen = model.token_embedding.weight.clone()
-    steps = train(model, adam_clip(model, budget=budget), batches(4))
-    assert torch.equal(model.token_embedding.weight, frozen)
-    assert all(0 < s.clip_coefficient < 1 for s in steps)
 
 
 def test_tied_parameters_move_together(weights_of):
@@ -274,14 +258,6 @@ def test_with_dropout_the_logits_are_computed_again(make_gpt, batches, backward,
         assert torch.equal(torch.get_rng_state(), random)  # no dropout in any measurement
         results.append((stats.clip_coefficient, stats.applied_kl))
     assert (results[0] == results[1]) == training
-
-
-def test_without_dropout_the_training_logits_are_used(make_gpt, batches, backward):
-    model = make_gpt()
-    calls = []
-    (batch,) = batches(1)
-    stats = adam_clip(model, forward=watched(calls)).step(batch[:, :-1], backward(model, batch))
-    assert len(calls) == 1 + stats.measurements + 1  # are the logits the batch's? The trials, and the audit
 
 
 @pytest.mark.parametrize("options", [{}, {"budget": "surrogate"}, {"target_kl": math.inf, "audit_every": 1}])

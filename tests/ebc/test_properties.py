@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from support.tokenwise import integers
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -24,10 +25,6 @@ VOCABULARY = 11
 seeds = st.integers(0, 2**32 - 1)
 deltas = st.floats(1e-4, 1.0)
 every_budget = pytest.mark.parametrize("budget", BUDGETS)
-
-
-def integers(*shape, seed=0):
-    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
 
 
 class Tokenwise(nn.Module):

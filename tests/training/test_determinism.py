@@ -58,16 +58,6 @@ def test_threads_engine_and_the_split_of_a_batch_change_no_bit(exact, tmp_path):
         assert rows(folder) == rows(tmp_path / "first"), settings
 
 
-def test_the_plain_mode_differs_where_a_batch_is_split(run, tmp_path):
-    """Otherwise the test above would show nothing."""
-    run = changed(plain(run), SMALL)
-    found = [
-        run_and_record(changed(run, {"accumulate": parts}), tmp_path / str(parts), "x")["weights_checksum"]
-        for parts in (1, 2)
-    ]
-    assert found[0] != found[1]
-
-
 def test_it_resumes_after_any_step_to_the_same_bits(exact, tmp_path):
     whole = run_and_record(exact, tmp_path / "whole", "x")
     resumed = resumed_after(exact, tmp_path / "broken", range(1, exact.steps))

@@ -95,18 +95,6 @@ def test_the_estimate_is_the_median_of_the_last_five(observed):
         assert estimate.value.item() == pytest.approx(statistics.median(observed[max(0, i - 5) : i]))
 
 
-def test_what_is_not_usable_is_not_observed():
-    estimate = ExponentEstimate("cpu")
-    estimate.observe(number(1.25), torch.tensor(True))
-    for p, usable in ((1.75, False), (math.nan, True), (math.inf, True)):
-        estimate.observe(number(p), torch.tensor(usable))
-    assert estimate.value == 1.25
-    other = ExponentEstimate("cpu")
-    other.seen.copy_(estimate.seen)
-    other.observe(number(1.75), torch.tensor(True))
-    assert (other.value, estimate.value) == (1.5, 1.25)
-
-
 # -- in a step -----------------------------------------------------------------------------------------------
 
 

@@ -36,14 +36,6 @@ def test_golden_radius(golden):
     assert tau.item() * math.sqrt(tokens) == pytest.approx(values["tau_sum"], rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["l1", "sqrtl_l2", "l2"])
-def test_golden_clip_coefficient(golden, kind):
-    values = golden["linear_model"]
-    c = clip_coefficient(f64(values["tau_rms"]), f64(values["S"][kind]))
-    assert c.item() == pytest.approx(values["c"][kind], rel=1e-6)
-    assert linear_kl(golden)(c).item() == pytest.approx(values["applied_kl"][kind], rel=1e-6)
-
-
 @given(positive, positive)
 def test_c_is_at_most_one_and_spends_the_radius(radius, surrogate):
     c = clip_coefficient(f64(radius), f64(surrogate)).item()
@@ -228,16 +220,3 @@ def test_a_measurement_never_leads_beyond_itself(predicted, seen):
         assert abs(seen - after.log_ratio.item()) <= (0.02 + 0.07) / (SURPRISE * spread**0.5)
         most = (SURPRISE**2 - 1) * spread
         assert after.flicker.item() == pytest.approx(0.02 + FLICKER_RATE * most)
-
-
-def test_a_scale_may_say_what_a_measurement_stands_for():
-    found = shadow_search(
-        lambda c: 0.5 * c**2,
-        f64(1e-2),
-        f64(0.1),
-        measurements=3,
-        floor=1e-7,
-        scale=lambda kl, trial: f64(0.25) * trial / trial,
-    )
-    assert found.c.item() == 0.25
-    assert found.measurements == 2
