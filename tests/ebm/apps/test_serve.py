@@ -15,6 +15,7 @@ import torch
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
+from ebc_lab.config.errors import UserError
 from ebc_lab.ebm.apps import serve
 from ebc_lab.ebm.apps.writer import Writer, Writing
 
@@ -35,7 +36,7 @@ def running(app):
 
 @pytest.fixture(scope="module")
 def address(model, letters, context):
-    with running(serve.app_of(model, letters, context=context, refused=(LookupError,))) as address:
+    with running(serve.app_of(model, letters, context=context, refused=(UserError,))) as address:
         yield address
 
 
@@ -98,8 +99,8 @@ def test_energy_and_states_of_each_token_in_windows_of_the_context(address, mode
         ("/generate", {}, "lacks prompt"),
         ("/generate", {"prompt": 3}, "prompt must be a text"),
         ("/generate", {"prompt": ""}, "one token at least"),
-        ("/generate", {"prompt": "It"}, "there is no 'I' here"),
-        ("/generate", {"prompt": "\ud800"}, r"there is no '\ud800' here"),
+        ("/generate", {"prompt": "It"}, "the vocabulary has no 'I'"),
+        ("/generate", {"prompt": "\ud800"}, r"the vocabulary has no '\ud800'"),
         ("/generate", {"prompt": "a", "tokens": 1.5}, "tokens must be a whole number"),
         ("/generate", {"prompt": "a", "tokens": 10**9}, "tokens must lie between 0 and 4096"),
         ("/generate", b'{"prompt": "a", "temperature": NaN}', "temperature must lie between"),
