@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ebc_lab.config.compose import compose
@@ -17,6 +18,7 @@ DIVERGED = {"outcome": "diverged", "val_loss": None, "c_median": None, "kl_media
 FAILED = {"outcome": "failed", "cause": "a bug", "val_loss": None}
 
 
+CARRY = Path(__file__).with_name("carry.yaml")  # the small suite of the stage carry
 # what the sweep decides of a track, and its decision
 SWEPT = {
     "lr": 1e-3,

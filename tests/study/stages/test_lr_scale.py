@@ -83,15 +83,6 @@ def test_the_lowest_loss_of_ebc_is_chosen_or_by_the_band_the_lowest_inside_it():
     assert any("the nearest was taken" in note for note in found["notes"])
 
 
-def test_inert_scales_count_as_one_candidate_the_smallest():
-    inert = {1: 0.6, 2: 1.0, 4: 0.995, 8: 1.0}
-    found = scaled({1: 2.5, 2: 2.02, 4: 2.01, 8: 2.0}, LEVEL, clip_rate=inert)
-    track = found["tracks"][TRACK]
-    assert (track["lr_scale"], track["inert"], track["headroom_is_tautology"]) == (2, True, True)
-    assert any("LR inert" in n and "×2, ×4, ×8" in n for n in found["notes"])
-    assert len(track["ranked"]) == 2
-
-
 OUTSIDE = {"c": {1: 0.6, 2: 0.6, 4: 0.1, 8: 0.9}, "overrides": ("calibrate.choose=band",)}
 CLIPPED = {"clip_rate": {2: 1.0, 4: 1.0, 8: 1.0}}
 
