@@ -32,6 +32,7 @@ from ebc_lab.config.dicts import from_dict, run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.overrides import check_overrides, expand
 from ebc_lab.config.own.parts import refuse_edited, with_names, with_sources
+from ebc_lab.config.parts.init import InitConfig
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.files import refuse_unwritable
@@ -93,7 +94,7 @@ class _Job:
             compose(overrides, study=False, here=here, trains=asked.trains) for overrides in self.of_runs
         ]
         for config in self.configs:
-            if config.init.name == "none" and config.output_dir != Config.output_dir:
+            if InitConfig.from_run(config).name == "none" and config.output_dir != Config.output_dir:
                 raise UserError(
                     "output_dir is for studies: the folder of a run is hydra.run.dir=…, that of a sweep "
                     "hydra.sweep.dir=…"

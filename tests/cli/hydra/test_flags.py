@@ -21,6 +21,7 @@ WORKS = {  # flag as given -> what it prints on stdout
     "--info plugins": "BasicSweeper",
     "--info searchpath": "structured://",
     "-i all": "optimizer: adam",
+    "--version": "ebc-lab 1.",
     "--help": "stabilizer=none",
     "-h": "stabilizer=none",
 }
@@ -35,7 +36,6 @@ REFUSED = {  # flag as given -> what is said on stderr
     "--config-dir=conf": "study=./mine.yaml",
     "-cd conf": "--cfg d is unknown",
     "--experimental-rerun a.pickle": "hydra.run.dir=",
-    "--version": "no such option",
     "--resolve": "belongs to --cfg",
     "--package optimizer": "belongs to --cfg",
     "--cfg nothing": "it takes job, hydra or all",
