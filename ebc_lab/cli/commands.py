@@ -194,22 +194,20 @@ def new(
     ] = None,
     schema: Annotated[
         bool,
-        typer.Option("--schema", help="Only the schema, by which an editor completes and checks suites."),
+        typer.Option("--schema", help="Instead a schema, by which an editor completes and checks suites."),
     ] = False,
 ) -> None:
-    """Write a starter suite, an optimizer, its test and a schema into this folder, for you to edit."""
-    from ebc_lab.config.own.editor import FILE
-
+    """Write a starter suite, an optimizer and its test into this folder, for you to edit."""
     from .new import new as write
     from .new import write_schema
 
     if schema:
-        write_schema(Path.cwd())
-        typer.echo(f"{FILE} is written.")
+        line = write_schema(Path.cwd())
+        typer.echo(f"the schema is written; editors check a suite that begins with\n  {line}")
         return
     require(name is not None, "give a name: ebc-lab new cautious.")
-    commands = write(str(name), Path.cwd())
-    typer.echo(f"wrote {name}.yaml, {name}_optimizer.py, test_{name}.py and {FILE}; next:")
+    files, commands = write(str(name), Path.cwd())
+    typer.echo(f"wrote {', '.join(files)}; next:")
     typer.echo("\n".join(f"  {command}" for command in commands))
 
 
@@ -374,13 +372,13 @@ def report(
 
     from . import screen
 
-    bundle = to_rebuild(study, output_dir, output, tell_aside)
-    rebuild(bundle, typer.echo)
-    state = status_module.status(bundle)
+    with to_rebuild(study, output_dir, output, tell_aside) as where:
+        rebuild(where, typer.echo)
+    state = status_module.status(where)
     if not state["state"].startswith("finished"):
         screen.known(_console(), state)
-    typer.echo(f"rebuilt in {visible(str(bundle.root))}")
-    typer.echo(f"page {visible(str(bundle.page_file))}")
+    typer.echo(f"rebuilt in {visible(str(where.root))}")
+    typer.echo(f"page {visible(str(where.page_file))}")
 
 
 @app.command()
@@ -498,6 +496,7 @@ def bench(
 
 app.command("list")(collection.list_studies)
 app.command("board")(collection.board)
+app.command("columns")(collection.columns)
 app.command("pull")(elsewhere.pull)
 app.command("worker")(elsewhere.worker)
 app.add_typer(ebm.app, name="ebm")

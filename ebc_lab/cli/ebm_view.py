@@ -1,25 +1,19 @@
-"""Energy-based models on a screen: the view of `ebc-lab train workload=ebm`, and the tables of `ebc-lab ebm`.
-
-The view is a live table on a terminal, elsewhere a line for every evaluation. It reads the rows of steps.csv,
-evals.csv and alerts.jsonl as they are flushed, and keeps nothing of its own.
-"""
+"""Energy-based models on a screen: the evaluations of a run that trains, and the tables of `ebc-lab ebm`."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import RenderableType
 from rich.text import Text
 
-from ebc_lab.config.errors import clock, visible
+from ebc_lab.config.errors import visible
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebm.diagnose import COMPARED, COMPARED_WITH, Diagnosis, alert_in_words, number
 from ebc_lab.ebm.evaluate import TREND_OVER
@@ -54,13 +48,12 @@ EVALUATIONS = 10  # of the live table
 ALERTS = 5  # the latest ones
 
 
-class EbmView:
-    """Shows each evaluation of a run in its folder once it is flushed; called with the step reached."""
+class Evaluations:
+    """The evaluations of a run in its folder, each once it is flushed, for the view of the run."""
 
-    def __init__(self, run: RunConfig, directory: Path, console: Console | None = None):
-        self.files = files = RunFiles(directory)
+    def __init__(self, run: RunConfig, files: RunFiles):
+        self.files = files
         self.run = run
-        self.console = console or made_console()
         self.characters = 1.0  # a token, of the validation split
         if run.tokens.name != "characters":
             corpus, _ = checked_text(run, quiet=True)
@@ -68,47 +61,29 @@ class EbmView:
         self.steps = CsvTail(files.steps)
         self.evals = CsvTail(files.evals)
         self.previous: Row | None = None  # of evals.csv
-        self.table: list[Evaluation] = []
+        self.seen: list[Evaluation] = []
         self.alerts: list[dict[str, Any]] = []
-        self.live: Live | None = None
 
-    @contextmanager
-    def shown(self) -> Iterator[EbmView]:
-        if not self.console.is_terminal:
-            yield self
-            return
-        with Live(console=self.console, auto_refresh=False) as self.live:
-            yield self
-        self.live = None
-
-    def __call__(self, step: int) -> None:
-        if not self.evals.grown():
-            return
+    def read(self, step: int) -> list[str]:
+        """Read what has been flushed at this step. -> a line for an evaluation at it, and for its alerts."""
+        lines = []
         for row in self.evals.rows():
             if row["step"] == step:
                 begun = self.previous["step"] if self.previous else 0.0
                 since = [r for r in self.steps.rows() if begun <= r["step"] < step]
-                self._show(Evaluation(row, since, self.previous, self.characters))
+                self.seen.append(Evaluation(row, since, self.previous, self.characters))
+                self.alerts = alerts_in(self.files.alerts)
+                lines.append(in_a_line(self.seen[-1], self.run.steps))
+                lines += [alert_in_words(alert) for alert in self.alerts if alert["step"] == step]
             self.previous = row  # another step's is an earlier attempt's
+        return lines
 
-    def _show(self, evaluation: Evaluation) -> None:
-        self.table.append(evaluation)
-        self.alerts = alerts_in(self.files.alerts)
-        if self.live is not None:
-            self.live.update(self.draw(), refresh=True)
-            return
-        fresh = [alert_in_words(a) for a in self.alerts if a["step"] == evaluation.row["step"]]
-        for line in (in_a_line(evaluation, self.run.steps), *fresh):
-            self.console.print(Text(line), soft_wrap=True)
-
-    def draw(self) -> RenderableType:
+    def drawn(self) -> list[RenderableType]:
         """Draw the latest evaluation in full, and those before it as rows."""
-        latest = self.table[-1]
-        left = (self.run.steps - latest.row["step"]) / latest.rate if latest.rate else math.nan
-        about = f"  {_step(latest, self.run.steps)}, {fixed(latest.rate, 1)} steps/s"
-        eta = f", about {clock(left)} left" if left > 0 else ""
-        parts: list[RenderableType] = [Text.assemble(("energy-based model", "bold"), f"{about}{eta}")]
-        parts.append(_evaluations(self.table[-EVALUATIONS:]))
+        if not self.seen:
+            return []
+        latest = self.seen[-1]
+        parts: list[RenderableType] = [_table(self.seen[-EVALUATIONS:])]
         parts.append(Text(f"loss parts  {_parts(latest)}"))
         if latest.scores:
             table = plain_table("R² at, radians", *(f">{_radians(level)}" for level in latest.scores))
@@ -117,8 +92,7 @@ class EbmView:
             parts.append(table)
         if latest.loads:
             parts.append(Text(f"experts     {', '.join(map(percent, latest.loads))}"))
-        parts += [Text(alert_in_words(alert), style="yellow") for alert in self.alerts[-ALERTS:]]
-        return Group(*parts)
+        return [*parts, *(Text(alert_in_words(a), style="yellow") for a in self.alerts[-ALERTS:])]
 
 
 # -- what is read --------------------------------------------------------------------------------------------
@@ -202,7 +176,7 @@ def short(value: float) -> str:
 def in_a_line(e: Evaluation, steps: int) -> str:
     """Write an evaluation in a line, where no table can be drawn again, without what was not measured."""
     words = [
-        f"{_step(e, steps)}",
+        f"step {e.row['step']:.0f}/{steps}",
         f"{fixed(e.rate, 1)} steps/s",
         f"val {fixed(e.figure('val_loss'))} ({fixed(e.bits, 3)} bits/char)",
         f"loss {_parts(e)}",
@@ -224,10 +198,6 @@ def in_a_line(e: Evaluation, steps: int) -> str:
     return "  ".join(words)
 
 
-def _step(e: Evaluation, steps: int) -> str:
-    return f"step {e.row['step']:.0f}/{steps}"
-
-
 def _parts(e: Evaluation) -> str:
     return ", ".join(f"{name} {short(value)}" for name, value in e.parts.items() if math.isfinite(value))
 
@@ -236,7 +206,7 @@ def _radians(level: str) -> str:
     return level.replace("p", ".")
 
 
-def _evaluations(evaluations: Sequence[Evaluation]) -> RenderableType:
+def _table(evaluations: Sequence[Evaluation]) -> RenderableType:
     titles = ("step", "steps/s", "val loss", "bits/char", "energy", "κ", "splats won", "covered", "soc_rate")
     table = plain_table(*(f">{title}" for title in titles))
     for e in evaluations:

@@ -7,6 +7,8 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -56,3 +58,15 @@ def console(*, aside: bool = False) -> Any:
     width = None if terminal or "COLUMNS" in os.environ else PIPE_WIDTH
     plain: Any = {"highlight": False, "markup": False, "emoji": False}
     return Console(stderr=aside, force_terminal=terminal, width=width, **plain)
+
+
+@contextmanager
+def live(console: Any, **how: Any) -> Iterator[Any]:
+    """rich's live display on a terminal, None where lines are printed instead. `how`: as its Live takes."""
+    if not console.is_terminal:
+        yield None
+        return
+    from rich.live import Live
+
+    with Live(console=console, **how) as display:
+        yield display

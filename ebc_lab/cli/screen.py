@@ -11,7 +11,6 @@ from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -34,9 +33,10 @@ from ebc_lab.study.store.changes import describe_earlier_looks
 from ebc_lab.study.store.counts import in_words as runs_in_words
 from ebc_lab.study.store.study import Study
 
-from .options import OUTPUT_DIR
+from .options import OUTPUT_DIR, live
 
 LINE_EVERY_S = 60.0  # how far a study is, where there is no terminal
+BAR, LEAST_WITH_BAR = 24, 100  # characters of a bar, and of the terminal that has room for it
 VERDICT_STYLE = {"pass": "green", "fail": "red", "undecided": "yellow"}
 STATE_STYLE = {
     "running": "cyan",
@@ -67,10 +67,9 @@ class PlainTable(Table):
         """Characters that are needed while columns that do not wrap stay on one line."""
         widths = []
         for column in self.columns:
-            parts = (column.header, *column.cells)
-            texts = [part.plain if isinstance(part, Text) else str(part) for part in parts]
+            texts = [part.plain for part in (column.header, *column.cells) if isinstance(part, Text)]
             pieces = texts if column.no_wrap else [word for text in texts for word in text.split()]
-            widths.append(max(map(cell_len, pieces), default=0))
+            widths.append(column.width or max(map(cell_len, pieces), default=0))
         return sum(widths) + 2 * (len(widths) - 1)
 
     def add_row(self, *cells: RenderableType | None, **how: Any) -> None:
@@ -103,7 +102,7 @@ class View:
 
     def __init__(self, console: Console):
         self.console = console
-        self.live: Live | None = None
+        self.display: Any = None
         self.started = time.monotonic()
         self.told_at = self.started
         self.newest = ""  # decision, in a line
@@ -112,12 +111,9 @@ class View:
 
     @contextmanager
     def following(self) -> Iterator[View]:
-        if not self.console.is_terminal:
+        with live(self.console, refresh_per_second=4, transient=True) as self.display:
             yield self
-            return
-        with Live(console=self.console, refresh_per_second=4, transient=True) as self.live:
-            yield self
-        self.live = None
+        self.display = None
 
     def say(self, text: str) -> None:
         self._line(Text(f"[{clock(time.monotonic() - self.started)}] {visible(text)}"))
@@ -137,8 +133,8 @@ class View:
 
     def watch(self, progress: Any) -> None:
         self.watched = True
-        if self.live is not None:
-            self.live.update(self._draw(progress))
+        if self.display is not None:
+            self.display.update(self._draw(progress))
             return
         due = time.monotonic() - self.told_at >= LINE_EVERY_S
         if due:
@@ -156,7 +152,8 @@ class View:
         early = [Text(f"so far: {tracks_in_words(p.so_far)}")] if p.so_far else []
         newest = Text(f"newest decision: {self.newest}" if self.newest else "", style="dim", no_wrap=True)
         newest.overflow = "ellipsis"
-        return Group(head, *early, *running_rows(p.running, self.console.width), newest)
+        runs = [running_rows(p.running, self.console.width)] if p.running else []
+        return Group(head, *early, *runs, newest)
 
 
 def how_far(p: Any) -> str:
@@ -168,35 +165,17 @@ def how_far(p: Any) -> str:
     return f"{whole}, {p.at_a_time} at a time{left}"
 
 
-def running_rows(running: Sequence[Mapping[str, Any]], width: int) -> list[RenderableType]:
-    """A line for each run in progress: its arm, seed, step and speed. Where room is short the bar goes first,
-    then the learning rate, then the middle of the arm's name."""
-    speeds = [f"{r['steps_per_s']:.1f}" if r["steps_per_s"] else "–" for r in running]
-    pairs = zip(running, speeds, strict=True)
-    cells = [(f"seed {r['seed']}", f"{r['step']}/{r['steps']}", f"{v} steps/s") for r, v in pairs]
-    sizes = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    room = width - sum(sizes) - 2 * len(sizes)
-    names = [f"{r['arm']} lr {r['lr']:g}" for r in running]
-    if max(map(len, names), default=0) > room:
-        names = [_shortened(r["arm"], room) for r in running]
-    longest = max(map(len, names), default=0)
-    bar = min(24, room - longest - 2)
-    rows: list[RenderableType] = []
-    for r, name, details in zip(running, names, cells, strict=True):
-        figures = "  ".join(f"{cell:>{size}}" for cell, size in zip(details, sizes, strict=True))
-        line = Table.grid(padding=(0, 2))
-        drawn_bar = [ProgressBar(total=r["steps"], completed=r["step"], width=bar)] if bar >= 8 else []
-        line.add_row(Text(f"{name:<{longest}}", no_wrap=True), *drawn_bar, Text(figures, no_wrap=True))
-        rows.append(line)
-    return rows
-
-
-def _shortened(name: str, room: int) -> str:
-    """The name without its middle, where it is longer than that."""
-    if len(name) <= room:
-        return name
-    shown = max(2, room - 1)
-    return f"{name[: shown - shown // 2]}…{name[-(shown // 2) :]}"
+def running_rows(running: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
+    """A row for each run in progress, with a bar where there is room for one."""
+    table = plain_table("arm", ">lr", ">seed", ">step", ">steps/s")
+    if width >= LEAST_WITH_BAR:
+        table.add_column(width=BAR)
+    for r in running:
+        speed = f"{r['steps_per_s']:.1f}" if r["steps_per_s"] else "–"
+        cells = [r["arm"], f"{r['lr']:g}", str(r["seed"]), f"{r['step']}/{r['steps']}", speed]
+        bar = [ProgressBar(total=r["steps"], completed=r["step"])] if width >= LEAST_WITH_BAR else []
+        table.add_row(*cells, *bar)
+    return table
 
 
 def outcome(console: Console, done: Any) -> None:

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import chdir, nullcontext, redirect_stdout, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,6 @@ from ebc_lab.config.dicts import from_dict, run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.overrides import check_overrides, expand
 from ebc_lab.config.own.parts import refuse_edited, with_names, with_sources
-from ebc_lab.config.parts.tokens import set_steps
-from ebc_lab.config.parts.workload import fit_to_images
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.files import refuse_unwritable
@@ -48,7 +47,7 @@ from .hydra.launchers import JobFailed, defaults, is_submitit, launching
 from .options import console as made_console
 from .options import print_json
 from .sweep_view import jobs, result_of, tabulated, varying
-from .train_view import closing_lines, live_view
+from .train_view import RunView, closing_lines
 
 OTHER_FOLDER = "choose another hydra.run.dir, or delete this one"
 
@@ -81,8 +80,9 @@ class _Job:
     """One call of Hydra: what was asked for, checked, and what is added to it. Raises UserError."""
 
     def __init__(self, asked: hydra_flags.Given):
-        asked_for = asked.overrides
-        self.asked = asked
+        # of a setting that is given twice the last counts; Hydra would sweep over both
+        asked_for = list({override.partition("=")[0]: override for override in asked.overrides}.values())
+        self.asked = asked = replace(asked, overrides=asked_for)
         self.multirun = asked.multirun or "hydra.mode=MULTIRUN" in asked_for
         chosen = any(o.lstrip("+").startswith(("scale=", "from=")) for o in asked_for)
         self.extra = [] if chosen else [default_scale()]
@@ -97,6 +97,12 @@ class _Job:
         self.configs = [
             compose(overrides, study=False, here=here, trains=asked.trains) for overrides in self.of_runs
         ]
+        for config in self.configs:
+            if config.init.name == "none" and config.output_dir != Config.output_dir:
+                raise UserError(
+                    "output_dir is for studies: the folder of a run is hydra.run.dir=…, that of a sweep "
+                    "hydra.sweep.dir=…"
+                )
         self.recorded = begun_from(check_overrides(self.combinations[0], hydra_keys=True), study=False)
         self.settings = _hydra_settings(*hydra_words(self.combinations[0], self.recorded))
         if not self.multirun and any(o.startswith("hydra/launcher=") for o in asked_for):
@@ -120,7 +126,46 @@ class _Job:
         begun = [o for o in self.asked.overrides if o.startswith("from=")]
         sys.argv = [shlex.join(["ebc-lab", "train", *begun]), *self.asked.words, *words, *self.extra]
         with after, around:
-            hydra.main(config_path=str(conf_dir().resolve()), config_name=name, **hydra_base())(task)()
+            main = hydra.main(config_path=str(conf_dir().resolve()), config_name=name, **hydra_base())
+            main(self.train_composed)()
+
+    def train_composed(self, _: Any) -> float | None:
+        """What Hydra calls for each run: train it in its folder. -> its validation loss, for sweepers.
+
+        Its settings are those that were checked; what Hydra has composed is for Hydra's records. Under
+        `hydra.job.chdir=true` Hydra has moved to the folder, and relative paths count from here.
+        """
+        from hydra.core.hydra_config import HydraConfig
+
+        from ebc_lab.training.ends import DeviceFailed, Interrupted
+
+        hydra = HydraConfig.get()
+        config = self.configs[hydra.job.num if self.multirun else 0]
+        directory = Path(hydra.runtime.output_dir)
+        in_job = is_submitit(hydra.launcher)
+        message, code = None, 0
+        command = f"{sys.argv[0]} {shlex.join(sys.argv[1:])}"
+        try:
+            cores = int(hydra.launcher.get("cpus_per_task") or 1) if in_job else None
+            every, together = config.launcher.checkpoint_every_s, config.launcher.processes_per_run
+            with chdir(hydra.runtime.cwd), following(config.tracker, directory, print):
+                config = placed(config, [Path(config.output_dir).expanduser()])
+                result = train_one(run_part(config), directory, every, cores, together)
+            if result["outcome"] not in FINISHED:
+                cause = str(result["cause"]).rstrip(".")
+                message, code = f"the run {result['outcome']}: {cause}; {RunFiles(directory).log}", 4
+        except (UserError, OSError) as error:
+            message, code = f"error: {error}", 2
+        except DeviceFailed as error:
+            message, code = f"{error}; this continues from the checkpoint:\n  {command}", 4
+        except (Interrupted, KeyboardInterrupt):
+            message, code = f"interrupted; this continues from the checkpoint:\n  {command}", 130
+        if message and in_job:
+            raise JobFailed(f"{directory}: {message}", code)
+        if message:
+            print(message, file=sys.stderr)
+            sys.exit(code)
+        return result.get("val_loss")
 
     def _prepare(self) -> None:
         """Say what is trained on what, and make its folder."""
@@ -208,48 +253,6 @@ def _hydra_settings(name: str, overrides: Sequence[str]) -> Any:
     return composed.hydra
 
 
-def task(composed: Any) -> float | None:
-    """What Hydra calls for each job: train a run in its folder. -> its validation loss, for sweepers.
-
-    Under `hydra.job.chdir=true` Hydra has moved there, and every relative path has been checked from here.
-    """
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
-
-    from ebc_lab.training.ends import DeviceFailed, Interrupted
-
-    hydra = HydraConfig.get()
-    given = {override.lstrip("+").partition("=")[0] for override in hydra.overrides.task}
-    fit_to_images(composed, given)
-    set_steps(composed, given)
-    config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
-    directory = Path(hydra.runtime.output_dir)
-    in_job = is_submitit(hydra.launcher)
-    message, code = None, 0
-    command = f"{sys.argv[0]} {shlex.join(sys.argv[1:])}"
-    try:
-        cores = int(hydra.launcher.get("cpus_per_task") or 1) if in_job else None
-        every, together = config.launcher.checkpoint_every_s, config.launcher.processes_per_run
-        with chdir(hydra.runtime.cwd), following(config.tracker, directory, print):
-            config = placed(config, [Path(config.output_dir).expanduser()])
-            result = train_one(run_part(config), directory, every, cores, together)
-        if result["outcome"] not in FINISHED:
-            cause = str(result["cause"]).rstrip(".")
-            message, code = f"the run {result['outcome']}: {cause}; {RunFiles(directory).log}", 4
-    except (UserError, OSError) as error:
-        message, code = f"error: {error}", 2
-    except DeviceFailed as error:
-        message, code = f"{error}; this continues from the checkpoint:\n  {command}", 4
-    except (Interrupted, KeyboardInterrupt):
-        message, code = f"interrupted; this continues from the checkpoint:\n  {command}", 130
-    if message and in_job:
-        raise JobFailed(f"{directory}: {message}", code)
-    if message:
-        print(message, file=sys.stderr)
-        sys.exit(code)
-    return result.get("val_loss")
-
-
 def train_one(
     run: RunConfig,
     directory: Path,
@@ -289,7 +292,7 @@ def train_one(
             raise UserError(f"another process is training in {directory}: wait for it, or stop it.")
         hooks: dict[str, Any] = {"checkpoint_every_s": checkpoint_every_s, "say": print}
         hooks |= {"processes": processes, "corpus_warning": warning}
-        with live_view(run, directory) as hooks["on_progress"]:
+        with RunView(run, directory).shown() as hooks["on_progress"]:
             result = _until_done(
                 lambda stop: run_and_record(run, directory, run_id, should_stop=stop, **hooks)
             )

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from rich.console import Console, RenderableType
-from rich.live import Live
+from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from ebc_lab.config.errors import clock
@@ -21,22 +19,18 @@ from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.report.text.words import fixed, part
 
-from .ebm_view import CsvTail, EbmView, Row
+from .ebm_view import CsvTail, Evaluations, Row
 from .options import console as made_console
+from .options import live
 
 DRAWN_EVERY_S = 0.25  # on a terminal
 LINE_EVERY_S = 60.0  # elsewhere
-LEAST_OF_BAR, MOST_OF_BAR = 10, 40  # characters
-
-
-def live_view(run: RunConfig, directory: Path) -> AbstractContextManager[Callable[[int], None]]:
-    """What to call with the step that is reached while the run in this folder trains."""
-    view = EbmView if run.workload.name == "ebm" else RunView
-    return view(run, directory).shown()
+BAR = 40  # characters
 
 
 class RunView:
-    """How far a run is: a line that changes on a terminal, elsewhere one in a minute.
+    """How far a run is, to be called with the step that is reached: a line and a bar that change on a
+    terminal, elsewhere a line in a minute; of an energy-based model also every evaluation.
 
     It reads the streams of the run as they are flushed, and keeps nothing of its own.
     """
@@ -53,51 +47,54 @@ class RunView:
         self.console = console or made_console()
         self.steps = CsvTail(files.steps)
         self.evals = CsvTail(files.evals)
+        self.evaluations = Evaluations(run, files) if run.workload.name == "ebm" else None
         self.every_s = DRAWN_EVERY_S if self.console.is_terminal else line_every_s
         self.first: tuple[float, int] | None = None  # when this attempt took its first step, and which
         self.shown_at = time.monotonic()
         self.figures: dict[str, str] = {}
-        self.live: Live | None = None
+        self.display: Any = None
 
     @contextmanager
     def shown(self) -> Iterator[RunView]:
-        if not self.console.is_terminal:
+        """Show it while the run trains. The evaluations stay on the terminal, a line alone does not."""
+        with live(self.console, auto_refresh=False, transient=self.evaluations is None) as self.display:
+            if self.display:
+                self.display.update(self._drawn(0, "step 0"), refresh=True)
             yield self
-            return
-        with Live(console=self.console, auto_refresh=False, transient=True) as self.live:
-            self.live.update(self._line(0, []), refresh=True)
-            yield self
-        self.live = None
 
     def __call__(self, step: int) -> None:
         now = time.monotonic()
         self.first = self.first or (now, step)
-        if now - self.shown_at < self.every_s:
+        news = self.evaluations.read(step) if self.evaluations else []
+        due = now - self.shown_at >= self.every_s
+        if not (due or news):
             return
-        self.shown_at = now
         self._read()
-        known = [f"{name} {value}" for name, value in self.figures.items()]
-        pace = self._pace(step, now)
-        if self.live is not None:
-            self.live.update(self._line(step, [*pace, *known]), refresh=True)
+        line = self._line(step, now)
+        if due:
+            self.shown_at = now
+            news = [line, *news]
+        if self.display:
+            self.display.update(self._drawn(step, line), refresh=True)
             return
-        figures = ", ".join(known)
-        progress = ", ".join([f"step {step}/{self.run.steps}", *pace])
-        self.console.print(Text(f"{progress}: {figures}" if figures else progress), soft_wrap=True)
+        for text in news:
+            self.console.print(Text(text), soft_wrap=True)
 
-    def _line(self, step: int, known: list[str]) -> RenderableType:
-        """The step, and as many of these as have room, from the first on; a bar only where room is left."""
-        progress = f"step {step:>{len(str(self.run.steps))}}/{self.run.steps}"
-        while known and len(progress) + 2 + len(", ".join(known)) > self.console.width:
-            known = known[:-1]
-        figures = ", ".join(known)
-        spare = self.console.width - len(progress) - len(figures) - 4
-        line = Table.grid(padding=(0, 2))
-        cells: list[RenderableType] = [Text(progress, no_wrap=True), Text(figures, no_wrap=True)]
-        if spare >= LEAST_OF_BAR:
-            cells.insert(1, ProgressBar(self.run.steps, step, width=min(spare, MOST_OF_BAR)))
-        line.add_row(*cells)
-        return line
+    def _line(self, step: int, now: float) -> str:
+        """`step 60/120, 51.2 steps/s, 20 s left: loss 2.5`; what is not known is left out."""
+        pace = [f"step {step}/{self.run.steps}"]
+        began, first = self.first or (now, step)
+        if step > first and now > began:
+            rate = (step - first) / (now - began)
+            pace += [f"{rate:.1f} steps/s", f"{clock((self.run.steps - step) / rate)} left"]
+        figures = ", ".join(f"{name} {value}" for name, value in self.figures.items())
+        return ": ".join(filter(None, [", ".join(pace), figures]))
+
+    def _drawn(self, step: int, line: str) -> RenderableType:
+        """The line, cut at its end where room is short, and a bar; the evaluations below."""
+        below = self.evaluations.drawn() if self.evaluations else []
+        text = Text(line, no_wrap=True, overflow="ellipsis")
+        return Group(text, ProgressBar(self.run.steps, step, width=BAR), *below)
 
     def _read(self) -> None:
         """Bring the figures up to date with the rows that were flushed since they were read."""
@@ -109,14 +106,6 @@ class RunView:
         if rows and self.run.stabilizer.name == "ebc":
             self.figures["c"] = part(median(row["c"] for row in rows))
             self.figures |= _audited(rows)
-
-    def _pace(self, step: int, now: float) -> list[str]:
-        """`51.2 steps/s` and `20 s left`, where they are known."""
-        began, first = self.first or (now, step)
-        if step <= first or now <= began:
-            return []
-        rate = (step - first) / (now - began)
-        return [f"{rate:.1f} steps/s", f"{clock((self.run.steps - step) / rate)} left"]
 
 
 def _audited(rows: Sequence[Row]) -> dict[str, str]:

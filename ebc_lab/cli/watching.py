@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
 from rich.text import Text
 
 from ebc_lab.config.errors import UserError, clock, visible
@@ -16,6 +15,7 @@ from ebc_lab.study.inspect.status import status
 from ebc_lab.study.launch.pool import PAUSE
 from ebc_lab.study.store.study import Study
 
+from .options import live
 from .screen import LINE_EVERY_S, STATE_STYLE, plain_table
 
 LOOK_S = 2.0  # between two looks at a study, and PAUSE times what a look takes
@@ -80,24 +80,18 @@ def _told(now: dict[str, Any]) -> str:
 def watch_all(studies: Sequence[Study], console: Console) -> int:
     """Show the studies until none is running. -> exit code: the highest of what their commands would give."""
     watched = [Watched(study) for study in studies]
-    live = Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else None
-    if live is not None:
-        live.start()
-    try:
+    with live(console, transient=True, auto_refresh=False) as display:
         while True:
             began = time.monotonic()
             for one in watched:
                 one.look()
-                if live is None and (line := one.news()) is not None:
+                if display is None and (line := one.news()) is not None:
                     console.print(Text(line), soft_wrap=True)
-            if live is not None:
-                live.update(_drawn(watched), refresh=True)
+            if display is not None:
+                display.update(_drawn(watched), refresh=True)
             if not any(one.running for one in watched):
                 break
             time.sleep(max(LOOK_S, PAUSE * (time.monotonic() - began)))
-    finally:
-        if live is not None:
-            live.stop()
     if console.is_terminal:
         console.print(_drawn(watched))
     return max(EXIT_CODES.get(one.state, 3) for one in watched)

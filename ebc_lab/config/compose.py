@@ -194,7 +194,8 @@ def _set(composed: Any, key: str, values: Mapping[str, Any], *, new: bool) -> No
         entry = f"{match[1]}.{match[2]}"
         what, whole = ENTRIES[match[1]]
         is_arm = ARM.fullmatch(entry) is not None
-        mine = [own_name(str(target)) for target in values.get("mine") or ()] if is_arm else []
+        targets = values.get("mine", composed.mine) or ()
+        mine = [own_name(str(target)) for target in targets] if is_arm else []
         some = "lr_scale=2" if is_arm else "about=…"
         require(
             match[2] in [*OmegaConf.select(composed, match[1]), *mine] or entry in values,

@@ -42,6 +42,7 @@ def study(finished):
         (["autopilot", "scale=smoke", "lr_sweep.grids.adam=[-1e-3]"], ">= 1e-12"),
         (["train", "scale=smoke", "optimizer.lr=-1"], ">= 1e-12"),
         (["train", "scale=smoke", "+nothing=1"], "is not a setting"),
+        (["train", "scale=smoke", "output_dir=x"], "the folder of a run is hydra.run.dir=…"),
         (["train", "-m", "scale=smoke", "optimizer.lr=1e-3,-1e-3"], ">= 1e-12"),
         (["train", "scale=smoke", "data=path", "data.file=nowhere.txt"], "does not exist"),
         (["train", "scale=smoke", "data=shakespeare"], "has sha256"),

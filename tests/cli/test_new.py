@@ -1,15 +1,16 @@
-"""`ebc-lab new`: what it writes works as it is."""
+"""`ebc-lab new`: what it writes and prints works as it is."""
 
-import importlib.util
 import json
 import re
+import subprocess
 import sys
+from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 
-from ebc_lab.cli.new import new
+from ebc_lab.cli.new import new, write_schema
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.own.sources import PLACES
@@ -20,39 +21,68 @@ def written(tmp_path, monkeypatch):
     monkeypatch.setenv(PLACES, "")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    commands = new("mild_steps", tmp_path)
+    _, commands = new("mild_steps", tmp_path)
     yield tmp_path, commands
     sys.modules.pop("mild_steps_optimizer", None)
 
 
-def test_the_suite_compares_it_with_adam_and_muon(written):
+def composed(*overrides):
+    return compose(["study=./mild_steps.yaml", *overrides], here=False)
+
+
+def test_the_suite_compares_it_with_adam_and_muon_in_a_folder_for_each_scale(written):
     folder, commands = written
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "ebc-lab.schema.json",
-        "mild_steps.yaml",
-        "mild_steps_optimizer.py",
-        "test_mild_steps.py",
+    files = {"mild_steps.yaml", "mild_steps_optimizer.py", "test_mild_steps.py"}
+    assert {path.name for path in folder.iterdir()} == files
+    assert commands == [
+        "python test_mild_steps.py",
+        "ebc-lab autopilot study=./mild_steps.yaml scale=smoke",
+        "ebc-lab plan study=./mild_steps.yaml",
+        "ebc-lab autopilot study=./mild_steps.yaml",
     ]
-    assert "ebc-lab plan study=./mild_steps.yaml scale=smoke" in commands
-    config = compose(["study=./mild_steps.yaml", "scale=smoke"], here=False)
-    assert config.study.name == "mild_steps"
+    config = composed("scale=smoke")
     assert list(config.ablation.arms) == ["adam", "muon", "mild_steps"]
     assert config.ablation.mine.arms == ["mild_steps"]
     assert set(config.own_files) == {"mild_steps.yaml", "mild_steps_optimizer.py"}
-    suite = (folder / "mild_steps.yaml").read_text()
-    [schema] = re.findall(r"^# yaml-language-server: \$schema=(\S+)$", suite, re.MULTILINE)
-    jsonschema.Draft7Validator(json.loads((folder / schema).read_text())).validate(yaml.safe_load(suite))
+    assert config.study.name == "mild_steps_smoke"
+    assert composed("scale=paper").study.name == "mild_steps_paper"
 
 
-def test_its_optimizer_passes_its_own_test(written):
+def test_its_arm_takes_a_grid_of_its_own(written):
+    grid = [2e-5, 4e-5, 8e-5]
+    arms = composed("scale=smoke", "ablation.arms.mild_steps.tune.lr=[2e-5,4e-5,8e-5]").ablation.arms
+    assert arms["mild_steps"].tune["lr"] == grid
+    assert arms["mild_steps"].tune["schedule"] == arms["adam"].tune["schedule"]
+    assert arms["adam"].tune["lr"] != grid
+    with pytest.raises(UserError, match=r"no such arm \(did you mean mild_steps\?\)"):
+        composed("scale=smoke", "ablation.arms.mild_step.tune.lr=[2e-5,4e-5,8e-5]")
+
+
+def test_the_arm_that_it_suggests_can_be_added_by_removing_the_number_signs(written):
+    suite = Path("mild_steps.yaml")
+    head, example = suite.read_text().split("#  arms:")
+    suite.write_text(head + "  arms:" + example.replace("\n#", "\n"))
+    assert list(composed("scale=smoke").ablation.arms) == ["adam", "muon", "lion", "mild_steps"]
+
+
+def test_its_optimizer_passes_its_own_test_without_pytest(written):
+    folder, commands = written
+    _, *words = commands[0].split()
+    done = subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("passed") == 4
+    optimizer = folder / "mild_steps_optimizer.py"
+    optimizer.write_text(optimizer.read_text().replace('-group["lr"])', 'group["lr"])'))  # the wrong way
+    failed = subprocess.run([sys.executable, *words], cwd=folder, capture_output=True)
+    assert failed.returncode == 1
+
+
+def test_an_editor_checks_it_once_it_names_the_schema(written):
     folder, _ = written
-    spec = importlib.util.spec_from_file_location("test_mild_steps", folder / "test_mild_steps.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    tests = [name for name in dir(module) if name.startswith("test_")]
-    assert len(tests) == 4
-    for name in tests:
-        getattr(module, name)()
+    line = write_schema(folder)
+    schema = json.loads((folder / re.search(r"\$schema=(\S+)$", line)[1]).read_text())
+    suite = yaml.safe_load((folder / "mild_steps.yaml").read_text())
+    jsonschema.Draft7Validator(schema).validate(suite)
 
 
 def test_nothing_is_overwritten_and_no_other_meaning_taken(written):
@@ -66,5 +96,6 @@ def test_nothing_is_overwritten_and_no_other_meaning_taken(written):
             UserError, match=f"{name} is ebc-lab's own already: take another name, .* my_{name}"
         ):
             new(name, folder)
-    with pytest.raises(UserError, match="cannot be a name in Python"):
-        new("my-opt", folder)
+    for name in ("my-opt", "none"):  # `class None` cannot be
+        with pytest.raises(UserError, match="cannot be a name in Python"):
+            new(name, folder)

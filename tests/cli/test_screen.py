@@ -17,24 +17,6 @@ RUNNING = [
     {"arm": "adam_none_baseline_x1", "lr": 0.004, "seed": 3, "step": 40, "steps": 2000, "steps_per_s": 0.0},
 ]
 HEAD = "lab · finals  12 of about 27 runs, 2 at a time, 40 s left"
-BAR = "━" * 14 + " " * 10  # without colours the rest of a bar is empty
-GOLDEN = {
-    60: [
-        HEAD,
-        "adam_ebc_fix…p5_trapezoid  seed 101  1200/2000  51.2 steps/s",
-        "adam_none_baseline_x1        seed 3    40/2000     – steps/s",
-    ],
-    80: [
-        HEAD,
-        "adam_ebc_fixed_tracked_x2_delta1p5_trapezoid  seed 101  1200/2000  51.2 steps/s",
-        "adam_none_baseline_x1                           seed 3    40/2000     – steps/s",
-    ],
-    120: [
-        HEAD,
-        f"{LONG} lr 0.004  {BAR}  seed 101  1200/2000  51.2 steps/s",
-        f"{'adam_none_baseline_x1 lr 0.004':<53}  {' ' * 24}    seed 3    40/2000     – steps/s",
-    ],
-}
 
 
 def drawn(progress, width):
@@ -43,11 +25,17 @@ def drawn(progress, width):
     return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]
 
 
-@pytest.mark.parametrize("width", GOLDEN)
+@pytest.mark.parametrize("width", [60, 80, 120])
 def test_a_narrow_terminal_loses_the_bar_and_never_seed_step_and_speed(width):
     shown = drawn(Progress("lab", "finals", 2, done=12, total=27, left_s=40.2, running=RUNNING), width)
-    assert shown == GOLDEN[width]
+    head, titles, *rows = shown
+    assert head == HEAD
+    assert titles.split() == ["arm", "lr", "seed", "step", "steps/s"]
     assert max(map(len, shown)) <= width
+    assert "".join(row[: titles.index("lr") - 3].strip() for row in rows[:-1]) == LONG
+    assert rows[0].replace("━", "").split()[1:] == ["0.004", "101", "1200/2000", "51.2"]
+    assert rows[-1].replace("━", "").split()[1:] == ["0.004", "3", "40/2000", "–"]
+    assert rows[0].count("━") == (14 if width == 120 else 0)  # of 24; the rest has no colour here
 
 
 def test_what_is_not_known_is_left_out():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import glob
 import os
 import shlex
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,18 +96,32 @@ def place_of(name: str, output_dir: str, say: Say) -> Path:
     return inside
 
 
-def to_rebuild(name: str | None, output_dir: str, output: Path | None, say: Say = lambda text: None) -> Study:
-    """Return the study that `report` rebuilds. A bundle is first unpacked, into `output` or else beside the
-    bundle. Raises UserError if there is no such study, or another study is in the way."""
+@contextmanager
+def to_rebuild(
+    name: str | None, output_dir: str, output: Path | None, say: Say = lambda text: None
+) -> Iterator[Study]:
+    """Yield the study that `report` rebuilds. A bundle is first unpacked, into `output` or else beside the
+    bundle; that folder is removed again if rebuilding fails. Raises UserError if there is no such study, or
+    another study is in the way."""
     path = place_of(name, output_dir, say) if name else None
     if not (path and is_bundle(path)):
         if output:
             raise UserError(
                 "--output is for bundles: a study's tables and pictures are rebuilt in its own folder."
             )
-        return Study(path) if path else find(None, output_dir)
-    if output:
-        return unpack(path, output.expanduser())
+        yield Study(path) if path else find(None, output_dir)
+        return
+    study = unpack(path, output.expanduser() if output else _folder_beside(path, output_dir))
+    try:
+        yield study
+    except BaseException:
+        shutil.rmtree(study.root, ignore_errors=True)
+        raise
+
+
+def _folder_beside(path: Path, output_dir: str) -> Path:
+    """Return the folder that a bundle is unpacked into by default. Raises UserError if a study is there, or
+    one in `output_dir` has its name."""
     into = path.with_suffix("")
     study = Path(output_dir).expanduser() / into.name
     other = f"--output {shlex.quote(str(path.with_name(f'{into.name}_unpacked')))}"
@@ -119,7 +135,7 @@ def to_rebuild(name: str | None, output_dir: str, output: Path | None, say: Say 
             f"{path} cannot be unpacked into {into}, because it would have the name of the study {study}: "
             f"choose another folder, {other}."
         )
-    return unpack(path, into)
+    return into
 
 
 def verify_named(name: str | None, output_dir: str, sha256: str | None, say: Say) -> dict[str, Any]:

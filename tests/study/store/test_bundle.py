@@ -322,20 +322,25 @@ def test_another_torch_makes_nothing_in_a_bundle_stale(finished, exported, monke
     assert status(finished[1].study)["state"] == "stale"  # where a call would train again
 
 
+def rebuilt(path, output=None):
+    with find_module.to_rebuild(str(path), "nowhere", output) as study:
+        report(study)
+
+
 def test_a_report_is_rebuilt_next_to_the_bundle_which_stays_as_it_is(exported, tmp_path, undrawn):
     path = tmp_path / "done.zip"
     shutil.copy(exported, path)
-    study = find_module.to_rebuild(str(path), "nowhere", None)
-    for name in ("summary_final.csv", "acceptance.json"):
-        (study.root / name).unlink()
-    report(study)
+    with find_module.to_rebuild(str(path), "nowhere", None) as study:
+        for name in ("summary_final.csv", "acceptance.json"):
+            (study.root / name).unlink()
+        report(study)
     assert study.root == tmp_path / "done"
     assert path.read_bytes() == exported.read_bytes()
     assert bundle.export(study, tmp_path / "again.zip")["sha256"] == manifest.sha256_of(exported)
     with pytest.raises(UserError, match=r"done is there already: `ebc-lab report .*done` rebuilds it"):
-        find_module.to_rebuild(str(path), "nowhere", None)
+        rebuilt(path)
     with pytest.raises(UserError, match="--output is for bundles"):
-        find_module.to_rebuild(str(study.root), "nowhere", tmp_path / "x")
+        rebuilt(study.root, tmp_path / "x")
 
 
 def test_a_bundle_goes_beside_its_study_and_nothing_that_is_made_shadows_a_study(own_copy, tmp_path, undrawn):
@@ -379,7 +384,7 @@ def test_a_damaged_bundle_is_neither_read_nor_unpacked(exported, tmp_path):
     raw[len(raw) // 2] ^= 1
     path = tmp_path / "done.zip"
     path.write_bytes(raw)
-    for attempt in (lambda: find(str(path), ""), lambda: find_module.to_rebuild(str(path), "", None)):
+    for attempt in (lambda: find(str(path), ""), lambda: rebuilt(path)):
         with pytest.raises(UserError, match=r"done\.zip is damaged .* `ebc-lab verify"):
             attempt()
     assert [p.name for p in tmp_path.iterdir()] == ["done.zip"]

@@ -23,7 +23,7 @@ def bundle(tmp_path):
 
 def test_every_byte_is_as_it_was_recorded_and_is_exported_as_it_was(bundle, tmp_path):
     assert answered("verify", "old.zip", cwd=tmp_path).stdout.startswith("old: 38 file(s) as recorded")
-    called("report", "old.zip", cwd=tmp_path)  # unpacks it, whatever it then says
+    shutil.unpack_archive(bundle, tmp_path / "old")
     answered("verify", "./old", cwd=tmp_path)
     answered("export", "./old", "--output", "again.zip", cwd=tmp_path)
     with zipfile.ZipFile(bundle) as old, zipfile.ZipFile(tmp_path / "again.zip") as again:
@@ -58,6 +58,6 @@ def test_its_decision_is_told_as_another_versions_and_can_be_made_again(bundle, 
     again = called("why", "old.zip", "--replay", cwd=tmp_path)
     assert again.returncode == 4
     assert "form: 3 → 4" in again.stdout
-    done = called("report", "old.zip", cwd=tmp_path)
-    assert done.returncode == 2
-    assert ANOTHER_VERSION in done.stderr
+    for _ in range(2):  # what the first call unpacked is not in the way of the second
+        assert ANOTHER_VERSION in refused("report", "old.zip", "--output", "x", cwd=tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["old.zip"]
