@@ -518,6 +518,7 @@ def bench(
 
 app.command("list")(collection.list_studies)
 app.command("board")(collection.board)
+app.command("columns")(collection.columns)
 app.command("pull")(elsewhere.pull)
 app.command("worker")(elsewhere.worker)
 app.add_typer(ebm.app, name="ebm")
