@@ -79,8 +79,8 @@ class Evaluations:
             self.previous = row  # another step's is an earlier attempt's
         return lines
 
-    def drawn(self) -> list[RenderableType]:
-        """Draw the latest evaluations as rows, and what else the last of them measured."""
+    def tables(self) -> list[RenderableType]:
+        """Return the latest evaluations as rows, and what else the last of them measured."""
         if not self.seen:
             return []
         shown = self.seen[-EVALUATIONS:]
