@@ -98,9 +98,9 @@ def columns(
     if not found:
         raise UserError(f"{table} is no table: choose among {', '.join(TABLES)}.")
     if as_json:
-        rows = {
-            key: [{"column": c, "unit": u, "meaning": m} for c, (u, m) in found[key].items()] for key in found
-        }
+        rows: dict[str, list[dict[str, str]]] = {key: [] for key in found}
+        for key, meanings in found.items():
+            rows[key] += ({"column": c, "unit": u, "meaning": m} for c, (u, m) in meanings.items())
         return print_json(rows)
     screen = plain_table("column", "unit", "~meaning") if name else plain_table("table", "~columns")
     for key, meanings in found.items():

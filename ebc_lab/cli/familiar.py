@@ -24,14 +24,14 @@ COMMANDS = {
     "docs/lowbit.md",
     "ternary": "`ebc-lab train quantizer=ternary stabilizer=none`; docs/lowbit.md",
     "hybrid": "`from ebc_lab.lowbit import HybridLLMTrainer, HybridDispatcher` in Python; docs/lowbit.md",
-    "energy": "`ebc-lab train stabilizer=energy_rms`, docs/energy.md, or the energy-based language model, "
+    "energy": "`ebc-lab train stabilizer=energy_rms`, docs/method.md, or the energy-based language model, "
     "`ebc-lab ebm train`; docs/ebm.md",
     "splats": "`ebc-lab ebm train`; docs/ebm.md",
-    "benchmark": "`ebc-lab bench`, or of low-bit operations `python -m ebc_lab.lowbit bench`; docs/running.md",
+    "benchmark": "`ebc-lab bench`, or for operations `python -m ebc_lab.lowbit bench`; docs/running.md",
     "ablate": "`ebc-lab autopilot study=mechanism`, or another suite; docs/suites.md",
     "sweep": "`ebc-lab train -m optimizer.lr=1e-3,2e-3`, or of a study `ebc-lab stage lr_sweep`; "
     "docs/running.md",
-    "resume": "the command that began a study, or a run in a folder of its own, continues it; docs/running.md",
+    "resume": "the command that began a study or a run (in its own folder) continues it; docs/running.md",
 }
 
 

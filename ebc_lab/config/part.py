@@ -64,8 +64,8 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure that a part adds to result.json. Decisions, CSV files, `ebc-lab columns` and tables of arms take
-    the figure's name, unit, meaning and format from this object."""
+    """A figure that a part adds to result.json. Decisions, CSV files, `ebc-lab columns` and tables of arms
+    take the figure's name, unit, meaning and format from this object."""
 
     key: str  # its name in result.json, auto_decisions.json and ablation.csv
     unit: str

@@ -1,4 +1,4 @@
-"""The columns of every CSV file and table, with their units and meanings, as `ebc-lab columns` prints them."""
+"""The columns of every CSV file and table, their units and meanings, as `ebc-lab columns` prints them."""
 
 from __future__ import annotations
 

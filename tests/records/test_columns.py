@@ -80,7 +80,6 @@ def test_only_a_level_or_a_number_stands_for_the_mark_in_a_name(column):
 
 def test_the_files_of_a_run_are_in_the_docs(trained):
     text = FILES.read_text()
-    for path in (trained.model, trained.alerts):
-        assert f"| `{path.name}` |" in text
-    assert f"| `{trained.models.name}/step_N.pt` |" in text
+    for name in (trained.model.name, trained.alerts.name, f"{trained.models.name}/step_N.pt"):
+        assert f"`{name}`" in text
     assert trained.model.exists()
