@@ -1,23 +1,26 @@
-"""The JSON schemas by which an editor completes and checks settings, made from the settings themselves.
+"""JSON schemas: of settings, by which an editor completes and checks them, and of results_final.json.
 
 usage: python scripts/json_schemas.py [--write]    names the files that are out of date, or writes them
 
-One for each kind of file: a suite, a scale, each group of `conf/`, and `conf/config.yaml`. They are of draft
-7, which yaml-language-server knows best. What they cannot say, the program does when it composes: whether a
-list increases, which settings a choice reads, what contradicts what.
+The former are made from the settings themselves, one for each kind of file (a suite, a scale, each group of
+`conf/`, and `conf/config.yaml`), in draft 7, which yaml-language-server knows best. What they cannot say, the
+program does when it composes: whether a list increases, which settings a choice reads, what contradicts what.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
 import json
 import sys
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, NotRequired
 
+import msgspec
 from settings_page import read_with
 
 from ebc_lab.config.checks import LABEL
@@ -38,12 +41,15 @@ from ebc_lab.config.schema import (
     RunConfig,
     UnitConfig,
 )
+from ebc_lab.records import decisions
+from ebc_lab.study.stages.rules import FORM
 
 Schema = dict[str, Any]
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
 ROOT = Path(__file__).parent.parent
 EDITOR = ROOT / ".vscode" / "settings.json"
+RESULTS = ROOT / "ebc_lab" / "records" / "results_final.schema.json"
 SUITE = "suite.json"
 NAMES = {int: "integer", float: "number", str: "string", bool: "boolean", NoneType: "null"}
 ANOTHER_SETTING = {
@@ -67,6 +73,57 @@ NARROWER: dict[str, Schema] = {
     "profiles.methods.NAME.settings": {"allOf": [RUN]},
     "controller_search.candidates": {"additionalProperties": RUN},
 }
+
+
+# -- results_final.json --------------------------------------------------------------------------------------
+
+
+def results_final() -> Schema:
+    """The schema of the last decision of a study, which may have stopped at any stage."""
+    classes = {name: c for name, c in vars(decisions).items() if typing.is_typeddict(c)}
+    _, definitions = msgspec.json.schema_components([decisions.Decision, *decisions.TRACKS.values()])
+    comments = field_comments(ast.parse(source := Path(decisions.__file__).read_text()), source.splitlines())
+    for name, made in definitions.items():
+        hints = typing.get_type_hints(classes[name], include_extras=True)
+        optional = [key for key in hints if typing.get_origin(hints[key]) is NotRequired]
+        made |= {"required": sorted(hints.keys() - optional), "additionalProperties": False}
+        for key, comment in comments[name].items():
+            made["properties"][key] = {**made["properties"][key], "description": comment}
+    decision = definitions.pop("Decision")
+    about = {
+        "study": {"type": "string"},
+        "corpus": {"type": "string"},
+        "warning": {"type": ["string", "null"]},
+    }
+    stages = []
+    for stage, track in decisions.TRACKS.items():
+        tracks = {"type": "object", "additionalProperties": {"$ref": f"#/$defs/{track.__name__}"}}
+        own = {"stage": {"const": stage}, "form": {"const": FORM}, "tracks": tracks}
+        properties = {**decision["properties"], **about, **own}
+        stages.append({**decision, "title": stage, "properties": properties})
+        stages[-1]["required"] = sorted({*decision["required"], *about})
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": RESULTS.name.removesuffix(".schema.json"),
+        "description": "The last decision of a study. Losses are in nats per token.",
+        "oneOf": stages,
+        "$defs": definitions,
+    }
+
+
+def field_comments(module: ast.Module, lines: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Class -> field, its bases' fields too -> the comment on the field's line."""
+    found: dict[str, dict[str, str]] = {}
+    for node in module.body:
+        if isinstance(node, ast.ClassDef):
+            found[node.name] = {}
+            for base in node.bases:
+                found[node.name] |= found.get(ast.unparse(base), {})
+            for field in node.body:
+                _, mark, comment = lines[field.lineno - 1].partition("  # ")
+                if isinstance(field, ast.AnnAssign) and mark:
+                    found[node.name][ast.unparse(field.target)] = comment
+    return found
 
 
 # -- one value -----------------------------------------------------------------------------------------------
@@ -255,13 +312,13 @@ def of_the_editor() -> dict[str, dict[str, str]]:
 def files() -> dict[Path, str]:
     """All that this script makes."""
     made = {FOLDER / name: written(schema) for name, schema in schemas().items()}
-    return {**made, EDITOR: written(of_the_editor())}
+    return {**made, RESULTS: written(results_final()), EDITOR: written(of_the_editor())}
 
 
 def out_of_date() -> list[Path]:
     """The files that are not what this script makes; missing ones and those too many are among them."""
     made = files()
-    there = {path: path.read_text(encoding="utf-8") for path in (*FOLDER.glob("*.json"), EDITOR)}
+    there = {path: path.read_text(encoding="utf-8") for path in (*FOLDER.glob("*.json"), RESULTS, EDITOR)}
     return sorted(path for path in made.keys() | there.keys() if made.get(path) != there.get(path))
 
 

@@ -226,8 +226,6 @@ def results_schema():
 
     import jsonschema
 
-    schema = json.loads(
-        (resources.files("ebc_lab") / "report" / "text" / "results_final.schema.json").read_text()
-    )
+    schema = json.loads((resources.files("ebc_lab") / "records" / "results_final.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     return jsonschema.Draft202012Validator(schema)

@@ -28,19 +28,16 @@ from ebc_lab.records.json_files import as_json, write_json
 from ebc_lab.workloads.starts import pinned
 from ebc_lab.workloads.text import checked_text
 
-from .beside import beside_weights
+from .compared import beside_weights, energy_steps, exact_steps, low_bit
 from .costs import compute, fixed_costs
-from .ebm import energy_steps
-from .exact import exact_steps
-from .low_bit import low_bit
 from .memory import memory
 from .pairs import overheads, throughput
 from .shares import shares
 from .speeds import choose_for_study
 
 FOLDER = "benchmarks"
-OF_A_GPT = {"throughput", "low_bit", "compute", "beside_weights", "exact"}
-OF_AN_EBM = {"ebm"}
+GPT_SECTIONS = {"throughput", "low_bit", "compute", "beside_weights", "exact"}
+EBM_SECTIONS = {"ebm"}
 FORMAT = 1  # of the record: raised when a figure changes its meaning or its place
 DECORATION = re.compile(r"\((r|tm)\)|\b(cpu|processor)\b|@.*$", re.IGNORECASE)  # in a processor's name
 
@@ -83,7 +80,7 @@ def refuse_own_sections(run: RunConfig) -> None:
             )
 
 
-def resolved(config: Config) -> RunConfig:
+def resolve(config: Config) -> RunConfig:
     """The run of the overrides, with device, precision and corpus as a study of such runs would have them.
 
     Raises UserError: no corpus, one that is too short, settings that cannot be trained, lr_schedule=replay.
@@ -108,7 +105,7 @@ def bench(
     record: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Everything that `ebc-lab bench` reports about the run of these overrides (docs/speed.md).
+    """Everything that `ebc-lab bench` reports about the run of these overrides (docs/running.md).
 
     Args:
         only: sections, by their keys in what is returned; each is given three times as long. All, if empty.
@@ -123,7 +120,7 @@ def bench(
     folder = project() / FOLDER
     if record:
         refuse_unwritable(folder)
-    run = resolved(config)
+    run = resolve(config)
     effort = LONG if only else FULL
     sections = _sections(run, QUICK if quick else effort, quick, say)
     if unknown := sorted(set(only) - set(sections)):
@@ -162,8 +159,8 @@ def _sections(
         "beside_weights": lambda: beside_weights(run, 3 * e.pairs, e.turns_s, say),
         "exact": lambda: exact_steps(run, 3 * e.pairs, e.turns_s, say),
     }
-    of_another = OF_AN_EBM if run.workload.name == "gpt" else OF_A_GPT
-    return {name: section for name, section in sections.items() if name not in of_another}
+    others = EBM_SECTIONS if run.workload.name == "gpt" else GPT_SECTIONS
+    return {name: section for name, section in sections.items() if name not in others}
 
 
 def about(config: Config, run: RunConfig, quick: bool, overrides: list[str]) -> dict[str, Any]:

@@ -59,12 +59,12 @@ def interleaved(
     return took
 
 
-def told(sides: Sequence[Side], on_progress: Callable[[int], None]) -> list[Side]:
-    """The sides. After each block, outside of what it times, `on_progress` is told how many steps each has
-    taken, on average: a worker that is silent for `launcher.heartbeat_s` is killed."""
+def reporting(sides: Sequence[Side], on_progress: Callable[[int], None]) -> list[Side]:
+    """Return the sides. Each calls `on_progress` after its block, outside of what it times, with how many
+    steps a side has taken on average: a worker that is silent for `launcher.heartbeat_s` is killed."""
     taken = 0
 
-    def telling(side: Side) -> Side:
+    def counted(side: Side) -> Side:
         def steps(count: int) -> float:
             nonlocal taken
             seconds = side(count)
@@ -74,7 +74,7 @@ def told(sides: Sequence[Side], on_progress: Callable[[int], None]) -> list[Side
 
         return steps
 
-    return [telling(side) for side in sides]
+    return [counted(side) for side in sides]
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def paired_overhead(
     with opened(plain) as unwrapped, opened(run) as training:
         loops = [Loop(unwrapped, bare=True), Loop(training)]
         warm = warm_steps(run)
-        sides = told(
+        sides = reporting(
             [loop.recorded_steps if graphed else loop.steps for loop in loops],
             lambda step: on_progress(max(0, step - warm)),
         )
@@ -245,7 +245,7 @@ def steps_compared(
     with contextlib.ExitStack() as stack:
         built = (opened(dataclasses.replace(run, steps=steps)) for run in runs.values())
         loops = [Loop(stack.enter_context(one)) for one in built]
-        sides = told([loop.recorded_steps for loop in loops], on_progress)
+        sides = reporting([loop.recorded_steps for loop in loops], on_progress)
         for side in sides:
             side(WARM_STEPS)
         seconds = interleaved(sides, block, rounds, limit_s=limit_s)

@@ -28,11 +28,11 @@ def misused(error: Any) -> str:
     called = context.command_path if context else " ".join(["ebc-lab", *path])
     if found := re.match("no such command '(.*?)'", what):
         commands = ", ".join(context.command.list_commands(context))
-        meant = familiar.of_command(found[1], called, context.find_root().command, words)
+        meant = familiar.explain_command(found[1], called, context.find_root().command, words)
         return meant or f"{what}; the commands are {commands}."
     if what.startswith("no such option"):
         options = familiar.options_of(context.command)
-        if meant := familiar.of_flags(path, options, words[len(path) :]):
+        if meant := familiar.explain_flags(path, options, words[len(path) :]):
             return meant
         dashes = "settings are given without dashes: scale=smoke, optimizer.lr=1e-3"
         return f"{what}; {dashes}; `{called} --help` lists the options."

@@ -1,4 +1,4 @@
-"""What `ebc-lab bench` shows on the terminal: its figures, explained in docs/speed.md, as tables."""
+"""What `ebc-lab bench` shows on the terminal: its figures, explained in docs/running.md, as tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`list` and `board`: many studies and bundles at once."""
+"""`list` and `board`, many studies and bundles at once, and `columns`, what their tables hold."""
 
 from __future__ import annotations
 
@@ -80,6 +80,36 @@ def board(
         screen.print(NOTE)
     for note in ranking.notes:
         screen.print(note)
+
+
+def columns(
+    table: Annotated[str, typer.Argument(help="A CSV file or a table; all are listed without one.")] = "",
+    as_json: Json = False,
+) -> None:
+    """The columns of a study's CSV files and of `ebc_lab.load`'s tables: name, unit, meaning."""
+    from ebc_lab.config.errors import UserError
+    from ebc_lab.records.columns import TABLES
+
+    from .screen import plain_table
+
+    name = table.removesuffix(".csv")
+    name = "summary" if name.startswith("summary_") else name
+    found = {key: meanings for key, meanings in TABLES.items() if not name or key.removesuffix("()") == name}
+    if not found:
+        raise UserError(f"{table} is no table: choose among {', '.join(TABLES)}.")
+    if as_json:
+        rows: dict[str, list[dict[str, str]]] = {key: [] for key in found}
+        for key, meanings in found.items():
+            rows[key] += ({"column": c, "unit": u, "meaning": m} for c, (u, m) in meanings.items())
+        return print_json(rows)
+    screen = plain_table("column", "unit", "~meaning") if name else plain_table("table", "~columns")
+    for key, meanings in found.items():
+        if not name:
+            screen.add_row(key, ", ".join(meanings))
+            continue
+        for column, (unit, meaning) in meanings.items():
+            screen.add_row(column, unit, meaning)
+    console().print(screen)
 
 
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:

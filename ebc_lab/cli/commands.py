@@ -49,6 +49,18 @@ MaxRuns = Annotated[int | None, optional("--max-runs", help="Train at most this 
 MaxHours = Annotated[
     float | None, optional("--max-hours", help="Stop before the workers' hours together exceed this.")
 ]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ebc-lab {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+]
 Name = Annotated[
     str | None,
     typer.Argument(
@@ -76,19 +88,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"ebc-lab {__version__}")
-        raise typer.Exit
-
-
 @app.callback()
-def every_command(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
-    ] = False,
-) -> None:
+def every_command(version: Version = False) -> None:
     """What stands before the name of a command."""
 
 
@@ -196,6 +197,7 @@ def train(
     info: Annotated[
         str | None, optional("-i", "--info", help=f"How Hydra composed them: {', '.join(INFO)}.")
     ] = None,
+    version: Version = False,
     as_json: Json = False,
 ) -> None:
     """Train one run, or with -m several; the flags are Hydra's. EBC is on unless you say stabilizer=none,
@@ -516,6 +518,7 @@ def bench(
 
 app.command("list")(collection.list_studies)
 app.command("board")(collection.board)
+app.command("columns")(collection.columns)
 app.command("pull")(elsewhere.pull)
 app.command("worker")(elsewhere.worker)
 app.add_typer(ebm.app, name="ebm")

@@ -44,16 +44,15 @@ def train(context: typer.Context) -> None:
 
     docs/settings.md has every setting.
     """
-    from . import commands
-
     for word in context.args:
         setting = word.lstrip("+")
         if setting.startswith("workload=") and setting != "workload=ebm":
             other = f"for {word} there is `ebc-lab train {word}`"
             raise UserError(f"ebc-lab ebm train is of workload=ebm: {other}.")
     words = [word for word in context.args if word.lstrip("+") != "workload=ebm"]
-    command: Any = typer.main.get_command(commands.app)
-    command.main(["train", "workload=ebm", *words], standalone_mode=False, prog_name="ebc-lab")
+    context.find_root().command.main(
+        ["train", "workload=ebm", *words], standalone_mode=False, prog_name="ebc-lab"
+    )
 
 
 @app.command()

@@ -24,14 +24,14 @@ COMMANDS = {
     "docs/lowbit.md",
     "ternary": "`ebc-lab train quantizer=ternary stabilizer=none`; docs/lowbit.md",
     "hybrid": "`from ebc_lab.lowbit import HybridLLMTrainer, HybridDispatcher` in Python; docs/lowbit.md",
-    "energy": "`ebc-lab train stabilizer=energy_rms`, docs/energy.md, or the energy-based language model, "
+    "energy": "`ebc-lab train stabilizer=energy_rms`, docs/method.md, or the energy-based language model, "
     "`ebc-lab ebm train`; docs/ebm.md",
     "splats": "`ebc-lab ebm train`; docs/ebm.md",
-    "benchmark": "`ebc-lab bench`, or of low-bit operations `python -m ebc_lab.lowbit bench`; docs/speed.md",
+    "benchmark": "`ebc-lab bench`, or for operations `python -m ebc_lab.lowbit bench`; docs/running.md",
     "ablate": "`ebc-lab autopilot study=mechanism`, or another suite; docs/suites.md",
     "sweep": "`ebc-lab train -m optimizer.lr=1e-3,2e-3`, or of a study `ebc-lab stage lr_sweep`; "
     "docs/running.md",
-    "resume": "the command that began a study, or a run in a folder of its own, continues it; docs/start.md",
+    "resume": "the command that began a study or a run (in its own folder) continues it; docs/running.md",
 }
 
 
@@ -45,7 +45,7 @@ class Flag(NamedTuple):
 
 Typed = tuple[str, list[str]]  # a command line of ours, and what is said of it
 
-OF_A_MODEL = {
+MODEL_FLAGS = {
     **dict.fromkeys(("--checkpoint", "--ckpt", "--model"), Flag("{}")),
     **dict.fromkeys(("--max-tokens", "--max-new-tokens"), Flag("--tokens {}")),
     "--n-samples": Flag("--samples {}"),
@@ -57,7 +57,7 @@ OWN_FILES = Flag(
     "",
     "settings are those of ebc-lab; a study of your own is `study=./mine.yaml`, a part `my_opt.py:Mine`",
 )
-OF_A_RUN = {
+RUN_FLAGS = {
     **dict.fromkeys(("--config-path", "--config-name", "--config-dir"), OWN_FILES),
     "--hydra-help": Flag("--help", "it lists the flags of Hydra that work here", switch=True),
     "--shell-completion": Flag("", "`ebc-lab --install-completion` completes in your shell", switch=True),
@@ -80,7 +80,7 @@ OF_A_RUN = {
 # -- commands ------------------------------------------------------------------------------------------------
 
 
-def of_command(word: str, group: str, root: Any, words: Sequence[str]) -> str | None:
+def explain_command(word: str, group: str, root: Any, words: Sequence[str]) -> str | None:
     """Say what is typed for a word that is no command of `group`, "ebc-lab" or "ebc-lab ebm".
 
     `root` is the whole program, `words` what was typed after its name. None where it means nothing here.
@@ -95,7 +95,9 @@ def of_command(word: str, group: str, root: Any, words: Sequence[str]) -> str | 
             path, options = [*path, name], options_of(commands[name])
             model = ["MODEL"] if "--arm" in options and not rest else []
             plain: Typed = shlex.join(["ebc-lab", *path, *model, *rest]), []
-            return f"{word} is no command of {group}: type {_told(retyped(path, options, rest) or plain)}."
+            return (
+                f"{word} is no command of {group}: type {_in_quotes(retyped(path, options, rest) or plain)}."
+            )
     if name in STAGES:
         return f"{word} is a stage of a study: type `{shlex.join(['ebc-lab', 'stage', name, *rest])}`."
     if name in COMMANDS:
@@ -108,7 +110,7 @@ def options_of(command: Any) -> set[str]:
     return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
 
 
-def _told(typed: Typed) -> str:
+def _in_quotes(typed: Typed) -> str:
     command, notes = typed
     return f"`{command}`" + (f" ({'; '.join(notes)})" if notes else "")
 
@@ -116,7 +118,7 @@ def _told(typed: Typed) -> str:
 # -- flags ---------------------------------------------------------------------------------------------------
 
 
-def of_flags(path: Sequence[str], options: Collection[str], words: Sequence[str]) -> str | None:
+def explain_flags(path: Sequence[str], options: Collection[str], words: Sequence[str]) -> str | None:
     """Say what is typed for `ebc-lab PATH WORDS`, whose flags are another program's; None where one of them
     means nothing here. `options` are the command's own."""
     if (typed := retyped(path, options, words)) is None:
@@ -124,7 +126,7 @@ def of_flags(path: Sequence[str], options: Collection[str], words: Sequence[str]
     foreign = [word.partition("=")[0] for word in words if _foreign(word, options)]
     dashes = "" if "--arm" in options else ", and settings are given without dashes"
     named = any_of(list(dict.fromkeys(foreign or words[:1])))
-    return f"{' '.join(path)} takes no {named}{dashes}: type {_told(typed)}."
+    return f"{' '.join(path)} takes no {named}{dashes}: type {_in_quotes(typed)}."
 
 
 def retyped(path: Sequence[str], options: Collection[str], words: Sequence[str]) -> Typed | None:
@@ -167,15 +169,15 @@ def _foreign(word: str, options: Collection[str]) -> bool:
 def _meant(path: Sequence[str], options: Collection[str], name: str, value: str) -> Flag | None:
     plain = "--" + name[2:].replace("_", "-")
     if "--arm" in options:
-        flag = Flag(f"{plain} {{}}") if plain in options else OF_A_MODEL.get(plain)
+        flag = Flag(f"{plain} {{}}") if plain in options else MODEL_FLAGS.get(plain)
         here = flag.here.split() if flag else []
         return flag if not here or here[0] in (*options, "{}") else Flag("", f"{path[-1]} has none such")
     trains = path[-1] == "train"
     if plain == "--resume":
         return _resumed(path, value) if trains else Flag("", "the same command continues", switch=True)
     return (
-        OF_A_RUN[plain]
-        if trains and plain in OF_A_RUN
+        RUN_FLAGS[plain]
+        if trains and plain in RUN_FLAGS
         else _setting(plain[2:].replace("-", "_"), value, trains)
     )
 

@@ -64,12 +64,12 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure that a part adds to result.json. Decisions, CSV files, docs/files.md and tables of arms take
-    the figure's name, unit, meaning and format from this object."""
+    """A figure that a part adds to result.json. Decisions, CSV files, `ebc-lab columns` and tables of arms
+    take the figure's name, unit, meaning and format from this object."""
 
     key: str  # its name in result.json, auto_decisions.json and ablation.csv
     unit: str
-    meaning: str  # as docs/files.md prints it
+    meaning: str  # as `ebc-lab columns` prints it
     head: Head | None = None  # its column in tables; None: no table shows it
     of_steps: bool = False  # whether it is the median of the column of this name in steps.csv
     # computes a run's value from its result; None: it is in the result under `key`

@@ -174,7 +174,7 @@ class StudyConfig:
     )
     kl_schedule: str = setting("hold_decay", "δ* in the stages' runs", choices=options.SCHEDULES)
     mirror: str | None = setting(
-        None, "fsspec address below which its files are also kept, s3://BUCKET/PATH (docs/storage.md)"
+        None, "fsspec address below which its files are also kept, s3://BUCKET/PATH (docs/beyond.md)"
     )
     mirror_every_s: float = setting(10.0, "time between two looks for what is to be mirrored", **PERIOD)
 
@@ -619,7 +619,7 @@ class LauncherConfig:
     )
     run_timeout_s: float = setting(0.0, "time allowed for one attempt at a run; 0: any", **DURATION)
     join: bool = setting(
-        False, "workers may join from other machines, with ebc-lab worker (docs/storage.md)", only=("local",)
+        False, "workers may join from other machines, with ebc-lab worker (docs/beyond.md)", only=("local",)
     )
     partition: str | None = setting(None, "Slurm partition", only=SLURM)
     account: str | None = setting(None, "Slurm account", only=SLURM)

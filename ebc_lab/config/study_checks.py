@@ -35,7 +35,7 @@ SBATCH_OURS = (
     *("array", "error", "job_name", "nodes", "ntasks_per_node"),
     *("open_mode", "output", "requeue", "signal", "time"),
 )
-SENSIBLE_RUNS = 20_000  # of a study; the cost of each command is measured up to here (docs/speed.md)
+SENSIBLE_RUNS = 20_000  # of a study; the cost of each command is measured up to here (docs/running.md)
 MOST_RUNS = 50_000  # more are a typing error, which would be planned for many minutes
 MOST_LOOKS = 20  # at the finals, after the first
 LONGEST_FILE_NAME = 255  # bytes, on all common disks
@@ -152,7 +152,7 @@ def _slurm(config: Config, *, study: bool) -> Mistakes:
     ours = [option for option in launcher.sbatch if option.replace("-", "_") in SBATCH_OURS]
     return {
         "launcher.slots must say how many jobs launcher=slurm may have at a time.": not launcher.slots,
-        **{f"launcher.sbatch.{o} is set by the launcher itself: see docs/slurm.md.": True for o in ours},
+        **{f"launcher.sbatch.{o} is set by the launcher itself: see docs/beyond.md.": True for o in ours},
         "launcher.timeout_min must be longer than launcher.signal_delay_s.": (
             60 * launcher.timeout_min <= launcher.signal_delay_s
         ),

@@ -1,4 +1,4 @@
-"""The columns of every CSV file and table, with the units and meanings that docs and tables show."""
+"""The columns of every CSV file and table, their units and meanings, as `ebc-lab columns` prints them."""
 
 from __future__ import annotations
 
@@ -362,4 +362,19 @@ BOARD_MEANINGS = {  # of a leaderboard, one row per arm of a study
     "difference": (NATS, "from the group's best, paired on the shared seeds"),
     "difference_low": (NATS, "lower end of its 95% interval"),
     "difference_high": (NATS, "upper end of it"),
+}
+
+TABLES: dict[str, dict[str, tuple[str, str]]] = {  # file or method of a loaded study -> its columns
+    "summary": COLUMN_MEANINGS,
+    "ablation": ABLATION_MEANINGS,
+    "determinism": MODE_MEANINGS,
+    "carry": UNIT_MEANINGS,
+    "profiles": PROFILE_MEANINGS,
+    "steps": STEP_MEANINGS | FURTHER_STEP_MEANINGS | WORKLOAD_STEP_MEANINGS,
+    "evals": EVAL_MEANINGS | FURTHER_EVAL_MEANINGS | WORKLOAD_EVAL_MEANINGS,
+    "runs()": RUN_MEANINGS,
+    "arms()": ARM_MEANINGS,
+    "differences()": DIFFERENCE_MEANINGS,
+    "verdict": VERDICT_MEANINGS,
+    "board": BOARD_MEANINGS,
 }

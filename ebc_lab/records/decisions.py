@@ -1,14 +1,39 @@
 """The decisions of a study's stages, as auto_decisions.json records them: one class for each JSON object.
 
-Every stage writes a `Decision`. The values in the `tracks` of a decision have a class for each stage:
-`SweepTrack` (lr_sweep), `CalibratedTrack`, `ControllerTrack`, `ScaleTrack`, `TunedTrack`, `FinalsTrack`,
-`SuiteTrack` (ablation), `ModesTrack` (circumstances), `UnitsTrack` (carry) and `ProfilesTrack` (profiles).
-Losses and KL divergences are in nats per token. A run's result is a `records.figures.RunResult`.
+Every stage writes a `Decision`, whose tracks are of the class that `TRACKS` names. Losses and KL divergences
+are in nats per token. A run's result is a `records.figures.RunResult`.
+
+`scripts/json_schemas.py` makes the schema of results_final.json from these classes and the comments at their
+fields. In a file a key may be missing only if it is marked `NotRequired`; `total=False` says that an object
+is built key by key.
 """
 
 from __future__ import annotations
 
-from typing import Any, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
+
+from msgspec import Meta
+
+LINES = (  # that a verdict always has; `lr_window` is there if the finals have two rates
+    "kl_on_target",
+    "c_in_band",
+    "no_plateau",
+    "x2_no_worse_than_baseline",
+    "best_ebc_no_worse_than_control",
+    "overhead",
+)
+
+
+def _one_of(*words: str) -> Meta:
+    return Meta(extra_json_schema={"enum": [*words]})
+
+
+Judged = Annotated[str, _one_of("beats", "meets", "misses", "undecided")]
+Verdict = Annotated[str, _one_of("better", "level", "worse", "undecided", "untuned")]
+LineVerdict = Annotated[str, _one_of("pass", "fail", "undecided")]
+EACH_LINE = {"allOf": [{"contains": {"properties": {"name": {"const": line}}}} for line in LINES]}
+Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Count = Annotated[int, Meta(ge=0)]
 
 
 class Candidate(TypedDict):
@@ -44,10 +69,10 @@ class Decision(TypedDict, total=False):
     notes: list[str]
     candidates: list[Candidate]
     measurements: list[dict[str, str]]  # run_id and role of each time measurement, which trains nothing
-    inputs_sha256: str
-    decision_sha256: str
-    pairs: list[dict[str, Any]]  # only of lr_sweep: each a `Pair`
-    sequential: dict[str, Any] | None  # only of the finals: a `Sequential`
+    inputs_sha256: Sha256
+    decision_sha256: Sha256
+    pairs: NotRequired[list[dict[str, Any]]]  # only of lr_sweep: each a `Pair`
+    sequential: NotRequired[dict[str, Any] | None]  # only of the finals: a `Sequential`
 
 
 # -- shared by several stages --------------------------------------------------------------------------------
@@ -68,8 +93,8 @@ class Window(TypedDict):
 class Diverged(TypedDict):
     """On how many paired seeds the arm's run diverged, and on how many the reference's run did."""
 
-    arm: int
-    reference: int
+    arm: Count
+    reference: Count
 
 
 class LuckOfTuning(TypedDict):
@@ -82,11 +107,11 @@ class LuckOfTuning(TypedDict):
 class Difference(TypedDict):
     """An arm's loss minus that of its reference, paired by seed. `statistics.paired` explains each figure."""
 
-    seeds: int
-    comparisons: int
-    looks: int
-    margin: float
-    method: str | None  # t | rank
+    seeds: Count  # that both arms have
+    comparisons: int  # for which the joint interval holds at once
+    looks: int  # planned at the results; every interval is corrected for them
+    margin: float  # up to so much worse is no worse
+    method: str | None  # t, or rank if a run diverged
     median: float | None
     mean: float | None
     sd: float | None
@@ -95,15 +120,15 @@ class Difference(TypedDict):
     high: float | None
     p: float | None
     detectable: float | None
-    alone: str  # beats | meets | misses | undecided
+    alone: Judged  # by the interval of this comparison alone
     joint_low: float | None
     joint_high: float | None
     p_joint: float | None
     joint_detectable: float | None
-    judged: str
+    judged: Judged  # by the interval that holds for all comparisons jointly
     diverged: NotRequired[Diverged]
     luck: NotRequired[LuckOfTuning]
-    verdict: NotRequired[str]  # only in a suite: better | worse | level | undecided
+    verdict: NotRequired[Verdict]  # only in a suite
     seeds_needed: NotRequired[int | None]
 
 
@@ -128,25 +153,25 @@ class Arm(Schedules, total=False):
     outcomes: dict[str, int]
     val_loss: float | None
     test_loss: float | None
-    test_sd: float | None
+    test_sd: NotRequired[float | None]
     heldout_loss: float | None
     c_mean: float | None
     c_median: float | None
     kl_median: float | None
     clip_rate: float | None
-    test_bits_per_char: float | None  # only if tokens are not single characters
+    test_bits_per_char: NotRequired[float | None]  # only if tokens are not single characters
     val_median: float | None  # over all finished seeds; None if the median is that of a diverged run
     test_median: float | None  # likewise
     # only of a suite's arms
-    about: str  # description in words
-    shape: str  # how its runs differ in size from the suite's, in words
-    point: dict[str, Any] | None  # its settings as tuned
-    figures: dict[str, float | None]
-    strength: float | None
-    comparable: bool  # whether it was judged on the suite's text, and on the whole split
-    versus: str | None  # the arm that it is compared with
-    cause: str | None  # why no run of it finished
-    difference: Difference | None
+    about: NotRequired[str]  # description in words
+    shape: NotRequired[str]  # how its runs differ in size from the suite's, in words
+    point: NotRequired[dict[str, Any] | None]  # its settings as tuned
+    figures: NotRequired[dict[str, float | None]]
+    strength: NotRequired[float | None]
+    comparable: NotRequired[bool]  # whether it was judged on the suite's text, and on the whole split
+    versus: NotRequired[str | None]  # the arm that it is compared with
+    cause: NotRequired[str | None]  # why no run of it finished
+    difference: NotRequired[Difference | None]
 
 
 # -- lr_sweep ------------------------------------------------------------------------------------------------
@@ -329,35 +354,35 @@ class RateWindow(TypedDict):
     difference: Difference
 
 
-class Line(TypedDict, total=False):
-    """A line of the verdict. The first four keys are always present; the others are inputs of `figure`."""
+class Line(TypedDict):
+    """A line of the verdict. The keys after the first four are the inputs of `figure`."""
 
     name: str
     question: str
-    verdict: str  # pass | fail | undecided
+    verdict: LineVerdict
     figure: str
-    share: float | None
-    median_ratio: float | None
-    c_median: float | None
-    longest: int | None
-    overhead_pct: float | None
-    arm: str
-    reference: str
-    difference: Difference
-    joint: bool
-    beats: bool
-    plain: RateWindow | None
-    track: str  # only in acceptance.json and in tables of several tracks
+    share: NotRequired[float | None]
+    median_ratio: NotRequired[float | None]
+    c_median: NotRequired[float | None]
+    longest: NotRequired[int | None]
+    overhead_pct: NotRequired[float | None]
+    arm: NotRequired[str]
+    reference: NotRequired[str]
+    difference: NotRequired[Difference]
+    joint: NotRequired[bool]
+    beats: NotRequired[bool]
+    plain: NotRequired[RateWindow | None]
+    track: NotRequired[str]  # only in acceptance.json and in tables of several tracks
 
 
 class ComparedTrack(TypedDict, total=False):
     """The fields of the finals and of a suite that the tables of arms read, so that the same tables show
     both."""
 
-    reference: str  # only of a suite: the arm that the others are compared with by default
+    reference: NotRequired[str]  # only of a suite: the arm that the others are compared with by default
     arms: dict[str, Arm]
     sigma: float
-    efficiency: dict[str, Efficiency | None]  # only of the finals
+    efficiency: NotRequired[dict[str, Efficiency | None]]  # only of the finals
 
 
 class FinalsTrack(ComparedTrack, total=False):
@@ -369,7 +394,7 @@ class FinalsTrack(ComparedTrack, total=False):
     lr_windows: dict[str, RateWindow]
     margin_sigma: float | None
     overhead_pct: float | None
-    verdict: list[Line]
+    verdict: Annotated[list[Line], Meta(max_length=7, extra_json_schema=EACH_LINE)]
 
 
 class Sequential(TypedDict):
@@ -453,9 +478,9 @@ class Sweep(TypedDict, total=False):
     window: Window | None
     regret_x4: float | None  # loss at 4 times the best value, less the loss there
     rate_octaves: float | None  # between the effective rates c·lr at the ends of the window
-    yardstick: str  # the arm whose best loss the rule is compared with
-    worst: float | None  # highest loss in the sweep less that best loss
-    every_start: bool  # whether `worst` is negligible, so that any start of the rule does
+    yardstick: NotRequired[str]  # the arm whose best loss the rule is compared with
+    worst: NotRequired[float | None]  # highest loss in the sweep less that best loss
+    every_start: NotRequired[bool]  # whether `worst` is negligible, so that any start of the rule does
 
 
 class Transfer(TypedDict):
@@ -481,7 +506,7 @@ class Answer(TypedDict):
     rival: str | None
     difference: Difference | None
     against: dict[str, Difference]
-    verdict: str
+    verdict: Verdict
     seeds_needed: int | None
     seeds: list[int] | None
     sentence: str
@@ -490,7 +515,7 @@ class Answer(TypedDict):
 class SuiteTrack(ComparedTrack, total=False):
     """The arms of a suite, and the answers about the user's own arms among them."""
 
-    steps_cost: dict[str, StepCost]
+    steps_cost: NotRequired[dict[str, StepCost]]
     windows: dict[str, dict[str, Sweep]]  # swept arm -> setting -> its sweep
     transfer: list[Transfer]
     best_by_seed: dict[str, str | None]
@@ -670,3 +695,17 @@ class ProfilesTrack(TypedDict):
     asked_about: list[str]
     workloads: dict[str, Target]
     methods: dict[str, Profiled]
+
+
+TRACKS: dict[str, type] = {
+    "lr_sweep": SweepTrack,
+    "calibrate": CalibratedTrack,
+    "controller_search": ControllerTrack,
+    "lr_scale": ScaleTrack,
+    "finals": FinalsTrack,
+    "tune": TunedTrack,
+    "ablation": SuiteTrack,
+    "circumstances": ModesTrack,
+    "carry": UnitsTrack,
+    "profiles": ProfilesTrack,
+}

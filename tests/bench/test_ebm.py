@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ebc_lab.bench.ebm import VARIANTS, energy_steps
+from ebc_lab.bench.compared import EBM, energy_steps
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.workloads.corpus import locate
@@ -15,8 +15,7 @@ def test_an_energy_based_step_is_compared_with_a_gpts_and_with_itself_without_it
     run = replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
     found = energy_steps(run, 1, 0.0, lambda text: None)
     assert [(c["what"], c["against"]) for c in found["compared"]] == [
-        ("ebm", "gpt"),
-        *((v, "ebm") for v in VARIANTS),
+        (name, against) for name, (_, against) in EBM.items()
     ]
     assert all(c["times"]["median"] > 0 for c in found["compared"])
     assert 0 < found["after_step_pct"]["median"] < 100

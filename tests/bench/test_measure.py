@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from ebc_lab.bench import costs, low_bit, measure, plain_loop
+from ebc_lab.bench import compared, costs, measure, plain_loop
 from ebc_lab.bench.loops import Loop, interval, opened, take_steps, warm_steps
 from ebc_lab.bench.memory import reachable
 from ebc_lab.bench.pairs import (
@@ -397,7 +397,7 @@ def test_tensors_are_found_in_attributes_containers_closures_and_methods():
 
 
 def test_low_bit_and_exact_steps_are_compared_with_the_plain_one_and_memory_is_counted(found):
-    assert [row["what"] for row in found["low_bit"]] == list(low_bit.VARIANTS)
+    assert [row["what"] for row in found["low_bit"]] == list(compared.LOW_BIT)
     for row in found["low_bit"]:
         low, high = row["times"]["quartiles"]
         assert 0 < low <= row["times"]["median"] <= high
@@ -415,7 +415,7 @@ def test_low_bit_and_exact_steps_are_compared_with_the_plain_one_and_memory_is_c
 )
 def test_a_run_of_a_section_of_its_own_is_refused_with_that(setting, leave):
     with pytest.raises(UserError, match=f"in a section of its own: leave {leave} out"):
-        measure.resolved(compose(["scale=smoke", "data=pydoc", setting], study=False))
+        measure.resolve(compose(["scale=smoke", "data=pydoc", setting], study=False))
 
 
 def test_the_peak_is_of_the_quickest_product(monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ebc_lab.cli.commands import app
+from ebc_lab.results import load
 from ebc_lab.study.store.bundle import export
 
 
@@ -53,3 +54,18 @@ def test_what_lies_in_the_working_folder_is_named(folder, monkeypatch):
         done = told(command)
         said = f"{done.output}{done.exception or ''}"
         assert "there is no study in outputs/ebc_ablation, but this folder has broken, done.zip" in said
+
+
+def test_columns_explains_every_column_of_a_study_s_files_and_of_its_tables(finished):
+    explained = json.loads(told("columns", "--json").output)
+    study = finished[1].study
+    for path in [*study.root.glob("*.csv"), *study.runs.glob("*/*.csv")]:
+        shown = json.loads(told("columns", path.name, "--json").output)
+        [table] = shown
+        known = {row["column"] for row in shown[table]}
+        header = path.read_text().partition("\n")[0].split(",")
+        assert {c for c in header if not c.startswith(("s_", "beta_", "kl_c"))} <= known, path.name
+    loaded = load(study.root)
+    for name, table in (("runs()", loaded.runs()), ("arms()", loaded.arms()), ("verdict", loaded.verdict)):
+        assert [row["column"] for row in explained[name]] == list(table)
+    assert "no table: choose among summary" in str(told("columns", "nothing").exception)

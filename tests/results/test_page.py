@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from ebc_lab.records import columns
 
 ROOT = Path(__file__).parents[2]
@@ -27,20 +25,3 @@ def test_the_code_of_the_page_runs(finished, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "nats/token" in done.stdout
     assert (tmp_path / "curve.png").stat().st_size > 1000
-
-
-@pytest.mark.parametrize(
-    ("heading", "meanings"),
-    [
-        ("runs()", OF_RUNS),
-        ("arms()", columns.ARM_MEANINGS),
-        ("differences()", columns.DIFFERENCE_MEANINGS),
-        ("verdict", columns.VERDICT_MEANINGS),
-        ("board", columns.BOARD_MEANINGS),
-    ],
-)
-def test_the_tables_of_the_page_are_the_programs(heading, meanings):
-    section = PAGE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| `(\w+)` \| (.*?) ?\| (.*) \|$", section, re.MULTILINE)
-    assert {name: (unit, meaning) for name, unit, meaning in rows} == meanings
-    assert [name for name, _, _ in rows] == list(meanings)

@@ -37,9 +37,9 @@ class Given:
     as_json: bool = False
 
     def __post_init__(self) -> None:
-        for flag, value, choices in (("--cfg", self.cfg, CFG), ("--info", self.info, INFO)):
-            known = value in (None, *choices)
-            require(known, f"{flag} {shown(value)} is unknown: it takes {any_of(choices)}.")
+        for flag, chosen, choices in (("--cfg", self.cfg, CFG), ("--info", self.info, INFO)):
+            known = chosen in (None, *choices)
+            require(known, f"{flag} {shown(chosen)} is unknown: it takes {any_of(choices)}.")
         one_of = {"--run": self.run, "--multirun": self.multirun, "--cfg": self.cfg, "--info": self.info}
         together = [flag for flag, value in one_of.items() if value]
         if len(together) > 1:

@@ -10,7 +10,7 @@ TARGETS = {"hidden": ("q", "k", "v", "o", "mlp_in", "mlp_out"), "qv": ("q", "v")
 
 @dataclass
 class AdapterConfig(Part):
-    """What is trained of the model: all of it, or low-rank matrices beside its own (docs/finetune.md)."""
+    """What is trained of the model: all of it, or low-rank matrices beside its own (docs/workloads.md)."""
 
     name: str = setting("none", "all weights, or low-rank matrices alone", group="adapter")
     rank: int = setting(8, "of the trained matrices", low=1, high=4096, only=LORA)

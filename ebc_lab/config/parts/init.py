@@ -12,7 +12,7 @@ UNNAMED: dict[str, Any] = {"only": RUN, "in_run_id": False}
 
 @dataclass
 class InitConfig(Part):
-    """From which weights a run starts (docs/finetune.md)."""
+    """From which weights a run starts (docs/workloads.md)."""
 
     name: str = setting("none", "drawn from the seed, or another run's weights", group="init")
     run: str | None = setting(

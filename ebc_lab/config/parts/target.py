@@ -23,7 +23,7 @@ def _arm_figure(key: str, unit: str, meaning: str, head: Head) -> Figure:
 
 @dataclass
 class TargetConfig(Part):
-    """A loss that runs are to reach (docs/field.md)."""
+    """A loss that runs are to reach (docs/workloads.md)."""
 
     name: str = setting("none", "whether there is one", group="target", in_run_id=False)
     loss: float = setting(

@@ -1,6 +1,6 @@
 """The CSV tables of a study: stable columns, one row per run, or per arm of a suite.
 
-Units and meanings are data, in `records.columns`; docs/files.md repeats them.
+Units and meanings are data, in `records.columns`; `ebc-lab columns` prints them.
 """
 
 from __future__ import annotations

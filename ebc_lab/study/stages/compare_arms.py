@@ -164,7 +164,7 @@ def steps_to_target(arm: Arm, results: Results, target: float) -> dict[str, floa
 def target_figures(
     target: TargetConfig, arm: Arm, reference: Arm | None, results: Results, divided: int = 1
 ) -> dict[str, float | None]:
-    """Return an arm's figures with respect to a target loss (docs/field.md), as listed in
+    """Return an arm's figures with respect to a target loss (docs/workloads.md), as listed in
     `config/parts/target.py`; empty if there is no target.
 
     The mean of the steps is None unless every run reached the target, and p is None if a run diverged. As in

@@ -48,7 +48,7 @@ REMEDY = "get the bundle again from the person who exported it"
 
 
 def export(study: Study, output: Path | None = None, *, brief: bool = False) -> dict[str, Any]:
-    """Pack a study (docs/bundle.md). No command may be running it, and all its files must be as recorded.
+    """Pack a study (docs/beyond.md). No command may be running it, and all its files must be as recorded.
 
     `brief`: of each run, pack only the spec and the result, from which decisions are made; leave out
     pictures, which `ebc-lab report` draws again. `output`: the path; by default `<study>.zip` beside the

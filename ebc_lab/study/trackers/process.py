@@ -1,4 +1,4 @@
-"""The process of one tracker (docs/trackers.md). It shows what a study's files contain, and cannot harm a
+"""The process of one tracker (docs/running.md). It shows what a study's files contain, and cannot harm a
 run. The driver starts it as `python -m ebc_lab.study.trackers.process`.
 
 The process reads the files that runs write anyway. These files act as a queue, so nothing is lost while a

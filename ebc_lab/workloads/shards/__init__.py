@@ -102,7 +102,7 @@ def found(setting: str, patterns: Sequence[str]) -> tuple[Shard, ...]:
         if not named:
             raise UserError(
                 f"{setting}={pattern} names no file: give the shards' folder, or fetch them first "
-                "(docs/field.md says how)."
+                "(docs/workloads.md says how)."
             )
         paths += [path.resolve() for path in named]
     if twice := [path for path in dict.fromkeys(paths) if paths.count(path) > 1]:

@@ -14,7 +14,6 @@ import pytest
 from support.drawn import sweep
 
 from ebc_lab.records import columns
-from ebc_lab.records.figures import RunResult
 from ebc_lab.report.conclude import report
 from ebc_lab.report.text import papers, summaries, tables
 from ebc_lab.report.text.table import PAGE, PAPER, TERMINAL, Cell, Column, Row, Table, filled
@@ -519,12 +518,3 @@ def test_the_csv_of_a_suite_has_its_columns_in_the_documented_order_whichever_ar
     by_arm = table.set_index("arm")
     assert by_arm.compression["ternary"] == 11
     assert pd.isna(by_arm.compression["float"])
-
-
-def test_further_columns_and_keys_are_documented_as_the_program_has_them():
-    text = (Path(__file__).parents[3] / "docs" / "files.md").read_text()
-    part = text.split("### Further columns\n")[1].split("\n#")[0]
-    rows = re.findall(r"^\| `(\w+)` \| (.*?) ?\| (.*) \|$", part, re.MULTILINE)
-    assert {name: (unit, meaning) for name, unit, meaning in rows} == columns.FURTHER_STEP_MEANINGS
-    documented = set(re.findall(r"`(\w+)`", text))
-    assert set(RunResult.__annotations__) - documented == set()

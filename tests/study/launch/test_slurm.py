@@ -373,7 +373,7 @@ def test_a_smoke_study_survives_preemption_time_out_scancel_and_kill_9_of_its_dr
 
 @pytest.mark.slow
 def test_the_commands_of_the_guide_work(tmp_path, monkeypatch):
-    """docs/slurm.md, every line with a $, in order, in a folder as a user has it after the set-up."""
+    """docs/beyond.md, every line with a $, in order, in a folder as a user has it after the set-up."""
     here = Path(__file__).parents[3]
     (tmp_path / "examples").symlink_to(here / "examples")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
@@ -382,7 +382,7 @@ def test_the_commands_of_the_guide_work(tmp_path, monkeypatch):
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(here))
-    lines = [x[2:] for x in (here / "docs" / "slurm.md").read_text().splitlines() if x.startswith("$ ")]
+    lines = [x[2:] for x in (here / "docs" / "beyond.md").read_text().splitlines() if x.startswith("$ ")]
     assert len(lines) >= 8
     said = {}
     for line in lines:

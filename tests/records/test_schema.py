@@ -2,9 +2,13 @@
 
 import copy
 import json
+import zipfile
+from pathlib import Path
 
 import jsonschema
 import pytest
+
+EVIDENCE = Path(__file__).parents[2] / "docs" / "evidence"
 
 
 @pytest.fixture
@@ -16,6 +20,13 @@ def results(finished):
 def test_what_a_study_leaves_is_valid(results, results_schema):
     assert results["stage"] == "finals"
     results_schema.validate(results)
+
+
+@pytest.mark.parametrize("bundle", sorted(EVIDENCE.glob("*.zip")), ids=lambda path: path.stem)
+def test_what_recorded_studies_left_is_valid(bundle, results_schema):
+    with zipfile.ZipFile(bundle) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith("results_final.json")]
+        results_schema.validate(json.loads(archive.read(name)))
 
 
 def first(results, *keys):
