@@ -23,7 +23,7 @@ autopilot: $(VENV)/installed  ## the main job, at the right scale for this machi
 	$(BIN)/ebc-lab autopilot $(ARGS)
 
 # a worker that has run out of tests takes some of another's, so that both end together
-test: $(VENV)/installed-dev  ## what is not marked as thorough: docs/testing.md
+test: $(VENV)/installed-dev  ## what is not marked as thorough: CONTRIBUTING.md
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not thorough and not slow and $(HERE)" $(ARGS)
 
 test-all: $(VENV)/installed-dev  ## everything that runs in minutes on two cores
