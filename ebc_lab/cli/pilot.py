@@ -25,7 +25,7 @@ from ebc_lab.study.trackers.notify import FAILED, FINISHED, STALLED, Notifier
 from . import screen
 from .options import INTERRUPTED
 
-Told = TypeVar("Told")
+Forecast = TypeVar("Forecast")
 
 
 def pilot(
@@ -50,8 +50,8 @@ def pilot(
         say=view.say,
         decided=view.decided,
         watch=view.watch,
-        expect=_told_only(expected_left),
-        work=_told_only(expected_work),
+        expect=_unless_unknown(expected_left),
+        work=_unless_unknown(expected_work),
         stalled=lambda text: notifier.tell(STALLED, text, wait=False),
     )
     try:
@@ -63,45 +63,45 @@ def pilot(
         why = visible(str(error))
         typer.echo(f"stopped: {why}\nthe command:\n  {command}", err=True)
         notifier.tell(FAILED, why)
-        return {"outcome": "stopped", "cause": why, "exit_code": 3, **_of(study)}
+        return {"outcome": "stopped", "cause": why, "exit_code": 3, **_place(study)}
     except Exception as error:
-        if view.watched:  # a mistake in the settings is told to who made it
+        if view.watched:  # of a mistake in the settings whoever made it has read
             notifier.tell(FAILED, str(error))
         raise
     screen.outcome(console, done)
-    told = _told(done)
-    notifier.tell(FAILED if done.failed else FINISHED, _in_words(told))
-    return {**told, **_of(study)}
+    ending = _ending(done)
+    notifier.tell(FAILED if done.failed else FINISHED, _headline(ending))
+    return {**ending, **_place(study)}
 
 
-def _of(study: Study) -> dict[str, Any]:
+def _place(study: Study) -> dict[str, Any]:
     return {"study": study.name, "folder": str(study.root)}
 
 
 def _stopped_by_hand(study: Study, error: BaseException, command: str) -> dict[str, Any]:
-    """Return what is told of a study that somebody has stopped; `main` says so of an interrupt."""
+    """Return what `--json` prints of a study that somebody has stopped; `main` speaks of an interrupt."""
     if isinstance(error, Cancelled):
         typer.echo(f"{visible(str(error))}; the same command continues from here:\n  {command}", err=True)
     outcome = "cancelled" if isinstance(error, Cancelled) else "interrupted"
-    return {"outcome": outcome, "exit_code": INTERRUPTED, **_of(study)}
+    return {"outcome": outcome, "exit_code": INTERRUPTED, **_place(study)}
 
 
-def _in_words(told: Mapping[str, Any]) -> str:
+def _headline(ending: Mapping[str, Any]) -> str:
     """A finished call in a line."""
-    failed = [f"{plural(len(told['failed']), 'run')} failed"] if told["failed"] else []
-    return "; ".join([*failed, *told["answer"]])
+    failed = [f"{plural(len(ending['failed']), 'run')} failed"] if ending["failed"] else []
+    return "; ".join([*failed, *ending["answer"]])
 
 
-def _told_only(forecast: Callable[..., Told]) -> Callable[..., Told | None]:
-    """Return None where what is still to be trained cannot be said: a forecast never stops a study."""
+def _unless_unknown(forecast: Callable[..., Forecast]) -> Callable[..., Forecast | None]:
+    """Return a forecast that is None where it cannot be made: it never stops a study."""
 
-    def said(*asked: Any) -> Told | None:
+    def known(*asked: Any) -> Forecast | None:
         try:
             return forecast(*asked)
         except (UserError, Undecidable, *MISTAKEN):
             return None
 
-    return said
+    return known
 
 
 def _answers(done: Outcome) -> list[dict[str, Any]]:
@@ -117,7 +117,7 @@ def _answers(done: Outcome) -> list[dict[str, Any]]:
     return answers
 
 
-def _told(done: Outcome) -> dict[str, Any]:
+def _ending(done: Outcome) -> dict[str, Any]:
     """A finished call for programs."""
     page, header = done.study.page_file, done.study.header()
     return {

@@ -59,7 +59,7 @@ class RunView:
         """Show it while the run trains. The evaluations stay on the terminal, a line alone does not."""
         with live(self.console, auto_refresh=False, transient=self.evaluations is None) as self.display:
             if self.display:
-                self.display.update(self._drawn(0, "step 0"), refresh=True)
+                self.display.update(self._picture(0, "step 0"), refresh=True)
             yield self
 
     def __call__(self, step: int) -> None:
@@ -75,7 +75,7 @@ class RunView:
             self.shown_at = now
             news = [line, *news]
         if self.display:
-            self.display.update(self._drawn(step, line), refresh=True)
+            self.display.update(self._picture(step, line), refresh=True)
             return
         for text in news:
             self.console.print(Text(text), soft_wrap=True)
@@ -90,9 +90,9 @@ class RunView:
         figures = ", ".join(f"{name} {value}" for name, value in self.figures.items())
         return ": ".join(filter(None, [", ".join(pace), figures]))
 
-    def _drawn(self, step: int, line: str) -> RenderableType:
+    def _picture(self, step: int, line: str) -> RenderableType:
         """The line, cut at its end where room is short, and a bar; the evaluations below."""
-        below = self.evaluations.drawn() if self.evaluations else []
+        below = self.evaluations.tables() if self.evaluations else []
         text = Text(line, no_wrap=True, overflow="ellipsis")
         return Group(text, ProgressBar(self.run.steps, step, width=BAR), *below)
 

@@ -425,7 +425,7 @@ def test_a_power_law_is_recognised(law, alpha, seed):
 
 
 @pytest.mark.parametrize("law", ["log-normal", "broad log-normal", "geometric", "broad geometric", "poisson"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [2, 0, 1])
 def test_other_laws_are_not_called_critical(law, seed):
     found = power_law(sizes(law, 1000, seed))
     assert not found.critical

@@ -284,10 +284,10 @@ def test_what_is_no_real_number_is_refused(values):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"scale": 0.0}, "positive"),
         ({"levels": "four"}, "ternary, five, not 'four'"),
         ({"levels": 2}, "ternary, five, not 2"),
         ({"scale": "mean"}, "absmean, absmax or a positive float32 number, not 'mean'"),
-        ({"scale": 0.0}, "positive"),
         ({"scale": -1}, "positive"),
         ({"scale": math.nan}, "positive"),
         ({"scale": 1e300}, "positive"),

@@ -375,7 +375,7 @@ def test_a_smoke_study_survives_preemption_time_out_scancel_and_kill_9_of_its_dr
 def test_the_commands_of_the_guide_work(tmp_path, monkeypatch):
     """docs/beyond.md, every line with a $, in order, in a folder as a user has it after the set-up."""
     here = Path(__file__).parents[3]
-    (tmp_path / "scripts").symlink_to(here / "scripts")
+    (tmp_path / "examples").symlink_to(here / "examples")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     command = tmp_path / ".venv" / "bin" / "ebc-lab"
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from ebc_lab.cli import main; main()" "$@"\n')

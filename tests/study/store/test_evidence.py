@@ -13,7 +13,7 @@ from ebc_lab.study.store.replay import replay
 from ebc_lab.study.store.verify import verify
 
 ROOT = Path(__file__).parents[3]
-EVIDENCE = sorted(ROOT.glob("docs/evidence/*.zip"))
+EVIDENCE = sorted(ROOT.glob("docs/evidence/*.zip"), key=lambda path: (path.stem != "units_laptop", path.stem))
 
 
 @pytest.mark.parametrize("path", EVIDENCE, ids=lambda path: path.stem)
