@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from ebc_lab.config.errors import clock
@@ -92,9 +93,10 @@ class RunView:
 
     def _picture(self, step: int, line: str) -> RenderableType:
         """The line, cut at its end where room is short, and a bar; the evaluations below."""
-        below = self.evaluations.tables() if self.evaluations else []
-        text = Text(line, no_wrap=True, overflow="ellipsis")
-        return Group(text, ProgressBar(self.run.steps, step, width=BAR), *below)
+        progress = Table.grid()
+        progress.add_row(Text(line, no_wrap=True, overflow="ellipsis"))
+        progress.add_row(ProgressBar(self.run.steps, step, width=BAR))
+        return Group(progress, *(self.evaluations.tables() if self.evaluations else []))
 
     def _read(self) -> None:
         """Bring the figures up to date with the rows that were flushed since they were read."""

@@ -68,6 +68,9 @@ def test_on_a_terminal_a_table_grows(run, tmp_path):
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown(run, tmp_path, terminal=True))
     assert text.count("loss parts  total") >= 3  # drawn again, at every evaluation too
     final = text[text.rindex("step 30/30") :]
+    assert re.search(
+        r"^step +steps/s +val loss +bits/char +energy +κ +splats won +covered", final, re.MULTILINE
+    )
     assert [line.split()[0] for line in final.splitlines() if re.match(r" *\d", line)] == ["10", "20", "30"]
     assert re.search(r"^R²/matched at radians  0.01: \S+, 0.05: .*, 0.5: ", final, re.MULTILINE)
     assert re.search(r"^experts +\d+%, \d+%, \d+%, \d+%", final, re.MULTILINE)
