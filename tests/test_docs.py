@@ -309,14 +309,14 @@ def test_every_choice_names_its_paper_or_why_it_has_none():
 
 
 def test_a_paper_is_cited_where_its_page_says_and_its_page_has_all_that_are_cited():
-    files = [*PAGES, *(ROOT / "ebc_lab").rglob("*.py")]
+    files = [*PAGES, *(ROOT / "ebc_lab").rglob("*.py"), *(ROOT / "ebc_lab").rglob("*.py.template")]
     texts = {path: " ".join(path.read_text().split()) for path in files}
     rows = papers()
     for key, authors, _, year, paper, used in rows:
         surname = re.split(r",| &| et al", authors)[0]
         number = re.match(r"\[(arXiv:\d{4}\.\d{4,5})\]", paper)
         cited = re.escape(number[1]) if number else rf"\b{surname}\b.{{0,40}}\b{year}\b"
-        places = re.findall(r"\]\((\.\./ebc_lab/[\w/]+\.py|\w+\.md)", used)
+        places = re.findall(r"\]\((\.\./ebc_lab/[\w/]+\.py(?:\.template)?|\w+\.md)", used)
         assert places, key
         for place in places:
             assert re.search(cited, texts[(ROOT / "docs" / place).resolve()]), (key, place)

@@ -414,35 +414,26 @@ def watch(
 
     Of several studies it shows a line each, until all have ended.
     """
-    from ebc_lab.report.page.serve import address_of, server
     from ebc_lab.study.store.find import find_all
 
     watched, *others = found = find_all(studies or [], output_dir, tell_aside)
-    if others:
-        return _watch_all(found, page=bool(port or show))
-    with server(watched, port) as made:
-        try:
+    try:
+        if others:
+            from .watching import watch_all
+
+            several = "--port and --open are for the page of one study, and these are several."
+            require(not (port or show), several)
+            return watch_all(found, _console())
+        from ebc_lab.report.page.serve import address_of, server
+
+        with server(watched, port) as made:
             typer.echo(f"study {watched.name}: {address_of(made)}  (Ctrl-C stops watching, not the study)")
             if show:
                 typer.launch(address_of(made))
             made.serve_forever()
-        except KeyboardInterrupt:
-            typer.echo("no longer watching")
-    return 0
-
-
-def _watch_all(studies: Sequence[Any], *, page: bool) -> int:
-    from ebc_lab.config.errors import UserError
-
-    from .watching import watch_all
-
-    if page:
-        raise UserError("--port and --open are for the page of one study, and these are several.")
-    try:
-        return watch_all(studies, _console())
     except KeyboardInterrupt:
         typer.echo("no longer watching")
-        return 0
+    return 0
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import typer
@@ -19,7 +19,7 @@ from ebc_lab.study.launch.pool import WorkersFailed
 from ebc_lab.study.stages.rules import Undecidable
 from ebc_lab.study.stages.verdict import verdict_of
 from ebc_lab.study.store.changes import looks_of
-from ebc_lab.study.store.study import Cancelled, Study
+from ebc_lab.study.store.study import Cancelled
 from ebc_lab.study.trackers.notify import FAILED, FINISHED, STALLED, Notifier
 
 from . import screen
@@ -44,6 +44,7 @@ def pilot(
     where it was cancelled or interrupted. Raises UserError.
     """
     study = study_of(config)
+    place = {"study": study.name, "folder": str(study.root)}
     view = screen.View(console)
     notifier = Notifier(config.notify, study.root, view.say)
     listener = concluding(
@@ -57,39 +58,25 @@ def pilot(
     try:
         with view.following():
             done = autopilot(config, listener, stages=stages, force=force, limits=limits, command=lasting)
-    except (Cancelled, KeyboardInterrupt) as error:
-        return _stopped_by_hand(study, error, command)
+    except Cancelled as error:
+        typer.echo(f"{visible(str(error))}; the same command continues from here:\n  {command}", err=True)
+        return {"outcome": "cancelled", "exit_code": INTERRUPTED, **place}
+    except KeyboardInterrupt:  # which `main` speaks of
+        return {"outcome": "interrupted", "exit_code": INTERRUPTED, **place}
     except (StageFailed, WorkersFailed) as error:
         why = visible(str(error))
         typer.echo(f"stopped: {why}\nthe command:\n  {command}", err=True)
         notifier.tell(FAILED, why)
-        return {"outcome": "stopped", "cause": why, "exit_code": 3, **_place(study)}
+        return {"outcome": "stopped", "cause": why, "exit_code": 3, **place}
     except Exception as error:
         if view.watched:  # of a mistake in the settings whoever made it has read
             notifier.tell(FAILED, str(error))
         raise
     screen.outcome(console, done)
     ending = _ending(done)
-    notifier.tell(FAILED if done.failed else FINISHED, _headline(ending))
-    return {**ending, **_place(study)}
-
-
-def _place(study: Study) -> dict[str, Any]:
-    return {"study": study.name, "folder": str(study.root)}
-
-
-def _stopped_by_hand(study: Study, error: BaseException, command: str) -> dict[str, Any]:
-    """Return what `--json` prints of a study that somebody has stopped; `main` speaks of an interrupt."""
-    if isinstance(error, Cancelled):
-        typer.echo(f"{visible(str(error))}; the same command continues from here:\n  {command}", err=True)
-    outcome = "cancelled" if isinstance(error, Cancelled) else "interrupted"
-    return {"outcome": outcome, "exit_code": INTERRUPTED, **_place(study)}
-
-
-def _headline(ending: Mapping[str, Any]) -> str:
-    """A finished call in a line."""
-    failed = [f"{plural(len(ending['failed']), 'run')} failed"] if ending["failed"] else []
-    return "; ".join([*failed, *ending["answer"]])
+    failed = [f"{plural(len(done.failed), 'run')} failed"] if done.failed else []
+    notifier.tell(FAILED if done.failed else FINISHED, "; ".join([*failed, *ending["answer"]]))
+    return {**ending, **place}
 
 
 def _unless_unknown(forecast: Callable[..., Forecast]) -> Callable[..., Forecast | None]:

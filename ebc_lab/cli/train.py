@@ -76,7 +76,7 @@ class _Job:
     """One call of Hydra: what was asked for, checked, and what is added to it. Raises UserError."""
 
     def __init__(self, asked: Given):
-        # of a setting that is given twice the last counts; Hydra would sweep over both
+        # the last value of a repeated key counts; Hydra would sweep over both
         asked_for = list({override.partition("=")[0]: override for override in asked.overrides}.values())
         self.asked = asked = replace(asked, overrides=asked_for)
         self.multirun = asked.multirun or "hydra.mode=MULTIRUN" in asked_for
@@ -137,7 +137,12 @@ class _Job:
         from ebc_lab.training.ends import DeviceFailed, Interrupted
 
         hydra = HydraConfig.get()
-        config = self.configs[hydra.job.num if self.multirun else 0]
+        checked = {
+            tuple(hydra_words(overrides)[1]): config
+            for overrides, config in zip(self.run_overrides, self.configs, strict=True)
+        }
+        asked = tuple(hydra.overrides.task)
+        config = checked[asked] if asked in checked else compose(asked, study=False)  # of another sweeper
         directory = Path(hydra.runtime.output_dir)
         in_job = is_submitit(hydra.launcher)
         message, code = None, 0
