@@ -286,6 +286,7 @@ def published(make_gpt, batches, backward, guard):
     return [go(model, optimizer, batch, backward) for batch in batches(160)]
 
 
+@pytest.mark.thorough
 def test_the_guard_as_published_falls_without_end_where_shrink_settles(make_gpt, batches, backward):
     """Fed with T/(c·S), T of the whole update: the less g lets through, the less S seems to be."""
     steps = published(make_gpt, batches, backward, "shrink_published")

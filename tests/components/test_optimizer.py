@@ -447,6 +447,7 @@ def test_fifty_steps_are_the_references(name):
     assert max(apart) <= (0.0 if alone else ROUNDING.get(name, 0.0))
 
 
+@pytest.mark.thorough
 def test_muonclip_shrinks_the_queries_and_keys_of_each_head_whose_logits_exceed_the_bound(model):
     """Each of fifty steps against Muon's from the same weights, whose heads are then shrunk one by one."""
     bound = 0.004

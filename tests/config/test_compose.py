@@ -96,6 +96,7 @@ ELSEWHERE = {  # each of these is composed, with what it needs, by the tests of 
 }
 
 
+@pytest.mark.thorough
 def test_every_choice_of_every_group_composes():
     """But for the suites, each of which test_extremes.py plans."""
     of_a_run = {group: choices for group, choices in groups().items() if group != "study"}
@@ -142,6 +143,7 @@ def test_a_study_that_cannot_be_meant_is_refused(overrides, words):
     assert all(word in said for word in words), said
 
 
+@pytest.mark.thorough
 def test_an_arm_can_be_changed_on_the_command_line():
     config = compose(["scale=smoke", "study=forensics", "ablation.arms.shadow.lr_scale=3"])
     assert config.ablation.arms["shadow"].lr_scale == 3

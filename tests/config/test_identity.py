@@ -20,6 +20,7 @@ def config_with(*overrides: str, study: bool = False) -> Config:
     return replace(config, data=replace(config.data, sha256="0" * 64))
 
 
+@pytest.mark.thorough
 def test_identity_keeps_what_changes_numbers_and_nothing_else():
     base = config_with()
     name = digest(identity(base))
@@ -60,6 +61,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.thorough
 @given(st.dictionaries(st.text(), json_values))
 def test_canonical_json_does_not_depend_on_the_order_of_keys(value):
     backwards = dict(reversed(list(value.items())))
@@ -97,6 +99,7 @@ def name_with(choice):
     return run_id("train", run_part(config_with("stabilizer=none", choice)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("choice", LIBRARIES)
 def test_a_run_is_named_by_the_library_that_computes_it_too(choice, monkeypatch):
     before = name_with(choice)

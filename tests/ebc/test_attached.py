@@ -189,6 +189,7 @@ def test_a_gradient_scaler(fused):
     assert identical(model.parameters(), plain.parameters())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("way", ["attached before", "attached to the compiled", "compiled in place"])
 def test_a_compiled_model(way):
     model = Net()

@@ -43,6 +43,7 @@ def test_a_loop_goes_on_from_its_checkpoint_with_the_same_bits(loop):
     assert_same(training.weights(), resumed.weights())
 
 
+@pytest.mark.thorough
 @each(LOOPS)
 def test_the_budget_is_held_on_other_rows(loop):
     result = played(loop, STEPS)

@@ -131,6 +131,7 @@ def test_the_luck_of_the_tokens_is_not_the_latents():
     assert text(model, seed=8, temperature=1.0) != settled
 
 
+@pytest.mark.thorough
 def test_only_the_k_likeliest_are_chosen_from(model):
     greedy = text(model, temperature=0)
     assert text(model, top_k=1, temperature=5.0) == greedy
@@ -142,6 +143,7 @@ def test_only_the_k_likeliest_are_chosen_from(model):
     assert everything == set(range(VOCABULARY))
 
 
+@pytest.mark.thorough
 def test_tokens_are_chosen_by_their_probabilities(model):
     with torch.no_grad():
         expected = (model(torch.tensor([[3, 1, 4]]))[0, -1] / 2.0).softmax(-1)

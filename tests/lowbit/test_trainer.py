@@ -191,6 +191,7 @@ def test_reported_losses_are_those_of_the_codes():
     assert summary["final_loss"] == pytest.approx(float(loss), rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_targets_of_another_width_and_unit():
     rows = low_rank(300, 5)
     targets = 1e-6 * (rows[:, :2] - 2 * rows[:, 2:4])

@@ -76,6 +76,7 @@ def interrupted(run, directory, steps=20):
         begun.run(should_stop=lambda: begun.step == steps)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stream", ["steps.csv", "evals.csv"])
 @pytest.mark.parametrize("damage", ["gone", "a row less", "edited"])
 def test_rows_lost_before_the_checkpoint_are_noticed_and_the_run_begins_again(run, tmp_path, stream, damage):
@@ -119,6 +120,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_set_aside_and_the_run_begins_again(run, tmp_path, damage):
     whole = run_and_record(run, tmp_path / "whole", "x")

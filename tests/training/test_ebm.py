@@ -64,6 +64,7 @@ def state_of(training):
     return {name: part.state_dict() for name, part in training._parts().items()}
 
 
+@pytest.mark.thorough
 @contract(
     ("optimizer", "limit", "projection"),
     [name for name in OPTIMIZERS if name != "muonclip"],  # refused: it needs attention's logits
@@ -201,6 +202,7 @@ def buffers(training):
     return {n: b.clone() for n, b in training.model.named_buffers()}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("budget", ["shadow", "surrogate", "fisher"])
 def test_between_the_forwards_of_an_audit_only_the_optimizer_moves_anything(busy, tmp_path, budget):
     settings = {"stabilizer": {"name": "ebc"}, "budget": {"name": budget, "target_kl": 1e-3}}
@@ -282,6 +284,7 @@ def test_a_splat_that_moves_leaves_no_memory_of_the_old_one(small, tmp_path, opt
     assert far < 3 * run.optimizer.lr * math.sqrt(8)  # no memory, and no leap for the lack of one
 
 
+@pytest.mark.thorough
 def test_revived_and_split_splats_are_told_to_the_optimizer(busy, tmp_path):
     training = Training(busy, made(tmp_path / "run"))
     mu = training.model.store.mu

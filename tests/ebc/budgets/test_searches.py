@@ -166,6 +166,7 @@ def test_golden_proposal_scale(own_golden):
     assert found.tolist() == pytest.approx(values["scale"], rel=1e-12)
 
 
+@pytest.mark.thorough
 @given(st.floats(-5, 5), st.integers(8, 4096))
 def test_a_ratio_that_stays_is_known_exactly_from_the_first_measurement_on(ratio, tokens):
     track = UNKNOWN

@@ -156,6 +156,7 @@ def test_its_budget_is_spent(make_gpt, batches, train):
     assert ratios.median().item() == pytest.approx(1, abs=0.25)
 
 
+@pytest.mark.thorough
 def test_when_needed_measures_more_where_less_is_known_and_audits_see_every_distance(
     make_gpt, batches, train
 ):

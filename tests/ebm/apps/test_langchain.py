@@ -28,6 +28,7 @@ def expected(model, letters, context):
     return Writer(model, letters, context).continued("say cat", WRITING)
 
 
+@pytest.mark.thorough
 def test_a_chain_of_prompt_model_and_parser(llm, expected):
     chain = PromptTemplate.from_template("say {word}") | llm | StrOutputParser()
     assert len(expected) == 40

@@ -312,6 +312,7 @@ def test_a_damaged_library_is_built_again(cache, monkeypatch):
         assert names(cache) == [built, checksum]
 
 
+@pytest.mark.thorough
 def test_two_processes_may_build_at_once(cache):
     code = (
         "from ebc_lab.lowbit.backends import build, compiled\n"

@@ -238,6 +238,7 @@ def test_the_address_is_no_part_of_the_study(finished, tiny):
     assert from_recorded(compose(same), header) == []
 
 
+@pytest.mark.thorough
 def test_without_a_study_pull_says_so_or_lets_a_new_one_begin(s3, tmp_path):
     assert "holds no study" in refused("pull", f"s3://{BUCKET}/none", str(tmp_path), cwd=tmp_path)
     done = called("pull", f"s3://{BUCKET}/none", str(tmp_path), "--if-there", cwd=tmp_path)

@@ -168,6 +168,7 @@ def test_what_a_run_races_against_does_not_depend_on_when_it_is_planned():
         assert {s.run_id for s in stage_of("tune").runs(config, DECIDED, part)} <= everything
 
 
+@pytest.mark.thorough
 def test_a_forecast_counts_the_same_runs():
     for scenario in SCENARIOS:
         without, raced = (forecast(suite(sigmas=sigmas), scenario=scenario)["tune"] for sigmas in (0, 5))

@@ -152,6 +152,7 @@ def test_a_baseline_that_promises_no_decrease_leaves_energy_without_its_gain(tin
     assert doubled.controller.a == pytest.approx(2 * 0.02 / 0.1)
 
 
+@pytest.mark.thorough
 def test_a_suite_leaves_its_table_and_says_what_was_found(done, results_schema):
     config, outcome = done
     root = outcome.study.root

@@ -91,6 +91,7 @@ def test_a_run_that_is_another_one_is_named_even_where_the_manifest_agrees(study
     }
 
 
+@pytest.mark.thorough
 def test_no_later_command_accepts_an_edit(own_copy, undrawn):
     config, study = own_copy
     edited = [f"runs/{a_run(study)}/{name}" for name in ("evals.csv", "steps.csv")]
@@ -108,6 +109,7 @@ def test_no_later_command_accepts_an_edit(own_copy, undrawn):
         assert bad(study) == sorted([*edited, gone])
 
 
+@pytest.mark.thorough
 def test_a_command_that_does_not_draw_accepts_no_edited_plot_and_report_draws_it_again(own_copy):
     config, study = own_copy
     before = (study.root / "lr_scale.png").read_bytes()
