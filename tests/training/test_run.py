@@ -124,6 +124,7 @@ def test_a_target_that_follows_the_learning_rate_follows_that_of_its_own_step(ru
     assert steps["target_kl"] == pytest.approx(0.005 * (steps["lr"] / run.optimizer.lr) ** 2)
 
 
+@pytest.mark.thorough
 def test_what_a_budget_measures_is_recorded_and_nothing_else(run, tmp_path):
     columns = {}
     for name, settings in {

@@ -342,6 +342,7 @@ def test_matrices_are_hidden_and_directions_are_unit_vectors(text_file, given):
         assert sum(name.startswith("decoder.blocks") for name in matrices) == 12
 
 
+@pytest.mark.thorough
 def test_figures_of_a_finished_run(text_file, tmp_path):
     training = Training(
         tiny_ebm(text_file, "steps=12", "eval_every=4", "ebm.keep_every=8"), made(tmp_path / "run")

@@ -40,6 +40,7 @@ def kept(request, text_file, tmp_path_factory):
     return training, training.files.model
 
 
+@pytest.mark.thorough
 def test_it_comes_back_bit_for_bit(kept, text_file):
     training, path = kept
     found = read_model(path)

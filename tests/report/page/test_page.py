@@ -92,6 +92,7 @@ def own(told, tmp_path) -> Path:
 # ----------------
 
 
+@pytest.mark.thorough
 def test_equal_files_give_equal_bytes_wherever_they_lie(told, own):
     before = (told / "report.html").read_bytes()
     html_module.write_page(own)

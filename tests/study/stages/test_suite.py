@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from support.played import SWEPT, played
 
-from ebc_lab.cli.pilot import _told as told_to_programs
+from ebc_lab.cli.pilot import _ending as told_to_programs
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import with_derived_settings
