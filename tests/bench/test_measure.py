@@ -223,6 +223,7 @@ def test_a_section_of_another_workload_is_refused_before_anything_is_measured(ti
 # -- pairs ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_overhead_is_measured_in_pairs_of_audit_intervals(shape):
     found = paired_overhead(shape)
     assert found["pairs"] == 2

@@ -320,6 +320,7 @@ def test_a_study_and_an_arm_name_the_last_stage_s_first_seed(study, tmp_path):
 COMMANDS = [["diagnose"], ["evaluate"], ["generate", "--prompt", "a"], ["serve"]]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_every_command_refuses_what_is_no_model_of_ours(own, tmp_path, command):
     name, *more = command
@@ -367,6 +368,7 @@ def test_serve_names_a_port_in_use(run, tmp_path):
         assert f"port {port} is in use" in refused("serve", str(run), "--port", str(port), cwd=tmp_path)
 
 
+@pytest.mark.thorough
 def test_help_lists_the_commands_without_loading_torch(tmp_path):
     code = "import sys; from ebc_lab.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
     done = subprocess.run(

@@ -70,6 +70,7 @@ def test_the_method_itself_takes_none_of_them(make_gpt, key):
         EllipsotopeClip(model, torch.optim.Adam(model.parameters()), target_kl=0.01, **{key: value})
 
 
+@pytest.mark.thorough
 def test_without_a_mistake_the_subclass_is_the_method_bit_for_bit(make_gpt, batches, backward):
     ends = []
     for cls in (EllipsotopeClip, ForensicClip):

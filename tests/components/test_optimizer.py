@@ -160,6 +160,7 @@ def test_the_learning_rate_of_the_group_is_the_one_used(model, name):
     torch.testing.assert_close(lengths[1], [2 * n for n in lengths[0]], rtol=1e-3, atol=0)
 
 
+@pytest.mark.thorough
 @every
 def test_state_round_trip_is_exact(model, name):
     """Through a file, as a checkpoint does it."""

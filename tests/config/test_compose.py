@@ -68,6 +68,7 @@ def test_groups_narrow_what_a_study_covers():
     assert config.calibrate.budgets == ["surrogate"]
 
 
+@pytest.mark.thorough
 def test_scales_hold_what_their_table_says():
     laptop, paper = compose(["scale=laptop"]), compose(["scale=paper"])
     assert (laptop.batch_size, laptop.model.context) == (16, 64)
@@ -151,6 +152,7 @@ def test_an_arm_can_be_changed_on_the_command_line():
     assert config.ablation.arms["agc"].tune["strength"] == [0.3, 1, 3]
 
 
+@pytest.mark.thorough
 def test_a_named_choice_in_an_arm_is_what_its_file_says():
     """Gains of another controller, or another stabilizer's strength, do not come along."""
     base = run_part(compose(["scale=smoke", "controller=log_pi", "stabilizer=norm_clip"], study=False))

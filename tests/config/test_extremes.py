@@ -198,6 +198,7 @@ def test_an_optimizer_without_a_grid_enters_a_study_by_the_command_of_the_hint(o
     assert planned(config)["stages"]["lr_sweep"]["min"]["runs"] > 3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("prefix", ["", "+", "++"])
 def test_an_entry_of_a_mapping_is_changed_or_added_in_any_spelling(prefix):
     config = compose(

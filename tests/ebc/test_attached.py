@@ -232,6 +232,7 @@ def test_an_average_of_the_weights_knows_nothing_of_it():
 # -- saving --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("given", [{}, {"budget": "surrogate", "target_kl": 1e-3, "controller": "log_pi"}])
 @pytest.mark.parametrize("make", [adam, muon])
 def test_it_resumes_from_the_optimizers_own_state(make, given):

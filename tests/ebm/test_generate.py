@@ -105,6 +105,7 @@ def test_settled_and_without_chance_it_is_the_likeliest_of_the_models_own_logits
         tokens.append(token)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["model", "blocks"])
 @pytest.mark.parametrize("sampling", [None, Sampling(steps=4)])
 def test_the_same_seed_writes_the_same_text(kind, sampling, request):

@@ -103,6 +103,7 @@ def test_baoab_is_stationary_within_half_a_percent(n, raw, rows):
     assert abs(error) < max(0.005, 4 * standard_error)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("n", "raw", "rows"), [(3, 10.0, 10_000), (16, 150.0, 3000), (640, 639.0, 100)])
 def test_the_adjusted_chain_is_exact_at_step_one_half(n, raw, rows):
     result = sampled_bump(n, raw, rows, 40, adjusted=True)
@@ -144,6 +145,7 @@ def mixture(n: int = 8, *, pairs: bool = False) -> Terms:
     return Terms(mu, tensor([1.0, 2.0, 0.7]), kappa, a=a, b=b, omega=tensor([0.35, -0.3])).prepared()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("pairs", [False, True])
 def test_adjusted_chains_have_a_mixtures_mean_on_s7(pairs):
     """From the law of an oracle, resampled by its weights: the slow walk between splats is not tested."""
@@ -236,6 +238,7 @@ def test_the_step_is_measured_in_the_energys_own_time():
     torch.testing.assert_close(result.velocity, carried + dt / 2 * bump.score(there))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("adjusted", [False, True])
 def test_states_stay_on_the_sphere_in_their_own_precision_without_a_graph(dtype, adjusted):

@@ -90,6 +90,7 @@ def test_diff_says_where_the_weights_are_not_the_same(trained, tmp_path):
     assert told in " ".join(shown.stdout.split()), shown.stdout + shown.stderr
 
 
+@pytest.mark.thorough
 def test_a_study_keeps_the_instructions_of_the_machine_that_began_it(tiny, tmp_path, monkeypatch):
     asked = [*tiny, "study=determinism", "circumstances.parts=[1]"]
     study = invent(tmp_path, asked, stages=0)

@@ -143,6 +143,7 @@ def test_what_is_longer_than_its_shards_is_refused_before_anything_is_written(fo
     assert "steps are too many" in said
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("study", "stage", "places", "made", "longest"),
     [
@@ -195,6 +196,7 @@ def test_a_studys_shards_may_move_and_nothing_else_of_them_may_change(finished, 
         assert setting.partition("=")[0] in paths
 
 
+@pytest.mark.thorough
 def test_seeds_that_would_all_be_one_run_are_refused(folder, tmp_path):
     same = ["init=run", f"init.run={tmp_path}"]
     with pytest.raises(UserError, match="every seed is the same run: choose"):

@@ -75,6 +75,7 @@ def test_a_full_disk_is_named_and_nothing_is_lost(finished, tiny, disk):
     assert without_timing(study.root / TABLE) == without_timing(finished[1].study.root / TABLE)
 
 
+@pytest.mark.thorough
 def test_a_read_only_folder_is_named_before_anything_runs(finished, tiny, disk):
     place = disk("-o", "size=50m")
     shutil.copytree(finished[1].study.root, place / "s")

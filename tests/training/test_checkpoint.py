@@ -56,6 +56,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(run, tmp_path, settings):
     assert untimed(whole) == untimed(resumed)
 
 
+@pytest.mark.thorough
 def test_rows_written_after_the_checkpoint_are_cut_back(run, tmp_path):
     whole = run_and_record(run, tmp_path / "whole", "x")
     killed = Training(run, made(tmp_path / "killed"))
@@ -141,6 +142,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_begins_again(run, tmp_pat
     assert said[0] in (folder / "log.txt").read_text()
 
 
+@pytest.mark.thorough
 def test_a_disk_that_cannot_read_a_checkpoint_is_no_damage_to_it(run, tmp_path):
     whole = run_and_record(run, tmp_path / "whole", "x")
     interrupted(run, tmp_path / "broken")

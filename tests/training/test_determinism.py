@@ -67,6 +67,7 @@ def test_it_resumes_after_any_step_to_the_same_bits(exact, tmp_path):
     assert rows(tmp_path / "whole") == rows(tmp_path / "broken")
 
 
+@pytest.mark.thorough
 def test_it_resumes_with_another_engine_and_another_split(exact, tmp_path):
     """Both are no part of the run's name."""
     whole = run_and_record(exact, tmp_path / "whole", "x")

@@ -246,6 +246,7 @@ def test_events_are_no_part_of_the_audit_and_have_a_column_of_their_own(busy, tm
     assert moved["revived"][7] > 0
 
 
+@pytest.mark.thorough
 def test_audits_measure_what_the_budget_does_not_see(busy, tmp_path):
     _, seen = after_steps(replace(busy, audit_every=4), tmp_path / "run", 12)
     audited = np.isfinite(seen["applied_kl"])
@@ -259,6 +260,7 @@ def test_audits_measure_what_the_budget_does_not_see(busy, tmp_path):
 # -- rows that hold something new ----------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("optimizer", ["adam", "lion", "soap", "schedule_free"])
 def test_a_splat_that_moves_leaves_no_memory_of_the_old_one(small, tmp_path, optimizer):
     run = changed(small, {"optimizer": {"name": optimizer}})

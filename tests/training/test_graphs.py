@@ -92,6 +92,7 @@ def test_a_rate_as_a_tensor_changes_nothing_but_its_last_digits(run, tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "optimizer", "budget"),
     [("ebc", "adam", "shadow"), ("ebc", "muon", "tracked"), ("none", "adam", "shadow")],

@@ -25,6 +25,7 @@ LAGGED = {
 }
 
 
+@pytest.mark.thorough
 def test_hooks_change_no_bit_of_a_run(run, tmp_path):
     run = changed(plain(run), AXIOM)
     hooked = changed(run, {"memory": {"name": "hooks"}})

@@ -121,6 +121,7 @@ def test_two_processes_train_what_one_does(run, name, accumulate, tmp_path):
     assert "2 processes together" in (tmp_path / "together" / "log.txt").read_text()
 
 
+@pytest.mark.thorough
 def test_what_one_process_has_begun_two_finish_and_the_other_way_round(run, tmp_path):
     run = ebc(run, name="shadow")
     run_and_record(run, tmp_path / "whole", "x")

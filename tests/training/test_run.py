@@ -89,6 +89,7 @@ def test_evaluation_is_the_mean_over_every_token_whatever_the_batching(run, tmp_
     assert found["se"] == pytest.approx(np.std(full, ddof=1) / math.sqrt(len(full)), rel=0.1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("controller", ["fixed", "log_pi", "pi"])
 def test_surrogate_runs_record_contributions_where_measured(run, tmp_path, controller):
     run = ebc(run, name="surrogate", target_kl=0.02)

@@ -174,6 +174,7 @@ def test_a_worker_that_dies_is_logged_with_its_signal_and_the_run_tried_again(be
         assert bench.study.result(spec.run_id)["outcome"] == "completed"
 
 
+@pytest.mark.thorough
 def test_a_worker_that_hangs_is_killed_and_its_run_tried_again(bench):
     """A stopped process is as unresponsive as one that hangs in a driver call."""
     [spec] = bench.idle(1, at=2, do="hold")
@@ -306,6 +307,7 @@ def test_a_slot_that_the_wave_leaves_free_has_a_worker_for_spare_runs_from_the_s
     assert bench.kinds(spare)[0] == "begin"
 
 
+@pytest.mark.thorough
 def test_three_workers_never_train_one_run_at_once(bench):
     specs = bench.idle(2, steps=40)
     bench.run(specs, 3)

@@ -53,6 +53,7 @@ def answer_of(found, label="muon"):
     return found["tracks"]["adam_none"]["answers"][label]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("offset", "verdict"), [(-0.05, "better"), (0.05, "worse"), (0.0, "level"), (-0.004, "better")]
 )

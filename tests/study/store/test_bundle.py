@@ -92,6 +92,7 @@ def test_a_bundle_holds_what_the_manifest_records_and_the_same_study_gives_the_s
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.thorough
 def test_a_bundle_is_an_ro_crate_and_one_from_before_is_still_sound(exported, tmp_path):
     """As another library reads it: rocrate."""
     folder = tmp_path / "done"
@@ -272,6 +273,7 @@ def test_a_bundle_that_another_program_packed_again_is_as_sound_and_other_files_
         bundle.verify(tmp_path / "nothing.zip")
 
 
+@pytest.mark.thorough
 def test_a_brief_bundle_is_enough_for_the_decisions_and_to_go_on(finished, exported, tmp_path, undrawn):
     path = tmp_path / "done.zip"
     bundle.export(finished[1].study, path, brief=True)
@@ -331,6 +333,7 @@ def rebuilt(path, output=None):
         report(study)
 
 
+@pytest.mark.thorough
 def test_a_report_is_rebuilt_next_to_the_bundle_which_stays_as_it_is(exported, tmp_path, undrawn):
     path = tmp_path / "done.zip"
     shutil.copy(exported, path)
@@ -440,6 +443,7 @@ def test_only_a_bundle_is_overwritten_and_only_by_a_whole_one(study, tmp_path, m
     assert manifest.sha256_of(tmp_path / "new.zip") == once["sha256"]
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_that_a_failed_run_kept_is_not_exported_and_not_missed(study, tmp_path):
     run = next(study.runs.glob("*/steps.csv")).parent
     for name in ("checkpoint.pt", "checkpoint.damaged-1.pt", "checkpoint.damaged-12.pt"):

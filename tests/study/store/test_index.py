@@ -194,6 +194,7 @@ for nth in range(60):
 """
 
 
+@pytest.mark.thorough
 def test_a_study_is_asked_while_its_results_come_and_go(study):
     before = answers(study)
     with subprocess.Popen([sys.executable, "-c", RUNNER, str(study.runs)]) as runner:

@@ -100,6 +100,7 @@ def test_a_changed_copy_is_found(own, tmp_path, monkeypatch):
         manifest.refuse_changed(copy.root)
 
 
+@pytest.mark.thorough
 def test_it_is_planned_anywhere_from_its_copies(elsewhere):
     words = shlex.split(again(elsewhere))[2:]
     config = compose([*words, "output_dir=."], here=False)

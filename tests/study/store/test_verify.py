@@ -63,6 +63,7 @@ def test_one_flipped_byte_and_one_missing_file_are_named_with_the_remedy(study, 
     assert found["what"] == "missing"
 
 
+@pytest.mark.thorough
 def test_a_file_that_nobody_recorded_is_named(study, undrawn):
     (study.root / "notes.txt").write_text("mine")
     (study.run_dir(a_run(study)) / "more.csv").write_text("mine")
@@ -124,6 +125,7 @@ def test_a_command_that_does_not_draw_accepts_no_edited_plot_and_report_draws_it
     assert (study.root / "lr_scale.png").read_bytes() == before
 
 
+@pytest.mark.thorough
 def test_an_edited_decision_is_decided_again_by_the_next_command_and_reported(own_copy, undrawn):
     config, study = own_copy
     path = study.root / "auto_decisions.json"
@@ -192,6 +194,7 @@ def test_a_run_without_a_result_may_grow(study):
     assert (found["ok"], found["growing"]) == (True, 2)  # a checkpoint is no evidence, and never recorded
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
