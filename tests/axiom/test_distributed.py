@@ -371,6 +371,7 @@ def both(once) -> gloo.Results:
     return once("short", lambda folder: gloo.start("short", folder))
 
 
+@pytest.mark.thorough
 def test_both_workers_end_with_equal_weights_in_bfloat16_too(both):
     assert all(map(torch.equal, *(worker["bfloat16"]["weights"] for worker in both)))
 
@@ -399,6 +400,7 @@ def test_the_bits_depend_neither_on_buckets_nor_on_an_interruption(both):
                 assert all(map(torch.equal, worker[other][name], straight[name]))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("mode", "feedback"), [("axiom", True), ("forgetful", False)])
 def test_two_workers_do_what_one_process_does_step_by_step(both, mode, feedback):
     model = gloo.small_model()

@@ -66,6 +66,7 @@ def weights(model: nn.Module) -> torch.Tensor:
 # -- hooks ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("begin", [0, 3])

@@ -371,6 +371,7 @@ def test_plan_status_diff_and_autopilot_count_the_runs_of_a_study_alike(own_copy
     assert words in call("diff", str(study.root), str(study.root), cwd=tmp_path).stdout
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("command", [["why"], ["status"], ["diff"]])
 def test_a_terminal_without_unicode_gets_the_answer_nevertheless(study, command, tmp_path):
     """What it cannot show is a question mark; no command ends in a UnicodeEncodeError."""
@@ -382,6 +383,7 @@ def test_a_terminal_without_unicode_gets_the_answer_nevertheless(study, command,
     assert b"lr_sweep" in done.stdout
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("command", [["--help"], ["status"], ["why"], ["diff"]])
 def test_a_terminal_that_says_it_has_no_size_gets_the_answer_nevertheless(study, command, tmp_path):
     words = [*command, *[str(study.root)] * {"--help": 0, "diff": 2}.get(command[0], 1)]

@@ -57,6 +57,7 @@ refused = functools.partial(called.refused, "ebm")
 # -- train ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_train_is_train_with_this_workload(run):
     assert read_json(run / "spec.json")["config"]["workload"]["name"] == "ebm"
     assert read_model(run / "model.pt").step == 12
@@ -71,6 +72,7 @@ def test_train_refuses_another_workload_and_what_train_refuses(tmp_path):
 # -- generate ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_generate_prints_the_prompt_and_what_follows_the_same_for_the_same_seed(run, tmp_path):
     given = ("generate", str(run), "--prompt", "the cat", "--tokens", "20")
     first = answered("ebm", *given, cwd=tmp_path)
@@ -123,6 +125,7 @@ def test_a_chain_that_leaves_the_finite_numbers_names_its_step(own, tmp_path):
 # -- evaluate ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_evaluate_agrees_with_the_run_s_own_result(run, text_file, tmp_path):
     found = told("evaluate", str(run), "--samples", "2", cwd=tmp_path)
     result = read_json(run / "result.json")
@@ -317,6 +320,7 @@ def test_a_study_and_an_arm_name_the_last_stage_s_first_seed(study, tmp_path):
 COMMANDS = [["diagnose"], ["evaluate"], ["generate", "--prompt", "a"], ["serve"]]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_every_command_refuses_what_is_no_model_of_ours(own, tmp_path, command):
     name, *more = command
@@ -337,6 +341,7 @@ def test_settings_of_the_sampler_in_a_model_are_checked_too(own, tmp_path):
 # -- serve ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_serve_answers_until_it_is_told_to_end(run, tmp_path):
     pytest.importorskip("uvicorn")
     given = [*CLI, "ebm", "serve", str(run)]
@@ -363,6 +368,7 @@ def test_serve_names_a_port_in_use(run, tmp_path):
         assert f"port {port} is in use" in refused("serve", str(run), "--port", str(port), cwd=tmp_path)
 
 
+@pytest.mark.thorough
 def test_help_lists_the_commands_without_loading_torch(tmp_path):
     code = "import sys; from ebc_lab.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
     done = subprocess.run(

@@ -42,6 +42,7 @@ def trained(run, tmp_path_factory):
     return folder, shown(run, folder)
 
 
+@pytest.mark.thorough
 def test_off_a_terminal_each_evaluation_is_a_line(trained):
     folder, text = trained
     lines = text.splitlines()
@@ -76,6 +77,7 @@ def test_on_a_terminal_a_table_grows(run, tmp_path):
     assert re.search(r"^experts +\d+%, \d+%, \d+%, \d+%", final, re.MULTILINE)
 
 
+@pytest.mark.thorough
 def test_a_model_without_splats_and_experts_shows_what_it_has(text_file, tmp_path):
     run = tiny_ebm(text_file, "ebm.splats=0", "decoder=transformer")
     line = shown(run, tmp_path / "plain").splitlines()[-1]
@@ -84,6 +86,7 @@ def test_a_model_without_splats_and_experts_shows_what_it_has(text_file, tmp_pat
     assert "loss parts  total" in shown(run, tmp_path / "terminal", terminal=True)
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_shows_the_evaluations_that_it_makes(run, tmp_path):
     reached = []
 
@@ -136,6 +139,7 @@ def test_a_line_that_is_still_being_written_waits(tmp_path):
     assert row["val_loss"] != row["val_loss"]
 
 
+@pytest.mark.thorough
 def test_bits_per_character_divide_by_the_characters_of_a_token(text_file, tmp_path, capsys):
     pytest.importorskip("tokenizers")
     result = train_one(tiny_ebm(text_file, "tokens=bpe", "tokens.size=300"), tmp_path, 1e9)

@@ -105,6 +105,7 @@ def test_nothing_is_minus_zero():
     assert [fixed(-1e-9), signed(-1e-9), percent(-1e-9)] == ["0.0000", "+0.0000", "0%"]
 
 
+@pytest.mark.thorough
 def test_a_suite_about_ones_own_arm_answers_in_one_table_that_fits(tmp_path, text_file, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_opt.py").write_text("import torch\n\n\nclass Cautious(torch.optim.AdamW):\n    pass\n")

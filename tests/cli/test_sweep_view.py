@@ -44,6 +44,7 @@ def test_a_sweep_ends_in_a_table_of_its_runs(small, tmp_path):
     assert note == ["c = 1: the budget never limited an update"]
 
 
+@pytest.mark.thorough
 def test_a_sweep_that_a_failure_ends_shows_what_there_is(small, tmp_path):
     asked = ["steps=12", "controller=fixed,energy,log_pi", "hydra.sweep.dir=many"]
     done = called("train", "-m", *small, *asked, cwd=tmp_path)

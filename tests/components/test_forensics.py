@@ -70,6 +70,7 @@ def test_the_method_itself_takes_none_of_them(make_gpt, key):
         EllipsotopeClip(model, torch.optim.Adam(model.parameters()), target_kl=0.01, **{key: value})
 
 
+@pytest.mark.thorough
 def test_without_a_mistake_the_subclass_is_the_method_bit_for_bit(make_gpt, batches, backward):
     ends = []
     for cls in (EllipsotopeClip, ForensicClip):
@@ -286,6 +287,7 @@ def published(make_gpt, batches, backward, guard):
     return [go(model, optimizer, batch, backward) for batch in batches(160)]
 
 
+@pytest.mark.thorough
 def test_the_guard_as_published_falls_without_end_where_shrink_settles(make_gpt, batches, backward):
     """Fed with T/(c·S), T of the whole update: the less g lets through, the less S seems to be."""
     steps = published(make_gpt, batches, backward, "shrink_published")

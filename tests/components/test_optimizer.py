@@ -160,6 +160,7 @@ def test_the_learning_rate_of_the_group_is_the_one_used(model, name):
     torch.testing.assert_close(lengths[1], [2 * n for n in lengths[0]], rtol=1e-3, atol=0)
 
 
+@pytest.mark.thorough
 @every
 def test_state_round_trip_is_exact(model, name):
     """Through a file, as a checkpoint does it."""
@@ -447,6 +448,7 @@ def test_fifty_steps_are_the_references(name):
     assert max(apart) <= (0.0 if alone else ROUNDING.get(name, 0.0))
 
 
+@pytest.mark.thorough
 def test_muonclip_shrinks_the_queries_and_keys_of_each_head_whose_logits_exceed_the_bound(model):
     """Each of fifty steps against Muon's from the same weights, whose heads are then shrunk one by one."""
     bound = 0.004

@@ -95,6 +95,7 @@ def test_recovery_counts_the_steps_until_the_loss_is_back():
     assert recovery(losses, 95) == {"shock_peak": None, "shock_recovery_steps": None}
 
 
+@pytest.mark.thorough
 def test_two_processes_disturb_what_one_does(run, tmp_path):
     run = replace(run, shock=ShockConfig("label_noise", step=5), batch_size=12, steps=10)
     for name, processes in (("alone", 1), ("together", 2)):

@@ -14,12 +14,14 @@ IN_VAIN = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("overrides", "words"), IN_VAIN, ids=[given[-1] for given, _ in IN_VAIN])
 def test_a_setting_that_nobody_reads_is_refused(overrides, words):
     with pytest.raises(UserError, match=words):
         compose(["scale=smoke", *overrides], study=False)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
 def test_what_a_scale_or_the_file_of_a_choice_sets_was_not_asked_for(scale):
     for choices in (["optimizer=sgd"], ["model=custom", "model.target=json:loads"], ["workload=gpt"]):

@@ -68,6 +68,7 @@ def test_groups_narrow_what_a_study_covers():
     assert config.calibrate.budgets == ["surrogate"]
 
 
+@pytest.mark.thorough
 def test_scales_hold_what_their_table_says():
     laptop, paper = compose(["scale=laptop"]), compose(["scale=paper"])
     assert (laptop.batch_size, laptop.model.context) == (16, 64)
@@ -96,6 +97,7 @@ ELSEWHERE = {  # each of these is composed, with what it needs, by the tests of 
 }
 
 
+@pytest.mark.thorough
 def test_every_choice_of_every_group_composes():
     """But for the suites, each of which test_extremes.py plans."""
     of_a_run = {group: choices for group, choices in groups().items() if group != "study"}
@@ -142,6 +144,7 @@ def test_a_study_that_cannot_be_meant_is_refused(overrides, words):
     assert all(word in said for word in words), said
 
 
+@pytest.mark.thorough
 def test_an_arm_can_be_changed_on_the_command_line():
     config = compose(["scale=smoke", "study=forensics", "ablation.arms.shadow.lr_scale=3"])
     assert config.ablation.arms["shadow"].lr_scale == 3
@@ -149,6 +152,7 @@ def test_an_arm_can_be_changed_on_the_command_line():
     assert config.ablation.arms["agc"].tune["strength"] == [0.3, 1, 3]
 
 
+@pytest.mark.thorough
 def test_a_named_choice_in_an_arm_is_what_its_file_says():
     """Gains of another controller, or another stabilizer's strength, do not come along."""
     base = run_part(compose(["scale=smoke", "controller=log_pi", "stabilizer=norm_clip"], study=False))

@@ -87,6 +87,7 @@ def test_an_extreme_is_refused_in_one_sentence_that_names_the_setting(overrides,
 SUITE = ["study=stabilizers", "ablation.reference=adam_trapezoid_x1"]  # when it is swept
 
 
+@pytest.mark.thorough
 def test_a_study_of_more_runs_than_is_sensible_is_told_so_and_not_refused(tmp_path, monkeypatch):
     seeds, scales = (",".join(map(str, values)) for values in (range(200, 300), range(1, 21)))
     many = compose([*SMOKE, *SUITE, f"seeds=[{seeds}]", f"ablation.lr_scales=[{scales}]"])
@@ -184,6 +185,7 @@ def test_a_file_of_conf_cannot_read_the_environment_either(own_conf):
     assert "ablation.question" in refused(["study=mine"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("prefix", ["", "+", "++"])
 def test_an_optimizer_without_a_grid_enters_a_study_by_the_command_of_the_hint(own_conf, prefix, tmp_path):
     (own_conf / "optimizer" / "new.yaml").write_text((own_conf / "optimizer" / "lion.yaml").read_text())
@@ -196,6 +198,7 @@ def test_an_optimizer_without_a_grid_enters_a_study_by_the_command_of_the_hint(o
     assert planned(config)["stages"]["lr_sweep"]["min"]["runs"] > 3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("prefix", ["", "+", "++"])
 def test_an_entry_of_a_mapping_is_changed_or_added_in_any_spelling(prefix):
     config = compose(

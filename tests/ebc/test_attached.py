@@ -189,6 +189,7 @@ def test_a_gradient_scaler(fused):
     assert identical(model.parameters(), plain.parameters())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("way", ["attached before", "attached to the compiled", "compiled in place"])
 def test_a_compiled_model(way):
     model = Net()
@@ -254,6 +255,7 @@ def test_evaluation_in_between_has_no_say():
 # -- saving --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("given", [{}, {"budget": "surrogate", "target_kl": 1e-3, "controller": "log_pi"}])
 @pytest.mark.parametrize("make", [adam, muon])
 def test_it_resumes_from_the_optimizers_own_state(make, given):

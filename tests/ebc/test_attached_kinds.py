@@ -152,6 +152,7 @@ def test_nested_optimizers_are_limited_as_one_and_save_its_state():
     assert runs[0] == runs[1]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("compiled", ["beside it", "in place before", "in place after"])
 def test_a_compiled_step(compiled):
     model = Tokenwise()
@@ -404,6 +405,7 @@ def log_p(z):
     return z.double().log_softmax(-1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", LOSSES)
 def test_what_a_loss_does_to_the_logits_is_refused_and_right_as_the_sentence_says(name):
     make, loss, said, meant, options = LOSSES[name]
@@ -749,6 +751,7 @@ class OnCopies:
             p.grad = gradient
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("library", [NovoGrad, Ranger21, ScheduleFreeAdamW])
 def test_gradients_that_an_optimizer_writes_to_are_read_as_they_were(library):
     runs = []

@@ -83,6 +83,7 @@ def test_golden_calibrated_step(golden, kind):
     assert stats.clip_coefficient.item() == pytest.approx(values["calibrated_c_first_probe"], rel=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("options", "refined"), [({}, 23), ({"refine_steps": 3}, 3), ({"refine_steps": 0}, 0)]
 )

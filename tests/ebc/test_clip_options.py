@@ -110,6 +110,7 @@ def test_agreement_asks_for_targets(make_gpt, batches, backward, budget):
             clip(model, budget=budget, controller="agreement").step(batch[:, :-1], logits, **given)
 
 
+@pytest.mark.thorough
 @every_budget
 def test_agreement_needs_targets_at_audits_only_and_widens_what_keeps_its_promise(
     make_gpt, batches, backward, budget
@@ -127,6 +128,7 @@ def test_agreement_needs_targets_at_audits_only_and_widens_what_keeps_its_promis
     assert deltas == pytest.approx([1e-4] + 3 * [1.5e-4] + 3 * [2.25e-4])
 
 
+@pytest.mark.thorough
 @every_budget
 def test_energy_rests_while_the_proposal_climbs_and_recovers(make_gpt, batches, backward, budget):
     model = make_gpt()
@@ -169,6 +171,7 @@ def test_confidence_asks_for_logits_and_targets_at_every_step(make_gpt, batches,
 # -- low precision and checkpoints ---------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("grouping", ["block", "matrices"])
 @every_budget
 def test_bfloat16_parameters(make_gpt, batches, backward, budget, grouping):
@@ -205,6 +208,7 @@ def test_the_length_of_a_bfloat16_step_has_more_digits_than_bfloat16(make_gpt, b
 RULES = (BUDGETS, CONTROLLERS, AGGREGATES, CADENCES, ("constant", *LEAST_MULTIPLIER))
 
 
+@pytest.mark.thorough
 @contract(("budget", "controller", "aggregate", "cadence", "schedule"), *RULES)
 def test_a_checkpoint_restores_every_rule_bit_for_bit(
     make_gpt, batches, backward, budget, controller, aggregate, cadence, schedule

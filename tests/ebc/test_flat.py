@@ -62,6 +62,7 @@ def test_a_copy_stands_in_for_the_weights_and_gives_way_even_after_an_error(flat
     assert not torch.equal(weights[0], copy.views[0])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("grouping", ["block", "matrices"])
 def test_the_layout_changes_no_bit_and_may_change_under_way(make_gpt, batches, train, grouping):
     losses = {}

@@ -21,6 +21,7 @@ def wrapped(model, budget, base=None, **options):
     return EllipsotopeClip(model, base, target_kl=0.002, budget=budget, **options)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("grouping", ["block", "matrices"])
 @pytest.mark.parametrize("budget", [None, *BUDGETS])
 def test_it_is_measured_now_and_then_and_changes_nothing(make_gpt, batches, backward, budget, grouping):

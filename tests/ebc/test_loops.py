@@ -27,6 +27,7 @@ def assert_same(a, b):
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
+@pytest.mark.thorough
 @each(LOOPS)
 def test_without_a_limit_the_weights_are_those_of_the_loop_alone(loop):
     alone = Training(loop).steps(5)
@@ -34,6 +35,7 @@ def test_without_a_limit_the_weights_are_those_of_the_loop_alone(loop):
     assert_same(alone.weights(), attached.weights())
 
 
+@pytest.mark.thorough
 @each(LOOPS)
 def test_a_loop_goes_on_from_its_checkpoint_with_the_same_bits(loop):
     training = Training(loop, loop.target_kl).steps(4)
@@ -43,6 +45,7 @@ def test_a_loop_goes_on_from_its_checkpoint_with_the_same_bits(loop):
     assert_same(training.weights(), resumed.weights())
 
 
+@pytest.mark.thorough
 @each(LOOPS)
 def test_the_budget_is_held_on_other_rows(loop):
     result = played(loop, STEPS)

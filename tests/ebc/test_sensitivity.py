@@ -65,6 +65,7 @@ def proposal(make_gpt, batches, backward, weights_of):
     return lambda weights: functional_call(model, weights, (data[-1][:2, :-1],)), old, moved
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("guess", [1.0, 1e-2, 1e2])
 @pytest.mark.parametrize(
     "group", ["token_embedding", "position_embedding", "blocks.0", "blocks.1", "norm", "head"]

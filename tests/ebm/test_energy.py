@@ -106,6 +106,7 @@ def test_the_closed_forms_build_no_graph_where_none_is_asked_for():
         torch.testing.assert_close(terms.settle(x), terms.settle(x))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("k", [None, 3])
 @pytest.mark.parametrize("method", METHODS)
 def test_derivatives_by_every_tensor_agree_in_both_modes_with_differences(method, k):

@@ -150,6 +150,7 @@ def test_without_heat_the_sampled_loss_is_the_settled_one(decoder):
     assert found["sampled"] == pytest.approx(expected)
 
 
+@pytest.mark.thorough
 def test_the_sampled_loss_is_an_upper_bound_that_more_samples_lower():
     """ln of a mean of M samples: what one, four and sixteen give on the average, at a high temperature."""
     model = energy_model()

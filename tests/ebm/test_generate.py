@@ -105,6 +105,7 @@ def test_settled_and_without_chance_it_is_the_likeliest_of_the_models_own_logits
         tokens.append(token)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["model", "blocks"])
 @pytest.mark.parametrize("sampling", [None, Sampling(steps=4)])
 def test_the_same_seed_writes_the_same_text(kind, sampling, request):
@@ -131,6 +132,7 @@ def test_the_luck_of_the_tokens_is_not_the_latents():
     assert text(model, seed=8, temperature=1.0) != settled
 
 
+@pytest.mark.thorough
 def test_only_the_k_likeliest_are_chosen_from(model):
     greedy = text(model, temperature=0)
     assert text(model, top_k=1, temperature=5.0) == greedy
@@ -142,6 +144,7 @@ def test_only_the_k_likeliest_are_chosen_from(model):
     assert everything == set(range(VOCABULARY))
 
 
+@pytest.mark.thorough
 def test_tokens_are_chosen_by_their_probabilities(model):
     with torch.no_grad():
         expected = (model(torch.tensor([[3, 1, 4]]))[0, -1] / 2.0).softmax(-1)

@@ -96,12 +96,14 @@ def test_without_friction_a_step_conserves_energy_to_second_order_and_runs_backw
 # -- stationary laws -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("n", "raw", "rows"), [(3, 10.0, 20_000), (16, 150.0, 4000), (640, 6390.0, 100)])
 def test_baoab_is_stationary_within_half_a_percent(n, raw, rows):
     error, standard_error = mean_cosine_error(n, raw, sampled_bump(n, raw, rows, 20, adjusted=False))
     assert abs(error) < max(0.005, 4 * standard_error)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("n", "raw", "rows"), [(3, 10.0, 10_000), (16, 150.0, 3000), (640, 639.0, 100)])
 def test_the_adjusted_chain_is_exact_at_step_one_half(n, raw, rows):
     result = sampled_bump(n, raw, rows, 40, adjusted=True)
@@ -110,6 +112,7 @@ def test_the_adjusted_chain_is_exact_at_step_one_half(n, raw, rows):
     assert 0.6 < result.acceptance < 1
 
 
+@pytest.mark.thorough
 def test_plain_steps_of_1_2_are_off_where_adjusted_ones_are_exact():
     bump = Bump(64, 63.0)
     start = sample(bump.mu.expand(4000, 64), 63.0, generator())
@@ -123,6 +126,7 @@ def test_plain_steps_of_1_2_are_off_where_adjusted_ones_are_exact():
     assert errors[1] < 4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("adjusted", [False, True])
 def test_the_temperature_divides_the_concentration(adjusted):
     result = sampled_bump(8, 60.0, 10_000, 30, adjusted, temperature=2.5)
@@ -141,6 +145,7 @@ def mixture(n: int = 8, *, pairs: bool = False) -> Terms:
     return Terms(mu, tensor([1.0, 2.0, 0.7]), kappa, a=a, b=b, omega=tensor([0.35, -0.3])).prepared()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("pairs", [False, True])
 def test_adjusted_chains_have_a_mixtures_mean_on_s7(pairs):
     """From the law of an oracle, resampled by its weights: the slow walk between splats is not tested."""
@@ -164,6 +169,7 @@ def test_adjusted_chains_have_a_mixtures_mean_on_s7(pairs):
 # -- the original's chain ------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_the_originals_settings_stop_at_a_mean_cosine_of_0_78_where_0_078_is_stationary():
     bump = Bump(640, 50.0)
     result = original_chain(bump.score, unit(100, 640), generator=generator())
@@ -171,6 +177,7 @@ def test_the_originals_settings_stop_at_a_mean_cosine_of_0_78_where_0_078_is_sta
     assert float(bessel_ratio(640, 50.0)) == pytest.approx(0.078, abs=0.001)
 
 
+@pytest.mark.thorough
 def test_the_originals_settings_end_with_twelve_times_the_temperature_at_a_raw_concentration_of_6390():
     bump = Bump(640, 6390.0)
     result = original_chain(bump.score, unit(100, 640), generator=generator())
@@ -231,6 +238,7 @@ def test_the_step_is_measured_in_the_energys_own_time():
     torch.testing.assert_close(result.velocity, carried + dt / 2 * bump.score(there))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("adjusted", [False, True])
 def test_states_stay_on_the_sphere_in_their_own_precision_without_a_graph(dtype, adjusted):

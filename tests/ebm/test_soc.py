@@ -137,6 +137,7 @@ def test_stress_leaks_with_wins_and_gathers_novelty():
     torch.testing.assert_close(store.stress, torch.tensor(expected))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("batch", [10, 200])
 def test_stress_settles_under_the_threshold_for_states_of_the_right_width_at_any_batch(batch):
     store = SplatStore(1, N)

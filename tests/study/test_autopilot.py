@@ -119,6 +119,7 @@ def test_a_stage_decides_the_earlier_ones_again_from_their_runs(own_copy):
     assert study.decisions()["lr_sweep"]["tracks"]["adam_none"]["lr"] == right
 
 
+@pytest.mark.thorough
 def test_a_fallback_corpus_is_named_in_every_call(tiny, tmp_path, monkeypatch):
     def offline(target, quiet):
         raise corpus.CorpusUnavailable("no network")
@@ -158,6 +159,7 @@ def test_of_a_study_that_is_not_decided_report_says_how_far_it_is_and_how_to_go_
         assert words in page.read_text()
 
 
+@pytest.mark.thorough
 def test_one_crashing_run_never_stops_the_study_and_never_wins(tiny, tmp_path, monkeypatch):
     build = optimizers.build
 
@@ -191,6 +193,7 @@ def test_a_stage_whose_first_runs_fail_for_one_cause_is_stopped_early(tiny, tmp_
     assert not again.failed  # fixed: the failed runs are run again
 
 
+@pytest.mark.thorough
 def test_a_diverging_arm_is_a_result(tiny, tmp_path):
     overrides = [o for o in tiny if "grids" not in o]
     settings = ["lr_sweep.grids.adam=[1e-2,2e-2,3.0]", "launcher=inline", f"output_dir={tmp_path}"]
@@ -202,6 +205,7 @@ def test_a_diverging_arm_is_a_result(tiny, tmp_path):
     assert outcome.failed == []
 
 
+@pytest.mark.thorough
 def test_stages_one_by_one_are_the_autopilot(finished, tiny, tmp_path):
     _, outcome, _ = finished
     config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])

@@ -58,6 +58,7 @@ def disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(place)], capture_output=True)
 
 
+@pytest.mark.thorough
 def test_a_full_disk_is_named_and_nothing_is_lost(finished, tiny, disk):
     place = disk("-o", "size=150k")
     done = begin(tiny, place, "launcher=inline")
@@ -74,6 +75,7 @@ def test_a_full_disk_is_named_and_nothing_is_lost(finished, tiny, disk):
     assert without_timing(study.root / TABLE) == without_timing(finished[1].study.root / TABLE)
 
 
+@pytest.mark.thorough
 def test_a_read_only_folder_is_named_before_anything_runs(finished, tiny, disk):
     place = disk("-o", "size=50m")
     shutil.copytree(finished[1].study.root, place / "s")
@@ -86,6 +88,7 @@ def test_a_read_only_folder_is_named_before_anything_runs(finished, tiny, disk):
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.thorough
 def test_memory_that_runs_out_is_an_oom_and_the_command_that_shows_it_again_works_as_pasted(tiny, tmp_path):
     """A real allocation that the system refuses: an address-space limit on the driver and all it starts."""
     smaller = [o for o in tiny if not o.startswith(("model.width", "model.blocks"))]
@@ -110,6 +113,7 @@ def test_memory_that_runs_out_is_an_oom_and_the_command_that_shows_it_again_work
     assert shlex.split(failure["command"])[:2] == ["ebc-lab", "train"]
 
 
+@pytest.mark.thorough
 def test_checkpoints_damaged_after_kill_9_are_set_aside_and_change_no_byte(finished, tiny, tmp_path):
     settings = [*tiny, "launcher=local", "launcher.slots=2", "launcher.checkpoint_every_s=0"]
     command = [*CLI, "stage", "lr_sweep", *settings, f"output_dir={tmp_path}", "study.name=s"]

@@ -56,6 +56,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(run, tmp_path, settings):
     assert untimed(whole) == untimed(resumed)
 
 
+@pytest.mark.thorough
 def test_rows_written_after_the_checkpoint_are_cut_back(run, tmp_path):
     whole = run_and_record(run, tmp_path / "whole", "x")
     killed = Training(run, made(tmp_path / "killed"))
@@ -76,6 +77,7 @@ def interrupted(run, directory, steps=20):
         begun.run(should_stop=lambda: begun.step == steps)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stream", ["steps.csv", "evals.csv"])
 @pytest.mark.parametrize("damage", ["gone", "a row less", "edited"])
 def test_rows_lost_before_the_checkpoint_are_noticed_and_the_run_begins_again(run, tmp_path, stream, damage):
@@ -119,6 +121,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_set_aside_and_the_run_begins_again(run, tmp_path, damage):
     whole = run_and_record(run, tmp_path / "whole", "x")
@@ -139,6 +142,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_begins_again(run, tmp_pat
     assert said[0] in (folder / "log.txt").read_text()
 
 
+@pytest.mark.thorough
 def test_a_disk_that_cannot_read_a_checkpoint_is_no_damage_to_it(run, tmp_path):
     whole = run_and_record(run, tmp_path / "whole", "x")
     interrupted(run, tmp_path / "broken")

@@ -64,6 +64,7 @@ def state_of(training):
     return {name: part.state_dict() for name, part in training._parts().items()}
 
 
+@pytest.mark.thorough
 @contract(
     ("optimizer", "limit", "projection"),
     [name for name in OPTIMIZERS if name != "muonclip"],  # refused: it needs attention's logits
@@ -201,6 +202,7 @@ def buffers(training):
     return {n: b.clone() for n, b in training.model.named_buffers()}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("budget", ["shadow", "surrogate", "fisher"])
 def test_between_the_forwards_of_an_audit_only_the_optimizer_moves_anything(busy, tmp_path, budget):
     settings = {"stabilizer": {"name": "ebc"}, "budget": {"name": budget, "target_kl": 1e-3}}
@@ -244,6 +246,7 @@ def test_events_are_no_part_of_the_audit_and_have_a_column_of_their_own(busy, tm
     assert moved["revived"][7] > 0
 
 
+@pytest.mark.thorough
 def test_audits_measure_what_the_budget_does_not_see(busy, tmp_path):
     _, seen = after_steps(replace(busy, audit_every=4), tmp_path / "run", 12)
     audited = np.isfinite(seen["applied_kl"])
@@ -257,6 +260,7 @@ def test_audits_measure_what_the_budget_does_not_see(busy, tmp_path):
 # -- rows that hold something new ----------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("optimizer", ["adam", "lion", "soap", "schedule_free"])
 def test_a_splat_that_moves_leaves_no_memory_of_the_old_one(small, tmp_path, optimizer):
     run = changed(small, {"optimizer": {"name": optimizer}})
@@ -282,6 +286,7 @@ def test_a_splat_that_moves_leaves_no_memory_of_the_old_one(small, tmp_path, opt
     assert far < 3 * run.optimizer.lr * math.sqrt(8)  # no memory, and no leap for the lack of one
 
 
+@pytest.mark.thorough
 def test_revived_and_split_splats_are_told_to_the_optimizer(busy, tmp_path):
     training = Training(busy, made(tmp_path / "run"))
     mu = training.model.store.mu

@@ -82,6 +82,7 @@ def test_a_graphed_run_is_the_eager_one_bit_for_bit(run, tmp_path, settings):
             assert torch.equal(state, taped.optimizer.state_dict()["bases"][0]["state"][name][key])
 
 
+@pytest.mark.thorough
 def test_a_rate_as_a_tensor_changes_nothing_but_its_last_digits(run, tmp_path):
     """float32 instead of float64 is all that a graph's learning rate loses."""
     _, plain, _ = trained(run, tmp_path / "number", None)
@@ -91,6 +92,7 @@ def test_a_rate_as_a_tensor_changes_nothing_but_its_last_digits(run, tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "optimizer", "budget"),
     [("ebc", "adam", "shadow"), ("ebc", "muon", "tracked"), ("none", "adam", "shadow")],
@@ -146,6 +148,7 @@ def test_a_non_finite_update_inside_a_block_ends_the_run_where_it_happened(run, 
     assert outcomes[0][:3] == ("diverged", "step 33: the optimizer proposed a non-finite update.", 34)
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_warms_up_and_captures_again(run, tmp_path):
     _, whole, _ = trained(run, tmp_path / "whole", StepGraphs(Tape))
     (tmp_path / "broken").mkdir()

@@ -50,6 +50,7 @@ def test_a_low_bit_run_resumes_to_the_same_bytes(run, tmp_path, settings):
     assert untimed(whole) == untimed(resumed)
 
 
+@pytest.mark.thorough
 def test_kill_9_in_mid_run_changes_no_byte_of_the_model(run, tmp_path):
     run = changed(run, EVERYTHING)
     whole = run_and_record(run, tmp_path / "whole", "x")

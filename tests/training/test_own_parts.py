@@ -134,6 +134,7 @@ def own(tiny, tmp_path, monkeypatch):
     sources._loaded.pop("own_lab_parts", None)
 
 
+@pytest.mark.thorough
 def test_all_four_train_together_and_resume_bit_for_bit(own, tmp_path):
     run = own(*ALL)
     whole = run_and_record(run, tmp_path / "whole", "whole")

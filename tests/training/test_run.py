@@ -89,6 +89,7 @@ def test_evaluation_is_the_mean_over_every_token_whatever_the_batching(run, tmp_
     assert found["se"] == pytest.approx(np.std(full, ddof=1) / math.sqrt(len(full)), rel=0.1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("controller", ["fixed", "log_pi", "pi"])
 def test_surrogate_runs_record_contributions_where_measured(run, tmp_path, controller):
     run = ebc(run, name="surrogate", target_kl=0.02)
@@ -124,6 +125,7 @@ def test_a_target_that_follows_the_learning_rate_follows_that_of_its_own_step(ru
     assert steps["target_kl"] == pytest.approx(0.005 * (steps["lr"] / run.optimizer.lr) ** 2)
 
 
+@pytest.mark.thorough
 def test_what_a_budget_measures_is_recorded_and_nothing_else(run, tmp_path):
     columns = {}
     for name, settings in {

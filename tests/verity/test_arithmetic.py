@@ -155,6 +155,7 @@ def budgeted(flat=False, cls=EllipsotopeClip, arithmetic=EXACT, **settings):
     return digest.hexdigest(), steps
 
 
+@pytest.mark.thorough
 def test_a_budgeted_step_is_the_same_whatever_the_layout_and_the_threads(engine):
     before = torch.get_num_threads()
     try:

@@ -15,6 +15,7 @@ from ebc_lab.verity import Grids, VerityAdam, VerityError, VerityGPT, ops, weigh
 USUAL = "425673c39789c10e"  # of the golden run
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", ["grids", "whole"])
 @pytest.mark.usefixtures("engine")
 def test_the_golden_run(mode):
@@ -23,6 +24,7 @@ def test_the_golden_run(mode):
     assert losses == [float.fromhex(x) for x in GOLDEN["gpt"][mode]["losses"]]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize("order", [None, [2, 0, 3, 1]])
 @pytest.mark.usefixtures("engine")
@@ -116,6 +118,7 @@ def test_a_value_that_does_not_fit_lowers_no_grid():
     assert layer.weight.grad.item() == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("where", ["weight", "gradient"])
 def test_what_is_not_finite_stops_the_step_and_leaves_no_trace(where):

@@ -121,6 +121,7 @@ def test_batches_are_a_function_of_seed_and_step():
     assert len(starts.unique()) > 1000
 
 
+@pytest.mark.thorough
 @given(st.text(min_size=1))
 def test_tokens_are_the_ranks_of_the_characters_used(text):
     corpus = Corpus("path", "t", "t", text, "")

@@ -40,6 +40,7 @@ def kept(request, text_file, tmp_path_factory):
     return training, training.files.model
 
 
+@pytest.mark.thorough
 def test_it_comes_back_bit_for_bit(kept, text_file):
     training, path = kept
     found = read_model(path)
@@ -61,6 +62,7 @@ def test_it_comes_back_bit_for_bit(kept, text_file):
         assert torch.equal(found.model.store.nearest(states, 3), training.model.store.nearest(states, 3))
 
 
+@pytest.mark.thorough
 def test_the_same_model_is_the_same_bytes(kept, tmp_path):
     training, path = kept
     found = read_model(path)

@@ -339,6 +339,7 @@ def test_a_split_without_tokens_is_refused(kind, text, split):
         tokenised(tokenizer(kind, corpus), corpus)
 
 
+@pytest.mark.thorough
 @SHAKESPEARE
 def test_tiny_shakespeare_in_characters_and_in_byte_pairs(monkeypatch):
     monkeypatch.setenv("EBC_LAB_DATA", str(GIVEN))

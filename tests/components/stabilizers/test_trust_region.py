@@ -232,6 +232,7 @@ def test_a_grouping_by_clusters_is_no_mistake_of_the_earlier_study():
     assert wrapped.settings.exponent == "auto"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", STABILIZERS)
 def test_a_curve_of_kl_changes_no_stabilizer(name):
     found = []

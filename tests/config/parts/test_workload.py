@@ -61,6 +61,7 @@ def test_a_library_that_is_missing_is_named_with_its_remedy(monkeypatch, asked, 
     compose(["workload=ebm", "scale=smoke", "index=exact"], study=False)
 
 
+@pytest.mark.thorough
 def test_a_gpt_takes_tokens_and_parts_of_a_batch_too():
     compose(["scale=smoke", "tokens=bpe", "accumulate=2"], study=False)
     compose(["scale=smoke", "compile=on", "controller=agreement"], study=False)

@@ -178,6 +178,7 @@ def wandered(exponent, target_kl=0.01, steps=110):
     return audited, optimizer.budget.exponent
 
 
+@pytest.mark.thorough
 def test_proposals_of_changing_size_stay_within_the_budget_where_codes_flip():
     square, _ = wandered("square")
     auto, estimate = wandered("auto")

@@ -13,6 +13,7 @@ from ebc_lab.ebc.options import BUDGETS as NAMES
 FORMERLY = {"trial": 0.1, "kl_rate": 0.0, "log_ratio": math.nan, "variance": math.nan, "log_k": math.nan}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("budget", NAMES)
 def test_a_state_with_every_budgets_numbers_is_continued(make_gpt, batches, backward, budget):
     def clip(model):

@@ -166,6 +166,7 @@ def test_golden_proposal_scale(own_golden):
     assert found.tolist() == pytest.approx(values["scale"], rel=1e-12)
 
 
+@pytest.mark.thorough
 @given(st.floats(-5, 5), st.integers(8, 4096))
 def test_a_ratio_that_stays_is_known_exactly_from_the_first_measurement_on(ratio, tokens):
     track = UNKNOWN
@@ -181,6 +182,7 @@ def test_a_ratio_that_stays_is_known_exactly_from_the_first_measurement_on(ratio
     assert prior - prior**2 / (prior + 9 / tokens) == pytest.approx(variances[-1], rel=1e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("flicker", [0.01, 0.16])
 @pytest.mark.parametrize("tokens", [64, 256])
 def test_its_variances_are_those_of_its_errors_where_the_ratio_moves_as_assumed(tokens, flicker):

@@ -90,12 +90,14 @@ def kept_at_each_step(kind, steps, options, *, evaluated=0, begins=0):
     return seen
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_model_keeps_is_as_without_ebc(kind):
     options = {"target_kl": 1e9, "audit_every": 5}
     assert kept_at_each_step(kind, 25, None) == kept_at_each_step(kind, 25, options)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["buffer", "another buffer", "deque"])
 @pytest.mark.parametrize("target_kl", [1e9, math.inf])
 def test_a_model_that_begins_to_keep_something_late_or_was_evaluated_first(kind, target_kl):

@@ -57,6 +57,7 @@ def test_health_tells_the_sizes(address, context):
     assert ask(address, "/health") == (200, {"status": "ok", **known})
 
 
+@pytest.mark.thorough
 def test_generate_answers_what_the_library_writes_and_the_same_for_the_same_seed(
     address, model, letters, context
 ):

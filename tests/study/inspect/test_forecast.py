@@ -59,6 +59,7 @@ def test_known_results_are_used_and_only_the_rest_costs_time(own_copy):
     assert ordered(found)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kept", [1, 5, 11])
 def test_min_expected_and_max_stay_in_order_whatever_is_known(own_copy, kept):
     config, study = own_copy
@@ -138,6 +139,7 @@ def test_the_three_newest_siblings_are_enough(own_copy):
     assert said.endswith(ALIKE)
 
 
+@pytest.mark.thorough
 def test_the_eta_of_an_interrupted_study_counts_a_run_that_is_half_done(own_copy):
     config, study = own_copy
     (study.root / "auto_decisions.json").unlink()

@@ -127,6 +127,7 @@ def test_each_worker_has_the_gpus_of_a_run_and_no_other_has_them(
 # -- none is given twice -------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_worker_that_dies_is_replaced_on_its_own_gpu(bench, machine_with):
     machine_with(2)
     specs = bench.idle(2, at=1, do="hold")
@@ -149,6 +150,7 @@ def test_a_worker_that_dies_is_replaced_on_its_own_gpu(bench, machine_with):
         assert len(set(living)) == len(living), "two workers had one GPU"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("together", "workers"), [(1, 2), (2, 1)])
 def test_the_next_call_waits_for_the_gpus_that_workers_of_a_killed_driver_still_hold(
     together, workers, bench, machine_with, tmp_path
@@ -190,6 +192,7 @@ def test_the_next_call_waits_for_the_gpus_that_workers_of_a_killed_driver_still_
 # -- a GPU that cannot be used -------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("ending", ["an error", signal.SIGKILL, signal.SIGSTOP])
 def test_a_gpu_that_falls_out_is_not_used_again_and_its_run_is_not_charged(ending, bench, machine_with):
     """Whether its worker says so, or dies or hangs without a word."""
@@ -219,6 +222,7 @@ def test_a_gpu_that_falls_out_is_not_used_again_and_its_run_is_not_charged(endin
     assert len([line for line in bench.said if line.startswith(told)]) == 1
 
 
+@pytest.mark.thorough
 def test_a_gpu_that_somebody_else_holds_is_left_to_him_and_no_run_is_charged(bench, machine_with):
     machine_with(2).hold(1, 4242, 8142)
     specs = bench.idle(4)
@@ -250,6 +254,7 @@ def test_what_a_worker_said_of_its_gpu_counts_although_it_then_hung(bench, machi
 NUMBERED = f"MIG-{GPU[1]}/2/0"  # as Slurm names an instance
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "mig", "where"),
     [
@@ -292,6 +297,7 @@ def test_the_last_run_leaves_a_gpu_that_fails_or_is_full_for_another(
     assert bench.outcomes([spec]) == [outcome]
 
 
+@pytest.mark.thorough
 def test_a_run_that_is_kept_from_one_gpu_returns_to_it_once_the_other_breaks_every_worker(
     bench, machine_with
 ):
@@ -315,6 +321,7 @@ def test_a_run_that_is_kept_from_one_gpu_returns_to_it_once_the_other_breaks_eve
     assert bench.outcomes([last]) == ["oom"]
 
 
+@pytest.mark.thorough
 def test_a_run_that_breaks_every_gpu_is_given_up_and_the_gpus_are_not(bench, machine_with):
     machine_with(2)
     [bad, *good] = bench.idle(3)

@@ -56,6 +56,7 @@ def gone(watched: dict[int, int]) -> bool:
 # -- what workers see ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_each_slot_is_pinned_to_its_own_gpu_as_its_worker_sees_it(bench, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("PMI_RANK", "3")
@@ -142,6 +143,7 @@ def test_no_process_is_left_when_the_driver_goes(tmp_path, how):
         assert json.loads(log.read_text()) == {"step": 1}, "a worker left no checkpoint"
 
 
+@pytest.mark.thorough
 def test_no_process_is_left_when_the_terminal_is_closed(tmp_path):
     ours, theirs = pty.openpty()
     login = "import os, pty, sys; os.login_tty(0); os.execv(sys.argv[1], sys.argv[1:])"
@@ -160,6 +162,7 @@ def test_no_process_is_left_when_the_terminal_is_closed(tmp_path):
 # -- workers that die, hang, or take too long ----------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_worker_that_dies_is_logged_with_its_signal_and_the_run_tried_again(bench):
     first, second = bench.idle(2, at=2, do="kill")
     bench.run([first, second], max_lost=1)
@@ -171,6 +174,7 @@ def test_a_worker_that_dies_is_logged_with_its_signal_and_the_run_tried_again(be
         assert bench.study.result(spec.run_id)["outcome"] == "completed"
 
 
+@pytest.mark.thorough
 def test_a_worker_that_hangs_is_killed_and_its_run_tried_again(bench):
     """A stopped process is as unresponsive as one that hangs in a driver call."""
     [spec] = bench.idle(1, at=2, do="hold")
@@ -289,6 +293,7 @@ def test_the_canary_goes_alone_until_it_has_taken_a_step_and_where_it_fails_anot
     assert not fails or kinds in first["cause"]
 
 
+@pytest.mark.thorough
 def test_a_slot_that_the_wave_leaves_free_has_a_worker_for_spare_runs_from_the_start(bench):
     """As where a study is resumed with one run of its stage left."""
     [last, spare] = specs = bench.idle(2, at=1, do="hold")
@@ -302,6 +307,7 @@ def test_a_slot_that_the_wave_leaves_free_has_a_worker_for_spare_runs_from_the_s
     assert bench.kinds(spare)[0] == "begin"
 
 
+@pytest.mark.thorough
 def test_three_workers_never_train_one_run_at_once(bench):
     specs = bench.idle(2, steps=40)
     bench.run(specs, 3)

@@ -105,6 +105,7 @@ def test_the_constant_is_chosen_on_the_other_settings_and_judged_on_the_one_left
     assert "kl earns its cost: -0.1500 nats" in line
 
 
+@pytest.mark.thorough
 def test_a_kept_setting_chooses_no_constant():
     _, track = carried("carry.settings.long.kept=true")
     radius = track["arms"]["radius"]["carried"]
@@ -151,6 +152,7 @@ def test_a_point_without_all_its_runs_is_not_used():
         decided("carry", study(), {}, lambda s: FAILED)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("override", "said"),
     [

@@ -12,6 +12,7 @@ from ebc_lab.study.stages.runs import distinct
 from ebc_lab.study.stages.stage import planned_runs, speculative_runs, stage_of
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("scale", "steps"), [("smoke", 300), ("laptop", 700), ("paper", 300)])
 def test_the_runs_that_tune_are_as_long_as_the_finals(scale, steps):
     config = config_of(f"finals.steps={steps}", scale=scale)
@@ -174,6 +175,7 @@ def test_published_calibrates_its_own_targets_by_the_band():
     assert [s.run.budget.target_kl for s in found["calibrate", "ebc"]][3:] == [0.14, 0.28, 0.56]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "overrides", [[], ["study=published"], ["lr_sweep.keep=all"], ["lr_scale.steps=300"]]
 )

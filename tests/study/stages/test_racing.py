@@ -67,6 +67,7 @@ def plain():
     return decided(suite())
 
 
+@pytest.mark.thorough
 def test_the_middle_of_a_grid_comes_first_and_the_others_race_against_it(plain):
     decision, (first, second, *_), _ = plain
     assert {s.lr_scale for s in first} == {2.0}  # of each arm, with all its seeds
@@ -106,6 +107,7 @@ def beyond(spec):
     return DIVERGED if spec.lr_scale > 0.2 else answer(spec, best=0.1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("made", [answer, lambda spec: answer(spec, best=30.0), beyond])
 def test_the_same_point_wins_as_without_racing_and_no_arm_loses_its_search(made):
     outcomes, choices = outcomes_and_choices(made, "tune.max_extensions=6")
@@ -168,12 +170,14 @@ def test_what_a_run_races_against_does_not_depend_on_when_it_is_planned():
         assert {s.run_id for s in stage_of("tune").runs(config, DECIDED, part)} <= everything
 
 
+@pytest.mark.thorough
 def test_a_forecast_counts_the_same_runs():
     for scenario in SCENARIOS:
         without, raced = (forecast(suite(sigmas=sigmas), scenario=scenario)["tune"] for sigmas in (0, 5))
         assert len(without) == len(raced)
 
 
+@pytest.mark.thorough
 def test_bounds_elsewhere_and_with_a_window_are_refused():
     with pytest.raises(UserError, match="how far the LR window reaches"):
         validate(config_of("study=optimizers", "study.name=x", "tune.race_sigmas=5"), study=True)

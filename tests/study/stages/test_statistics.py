@@ -49,6 +49,7 @@ def test_the_interval_is_the_paired_t_interval_and_every_look_widens_it():
     assert often["detectable"] > found["detectable"]
 
 
+@pytest.mark.thorough
 @given(st.lists(st.tuples(LOSS, LOSS), min_size=2, max_size=8), st.integers(1, 9), st.floats(0, 0.1))
 def test_a_claim_for_all_arms_at_once_never_exceeds_the_one_alone(pairs, comparisons, margin):
     arm = by_seed(*(a for a, _ in pairs))
@@ -148,6 +149,7 @@ def test_studies_without_an_effect_rarely_claim_one(kind, diverging):
         assert found["uncorrected"] > by_luck  # without the correction they would claim one
 
 
+@pytest.mark.thorough
 def test_what_is_worse_by_the_margin_is_rarely_called_no_worse():
     config = null_studies.settings()
     found = null_studies.simulate(config, STUDIES, worse=config.finals.margin)
@@ -310,6 +312,7 @@ def test_what_is_as_good_as_a_control_at_its_best_seldom_beats_the_one_that_a_se
     assert found["found"] > 0.95
 
 
+@pytest.mark.thorough
 def test_of_an_optimizer_tuned_twice_a_difference_is_rarely_claimed():
     found = null_studies.tuned_twice(0.01, 400)
     assert found["luck"] <= 0.07

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from support.played import SWEPT, played
 
-from ebc_lab.cli.pilot import _told as told_to_programs
+from ebc_lab.cli.pilot import _ending as told_to_programs
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import with_derived_settings
@@ -152,6 +152,7 @@ def test_a_baseline_that_promises_no_decrease_leaves_energy_without_its_gain(tin
     assert doubled.controller.a == pytest.approx(2 * 0.02 / 0.1)
 
 
+@pytest.mark.thorough
 def test_a_suite_leaves_its_table_and_says_what_was_found(done, results_schema):
     config, outcome = done
     root = outcome.study.root

@@ -75,6 +75,7 @@ def packed_data(path: Path) -> dict[range, str]:
         return {range(at, at + info.compress_size): info.filename for at, info in starts.items()}
 
 
+@pytest.mark.thorough
 def test_a_bundle_holds_what_the_manifest_records_and_the_same_study_gives_the_same_bytes(
     finished, exported, tmp_path
 ):
@@ -91,6 +92,7 @@ def test_a_bundle_holds_what_the_manifest_records_and_the_same_study_gives_the_s
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.thorough
 def test_a_bundle_is_an_ro_crate_and_one_from_before_is_still_sound(exported, tmp_path):
     """As another library reads it: rocrate."""
     folder = tmp_path / "done"
@@ -234,6 +236,7 @@ def test_a_file_that_is_there_twice_is_named(small, tmp_path, how):
     assert wrong(path)[again] == "it is there twice"
 
 
+@pytest.mark.thorough
 def test_contents_that_do_not_belong_are_named_however_well_they_are_packed(exported, tmp_path):
     files = contents(exported)
     run = next(n for n in files if n.endswith("/steps.csv"))
@@ -270,6 +273,7 @@ def test_a_bundle_that_another_program_packed_again_is_as_sound_and_other_files_
         bundle.verify(tmp_path / "nothing.zip")
 
 
+@pytest.mark.thorough
 def test_a_brief_bundle_is_enough_for_the_decisions_and_to_go_on(finished, exported, tmp_path, undrawn):
     path = tmp_path / "done.zip"
     bundle.export(finished[1].study, path, brief=True)
@@ -312,6 +316,7 @@ def test_a_list_of_runs_that_is_none_is_named_and_leads_nowhere(small, tmp_path,
     assert sorted(p.name for p in (tmp_path / "in").iterdir()) == ["x.zip"]
 
 
+@pytest.mark.thorough
 def test_another_torch_makes_nothing_in_a_bundle_stale(finished, exported, monkeypatch):
     monkeypatch.setattr(identity, "_torch_version", lambda: "99.0")
     study = find(str(exported), "nowhere")
@@ -328,6 +333,7 @@ def rebuilt(path, output=None):
         report(study)
 
 
+@pytest.mark.thorough
 def test_a_report_is_rebuilt_next_to_the_bundle_which_stays_as_it_is(exported, tmp_path, undrawn):
     path = tmp_path / "done.zip"
     shutil.copy(exported, path)
@@ -437,6 +443,7 @@ def test_only_a_bundle_is_overwritten_and_only_by_a_whole_one(study, tmp_path, m
     assert manifest.sha256_of(tmp_path / "new.zip") == once["sha256"]
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_that_a_failed_run_kept_is_not_exported_and_not_missed(study, tmp_path):
     run = next(study.runs.glob("*/steps.csv")).parent
     for name in ("checkpoint.pt", "checkpoint.damaged-1.pt", "checkpoint.damaged-12.pt"):
@@ -446,6 +453,7 @@ def test_a_checkpoint_that_a_failed_run_kept_is_not_exported_and_not_missed(stud
     assert wrong(tmp_path / "out.zip") == {}
 
 
+@pytest.mark.thorough
 def test_a_study_that_stopped_early_is_exported_as_far_as_it_is_recorded(study, tmp_path, undrawn):
     decisions = study.decisions()
     decisions.pop("finals")
@@ -458,6 +466,7 @@ def test_a_study_that_stopped_early_is_exported_as_far_as_it_is_recorded(study, 
     assert wrong(tmp_path / "out.zip") == {"more.txt": "not in the manifest"}
 
 
+@pytest.mark.thorough
 def test_the_commands_need_nothing_but_the_bundle(exported, finished, tmp_path):
     """Another user and folder, no corpus, no cache, no torch; the bundle's own folder cannot be written."""
     shelf = tmp_path / "shelf"
@@ -506,6 +515,7 @@ def test_the_commands_need_nothing_but_the_bundle(exported, finished, tmp_path):
         assert (desk / "rebuilt" / name).read_bytes() == (original / name).read_bytes(), name
 
 
+@pytest.mark.thorough
 def test_another_bundle_that_is_replaced_is_named_by_its_sha256(study, tmp_path):
     path = tmp_path / "out.zip"
     first = bundle.export(study, path)
