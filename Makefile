@@ -23,8 +23,8 @@ autopilot: $(VENV)/installed  ## the main job, at the right scale for this machi
 	$(BIN)/ebc-lab autopilot $(ARGS)
 
 # a worker that has run out of tests takes some of another's, so that both end together
-test: $(VENV)/installed-dev  ## the fewest tests that reach what all of them reach: scripts/least_tests.py
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "least and not slow and $(HERE)" $(ARGS)
+test: $(VENV)/installed-dev  ## what is not marked as thorough: CONTRIBUTING.md
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not thorough and not slow and $(HERE)" $(ARGS)
 
 test-all: $(VENV)/installed-dev  ## everything that runs in minutes on two cores
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow and $(HERE)" $(ARGS)
@@ -67,14 +67,14 @@ test-browser test-browser-quick: $(VENV)/installed-dev  ## the page
 
 # PYTHONS="python3.11 python3.12" names the Pythons; TORCH_INDEX=https://download.pytorch.org/whl/cpu spares gigabytes
 test-matrix: $(VENV)/installed-dev  ## the wheel under every Python that is found, and under the newest torch
-	$(BIN)/python scripts/matrix.py
+	$(BIN)/nox -f scripts/noxfile.py
 
-lint: $(VENV)/installed-dev  ## ruff, mypy (strict but for ebc_lab/report), the layers of docs/architecture.md, the choice of make test, the lock
+lint: $(VENV)/installed-dev  ## ruff, mypy (strict but for ebc_lab/report), the layers of docs/architecture.md, the lock
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/python scripts/house.py
-	$(BIN)/python scripts/least_tests.py --check
 	$(BIN)/python scripts/lock.py --check
 
 # but for torch, whose newest build may be for GPUs: raise its line by hand; run the tests before you commit it

@@ -12,7 +12,10 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
-from importlib.metadata import PackageNotFoundError, distribution
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from itertools import chain
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -26,51 +29,49 @@ TOP = "# What `make` installs, tried together: all that .[dev] needs under Pytho
 OF_CUDA = re.compile(r"cuda-|nvidia-|triton$")  # which a build of torch for GPUs brings
 
 
-def required() -> list[Requirement]:
-    """What pyproject.toml asks for, its extras resolved."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"]
-    waiting = [Requirement(line) for line in (*project["dependencies"], *extras["dev"])]
-    found = []
-    for requirement in waiting:  # which grows
-        if canonicalize_name(requirement.name) == project["name"]:
-            waiting += [Requirement(line) for extra in sorted(requirement.extras) for line in extras[extra]]
-        else:
-            found.append(requirement)
-    return found
+@dataclass
+class Package:
+    """An installed package that is needed, and the names of those that it needs."""
+
+    distribution: Distribution
+    requires: set[str] = field(default_factory=set)
+    extras: set[str] = field(default_factory=set)  # of its own, that somebody asks for
 
 
-def needed() -> dict[str, str]:
-    """The installed version of each package that is needed. Raises PackageNotFoundError."""
-    found: dict[str, str] = {}
-    seen: set[tuple[str, str]] = set()
-    waiting = required()
-    for requirement in waiting:  # which grows
+def needed(required: Iterable[str]) -> dict[str, Package]:
+    """Find the installed packages that requirements name, and all that those require in turn, by name.
+
+    Raises PackageNotFoundError."""
+    found: dict[str, Package] = {}
+    waiting: list[tuple[str, str, Package | None]] = [(line, "", None) for line in required]
+    for line, extra, by in waiting:  # which grows
+        requirement = Requirement(line)
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            continue
         name = canonicalize_name(requirement.name)
-        for extra in {"", *requirement.extras} - {extra for known, extra in seen if known == name}:
-            seen.add((name, extra))
-            package = distribution(name)
-            found[name] = Version(package.version).public
-            further = [Requirement(line) for line in package.requires or []]
-            waiting += [one for one in further if _applies(one, extra)]
+        package = found.get(name) or found.setdefault(name, Package(distribution(name)))
+        if by is not None:
+            by.requires.add(name)
+        for more in {"", *requirement.extras} - package.extras:
+            package.extras.add(more)
+            waiting += [(further, more, package) for further in package.distribution.requires or []]
     return found
 
 
-def _applies(requirement: Requirement, extra: str) -> bool:
-    if OF_CUDA.match(requirement.name):
-        return False
-    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
-
-
-def written(versions: dict[str, str]) -> str:
-    lines = [f"{name}=={versions[name]}\n" for name in sorted(versions)]
+def written() -> str:
+    """Return the lock as it would be written here. Raises PackageNotFoundError."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
+    packages = needed(line for line in asked if not line.startswith(f"{project['name']}["))
+    versions = {name: Version(package.distribution.version).public for name, package in packages.items()}
+    lines = [f"{name}=={versions[name]}\n" for name in sorted(versions) if not OF_CUDA.match(name)]
     return "".join([TOP.format(*PYTHON), *lines])
 
 
 def differences() -> list[str]:
-    """What is not as the lock says, a line each."""
+    """Return what is not as the lock says, a line each."""
     try:
-        now = set(written(needed()).splitlines())
+        now = set(written().splitlines())
     except PackageNotFoundError as error:
         return [f"{error.name} is needed and not installed: make .venv/installed-dev"]
     locked = set(LOCK.read_text(encoding="utf-8").splitlines())
@@ -82,7 +83,7 @@ if __name__ == "__main__":
         print("constraints.txt is checked and written under Python {}.{} alone".format(*PYTHON))
         sys.exit(sys.argv[1:] == ["--write"])
     if sys.argv[1:] == ["--write"]:
-        LOCK.write_text(written(needed()), encoding="utf-8")
+        LOCK.write_text(written(), encoding="utf-8")
     elif wrong := differences():
         print("\n".join(["constraints.txt is not what is needed (make lock renews it):", *wrong]))
         sys.exit(1)

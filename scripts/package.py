@@ -28,13 +28,14 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PathDistribution, packages_distributions
 from pathlib import Path
 
+import lock
 import sbom
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / "build" / "package"  # always here, so that mypy's cache holds from one call to the next
-METHOD = ROOT / "scripts" / "method_alone.py"
+METHOD = ROOT / "examples" / "method_alone.py"
 MISSING = """
 import importlib, pkgutil, ebc_lab
 for module in pkgutil.walk_packages(ebc_lab.__path__, "ebc_lab."):
@@ -100,7 +101,7 @@ class Environment:
 
     def link(self, required: Iterable[str]) -> None:
         """Make the packages that requirements name importable, and what those require."""
-        for package in sbom.needed(required).values():
+        for package in lock.needed(required).values():
             found = package.distribution
             for top in {file.parts[0] for file in found.files or []} - {"..", "__pycache__"}:
                 if not (self.packages / top).exists():

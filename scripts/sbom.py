@@ -13,9 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import tomllib
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from importlib.metadata import Distribution, distribution
+from importlib.metadata import Distribution
 from itertools import chain
 from pathlib import Path
 
@@ -26,7 +24,7 @@ from cyclonedx.model.component import Component, ComponentScope, ComponentType
 from cyclonedx.output.json import JsonV1Dot6
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
-from lock import LOCK, OF_CUDA
+from lock import LOCK, OF_CUDA, needed
 from packageurl import PackageURL
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -46,35 +44,6 @@ CLASSIFIED = {  # licences as classifiers call them -> SPDX
     "Python Software Foundation License": "PSF-2.0",
 }
 READ = {"torchao": "BSD-3-Clause"}  # whose metadata names none: read in its licence file
-
-
-@dataclass
-class Package:
-    """An installed package that is needed, and the names of those that it needs."""
-
-    distribution: Distribution
-    requires: set[str] = field(default_factory=set)
-    extras: set[str] = field(default_factory=set)  # of its own, that somebody asks for
-
-
-def needed(required: Iterable[str]) -> dict[str, Package]:
-    """Find the installed packages that requirements name, and all that those require in turn, by name.
-
-    Raises PackageNotFoundError."""
-    found: dict[str, Package] = {}
-    waiting: list[tuple[str, str, Package | None]] = [(line, "", None) for line in required]
-    for line, extra, by in waiting:  # which grows
-        requirement = Requirement(line)
-        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
-            continue
-        name = canonicalize_name(requirement.name)
-        package = found.get(name) or found.setdefault(name, Package(distribution(name)))
-        if by is not None:
-            by.requires.add(name)
-        for more in {"", *requirement.extras} - package.extras:
-            package.extras.add(more)
-            waiting += [(further, more, package) for further in package.distribution.requires or []]
-    return found
 
 
 def licences(package: Distribution) -> list[str]:

@@ -5,12 +5,13 @@ import gc
 import os
 import random
 import signal
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from support import emulated, least
+from support import emulated
 from support.shared import made_once
 
 emulated.install_if_wanted()
@@ -25,8 +26,16 @@ settings.load_profile("quick")
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    least.mark(items, whole_files=not any("::" in argument for argument in config.args))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test with more than a dozen cases `make test` runs the first and then one in seven."""
+    functions = [item.nodeid.partition("[")[0] for item in items]
+    cases = Counter(functions)
+    seen: Counter[str] = Counter()
+    for item, function in zip(items, functions, strict=True):
+        # seven is a prime: of a grid every row and column is met
+        if cases[function] > 12 and seen[function] % 7:
+            item.add_marker("thorough")
+        seen[function] += 1
 
 
 def pytest_collection_finish() -> None:
@@ -34,10 +43,6 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    return True if least.asked(config) and least.left_out(collection_path, config.rootpath) else None
 
 
 WORDS = "the cat sat on a mat and saw rain run down to sea under moon".split()  # noqa: SIM905

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = ("pyproject.toml", "README.md", "CHANGELOG.md")
-FOLDERS = (".vscode", "ebc_lab", "benchmarks", "conf", "scripts", "tests", "docs")
+FOLDERS = (".vscode", "ebc_lab", "benchmarks", "conf", "dev", "examples", "scripts", "tests", "docs")
 
 SETTINGS = '''"""Gradients that are halved."""
 
@@ -146,6 +146,7 @@ SHOCK = (  # its settings, what it does, its picture, its choices with the suite
     *("tests/config/parts/test_shock.py", "tests/components/test_shock.py"),
     "tests/report/pictures/test_shock.py",
 )
+LAYERS = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
 TESTS = ("-m", "pytest", "-p", "no:cacheprovider", "-m")
 
 
@@ -156,9 +157,10 @@ def test_a_part_is_taken_away_by_deleting_what_bears_its_name(copy):
         path = copy / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     run_in(copy, "-m", "ruff", "check", ".")
+    run_in(copy, "-c", LAYERS)
     run_in(copy, "scripts/house.py")
     run_in(copy, "scripts/json_schemas.py", "--write")  # for editors, from the settings
     run_in(copy, "-m", "mypy")
     run_in(copy, *TESTS, "not slow and not cuda", "tests/training/test_hooks.py")
     rooms = ("config", "records", "report", "study/stages")
-    run_in(copy, *TESTS, "least and not slow and not cuda", *(f"tests/{room}" for room in rooms))
+    run_in(copy, *TESTS, "not thorough and not slow and not cuda", *(f"tests/{room}" for room in rooms))

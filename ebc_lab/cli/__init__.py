@@ -19,7 +19,6 @@ from .options import mend_size
 def misused(error: Any) -> str:
     """A mistake in how a command is called, in one sentence."""
     from . import familiar
-    from .hydra.flags import FLAGS
 
     what = " ".join(error.format_message().split()).rstrip(".")
     what = re.sub(r"\. Did you mean '(.*)'\?", r" (did you mean \1?)", what[:1].lower() + what[1:])
@@ -29,11 +28,11 @@ def misused(error: Any) -> str:
     called = context.command_path if context else " ".join(["ebc-lab", *path])
     if found := re.match("no such command '(.*?)'", what):
         commands = ", ".join(context.command.list_commands(context))
-        meant = familiar.of_command(found[1], called, context.find_root().command, words, FLAGS)
+        meant = familiar.explain_command(found[1], called, context.find_root().command, words)
         return meant or f"{what}; the commands are {commands}."
     if what.startswith("no such option"):
-        options = familiar.options_of(context.command, FLAGS)
-        if meant := familiar.of_flags(path, options, words[len(path) :]):
+        options = familiar.options_of(context.command)
+        if meant := familiar.explain_flags(path, options, words[len(path) :]):
             return meant
         dashes = "settings are given without dashes: scale=smoke, optimizer.lr=1e-3"
         return f"{what}; {dashes}; `{called} --help` lists the options."

@@ -19,11 +19,11 @@ from ebc_lab import __version__
 from ebc_lab.config.errors import require, visible
 
 from . import collection, completion, ebm, elsewhere
+from .hydra.flags import INFO, Given, TrainCommand
 from .options import (
     HELP_NAMES,
     INTERRUPTED,
     OUTPUT_DIR,
-    PASS_ON,
     Json,
     Place,
     Port,
@@ -48,6 +48,18 @@ Force = Annotated[
 MaxRuns = Annotated[int | None, optional("--max-runs", help="Train at most this many runs in this call.")]
 MaxHours = Annotated[
     float | None, optional("--max-hours", help="Stop before the workers' hours together exceed this.")
+]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ebc-lab {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
 ]
 Name = Annotated[
     str | None,
@@ -76,19 +88,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"ebc-lab {__version__}")
-        raise typer.Exit
-
-
 @app.callback()
-def every_command(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
-    ] = False,
-) -> None:
+def every_command(version: Version = False) -> None:
     """What stands before the name of a command."""
 
 
@@ -172,19 +173,40 @@ def _piloted(configs: Sequence[Any], several: bool, as_json: bool, **how: Any) -
     return max(int(one["exit_code"]) for one in endings)
 
 
-@app.command(context_settings=PASS_ON, add_help_option=False)
+@app.command(cls=TrainCommand)
 def train(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[FLAGS] [KEY=VALUE …]", show_default=False, autocompletion=completion.overrides
+    overrides: Overrides = None,
+    run: Annotated[bool, typer.Option("-r", "--run", help="Train one run, which is the default.")] = False,
+    multirun: Annotated[
+        bool,
+        typer.Option(
+            *("-m", "--multirun"),
+            help="One run per combination: optimizer.lr=1e-3,2e-3 or range(…), glob(…).",
         ),
+    ] = False,
+    cfg: Annotated[
+        str | None,
+        optional("-c", "--cfg", help="Print the settings instead of training: job, hydra or all."),
     ] = None,
+    resolve: Annotated[
+        bool, typer.Option("--resolve", help="With --cfg: references between settings filled in.")
+    ] = False,
+    package: Annotated[
+        str | None, optional("-p", "--package", help="With --cfg: print only this part, such as optimizer.")
+    ] = None,
+    info: Annotated[
+        str | None, optional("-i", "--info", help=f"How Hydra composed them: {', '.join(INFO)}.")
+    ] = None,
+    version: Version = False,
+    as_json: Json = False,
 ) -> None:
-    """Train one run, with EBC unless stabilizer=none; -m several. `--help` lists settings and examples."""
+    """Train one run, or with -m several; the flags are Hydra's. EBC is on unless you say stabilizer=none,
+    which trains the optimizer alone.
+    """
     from . import train as train_module
 
-    train_module.train(arguments or [])
+    given = Given(overrides or [], run, multirun, cfg, resolve, package, info, as_json)
+    train_module.train(given)
 
 
 @app.command()
@@ -392,35 +414,26 @@ def watch(
 
     Of several studies it shows a line each, until all have ended.
     """
-    from ebc_lab.report.page.serve import address_of, server
     from ebc_lab.study.store.find import find_all
 
     watched, *others = found = find_all(studies or [], output_dir, tell_aside)
-    if others:
-        return _watch_all(found, page=bool(port or show))
-    with server(watched, port) as made:
-        try:
+    try:
+        if others:
+            from .watching import watch_all
+
+            several = "--port and --open are for the page of one study, and these are several."
+            require(not (port or show), several)
+            return watch_all(found, _console())
+        from ebc_lab.report.page.serve import address_of, server
+
+        with server(watched, port) as made:
             typer.echo(f"study {watched.name}: {address_of(made)}  (Ctrl-C stops watching, not the study)")
             if show:
                 typer.launch(address_of(made))
             made.serve_forever()
-        except KeyboardInterrupt:
-            typer.echo("no longer watching")
-    return 0
-
-
-def _watch_all(studies: Sequence[Any], *, page: bool) -> int:
-    from ebc_lab.config.errors import UserError
-
-    from .watching import watch_all
-
-    if page:
-        raise UserError("--port and --open are for the page of one study, and these are several.")
-    try:
-        return watch_all(studies, _console())
     except KeyboardInterrupt:
         typer.echo("no longer watching")
-        return 0
+    return 0
 
 
 @app.command()

@@ -44,15 +44,15 @@ def train(context: typer.Context) -> None:
 
     docs/settings.md has every setting.
     """
-    from . import train as train_module
-
     for word in context.args:
-        name, _, value = word.lstrip("+").partition("=")
-        if name == "workload" and value != "ebm":
+        setting = word.lstrip("+")
+        if setting.startswith("workload=") and setting != "workload=ebm":
             other = f"for {word} there is `ebc-lab train {word}`"
             raise UserError(f"ebc-lab ebm train is of workload=ebm: {other}.")
-    overrides = [word for word in context.args if word.lstrip("+") != "workload=ebm"]
-    train_module.train(["workload=ebm", *overrides])
+    words = [word for word in context.args if word.lstrip("+") != "workload=ebm"]
+    context.find_root().command.main(
+        ["train", "workload=ebm", *words], standalone_mode=False, prog_name="ebc-lab"
+    )
 
 
 @app.command()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import typer
@@ -73,26 +74,22 @@ class Evaluations:
                 since = [r for r in self.steps.rows() if begun <= r["step"] < step]
                 self.seen.append(Evaluation(row, since, self.previous, self.characters))
                 self.alerts = alerts_in(self.files.alerts)
-                lines.append(in_a_line(self.seen[-1], self.run.steps))
+                lines.append(self.seen[-1].line(self.run.steps))
                 lines += [alert_in_words(alert) for alert in self.alerts if alert["step"] == step]
             self.previous = row  # another step's is an earlier attempt's
         return lines
 
-    def drawn(self) -> list[RenderableType]:
-        """Draw the latest evaluation in full, and those before it as rows."""
+    def tables(self) -> list[RenderableType]:
+        """Return the latest evaluations as rows, and what else the last of them measured."""
         if not self.seen:
             return []
-        latest = self.seen[-1]
-        parts: list[RenderableType] = [_table(self.seen[-EVALUATIONS:])]
-        parts.append(Text(f"loss parts  {_parts(latest)}"))
-        if latest.scores:
-            table = plain_table("R² at, radians", *(f">{_radians(level)}" for level in latest.scores))
-            table.add_row("found", *(short(r2) for r2, _ in latest.scores.values()))
-            table.add_row("matched", *(short(matched) for _, matched in latest.scores.values()))
-            parts.append(table)
-        if latest.loads:
-            parts.append(Text(f"experts     {', '.join(map(percent, latest.loads))}"))
-        return [*parts, *(Text(alert_in_words(a), style="yellow") for a in self.alerts[-ALERTS:])]
+        shown = self.seen[-EVALUATIONS:]
+        names = list(shown[-1].figures)
+        table = plain_table(">step", *(f">{name}" for name in names))
+        for one in shown:
+            table.add_row(f"{one.row['step']:.0f}", *(one.figures.get(name, NOTHING) for name in names))
+        details = [Text(f"{name}  {text}") for name, text in shown[-1].details.items()]
+        return [table, *details, *(Text(alert_in_words(a), style="yellow") for a in self.alerts[-ALERTS:])]
 
 
 # -- what is read --------------------------------------------------------------------------------------------
@@ -142,30 +139,54 @@ def alerts_in(path: Path) -> list[dict[str, Any]]:
 
 
 class Evaluation:
-    """A row of evals.csv with what the steps since the evaluation before it recorded."""
+    """A row of evals.csv with what the steps since the evaluation before it recorded, as text by name.
+
+    What was not measured is left out of `figures` and of `details`.
+    """
 
     def __init__(self, row: Row, since: Sequence[Row], previous: Row | None, characters: float):
         self.row = row
         steps, seconds = (row[k] - (previous[k] if previous else 0.0) for k in ("step", "train_s"))
-        self.rate = steps / seconds if seconds > 0 else math.nan
-        self.bits = row["val_loss"] / math.log(2) / characters
-        self.parts = {name: _mean(since, column) for column, name in PARTS.items()}
-        columns = filter(LOAD.fullmatch, since[-1] if since else ())
-        self.loads = [_mean(since, column) for column in columns]
-        self.soc_rate = row.get("soc_rate", math.nan)
-        levels = [match[1] for column in row if (match := LEVEL.fullmatch(column))]
-        self.scores = {level: (row[f"r2_{level}"], row.get(f"matched_{level}", math.nan)) for level in levels}
+        bits = row["val_loss"] / math.log(2) / characters
+        rate = fixed(steps / seconds if seconds > 0 else math.nan, 1)
+        self.figures = {"steps/s": rate, "val loss": fixed(row["val_loss"]), "bits/char": fixed(bits, 3)}
+        for column, (name, write) in COLUMNS.items():
+            if math.isfinite(row.get(column, math.nan)):
+                self.figures[name] = write(row[column])
+        self.details = {
+            "loss parts": ", ".join(f"{name} {short(mean)}" for name, mean in _means(since, PARTS).items()),
+            "R²/matched at radians": ", ".join(_scores(row)),
+            "experts": ", ".join(map(percent, _means(since, _loads(since)).values())),
+        }
+        self.details = {name: text for name, text in self.details.items() if text}
 
-    def figure(self, name: str) -> float:
-        return self.row.get(name, math.nan)
+    def line(self, steps: int) -> str:
+        """Write it in a line, for where no table can be drawn again."""
+        measured = (f"{name} {text}" for name, text in (self.figures | self.details).items())
+        return "  ".join([f"step {self.row['step']:.0f}/{steps}", *measured])
 
 
-def _mean(rows: Sequence[Row], column: str) -> float:
-    values = [row[column] for row in rows if math.isfinite(row.get(column, math.nan))]
-    return sum(values) / len(values) if values else math.nan
+def _means(rows: Sequence[Row], columns: Mapping[str, str]) -> dict[str, float]:
+    """The mean of each column over its finite values in these rows, by the column's name in `columns`."""
+    means = {}
+    for column, name in columns.items():
+        values = [row[column] for row in rows if math.isfinite(row.get(column, math.nan))]
+        if values:
+            means[name] = fmean(values)
+    return means
 
 
-# -- how it is shown -----------------------------------------------------------------------------------------
+def _loads(rows: Sequence[Row]) -> dict[str, str]:
+    """The columns with the experts' loads."""
+    return {column: column for column in (rows[-1] if rows else ()) if LOAD.fullmatch(column)}
+
+
+def _scores(row: Row) -> Iterator[str]:
+    """`0.05: 0.12/0.15`: at each noise level R², and what it is where the score is matched exactly."""
+    for column in row:
+        if match := LEVEL.fullmatch(column):
+            matched = row.get(f"matched_{match[1]}", math.nan)
+            yield f"{match[1].replace('p', '.')}: {short(row[column])}/{short(matched)}"
 
 
 def short(value: float) -> str:
@@ -173,48 +194,13 @@ def short(value: float) -> str:
     return f"{value:.3g}".replace("-", "−") if math.isfinite(value) else NOTHING
 
 
-def in_a_line(e: Evaluation, steps: int) -> str:
-    """Write an evaluation in a line, where no table can be drawn again, without what was not measured."""
-    words = [
-        f"step {e.row['step']:.0f}/{steps}",
-        f"{fixed(e.rate, 1)} steps/s",
-        f"val {fixed(e.figure('val_loss'))} ({fixed(e.bits, 3)} bits/char)",
-        f"loss {_parts(e)}",
-    ]
-    if math.isfinite(e.figure("energy")):
-        words.append(f"energy {short(e.figure('energy'))} nats")
-    if e.scores:
-        pairs = (
-            f"{_radians(level)}: {short(r2)}/{short(matched)}" for level, (r2, matched) in e.scores.items()
-        )
-        words.append(f"R²/matched {', '.join(pairs)}")
-        words.append(f"κ {short(e.figure('kappa_median'))}")
-        shares = percent(e.figure("splat_coverage")), percent(e.figure("state_coverage"))
-        words.append(f"coverage {shares[0]} of splats, {shares[1]} of states")
-    if math.isfinite(e.soc_rate):
-        words.append(f"soc_rate {short(e.soc_rate)}")
-    if e.loads:
-        words.append(f"experts {', '.join(map(percent, e.loads))}")
-    return "  ".join(words)
-
-
-def _parts(e: Evaluation) -> str:
-    return ", ".join(f"{name} {short(value)}" for name, value in e.parts.items() if math.isfinite(value))
-
-
-def _radians(level: str) -> str:
-    return level.replace("p", ".")
-
-
-def _table(evaluations: Sequence[Evaluation]) -> RenderableType:
-    titles = ("step", "steps/s", "val loss", "bits/char", "energy", "κ", "splats won", "covered", "soc_rate")
-    table = plain_table(*(f">{title}" for title in titles))
-    for e in evaluations:
-        speed_and_loss = (fixed(e.rate, 1), fixed(e.figure("val_loss")), fixed(e.bits, 3))
-        splats = (short(e.figure("energy")), short(e.figure("kappa_median")))
-        shares = (percent(e.figure("splat_coverage")), percent(e.figure("state_coverage")))
-        table.add_row(f"{e.row['step']:.0f}", *speed_and_loss, *splats, *shares, short(e.soc_rate))
-    return table
+COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {  # of evals.csv -> name, and how to write it
+    "energy": ("energy", short),
+    "kappa_median": ("κ", short),
+    "splat_coverage": ("splats won", percent),
+    "state_coverage": ("covered", percent),
+    "soc_rate": ("soc_rate", short),
+}
 
 
 # -- one model, or all in a folder ---------------------------------------------------------------------------

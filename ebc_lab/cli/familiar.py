@@ -45,7 +45,7 @@ class Flag(NamedTuple):
 
 Typed = tuple[str, list[str]]  # a command line of ours, and what is said of it
 
-OF_A_MODEL = {
+MODEL_FLAGS = {
     **dict.fromkeys(("--checkpoint", "--ckpt", "--model"), Flag("{}")),
     **dict.fromkeys(("--max-tokens", "--max-new-tokens"), Flag("--tokens {}")),
     "--n-samples": Flag("--samples {}"),
@@ -53,7 +53,19 @@ OF_A_MODEL = {
     "--checkpoint-dir": Flag("--batch {}"),
     "--device": Flag("", "a kept model is loaded onto the device of its run"),
 }
-OF_A_RUN = {
+OWN_FILES = Flag(
+    "",
+    "settings are those of ebc-lab; a study of your own is `study=./mine.yaml`, a part `my_opt.py:Mine`",
+)
+RUN_FLAGS = {
+    **dict.fromkeys(("--config-path", "--config-name", "--config-dir"), OWN_FILES),
+    "--hydra-help": Flag("--help", "it lists the flags of Hydra that work here", switch=True),
+    "--shell-completion": Flag("", "`ebc-lab --install-completion` completes in your shell", switch=True),
+    "--experimental-rerun": Flag(
+        "",
+        "the same command with hydra.run.dir= the run's folder continues a run, and `ebc-lab train "
+        "from=FOLDER/spec.json` trains it again",
+    ),
     "--epochs": Flag(
         "tokens={}e6",
         "{} passes over tiny Shakespeare's 1.0 million training tokens; `ebc-lab data` counts another text's",
@@ -68,13 +80,10 @@ OF_A_RUN = {
 # -- commands ------------------------------------------------------------------------------------------------
 
 
-def of_command(
-    word: str, group: str, root: Any, words: Sequence[str], of_train: Collection[str]
-) -> str | None:
+def explain_command(word: str, group: str, root: Any, words: Sequence[str]) -> str | None:
     """Say what is typed for a word that is no command of `group`, "ebc-lab" or "ebc-lab ebm".
 
-    `root` is the whole program, `words` what was typed after its name, `of_train` the
-    flags of train. None where it means nothing here.
+    `root` is the whole program, `words` what was typed after its name. None where it means nothing here.
     """
     from ebc_lab.config.schema import STAGES
 
@@ -83,10 +92,12 @@ def of_command(
     places = [([], root.commands), (["ebm"], root.commands["ebm"].commands)]
     for path, commands in sorted(places, key=lambda place: shlex.join(["ebc-lab", *place[0]]) != group):
         if name in commands:
-            path, options = [*path, name], options_of(commands[name], of_train)
+            path, options = [*path, name], options_of(commands[name])
             model = ["MODEL"] if "--arm" in options and not rest else []
             plain: Typed = shlex.join(["ebc-lab", *path, *model, *rest]), []
-            return f"{word} is no command of {group}: type {_told(retyped(path, options, rest) or plain)}."
+            return (
+                f"{word} is no command of {group}: type {_in_quotes(retyped(path, options, rest) or plain)}."
+            )
     if name in STAGES:
         return f"{word} is a stage of a study: type `{shlex.join(['ebc-lab', 'stage', name, *rest])}`."
     if name in COMMANDS:
@@ -94,13 +105,12 @@ def of_command(
     return None
 
 
-def options_of(command: Any, of_train: Collection[str]) -> set[str]:
-    """Name the options that a command takes, in every way that they are written; train's are Hydra's."""
-    own = [name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)]
-    return {*own, *(of_train if command.name == "train" else ())}
+def options_of(command: Any) -> set[str]:
+    """Name the options that a command takes, in every way that they are written."""
+    return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
 
 
-def _told(typed: Typed) -> str:
+def _in_quotes(typed: Typed) -> str:
     command, notes = typed
     return f"`{command}`" + (f" ({'; '.join(notes)})" if notes else "")
 
@@ -108,7 +118,7 @@ def _told(typed: Typed) -> str:
 # -- flags ---------------------------------------------------------------------------------------------------
 
 
-def of_flags(path: Sequence[str], options: Collection[str], words: Sequence[str]) -> str | None:
+def explain_flags(path: Sequence[str], options: Collection[str], words: Sequence[str]) -> str | None:
     """Say what is typed for `ebc-lab PATH WORDS`, whose flags are another program's; None where one of them
     means nothing here. `options` are the command's own."""
     if (typed := retyped(path, options, words)) is None:
@@ -116,7 +126,7 @@ def of_flags(path: Sequence[str], options: Collection[str], words: Sequence[str]
     foreign = [word.partition("=")[0] for word in words if _foreign(word, options)]
     dashes = "" if "--arm" in options else ", and settings are given without dashes"
     named = any_of(list(dict.fromkeys(foreign or words[:1])))
-    return f"{' '.join(path)} takes no {named}{dashes}: type {_told(typed)}."
+    return f"{' '.join(path)} takes no {named}{dashes}: type {_in_quotes(typed)}."
 
 
 def retyped(path: Sequence[str], options: Collection[str], words: Sequence[str]) -> Typed | None:
@@ -159,15 +169,15 @@ def _foreign(word: str, options: Collection[str]) -> bool:
 def _meant(path: Sequence[str], options: Collection[str], name: str, value: str) -> Flag | None:
     plain = "--" + name[2:].replace("_", "-")
     if "--arm" in options:
-        flag = Flag(f"{plain} {{}}") if plain in options else OF_A_MODEL.get(plain)
+        flag = Flag(f"{plain} {{}}") if plain in options else MODEL_FLAGS.get(plain)
         here = flag.here.split() if flag else []
         return flag if not here or here[0] in (*options, "{}") else Flag("", f"{path[-1]} has none such")
     trains = path[-1] == "train"
     if plain == "--resume":
         return _resumed(path, value) if trains else Flag("", "the same command continues", switch=True)
     return (
-        OF_A_RUN[plain]
-        if trains and plain in OF_A_RUN
+        RUN_FLAGS[plain]
+        if trains and plain in RUN_FLAGS
         else _setting(plain[2:].replace("-", "_"), value, trains)
     )
 

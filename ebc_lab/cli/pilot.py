@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import typer
@@ -19,13 +19,13 @@ from ebc_lab.study.launch.pool import WorkersFailed
 from ebc_lab.study.stages.rules import Undecidable
 from ebc_lab.study.stages.verdict import verdict_of
 from ebc_lab.study.store.changes import looks_of
-from ebc_lab.study.store.study import Cancelled, Study
+from ebc_lab.study.store.study import Cancelled
 from ebc_lab.study.trackers.notify import FAILED, FINISHED, STALLED, Notifier
 
 from . import screen
 from .options import INTERRUPTED
 
-Told = TypeVar("Told")
+Forecast = TypeVar("Forecast")
 
 
 def pilot(
@@ -44,64 +44,51 @@ def pilot(
     where it was cancelled or interrupted. Raises UserError.
     """
     study = study_of(config)
+    place = {"study": study.name, "folder": str(study.root)}
     view = screen.View(console)
     notifier = Notifier(config.notify, study.root, view.say)
     listener = concluding(
         say=view.say,
         decided=view.decided,
         watch=view.watch,
-        expect=_told_only(expected_left),
-        work=_told_only(expected_work),
+        expect=_unless_unknown(expected_left),
+        work=_unless_unknown(expected_work),
         stalled=lambda text: notifier.tell(STALLED, text, wait=False),
     )
     try:
         with view.following():
             done = autopilot(config, listener, stages=stages, force=force, limits=limits, command=lasting)
-    except (Cancelled, KeyboardInterrupt) as error:
-        return _stopped_by_hand(study, error, command)
+    except Cancelled as error:
+        typer.echo(f"{visible(str(error))}; the same command continues from here:\n  {command}", err=True)
+        return {"outcome": "cancelled", "exit_code": INTERRUPTED, **place}
+    except KeyboardInterrupt:  # which `main` speaks of
+        return {"outcome": "interrupted", "exit_code": INTERRUPTED, **place}
     except (StageFailed, WorkersFailed) as error:
         why = visible(str(error))
         typer.echo(f"stopped: {why}\nthe command:\n  {command}", err=True)
         notifier.tell(FAILED, why)
-        return {"outcome": "stopped", "cause": why, "exit_code": 3, **_of(study)}
+        return {"outcome": "stopped", "cause": why, "exit_code": 3, **place}
     except Exception as error:
-        if view.watched:  # a mistake in the settings is told to who made it
+        if view.watched:  # of a mistake in the settings whoever made it has read
             notifier.tell(FAILED, str(error))
         raise
     screen.outcome(console, done)
-    told = _told(done)
-    notifier.tell(FAILED if done.failed else FINISHED, _in_words(told))
-    return {**told, **_of(study)}
+    ending = _ending(done)
+    failed = [f"{plural(len(done.failed), 'run')} failed"] if done.failed else []
+    notifier.tell(FAILED if done.failed else FINISHED, "; ".join([*failed, *ending["answer"]]))
+    return {**ending, **place}
 
 
-def _of(study: Study) -> dict[str, Any]:
-    return {"study": study.name, "folder": str(study.root)}
+def _unless_unknown(forecast: Callable[..., Forecast]) -> Callable[..., Forecast | None]:
+    """Return a forecast that is None where it cannot be made: it never stops a study."""
 
-
-def _stopped_by_hand(study: Study, error: BaseException, command: str) -> dict[str, Any]:
-    """Return what is told of a study that somebody has stopped; `main` says so of an interrupt."""
-    if isinstance(error, Cancelled):
-        typer.echo(f"{visible(str(error))}; the same command continues from here:\n  {command}", err=True)
-    outcome = "cancelled" if isinstance(error, Cancelled) else "interrupted"
-    return {"outcome": outcome, "exit_code": INTERRUPTED, **_of(study)}
-
-
-def _in_words(told: Mapping[str, Any]) -> str:
-    """A finished call in a line."""
-    failed = [f"{plural(len(told['failed']), 'run')} failed"] if told["failed"] else []
-    return "; ".join([*failed, *told["answer"]])
-
-
-def _told_only(forecast: Callable[..., Told]) -> Callable[..., Told | None]:
-    """Return None where what is still to be trained cannot be said: a forecast never stops a study."""
-
-    def said(*asked: Any) -> Told | None:
+    def known(*asked: Any) -> Forecast | None:
         try:
             return forecast(*asked)
         except (UserError, Undecidable, *MISTAKEN):
             return None
 
-    return said
+    return known
 
 
 def _answers(done: Outcome) -> list[dict[str, Any]]:
@@ -117,7 +104,7 @@ def _answers(done: Outcome) -> list[dict[str, Any]]:
     return answers
 
 
-def _told(done: Outcome) -> dict[str, Any]:
+def _ending(done: Outcome) -> dict[str, Any]:
     """A finished call for programs."""
     page, header = done.study.page_file, done.study.header()
     return {

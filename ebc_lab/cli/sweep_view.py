@@ -28,10 +28,10 @@ ESCAPED = re.compile(r"\\([\\()\[\]{}:=, \t])")  # as Hydra writes the values of
 
 @dataclass(frozen=True)
 class Job:
-    """A run of a sweep: its number, its own values of what varies, its folder and its result, if any."""
+    """A run of a sweep: its number, its value of each key that varies, its folder and its result, if any."""
 
     number: int
-    values: Sequence[str]
+    values: Mapping[str, str]
     run: RunConfig
     directory: Path | None
     result: Mapping[str, Any]
@@ -56,33 +56,25 @@ def tabulated(
     try:
         yield
     finally:
-        keys = varying(combinations)
-        table_jobs = jobs(combinations, keys, runs, folder)
+        table_jobs = jobs(combinations, runs, folder)
         if len(table_jobs) > 1 and any(job.result for job in table_jobs):
-            show(made_console(), [key for key, _ in keys], table_jobs, folder)
+            show(made_console(), table_jobs, folder)
 
 
-def varying(combinations: Sequence[Sequence[str]]) -> list[tuple[str, int]]:
-    """The keys whose values differ between the runs, and where they stand among the overrides."""
-    first = combinations[0]
-    places = [i for i, value in enumerate(first) if any(c[i] != value for c in combinations)]
-    return [(first[i].partition("=")[0].lstrip("+"), i) for i in places]
-
-
-def jobs(
-    combinations: Sequence[Sequence[str]],
-    keys: Sequence[tuple[str, int]],
-    runs: Sequence[RunConfig],
-    folder: Path,
-) -> list[Job]:
+def jobs(combinations: Sequence[Sequence[str]], runs: Sequence[RunConfig], folder: Path) -> list[Job]:
     """The runs of a sweep with their results, in their order."""
     where = folders(folder)
-    of_folder = []
+    first = combinations[0]
+    varying = [i for i, value in enumerate(first) if any(c[i] != value for c in combinations)]
+    made = []
     for number, (overrides, run) in enumerate(zip(combinations, runs, strict=True)):
         directory = where.get(tuple(hydra_words(overrides)[1]))
-        values = [shown(ESCAPED.sub(r"\1", overrides[i].partition("=")[2])) for _, i in keys]
-        of_folder.append(Job(number, values, run, directory, result_of(directory)))
-    return of_folder
+        values = {}
+        for i in varying:
+            key, _, value = overrides[i].partition("=")
+            values[key.lstrip("+")] = shown(ESCAPED.sub(r"\1", value))
+        made.append(Job(number, values, run, directory, result_of(directory)))
+    return made
 
 
 def folders(folder: Path) -> dict[tuple[str, ...], Path]:
@@ -101,8 +93,9 @@ def result_of(directory: Path | None) -> dict[str, Any]:
     return {}
 
 
-def show(console: Console, keys: Sequence[str], table_jobs: Sequence[Job], folder: Path) -> None:
-    """Print the table of a sweep over these keys, the run with the lowest validation loss marked."""
+def show(console: Console, table_jobs: Sequence[Job], folder: Path) -> None:
+    """Print the table of a sweep, the run with the lowest validation loss marked."""
+    keys = list(table_jobs[0].values)
     ebc = any(job.with_ebc for job in table_jobs)
     budget = (">c", ">KL/δ*") if ebc else ()
     table = plain_table("job", *(f"~{_short(key, keys)}" for key in keys), ">val loss", *budget, ">time", "~")
@@ -125,7 +118,7 @@ def _short(key: str, keys: Sequence[str]) -> str:
 def _cells(job: Job, ebc: bool, best: bool) -> list[RenderableType]:
     result = job.result
     took = clock(result["wall_s"]) if "wall_s" in result else NOTHING
-    cells: list[RenderableType] = [str(job.number), *job.values, _number(result.get("val_loss"), 4)]
+    cells: list[RenderableType] = [str(job.number), *job.values.values(), _number(result.get("val_loss"), 4)]
     if ebc:
         c = "1" if job.never_clipped else part(result.get("c_median"))
         cells += [c if job.with_ebc else NOTHING, _number(result.get("kl_ratio_median"), 2)]

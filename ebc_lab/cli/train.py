@@ -32,6 +32,7 @@ from ebc_lab.config.dicts import from_dict, run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.overrides import check_overrides, expand
 from ebc_lab.config.own.parts import refuse_edited, with_names, with_sources
+from ebc_lab.config.parts.init import InitConfig
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.files import refuse_unwritable
@@ -42,11 +43,10 @@ from ebc_lab.study.trackers import following
 from ebc_lab.workloads.starts import pinned, pinned_start, placed
 from ebc_lab.workloads.text import check_length_of, checked_text
 
-from .hydra import flags as hydra_flags
+from .hydra.flags import Given
 from .hydra.launchers import JobFailed, defaults, is_submitit, launching
-from .options import console as made_console
 from .options import print_json
-from .sweep_view import jobs, result_of, tabulated, varying
+from .sweep_view import jobs, result_of, tabulated
 from .train_view import RunView, closing_lines
 
 OTHER_FOLDER = "choose another hydra.run.dir, or delete this one"
@@ -56,12 +56,8 @@ def _without_hydra(overrides: Sequence[str]) -> list[str]:
     return [o for o in overrides if not o.lstrip("+~").startswith(("hydra.", "hydra/"))]
 
 
-def train(arguments: Sequence[str]) -> None:
+def train(asked: Given) -> None:
     """`ebc-lab train`: validate, then hand over to Hydra. Raises UserError, and SystemExit as Hydra does."""
-    asked = hydra_flags.given(arguments)
-    if asked.help or asked.version:
-        print(hydra_flags.help_text(made_console().width) if asked.help else hydra_flags.versions())
-        return
     register_schema()
     code = 0
     with redirect_stdout(sys.stderr) if asked.as_json else nullcontext():
@@ -71,7 +67,7 @@ def train(arguments: Sequence[str]) -> None:
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     if asked.as_json:
-        print_json(job.told(code))
+        print_json(job.summary(code))
     if code:
         sys.exit(code)
 
@@ -79,8 +75,8 @@ def train(arguments: Sequence[str]) -> None:
 class _Job:
     """One call of Hydra: what was asked for, checked, and what is added to it. Raises UserError."""
 
-    def __init__(self, asked: hydra_flags.Given):
-        # of a setting that is given twice the last counts; Hydra would sweep over both
+    def __init__(self, asked: Given):
+        # the last value of a repeated key counts; Hydra would sweep over both
         asked_for = list({override.partition("=")[0]: override for override in asked.overrides}.values())
         self.asked = asked = replace(asked, overrides=asked_for)
         self.multirun = asked.multirun or "hydra.mode=MULTIRUN" in asked_for
@@ -92,13 +88,14 @@ class _Job:
         self.combinations = [[*overrides, *self.extra] for overrides in combinations]
         for combination in self.combinations:
             check_overrides(combination, hydra_keys=True)
-        self.of_runs = [_without_hydra(combination) for combination in self.combinations]
+        self.run_overrides = [_without_hydra(combination) for combination in self.combinations]
         here = "hydra/launcher=submitit_slurm" not in self.combinations[0]
         self.configs = [
-            compose(overrides, study=False, here=here, trains=asked.trains) for overrides in self.of_runs
+            compose(overrides, study=False, here=here, trains=asked.trains)
+            for overrides in self.run_overrides
         ]
         for config in self.configs:
-            if config.init.name == "none" and config.output_dir != Config.output_dir:
+            if InitConfig.from_run(config).name == "none" and config.output_dir != Config.output_dir:
                 raise UserError(
                     "output_dir is for studies: the folder of a run is hydra.run.dir=…, that of a sweep "
                     "hydra.sweep.dir=…"
@@ -121,7 +118,7 @@ class _Job:
             if is_submitit(self.settings.launcher):
                 around = launching(self.settings.launcher, str(self.directory))
             if self.multirun:
-                after = tabulated(self.of_runs, self.configs, self.directory)
+                after = tabulated(self.run_overrides, self.configs, self.directory)
         name, words = hydra_words(self.asked.overrides, self.recorded)
         begun = [o for o in self.asked.overrides if o.startswith("from=")]
         sys.argv = [shlex.join(["ebc-lab", "train", *begun]), *self.asked.words, *words, *self.extra]
@@ -140,7 +137,12 @@ class _Job:
         from ebc_lab.training.ends import DeviceFailed, Interrupted
 
         hydra = HydraConfig.get()
-        config = self.configs[hydra.job.num if self.multirun else 0]
+        checked = {
+            tuple(hydra_words(overrides)[1]): config
+            for overrides, config in zip(self.run_overrides, self.configs, strict=True)
+        }
+        asked = tuple(hydra.overrides.task)
+        config = checked[asked] if asked in checked else compose(asked, study=False)  # of another sweeper
         directory = Path(hydra.runtime.output_dir)
         in_job = is_submitit(hydra.launcher)
         message, code = None, 0
@@ -189,15 +191,15 @@ class _Job:
             return []
         return [f"{self.configs[0].optimizer.name} with EBC (the default); stabilizer=none turns EBC off"]
 
-    def told(self, code: int) -> dict[str, Any]:
+    def summary(self, code: int) -> dict[str, Any]:
         """What `--json` prints: the result of the run, or of each run of the sweep."""
         about = {"folder": str(self.directory), "warnings": self.warnings, "exit_code": code}
         if not self.multirun:
             return {**_ended(self.directory), **about}
-        finished = jobs(self.of_runs, varying(self.of_runs), self.configs, self.directory)
+        finished = jobs(self.run_overrides, self.configs, self.directory)
         runs = [
             {"overrides": list(overrides), "folder": str(job.directory or ""), **_ended(job.directory)}
-            for overrides, job in zip(self.of_runs, finished, strict=True)
+            for overrides, job in zip(self.run_overrides, finished, strict=True)
         ]
         return {"outcome": "done" if code == 0 else "stopped", "runs": runs, **about}
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from ebc_lab.config.errors import clock
@@ -59,7 +60,7 @@ class RunView:
         """Show it while the run trains. The evaluations stay on the terminal, a line alone does not."""
         with live(self.console, auto_refresh=False, transient=self.evaluations is None) as self.display:
             if self.display:
-                self.display.update(self._drawn(0, "step 0"), refresh=True)
+                self.display.update(self._picture(0, "step 0"), refresh=True)
             yield self
 
     def __call__(self, step: int) -> None:
@@ -75,7 +76,7 @@ class RunView:
             self.shown_at = now
             news = [line, *news]
         if self.display:
-            self.display.update(self._drawn(step, line), refresh=True)
+            self.display.update(self._picture(step, line), refresh=True)
             return
         for text in news:
             self.console.print(Text(text), soft_wrap=True)
@@ -90,11 +91,12 @@ class RunView:
         figures = ", ".join(f"{name} {value}" for name, value in self.figures.items())
         return ": ".join(filter(None, [", ".join(pace), figures]))
 
-    def _drawn(self, step: int, line: str) -> RenderableType:
+    def _picture(self, step: int, line: str) -> RenderableType:
         """The line, cut at its end where room is short, and a bar; the evaluations below."""
-        below = self.evaluations.drawn() if self.evaluations else []
-        text = Text(line, no_wrap=True, overflow="ellipsis")
-        return Group(text, ProgressBar(self.run.steps, step, width=BAR), *below)
+        progress = Table.grid()
+        progress.add_row(Text(line, no_wrap=True, overflow="ellipsis"))
+        progress.add_row(ProgressBar(self.run.steps, step, width=BAR))
+        return Group(progress, *(self.evaluations.tables() if self.evaluations else []))
 
     def _read(self) -> None:
         """Bring the figures up to date with the rows that were flushed since they were read."""

@@ -30,9 +30,9 @@ class Watched:
         self.study = study
         self.state = ""
         self.stage = ""
-        self.told = ""
-        self.said: tuple[str, str] = ("", "")
-        self.said_at = 0.0
+        self.progress = ""
+        self.printed: tuple[str, str] = ("", "")
+        self.printed_at = 0.0
 
     @property
     def running(self) -> bool:
@@ -45,24 +45,24 @@ class Watched:
                 return
             now = status(self.study)
         except (UserError, OSError) as error:
-            self.state, self.stage, self.told = UNREADABLE, "", visible(str(error))
+            self.state, self.stage, self.progress = UNREADABLE, "", visible(str(error))
             return
         self.state = "running" if now["queue"] else now["state"]
         self.stage = next((s["stage"] for s in now["stages"] if s["state"] in ("open", "stale")), "")
-        self.told = _told(now)
+        self.progress = _progress(now)
 
     def news(self) -> str | None:
         """Return its line where its state or stage has changed, or where the last one was a minute ago."""
         seen = self.state, self.stage
-        due = self.running and time.monotonic() - self.said_at >= LINE_EVERY_S
-        if seen == self.said and not due:
+        due = self.running and time.monotonic() - self.printed_at >= LINE_EVERY_S
+        if seen == self.printed and not due:
             return None
-        self.said, self.said_at = seen, time.monotonic()
-        parts = (f"{self.study.name}: {self.state.replace('_', ' ')}", self.stage, self.told)
+        self.printed, self.printed_at = seen, time.monotonic()
+        parts = (f"{self.study.name}: {self.state.replace('_', ' ')}", self.stage, self.progress)
         return ", ".join(part for part in parts if part)
 
 
-def _told(now: dict[str, Any]) -> str:
+def _progress(now: dict[str, Any]) -> str:
     """Return how far a study is, or what came of it, in a line."""
     outcomes = [count for stage in now["stages"] for count in stage["outcomes"].items()]
     runs = f"{plural(sum(n for outcome, n in outcomes if outcome != 'open'), 'run')} done"
@@ -80,7 +80,7 @@ def _told(now: dict[str, Any]) -> str:
 def watch_all(studies: Sequence[Study], console: Console) -> int:
     """Show the studies until none is running. -> exit code: the highest of what their commands would give."""
     watched = [Watched(study) for study in studies]
-    with live(console, transient=True, auto_refresh=False) as display:
+    with live(console, auto_refresh=False) as display:
         while True:
             began = time.monotonic()
             for one in watched:
@@ -88,18 +88,16 @@ def watch_all(studies: Sequence[Study], console: Console) -> int:
                 if display is None and (line := one.news()) is not None:
                     console.print(Text(line), soft_wrap=True)
             if display is not None:
-                display.update(_drawn(watched), refresh=True)
+                display.update(_table(watched), refresh=True)
             if not any(one.running for one in watched):
                 break
             time.sleep(max(LOOK_S, PAUSE * (time.monotonic() - began)))
-    if console.is_terminal:
-        console.print(_drawn(watched))
     return max(EXIT_CODES.get(one.state, 3) for one in watched)
 
 
-def _drawn(watched: Sequence[Watched]) -> Any:
+def _table(watched: Sequence[Watched]) -> Any:
     table = plain_table("study", "state", "stage", "~")
     for one in watched:
         state = Text(one.state.replace("_", " "), style=STATE_STYLE.get(one.state, ""))
-        table.add_row(one.study.name, state, one.stage, one.told)
+        table.add_row(one.study.name, state, one.stage, one.progress)
     return table

@@ -88,16 +88,6 @@ def test_state_is_the_bytes_of_the_tensors_that_the_optimizer_keeps(shapes, rank
     assert estimate_memory(model, rank=rank)["axiom_state_gb"] == kept / 1e9
 
 
-@given(st.integers(1, 4), st.integers(1, 30), st.integers(0, 40))
-def test_more_rank_takes_more_state_and_nothing_else(blocks, width, rank):
-    config = TINY_GPT2 | {"n_layer": blocks, "n_embd": width}
-    less, more = estimate_memory(config, rank=rank), estimate_memory(config, rank=rank + 1)
-    assert less["axiom_state_gb"] <= more["axiom_state_gb"]
-    assert less["total_compression"] >= more["total_compression"]
-    for key in ("parameters", "fp32_gb", "int8_gb", "axiom_gradients_gb", "adamw_fp32_training_gb"):
-        assert less[key] == more[key]
-
-
 # -- where the weights come from -----------------------------------------------------------------------------
 
 
@@ -114,6 +104,10 @@ PARAMETERS = {
     "microsoft/Phi-3-medium-4k-instruct": 13_960_238_080,
     "Qwen/Qwen2.5-32B": 32_763_876_352,
     "google/gemma-2-27b": 27_227_128_320,
+    "google/gemma-2-9b": 9_241_705_984,
+    "EleutherAI/gpt-j-6b": 6_050_882_784,
+    "microsoft/phi-2": 2_779_683_840,
+    "Qwen/Qwen2.5-7B": 7_615_616_512,
 }
 
 
@@ -154,24 +148,14 @@ def built(config):
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt2", "huggyllama/llama-7b", "mistralai/Mistral-7B-v0.1", "01-ai/Yi-1.5-34B"]
-)
-def test_real_models_have_the_shapes_that_transformers_builds(name):
-    model = built(KNOWN[name])
-    assert weights_of(KNOWN[name]) == weights_of(model)
-    assert estimate_memory(model, rank=16, device_gb=24) == estimate_memory(name, rank=16, device_gb=24)
-
-
-SHALLOW = [name for name, known in KNOWN.items() if known["model_type"] not in ("qwen", "ebc-gpt")]
-
-
-@pytest.mark.parametrize(
-    "name", [name for name in SHALLOW if not name.startswith(("gpt2", "hug", "meta", "01"))]
+    "name", [name for name, known in KNOWN.items() if known["model_type"] not in ("qwen", "ebc-gpt")]
 )
 def test_two_blocks_of_every_known_model_are_those_that_transformers_builds(name):
     blocks = "n_layer" if "n_layer" in KNOWN[name] else "num_hidden_layers"
     config = KNOWN[name] | {blocks: 2}
-    assert weights_of(config) == weights_of(built(config))
+    model = built(config)
+    assert weights_of(config) == weights_of(model)
+    assert estimate_memory(model, rank=16, device_gb=24) == estimate_memory(config, rank=16, device_gb=24)
 
 
 NAMED_HEADS = ("gemma", "gemma2", "gemma3_text", "qwen3")
@@ -278,25 +262,19 @@ def test_an_unknown_name_is_not_downloaded_and_a_folder_without_a_config_is_name
     ("change", "words"),
     [
         ({"model_type": "bert"}, "model_type='bert'"),
-        ({"model_type": None}, "model_type=None"),
-        ({"model_type": ["llama"]}, "model_type="),
         ({"hidden_size": None}, "no hidden_size"),
-        ({"vocab_size": 0}, "vocab_size=0"),
         ({"vocab_size": True}, "vocab_size=True"),
-        ({"num_hidden_layers": 2.0}, "num_hidden_layers=2.0"),
-        ({"intermediate_size": "20"}, "intermediate_size='20'"),
         ({"num_attention_heads": 5}, "num_attention_heads=5.*head_dim"),
         ({"num_key_value_heads": 3}, "num_key_value_heads=3.*num_attention_heads=4"),
         ({"head_dim": -1}, "head_dim=-1"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings='no'"),
         ({"model_type": "mistral"}, "no num_key_value_heads"),
-        (TINY_GPT2 | {"n_inner": 0}, "n_inner=0"),
         (TINY_GPT2 | {"add_cross_attention": True}, "add_cross_attention=True"),
         ({"model_type": "gemma2", "num_key_value_heads": 1}, "no head_dim"),
         ({"model_type": "phi", "qk_layernorm": True}, "qk_layernorm=True"),
     ],
 )
-def test_a_wrong_field_is_named(change, words):
+def test_a_field_that_is_wrong_is_named(change, words):
     with pytest.raises(ValueError, match=words):
         estimate_memory(TINY | change)
 

@@ -1,7 +1,6 @@
 """AXIOM as a torch optimizer, and its updates inside backward."""
 
 import copy
-import io
 import math
 
 import pytest
@@ -64,16 +63,10 @@ def weights(model: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-def saved(optimizer: AXIOM) -> dict:
-    buffer = io.BytesIO()
-    torch.save(optimizer.state_dict(), buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
-
-
 # -- hooks ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("begin", [0, 3])
@@ -106,31 +99,6 @@ def test_hooks_hold_one_gradient_at_a_time():
     assert all(p.grad is None for p in model.parameters())
     optimizer.step(loss=loss)
     assert optimizer.peak_gradient_bytes == max(sizes)
-
-
-def test_a_killed_run_resumes_bit_for_bit_with_hooks():
-    model, optimizer = fresh(hooks=True)
-    train(model, optimizer, range(3))
-    kept = copy.deepcopy(model.state_dict())
-    state = saved(optimizer)
-    train(model, optimizer, range(3, 6))
-    again = net()
-    again.load_state_dict(kept)
-    resumed = AXIOM(again.named_parameters(), lr=0.5)
-    resumed.register_hooks()
-    resumed.load_state_dict(state)
-    train(again, resumed, range(3, 6))
-    assert torch.equal(weights(model), weights(again))
-
-
-def test_the_published_lr_scale_trains_on_after_plain_steps():
-    """Since u has an rms near 1 already, 25 times it is mostly held back to rms 1."""
-    model, optimizer = fresh(relative=True)
-    before = train(model, optimizer, range(30))
-    optimizer.register_hooks(lr_scale=25)
-    after = train(model, optimizer, range(30, 90))
-    assert weights(model).isfinite().all()
-    assert after < before
 
 
 def test_a_closure_is_a_step_of_its_own():
@@ -339,7 +307,7 @@ def test_a_state_of_another_model_is_refused_and_changes_nothing():
     model, optimizer = fresh()
     train(model, optimizer, [0])
     before = str(optimizer.state_dict())
-    foreign = saved(optimizer)
+    foreign = copy.deepcopy(optimizer.state_dict())
     foreign["state"][1]["row"] = torch.ones(3)
     with pytest.raises(ValueError, match="the state of embedding"):
         optimizer.load_state_dict(foreign)

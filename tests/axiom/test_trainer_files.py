@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import signal
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -78,41 +75,6 @@ def test_loading_begins_the_loader_anew(tmp_path):
     losses = trainer.fit(2)["train_losses"]
     trainer.load_checkpoint(path)
     assert trainer.fit(2)["train_losses"] == losses
-
-
-KILLED = """
-import os, signal, sys
-sys.path[:0] = [{here!r}, {root!r}]
-import torch
-torch.set_num_threads(1)
-from axiom.trainer_helpers import batches, quiet, tiny
-
-class Dying(list):
-    def __iter__(self):
-        for pair in super().__iter__():
-            yield pair
-        os.kill(os.getpid(), signal.SIGKILL)
-
-model = tiny(dropout=0.5)
-torch.manual_seed(5)
-quiet(model, Dying(batches(4)), checkpoint_interval=3, checkpoint_dir={folder!r}).fit(6)
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_run_is_resumed_to_the_bit(tmp_path):
-    here = Path(__file__)
-    script = KILLED.format(here=str(here.parents[1]), root=str(here.parents[2]), folder=str(tmp_path))
-    ended = subprocess.run([sys.executable, "-c", script], check=False)
-    assert ended.returncode == -signal.SIGKILL
-    assert [p.name for p in tmp_path.iterdir()] == ["axiom_step_3.pt"]
-    straight = tiny(dropout=0.5)
-    torch.manual_seed(5)
-    quiet(straight, batches(4)).fit(6)
-    resumed = quiet(Tiny(dropout=0.5), From(batches(4), 3))
-    resumed.load_checkpoint(tmp_path / "axiom_step_3.pt")
-    resumed.fit(3)
-    assert bits(resumed.model.state_dict()) == bits(straight.state_dict())
 
 
 # -- writing -------------------------------------------------------------------------------------------------

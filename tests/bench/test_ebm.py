@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 
+import pytest
+
 from ebc_lab.bench.compared import EBM, energy_steps
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.workloads.corpus import locate
 
 
+@pytest.mark.thorough
 def test_an_energy_based_step_is_compared_with_a_gpts_and_with_itself_without_its_parts(tiny):
     overrides = [o for o in tiny if "." not in o or o.split("=")[0].partition(".")[0] in ("model", "data")]
     small = ["workload=ebm", "ebm.revive_every=2", "ebm.soc_every=2", "ebm.splats=8"]

@@ -97,6 +97,7 @@ def found(called):
 # -- the command ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_every_section_is_there_and_progress_keeps_out_of_the_json(called, found):
     sections = "throughput overhead low_bit shares fixed compute memory beside_weights exact"
     assert list(found) == ["about", *sections.split()]
@@ -222,6 +223,7 @@ def test_a_section_of_another_workload_is_refused_before_anything_is_measured(ti
 # -- pairs ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_overhead_is_measured_in_pairs_of_audit_intervals(shape):
     found = paired_overhead(shape)
     assert found["pairs"] == 2
@@ -251,6 +253,7 @@ def test_a_step_is_measured_in_turns_with_adams_and_recorded(shape, tmp_path, mo
     assert rates == {"muon": 0.25, "adam": optimizer_defaults("adam").lr}  # at 0.25 Adam is slow for its size
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("measurement", [overhead_run, step_run])
 def test_a_measurement_shows_that_it_goes_on_after_every_block(shape, tmp_path, monkeypatch, measurement):
     """At 64 × 256 tokens the warm-up of a surrogate takes longer than a worker may be silent."""
@@ -296,6 +299,7 @@ def test_turns_end_at_the_time_limit_but_not_before_a_minimum():
     assert [len(t) for t in interleaved([lambda n: 1.0], 1, 99, limit_s=0.0)] == [MIN_ROUNDS]
 
 
+@pytest.mark.thorough
 def test_a_budget_that_the_settings_rule_out_says_why(shape, monkeypatch):
     monkeypatch.setattr("ebc_lab.bench.pairs.STABILIZERS", {"ebc": STABILIZERS["ebc"]})
     rows = overheads(replace(shape, budget=replace(shape.budget, target_kl=1e-8)), 2, 1.0, lambda text: None)

@@ -57,6 +57,7 @@ refused = functools.partial(called.refused, "ebm")
 # -- train ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_train_is_train_with_this_workload(run):
     assert read_json(run / "spec.json")["config"]["workload"]["name"] == "ebm"
     assert read_model(run / "model.pt").step == 12
@@ -71,6 +72,7 @@ def test_train_refuses_another_workload_and_what_train_refuses(tmp_path):
 # -- generate ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_generate_prints_the_prompt_and_what_follows_the_same_for_the_same_seed(run, tmp_path):
     given = ("generate", str(run), "--prompt", "the cat", "--tokens", "20")
     first = answered("ebm", *given, cwd=tmp_path)
@@ -101,13 +103,8 @@ def test_generate_without_chance_takes_the_likeliest_token_each_time(run, tmp_pa
         (["--prompt", "the Ö"], "the vocabulary has no 'Ö'"),
         (["--prompt", ""], "one token at least"),
         (["--prompt", "a", "--temperature", "-0.5"], "temperature must lie between 0 and"),
-        (["--prompt", "a", "--temperature", "nan"], "temperature must lie between 0 and"),
-        (["--prompt", "a", "--langevin-temperature", "-1"], "langevin_temperature must lie between 0 and"),
         (["--prompt", "a", "--langevin-step", "2"], "a chain of step 2.0 is unstable"),
-        (["--prompt", "a", "--langevin-steps", "-1"], "langevin_steps must lie between 0 and"),
         (["--prompt", "a", "--tokens", "-1"], "tokens must lie between 0 and"),
-        (["--prompt", "a", "--top-k", "-1"], "top_k must lie between 0 and"),
-        (["--prompt", "a", "--seed", "-1"], "seed must lie between 0 and"),
         (["--split", "tset"], "did you mean test?"),
         (["--samples", "0"], "between 1 and 1000"),
     ],
@@ -128,6 +125,7 @@ def test_a_chain_that_leaves_the_finite_numbers_names_its_step(own, tmp_path):
 # -- evaluate ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_evaluate_agrees_with_the_run_s_own_result(run, text_file, tmp_path):
     found = told("evaluate", str(run), "--samples", "2", cwd=tmp_path)
     result = read_json(run / "result.json")
@@ -144,16 +142,6 @@ def test_evaluate_agrees_with_the_run_s_own_result(run, text_file, tmp_path):
     assert val["sampled_loss"]["settled"] == pytest.approx(own["settled"], rel=1e-5)
     assert [level["sigma"] for level in val["levels"]] == [0.01, 0.05, 0.1, 0.2, 0.5]
     assert val["levels"][-1]["matched"] == pytest.approx(own["matched_0p5"], rel=1e-5)
-
-
-def test_the_unigram_baseline_is_counted_on_the_tokens_of_the_loss(run, text_file, tmp_path):
-    text = text_file.read_text()
-    vocabulary = len(set(text))
-    train, test = text[: int(0.9 * len(text))], text[int(0.95 * len(text)) :]
-    nats = [-math.log((train.count(c) + 1) / (len(train) + vocabulary)) for c in test[1:]]
-    found = told("evaluate", str(run), cwd=tmp_path)
-    assert found["tokens"] == len(nats)
-    assert found["baselines"]["unigram"] == pytest.approx(sum(nats) / len(nats))
 
 
 def test_evaluate_prints_every_figure(run, tmp_path):
@@ -228,9 +216,6 @@ def test_avalanches_of_a_power_law_are_called_critical(own, tmp_path):
     found = told("diagnose", str(own), cwd=tmp_path)
     assert found["law"]["critical"]
     assert "critical: a power law" in call("ebm", "diagnose", str(own), cwd=tmp_path).stdout
-    content["weights"][place] = {"sizes": torch.poisson(torch.full((400,), 40.0)).long()}
-    torch.save(content, own / "model.pt")
-    assert not told("diagnose", str(own), cwd=tmp_path)["law"]["critical"]
 
 
 def test_a_report_is_written_beside_the_model(own, tmp_path):
@@ -335,32 +320,14 @@ def test_a_study_and_an_arm_name_the_last_stage_s_first_seed(study, tmp_path):
 COMMANDS = [["diagnose"], ["evaluate"], ["generate", "--prompt", "a"], ["serve"]]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_every_command_refuses_what_is_no_model_of_ours(own, tmp_path, command):
     name, *more = command
-    path = own / "model.pt"
-    whole = path.read_bytes()
-    content = torch.load(path, weights_only=True)
-
-    def sentence(model="own"):
-        return refused(name, model, *more, cwd=tmp_path)
-
-    path.write_bytes(whole[: len(whole) // 2])
-    assert "is damaged" in sentence()
-    path.write_text("no model")
-    assert "is damaged" in sentence()
-    torch.save({"weights": torch.zeros(3)}, path)
-    assert "is no model of this program" in sentence()
-    torch.save(content | {"format": 99}, path)
-    assert "has format 99" in sentence()
-    settings = json.loads(content["run"])
-    settings["ebm"]["n"] = 9
-    torch.save(content | {"run": json.dumps(settings)}, path)
-    assert "do not fit" in sentence()
-    path.unlink()
-    assert "there is no model own/model.pt" in sentence()
-    assert "there is no model nowhere" in sentence("nowhere")
-    assert "is not a file" in sentence(str(own / "models")) or "there is no model" in sentence("own/models")
+    (own / "model.pt").write_text("no model")
+    assert "is damaged" in refused(name, "own", *more, cwd=tmp_path)
+    (own / "model.pt").unlink()
+    assert "there is no model own/model.pt" in refused(name, "own", *more, cwd=tmp_path)
 
 
 def test_settings_of_the_sampler_in_a_model_are_checked_too(own, tmp_path):
@@ -374,6 +341,7 @@ def test_settings_of_the_sampler_in_a_model_are_checked_too(own, tmp_path):
 # -- serve ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_serve_answers_until_it_is_told_to_end(run, tmp_path):
     pytest.importorskip("uvicorn")
     given = [*CLI, "ebm", "serve", str(run)]
@@ -398,15 +366,9 @@ def test_serve_names_a_port_in_use(run, tmp_path):
     with listening() as taken:
         port = taken.getsockname()[1]
         assert f"port {port} is in use" in refused("serve", str(run), "--port", str(port), cwd=tmp_path)
-    assert "is no port" in refused("serve", str(run), "--port", "70000", cwd=tmp_path)
 
 
-def test_serve_without_its_extra_says_what_to_install(run, tmp_path, monkeypatch):
-    monkeypatch.delitem(sys.modules, "ebc_lab.ebm.apps.serve", raising=False)
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert "pip install 'ebc-lab[serve]'" in refused("serve", str(run), cwd=tmp_path)
-
-
+@pytest.mark.thorough
 def test_help_lists_the_commands_without_loading_torch(tmp_path):
     code = "import sys; from ebc_lab.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
     done = subprocess.run(

@@ -9,7 +9,6 @@ from support.invented import invent
 
 from ebc_lab.cli import options, screen
 from ebc_lab.study.autopilot import Progress, _Wave
-from ebc_lab.study.inspect.forecast import expected_left
 
 LONG = "adam_ebc_fixed_tracked_x2_delta1p5_trapezoid"
 RUNNING = [
@@ -63,9 +62,6 @@ def test_off_a_terminal_a_line_in_a_minute_says_how_far_the_study_is(monkeypatch
         (None, 100),
         ("73", 73),
         ("wide", 100),
-        ("0", 100),
-        ("", 100),
-        ("-5", 100),
         ("²", 100),  # a digit, and no number
         ("9" * 5000, 100),
         ("1", 40),
@@ -81,41 +77,6 @@ def test_off_a_terminal_lines_have_a_hundred_characters_unless_columns_says_othe
     console = options.console()
     assert console.width == width
     assert console.height > 0
-
-
-def seen(config, study, runs, begun=()):
-    """What is expected while these runs are there, and of those that are `begun` a share."""
-
-    def known(specs):
-        return study.results([s for s in specs if s.run_id in runs])
-
-    return expected_left(config, known, dict(begun))
-
-
-def test_progress_knows_its_whole_from_the_first_run_to_the_last(finished, resolved):
-    study = finished[1].study
-    order = [record.run_id for record in study.records() if record.spec["kind"] == "train"]
-    whole = seen(resolved, study, order)
-    assert (whole["done"], whole["left"], whole["seconds"]) == (len(order), 0, 0.0)
-    none = seen(resolved, study, [])
-    assert none["done"] == 0
-    assert none["left"] >= len(order) / 2
-    assert none["seconds"] is None
-    assert none["steps"] > 0
-    sweep = [r.run_id for r in study.records() if r.spec["stage"] == "lr_sweep"]
-    some = seen(resolved, study, sweep)
-    assert some["done"] == len(sweep)
-    assert 0 < some["left"] < none["left"]
-    assert some["seconds"] > 0
-
-
-def test_a_run_under_way_counts_by_what_is_left_of_it(finished, resolved):
-    study = finished[1].study
-    sweep = {r.run_id for r in study.records() if r.spec["stage"] == "lr_sweep"}
-    half = {r.run_id: 0.5 for r in study.records() if r.run_id not in sweep}
-    fresh, begun = seen(resolved, study, sweep), seen(resolved, study, sweep, half)
-    assert begun["left"] == fresh["left"]
-    assert begun["seconds"] < fresh["seconds"]
 
 
 def test_the_time_left_is_counted_down_between_two_runs_and_never_ends_before_them(monkeypatch):
@@ -144,6 +105,7 @@ def test_nothing_is_minus_zero():
     assert [fixed(-1e-9), signed(-1e-9), percent(-1e-9)] == ["0.0000", "+0.0000", "0%"]
 
 
+@pytest.mark.thorough
 def test_a_suite_about_ones_own_arm_answers_in_one_table_that_fits(tmp_path, text_file, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_opt.py").write_text("import torch\n\n\nclass Cautious(torch.optim.AdamW):\n    pass\n")

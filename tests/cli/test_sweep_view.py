@@ -44,6 +44,7 @@ def test_a_sweep_ends_in_a_table_of_its_runs(small, tmp_path):
     assert note == ["c = 1: the budget never limited an update"]
 
 
+@pytest.mark.thorough
 def test_a_sweep_that_a_failure_ends_shows_what_there_is(small, tmp_path):
     asked = ["steps=12", "controller=fixed,energy,log_pi", "hydra.sweep.dir=many"]
     done = called("train", "-m", *small, *asked, cwd=tmp_path)
@@ -81,11 +82,9 @@ def test_one_run_needs_no_table_and_neither_does_a_sweep_without_a_result(tmp_pa
     assert rows(capsys.readouterr().out)[2] == ["1", "0.1", "–", "–", "–", "–", "not begun"]
 
 
-def shown(combinations, keys, runs, folder, width) -> str:
+def shown(combinations, runs, folder, width) -> str:
     console = Console(file=io.StringIO(), width=width, highlight=False)
-    sweep_view.show(
-        console, [key for key, _ in keys], sweep_view.jobs(combinations, keys, runs, folder), folder
-    )
+    sweep_view.show(console, sweep_view.jobs(combinations, runs, folder), folder)
     return console.file.getvalue()
 
 
@@ -94,8 +93,7 @@ def test_it_fits_a_terminal_and_says_how_runs_ended(width, tmp_path):
     runs = [compose(c, study=False) for c in COMBINATIONS]
     for i, (overrides, result) in enumerate(zip(COMBINATIONS, RESULTS, strict=True)):
         record(tmp_path / str(i), overrides, result)
-    keys = sweep_view.varying(COMBINATIONS)
-    text = shown(COMBINATIONS, keys, runs, tmp_path, width)
+    text = shown(COMBINATIONS, runs, tmp_path, width)
     assert max(map(len, text.splitlines()[2:])) <= width
     table = rows(text)
     assert table[1] == ["0", "0.01", "2.5000", "0.46", "1.02", "1 min 40 s", "completed, best"]
@@ -103,14 +101,14 @@ def test_it_fits_a_terminal_and_says_how_runs_ended(width, tmp_path):
     assert "diverged: the loss is not finite" in text
     assert "failed: RuntimeError" in text
     (tmp_path / "0/result.json").write_text("{}")  # damaged
-    assert sweep_view.jobs(COMBINATIONS, keys, runs, tmp_path)[0].result == {}
+    assert sweep_view.jobs(COMBINATIONS, runs, tmp_path)[0].result == {}
 
 
 def test_values_are_shown_as_they_were_given_and_a_small_c_is_not_0(tmp_path):
     combinations = [["scale=smoke", f"data.file=a\\ {name}\\:1"] for name in "bc"]
     record(tmp_path / "0", combinations[0], RESULTS[0] | {"c_median": 0.0031})
     runs = [compose(["scale=smoke"], study=False)] * 2
-    table = rows(shown(combinations, [("data.file", 1)], runs, tmp_path, 120))
+    table = rows(shown(combinations, runs, tmp_path, 120))
     assert table[1][:4] == ["0", "a b:1", "2.5000", "0.003"]
 
 

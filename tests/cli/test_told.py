@@ -32,6 +32,7 @@ def offline(tmp_path, monkeypatch):
     return {"EBC_LAB_DATA": str(tmp_path / "data"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sweep", [False, True])
 def test_train_says_on_the_screen_in_the_log_and_in_the_result_that_the_text_is_another(
     sweep, offline, tmp_path
@@ -46,6 +47,7 @@ def test_train_says_on_the_screen_in_the_log_and_in_the_result_that_the_text_is_
         assert read_json(tmp_path / folder / "result.json")["corpus_warning"].startswith(said)
 
 
+@pytest.mark.thorough
 def test_train_without_a_stabilizer_says_first_that_ebc_is_on_and_how_it_is_not(text_file, tmp_path):
     text = ["data=path", f"data.file={text_file}"]
     default = called("train", *RUN, *text, "hydra.run.dir=a", cwd=tmp_path).stdout
@@ -71,6 +73,7 @@ def test_train_tells_programs_its_result_and_everything_else_on_stderr(text_file
     assert other.returncode == json.loads(other.stdout)["exit_code"] == 2
 
 
+@pytest.mark.thorough
 def test_autopilot_and_stage_tell_programs_what_came_of_a_study(own_copy, tiny, tmp_path, undrawn):
     own = [*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=done", "--json"]
     done = answered("autopilot", *own, cwd=tmp_path)

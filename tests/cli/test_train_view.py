@@ -40,6 +40,7 @@ def lines_of(run, directory, *, terminal: bool, width: int = 80) -> list[str]:
     return [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
 
 
+@pytest.mark.thorough
 def test_off_a_terminal_a_line_says_how_far_the_run_is(run, tmp_path):
     last = lines_of(run, tmp_path, terminal=False)[-1]
     steps = read_columns(RunFiles(tmp_path).steps)
@@ -84,6 +85,7 @@ def test_a_run_that_was_clipped_says_c_and_kl_and_says_it_again(run, tmp_path, c
     assert closing(run, tmp_path, capsys) == [f"trained before: {first[0]}", first[1]]
 
 
+@pytest.mark.thorough
 def test_a_run_that_was_never_clipped_says_so_and_what_that_means(run, tmp_path, capsys):
     free = replace(run, budget=replace(run.budget, target_kl=50.0))
     said = closing(free, tmp_path / "free", capsys)[1]

@@ -84,6 +84,7 @@ def let_go(study: Study) -> None:
         (folder / "go").touch()
 
 
+@pytest.mark.thorough
 def test_it_follows_a_running_study_to_its_end(studies, tiny, tmp_path):
     """The study waits in its first run until it is seen to be running."""
     driver = [

@@ -70,6 +70,7 @@ def test_the_method_itself_takes_none_of_them(make_gpt, key):
         EllipsotopeClip(model, torch.optim.Adam(model.parameters()), target_kl=0.01, **{key: value})
 
 
+@pytest.mark.thorough
 def test_without_a_mistake_the_subclass_is_the_method_bit_for_bit(make_gpt, batches, backward):
     ends = []
     for cls in (EllipsotopeClip, ForensicClip):
@@ -120,12 +121,12 @@ RUNS = {
 }  # fmt: skip
 
 
-QUICK = ("shadow-pi-linear", "l1-pi-published", "sqrtl_l2-rsl-shrink-sweep", "matrices-shrink_published")
+SLOWLY = ("l1-per_lr-log_pi", "matrices-shrink", "l2-shrink")
 
 
 @pytest.mark.parametrize(
     "options",
-    [pytest.param(RUNS[n], id=n, marks=() if n in QUICK else pytest.mark.slow) for n in RUNS],
+    [pytest.param(RUNS[n], id=n, marks=pytest.mark.slow if n in SLOWLY else ()) for n in RUNS],
 )
 def test_it_is_what_the_slow_transcription_does(make_gpt, batches, backward, options):
     options = {"budget": "surrogate", **options}
@@ -195,12 +196,6 @@ def test_the_published_cadence_sweeps_every_200_steps_with_two_groups_in_turn_be
     assert [t for t in due if due[t] == groups] == [0, 200, 400, 600, 800]
     assert {t for t in due if due[t]} == set(range(0, 1000, 20))
     assert [due[t] for t in (20, 40, 60)] == [groups[:2], groups[2:], groups[:2]]
-
-
-@pytest.mark.parametrize(("controller", "every"), [("fixed", 20), ("pi", 20)])
-def test_how_often_it_audits(make_gpt, controller, every):
-    assert clip(make_gpt(), controller=controller).audit_every == every
-    assert clip(make_gpt(), controller=controller, audit_every=7).audit_every == 7
 
 
 # -- the guard and units -------------------------------------------------------------------------------------
@@ -276,49 +271,12 @@ def test_after_a_rho_that_is_not_finite_only_time_has_passed(kind, rho):
     assert told.factor.item() == pytest.approx(untold.factor.item()) == pytest.approx(2**-0.5)
 
 
-@pytest.mark.parametrize("kind", GUARDS)
-def test_guard_state_round_trip_is_exact(kind):
-    first = Guard(kind)
-    second = Guard(kind)
-    for i, rho in enumerate((1.3, 0.8, 1.7)):
-        first.audit(rho, 10 * i)
-    second.load_state_dict(first.state_dict())
-    for guard in (first, second):
-        guard.audit(1.1, 70)
-    assert torch.equal(first.log_factor, second.log_factor)
-    assert first.count == second.count == (0 if kind == "none" else 3)
-
-
 def test_a_saved_guard_state_does_not_move_with_the_guard():
     guard = Guard("shrink").to("cpu")
     saved = guard.state_dict()
     guard.audit(2.0, 0)
     guard.load_state_dict(saved)
     assert (guard.factor, guard.count, guard.last) == (1, 0, None)
-
-
-def test_an_unknown_guard_is_refused():
-    with pytest.raises(ValueError, match="guard='grow' is unknown; it takes none, shrink, shrink_inflate"):
-        Guard("grow")
-
-
-def guarded(make_gpt, batches, backward, guard):
-    """Audits of 200 steps whose surrogate is l2 over tensors, no bound: tightness, and T over the radius."""
-    model = make_gpt()
-    optimizer = clip(model, budget="surrogate", aggregate="l2", grouping="tensor", guard=guard)
-    steps = [go(model, optimizer, batch, backward) for batch in batches(200)]
-    audited = [s for s in steps[100:] if s.tightness is not None]
-    return torch.stack([s.tightness for s in audited]), torch.stack([s.movement / s.radius for s in audited])
-
-
-@pytest.mark.parametrize("guard", [pytest.param("shrink", marks=pytest.mark.slow), "shrink_inflate"])
-def test_guards_repair_a_surrogate_that_under_estimates(make_gpt, batches, backward, guard):
-    loose, overshoot = guarded(make_gpt, batches, backward, "none")
-    assert overshoot.median() > 3
-    tightness, overshoot = guarded(make_gpt, batches, backward, guard)
-    assert 0.5 < overshoot.median() < 1.5  # on the radius: neither past it nor far inside it
-    if guard == "shrink_inflate":
-        assert tightness.median() < 0.8 * loose.median()  # inflated betas repair S itself
 
 
 def published(make_gpt, batches, backward, guard):
@@ -329,17 +287,7 @@ def published(make_gpt, batches, backward, guard):
     return [go(model, optimizer, batch, backward) for batch in batches(160)]
 
 
-@pytest.mark.parametrize("guard", ["shrink", pytest.param("shrink_inflate", marks=pytest.mark.slow)])
-def test_a_guard_does_not_run_away(make_gpt, batches, backward, guard):
-    """The published recipe: what moves freely is no reason to hold the rest back more and more."""
-    steps = published(make_gpt, batches, backward, guard)
-    audited = [s for s in steps if s.tightness is not None]
-    assert all(s.tightness.isfinite() for s in audited)
-    worst = max(float(s.tightness) for s in audited)
-    assert min(float(s.guard) for s in steps) > 0.5 / max(worst, 1.0)
-    assert not any(s.skipped for s in steps)
-
-
+@pytest.mark.thorough
 def test_the_guard_as_published_falls_without_end_where_shrink_settles(make_gpt, batches, backward):
     """Fed with T/(c·S), T of the whole update: the less g lets through, the less S seems to be."""
     steps = published(make_gpt, batches, backward, "shrink_published")

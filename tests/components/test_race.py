@@ -3,32 +3,29 @@
 from dataclasses import replace
 
 import pytest
-from support.runs import plain, resumed_after, untimed
+from support.runs import plain, resumed_after, short_run, untimed
 
 from ebc_lab.components.race import Race
 from ebc_lab.config.checks import validate_run
-from ebc_lab.config.compose import compose
-from ebc_lab.config.dicts import from_dict, run_part, to_dict
+from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import run_id
 from ebc_lab.config.parts.race import RaceConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.streams import read_columns
 from ebc_lab.training.outcome import run_and_record
-from ebc_lab.workloads.corpus import locate
 
 
 @pytest.fixture
 def run(tiny):
-    shared = [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))]
-    run = plain(run_part(compose([*shared, "optimizer.lr=1e-2", "steps=40"], study=False)))
-    return replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
+    return plain(short_run(tiny, "steps=40"))
 
 
 def bounded(run, **above):
     return replace(run, race=RaceConfig("bounds", {step.removeprefix("at_"): x for step, x in above.items()}))
 
 
+@pytest.mark.thorough
 def test_a_run_above_its_bound_ends_there_and_one_below_is_the_run_without_bounds(run, tmp_path):
     whole = run_and_record(run, tmp_path / "whole", "x")
     loss = dict(row[:2] for row in whole["curve"])[20]

@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support.runs import ebc, plain, resolved, resumed_after, untimed
+from support.runs import ebc, plain, resumed_after, short_run, untimed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ebc_lab.components.hook import Built
 from ebc_lab.components.sharpness import Sharpness
-from ebc_lab.config.compose import compose
-from ebc_lab.config.dicts import run_part
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import StabilizedOptimizer, StepInputs
 from ebc_lab.records.streams import read_columns
@@ -23,8 +21,7 @@ MEASURED = ("sharpness", "preconditioned_sharpness")
 
 @pytest.fixture
 def run(tiny):
-    shared = [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))]
-    return resolved(run_part(compose([*shared, "optimizer.lr=1e-2", "steps=25"], study=False)))
+    return short_run(tiny, "steps=25")
 
 
 def test_it_is_the_largest_eigenvalue_of_the_dense_hessian_under_adam_between_its_factors(

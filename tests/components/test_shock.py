@@ -6,23 +6,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from support.runs import short_run
 from torch import nn
 from torch.nn.utils import get_total_norm
 
 from ebc_lab.components.shock import Shock, recovery
-from ebc_lab.config.compose import compose
-from ebc_lab.config.dicts import run_part
 from ebc_lab.config.parts.shock import ShockConfig
 from ebc_lab.records.streams import read_columns
 from ebc_lab.training.outcome import run_and_record
-from ebc_lab.workloads.corpus import locate
 
 
 @pytest.fixture
 def run(tiny):
-    shared = [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))]
-    run = run_part(compose([*shared, "optimizer.lr=1e-2", "steps=40", "stabilizer=none"], study=False))
-    return replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
+    return short_run(tiny, "steps=40", "stabilizer=none")
 
 
 def shocked(run, name, **settings):
@@ -99,6 +95,7 @@ def test_recovery_counts_the_steps_until_the_loss_is_back():
     assert recovery(losses, 95) == {"shock_peak": None, "shock_recovery_steps": None}
 
 
+@pytest.mark.thorough
 def test_two_processes_disturb_what_one_does(run, tmp_path):
     run = replace(run, shock=ShockConfig("label_noise", step=5), batch_size=12, steps=10)
     for name, processes in (("alone", 1), ("together", 2)):

@@ -10,21 +10,18 @@ from ebc_lab.config.identity import identity
 
 IN_VAIN = [
     (["optimizer=sgd", "optimizer.beta1=0.8"], "beta1 goes with optimizer=adam, .*not optimizer=sgd"),
-    (["projection.bound=9"], "projection.bound goes with projection=spectral, not projection=none"),
-    (["memory.seed=3"], "memory.seed goes with memory.activations=int4, not memory.activations=none"),
-    (["budget.clusters=3"], "budget.clusters goes with budget.grouping=kmeans, not budget.grouping=block"),
-    (["ebm.splats=300"], "ebm.splats goes with workload=ebm, not workload=gpt"),
-    (["index=exact"], "index goes with workload=ebm, not workload=gpt"),
     (["launcher.partition=gpu"], "launcher.partition goes with launcher=slurm, not launcher=local"),
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("overrides", "words"), IN_VAIN, ids=[given[-1] for given, _ in IN_VAIN])
 def test_a_setting_that_nobody_reads_is_refused(overrides, words):
     with pytest.raises(UserError, match=words):
         compose(["scale=smoke", *overrides], study=False)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
 def test_what_a_scale_or_the_file_of_a_choice_sets_was_not_asked_for(scale):
     for choices in (["optimizer=sgd"], ["model=custom", "model.target=json:loads"], ["workload=gpt"]):

@@ -17,46 +17,36 @@ from ebc_lab.config.overrides import expand
         (["~seeds"], ["cannot be deleted"]),
         (["optimizer=adan"], ["did you mean adam"]),
         (["steps"], ["KEY=VALUE"]),
-        (["model.width=abc"], ["model.width", "abc"]),
         (["optimizer.lr=-1"], ["optimizer.lr", ">= 1e-12", "-1"]),
-        (["optimizer.lr=inf"], ["optimizer.lr", "finite"]),
         (["model.heads=3"], ["multiple of model.heads"]),
         (["budget.probe_sequences=24"], ["probe_sequences", "1 to 23"]),
         (["study.name=../x"], ["study.name", "plain folder name"]),
         (["seeds=[]"], ["seeds"]),
         (["seeds=[1,1]"], ["twice"]),
         (["data=path"], ["data.file"]),
-        (["data.file=x"], ["data=path"]),
         (["lr_sweep.grids.adam=[2e-3,1e-3]"], ["increasing"]),
-        (["study.band=[0.7,0.5]"], ["study.band"]),
         (["lr_sweep.optimizers=[lyon]"], ["lyon", "did you mean lion or lionar?"]),
         (["optimizer=adam,sgd"], ["needs -m"]),
-        (["controller.kp=0.1"], ["controller=pi or log_pi"]),
         (["budget.target_kl=1e-9"], ["target_kl", "1e-06"]),
         (["device=cuda"], ["no GPU"]),
-        (["output_dir=''"], ["output_dir"]),
         (["lr_sweep.control_shapes=[trapesoid]"], ["did you mean trapezoid"]),
         (["lr_sweep.control_shapes=[replay]"], ["replay"]),
         (["study.lr_schedule=replay"], ["study.lr_schedule"]),
         (["study.kl_schedule=holds"], ["study.kl_schedule", "hold_decay"]),
         (["calibrate.choose=best"], ["calibrate.choose", "loss"]),
-        (["lr_schedule=replay"], ["needs lr_schedule.source"]),
-        (["budget.guard=shrink"], ["goes with budget=surrogate"]),
         (["param_dtype=bfloat16", "projection=spectral"], ["no singular value decomposition"]),
         (["param_dtype=bfloat16", "budget.target_kl=5e-5"], ["bfloat16 can show"]),
         (["dtype=float32", "budget.schedule=linear", "budget.target_kl=1e-5"], ["where its schedule ends"]),
-        (["controller=pi", "controller.a=0.1"], ["controller.a goes with controller=energy"]),
         (["stabilizer=agc", "stabilizer.strength=0"], ["stabilizer.strength must be"]),
         (["tokens=1e5", "steps=10"], ["both say how long the run is"]),
         (["tokens=0"], ["train_tokens", ">= 1"]),
-        (["tokens=nan"], ["train_tokens", "finite"]),
         (["tokens=1e14"], ["130208333334 steps of 768 tokens: at most 100000000"]),
         (["tokens=2M"], ["bpe, bytes, characters or gpt2, or how many tokens to train on, as 2e6"]),
         (["tokens=1e5", "batch_size=0"], ["batch_size", ">= 1"]),
         (["finals.train_tokens=1e5", "finals.steps=9"], ["finals.steps and finals.train_tokens both say"]),
     ],
 )
-def test_a_mistake_is_refused_in_one_sentence_that_names_it(overrides, words):
+def test_a_mistake_is_named_in_one_sentence(overrides, words):
     said = refused(overrides, study=False)
     assert all(word in said for word in words), said
 
@@ -78,6 +68,7 @@ def test_groups_narrow_what_a_study_covers():
     assert config.calibrate.budgets == ["surrogate"]
 
 
+@pytest.mark.thorough
 def test_scales_hold_what_their_table_says():
     laptop, paper = compose(["scale=laptop"]), compose(["scale=paper"])
     assert (laptop.batch_size, laptop.model.context) == (16, 64)
@@ -106,6 +97,7 @@ ELSEWHERE = {  # each of these is composed, with what it needs, by the tests of 
 }
 
 
+@pytest.mark.thorough
 def test_every_choice_of_every_group_composes():
     """But for the suites, each of which test_extremes.py plans."""
     of_a_run = {group: choices for group, choices in groups().items() if group != "study"}
@@ -152,6 +144,7 @@ def test_a_study_that_cannot_be_meant_is_refused(overrides, words):
     assert all(word in said for word in words), said
 
 
+@pytest.mark.thorough
 def test_an_arm_can_be_changed_on_the_command_line():
     config = compose(["scale=smoke", "study=forensics", "ablation.arms.shadow.lr_scale=3"])
     assert config.ablation.arms["shadow"].lr_scale == 3
@@ -159,6 +152,7 @@ def test_an_arm_can_be_changed_on_the_command_line():
     assert config.ablation.arms["agc"].tune["strength"] == [0.3, 1, 3]
 
 
+@pytest.mark.thorough
 def test_a_named_choice_in_an_arm_is_what_its_file_says():
     """Gains of another controller, or another stabilizer's strength, do not come along."""
     base = run_part(compose(["scale=smoke", "controller=log_pi", "stabilizer=norm_clip"], study=False))

@@ -42,16 +42,12 @@ def test_of_many_choices_the_last_are_counted():
         ("finals.max_seeds=1000", ["finals.max_seeds", "<= 100", "1000"]),
         (f"seeds=[{','.join(map(str, range(200, 800)))}]", ["seeds", "at most 100", "600"]),
         ("study.stages=[]", ["study.stages", "must not be empty"]),
-        ("study.stages=[[lr_sweep]]", ["study.stages"]),
-        ("study.band=[1,[2]]", ["study.band", "[2]"]),
-        ("lr_sweep.grids.adam=[1e307,1e308]", ["lr_sweep.grids.adam", "1e+307"]),
         (f"finals.steps={ENDLESS}", ["finals.steps", "401 digits"]),
         (f"seeds={'[' * 500}{']' * 500}", ["seeds", "500 deep"]),
         (f"ablation.question={'{a:' * 500}1{'}' * 500}", ["ablation.question", "500 deep"]),
         ("study.name=x.zip", ["study.name", ".zip", "bundle"]),
         (f"study.name={'x' * 81}", ["study.name", "at most 80"]),
-        ("study.name=a/b", ["study.name", "plain folder name"]),
-        ("study.name='a\x07b'", ["study.name"]),
+        ("study.name=-rf", ["study.name", "plain folder name"]),
         ("study.name=größe", ["study.name", "in quotes"]),
         (f"output_dir={'x/' * 1000}", ["output_dir", "at most 1000 characters"]),
         (f"output_dir={'x' * 300}", ["output_dir", "255 bytes"]),
@@ -59,20 +55,13 @@ def test_of_many_choices_the_last_are_counted():
         (f"ablation.question={'x' * 1_000_000}", ["ablation.question", "characters"]),
         ("ablation.question='a\udcffb'", ["ablation.question", "control characters"]),
         ("model.width=1000000", ["model.width", "<= 65536"]),
-        ("model={width: 16384, blocks: 256}", ["model"]),
-        ("lr_sweep.warmup=1e300", ["lr_sweep.warmup"]),
-        ("lr_schedule.warmup_steps=1000000000000", ["lr_schedule.warmup_steps"]),
         ("lr_sweep.skip_threshold=nan", ["lr_sweep.skip_threshold", "finite"]),
-        ("launcher.gpus_per_node=-1", ["launcher.gpus_per_node"]),
-        ("seeds=[true]", ["seeds"]),
         ("finals.steps=${finals.steps}", ["Recursive"]),
-        ("seeds=null", ["seeds"]),
         ("ablation.arms.a={budget: '${'}", ["ablation.arms.a.budget", "no viable"]),
         ("data='a\nb'", ["data=a\\nb is unknown"]),
         (["model.width=16384", "model.blocks=256"], ["memory", "model.width"]),
         (["study=controls", "ablation.lr_scales=[1e-6,1]"], ["ablation.lr_scales", ">= 0.0001"]),
         (["study=target_kl", "ablation.lr_scales=[1,1.0001]"], ["ablation.lr_scales", "three digits"]),
-        (["finals.arms=[baseline,control,ebc_x2,ebc_x" + "9" * 400 + "]"], ["finals.arms"]),
         (["finals.max_seeds=100", "finals.seeds_per_look=1"], ["finals.seeds_per_look", "looks"]),
         (
             [
@@ -84,9 +73,6 @@ def test_of_many_choices_the_last_are_counted():
         ),
         ([SEARCH, "+controller_search.candidates.x={steps: 10.5}"], ["candidates.x", "whole number"]),
         ([SEARCH, "+controller_search.candidates.x=laptop"], ["candidates.x", "settings of a run"]),
-        ([SEARCH, "+controller_search.candidates.x={1: 2}"], ["candidates.x", "1 is not a setting"]),
-        ([SEARCH, "+controller_search.candidates.x={compile: true}"], ["candidates.x", "compile"]),
-        (["launcher=slurm", "launcher.slots=1", "device=cpu", "launcher.mem_gb=0"], ["launcher.mem_gb"]),
         (["seeds=[0,1,2,3,4,5]"] * 2500, ["overrides", "characters"]),
     ],
     ids=lambda value: (value if isinstance(value, str) else value[-1])[:60],
@@ -94,13 +80,14 @@ def test_of_many_choices_the_last_are_counted():
 def test_an_extreme_is_refused_in_one_sentence_that_names_the_setting(overrides, words, monkeypatch):
     monkeypatch.setattr(study_checks, "MOST_RUNS", 2000)
     overrides = [overrides] if isinstance(overrides, str) else overrides
-    said = refused(overrides, study=not overrides[0].startswith("lr_schedule."))
+    said = refused(overrides)
     assert all(word in said for word in words), said
 
 
 SUITE = ["study=stabilizers", "ablation.reference=adam_trapezoid_x1"]  # when it is swept
 
 
+@pytest.mark.thorough
 def test_a_study_of_more_runs_than_is_sensible_is_told_so_and_not_refused(tmp_path, monkeypatch):
     seeds, scales = (",".join(map(str, values)) for values in (range(200, 300), range(1, 21)))
     many = compose([*SMOKE, *SUITE, f"seeds=[{seeds}]", f"ablation.lr_scales=[{scales}]"])
@@ -198,6 +185,7 @@ def test_a_file_of_conf_cannot_read_the_environment_either(own_conf):
     assert "ablation.question" in refused(["study=mine"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("prefix", ["", "+", "++"])
 def test_an_optimizer_without_a_grid_enters_a_study_by_the_command_of_the_hint(own_conf, prefix, tmp_path):
     (own_conf / "optimizer" / "new.yaml").write_text((own_conf / "optimizer" / "lion.yaml").read_text())
@@ -210,6 +198,7 @@ def test_an_optimizer_without_a_grid_enters_a_study_by_the_command_of_the_hint(o
     assert planned(config)["stages"]["lr_sweep"]["min"]["runs"] > 3
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("prefix", ["", "+", "++"])
 def test_an_entry_of_a_mapping_is_changed_or_added_in_any_spelling(prefix):
     config = compose(
@@ -232,33 +221,19 @@ def test_an_entry_of_a_mapping_is_changed_or_added_in_any_spelling(prefix):
     ("override", "words"),
     [
         ("optimizer.wd=0.1", "did you mean optimizer.weight_decay?"),
-        ("weight_decay=0.1", "did you mean optimizer.weight_decay?"),
-        ("model.depth=3", "did you mean model.blocks?"),
         ("n_layer=3", "did you mean model.blocks?"),
-        ("n_head=3", "did you mean model.heads?"),
-        ("n_embd=3", "did you mean model.width?"),
-        ("model.d_model=3", "did you mean model.width?"),
         ("block_size=3", "did you mean model.context?"),
-        ("bs=3", "did you mean batch_size?"),
         ("lr=3", "did you mean optimizer.lr for a run, lr_sweep.grids for a study?"),
-        ("max_steps=3", "did you mean steps for a run, lr_sweep.steps, calibrate.steps"),
-        ("warmup=3", "lr_schedule.warmup_steps for a run, lr_sweep.control_warmups for a study?"),
         ("scheduler=cosine", "lr_schedule for a run, study.lr_schedule"),
         ("kl=0.1", "budget.target_kl for a run, calibrate.multiples for a study?"),
         ("max_norm=1", "stabilizer.strength for a run, the arms of a suite"),
-        ("gpus=2", "did you mean launcher.slots?"),
         ("name=x", "did you mean study.name?"),
-        ("outdir=x", "did you mean output_dir?"),
         ("dataset=x", "did you mean data?"),
-        ("precision=bf16", "did you mean dtype?"),
         ("threads=2", "did you mean threads_per_run?"),
-        ("optim=adam", "did you mean optimizer?"),
         ("optimiser.name=adam", "did you mean optimizer.name, "),
         ("optimizer=adam_w", "did you mean adamw?"),
         ("lr_schedule=wsd", "did you mean trapezoid?"),
         ("dtype=bf16", "did you mean bfloat16?"),
-        ("device=gpu", "did you mean cuda?"),
-        ("launcher=submitit", "did you mean slurm?"),
         ("study=smoke", "did you mean scale=smoke?"),
         ("seeds=3", "seeds: it is a list, seeds=[…]"),
     ],
@@ -359,6 +334,11 @@ def mutated(draw):
     return overrides
 
 
+def names_in(override):
+    """Return the words of an override's setting, of which a refusal must use one."""
+    return re.findall(r"\w+", override.partition("=")[0])
+
+
 def too_long(number, frame):
     raise TimeoutError
 
@@ -369,7 +349,7 @@ def test_whatever_is_overridden_is_planned_or_refused_in_a_sentence(cases, tmp_p
     monkeypatch.setattr(study_checks, "MOST_RUNS", 2000)  # more may take longer to plan than is waited here
     draw = random.Random(cases)
     slowest, plans = (0.0, []), 0
-    refusals = []
+    refusals: list[tuple[str, set[str]]] = []
     before = signal.signal(signal.SIGALRM, too_long)
     try:
         for _ in range(int(os.environ.get("EBC_LAB_FUZZ_OVERRIDES", cases))):
@@ -381,7 +361,7 @@ def test_whatever_is_overridden_is_planned_or_refused_in_a_sentence(cases, tmp_p
                 plans += 1
                 assert planned(config)["stages"]["total"]["max"]["runs"] <= study_checks.MOST_RUNS
             except UserError as error:
-                refusals.append(str(error))
+                refusals.append((str(error), {word for o in overrides for word in names_in(o)}))
             except BaseException as error:
                 raise AssertionError([o[:200] for o in overrides]) from error
             finally:
@@ -391,5 +371,6 @@ def test_whatever_is_overridden_is_planned_or_refused_in_a_sentence(cases, tmp_p
         signal.signal(signal.SIGALRM, before)
     print(f"{plans} plans, {len(refusals)} refusals; the slowest took {slowest[0]:.1f} s: {slowest[1]}")
     assert plans
-    assert not [said for said in refusals if "\n" in said or len(said) > 600]
+    assert not [said for said, _ in refusals if "\n" in said or len(said) > 600]
+    assert not [said for said, asked in refusals if not any(name in said for name in asked)]
     assert not list(tmp_path.iterdir())

@@ -2,68 +2,17 @@
 
 import importlib
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NotRequired, TypedDict
 
 import house
 import msgspec
 import pytest
 
-from ebc_lab.config.dicts import from_dict, misfit, to_dict
+from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-class Named(TypedDict):
-    name: str
-    about: NotRequired[str | None]
-
-
-class Loose(TypedDict, total=False):
-    loss: float | None
-    rows: list[Named]
-
-
-@dataclass
-class Settings:
-    count: int = 1
-    grids: dict[str, list[float]] = field(default_factory=dict)
-
-
-@pytest.mark.parametrize(
-    ("value", "kind"),
-    [
-        ({"name": "a", "about": None, "more": 3}, Named),
-        ({"loss": 1, "rows": [{"name": "a"}]}, Loose),
-        ({"grids": {"adam": [1, 2.5]}}, Settings),
-        ([1, None, 2.5], tuple[float, float | None, float]),
-        ({"a": [1.5, None]}, Mapping[str, Sequence[float | None]]),
-    ],
-)
-def test_what_fits(value, kind):
-    assert misfit(value, kind) is None
-
-
-@pytest.mark.parametrize(
-    ("value", "kind", "words"),
-    [
-        ({}, Named, "object missing required field `name`"),
-        ({"name": "a", "about": 3}, Named, "about: expected `str | null`, got `int`"),
-        ({"rows": [{"name": "a"}, {}]}, Loose, "rows[1]: object missing required field `name`"),
-        ({"grids": {"adam": [1, "x"]}}, Settings, "grids[...][1]: expected `float`, got `str`"),
-        ({"count": False}, Settings, "count: expected `int`, got `bool`"),
-        ("x", Settings, "expected `object`, got `str`"),
-        ([1], tuple[int, str], "expected `array` of length 2, got 1"),
-        ([1, 2], tuple[int, str], "[1]: expected `str`, got `int`"),
-        ("text", Sequence[str], "expected `array`, got `str`"),
-    ],
-)
-def test_what_does_not_fit_is_named_by_its_place(value, kind, words):
-    assert misfit(value, kind) == words
 
 
 def test_every_typed_dict_of_the_package_can_be_checked():

@@ -146,6 +146,7 @@ SPREAD = [*TOGETHER[:2], "batch_size=12", "budget.probe_sequences=4", "audit_tok
 SPREAD += ["launcher=slurm", "launcher.processes_per_run=4", "launcher.nodes_per_run=2"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "setting", ["budget=shadow", "stabilizer=trust_region", "optimizer=muon", "accumulate=2"]
 )
@@ -206,6 +207,7 @@ def test_more_processes_than_gpus_are_refused(machine_with):
         compose(["scale=smoke", "device=cuda", "launcher.processes_per_run=2"], study=False)
 
 
+@pytest.mark.thorough
 def test_on_how_many_nodes_a_run_is_trained_is_no_part_of_it():
     spread, together = (compose([*SPREAD, f"launcher.nodes_per_run={n}"]) for n in (2, 1))
     assert run_part(spread) == run_part(together)

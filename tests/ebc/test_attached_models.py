@@ -10,7 +10,7 @@ import numpy
 import pytest
 import torch
 import torch.nn.functional as F
-from support.tokenwise import Tokenwise, integers, loss_of
+from support.tokenwise import Tokenwise, integers, learn, loss_of
 from torch import nn
 
 from ebc_lab.ebc import EBCWarning, EllipsotopeClip, attach, mean_kl
@@ -167,9 +167,7 @@ def test_measuring_draws_nothing_of_what_training_would(draw):
         if limited:
             attach(model, optimizer, target_kl=1e9, audit_every=2)
         for step in range(8):
-            entropy(model, integers(48, 12, seed=step)).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            learn(model, optimizer, integers(48, 12, seed=step))
         runs.append([p.detach().clone() for p in model.parameters()])
     assert all(torch.equal(p, q) for p, q in zip(*runs, strict=True))
 
@@ -232,35 +230,6 @@ def test_logits_that_are_written_to_are_computed_again():
 
 
 # -- what counts ---------------------------------------------------------------------------------------------
-
-
-class Padded(Tokenwise):
-    """Where its mask is 0 its logits are large, and move far."""
-
-    def forward(self, tokens, attention_mask):
-        z = super().forward(tokens)
-        return torch.where(attention_mask[..., None].bool(), z, 50 * z)
-
-
-@pytest.mark.parametrize("positional", [True, False])
-def test_a_mask_counts_however_it_is_given(positional):
-    model = Padded()
-    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
-    ebc = attach(model, optimizer, **OPTIONS)
-    for step in range(8):
-        tokens = integers(48, 12, seed=step)
-        mask = torch.zeros_like(tokens)
-        mask[:, :4] = 1
-        z = model(tokens, mask) if positional else model(tokens, attention_mask=mask)
-        F.cross_entropy(z[:, :4].flatten(0, 1), tokens[:, :4].flatten()).backward()
-        with torch.no_grad():
-            before = model(tokens, mask)[:, :4]
-            optimizer.step()
-            kl = mean_kl(before, model(tokens, mask)[:, :4])
-        optimizer.zero_grad()
-        assert ebc.last.clip_coefficient < 0.999
-        assert 0.5 < kl / TARGET < 2
-    assert ebc.clip.chosen_by == (48, 48 * 4)
 
 
 @pytest.mark.parametrize(
@@ -344,28 +313,6 @@ def test_rows_that_depend_on_each_other_are_called_together():
     assert ebc.look.finding is None
 
 
-class LossAlone(Tokenwise):
-    def forward(self, idx, targets=None, reduction="mean"):
-        z = super().forward(idx)
-        if targets is None:
-            return z
-        return F.cross_entropy(z.flatten(0, 1), targets.flatten(), reduction=reduction)
-
-
-@pytest.mark.parametrize("positional", [True, False])
-def test_a_model_that_returns_its_loss_is_called_without_targets(positional):
-    def loss(model, tokens):
-        return model(tokens, tokens) if positional else model(tokens, targets=tokens, reduction="mean")
-
-    with pytest.raises(ValueError, match=r"looks like a loss.*drop=\('targets',\)"):
-        trained(LossAlone(), loss=loss)
-    seen, ebc = trained(LossAlone(), loss=loss, drop=("targets",))
-    assert held(seen)
-    assert ebc.look.finding is None
-    seen, _ = trained(LossAlone(), loss=loss, drop=("targets",), audit_every=2)
-    assert held(seen)
-
-
 @dataclasses.dataclass
 class Output:
     loss: torch.Tensor | None = None
@@ -409,50 +356,39 @@ def test_a_model_whose_logits_cannot_be_found_names_its_arguments():
 class Words(nn.Module):
     """Time first, with a hidden state that is handed on, and flat log-probabilities."""
 
-    def __init__(self, flat):
+    def __init__(self):
         super().__init__()
         torch.manual_seed(0)
         self.embedding = nn.Embedding(11, 16)
         self.cell = nn.LSTM(16, 16)
         self.head = nn.Linear(16, 11)
-        self.flat = flat
 
     def forward(self, tokens, hidden):
         x, hidden = self.cell(self.embedding(tokens), hidden)
-        z = self.head(x).log_softmax(-1)
-        return (z.flatten(0, 1) if self.flat else z), hidden
+        return self.head(x).log_softmax(-1).flatten(0, 1), hidden
 
 
-@pytest.mark.parametrize("flat", [True, False])
-def test_time_first_batches(flat):
+def test_time_first_batches_that_are_flattened():
     rows, length = 48, 12
-    model = Words(flat)
+    model = Words()
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)
-    if flat:
-        attach(model, optimizer, logits_of=lambda out: out[0], **OPTIONS)
-        hidden = (torch.zeros(1, rows, 16), torch.zeros(1, rows, 16))
-        z, _ = model(integers(length, rows), hidden)
-        z.mean().backward()
-        with pytest.raises(
-            ValueError, match=r"logits_of=lambda z: z.unflatten\(0, \(T, -1\)\) and batch_dim=1"
-        ):
-            optimizer.step()
-        model = Words(flat)
-        optimizer = torch.optim.Adam(model.parameters(), lr=LR)
-
-    def logits_of(out):
-        return out[0].unflatten(0, (length, -1)) if flat else out[0]
-
-    ebc = attach(model, optimizer, logits_of=logits_of, batch_dim=1, target_kl=TARGET, audit_every=3)
+    ebc = attach(model, optimizer, logits_of=lambda out: out[0], **OPTIONS)
     hidden = (torch.zeros(1, rows, 16), torch.zeros(1, rows, 16))
+    model(integers(length, rows), hidden)[0].mean().backward()
+    with pytest.raises(ValueError, match=r"z.unflatten\(0, \(T, -1\)\) and batch_dim=1"):
+        optimizer.step()
+    ebc.detach()
+
+    given = {"logits_of": lambda out: out[0].unflatten(0, (length, -1)), "batch_dim": 1, "audit_every": 3}
+    ebc = attach(model, optimizer, **{**OPTIONS, **given})
     kls = []
     for step in range(9):
         tokens = integers(length, rows, seed=step)
         start = tuple(h.detach() for h in hidden)
-        z, hidden = model(tokens, start)
-        F.nll_loss(z.flatten(0, -2), tokens.flatten()).backward()
-        optimizer.step()
         optimizer.zero_grad()
+        z, hidden = model(tokens, start)
+        F.nll_loss(z, tokens.flatten()).backward()
+        optimizer.step()
         with torch.no_grad():
             kls.append(float(mean_kl(z, model(tokens, start)[0])) / TARGET)
         assert ebc.last.clip_coefficient < 0.999
@@ -539,9 +475,7 @@ def test_an_optimizer_of_torchao_is_left_as_it_was():
         if detaches:
             ebc = attach(model, optimizer, **{**OPTIONS, "target_kl": math.inf})
         for step in range(3):
-            entropy(model, integers(48, 12, seed=step)).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            learn(model, optimizer, integers(48, 12, seed=step))
             if detaches and step == 1:
                 ebc.detach()
         runs.append([p.detach().clone() for p in model.parameters()])

@@ -1,65 +1,19 @@
 """`EllipsotopeClip` as a torch optimizer: checkpoints, schedulers, scalers, models and batches."""
 
-import io
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from support.stepping import LR, adam_clip
 from support.tokenwise import Tokenwise, integers
 
 from ebc_lab.ebc import EllipsotopeClip, centre, mean_kl, rms_norm
 
-LR = 0.02
-
-
-def adam_clip(model, **options):
-    options = {"target_kl": 0.01, **options}
-    return EllipsotopeClip(model, torch.optim.Adam(model.parameters(), lr=LR), **options)
-
 
 def identical(first, second):
     return all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
-
-
-# -- checkpoints ---------------------------------------------------------------------------------------------
-
-RUNS = {
-    "shadow": {"schedule": "linear", "total_steps": 24, "controller": "log_pi"},
-    "surrogate": {"budget": "surrogate", "controller": "log_pi", "target_kl": 1e-3},
-    "surrogate-rsl-fd": {"budget": "surrogate", "controller": "rsl", "probe": "fd", "audit_every": 5},
-    "recorded": {"sensitivity_every": 4, "aggregate": "sqrtl_l2"},
-    "unlimited": {"target_kl": math.inf, "audit_every": 5},
-}
-
-
-@pytest.mark.parametrize("base", ["adam", "sgd", "muon"])
-@pytest.mark.parametrize("run", RUNS)
-def test_a_checkpoint_restores_bit_for_bit(make_gpt, make_bases, batches, train, run, base):
-    options = {"target_kl": 0.01, **RUNS[run]}
-    data = batches(24)
-    cut = 11
-    model = make_gpt()
-    optimizer = EllipsotopeClip(model, make_bases(base, model), **options)
-    train(model, optimizer, data[:cut])
-    file = io.BytesIO()
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
-    file.seek(0)
-    expected = train(model, optimizer, data[cut:])
-
-    saved = torch.load(file, weights_only=True)
-    resumed = make_gpt()
-    optimizer = EllipsotopeClip(resumed, make_bases(base, resumed), **options)
-    resumed.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    steps = train(resumed, optimizer, data[cut:])
-    assert identical(resumed, model)
-    for got, want in zip(steps, expected, strict=True):
-        for name in ("clip_coefficient", "delta", "trial", "surrogate", "applied_kl", "contributions"):
-            a = getattr(got, name)
-            b = getattr(want, name)
-            assert (a is None and b is None) or torch.equal(a, b), name
 
 
 def test_at_most_two_copies_of_the_parameters_are_held(make_gpt, batches, train):
@@ -113,21 +67,6 @@ def test_a_learning_rate_scheduler_drives_the_bases(make_gpt, make_bases, batche
     before = [p.detach().clone() for p in model.parameters()]
     train(model, optimizer, data[3:4])
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
-
-
-def test_a_scheduled_run_without_a_budget_is_the_plain_scheduled_run(make_gpt, batches, backward):
-    plain = make_gpt()
-    wrapped = make_gpt()
-    adam = torch.optim.Adam(plain.parameters(), lr=LR)
-    clip = adam_clip(wrapped, target_kl=math.inf)
-    schedulers = [torch.optim.lr_scheduler.LambdaLR(o, lambda t: 0.7**t) for o in (adam, clip)]
-    for batch in batches(5):
-        backward(plain, batch)
-        adam.step()
-        clip.step(batch[:, :-1], backward(wrapped, batch))
-        for scheduler in schedulers:
-            scheduler.step()
-    assert identical(plain, wrapped)
 
 
 def test_schedulers_that_read_the_defaults_work_too(make_gpt, batches, train):
@@ -185,16 +124,6 @@ def test_parameter_groups_keep_their_own_settings(make_gpt, batches, backward, b
     assert 0 < c < 1
     for old, new, applied in zip(before, plain.parameters(), model.parameters(), strict=True):
         assert torch.equal(applied, torch.lerp(old, new, c))
-
-
-@pytest.mark.parametrize("budget", ["shadow", "surrogate"])
-def test_frozen_parameters_stay(make_gpt, batches, train, budget):
-    model = make_gpt()
-    model.token_embedding.requires_grad_(False)
-    frozen = model.token_embedding.weight.clone()
-    steps = train(model, adam_clip(model, budget=budget), batches(4))
-    assert torch.equal(model.token_embedding.weight, frozen)
-    assert all(0 < s.clip_coefficient < 1 for s in steps)
 
 
 def test_tied_parameters_move_together(weights_of):
@@ -329,14 +258,6 @@ def test_with_dropout_the_logits_are_computed_again(make_gpt, batches, backward,
         assert torch.equal(torch.get_rng_state(), random)  # no dropout in any measurement
         results.append((stats.clip_coefficient, stats.applied_kl))
     assert (results[0] == results[1]) == training
-
-
-def test_without_dropout_the_training_logits_are_used(make_gpt, batches, backward):
-    model = make_gpt()
-    calls = []
-    (batch,) = batches(1)
-    stats = adam_clip(model, forward=watched(calls)).step(batch[:, :-1], backward(model, batch))
-    assert len(calls) == 1 + stats.measurements + 1  # are the logits the batch's? The trials, and the audit
 
 
 @pytest.mark.parametrize("options", [{}, {"budget": "surrogate"}, {"target_kl": math.inf, "audit_every": 1}])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ebc_lab.components.forensics import PI
 from ebc_lab.ebc import make_controller, schedule_multiplier
 from ebc_lab.ebc.controller import CONTROLLERS
-from ebc_lab.ebc.options import LEAST_MULTIPLIER, SCHEDULES
+from ebc_lab.ebc.options import LEAST_MULTIPLIER
 
 kls = st.lists(st.tuples(st.floats(0, 10.0), st.booleans()), min_size=1, max_size=30)
 KINDS = CONTROLLERS | {"pi": PI}
@@ -94,12 +94,6 @@ def test_log_pi_brings_a_loose_bound_to_its_target():
     assert controller.delta.item() / 30 == pytest.approx(0.01, rel=1e-3)
 
 
-def test_log_pi_waits_while_nothing_is_clipped():
-    controller = make_controller("log_pi", 0.05)
-    assert controller.update(0.001, False).item() == pytest.approx(0.05)
-    assert controller.update(0.5, False) < 0.05  # too far is too far, clipped or not
-
-
 @given(st.floats(1e-6, 10), st.booleans(), st.floats(0.6, 1.6), st.floats(1e-4, 1))
 def test_rsl_moves_against_the_error_and_rests_in_its_band(kl, clipped, inside, target):
     def moved(kl, clipped):
@@ -109,16 +103,6 @@ def test_rsl_moves_against_the_error_and_rests_in_its_band(kl, clipped, inside, 
     assert moved(inside * target, clipped) == 1
     assert moved(0.4 * target, True) == pytest.approx(1.5)
     assert moved(0.4 * target, False) == 1
-
-
-@given(kls, st.lists(st.tuples(numbers, numbers, numbers), min_size=30, max_size=30), st.floats(1e-9, 1e3))
-def test_rsl_and_agreement_keep_within_their_reach(audits, signals, target):
-    rsl = make("rsl", target)
-    agreement = make("agreement", target)
-    for (kl, clipped), (drop, slope, q) in zip(audits, signals, strict=False):
-        for controller in (rsl, agreement):
-            delta = controller.update(kl, clipped, loss_drop=drop, slope=slope, q=q)
-            assert abs(math.log(delta / target)) <= 12 + 1e-9
 
 
 @pytest.mark.parametrize("kind", ["rsl", "agreement"])
@@ -339,12 +323,6 @@ def test_a_missing_signal_is_named(kind, signal):
             make(kind).update(0.05, True, **lacking)
 
 
-def test_which_signals_are_needed():
-    needed = {kind: KINDS[kind].needs for kind in KINDS if KINDS[kind].needs}
-    assert needed == {"agreement": ("loss_drop", "slope", "q"), "energy": ("slope",)}
-    assert [kind for kind in KINDS if KINDS[kind].watches] == ["confidence"]
-
-
 def test_gains_and_start_can_be_chosen():
     controller = make_controller("log_pi", 0.05, 0.1, kp=0.0, ki=1.0)
     assert controller.update(0.025, True).item() == pytest.approx(0.2)
@@ -376,11 +354,6 @@ def test_what_a_kind_cannot_do_without_is_asked_for():
     for target in (0.0, math.nan):
         with pytest.raises(ValueError, match="target must be > 0"):
             make_controller("fixed", target)
-
-
-def test_every_schedule_starts_whole():
-    for kind in SCHEDULES:
-        assert schedule_multiplier(kind, 0, 10, 1.0) == pytest.approx(1)
 
 
 def test_log_pi_waits_for_a_kl_anywhere_below_its_target_while_nothing_is_clipped():

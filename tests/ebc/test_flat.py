@@ -25,15 +25,6 @@ def test_weights_laid_flat_keep_their_values_and_become_one_segment():
     assert all(not w.any() for w in weights)
 
 
-def test_a_mark_parts_neighbours_and_scattered_weights_stay_alone():
-    weights = weights_of((3, 5), (7,), (4,), (2, 2))
-    assert [s.members for s in segments(weights, [True] * 4)] == [(0,), (1,), (2,), (3,)]
-    lay_flat(weights)
-    assert [s.members for s in segments(weights, [True, True, False, True])] == [(0, 1), (2,), (3,)]
-    weights[1].data = weights[1].data.clone()
-    assert [s.members for s in segments(weights, [True] * 4)] == [(0,), (1,), (2, 3)]
-
-
 def test_one_dtype_does_not_lie_among_another():
     weights = [*weights_of((3,), (4,)), *weights_of((5,), dtype=torch.bfloat16)]
     lay_flat(weights)
@@ -71,6 +62,7 @@ def test_a_copy_stands_in_for_the_weights_and_gives_way_even_after_an_error(flat
     assert not torch.equal(weights[0], copy.views[0])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("grouping", ["block", "matrices"])
 def test_the_layout_changes_no_bit_and_may_change_under_way(make_gpt, batches, train, grouping):
     losses = {}
@@ -79,8 +71,8 @@ def test_the_layout_changes_no_bit_and_may_change_under_way(make_gpt, batches, t
         if layout != "scattered":
             lay_flat(model.parameters())
         adam = torch.optim.Adam(model.parameters(), lr=1e-2)
-        optimizer = EllipsotopeClip(model, adam, target_kl=0.01, grouping=grouping)
-        train(model, optimizer, batches(6))
+        optimizer = EllipsotopeClip(model, adam, target_kl=1e-4, grouping=grouping)
+        assert train(model, optimizer, batches(6))[-1].clip_coefficient < 1
         if layout == "flat, then moved":
             for p in model.parameters():
                 p.data = p.data.clone()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from support.stepping import same, snapshot
 
 from ebc_lab.axiom import AXIOM
-from ebc_lab.ebc import EllipsotopeClip, InBackward, LaggedClip, StabilizedOptimizer, StepInputs
+from ebc_lab.ebc import EllipsotopeClip, InBackward, LaggedClip, StepInputs
 
 
 def base(model, lr=0.02, hooks=True):
@@ -31,23 +31,6 @@ def go(model, optimizer, batch):
 
 def lagged(model, **settings):
     return LaggedClip(model, base(model, settings.pop("lr", 0.02)), **{"target_kl": 0.01, **settings})
-
-
-def test_audits_and_weights_are_those_of_a_plain_loop_bit_for_bit(make_gpt, batches):
-    ends = []
-    for hooks in (False, True):
-        model = make_gpt()
-        cls = InBackward if hooks else StabilizedOptimizer
-        optimizer = cls(model, base(model, hooks=hooks), audit_every=3)
-        steps = [go(model, optimizer, batch) for batch in batches(7)]
-        ends.append((snapshot(model), steps))
-    assert same(ends[0][0], ends[1][0])
-    for plain, hooked in zip(ends[0][1], ends[1][1], strict=True):
-        for name in ("grad_norm", "slope", "applied_kl", "movement", "clip_coefficient"):
-            value = getattr(plain, name)
-            assert (value is None and getattr(hooked, name) is None) or torch.equal(
-                value, getattr(hooked, name)
-            )
 
 
 def test_an_infinite_target_is_the_plain_optimizer(make_gpt, batches):
@@ -85,16 +68,6 @@ def test_c_follows_from_the_kl_of_earlier_steps(make_gpt, batches):
         log_k = seen if math.isnan(log_k) else (log_k + seen) / 2
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates == [0.2, 0.2, 0.2, 0.4, 0.4, 0.4]
-
-
-def test_the_budget_holds_in_the_median(make_gpt, batches):
-    model = make_gpt()
-    optimizer = lagged(model, lr=0.3, target_kl=0.002, audit_every=1)
-    steps = [go(model, optimizer, batch) for batch in batches(40)]
-    applied = torch.stack([s.applied_kl for s in steps[15:]])
-    clipped = torch.stack([s.clip_coefficient for s in steps[15:]])
-    assert (clipped < 1).all()
-    assert 0.5 < float(applied.median()) / 0.002 < 2
 
 
 def test_a_bad_gradient_is_a_skipped_step_although_other_tensors_moved(make_gpt, batches):
@@ -136,22 +109,6 @@ def test_a_first_kl_that_is_not_finite_does_the_same(make_gpt, batches, monkeypa
         patch.setattr("ebc_lab.ebc.budgets.lagged.mean_kl", lambda *args: torch.tensor(math.inf))
         go(model, optimizer, data[0])
     assert float(go(model, optimizer, data[1]).clip_coefficient) == pytest.approx(0.01)
-
-
-def test_a_checkpoint_restores_the_next_steps(make_gpt, batches):
-    data = batches(6)
-    model = make_gpt()
-    optimizer = lagged(model, lr=0.3, target_kl=0.002)
-    for batch in data[:3]:
-        go(model, optimizer, batch)
-    again = make_gpt()
-    again.load_state_dict(model.state_dict())
-    resumed = lagged(again, lr=0.3, target_kl=0.002)
-    resumed.load_state_dict(optimizer.state_dict())
-    for batch in data[3:]:
-        wanted, found = go(model, optimizer, batch), go(again, resumed, batch)
-        assert torch.equal(wanted.clip_coefficient, found.clip_coefficient)
-    assert same(snapshot(model), snapshot(again))
 
 
 def test_what_needs_the_whole_step_is_refused(make_gpt):

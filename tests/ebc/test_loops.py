@@ -7,11 +7,10 @@ import statistics
 
 import pytest
 import torch
+from support.loops import axes, language, others, transformers_models
 from support.loops.loop import Training, played
-from support.loops.table import LOOPS
 
-from ebc_lab.ebc import EBCWarning
-
+LOOPS = [*language.LOOPS, *axes.LOOPS, *transformers_models.LOOPS, *others.LOOPS]
 SETTLED = 8  # steps until c is found
 STEPS = 38
 
@@ -28,6 +27,7 @@ def assert_same(a, b):
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
+@pytest.mark.thorough
 @each(LOOPS)
 def test_without_a_limit_the_weights_are_those_of_the_loop_alone(loop):
     alone = Training(loop).steps(5)
@@ -35,6 +35,7 @@ def test_without_a_limit_the_weights_are_those_of_the_loop_alone(loop):
     assert_same(alone.weights(), attached.weights())
 
 
+@pytest.mark.thorough
 @each(LOOPS)
 def test_a_loop_goes_on_from_its_checkpoint_with_the_same_bits(loop):
     training = Training(loop, loop.target_kl).steps(4)
@@ -44,9 +45,10 @@ def test_a_loop_goes_on_from_its_checkpoint_with_the_same_bits(loop):
     assert_same(training.weights(), resumed.weights())
 
 
+@pytest.mark.thorough
 @each(LOOPS)
 def test_the_budget_is_held_on_other_rows(loop):
-    result = played(loop, target_kl=loop.target_kl, steps=STEPS)
+    result = played(loop, STEPS)
     limited = result.limited(SETTLED)
     figures = result.figures(SETTLED)
     assert len(limited) > (STEPS - SETTLED) / 2, figures
@@ -61,9 +63,3 @@ def test_what_it_would_get_wrong_is_refused_before_a_weight_moves(loop):
     with pytest.raises((TypeError, ValueError), match=loop.refused):
         training.step()
     assert_same(before, training.weights())
-
-
-@each([loop for loop in LOOPS if loop.warned])
-def test_where_it_cannot_help_it_says_so(loop):
-    with pytest.warns(EBCWarning, match=loop.warned):
-        Training(loop, loop.target_kl).steps(SETTLED)

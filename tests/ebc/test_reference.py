@@ -62,7 +62,10 @@ DOUBLE = {  # a radius beside the KL
         "radius": 0.02, "radius_unit": "initial", "ramp": 20, "controller": "confidence", "steers": "radius",
         "target_kl": 0.02,
     },
-    "tracked-matrices": {"budget": "tracked", "grouping": "matrices", "radius": 0.15, "target_kl": 0.005},
+    "tracked-matrices": {
+        "budget": "tracked", "grouping": "matrices", "radius": 0.115, "radius_unit": "initial",
+        "target_kl": 0.005,
+    },
     "fisher": {"budget": "fisher", "radius": 0.2},
 }  # fmt: skip
 JUDGED = {  # one derivative at the audits
@@ -111,10 +114,17 @@ PREDICTED = {
 }  # fmt: skip
 
 
+SLOWLY = {  # those whose every option stands in a case of `make test`, too
+    "fixed-linear", "log_pi-cosine", "rsl-lr_squared", "retracted-matrices-held", "auto-log_pi-linear",
+    "auto-matrices", "auto-retracted", "hold_decay-one-row", "linear-every-3rd", "shadow-rsl-ramp",
+    "l1-log_pi-linear-dense", "l1-lr_squared-global", "l1-agreement-retracted", "l2-tensor",
+    "fisher-energy-cosine", "fisher-agreement-held", "calibrated-l2-dense-rsl", "calibrated-sweep-agreement",
+}  # fmt: skip
+
+
 def cases(table):
-    """Three of four combinations are left to make test-slow."""
-    slow = {name for i, name in enumerate(table) if i % 4 and "-" in name}
-    marked = [pytest.param(o, id=n, marks=[pytest.mark.slow] if n in slow else []) for n, o in table.items()]
+    slow = pytest.mark.slow
+    marked = [pytest.param(o, id=n, marks=slow if n in SLOWLY else ()) for n, o in table.items()]
     return pytest.mark.parametrize("options", marked)
 
 
@@ -153,6 +163,7 @@ def test_tracked(make_gpt, batches, backward, options):
         assert number(got.tracked_variance) == pytest.approx(want.v, rel=rel)
         assert got.tracked_flicker.item() == pytest.approx(want.w, rel=10 * rel, abs=rel)
         assert number(got.innovation) == pytest.approx(want.innovation, abs=10 * rel)
+    assert max(step.measurements for step in fast_steps) > 1
     every = options.get("measure_every", 1)
     measured = [t for t, step in enumerate(slow_steps) if step.trace]
     if "measure" in options:

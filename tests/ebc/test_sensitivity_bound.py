@@ -11,19 +11,6 @@ from ebc_lab.ebc.options import AGGREGATES
 contributions = st.lists(st.one_of(st.just(0.0), st.floats(1e-3, 1e3)), min_size=1, max_size=20)
 
 
-@pytest.mark.parametrize("kind", ["l1", "sqrtl_l2", "l2"])
-def test_golden(golden, kind):
-    values = golden["linear_model"]
-    s = torch.tensor(values["contribution"], dtype=torch.float64)
-    assert aggregate(s, kind).item() == pytest.approx(values["S"][kind], rel=1e-6)
-
-
-def test_l2_is_no_bound(golden):
-    values = golden["linear_model"]
-    for kind, bound in {"l1": True, "sqrtl_l2": True, "l2": False}.items():
-        assert (values["S"][kind] >= values["T"]) == bound
-
-
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6))
 def test_bounds_hold_on_a_linear_model(seed, layers):
     generator = torch.Generator().manual_seed(seed)
@@ -53,8 +40,3 @@ def test_groups_at_rest_do_not_count_and_all_scale(values, resting, factor):
             aggregate(s, kind).item()
         )
         assert aggregate(factor * s, kind).item() == pytest.approx(factor * aggregate(s, kind).item())
-
-
-def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="aggregate='max' is unknown; it takes l1, sqrtl_l2, l2"):
-        aggregate(torch.ones(2), "max")

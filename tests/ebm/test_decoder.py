@@ -1,9 +1,7 @@
-"""The mixture of experts: against the golden file, one token at a time, and every expert on every token."""
+"""The mixture of experts: against the golden file, and against one token at a time."""
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from support.ebm_states import GOLDEN
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,14 +20,6 @@ def mixture(width=12, hidden=7, experts=4, active=2, dtype=torch.float64, seed=0
         made = MixtureOfExperts(width, hidden, experts, active).to(dtype)
     made.router.weight.data *= 50
     return made
-
-
-def dense(moe, u):
-    """Every expert on every token, with a gate of 0 where a token was not sent."""
-    routing = moe.routed(u)
-    gates = torch.zeros_like(routing.logits).scatter(1, routing.indices, routing.gates)
-    results = torch.stack([expert(u) for expert in moe.experts], 1)
-    return (gates[..., None] * results).sum(1)
 
 
 def one_by_one(moe, u):
@@ -55,17 +45,6 @@ def test_routes_and_losses_are_those_of_the_golden_file():
     assert float(router_z_loss(logits)) == pytest.approx(GOLDEN["moe"]["z"], rel=1e-12)
 
 
-@given(st.integers(1, 6), st.data())
-def test_gates_are_the_largest_probabilities_over_their_sum(experts, data):
-    active = data.draw(st.integers(1, experts))
-    logits = draws(9, experts, seed=data.draw(st.integers(0, 99))) * 3
-    gates, indices, probabilities = route(logits, active)
-    largest = probabilities.sort(-1, descending=True).values[:, :active]
-    torch.testing.assert_close(probabilities.gather(1, indices), largest)
-    torch.testing.assert_close(gates, largest / largest.sum(-1, keepdim=True))
-    torch.testing.assert_close(probabilities, logits.softmax(-1))
-
-
 def test_of_equal_experts_the_first_are_chosen():
     gates, indices, _ = route(torch.tensor([[1.0, 1, 1, 1], [0, 2, 0, 2]]), 3)
     assert indices.tolist() == [[0, 1, 2], [1, 3, 0]]
@@ -87,37 +66,26 @@ def test_the_balance_is_one_for_equal_shares_and_the_number_of_experts_for_one_f
     assert float(balance_loss(torch.full((5, 1), 1), favourite)) == 3
 
 
-def test_following_the_balance_loss_takes_tokens_from_the_favourite():
-    logits = draws(200, 4, seed=3)
-    logits[:, 2] += 2
-    logits.requires_grad_()
-    _, indices, probabilities = route(logits, 2)
-    (gradient,) = torch.autograd.grad(balance_loss(indices, probabilities), logits)
-    assert float(gradient.sum(0)[2]) > 0
-    assert (gradient.sum(0)[[0, 1, 3]] < 0).all()
-
-
 # -- the experts ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("experts", [1, 2, 4, 7])
 @pytest.mark.parametrize("tokens", [1, 2, 65])
-def test_sorted_rows_give_what_every_expert_on_every_token_gives(experts, tokens):
+def test_tokens_sorted_by_expert_give_what_each_token_alone_gives(experts, tokens):
     for active in range(1, experts + 1):
         moe = mixture(experts=experts, active=active, dtype=torch.float32)
         u = draws(tokens, 12, dtype=torch.float32, seed=active)
-        torch.testing.assert_close(moe(u)[0], dense(moe, u), rtol=0, atol=1e-6)
         torch.testing.assert_close(moe(u)[0], one_by_one(moe, u), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("active", [1, 2, 3])
-def test_the_gradients_too_are_those_of_every_expert_on_every_token(active):
+def test_the_gradients_too_are_those_of_each_token_alone(active):
     moe = mixture(active=active)
     u = draws(40, 12).requires_grad_()
     weights = [u, *moe.parameters()]
     by_sorting = torch.autograd.grad((moe(u)[0] * draws(40, 12, seed=5)).sum(), weights)
-    densely = torch.autograd.grad((dense(moe, u) * draws(40, 12, seed=5)).sum(), weights)
-    for ours, expected in zip(by_sorting, densely, strict=True):
+    alone = torch.autograd.grad((one_by_one(moe, u) * draws(40, 12, seed=5)).sum(), weights)
+    for ours, expected in zip(by_sorting, alone, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -126,16 +94,6 @@ def test_an_expert_that_nobody_visits_has_a_gradient_of_zero():
     moe.router.weight.data.zero_()  # equal probabilities: expert 0
     moe(draws(5, 12))[0].sum().backward()
     assert [bool(expert.up.weight.grad.any()) for expert in moe.experts] == [True, False, False]
-
-
-def test_one_expert_alone_is_a_dense_layer():
-    moe = mixture(experts=1, active=1)
-    u = draws(20, 12)
-    y, routing = moe(u)
-    torch.testing.assert_close(y, moe.experts[0](u), rtol=0, atol=1e-15)
-    assert routing.gates.tolist() == [[1.0]] * 20
-    y.sum().backward()
-    assert not moe.router.weight.grad.any()
 
 
 def test_no_tokens_have_no_results():
@@ -153,17 +111,6 @@ def test_a_token_that_is_not_finite_spoils_no_other():
     assert spoiled[3].isnan().all()
     rest = [i for i in range(10) if i != 3]
     torch.testing.assert_close(spoiled[rest], clean[rest])
-
-
-def test_the_same_bits_every_time():
-    moe = mixture(dtype=torch.float32)
-
-    def once():
-        u = draws(300, 12, dtype=torch.float32).requires_grad_()
-        y = moe(u)[0]
-        return [y, *torch.autograd.grad(y.square().sum(), [u, *moe.parameters()])]
-
-    assert all(map(torch.equal, once(), once()))
 
 
 def test_the_first_routes_are_spread_over_all_experts():
@@ -232,7 +179,6 @@ def test_under_autocast_tokens_go_where_they_went_before():
     [
         ((8, 4, 2, 3), "active=3 of experts=2 is impossible"),
         ((8, 4, 2, 0), "active=0 of experts=2 is impossible"),
-        ((8, 4, 0, 0), "is impossible"),
         ((8, 0, 2, 1), "must both be at least 1"),
         ((0, 4, 2, 1), "must both be at least 1"),
     ],

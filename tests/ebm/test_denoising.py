@@ -1,14 +1,12 @@
 """Noise and score targets: golden values, gradients of the kernels' densities, Stein's identity, ceilings."""
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.ebm_states import generator, tensor, unit
+from support.ebm_states import GOLDEN, generator, tensor, unit
 
 from ebc_lab.ebm.denoising import (
     LEVELS,
@@ -20,9 +18,7 @@ from ebc_lab.ebm.denoising import (
     widen,
 )
 from ebc_lab.ebm.sphere import distance, exp, log, normalise, project
-from ebc_lab.ebm.vmf import bessel_ratio, concentration_of, mean_cosine, sample
-
-GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
+from ebc_lab.ebm.vmf import concentration_of, mean_cosine
 
 kinds = pytest.mark.parametrize("kind", ["vmf", "geodesic"])
 sigmas = st.floats(0.01, 1.5)
@@ -81,39 +77,6 @@ def test_targets_are_gradients_of_the_log_density(kind, n):
         expected = project(x.detach(), gradient)
         found = score_target(x.detach(), y, sigma, kind)
         assert float((found - expected).norm(dim=-1).max()) < 1e-9 * float(gradient.norm(dim=-1).max())
-
-
-@kinds
-def test_targets_are_tangent_at_the_noisy_point_and_point_to_the_clean_one(kind):
-    y = unit(200, 32)
-    for sigma in LEVELS:
-        x = add_noise(y, sigma, kind, generator=generator(1))
-        target = score_target(x, y, sigma, kind)
-        assert float((target * x).sum(-1).abs().max()) < 1e-8 * float(target.norm(dim=-1).max())
-        assert bool(((target * y).sum(-1) > 0).all())
-
-
-@kinds
-@pytest.mark.parametrize("n", [3, 32])
-def test_steins_identity_holds_for_samples_and_targets_together(kind, n):
-    """E[target.c] = (n - 1) E[c.x] for the score of any law on the sphere: a missing volume element shows."""
-    y = unit(1, n).expand(60_000, n)
-    x = add_noise(y, 0.5, kind, generator=generator(3))
-    excess = (score_target(x, y, 0.5, kind) * y).sum(-1) - (n - 1) * (x * y).sum(-1)
-    assert abs(float(excess.mean())) < 4 * float(excess.std()) / math.sqrt(len(x))
-    if kind == "geodesic" and n > 3:
-        leading = ((n - 1) / 0.25 * log(x, y) * y).sum(-1) - (n - 1) * (x * y).sum(-1)
-        assert float(leading.mean()) > 20 * float(leading.std()) / math.sqrt(len(x))
-
-
-@pytest.mark.parametrize("n", [3, 64])
-@pytest.mark.parametrize("sigma", LEVELS)
-def test_the_mean_square_of_vmf_targets(n, sigma):
-    y = unit(1, n).expand(20_000, n)
-    square = (score_target(add_noise(y, sigma, generator=generator(4)), y, sigma) ** 2).sum(-1)
-    raw = (n - 1) / sigma**2
-    expected = (n - 1) * raw * float(bessel_ratio(n, raw))
-    assert abs(float(square.mean()) - expected) < 4 * float(square.std()) / math.sqrt(20_000)
 
 
 @kinds
@@ -198,35 +161,11 @@ def test_widening_multiplies_mean_cosines(kappa, sigma):
     assert float(in_float32) == pytest.approx(widen(kappa, sigma), rel=1e-6)
 
 
-@given(st.floats(0.5, 60), sigmas, sigmas)
-def test_widening_twice_is_widening_by_both(kappa, first, second):
-    both = mean_cosine(1 / first**2) * mean_cosine(1 / second**2)
-    sigma = concentration_of(both) ** -0.5
-    if sigma < math.pi / 2:
-        assert widen(widen(kappa, first), second) == pytest.approx(widen(kappa, sigma), rel=1e-7)
-
-
-@pytest.mark.parametrize(("kappa", "sigma"), [(10, 0.5), (50, 0.2), (50, 0.05)])
-def test_copies_of_one_point_reach_the_ceiling_and_spread_states_the_matched_value(kappa, sigma):
-    n = 256
-    mu = unit(1, n).expand(3000, n)
-
-    def reached(states: torch.Tensor) -> float:
-        x = add_noise(states, sigma, generator=generator(2))
-        score = widen(kappa, sigma) * (n - 1) * project(x, mu)
-        return float(r_squared(score, score_target(x, states, sigma)))
-
-    assert reached(mu) == pytest.approx(ceiling_r2(kappa, sigma), rel=1e-9)
-    spread = reached(sample(mu, float(kappa * (n - 1)), generator(1)))
-    assert spread == pytest.approx(widen(kappa, sigma) * sigma**2 * mean_cosine(kappa), rel=0.02)
-    assert spread == pytest.approx(matched_r2(kappa, sigma), rel=0.06)  # the flat space's value
-
-
 # -- refusals ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sigma", [0.0, -0.1, math.pi / 2, 3.0, math.nan])
-def test_levels_outside_0_and_a_quarter_turn_are_refused(sigma):
+@pytest.mark.parametrize("sigma", [0.0, math.pi / 2, math.nan])
+def test_levels_beyond_a_quarter_turn_are_refused(sigma):
     y = unit(2, 4)
     calls = [
         lambda: add_noise(y, sigma, generator=generator()),
@@ -240,14 +179,11 @@ def test_levels_outside_0_and_a_quarter_turn_are_refused(sigma):
             call()
 
 
-def test_unknown_kernels_are_refused():
+def test_unknown_kernels_and_a_line_are_refused():
     y = unit(2, 4)
     with pytest.raises(ValueError, match="vmf, geodesic"):
         add_noise(y, 0.1, "gaussian", generator=generator())
     with pytest.raises(ValueError, match="vmf, geodesic"):
         score_target(y, y, 0.1, "gaussian")
-
-
-def test_a_line_is_no_sphere():
     with pytest.raises(ValueError, match="n >= 2"):
         add_noise(torch.ones(3, 1), 0.1, "geodesic", generator=generator())

@@ -42,7 +42,7 @@ def plain_rows(ids, vocabulary, n):
 # -- from counts ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [2, 5, 9])
+@pytest.mark.parametrize("n", [2, 5, 12])
 def test_angles_are_those_of_counting_pair_by_pair(n):
     ids = text(12)
     rows = cooccurrence(ids, 12, n, seed=0)
@@ -60,16 +60,6 @@ def test_rows_are_unit_vectors_and_follow_from_the_seed(n):
     assert torch.equal(rows, cooccurrence(torch.from_numpy(ids), 30, n, seed=5))
 
 
-def test_tokens_that_keep_the_same_company_lie_close():
-    draw = np.random.default_rng(0)
-    words = [(0, 2 + i) if draw.random() < 0.5 else (1, 2 + i) for i in draw.integers(0, 3, 300)]
-    others = [(5, 6 + i) for i in draw.integers(0, 3, 300)]
-    ids = np.array([token for pair in words + others for token in pair])
-    rows = cooccurrence(ids, 9, 6, seed=0)
-    assert float(rows[0] @ rows[1]) > 0.9
-    assert abs(float(rows[0] @ rows[5])) < 0.3
-
-
 def test_more_dimensions_than_directions_are_filled_with_a_little_noise():
     ids = text(10)
     rows = cooccurrence(ids, 10, 400, seed=1)
@@ -80,11 +70,6 @@ def test_more_dimensions_than_directions_are_filled_with_a_little_noise():
     other = cooccurrence(ids, 10, 400, seed=2)
     torch.testing.assert_close((rows * other).sum(1), torch.full((10,), 1 / 1.01), rtol=0, atol=0.02)
     assert (rows[:, 10:].norm(dim=1) > 0.09).all()
-
-
-def test_as_many_dimensions_as_directions_need_no_noise():
-    ids = text(10)
-    assert torch.equal(cooccurrence(ids, 10, 10, seed=1), cooccurrence(ids, 10, 10, seed=2))
 
 
 def test_tokens_never_seen_get_directions_of_their_own():

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.ebm_models import energy_model, some_tokens
 from support.ebm_states import GOLDEN, tensor, unit
 
 from ebc_lab.ebm import energy as energy_module
-from ebc_lab.ebm.energy import Energy, Terms, compositional_energy, geometric_energy, stiffness
+from ebc_lab.ebm.energy import Terms, compositional_energy, geometric_energy, stiffness
 from ebc_lab.ebm.sphere import geodesic, normalise, project
-from ebc_lab.ebm.vmf import log_peak
 
 NAMES = ("mu", "alpha", "kappa", "contexts", "tether", "a", "b", "omega")
 METHODS = (Terms.total, Terms.score, Terms.settle)
@@ -75,22 +75,6 @@ def test_golden_values():
     torch.testing.assert_close(terms.total(x), parts)
 
 
-@pytest.mark.parametrize("n", [2, 3])
-def test_the_splats_density_integrates_to_one(n):
-    _, terms = example(n, splats=4)
-    turn = torch.arange(4000, dtype=torch.float64) * 2 * math.pi / 4000
-    if n == 2:
-        x, area = torch.stack((turn.cos(), turn.sin()), -1), 2 * math.pi / 4000
-    else:
-        height = (torch.arange(500, dtype=torch.float64) + 0.5) / 250 - 1
-        ring = torch.stack((turn[::8].cos(), turn[::8].sin()), -1)
-        flat = torch.sqrt(1 - height**2).view(-1, 1, 1) * ring
-        x = torch.cat((flat, height.view(-1, 1, 1).expand(500, 500, 1)), -1).reshape(-1, 3)
-        area = 4 * math.pi / len(x)
-    density = torch.exp(-splats_of(terms).total(x))
-    assert float(density.sum() * area) == pytest.approx(1, abs=1e-3)
-
-
 def test_gathered_splats_give_what_shared_ones_give():
     x, terms = example()
     terms = replace(terms, kappa=terms.kappa / 20)
@@ -112,35 +96,7 @@ def test_leading_shapes_of_points_are_kept():
     torch.testing.assert_close(shared.score(x)[0], terms.score(x)[0])
 
 
-def test_without_pairs_a_tethered_energy_is_again_a_mixtures():
-    x, terms = example(rows=40)
-    n, tether, context = 12, terms.tether, terms.contexts[0]
-    raw = (n - 1) * terms.kappa.unsqueeze(-1) * terms.mu + (n - 1) * (tether @ context)
-    joint = raw.norm(dim=-1)
-    own = terms.kappa * (n - 1)
-    log_weight = torch.log(terms.alpha) + log_peak(n, own) - own - log_peak(n, joint) + joint
-    tethered = Terms(terms.mu, terms.alpha, terms.kappa, context, tether).total(x)
-    mixture = Terms(raw / joint.unsqueeze(-1), torch.softmax(log_weight, 0), joint / (n - 1)).total(x)
-    torch.testing.assert_close(tethered - mixture, (tethered - mixture)[:1].expand(40), rtol=0, atol=1e-9)
-
-
 # -- closed forms against autograd ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("k", [None, 5])
-@pytest.mark.parametrize("n", [3, 12, 640])
-def test_responsibilities_pull_and_score_are_autograds(n, k):
-    x, terms = example(n)
-    terms = replace(terms, log_pi=terms.shares()) if k is None else gathered(x, terms, k)
-    point, shares = x.clone().requires_grad_(True), terms.log_pi.clone().requires_grad_(True)
-    energies = replace(terms, log_pi=shares).total(point)
-    by_point, by_share = torch.autograd.grad(energies.sum(), (point, shares))
-    scale = float(by_point.abs().max())
-    torch.testing.assert_close(terms.pull(x), -by_point, rtol=1e-6, atol=1e-6 * scale)
-    torch.testing.assert_close(terms.score(x), project(x, -by_point), rtol=1e-6, atol=1e-6 * scale)
-    weights = terms.logits(x).softmax(-1)
-    weights = weights.sum(0) if k is None else weights
-    torch.testing.assert_close(weights, -by_share, rtol=1e-6, atol=1e-6)
 
 
 def test_the_closed_forms_build_no_graph_where_none_is_asked_for():
@@ -150,6 +106,7 @@ def test_the_closed_forms_build_no_graph_where_none_is_asked_for():
         torch.testing.assert_close(terms.settle(x), terms.settle(x))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("k", [None, 3])
 @pytest.mark.parametrize("method", METHODS)
 def test_derivatives_by_every_tensor_agree_in_both_modes_with_differences(method, k):
@@ -160,12 +117,12 @@ def test_derivatives_by_every_tensor_agree_in_both_modes_with_differences(method
         names[1] = "log_pi"
     inputs = [x.requires_grad_(True)] + [getattr(terms, name).detach().requires_grad_(True) for name in names]
 
-    def of(x, *tensors):
+    def value(x, *tensors):
         return method(replace(terms, **dict(zip(names, tensors, strict=True))), x)
 
-    assert torch.autograd.gradcheck(of, inputs, check_forward_ad=True, atol=1e-4)
-    forward = torch.func.jvp(of, tuple(inputs), tuple(torch.ones_like(t) for t in inputs))[1]
-    backward = [(g * 1.0).sum() for g in torch.autograd.grad(of(*inputs).sum(), inputs)]
+    assert torch.autograd.gradcheck(value, inputs, check_forward_ad=True, atol=1e-4)
+    forward = torch.func.jvp(value, tuple(inputs), tuple(torch.ones_like(t) for t in inputs))[1]
+    backward = [(g * 1.0).sum() for g in torch.autograd.grad(value(*inputs).sum(), inputs)]
     torch.testing.assert_close(forward.sum(), sum(backward))
 
 
@@ -229,14 +186,6 @@ def test_autocast_changes_no_bit_and_half_precision_is_computed_in_float32(k):
     assert half.dtype == torch.float32
 
 
-def test_prepared_terms_give_the_same_bits():
-    x, terms = example()
-    ready = terms.prepared()
-    assert torch.equal(terms.total(x), ready.total(x))
-    assert torch.equal(terms.score(x), ready.score(x))
-    assert ready.log_peak.dtype == torch.float64
-
-
 def test_splats_without_a_share_do_not_count():
     x, terms = example()
     fewer = replace(terms, mu=terms.mu[:15], alpha=terms.alpha[:15], kappa=terms.kappa[:15])
@@ -268,39 +217,22 @@ def test_the_stiffness_adds_its_parts():
     assert stiffness(kappa, None, None, 11) == pytest.approx(70)
 
 
-class Shelf:
-    """The plainest store: every logit, the k largest."""
-
-    def __init__(self, terms: Terms, neighbours: int):
-        self.terms = splats_of(terms).prepared()
-        self.neighbours = neighbours
-
-    def best(self, x, k):
-        logits = self.terms.logits(x).detach()
-        best = logits.topk(k).indices
-        return best, 1 - torch.softmax(logits, -1).gather(-1, best).sum(-1).mean()
-
-    def gather(self, indices):
-        terms = self.terms
-        return terms.mu[indices], terms.log_pi[indices], terms.kappa[indices], terms.log_peak[indices]
-
-
 def test_chunks_change_neither_values_nor_gradients(monkeypatch):
-    x, terms = example()
+    model = energy_model()
+    states, contexts = (found.detach() for found in model.encode(some_tokens()))
     runs = []
-    for chunk in (2**26, 4 * 12 * 2):
+    for chunk in (2**26, 100):
         monkeypatch.setattr(energy_module, "CHUNK", chunk)
-        mu = terms.mu.clone().requires_grad_(True)
-        store = Shelf(replace(terms, mu=mu), 4)
-        energy = Energy(store, terms.contexts, terms.tether, terms.a, terms.b, terms.omega)
-        value = energy.settle(x)
-        value.square().sum().backward(retain_graph=True)
-        (value * x).sum().backward()
-        slope = torch.func.jvp(energy.settle, (x,), (torch.ones_like(x),))[1]
-        runs.append((value.detach(), mu.grad, slope, energy.near(x)[1]))
+        energy = model.under(contexts)
+        settled = energy.settle(states)
+        gradients = torch.autograd.grad(
+            settled.square().sum() + (settled * states).sum(), [model.store.mu, model.pair_a]
+        )
+        slope = torch.func.jvp(energy.settle, (states,), (torch.ones_like(states),))[1]
+        runs.append((settled, *gradients, slope, energy.near(states)[1]))
     for whole, chunked in zip(*runs, strict=True):
         torch.testing.assert_close(whole, chunked)
-    assert 0 < float(runs[0][3]) < 1
+    assert 0 < float(runs[0][-1]) < 1
 
 
 # -- refusals ------------------------------------------------------------------------------------------------

@@ -87,13 +87,6 @@ def test_the_largest_are_found_under_a_transform_too():
     assert torch.equal(columns, largest(values, 4)[1])
 
 
-def test_bfloat16_autocast_does_not_coarsen_a_search():
-    mu, x = uniform(2000, 32), uniform(64, 32, seed=1)
-    expected = exact_search(x, mu, 4)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(exact_search(x, mu, 4), expected)
-
-
 def test_an_exact_index_searches_exactly():
     mu, x = uniform(100, 4), uniform(9, 4, seed=1)
     index = NeighbourIndex("exact").build(mu)
@@ -145,6 +138,7 @@ def test_without_faiss_the_approximate_kinds_say_what_to_install(kind, monkeypat
 # -- approximate ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @needs_faiss
 @approximate
 @pytest.mark.parametrize("cloud", [uniform, structured, clustered])
@@ -154,17 +148,6 @@ def test_the_effort_is_raised_until_the_recall_is_the_one_wanted(kind, cloud):
     assert index.recall >= 0.95
     x = noisy(mu, 400)  # points other than those it was tuned on
     assert recall(index.search(x, 32), exact_search(x, mu, 32)) >= 0.93
-
-
-@needs_faiss
-@approximate
-def test_a_higher_recall_costs_more_effort(kind):
-    mu = uniform(3000, 48)
-    low, high = NeighbourIndex(kind, 0.5).build(mu), NeighbourIndex(kind, 0.999).build(mu)
-    assert low.effort < high.effort
-    assert 0.5 <= low.recall < 0.999 <= high.recall
-    x = noisy(mu, 100)
-    assert low.computations(x, 16) < high.computations(x, 16)
 
 
 @needs_faiss

@@ -39,20 +39,6 @@ def test_the_golden_novelty(row):
     assert novelty(angle, row["kappa"], row["n"]).item() == pytest.approx(row["novelty"], rel=1e-8, abs=1e-12)
 
 
-@pytest.mark.parametrize("n", [16, 64, 640])
-@pytest.mark.parametrize("kappa", [2.0, 10.0, 50.0])
-def test_a_splat_is_hardly_surprised_by_its_own_states(n, kappa):
-    mu = torch.eye(n)[:1].expand(4000, n)
-    states = vmf.sample(mu, kappa * (n - 1), torch.Generator().manual_seed(0))
-    surprised = novelty(distance(states, mu), kappa, n)
-    assert (surprised > 0).float().mean() < 0.06
-    assert surprised.mean() < 0.01  # stress stays under 1: the leak is 0.01 a win
-    wider = vmf.sample(mu, 0.5 * kappa * (n - 1), torch.Generator().manual_seed(0))
-    assert (
-        novelty(distance(wider, mu), kappa, n).mean() > 0.02
-    )  # twice as broad as thought: over the threshold
-
-
 # -- toppling ------------------------------------------------------------------------------------------------
 
 
@@ -110,13 +96,6 @@ def test_a_pile_comes_to_rest_within_the_bound(pile):
         assert sweeps == plain[2]
 
 
-def test_all_over_the_threshold_topple_at_once():
-    ring = torch.tensor([[1, 2], [2, 0], [0, 1]])
-    after, topplings, sweeps = topple(torch.tensor([2.0, 2.0, 0.0]), ring, 2.0, 0.8)
-    torch.testing.assert_close(after, torch.tensor([0.8, 0.8, 1.6]))
-    assert (topplings.tolist(), sweeps) == ([1, 1, 0], [2])
-
-
 def test_a_splat_without_neighbours_loses_its_stress():
     after, topplings, _ = topple(torch.tensor([5.0]), torch.empty(1, 0, dtype=torch.int64))
     assert (after.item(), topplings.item()) == (0, 1)
@@ -158,6 +137,7 @@ def test_stress_leaks_with_wins_and_gathers_novelty():
     torch.testing.assert_close(store.stress, torch.tensor(expected))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("batch", [10, 200])
 def test_stress_settles_under_the_threshold_for_states_of_the_right_width_at_any_batch(batch):
     store = SplatStore(1, N)
@@ -446,25 +426,12 @@ def test_a_power_law_is_recognised(law, alpha, seed):
 
 
 @pytest.mark.parametrize("law", ["log-normal", "broad log-normal", "geometric", "broad geometric", "poisson"])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [2, 0, 1])
 def test_other_laws_are_not_called_critical(law, seed):
     found = power_law(sizes(law, 1000, seed))
     assert not found.critical
     assert found.log_likelihood_ratio < 0
     assert found.p < 0.01
-
-
-def test_the_exponent_is_the_likeliest():
-    from scipy.special import zeta
-
-    data = sizes("power 2", 400)
-    found = power_law(data)
-    tail = np.array([x for x in data if x >= found.xmin])
-
-    def likelihood(alpha):
-        return -alpha * np.log(tail).sum() - len(tail) * math.log(zeta(alpha, found.xmin))
-
-    assert likelihood(found.alpha) > max(likelihood(found.alpha - 1e-3), likelihood(found.alpha + 1e-3))
 
 
 def test_under_50_avalanches_no_law_is_fitted():

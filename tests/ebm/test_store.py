@@ -4,7 +4,6 @@ import copy
 import importlib.util
 import itertools
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from support.low_bit import saved_and_loaded
 
 from ebc_lab.ebm import vmf
 from ebc_lab.ebm.sphere import distance, normalise
-from ebc_lab.ebm.starts import spherical_kmeans, splats_at, totals
+from ebc_lab.ebm.starts import spherical_kmeans, splats_at
 from ebc_lab.ebm.store import SplatStore
 
 needs_faiss = pytest.mark.skipif(
@@ -71,14 +70,6 @@ def test_a_curriculum_never_shrinks(step, steps, most, tokens):
     assert 1 <= now <= then <= most
 
 
-def test_kmeans_finds_well_separated_centres():
-    centres = torch.eye(5)
-    found, labels = spherical_kmeans(about(centres, 400, kappa=100.0), 5, rng(), rounds=8)
-    assert sorted((found @ centres.T).argmax(dim=1).tolist()) == [0, 1, 2, 3, 4]
-    assert (found @ centres.T).amax(dim=1).min() > 0.99
-    assert labels.unique().tolist() == [0, 1, 2, 3, 4]
-
-
 def test_rounds_of_kmeans_raise_the_mean_cosine():
     states = about(unit(12, 8), 600, kappa=20.0)
     means = []
@@ -101,17 +92,6 @@ def test_kmeans_leaves_no_centre_empty_where_states_repeat():
 def test_kmeans_refuses_more_centres_than_states(k):
     with pytest.raises(ValueError, match=f"{k} centres were asked of 10 states"):
         spherical_kmeans(unit(10, 3), k, rng())
-
-
-@given(st.integers(0, 10**6))
-def test_totals_are_the_same_bits_in_any_order(seed):
-    generator = torch.Generator().manual_seed(seed)
-    winner, values = torch.randint(7, (60,), generator=generator), torch.randn(60, 3, generator=generator)
-    order = torch.randperm(60, generator=generator)
-    sums = totals(winner, values, 9)
-    assert torch.equal(sums, totals(winner[order], values[order], 9))
-    plain = torch.stack([values[winner == place].double().sum(0) for place in range(9)])
-    torch.testing.assert_close(sums, plain, atol=1e-7, rtol=0)
 
 
 # -- places --------------------------------------------------------------------------------------------------
@@ -189,13 +169,6 @@ def test_splats_that_mean_nothing_are_refused(mu, settings, sentence):
 def test_settings_that_mean_nothing_are_refused(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         SplatStore(**{"capacity": 4, "n": 3, **settings})
-
-
-def test_without_faiss_a_store_is_refused_before_anything_is_searched(monkeypatch):
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(ValueError, match="pip install"):
-        SplatStore(4, 3, index="hnsw")
-    assert len(filled(8, 6, 4)) == 6
 
 
 # -- search --------------------------------------------------------------------------------------------------
@@ -276,6 +249,7 @@ def test_more_neighbours_than_splats_are_refused(kind):
         store.best(unit(2, 6), 41)
 
 
+@pytest.mark.thorough
 @needs_faiss
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
 def test_an_approximate_search_ranks_its_candidates_where_the_splats_are_now(kind):
@@ -413,18 +387,6 @@ def test_the_order_of_the_states_changes_no_bit():
     first.observe(states)
     second.observe(states.flip(0))
     assert_same(first.state_dict(), second.state_dict())
-
-
-def test_a_splat_learns_the_concentration_of_its_states():
-    store = SplatStore(3, 32)
-    centres = unit(3, 32)
-    store.add(centres)
-    for step in range(30):
-        generator = torch.Generator().manual_seed(step)
-        raw = 31 * torch.tensor([3.0, 10.0, 30.0]).repeat_interleave(20)
-        store.observe(vmf.sample(centres.repeat_interleave(20, 0), raw, generator))
-    torch.testing.assert_close(store.kappa(), torch.tensor([3.0, 10.0, 30.0]), rtol=0.15, atol=0)
-    torch.testing.assert_close(store.log_pi().exp(), torch.full((3,), 1 / 3))
 
 
 def test_trained_weights_are_left_to_the_optimizer_and_kappa_returns_to_its_limits():
@@ -611,6 +573,7 @@ def train(store, steps, start=0):
     return found
 
 
+@pytest.mark.thorough
 @kinds
 @adaptations
 @pytest.mark.parametrize("steps", [3, 4, 5, 6])  # before and after an event and a rebuilding of the index
@@ -641,14 +604,6 @@ def test_the_index_of_a_checkpoint_is_the_one_that_was_built_not_a_new_one():
     assert torch.equal(again.nearest(x, 8), stale)
     again.rebuild_index()
     assert not torch.equal(again.nearest(x, 8), stale)
-
-
-@needs_faiss
-def test_a_checkpoint_of_another_kind_of_index_is_refused():
-    store = filled(600, 500, 16, index="hnsw", neighbours=8)
-    store.rebuild_index()
-    with pytest.raises(ValueError, match="kind hnsw, not ivf"):
-        SplatStore(600, 16, index="ivf").load_state_dict(store.state_dict())
 
 
 @kinds

@@ -15,10 +15,10 @@ trials = pytest.importorskip("support.emulated.trials", exc_type=ImportError)
 
 @pytest.fixture
 def tried(tmp_path, text_file):
-    def of(name):
+    def try_arm(name):
         return trials.trial(ARMS[name], tmp_path / "runs", text_file)
 
-    return of
+    return try_arm
 
 
 def test_a_checkpoint_that_forgets_the_random_numbers_of_the_gpu(monkeypatch, tried):

@@ -54,6 +54,7 @@ def report(seen: tuple[Report, str]) -> Report:
     return seen[0]
 
 
+@pytest.mark.thorough
 def test_a_terminal_shows_a_line_for_each_operation(seen: tuple[Report, str]):
     operations = dict.fromkeys(row.group for row in seen[0].rows)
     lines = seen[1].splitlines()

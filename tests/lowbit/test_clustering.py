@@ -322,19 +322,6 @@ def test_a_number_of_clusters_is_whole() -> None:
         kmeans([[1.0], [2.0], [3.0]], 1.5)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("separated", [True, False])
-def test_scikit_learn_finds_the_same(separated: bool) -> None:
-    from sklearn.cluster import KMeans
-
-    X = mixture(1500, 8, 6, seed=4, spread=8.0 if separated else 0.7)
-    result = kmeans(X, 6, init=X[:6], backend="numpy")
-    other = KMeans(6, init=X[:6], n_init=1, algorithm="lloyd", tol=0, max_iter=300).fit(X)
-    assert result.inertia == pytest.approx(other.inertia_, rel=1e-6)
-    if separated:
-        assert result.labels.tolist() == other.labels_.tolist()
-        assert result.iterations == other.n_iter_
-
-
 def test_the_familiar_class() -> None:
     X = mixture(300, 5, 4, seed=7, spread=3.0)
     model = KMeansClustering(n_clusters=4, seed=2, backend="numpy")

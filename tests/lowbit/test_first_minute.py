@@ -51,6 +51,7 @@ def run(heading: str) -> dict[str, Any]:
 # -- the familiar names --------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_the_snippet_of_the_page():
     left = run("The familiar names")
     assert left["summary"]["total_steps"] == 5 * 29
@@ -182,6 +183,7 @@ def logits(model: nn.Module) -> Tensor:
         return model(TOKENS).logits
 
 
+@pytest.mark.thorough
 def test_the_llama_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

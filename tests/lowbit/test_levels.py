@@ -6,14 +6,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from support.low_bit import GOLDEN, assert_same_bits, gaussian, large_golden
 
 from ebc_lab.lowbit.backends.formulas import SCALES, TOP, as_float32, order_free_mean, root_mean_square
 from ebc_lab.lowbit.levels import (
-    Quantized,
     absmean,
     entropy_bits,
     quantize,
@@ -96,19 +95,6 @@ def test_units_fit_the_largest_magnitude_of_a_block(exponent):
     values = np.float32(2.0**exponent) * np.random.default_rng(3).uniform(0, 2, 4000).astype(np.float32)
     assert order_free_mean(np, values[None])[0] == plain_mean(values)
     assert order_free_mean(np, values[None], power=2)[0] == plain_mean(values, power=2)
-
-
-@given(arrays)
-@example(np.float32([2.0**-90]))
-@example(np.float32([2.3e-35]))  # below 2^-90, but not below 2^-120
-def test_the_mean_is_exact_to_a_billionth_of_the_largest(values):
-    exact = sum(Fraction(float(abs(w))) for w in values) / len(values)
-    largest = Fraction(float(np.abs(values).max()))
-    found = Fraction(float(order_free_mean(np, values[None])[0]))
-    if largest < Fraction(2) ** -90:
-        assert found == 0
-    else:
-        assert abs(found - exact) <= largest / 2**30
 
 
 @given(arrays, st.randoms(use_true_random=False))
@@ -298,10 +284,10 @@ def test_what_is_no_real_number_is_refused(values):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"scale": 0.0}, "positive"),
         ({"levels": "four"}, "ternary, five, not 'four'"),
         ({"levels": 2}, "ternary, five, not 2"),
         ({"scale": "mean"}, "absmean, absmax or a positive float32 number, not 'mean'"),
-        ({"scale": 0.0}, "positive"),
         ({"scale": -1}, "positive"),
         ({"scale": math.nan}, "positive"),
         ({"scale": 1e300}, "positive"),
@@ -377,21 +363,6 @@ def test_a_value_rounds_up_where_its_uniform_is_smaller_than_its_share(backend):
     assert (above == -1).all()
 
 
-@levels
-def test_stochastic_codes_have_the_mean_of_the_value(levels):
-    key = rounding_key(1, 2, 3)
-    for value in (0.1, -0.45, 0.99):
-        codes = quantize_stochastic(np.full(100_000, value * TOP[levels]), levels, step=1.0, key=key)
-        assert abs(codes.mean() - value * TOP[levels]) < 5 * 0.5 / math.sqrt(100_000)
-
-
-def test_another_key_draws_other_codes_and_large_values_are_clipped():
-    values = np.full(1000, 0.5)
-    drawn = [quantize_stochastic(values, "ternary", step=1.0, key=rounding_key(0, 0, j)) for j in (0, 1)]
-    assert 0.4 < (drawn[0] != drawn[1]).mean() < 0.6
-    assert quantize_stochastic([7.0, -9.0], "five", step=1.0, key=1).tolist() == [2, -2]
-
-
 @pytest.mark.parametrize("step", [-1.0, math.nan, math.inf, 1e300])
 def test_a_step_that_is_no_step_is_refused(step):
     with pytest.raises(ValueError, match="step must be"):
@@ -428,10 +399,3 @@ def test_entropy_and_zero_share():
     for name in TOP:
         codes = quantize(large_golden(), name).codes
         assert entropy_bits(codes) == pytest.approx(GOLDEN["encode_large"][name]["entropy_bits"], rel=1e-9)
-
-
-def test_a_quantized_array_cannot_be_changed_by_assignment():
-    quantized = quantize([1.0])
-    assert isinstance(quantized, Quantized)
-    with pytest.raises(AttributeError):
-        quantized.levels = "five"  # type: ignore[misc]

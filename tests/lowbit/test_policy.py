@@ -66,21 +66,6 @@ def test_an_untrained_network_is_the_constant_policy() -> None:
     assert AuxiliaryNetwork(seed=3).w1.std() == pytest.approx(math.sqrt(1 / 6), rel=0.2)
 
 
-@pytest.mark.parametrize(("rate", "sign"), [(8.0, -1), (0.01, 1)])
-def test_f_moves_towards_the_better_learning_rate(rate: float, sign: int) -> None:
-    """On L = w²/2 with sgd, a rate above 1 overshoots (f must fall), a tiny one is too careful (f rises)."""
-    policy = make_policy("auxnn", seed=1)
-    w = 1.0
-    f = 1.0
-    for step in range(60):
-        f, _ = policy.factors(step, Observed(w * w / 2 + 1, abs(w), abs(f * rate * w), step / 60, False))
-        move = -f * rate * w
-        fresh = w + move
-        policy.feedback(math.copysign(1.0, fresh * move), clipped=False)
-        w = 1.0 if abs(fresh) > 100 else fresh
-    assert math.log(f) * sign > 0.3
-
-
 @pytest.mark.parametrize("clipped", [False, True])
 def test_feedback_judges_the_factor_that_bound_the_step(clipped: bool) -> None:
     policy = make_policy("auxnn", seed=1)

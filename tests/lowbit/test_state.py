@@ -260,31 +260,6 @@ def test_what_the_moments_cost(state: str, bits: float) -> None:
     assert optimizer.state_bytes() == round(matrix.numel() * bits / 8) + 2 * 4 * 10
 
 
-def test_it_trains_but_for_the_forensic_form() -> None:
-    """Least squares: int8 comes about as close as torch's Adam; v rounded to 0 throw weights far off."""
-    generator = torch.Generator().manual_seed(7)
-    x = torch.randn(256, 40, generator=generator)
-    target = x @ torch.randn(40, 30, generator=generator)
-
-    def loss_after(make: Callable[[nn.Parameter], torch.optim.Optimizer]) -> float:
-        w = nn.Parameter(torch.zeros(40, 30))
-        optimizer = make(w)
-        for _ in range(150):
-            w.grad = x.T @ (x @ w.detach() - target) / 256
-            optimizer.step()
-        return ((x @ w.detach() - target) ** 2).mean().item()
-
-    def by(state: str) -> float:
-        return loss_after(lambda w: QuantizedAdam([w], 0.02, state=state, quantized=[w], seed=1))
-
-    start = (target**2).mean().item()
-    plain = loss_after(lambda w: torch.optim.Adam([w], 0.02))
-    assert by("int8") == pytest.approx(plain, rel=0.3)
-    assert by("ternary") < 0.2 * start
-    assert by("five") < 0.2 * start
-    assert by("int8_linear") > start
-
-
 @pytest.mark.parametrize("state", STATES)
 def test_a_bad_step_on_the_device_leaves_everything(state: str) -> None:
     """`found_inf`, as torch's fused optimizers heed it: neither weights nor packed moments change."""

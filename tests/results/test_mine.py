@@ -51,10 +51,3 @@ def test_a_measurement_of_time_is_not_called_like_its_arm(study):
     assert timed["test_loss"].isna().all()
     assert timed["arm"].str.endswith(" (time of a step)").all()
     assert not set(timed["arm"]) & set(runs.query("kind == 'train'")["arm"])
-
-
-def test_a_name_means_one_setting_in_a_suite_too(study):
-    settings = ["lr", "lr_schedule", "warmup_steps", "delta_star", "planned_steps", "optimizer"]
-    each = study.runs().query("kind == 'train'").groupby(["track", "arm"], observed=True)[settings]
-    counts = each.nunique(dropna=False)
-    assert (counts == 1).all(axis=None), counts[(counts > 1).any(axis=1)]

@@ -15,7 +15,7 @@ from ebc_lab.config.compose import compose, configurations
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.columns import COLUMNS, STEP_COLUMNS
 from ebc_lab.records.streams import read_columns
-from ebc_lab.report.conclude import concluding, report, write_table
+from ebc_lab.report.conclude import concluding, write_table
 from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.guards import Limits, StageFailed
 from ebc_lab.study.inspect.status import status
@@ -119,6 +119,7 @@ def test_a_stage_decides_the_earlier_ones_again_from_their_runs(own_copy):
     assert study.decisions()["lr_sweep"]["tracks"]["adam_none"]["lr"] == right
 
 
+@pytest.mark.thorough
 def test_a_fallback_corpus_is_named_in_every_call(tiny, tmp_path, monkeypatch):
     def offline(target, quiet):
         raise corpus.CorpusUnavailable("no network")
@@ -131,18 +132,6 @@ def test_a_fallback_corpus_is_named_in_every_call(tiny, tmp_path, monkeypatch):
         outcome = autopilot(config, Listener(say=said.append), stages=["lr_sweep"])
         assert any("NOT Shakespeare" in line for line in said)
         assert "NOT Shakespeare" in outcome.warning
-
-
-@pytest.mark.slow  # of the page alone: tests/report/page
-def test_report_rebuilds_what_was_deleted(finished):
-    _, outcome, _ = finished
-    root = outcome.study.root
-    gone = ["summary_final.csv", "lr_scale.png", "acceptance.json", "summary_lr_sweep.csv"]
-    before = {name: (root / name).read_bytes() for name in gone}
-    for name in gone:
-        (root / name).unlink()
-    report(outcome.study)
-    assert {name: (root / name).read_bytes() for name in gone} == before
 
 
 def test_of_a_study_that_is_not_decided_report_says_how_far_it_is_and_how_to_go_on(tiny, tmp_path):
@@ -170,6 +159,7 @@ def test_of_a_study_that_is_not_decided_report_says_how_far_it_is_and_how_to_go_
         assert words in page.read_text()
 
 
+@pytest.mark.thorough
 def test_one_crashing_run_never_stops_the_study_and_never_wins(tiny, tmp_path, monkeypatch):
     build = optimizers.build
 
@@ -203,6 +193,7 @@ def test_a_stage_whose_first_runs_fail_for_one_cause_is_stopped_early(tiny, tmp_
     assert not again.failed  # fixed: the failed runs are run again
 
 
+@pytest.mark.thorough
 def test_a_diverging_arm_is_a_result(tiny, tmp_path):
     overrides = [o for o in tiny if "grids" not in o]
     settings = ["lr_sweep.grids.adam=[1e-2,2e-2,3.0]", "launcher=inline", f"output_dir={tmp_path}"]
@@ -214,6 +205,7 @@ def test_a_diverging_arm_is_a_result(tiny, tmp_path):
     assert outcome.failed == []
 
 
+@pytest.mark.thorough
 def test_stages_one_by_one_are_the_autopilot(finished, tiny, tmp_path):
     _, outcome, _ = finished
     config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])

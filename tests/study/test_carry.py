@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 import pytest
-from support.carried import SUITE
+from support.played import CARRY
 
 from ebc_lab.cli import screen
 from ebc_lab.config.compose import compose
@@ -26,7 +26,7 @@ CUT = {  # of the suite: two arms, three settings, two constants
 def trained(tiny, tmp_path_factory):
     """What was said, and the study: one of its settings has a text of its own."""
     folder = tmp_path_factory.mktemp("carry")
-    lines = SUITE.read_text().splitlines()
+    lines = CARRY.read_text().splitlines()
     others = ("    lr", "    long:", "    muon:")
     suite = [line for line in lines if not line.startswith(others)]
     (folder / "small.yaml").write_text("\n".join([*suite, "    docs: {settings: {data: {name: pydoc}}}\n"]))

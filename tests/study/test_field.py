@@ -46,6 +46,7 @@ def finished(folder, own_places):
     return folder / "outputs" / "ebc_ablation" / "fineweb"
 
 
+@pytest.mark.thorough
 def test_the_study_tells_how_soon_and_how_surely_each_arm_reaches_the_target(finished, folder):
     rows = {row["arm"]: row for row in csv.DictReader((finished / "ablation.csv").open())}
     assert set(rows) == {"muon", "ebc", "ebc_x2", "radius_x2"}
@@ -67,6 +68,7 @@ def test_the_study_tells_how_soon_and_how_surely_each_arm_reaches_the_target(fin
     assert (of_arm["update_size"], of_arm["rest_decay"], of_arm["head_scale"]) == ("shape", 0.001, 0.16)
 
 
+@pytest.mark.thorough
 def test_its_decisions_follow_from_its_files_and_another_target_needs_no_run(finished, folder):
     replayed = answered("why", str(finished), "--replay", cwd=folder)
     assert "differ" not in replayed.stdout
@@ -141,6 +143,7 @@ def test_what_is_longer_than_its_shards_is_refused_before_anything_is_written(fo
     assert "steps are too many" in said
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("study", "stage", "places", "made", "longest"),
     [
@@ -193,6 +196,7 @@ def test_a_studys_shards_may_move_and_nothing_else_of_them_may_change(finished, 
         assert setting.partition("=")[0] in paths
 
 
+@pytest.mark.thorough
 def test_seeds_that_would_all_be_one_run_are_refused(folder, tmp_path):
     same = ["init=run", f"init.run={tmp_path}"]
     with pytest.raises(UserError, match="every seed is the same run: choose"):

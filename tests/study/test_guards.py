@@ -94,6 +94,7 @@ def test_a_limit_that_allows_nothing_is_refused(limit):
         Limits(**limit)
 
 
+@pytest.mark.thorough
 def test_max_runs_stops_before_the_next_run_and_the_same_command_continues(finished, tiny, tmp_path):
     _, outcome, _ = finished
     config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
@@ -149,6 +150,7 @@ def begun(*settings: str) -> subprocess.Popen:
     return driver
 
 
+@pytest.mark.thorough
 def test_whoever_stops_a_study_is_told_once_what_happened_and_the_command_that_continues_it(
     tiny, text_file, tmp_path
 ):
@@ -174,6 +176,7 @@ def test_whoever_stops_a_study_is_told_once_what_happened_and_the_command_that_c
     assert status(Study(tmp_path / "x"))["state"] == "finished"
 
 
+@pytest.mark.thorough
 def test_an_interrupt_of_the_whole_process_group_is_one_line_and_leaves_checkpoints(tiny, tmp_path):
     """As from `timeout -s INT`, or a script that ends its group."""
     own = [*tiny, f"output_dir={tmp_path}", "study.name=x", "launcher.slots=2", "lr_sweep.steps=100000"]
@@ -192,6 +195,7 @@ def test_an_interrupt_of_the_whole_process_group_is_one_line_and_leaves_checkpoi
     assert all(study.run_files(run_id).checkpoint.exists() for run_id in in_progress)
 
 
+@pytest.mark.thorough
 def test_a_request_to_cancel_stops_an_inline_study_between_runs(tiny, tmp_path):
     config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
     study = Study(tmp_path / "x")

@@ -10,24 +10,16 @@ import signal
 import subprocess
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from support.called import CLI
-from support.drivers import sessions
+from support.drivers import TABLES, sessions, without_timing
 from support.nodes import kill
 
-from ebc_lab.records.columns import TIMING_COLUMNS
 from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
 from ebc_lab.study.store.verify import verify
 
 TRIALS = int(os.environ.get("EBC_LAB_KILL_TRIALS", "50"))
-TABLES = ("summary_lr_sweep.csv", "summary_calibrate.csv", "summary_lr_scale.csv", "summary_final.csv")
-EBM = [  # the other workload, with every kind of event in its runs
-    *("workload=ebm", "ebm=smoke", "ebm.n=8", "ebm.splats=48", "ebm.neighbours=4", "ebm.hidden=16"),
-    *("ebm.states=8", "ebm.revive_every=7", "ebm.soc_every=6", "ebm.soc_threshold=0.05", "sampler.steps=2"),
-    *("index=hnsw", "index.rebuild_every=9"),
-]
 PHASES = ("before the finals", "finals", "overhead", "plotting", "the end")  # in their order
 
 
@@ -43,10 +35,6 @@ def command(tiny: list[str], out: Path) -> list[str]:
     ]
     launcher = ["launcher=local", "launcher.slots=2", "launcher.checkpoint_every_s=0", "launcher.max_lost=9"]
     return [*CLI, "autopilot", *tiny, *smaller, *launcher, f"output_dir={out}", "study.name=s"]
-
-
-def bytes_of(root: Path) -> dict[str, bytes]:
-    return {t: pd.read_csv(root / t).drop(columns=list(TIMING_COLUMNS)).to_csv().encode() for t in TABLES}
 
 
 def workers(study: Study) -> list[int]:
@@ -100,20 +88,14 @@ def disturbed(command: list[str], study: Study, draw: random.Random) -> tuple[st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("workload", "trials"), [pytest.param([], TRIALS, id="gpt"), pytest.param(EBM, TRIALS * 2 // 5, id="ebm")]
-)
-def test_kill_9_at_random_moments_never_changes_a_byte(tiny, tmp_path, workload, trials):
-    if workload:
-        pytest.importorskip("faiss")
-    tiny = [*tiny, *workload]
+def test_kill_9_at_random_moments_never_changes_a_byte(tiny, tmp_path):
     whole = subprocess.run(command(tiny, tmp_path / "whole"), capture_output=True, text=True)
     assert whole.returncode == 0, whole.stdout + whole.stderr
-    expected = bytes_of(tmp_path / "whole" / "s")
+    expected = [without_timing(tmp_path / "whole" / "s" / table) for table in TABLES]
     counts: collections.Counter[str] = collections.Counter()
     moments: collections.Counter[str] = collections.Counter()
     wrong = []
-    for trial in range(trials):
+    for trial in range(TRIALS):
         draw, again = random.Random(trial), command(tiny, tmp_path / str(trial))
         study = Study(tmp_path / str(trial) / "s")
         for _ in range(draw.choice([1, 1, 2, 3])):
@@ -122,11 +104,11 @@ def test_kill_9_at_random_moments_never_changes_a_byte(tiny, tmp_path, workload,
             moments[busy_with] += 1
         done = subprocess.run(again, capture_output=True, text=True)
         sound = done.returncode == 0 and verify(study)["ok"]
-        if not sound or bytes_of(study.root) != expected:
+        if not sound or [without_timing(study.root / table) for table in TABLES] != expected:
             wrong.append((trial, done.returncode, done.stdout + done.stderr))
         begun = [e for d in study.runs.iterdir() for e in attempts.log(d) if e["event"] == "begin"]
         assert len(begun) >= len(list(study.runs.iterdir())), "an attempt went unrecorded"
-    print(f"\n{trials} trials, {trials - len(wrong)} byte-identical")
+    print(f"\n{TRIALS} trials, {TRIALS - len(wrong)} byte-identical")
     print(f"killed: {dict(counts)}; during: {dict(moments)}")
     assert not wrong, wrong
     assert {"driver", "worker", "workers", "both", "group"} <= set(counts) or TRIALS < 50

@@ -1,6 +1,8 @@
 """What is chosen by measurement is chosen once a study, and a later change of mind retrains nothing."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,11 +14,13 @@ from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import identity
-from ebc_lab.config.schema import Config
+from ebc_lab.config.schema import Config, RunConfig
+from ebc_lab.records.json_files import as_json, write_json
 from ebc_lab.report.conclude import concluding
 from ebc_lab.study import resolve
 from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.inspect.forecast import planned
+from ebc_lab.study.launch import submit
 from ebc_lab.study.launch.pool import slots
 from ebc_lab.study.store import changes
 from ebc_lab.study.store.study import Study
@@ -137,6 +141,21 @@ def test_slurm_jobs_take_their_cores_and_only_precision_is_measured_on_a_node(co
     found, _ = resolve.resolve_study(one, other, lambda text: None, force=False)
     assert (found.dtype, found.threads_per_run) == ("float32", 1)
     assert len(asked) == 1
+
+
+def test_what_a_node_chose_is_read_as_it_was_written(config, monkeypatch, tmp_path):
+    written = []
+
+    def job_that_chooses(config, folder, name, commands):
+        run, path = commands[0].args
+        dtype = from_dict(RunConfig, json.loads(run)).dtype
+        written.append(asdict(Choice(dtype, 1, "off", {"dtype": "as given"}, (1, 1, dtype, 3.5))))
+        write_json(path, written[0])
+        return [SimpleNamespace(job_id="1", paths=SimpleNamespace(stdout="log"))]
+
+    monkeypatch.setattr(submit, "submit_jobs", job_that_chooses)
+    found = submit.choice_on_node(config, Study(tmp_path / "s"))
+    assert as_json(asdict(found)) == as_json(written[0])
 
 
 def test_a_plan_made_before_anything_is_measured_takes_one_thread(config, monkeypatch):

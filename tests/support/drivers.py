@@ -14,6 +14,8 @@ from ebc_lab.study.launch import queue
 from ebc_lab.study.launch.session import Session, state_dir
 from ebc_lab.study.store.study import Study
 
+TABLES = ("summary_lr_sweep.csv", "summary_calibrate.csv", "summary_lr_scale.csv", "summary_final.csv")
+
 
 def without_timing(path: Path) -> str:
     """A summary as text, without the columns that no two runs share."""
@@ -72,6 +74,13 @@ def until_true(condition: Callable[[], object], within_s: float = 120.0) -> Any:
         assert time.monotonic() < deadline, "it never came true"
         time.sleep(0.05)
     return value
+
+
+def site(folder: Path, code: str) -> str:
+    """Return a PYTHONPATH under which every Python process begins with `code`, kept in `folder`/site."""
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(code)
+    return os.pathsep.join([str(folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 # a sitecustomize for workers and the processes that train for them: once `module` is loaded there,
@@ -133,12 +142,6 @@ def change(module):
 """
 
 
-def _changed(folder: Path, module: str, change: str) -> str:
-    (folder / "site").mkdir()
-    (folder / "site" / "sitecustomize.py").write_text(CHANGED.format(module=module) + change)
-    return os.pathsep.join([str(folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
 def struck_once(
     folder: Path, error: str, at: str = "ebc_lab.components.optimizer:build", rank: str | None = None
 ) -> str:
@@ -147,7 +150,7 @@ def struck_once(
     """
     module, function = at.split(":")
     change = STRIKING.format(mark=str(folder / "struck"), error=error, function=function, rank=rank)
-    return _changed(folder, module, change)
+    return site(folder, CHANGED.format(module=module) + change)
 
 
 def held_at_first(folder: Path, blocks: int = 1) -> str:
@@ -155,4 +158,4 @@ def held_at_first(folder: Path, blocks: int = 1) -> str:
     many, and a checkpoint of it, until a file `go` appears in its folder, or in `folder`.
     """
     change = HOLDING.format(blocks=blocks, go=str(folder / "go"))
-    return _changed(folder, "ebc_lab.training.outcome", change)
+    return site(folder, CHANGED.format(module="ebc_lab.training.outcome") + change)

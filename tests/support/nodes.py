@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from ebc_lab.records.columns import TIMING_COLUMNS
 from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
 
 from .called import CLI
-from .drivers import sessions, shell, until_true
+from .drivers import sessions, shell, until_true, without_timing
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "test_slurm.sh"
 NAMES = ("n1", "n2", "n3", "n4")
@@ -163,17 +162,11 @@ class NodesStudy:
                     found.append(At(note["host"], name, note["pid"], (note["run_id"],)))
         return sorted(found, key=lambda at: at.node)
 
-    def on(self, node: str) -> At | None:
-        return next((at for at in self.workers() if at.node == node), None)
-
     def on_all(self) -> list[At] | None:
         """A worker on each node, with a checkpoint of each run."""
         found = self.workers()
-        return found if self.saved(*found) and {at.node for at in found} == set(NAMES) else None
-
-    def saved(self, *workers: At) -> bool:
-        """Tell whether each of the workers' runs has a checkpoint."""
-        return all(self.study.run_files(run).checkpoint.exists() for at in workers for run in at.runs)
+        saved = all(self.study.run_files(run).checkpoint.exists() for at in found for run in at.runs)
+        return found if saved and {at.node for at in found} == set(NAMES) else None
 
     def said(self) -> str:
         """What the workers have said."""
@@ -192,7 +185,7 @@ def bytes_of(root: Path) -> dict[str, bytes]:
     """What a study has recorded, without what is a matter of time."""
     recorded = {}
     for table in sorted(root.glob("summary_*.csv")):
-        recorded[table.name] = pd.read_csv(table).drop(columns=list(TIMING_COLUMNS)).to_csv().encode()
+        recorded[table.name] = without_timing(table).encode()
     for steps in sorted(root.glob("runs/*/steps.csv")):
         if not steps.parent.name.startswith("overhead_"):
             recorded[f"{steps.parent.name}/steps"] = steps.read_bytes()

@@ -32,7 +32,6 @@ CLASSES = {
     "rms_clip": RMSClip,
 }
 RATES = {"gen": GeN, "cdat": CDAT, "adaptive_warmup": AdaptiveWarmUp}  # they read the loss
-GRADIENT = ("norm_clip", "value_clip", "agc", "zclip", "adagc", "energy_raw", "energy_rms")
 UPDATE = ("trust_region", "kl_clip", "rms_clip")
 
 

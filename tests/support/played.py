@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ebc_lab.config.compose import compose
@@ -17,6 +18,18 @@ DIVERGED = {"outcome": "diverged", "val_loss": None, "c_median": None, "kl_media
 FAILED = {"outcome": "failed", "cause": "a bug", "val_loss": None}
 
 
+CARRY = Path(__file__).with_name("carry.yaml")  # the small suite of the stage carry
+# what the sweep decides of a track, and its decision
+SWEPT = {
+    "lr": 1e-3,
+    "optimizer": "adam",
+    "projection": "none",
+    "natural_kl": 0.02,
+    "sigma": 0.01,
+    "descent_median": 0.1,
+    "replicate_losses": [2.0, 2.01, 2.02],
+}
+DECIDED = {"lr_sweep": {"tracks": {"adam_none": SWEPT}, "inputs_sha256": "x"}}
 GRIDS = ("calibrate.multiples=[1,1.25,1.6,2]", "lr_sweep.control_scales=[1,2]")
 
 

@@ -10,9 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from ebc_lab.config.choices import changed
-from ebc_lab.config.dicts import to_dict
+from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.study.stages.rules import TIMING
 from ebc_lab.training.ends import Interrupted
 from ebc_lab.training.outcome import run_and_record
@@ -23,6 +25,12 @@ from ebc_lab.workloads.corpus import locate
 def resolved(run):
     """The run on the text as it is now."""
     return replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
+
+
+def short_run(tiny, *settings):
+    """Return a run of seconds with these settings, on the text as it is now."""
+    shared = [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))]
+    return resolved(run_part(compose([*shared, "optimizer.lr=1e-2", *settings], study=False)))
 
 
 def ebc(run, **budget):
@@ -49,6 +57,7 @@ def resumed_after(run, folder, steps):
         broken = Training(run, made(folder))
         with pytest.raises(Interrupted):
             broken.run(should_stop=lambda broken=broken, stop_at=stop_at: broken.step == stop_at)
+        torch.manual_seed(99)  # whatever else happens in between
     return run_and_record(run, folder, "x")
 
 

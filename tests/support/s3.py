@@ -1,4 +1,4 @@
-"""A real S3 server (moto's) in a process of its own, and a door to it that can be shut."""
+"""A real S3 server (moto's) in a process of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -61,42 +60,3 @@ def _answers(url: str, server: subprocess.Popen[bytes]) -> None:
             return
         time.sleep(0.05)
     raise AssertionError("the S3 server did not start")
-
-
-class Door:
-    """A port behind which another one is, as long as it is open."""
-
-    def __init__(self, port: int):
-        self.behind = port
-        self.port = free_port()
-        self.listener: socket.socket | None = None
-        self.open()
-
-    def open(self) -> None:
-        self.listener = socket.create_server(("127.0.0.1", self.port), reuse_port=True)
-        threading.Thread(target=self._serve, args=(self.listener,), daemon=True).start()
-
-    def shut(self) -> None:
-        assert self.listener is not None
-        with contextlib.suppress(OSError):
-            self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        self.listener = None
-
-    def _serve(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                caller, _ = listener.accept()
-            except OSError:
-                return
-            answerer = socket.create_connection(("127.0.0.1", self.behind))
-            for one, other in ((caller, answerer), (answerer, caller)):
-                threading.Thread(target=self._pass_on, args=(listener, one, other), daemon=True).start()
-
-    def _pass_on(self, listener: socket.socket, one: socket.socket, other: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while self.listener is listener and (data := one.recv(1 << 16)):
-                other.sendall(data)
-        for end in (one, other):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)

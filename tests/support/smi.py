@@ -23,7 +23,6 @@ NO_DRIVER = (
     "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that the latest "
     "NVIDIA driver is installed and running.\n"
 )
-MISMATCH = "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 550.54\n"
 PROCESSES = "--query-compute-apps=gpu_uuid,pid,process_name,used_memory"
 BUSY = "CUDA error: CUDA-capable device(s) is/are busy or unavailable"  # as torch says it
 

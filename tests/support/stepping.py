@@ -4,6 +4,15 @@ import io
 
 import torch
 
+from ebc_lab.ebc import EllipsotopeClip
+
+LR = 0.02  # too large for the tiny GPT, so that a budget of 0.01 nats clips
+
+
+def adam_clip(model, **options):
+    options = {"target_kl": 0.01, **options}
+    return EllipsotopeClip(model, torch.optim.Adam(model.parameters(), lr=LR), **options)
+
 
 def go(model, optimizer, batch, backward, **given):
     """One step on `batch`, (rows, 17) characters."""

@@ -55,6 +55,7 @@ def none_left():
     apart._idle.clear()
 
 
+@pytest.mark.thorough
 def test_torch_has_the_instructions_asked_for_and_one_process_serves_several_runs(there, tmp_path):
     asked = [sys.executable, "-c", "import torch; print(torch.backends.cpu.get_cpu_capability())"]
     env = {**os.environ, apart.VARIABLE: there.capability}
@@ -96,6 +97,7 @@ def test_it_dies_with_the_process_that_started_it_and_the_run_goes_on_from_its_c
     assert resumed["weights_checksum"] == run_and_record(there, tmp_path / "whole", "x")["weights_checksum"]
 
 
+@pytest.mark.thorough
 def test_a_process_that_is_killed_leaves_a_failed_run_with_its_cause(there, tmp_path):
     run_and_record(there, tmp_path / "before", "x")
     [process] = apart._idle["default", 1, 1]
@@ -116,6 +118,7 @@ def test_what_is_refused_there_and_what_this_cpu_lacks_is_said_here(there, tmp_p
         run_and_record(replace(there, capability="avx512"), tmp_path / "b", "x")
 
 
+@pytest.mark.thorough
 def test_a_process_that_already_has_the_instructions_trains_the_run_itself(there, tmp_path, monkeypatch):
     monkeypatch.setenv(apart.VARIABLE, "default")
     assert not apart.wanted(there)

@@ -15,6 +15,8 @@ from ebc_lab.config.dicts import run_part
 from ebc_lab.training.run import Training
 from ebc_lab.workloads.corpus import locate
 
+pytestmark = pytest.mark.thorough
+
 NONE = {"stabilizer": {"name": "none"}}
 TRACKED = {"stabilizer": {"name": "ebc"}, "budget": {"name": "tracked"}}
 SHADOW = {"stabilizer": {"name": "ebc"}, "budget": {"name": "shadow"}}

@@ -47,6 +47,7 @@ def rows(folder):
     return (folder / "steps.csv").read_bytes(), evals
 
 
+@pytest.mark.thorough
 def test_threads_engine_and_the_split_of_a_batch_change_no_bit(exact, tmp_path):
     first = run_and_record(exact, tmp_path / "first", "x")
     assert first["outcome"] == "completed"
@@ -58,16 +59,7 @@ def test_threads_engine_and_the_split_of_a_batch_change_no_bit(exact, tmp_path):
         assert rows(folder) == rows(tmp_path / "first"), settings
 
 
-def test_the_plain_mode_differs_where_a_batch_is_split(run, tmp_path):
-    """Otherwise the test above would show nothing."""
-    run = changed(plain(run), SMALL)
-    found = [
-        run_and_record(changed(run, {"accumulate": parts}), tmp_path / str(parts), "x")["weights_checksum"]
-        for parts in (1, 2)
-    ]
-    assert found[0] != found[1]
-
-
+@pytest.mark.thorough
 def test_it_resumes_after_any_step_to_the_same_bits(exact, tmp_path):
     whole = run_and_record(exact, tmp_path / "whole", "x")
     resumed = resumed_after(exact, tmp_path / "broken", range(1, exact.steps))
@@ -75,6 +67,7 @@ def test_it_resumes_after_any_step_to_the_same_bits(exact, tmp_path):
     assert rows(tmp_path / "whole") == rows(tmp_path / "broken")
 
 
+@pytest.mark.thorough
 def test_it_resumes_with_another_engine_and_another_split(exact, tmp_path):
     """Both are no part of the run's name."""
     whole = run_and_record(exact, tmp_path / "whole", "x")
@@ -86,6 +79,7 @@ def test_it_resumes_with_another_engine_and_another_split(exact, tmp_path):
     assert untimed(run_and_record(other, tmp_path / "broken", "x")) == untimed(whole)
 
 
+@pytest.mark.thorough
 def test_it_trains_as_well_as_the_plain_mode_and_holds_the_budget(run, tmp_path):
     run = changed(run, EBC | {"audit_every": 1, "optimizer": {"lr": 1e-2}})
     found = run_and_record(changed(run, {"determinism": {"name": "verity"}}), tmp_path / "verity", "x")
@@ -113,6 +107,7 @@ def test_a_value_that_is_not_finite_ends_the_run_and_moves_no_weight(exact, tmp_
     training.recording.close()
 
 
+@pytest.mark.thorough
 def test_a_loss_that_explodes_is_the_same_in_any_split_and_a_diverged_run(run, tmp_path):
     """Losses of more than 2^31 nats, whose sums an int64 of 2^-32 nats would not hold."""
     run = changed(plain(run), SMALL | VERITY | {"optimizer": {"lr": 1e5}})

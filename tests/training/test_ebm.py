@@ -15,7 +15,7 @@ import pytest
 import torch
 from support.ebm_runs import eventful, tiny_ebm
 from support.pairwise import contract
-from support.runs import killed_in_mid_run, made, plain, untimed
+from support.runs import made, plain, untimed
 from torch import Tensor
 
 from ebc_lab.components.optimizer import OPTIMIZERS
@@ -64,6 +64,7 @@ def state_of(training):
     return {name: part.state_dict() for name, part in training._parts().items()}
 
 
+@pytest.mark.thorough
 @contract(
     ("optimizer", "limit", "projection"),
     [name for name in OPTIMIZERS if name != "muonclip"],  # refused: it needs attention's logits
@@ -159,41 +160,6 @@ def test_events_leave_a_resumed_run_the_same_bytes(busy, tmp_path, settings):
     assert untimed(whole) == untimed(resumed)
 
 
-TRAIN = """
-import json, sys
-from pathlib import Path
-from ebc_lab.config.dicts import from_dict
-from ebc_lab.config.schema import RunConfig
-from ebc_lab.training.run import Training
-
-run = from_dict(RunConfig, json.loads(sys.argv[1]))
-training = Training(run, Path(sys.argv[2]))
-print("at", training.step, flush=True)
-
-
-def look(step):
-    if step == 13:
-        training.save_checkpoint()
-    if step == 19:
-        print("now", flush=True)
-        sys.stdin.read()
-
-
-training.run(on_progress=look)
-"""
-
-
-@pytest.mark.slow  # test_low_bit.py kills a run too
-def test_kill_9_in_mid_run_changes_no_byte(busy, tmp_path):
-    whole = run_and_record(busy, tmp_path / "whole", "x")
-    killed = made(tmp_path / "killed")
-    killed_in_mid_run(busy, killed, TRAIN)
-    assert Training(busy, killed).step == 13
-    resumed = run_and_record(busy, killed, "x")
-    assert written(tmp_path / "whole") == written(killed)
-    assert untimed(whole) == untimed(resumed)
-
-
 # -- parts of a batch ----------------------------------------------------------------------------------------
 
 
@@ -236,6 +202,7 @@ def buffers(training):
     return {n: b.clone() for n, b in training.model.named_buffers()}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("budget", ["shadow", "surrogate", "fisher"])
 def test_between_the_forwards_of_an_audit_only_the_optimizer_moves_anything(busy, tmp_path, budget):
     settings = {"stabilizer": {"name": "ebc"}, "budget": {"name": budget, "target_kl": 1e-3}}
@@ -279,6 +246,7 @@ def test_events_are_no_part_of_the_audit_and_have_a_column_of_their_own(busy, tm
     assert moved["revived"][7] > 0
 
 
+@pytest.mark.thorough
 def test_audits_measure_what_the_budget_does_not_see(busy, tmp_path):
     _, seen = after_steps(replace(busy, audit_every=4), tmp_path / "run", 12)
     audited = np.isfinite(seen["applied_kl"])
@@ -289,21 +257,10 @@ def test_audits_measure_what_the_budget_does_not_see(busy, tmp_path):
     assert seen["score_shift"][audited].max() > 0
 
 
-@pytest.mark.parametrize("grouping", ["block", "type", "tensor", "global"])
-def test_budgets_of_groups_hold_every_parameter(small, tmp_path, grouping):
-    settings = {"stabilizer": {"name": "ebc"}, "budget": {"name": "surrogate", "grouping": grouping}}
-    training = Training(choices_resolved(changed(small, settings)), made(tmp_path / "run"))
-    members = [training.optimizer.names[i] for places in training.optimizer.groups.values() for i in places]
-    assert sorted(members) == sorted(name for name, _ in training.model.named_parameters())
-    training.advance(2)
-    training.recording.flush()
-    seen = read_columns(tmp_path / "run/steps.csv")
-    assert (seen["surrogate"] > 0).all()
-
-
 # -- rows that hold something new ----------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("optimizer", ["adam", "lion", "soap", "schedule_free"])
 def test_a_splat_that_moves_leaves_no_memory_of_the_old_one(small, tmp_path, optimizer):
     run = changed(small, {"optimizer": {"name": optimizer}})
@@ -329,6 +286,7 @@ def test_a_splat_that_moves_leaves_no_memory_of_the_old_one(small, tmp_path, opt
     assert far < 3 * run.optimizer.lr * math.sqrt(8)  # no memory, and no leap for the lack of one
 
 
+@pytest.mark.thorough
 def test_revived_and_split_splats_are_told_to_the_optimizer(busy, tmp_path):
     training = Training(busy, made(tmp_path / "run"))
     mu = training.model.store.mu

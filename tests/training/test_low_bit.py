@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -52,6 +50,7 @@ def test_a_low_bit_run_resumes_to_the_same_bytes(run, tmp_path, settings):
     assert untimed(whole) == untimed(resumed)
 
 
+@pytest.mark.thorough
 def test_kill_9_in_mid_run_changes_no_byte_of_the_model(run, tmp_path):
     run = changed(run, EVERYTHING)
     whole = run_and_record(run, tmp_path / "whole", "x")
@@ -154,8 +153,3 @@ def test_figures_of_gradients_and_state(run, tmp_path):
     assert 0 < result["grad_error"] < 1
     assert "packed_bytes" not in result
     assert not (tmp_path / "run/model.ebcpack").exists()
-
-
-def test_a_run_without_any_of_it_has_no_new_columns(run, tmp_path):
-    run_and_record(replace(run, steps=3), tmp_path / "run", "x")
-    assert "flip_share" not in read_columns(tmp_path / "run/steps.csv")

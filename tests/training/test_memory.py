@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from support.runs import killed_in_mid_run, made, plain, resumed_after, untimed
+from support.runs import made, plain, resumed_after, untimed
 
 from ebc_lab.components.memory import Memory
 from ebc_lab.config.choices import changed
@@ -25,6 +25,7 @@ LAGGED = {
 }
 
 
+@pytest.mark.thorough
 def test_hooks_change_no_bit_of_a_run(run, tmp_path):
     run = changed(plain(run), AXIOM)
     hooked = changed(run, {"memory": {"name": "hooks"}})
@@ -51,6 +52,7 @@ def test_a_result_tells_the_bytes_beside_the_weights(run, tmp_path):
     assert 0 < result["activation_bytes"] == packed.memory_stats()["compressed_bytes"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("settings", [ALL, LAGGED], ids=["plain", "lagged"])
 def test_it_resumes_to_the_same_bytes(run, tmp_path, settings):
     run = changed(run, settings)
@@ -61,16 +63,7 @@ def test_it_resumes_to_the_same_bytes(run, tmp_path, settings):
     assert untimed(whole) == untimed(resumed)
 
 
-@pytest.mark.slow  # test_low_bit.py kills a run too
-def test_kill_9_in_mid_run_changes_no_bit_of_the_weights(run, tmp_path):
-    run = changed(run, LAGGED)
-    whole = run_and_record(run, tmp_path / "whole", "x")
-    killed = made(tmp_path / "killed")
-    killed_in_mid_run(run, killed)
-    assert Training(run, killed).step == 11
-    assert untimed(whole) == untimed(run_and_record(run, killed, "x"))
-
-
+@pytest.mark.thorough
 def test_lagged_holds_its_budget_in_the_median(run, tmp_path):
     run = changed(run, LAGGED | {"audit_every": 1, "steps": 60})
     result = run_and_record(run, tmp_path / "run", "x")

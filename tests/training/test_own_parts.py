@@ -4,7 +4,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from support.runs import resolved
+from support.runs import made, resolved
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
@@ -134,11 +134,7 @@ def own(tiny, tmp_path, monkeypatch):
     sources._loaded.pop("own_lab_parts", None)
 
 
-def made(folder):
-    folder.mkdir()
-    return folder
-
-
+@pytest.mark.thorough
 def test_all_four_train_together_and_resume_bit_for_bit(own, tmp_path):
     run = own(*ALL)
     whole = run_and_record(run, tmp_path / "whole", "whole")

@@ -19,6 +19,7 @@ from ebc_lab.workloads import gpt
 COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
 
+@pytest.mark.thorough
 def test_stabilizers_that_hook_into_layers_are_known(run):
     """Compiled code may leave hooks out without a word."""
     for name in stabilizers.STABILIZERS:

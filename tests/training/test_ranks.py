@@ -121,6 +121,7 @@ def test_two_processes_train_what_one_does(run, name, accumulate, tmp_path):
     assert "2 processes together" in (tmp_path / "together" / "log.txt").read_text()
 
 
+@pytest.mark.thorough
 def test_what_one_process_has_begun_two_finish_and_the_other_way_round(run, tmp_path):
     run = ebc(run, name="shadow")
     run_and_record(run, tmp_path / "whole", "x")
@@ -202,6 +203,7 @@ def test_kill_9_of_any_of_them_ends_all_and_the_run_goes_on_from_its_checkpoint(
     same(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("at", ["ebc_lab.components.optimizer:build", "ebc_lab.training.ranks:joined"])
 def test_a_gpu_that_fails_under_one_of_them_is_no_outcome_of_the_run(run, at, tmp_path, monkeypatch):
     for process in apart._idle.pop(("auto", 2, 1), []):
@@ -278,6 +280,7 @@ def test_signals_are_for_the_process_that_started_them(run, tmp_path):
     assert launcher() is started
 
 
+@pytest.mark.thorough
 def test_every_row_is_one_processs_and_their_leading_rows_are_the_leading_ones():
     batch = torch.arange(12)
     parts = [Ranks(rank, 3).rows(batch) for rank in range(3)]

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from support.tensors import normal
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -17,15 +18,11 @@ EXACT, TORCH = Arithmetic(), TorchArithmetic()
 CLOSE = {"rel": 1e-12, "abs": 0}
 
 
-def drawn(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
 @pytest.fixture
 def logits():
     """z and z_new, 4 rows of 50 tokens, and a mask of most of these."""
-    z = 3 * drawn(4, 50, 65)
-    return z, z + drawn(4, 50, 65, seed=1), drawn(4, 50, seed=2) > -1
+    z = 3 * normal(4, 50, 65)
+    return z, z + normal(4, 50, 65, seed=1), normal(4, 50, seed=2) > -1
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -43,7 +40,7 @@ def test_kl_and_movement_are_torchs_in_float64(logits, masked):
 def test_small_and_large_movements_are_not_lost(scale):
     """Squares go from 1e-60 to 1e38: their sum fits into integers all the same."""
     z = torch.zeros(3, 7)
-    z_new = drawn(3, 7) * scale
+    z_new = normal(3, 7) * scale
     expected = TORCH.movement(z.double(), z_new.double()).item()
     assert EXACT.movement(z, z_new).item() == pytest.approx(expected, **CLOSE)
     assert EXACT.movement(z, z) == 0
@@ -77,7 +74,7 @@ def test_masked_words_and_masked_tokens_do_not_count(logits):
 def test_what_is_not_finite_makes_results_that_are_not_finite(logits, broken):
     z, z_new, mask = logits
     z_new[mask.nonzero()[0].tolist()[0], mask.nonzero()[0].tolist()[1], 5] = broken
-    weights = [drawn(3, 4), torch.tensor([1.0, broken])]
+    weights = [normal(3, 4), torch.tensor([1.0, broken])]
     ones = [torch.ones_like(w) for w in weights]
     found = [
         *(measure(z, z_new, m) for m in (None, mask) for measure in (EXACT.mean_kl, EXACT.movement)),
@@ -96,20 +93,20 @@ def test_a_kl_too_large_for_the_sum_is_infinite():
 
 def test_norm_and_slope_are_torchs_in_float64():
     shapes = ((31, 5), (700,), (2, 3, 4), ())
-    g, old, new = ([drawn(*s, seed=10 * k + len(s)) * 1e20 for s in shapes] for k in range(3))
+    g, old, new = ([normal(*s, seed=10 * k + len(s)) * 1e20 for s in shapes] for k in range(3))
     wide = [[t.double() for t in ts] for ts in (g, old, new)]
     assert EXACT.norm(g).item() == pytest.approx(TORCH.norm(wide[0]).item(), **CLOSE)
     assert EXACT.slope(g, old, new).item() == pytest.approx(TORCH.slope(*wide).item(), rel=1e-11)
     assert EXACT.norm([]) == 0
     assert EXACT.norm([torch.full((9,), 3e38)]).item() == pytest.approx(9e38, rel=1e-6)
-    assert torch.equal(EXACT.norm([drawn(8, 6).t()]), EXACT.norm([drawn(8, 6).t().contiguous()]))
+    assert torch.equal(EXACT.norm([normal(8, 6).t()]), EXACT.norm([normal(8, 6).t().contiguous()]))
 
 
 @pytest.mark.parametrize("c", [0.0, 1.0, 0.3, 1e-9])
 @pytest.mark.parametrize("as_tensor", [False, True])
 def test_interpolation_rounds_once_and_is_exact_at_its_ends(c, as_tensor):
-    old = [drawn(300, 1000), drawn(7), drawn(), drawn(0), torch.tensor([-0.0, 1e30])]
-    new = [w + 0.1 * drawn(*w.shape, seed=1) for w in old[:-1]] + [torch.tensor([0.0, -1e-30])]
+    old = [normal(300, 1000), normal(7), normal(), normal(0), torch.tensor([-0.0, 1e30])]
+    new = [w + 0.1 * normal(*w.shape, seed=1) for w in old[:-1]] + [torch.tensor([0.0, -1e-30])]
     out = [torch.empty_like(w) for w in old]
     EXACT.interpolate(old, new, torch.tensor(c, dtype=torch.float64) if as_tensor else c, out)
     for a, b, found in zip(old, new, out, strict=True):
@@ -158,6 +155,7 @@ def budgeted(flat=False, cls=EllipsotopeClip, arithmetic=EXACT, **settings):
     return digest.hexdigest(), steps
 
 
+@pytest.mark.thorough
 def test_a_budgeted_step_is_the_same_whatever_the_layout_and_the_threads(engine):
     before = torch.get_num_threads()
     try:
@@ -169,17 +167,6 @@ def test_a_budgeted_step_is_the_same_whatever_the_layout_and_the_threads(engine)
         torch.set_num_threads(before)
     assert len(found) == 1
     assert found != {budgeted(arithmetic=None)[0]}
-
-
-def test_it_is_close_to_torchs_and_keeps_the_budget():
-    _, steps = budgeted()
-    _, plain = budgeted(arithmetic=None)
-    for a, b in zip(steps, plain, strict=True):
-        assert a["clip_coefficient"] < 1
-        assert a["trial_kl"] == pytest.approx(b["trial_kl"], rel=0.02)
-        assert a["clip_coefficient"] == pytest.approx(b["clip_coefficient"], rel=0.02)
-        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=0.01)
-    assert steps[2]["applied_kl"] == pytest.approx(plain[2]["applied_kl"], rel=0.05)
 
 
 @pytest.mark.parametrize("cls", [EllipsotopeClip, StabilizedOptimizer])
@@ -204,7 +191,7 @@ def test_a_step_uses_no_operation_whose_bits_are_the_machines(cls):
         model, torch.optim.SGD(model.parameters(), lr=9.0), arithmetic=EXACT, audit_every=1, **settings
     )
     (x, _), *_ = batches(1)
-    model.table.weight.grad = drawn(11, 11)
+    model.table.weight.grad = normal(11, 11)
     with Used():
         stats = optimizer.step(x)
     assert (stats.clip_coefficient < 1) == (cls is EllipsotopeClip)

@@ -46,6 +46,7 @@ def test_the_page_prints_what_it_says(page):
     assert len(set(STATED)) == 2
 
 
+@pytest.mark.thorough
 def test_other_instructions_give_the_pages_checksums():
     environment = {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
     command = [sys.executable, "-c", CODE]

@@ -135,6 +135,7 @@ def test_rows_have_the_bits_of_the_eager_engine(kind, N, K):
     check(on_rows(Numbers(kind), N, K))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "shape", [(1, 1, 1, 1, 1), (2, 1, 3, 2, 5), (3, 7, 3, 2, 8), (2, 33, 1, 3, 16), (1, 16, 2, 2, 4)]
@@ -156,6 +157,7 @@ def test_what_is_not_finite_comes_out_as_in_the_eager_engine(bad):
     check(iter([*calls, ("layer_norm", x, w, w, 1e-5)]))
 
 
+@pytest.mark.thorough
 def test_threads_do_not_change_bits(threads, monkeypatch):
     r = Numbers("normal")
     many = [*on_rows(r, 800, 512), *on_heads(r, 4, 48, 3, 4, 32)]
@@ -230,6 +232,7 @@ def test_another_type_of_number_is_an_error():
         native.add_integers(torch.zeros(4, 3, dtype=torch.int64).t(), torch.zeros(3, 4, dtype=WIDE))
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names of x86 processors")
 @pytest.mark.parametrize("march", ["x86-64", "x86-64-v3"])
 def test_processors_do_not_change_bits(march):
@@ -301,6 +304,7 @@ def test_a_library_that_computes_otherwise_or_is_none_is_refused(script, reason,
     assert torch.tensor(1e-310, dtype=torch.float64) * 0.5 > 0  # loading FAST had these flushed to zero
 
 
+@pytest.mark.thorough
 def test_a_library_is_built_once_and_again_when_it_is_damaged():
     path = native.build()
     whole, when = path.read_bytes(), path.stat().st_mtime_ns

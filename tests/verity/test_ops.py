@@ -9,15 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.exact_gpt import GOLDEN, numbers
+from support.tensors import normal
 
-from ebc_lab.verity import VerityError, bits_for, exact_matmul, ops
+from ebc_lab.verity import VerityError, VerityGPT, bits_for, exact_matmul, ops
 from ebc_lab.verity.bits import left_for
 
 pytestmark = pytest.mark.usefixtures("engine")
-
-
-def drawn(*shape: int, seed: int = 0, std: float = 1.0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * std
 
 
 # -- golden values -------------------------------------------------------------------------------------------
@@ -75,8 +72,8 @@ def quantized(values: list[float], bits: int) -> tuple[list[int], int]:
 
 @pytest.mark.parametrize(("N", "K", "M"), [(1, 1, 1), (3, 5, 2), (4, 33, 3), (2, 100, 65)])
 def test_a_product_is_the_sum_of_whole_numbers(N, K, M):
-    a = drawn(N, K, seed=K)
-    b = drawn(K, M, seed=M + 100, std=1e-3)
+    a = normal(N, K, seed=K)
+    b = 1e-3 * normal(K, M, seed=M + 100)
     a[0, 0] = 0.0
     bits = bits_for(max(K, M))
     taken = left_for(K, bits)
@@ -90,7 +87,7 @@ def test_a_product_is_the_sum_of_whole_numbers(N, K, M):
 
 
 def test_the_order_of_what_is_summed_changes_nothing():
-    a, b = drawn(6, 200), drawn(200, 5, seed=1)
+    a, b = normal(6, 200), normal(200, 5, seed=1)
     order = torch.randperm(200, generator=torch.Generator().manual_seed(2))
     assert torch.equal(exact_matmul(a, b), exact_matmul(a[:, order], b[order]))
     assert not torch.equal(a @ b, a[:, order] @ b[order])  # which is what torch cannot promise
@@ -102,8 +99,14 @@ def close(found: torch.Tensor, expected: torch.Tensor, by: float = 1e-5) -> bool
 
 def test_attention_of_another_layout_says_how_to_make_it():
     """And what it says makes it."""
-    q, k, v = (drawn(2, 3, 5, 4, seed=i) for i in range(3))
-    for arguments in ((q, k, v), (q, 2, 3), (drawn(7, 12), 2, 1), (drawn(8, 15), 2, 3), (drawn(8, 12), 0, 1)):
+    q, k, v = (normal(2, 3, 5, 4, seed=i) for i in range(3))
+    for arguments in (
+        (q, k, v),
+        (q, 2, 3),
+        (normal(7, 12), 2, 1),
+        (normal(8, 15), 2, 3),
+        (normal(8, 12), 0, 1),
+    ):
         with pytest.raises(ValueError, match=r"attention takes qkv \(B·T.+ make torch.cat") as refused:
             ops.attention(*arguments)
     [code] = re.findall(r"make (torch.cat.+\))\.$", str(refused.value))
@@ -120,14 +123,14 @@ def test_gradients_of_a_convolution_and_of_means_of_tiles(window):
     layer = ops.VLAConv2d(3, 5, *window)
     with torch.no_grad():
         for p in layer.parameters():
-            p.copy_(drawn(*p.shape, seed=p.numel()))
+            p.copy_(normal(*p.shape, seed=p.numel()))
     tile = (1, 2) if layer(torch.zeros(1, 3, 8, 6)).shape[3] % 2 == 0 else (1, 1)
-    leaves = [t.detach() for t in (drawn(2, 3, 8, 6), layer.weight, layer.bias)]
+    leaves = [t.detach() for t in (normal(2, 3, 8, 6), layer.weight, layer.bias)]
     x, weight, bias = (t.double().requires_grad_() for t in leaves)
     expected = F.avg_pool2d(F.conv2d(x, weight, bias, *window[1:]), tile)
     own = leaves[0].requires_grad_()
     found = ops.VLAAvgPool2d(tile)(layer(own))
-    dy = drawn(*expected.shape, seed=9)
+    dy = normal(*expected.shape, seed=9)
     found.backward(dy)
     expected.backward(dy.double())
     pairs = [(found.detach(), expected.detach()), (own.grad, x.grad)]
@@ -137,13 +140,13 @@ def test_gradients_of_a_convolution_and_of_means_of_tiles(window):
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_gradients_of_a_linear_layer_and_of_a_layer_norm(bias):
-    x = drawn(40, 12).requires_grad_()
+    x = normal(40, 12).requires_grad_()
     wide = x.detach().double().requires_grad_()
-    dy = drawn(40, 7, seed=3)
+    dy = normal(40, 7, seed=3)
     norm, linear = ops.VLALayerNorm(12, bias=bias), ops.VLALinear(12, 7, bias=bias)
     with torch.no_grad():
         for p in (*norm.parameters(), *linear.parameters()):
-            p.copy_(drawn(*p.shape, seed=p.numel()))
+            p.copy_(normal(*p.shape, seed=p.numel()))
     linear(norm(x)).backward(dy)
     parts = {n: p.detach().double().requires_grad_() for n, p in [*norm.named_parameters()]}
     others = {n: p.detach().double().requires_grad_() for n, p in [*linear.named_parameters()]}
@@ -159,9 +162,9 @@ def test_gradients_of_attention_gelu_softmax_and_embedding():
     B, T, H, C = 2, 9, 2, 8
     table = ops.VLAEmbedding(5, 3 * C)
     with torch.no_grad():
-        table.weight.copy_(drawn(5, 3 * C))
+        table.weight.copy_(normal(5, 3 * C))
     ids = torch.randint(0, 5, (B * T,), generator=torch.Generator().manual_seed(1))
-    dy = drawn(B * T, C, seed=4)
+    dy = normal(B * T, C, seed=4)
     found = ops.softmax(ops.gelu(ops.attention(table(ids), B, H)))
     found.backward(dy)
     weight = table.weight.detach().double().requires_grad_()
@@ -177,10 +180,10 @@ def test_a_stack_is_its_layers_side_by_side():
     layers = [ops.VLALinear(6, n, bias=False) for n in (4, 4, 5)]
     for i, layer in enumerate(layers):
         torch.nn.init.uniform_(layer.weight, -1, 1, generator=torch.Generator().manual_seed(i))
-    x = drawn(3, 2, 6).requires_grad_()
+    x = normal(3, 2, 6).requires_grad_()
     y = ops.VLAStack(*layers)(x)
     wide = torch.cat([layer.weight.detach() for layer in layers]).double()
-    dy = drawn(3, 2, 13, seed=1)
+    dy = normal(3, 2, 13, seed=1)
     y.backward(dy)
     assert close(y.detach(), x.detach().double() @ wide.t())
     assert close(x.grad, dy.double() @ wide)
@@ -190,7 +193,7 @@ def test_a_stack_is_its_layers_side_by_side():
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_the_loss_does_not_depend_on_the_order_of_its_tokens(reduction):
-    z = drawn(300, 13).requires_grad_()
+    z = normal(300, 13).requires_grad_()
     y = torch.randint(0, 13, (300,), generator=torch.Generator().manual_seed(0))
     order = torch.randperm(300, generator=torch.Generator().manual_seed(1))
     loss = ops.cross_entropy(z, y, reduction)
@@ -204,7 +207,7 @@ def test_the_loss_does_not_depend_on_the_order_of_its_tokens(reduction):
 
 
 def test_losses_of_tokens_have_gradients_of_their_own():
-    z = drawn(2, 3, 5).requires_grad_()
+    z = normal(2, 3, 5).requires_grad_()
     y = torch.tensor([[0, 4, 2], [1, 1, 3]])
     weights = torch.tensor([[1.0, 0.0, 2.0], [0.5, 1.0, 1.0]], dtype=torch.float64)
     losses = ops.cross_entropy(z, y, "none")
@@ -239,7 +242,7 @@ def test_a_loss_beyond_all_measure_is_refused():
 @pytest.mark.parametrize("where", ["input", "weight", "gradient"])
 def test_a_linear_layer_refuses_what_is_not_finite(bad, where):
     layer = ops.VLALinear(4, 3)
-    x = drawn(5, 4)
+    x = normal(5, 4)
     dy = torch.ones(5, 3)
     with torch.no_grad():
         {"input": x, "weight": layer.weight, "gradient": dy}[where].view(-1)[2] = bad
@@ -248,7 +251,7 @@ def test_a_linear_layer_refuses_what_is_not_finite(bad, where):
 
 
 def test_attention_and_the_loss_refuse_what_is_not_finite():
-    qkv = drawn(4, 6)
+    qkv = normal(4, 6)
     qkv[3, 5] = math.inf
     with pytest.raises(VerityError, match="not finite"):
         ops.attention(qkv, 1, 1)
@@ -265,7 +268,7 @@ def test_other_precisions_and_classes_that_do_not_exist_are_refused():
         with pytest.raises(ValueError, match="takes float32"):
             function(torch.zeros(2, 4, dtype=dtype))
     with pytest.raises(ValueError, match=r"targets must be integers, not torch\.float32"):
-        ops.cross_entropy(drawn(2, 5), torch.tensor([0.9, 1.0]))
+        ops.cross_entropy(normal(2, 5), torch.tensor([0.9, 1.0]))
     with pytest.raises(ValueError, match="targets must be in 0…4"):
         ops.cross_entropy(torch.zeros(2, 5), torch.tensor([0, 5]))
     with pytest.raises(ValueError, match="ids must be in 0…4"):
@@ -289,3 +292,5 @@ def test_other_precisions_and_classes_that_do_not_exist_are_refused():
             ops.VLAConv2d(3, 3, 3, **settings)
     with pytest.raises(ValueError, match="without bias"):
         ops.VLAStack(ops.VLALinear(2, 2))
+    with pytest.raises(ValueError, match="multiple of heads"):
+        VerityGPT(5, 4, 10, 1, 3)

@@ -52,16 +52,6 @@ def test_pydoc_is_always_there():
     assert found["warning"] is None
 
 
-def test_auto_falls_back_to_pydoc_with_a_warning(monkeypatch):
-    def offline(target, quiet):
-        raise corpus_module.CorpusUnavailable("no network")
-
-    monkeypatch.setattr(corpus_module, "_download", offline)
-    corpus = locate(DataConfig("auto"))
-    assert corpus.name == "pydoc"
-    assert "NOT Shakespeare" in corpus.warning
-
-
 @pytest.mark.parametrize("name", ["auto", "shakespeare"])
 def test_a_wrong_checksum_is_an_error_even_under_auto(name, tmp_path, monkeypatch):
     (tmp_path / "tinyshakespeare.txt").write_text("not Shakespeare")
@@ -131,6 +121,7 @@ def test_batches_are_a_function_of_seed_and_step():
     assert len(starts.unique()) > 1000
 
 
+@pytest.mark.thorough
 @given(st.text(min_size=1))
 def test_tokens_are_the_ranks_of_the_characters_used(text):
     corpus = Corpus("path", "t", "t", text, "")

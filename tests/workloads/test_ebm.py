@@ -70,6 +70,7 @@ def same(first, second):
 # -- the model -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @every
 def test_weights_and_splats_are_the_seeds(text_file, given):
     run = tiny_ebm(text_file, *given)
@@ -79,19 +80,6 @@ def test_weights_and_splats_are_the_seeds(text_file, given):
     assert same(first, weights_of(loaded(run)[1]))
     assert torch.equal(torch.get_rng_state(), before)
     assert not same(first, weights_of(loaded(replace(run, seed=1))[1]))
-
-
-@every
-def test_the_forward_is_what_the_model_called_gives(text_file, given):
-    run = replace(tiny_ebm(text_file, *given), dtype="bfloat16")
-    workload, model = loaded(run)
-    inputs, _ = batch(workload)
-    with torch.autocast("cpu", torch.bfloat16):
-        called = model(inputs)
-    logits, tape = workload.forward(model, inputs)
-    assert torch.equal(called, logits)
-    assert logits.shape == (10, 16, workload.vocabulary)
-    assert tape.kept.states.dtype == torch.float32
 
 
 def test_first_splats_lie_among_the_states_of_the_text(run):
@@ -160,6 +148,7 @@ def test_no_more_states_are_noised_than_there_are(text_file):
 # -- what comes after a step ---------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_the_curriculum_opens_places_at_each_third(text_file, tmp_path):
     run = tiny_ebm(text_file, "ebm.splats=160", "ebm.soc=false", "ebm.temperature=[4,2,1]", "eval_every=60")
     training = Training(replace(run, steps=9), made(tmp_path / "run"))
@@ -171,6 +160,7 @@ def test_the_curriculum_opens_places_at_each_third(text_file, tmp_path):
     assert seen == [(16, 4.0)] * 3 + [(96, 2.0)] * 3 + [(160, 1.0)] * 3
 
 
+@pytest.mark.thorough
 def test_a_skipped_step_at_the_end_of_a_third_only_delays_its_splats(text_file, tmp_path):
     run = tiny_ebm(text_file, "ebm.splats=160", "ebm.soc=false", "eval_every=60")
     training = Training(replace(run, steps=9), made(tmp_path / "run"))
@@ -187,6 +177,7 @@ def test_a_skipped_step_at_the_end_of_a_third_only_delays_its_splats(text_file, 
     assert seen == [16] * 4 + [96] * 2 + [160] * 3
 
 
+@pytest.mark.thorough
 def test_dead_splats_move_to_states_at_their_steps(text_file, tmp_path):
     run = tiny_ebm(text_file, "ebm.revive_every=6", "ebm.soc=false", "ebm.score=0")
     training = Training(run, made(tmp_path / "run"))
@@ -231,6 +222,7 @@ def test_only_an_audited_step_is_looked_at_closely(run):
     assert audited["event_kl"] > 0  # the widths followed the states
 
 
+@pytest.mark.thorough
 def test_rows_that_hold_something_new_are_told(run):
     workload, model = loaded(eventful(replace(run, steps=15)))
     told = []
@@ -254,6 +246,7 @@ def test_rows_that_hold_something_new_are_told(run):
 # -- what it is to the rest of the lab -----------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @every
 def test_recorded_columns_are_those_that_are_named(text_file, tmp_path, given):
     run = eventful(tiny_ebm(text_file, *given, "steps=9", "audit_every=6"))
@@ -355,6 +348,7 @@ def test_matrices_are_hidden_and_directions_are_unit_vectors(text_file, given):
         assert sum(name.startswith("decoder.blocks") for name in matrices) == 12
 
 
+@pytest.mark.thorough
 def test_figures_of_a_finished_run(text_file, tmp_path):
     training = Training(
         tiny_ebm(text_file, "steps=12", "eval_every=4", "ebm.keep_every=8"), made(tmp_path / "run")

@@ -26,7 +26,7 @@ from ebc_lab.workloads.text import checked_text
 
 CONFIG = ModelConfig(blocks=2, width=16, heads=2, context=12)
 VOCABULARY = 10
-MODELS = {"modern": ModernGPT, "gru": GRU, "cnn": CNN, "vit": ViT}
+MODELS = {"gpt": GPT, "modern": ModernGPT, "gru": GRU, "cnn": CNN, "vit": ViT}
 LIMITED = {  # budgets that measure and that take derivatives, a trust region, Muon on each one's matrices
     "modern": "model=modern stabilizer=ebc budget=tracked",
     "gru": "model=gru stabilizer=ebc budget=surrogate budget.grouping=block",
@@ -39,7 +39,7 @@ LIMITED = {  # budgets that measure and that take derivatives, a trust region, M
 @pytest.mark.parametrize("name", ["gpt", "modern", "vit"])
 def test_what_a_norm_is_given_under_autocast_is_in_float32(name):
     """On a CPU LayerNorm adds up the gradient of its weights in the dtype of its input."""
-    model = {"gpt": GPT, **MODELS}[name](replace(CONFIG, name=name), VOCABULARY)
+    model = MODELS[name](replace(CONFIG, name=name), VOCABULARY)
     given = []
     for module in model.modules():
         if isinstance(module, torch.nn.LayerNorm | torch.nn.RMSNorm):

@@ -48,14 +48,6 @@ def test_clustered_rows_come_from_one_cluster_in_proportion_to_its_size():
     assert drawn == pytest.approx(found.clusters.sizes / found.clusters.sizes.sum(), abs=0.08)
 
 
-def test_stratified_rows_are_spread_over_the_clusters():
-    found = batches("stratified")
-    shares = 12 * found.clusters.sizes / found.clusters.sizes.sum()
-    for step in range(50):
-        counts = np.bincount(kinds_of(found, step), minlength=3)
-        assert (np.abs(counts - shares) < 1).all()
-
-
 def test_every_arm_of_one_seed_has_the_same_clusters():
     assert np.array_equal(batches("clustered").clusters.labels, batches("stratified").clusters.labels)
 

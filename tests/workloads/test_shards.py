@@ -114,6 +114,7 @@ def test_random_windows_are_all_as_likely_and_lie_within_a_shard(folder, tmp_pat
     assert not torch.equal(other.at(0)[0], batches.at(0)[0])
 
 
+@pytest.mark.thorough
 def test_a_text_and_a_shard_of_its_tokens_train_alike_bit_for_bit(tmp_path, text_file):
     plain = ["tokens=bytes", "data=path", f"data.file={text_file}", "stabilizer=ebc", "eval_windows=4"]
     of_text = run_part(compose([*SMALL, *plain], study=False))
@@ -136,6 +137,7 @@ def test_a_text_and_a_shard_of_its_tokens_train_alike_bit_for_bit(tmp_path, text
         assert two["val_loss"] == one["val_loss"]
 
 
+@pytest.mark.thorough
 def test_a_run_goes_on_from_its_checkpoint_and_a_graph_reads_the_batch_of_its_step(folder, tmp_path):
     for order in ("in_order", "random"):
         run = run_of(folder, f"data.order={order}", "optimizer=muon", "stabilizer=none", "accumulate=2")

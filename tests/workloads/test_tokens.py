@@ -158,24 +158,14 @@ def test_byte_pairs_are_learned_once_for_a_text_and_a_size(corpus, own_cache, mo
     assert learned == [280, 281, 280]
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "emptied", "checksum"])
-def test_a_kept_tokenizer_that_is_damaged_is_learned_anew(corpus, own_cache, damage):
+def test_a_kept_tokenizer_that_is_damaged_is_learned_anew(corpus, own_cache):
     first = tokenizer("bpe", corpus, size=280).to_json()
     (path,) = own_cache.iterdir()
     whole = path.read_text()
-    value = json.loads(whole)
-    changed = {
-        "cut": whole[:900],
-        "changed": json.dumps(
-            value | {"tokenizer": value["tokenizer"].replace("ĠĠ", "Ġ").replace("th", "ht")}
-        ),
-        "emptied": json.dumps({}),
-        "checksum": json.dumps(value | {"sha256": "0" * 64}),
-    }
-    path.write_text(changed[damage])
-    assert path.read_text() != whole
-    assert tokenizer("bpe", corpus, size=280).to_json() == first
-    assert path.read_text() == whole
+    for damaged in (whole[:900], "{}", whole.replace("th", "ht")):
+        path.write_text(damaged)
+        assert tokenizer("bpe", corpus, size=280).to_json() == first
+        assert path.read_text() == whole
 
 
 def test_a_cache_that_cannot_be_written_costs_time_alone(corpus, tmp_path, monkeypatch):
@@ -349,6 +339,7 @@ def test_a_split_without_tokens_is_refused(kind, text, split):
         tokenised(tokenizer(kind, corpus), corpus)
 
 
+@pytest.mark.thorough
 @SHAKESPEARE
 def test_tiny_shakespeare_in_characters_and_in_byte_pairs(monkeypatch):
     monkeypatch.setenv("EBC_LAB_DATA", str(GIVEN))

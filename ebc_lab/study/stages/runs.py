@@ -35,7 +35,7 @@ from .rules import Decisions, Results, Specs, curve_of, losses_of
 Searched = tuple[str, str]  # optimizer, projection
 Place = TypeVar("Place", CarrySettingConfig, ProfiledWorkloadConfig)  # a setting or a workload
 Rivals = Sequence[Specs]  # points of a search, each as its runs over the seeds
-# no run is stopped before this share of its steps: earlier losses misled a search (scripts/race_replay.py)
+# no run is stopped before this share of its steps: earlier losses misled (dev/studies/race_replay.py)
 RACED_FROM = 0.75
 MOST_BOUNDS = 20  # per run: more would fill its settings and hardly stop it earlier
 DIGITS = 4  # decimals of a bound in nats

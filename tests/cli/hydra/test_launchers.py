@@ -69,6 +69,7 @@ def swept(run, tmp_path_factory):
     return cwd / "sweep", *train(*run, "seed=0,1", *LOCAL, "hydra.sweep.dir=sweep", cwd=cwd, **OTHERS)
 
 
+@pytest.mark.thorough
 def test_local_jobs_train_the_runs_of_a_sweep(swept):
     folder, code, said = swept
     assert code == 0, said

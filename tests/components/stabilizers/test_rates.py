@@ -54,6 +54,7 @@ REFERENCES = {  # name -> what is tested, its reference, and which c must have b
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", REFERENCES)
 def test_fifty_steps_are_those_of_the_paper(name, monkeypatch):
     monkeypatch.setattr(AdaGC, "warm_up", 10)

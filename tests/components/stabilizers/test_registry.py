@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.pairwise import contract
+from support.perceptron import equal, values
 
 from ebc_lab.components import stabilizers
 from ebc_lab.components.optimizer import OPTIMIZERS
@@ -109,14 +110,6 @@ def take(model, stabilizer, steps):
     return [step_on(stabilizer, *gradients(model, step)) for step in steps]
 
 
-def weights(model):
-    return [p.detach().clone() for p in model.parameters()]
-
-
-def equal(first, second):
-    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
 def saved(stabilizer):
     """What a checkpoint keeps of it: through a file, as data only."""
     buffer = io.BytesIO()
@@ -192,7 +185,7 @@ def test_frozen_and_tied_parameters_and_two_parameter_groups(optimizer, stabiliz
 @every
 def test_zero_gradients_move_nothing_and_bad_ones_touch_nothing(optimizer, stabilizer, projection):
     model, wrapped = prepare(run_of(optimizer, stabilizer, projection))
-    start = weights(model)
+    start = values(model)
     tokens, logits = gradients(model, 0)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
@@ -204,7 +197,7 @@ def test_zero_gradients_move_nothing_and_bad_ones_touch_nothing(optimizer, stabi
 
     take(model, wrapped, range(1, 3))
     for bad in (math.nan, math.inf):
-        before = weights(model)
+        before = values(model)
         state = saved(wrapped)["bases"]
         tokens, logits = gradients(model, 3)
         model.head.weight.grad[0, 0] = bad
@@ -248,20 +241,6 @@ def test_on_the_stiefel_manifold_every_matrix_stays_there(name):
     for matrix in hidden_matrices(model):
         values = torch.linalg.svdvals(matrix.detach())
         assert values.max() / values.min() < 1 + 1e-4
-
-
-@pytest.mark.parametrize("optimizer", [*OPTIMIZERS, CUSTOM])
-def test_none_is_the_plain_optimizer(optimizer):
-    run = run_of(optimizer, "none", "none")
-    model, wrapped = prepare(run)
-    plain = build_model(run.model, VOCABULARY, run.seed)
-    bases = build_optimizers(plain, run.optimizer, hidden_matrices(plain))
-    for step in range(6):
-        take(model, wrapped, [step])
-        gradients(plain, step)
-        for base in bases:
-            base.step()
-    assert equal(model.parameters(), plain.parameters())
 
 
 def test_ebc_is_built_as_the_run_says():

@@ -59,6 +59,7 @@ def test_the_schemas_are_made_from_the_settings_as_they_are():
     assert json_schemas.out_of_date() == [], "run python scripts/json_schemas.py --write"
 
 
+@pytest.mark.thorough
 def test_every_file_of_conf_and_every_suite_of_the_pages_fits(schemas):
     for schema, pattern in json_schemas.of_the_editor()["yaml.schemas"].items():
         paths = list(ROOT.glob(pattern))
@@ -71,6 +72,7 @@ def test_every_file_of_conf_and_every_suite_of_the_pages_fits(schemas):
         schemas["suite.json"].validate(settings(f"ablation:\n{suite}" if suite[0] == " " else suite))
 
 
+@pytest.mark.thorough
 def test_a_mistake_that_the_program_refuses_is_underlined(schemas, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "mine.yaml"

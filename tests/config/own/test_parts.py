@@ -102,18 +102,10 @@ def test_settings_that_an_own_part_is_not_given_do_not_name_a_run(folder):
         (["optimizer=custom", "optimizer.target=own_parts:maed"], r"no maed \(did you mean made"),
         (["optimizer.target=own_parts:made"], "optimizer.target goes with optimizer=custom, not optimizer=a"),
         (["optimizer.arguments={a: 1}"], "optimizer.arguments goes with optimizer=custom"),
-        ([*CUSTOM, "optimizer.beta1=0.5"], "write it as optimizer.arguments"),
         ([*CUSTOM, "optimizer.arguments={a: [inf]}"], "optimizer.arguments takes finite numbers, not inf"),
         ([*CUSTOM, "optimizer.name='a b'"], "must be letters, digits and _"),
         ([*CUSTOM, "optimizer.sha256=abc"], "optimizer.sha256=abc is not the checksum of .*own_parts.py"),
-        ([*CUSTOM, "optimizer.rank=3"], "optimizer.rank goes with"),
-        ([*CUSTOM, "memory=hooks"], "choose optimizer=axiom"),
-        ([*CUSTOM, "quantizer.state=int8"], "it goes with optimizer=adam or adamw"),
         ([*CUSTOM, "determinism=verity"], "does not go with optimizer=made"),
-        ([*MODEL, "model.width=8"], "write it as model.arguments"),
-        ([*MODEL, "quantizer=ternary"], "not with a model of your own"),
-        ([*MODEL, "workload=ebm"], "it has a model of its own"),
-        ([*MODEL, "determinism=verity", "stabilizer=none"], "layers"),
         (["lr_schedule=custom", "lr_schedule.target=own_parts:made", "lr_schedule.source=x"], "goes with"),
     ],
 )
@@ -196,7 +188,3 @@ def test_a_study_with_an_offered_part_is_read_where_the_package_is_not(installed
 )
 def test_a_part_is_called_after_its_function(target, name):
     assert own_name(target) == name
-
-
-def test_a_name_that_means_something_else_is_numbered():
-    assert own_name("m:adam", ["adam", "adam_2"]) == "adam_3"

@@ -24,6 +24,7 @@ def test_noise_in_the_gradient_is_refused_where_there_is_none_or_it_is_exact(set
         validate_run(run(settings, {"shock": {"name": "corrupt_gradient"}}))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

@@ -10,6 +10,7 @@ from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
 
 REFUSED = [
+    ("accumulate=5", "accumulate=5 must divide batch_size=24 into equal parts"),
     ("workload=emb", "workload=emb is unknown (did you mean ebm?)"),
     ("index=hsnw", "index=hsnw is unknown (did you mean hnsw?)"),
     ("ebm.kappa_min=60", "ebm.kappa_min=60 must be below ebm.kappa_max=50"),
@@ -29,7 +30,6 @@ REFUSED = [
     ("tokens=gpt2", "tokens=gpt2 needs tokens.folder=FOLDER"),
     ("ebm.embeddings=gpt2", "ebm.embeddings=gpt2 needs ebm.gpt2=FOLDER"),
     ("ebm.embeddings=gpt2 ebm.gpt2=x", "are those of GPT-2's own tokens: add tokens=gpt2"),
-    ("accumulate=5", "accumulate=5 must divide batch_size=24 into equal parts"),
     ("accumulate=6", "must leave rows of each part of the batch for the audit: 1 to 3"),
     ("workload=gpt projection=sphere", "projection=sphere keeps the directions of workload=ebm"),
 ]
@@ -61,6 +61,7 @@ def test_a_library_that_is_missing_is_named_with_its_remedy(monkeypatch, asked, 
     compose(["workload=ebm", "scale=smoke", "index=exact"], study=False)
 
 
+@pytest.mark.thorough
 def test_a_gpt_takes_tokens_and_parts_of_a_batch_too():
     compose(["scale=smoke", "tokens=bpe", "accumulate=2"], study=False)
     compose(["scale=smoke", "compile=on", "controller=agreement"], study=False)

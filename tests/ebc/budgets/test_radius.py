@@ -10,42 +10,18 @@ from ebc_lab.components.stabilizers.rivals import TrustRegion
 from ebc_lab.ebc import EllipsotopeClip, attach
 
 DOUBLE = {"target_kl": 0.012, "budget": "tracked", "measure": "when_needed"}
-RELATIVE = {"radius": 0.02, "radius_unit": "initial", "ramp": 4, "schedule": "hold_decay", "total_steps": 12}
+RAMP = {"radius_unit": "initial", "ramp": 4, "schedule": "hold_decay", "total_steps": 12}
+RELATIVE = {"radius": 0.02, **RAMP}
 
 
 def adam(model):
     return torch.optim.Adam(model.parameters(), lr=0.02)
 
 
-def moves(model, optimizer, batches, train):
-    """How far each step goes, as a share of the weights at the start."""
-    norms = []
-    start = torch.cat([p.detach().flatten() for p in model.parameters()])
-    for batch in batches:
-        before = torch.cat([p.detach().flatten() for p in model.parameters()])
-        train(model, optimizer, [batch])
-        after = torch.cat([p.detach().flatten() for p in model.parameters()])
-        norms.append(((after - before).norm() / start.norm()).item())
-    return norms
-
-
-def test_a_relative_radius_rises_holds_and_falls_in_units_of_the_first_weights(make_gpt, batches, train):
-    model = make_gpt()
-    lengths = moves(model, TrustRegion(model, adam(model), strength=0.02, audit_every=0, **_region()),
-                    batches(12), train)  # fmt: skip
-    left = [min(1, (1 - t / 12) / 0.4) for t in range(12)]
-    expected = [0.02 * min(1, (t + 1) / 4) * max(0.05**0.5, left[t]) for t in range(12)]
-    assert lengths == pytest.approx(expected, rel=1e-3)
-
-
-def _region():
-    return {k: v for k, v in RELATIVE.items() if k != "radius"}
-
-
 def test_without_a_kl_it_is_the_trust_region(make_gpt, batches, train):
     models = [make_gpt() for _ in range(2)]
     alone = EllipsotopeClip(models[0], adam(models[0]), target_kl=torch.inf, audit_every=0, **RELATIVE)
-    region = TrustRegion(models[1], adam(models[1]), strength=0.02, audit_every=0, **_region())
+    region = TrustRegion(models[1], adam(models[1]), strength=0.02, audit_every=0, **RAMP)
     stats = train(models[0], alone, batches(6))
     train(models[1], region, batches(6))
     assert all(step.measurements == 0 and step.ruled == 2 for step in stats)

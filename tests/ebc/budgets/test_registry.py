@@ -8,19 +8,12 @@ import torch
 from support.stepping import go, same, snapshot
 
 from ebc_lab.ebc import EllipsotopeClip
-from ebc_lab.ebc.budgets import BUDGETS, Need
-from ebc_lab.ebc.options import BOUNDED, LAGGED, MEASURED
 from ebc_lab.ebc.options import BUDGETS as NAMES
 
 FORMERLY = {"trial": 0.1, "kl_rate": 0.0, "log_ratio": math.nan, "variance": math.nan, "log_k": math.nan}
 
 
-def test_names_and_classes_agree():
-    assert set(BUDGETS) == {*NAMES, LAGGED}
-    assert {name for name, cls in BUDGETS.items() if cls.need is Need.MEASUREMENT} == set(MEASURED)
-    assert {name for name, cls in BUDGETS.items() if cls.bounded} == set(BOUNDED)
-
-
+@pytest.mark.thorough
 @pytest.mark.parametrize("budget", NAMES)
 def test_a_state_with_every_budgets_numbers_is_continued(make_gpt, batches, backward, budget):
     def clip(model):

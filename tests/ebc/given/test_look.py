@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from support.tokenwise import Tokenwise, integers, loss_of
+from support.tokenwise import Tokenwise, integers, learn, loss_of
 from torch import nn
 
 from ebc_lab.ebc import EBCWarning, attach, mean_kl
@@ -253,6 +253,7 @@ def on_domains(steps, start=0, state=None):
     return state, ratios, [str(t.message) for t in told], ebc.look
 
 
+@pytest.mark.thorough
 def test_where_leading_rows_are_unlike_the_rest_rows_are_drawn_from_all():
     state, ratios, told, look = on_domains(16)
     assert told == []
@@ -293,9 +294,7 @@ def test_weights_that_no_optimizer_of_ebcs_holds_are_named():
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", EBCWarning)
         for step in range(4):
-            entropy(model, integers(48, 12, seed=step)).backward()
-            optimizer.step()
-            model.zero_grad()
+            learn(model, optimizer, integers(48, 12, seed=step))
     names = (
         "blocks.0.weight, blocks.0.bias, head.weight get gradients and are of no optimizer that EBC limits"
     )
@@ -333,9 +332,7 @@ def test_rows_that_must_be_sorted_are_looked_at_in_their_order():
     for step in range(4):
         tokens = integers(48, 12, seed=step)
         lengths = torch.linspace(12, 1, 48).long()
-        loss_of(model(tokens, lengths), tokens).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        learn(model, optimizer, tokens, lengths)
         assert 0 < ebc.last.clip_coefficient < 1
     assert ebc.look.failed is None
     assert len(ebc.look.steps) == 3
@@ -361,9 +358,7 @@ def test_steps_that_move_nothing_are_not_looked_at():
     for step in range(6):
         if step == 3:
             optimizer.param_groups[0]["lr"] = 0.05
-        entropy(model, integers(48, 12, seed=step)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        learn(model, optimizer, integers(48, 12, seed=step))
         assert len(ebc.look.steps) == max(0, step - 2)
 
 

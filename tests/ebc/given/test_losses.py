@@ -55,17 +55,12 @@ SOFTMAX = {
     "distillation": lambda z: F.kl_div(
         (z / 3).log_softmax(-1), numbers(B, T, V, seed=5).softmax(-1), reduction="batchmean"
     ),
-    "a small z-loss": lambda z: entropy(z) + 1e-4 * z.logsumexp(-1).square().mean(),
     "a policy with an entropy": lambda z: (
         (numbers(B, T, seed=3) * z.log_softmax(-1)[..., 0]).mean()
         + 0.01 * (z.softmax(-1) * z.log_softmax(-1)).sum(-1).mean()
     ),
     "a large z-loss": lambda z: entropy(z) + 0.005 * z.logsumexp(-1).square().mean(),
     "two labels": lambda z: 0.3 * entropy(z) + 0.7 * F.cross_entropy(z.flatten(0, 1), classes(B * T, seed=2)),
-    "two labels, smoothed": lambda z: (
-        0.3 * F.cross_entropy(z.flatten(0, 1), classes(B * T), label_smoothing=0.1)
-        + 0.7 * F.cross_entropy(z.flatten(0, 1), classes(B * T, seed=2), label_smoothing=0.1)
-    ),
     "distillation at temperature 1": lambda z: F.kl_div(
         z.log_softmax(-1), numbers(B, T, V, seed=5).softmax(-1), reduction="batchmean"
     ),

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from support.tokenwise import Tokenwise, integers, loss_of
+from support.tokenwise import Tokenwise, integers, learn, loss_of
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -175,9 +175,7 @@ def test_a_part_that_cannot_be_called_in_the_middle_of_a_run():
             ids[:, 0] = 0
             if step in (4, 5):
                 ids[0, 0], ids[40, 1] = 1, 0
-            loss_of(model(ids, torch.zeros(48, 11)), ids).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            learn(model, optimizer, ids, torch.zeros(48, 11))
         return model.state_dict(), optimizer.state_dict(), steps
 
     with pytest.warns(EBCWarning, match="pictures for other places") as told:

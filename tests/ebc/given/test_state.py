@@ -6,7 +6,7 @@ from collections import deque
 import pytest
 import torch
 import torch.nn.functional as F
-from support.tokenwise import Tokenwise, integers, loss_of
+from support.tokenwise import Tokenwise, integers, learn, loss_of
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -90,12 +90,14 @@ def kept_at_each_step(kind, steps, options, *, evaluated=0, begins=0):
     return seen
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_model_keeps_is_as_without_ebc(kind):
     options = {"target_kl": 1e9, "audit_every": 5}
     assert kept_at_each_step(kind, 25, None) == kept_at_each_step(kind, 25, options)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["buffer", "another buffer", "deque"])
 @pytest.mark.parametrize("target_kl", [1e9, math.inf])
 def test_a_model_that_begins_to_keep_something_late_or_was_evaluated_first(kind, target_kl):
@@ -165,10 +167,7 @@ def test_observers_of_fake_quantization_see_no_measurement():
         if limited:
             attach(model, optimizer, target_kl=1e9, audit_every=2)
         for step in range(8):
-            ids = integers(24, 12, seed=step)
-            loss_of(model(ids), ids).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            learn(model, optimizer, integers(24, 12, seed=step))
         seen.append(dict(model.state_dict()))
     assert [name for name in seen[0] if not torch.equal(seen[0][name], seen[1][name])] == []
 
@@ -334,9 +333,7 @@ def test_a_buffer_that_a_hook_of_the_optimizer_moves(when):
     for number in range(30):
         ids = integers(48, 12, seed=number)
         before = [p.detach().clone() for p in model.parameters()]
-        loss_of(model(ids), ids).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        learn(model, optimizer, ids)
     assert ebc.last.clip_coefficient > 0.01
     with torch.no_grad():
         after = model(ids)

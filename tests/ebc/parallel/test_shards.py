@@ -35,6 +35,7 @@ SAME = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "like"), SAME.items())
 def test_fsdp_takes_the_bits_of_ddp(told: Told, name: str, like: str) -> None:
     same_bits(told, name, like)

@@ -6,27 +6,15 @@ import torch
 
 from ebc_lab.ebm.model import EnergyModel, ModelSettings
 from ebc_lab.ebm.sphere import normalise
+from ebc_lab.workloads.tokens import Characters
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz .\n"
 CONTEXT = 8
 
 
-class Letters:
-    """One token a character."""
-
-    def encode(self, text):
-        outside = sorted(set(text) - set(LETTERS))
-        if outside:
-            raise LookupError(f"there is no {outside[0]!r} here")
-        return [LETTERS.index(character) for character in text]
-
-    def decode(self, ids):
-        return "".join(LETTERS[i] for i in ids)
-
-
 @pytest.fixture(scope="session")
 def letters():
-    return Letters()
+    return Characters(LETTERS)
 
 
 @pytest.fixture(scope="session")

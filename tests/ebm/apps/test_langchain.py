@@ -28,6 +28,7 @@ def expected(model, letters, context):
     return Writer(model, letters, context).continued("say cat", WRITING)
 
 
+@pytest.mark.thorough
 def test_a_chain_of_prompt_model_and_parser(llm, expected):
     chain = PromptTemplate.from_template("say {word}") | llm | StrOutputParser()
     assert len(expected) == 40
@@ -47,6 +48,7 @@ def test_a_stop_word_ends_the_text_before_it(llm, expected):
     assert llm.bind(stop=[word]).invoke("say cat") == expected[: expected.index(word)]
 
 
+@pytest.mark.thorough
 def test_of_several_stop_words_the_first_in_the_text_ends_it(llm, expected):
     early, late = expected[5:8], expected[20:23]
     first = min(expected.index(early), expected.index(late))

@@ -101,6 +101,7 @@ def test_stochastic_codes_are_those_of_the_golden_file(case, name):
 # -- the same bits -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @devices
 @levels
 @pytest.mark.parametrize("scale", ["absmean", "absmax", 0.3])
@@ -252,22 +253,6 @@ def test_unknown_settings_are_refused_by_the_backend_itself(name):
 
 
 # -- the tensor functions under torch's transforms -----------------------------------------------------------
-
-
-@pytest.mark.parametrize("group", ["tensor", "row", 7])
-@levels
-def test_transforms_of_torch_see_the_same_values(levels, group):
-    weight = torch.randn(6, 33)
-    expected = torch_effective(weight, levels, group)
-
-    def effective(w):
-        return torch_effective(w, levels, group)
-
-    stacked = torch.stack([2 * weight, weight])
-    assert torch.equal(torch.vmap(effective)(stacked)[1], expected)
-    assert torch.equal(torch.func.jvp(effective, (weight,), (weight,))[0], expected)
-    assert torch.equal(torch.func.vjp(effective, weight)[0], expected)
-    assert torch.equal(torch.func.functionalize(effective)(weight), expected)
 
 
 @pytest.mark.slow

@@ -278,6 +278,7 @@ def names(cache: Path) -> list[str]:
     return sorted(path.name for path in cache.iterdir())
 
 
+@pytest.mark.thorough
 def test_a_library_is_built_once_and_named_by_all_that_made_it(cache, monkeypatch):
     library("c")
     (built, checksum) = names(cache)
@@ -295,6 +296,7 @@ def test_a_library_is_built_once_and_named_by_all_that_made_it(cache, monkeypatc
     assert len(names(cache)) == 6
 
 
+@pytest.mark.thorough
 def test_a_damaged_library_is_built_again(cache, monkeypatch):
     library("c")
     (built, checksum) = names(cache)
@@ -312,6 +314,7 @@ def test_a_damaged_library_is_built_again(cache, monkeypatch):
         assert names(cache) == [built, checksum]
 
 
+@pytest.mark.thorough
 def test_two_processes_may_build_at_once(cache):
     code = (
         "from ebc_lab.lowbit.backends import build, compiled\n"

@@ -92,6 +92,7 @@ def own(told, tmp_path) -> Path:
 # ----------------
 
 
+@pytest.mark.thorough
 def test_equal_files_give_equal_bytes_wherever_they_lie(told, own):
     before = (told / "report.html").read_bytes()
     html_module.write_page(own)
@@ -341,6 +342,7 @@ def test_runs_that_diverged_are_told_with_the_command_that_does_them_again(told)
     assert re.search(r"ebc-lab train from=\S+/runs/\S+/spec\.json", part)
 
 
+@pytest.mark.thorough
 def test_report_rebuilds_the_page_and_verify_knows_it(own_copy, undrawn):
     _, study = own_copy
     before = (study.root / "report.html").read_bytes()
@@ -352,6 +354,7 @@ def test_report_rebuilds_the_page_and_verify_knows_it(own_copy, undrawn):
     assert verify(study)["ok"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("arms", "asks"), [("ebc_x2,ebc_x8", "What does EBC buy"), ("ebc_x2", "Does bounding")]
 )
@@ -472,6 +475,7 @@ def test_watch_serves_the_page_as_it_is_now_and_writes_nothing(begun, asked):
     assert files(begun.root) == before
 
 
+@pytest.mark.thorough
 def test_its_version_changes_with_the_files_and_only_then(begun, asked):
     def version() -> str:
         return json.loads(asked("/state")[2])["version"]
@@ -563,6 +567,7 @@ def test_a_port_that_is_taken_and_a_study_that_is_not_there_are_said(begun, tmp_
         server(Study(tmp_path / "none"))
 
 
+@pytest.mark.thorough
 def test_the_command_says_where_and_ends_with_ctrl_c(begun):
     command = [*CLI, "watch", "begun", "--output-dir", str(begun.root.parent)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

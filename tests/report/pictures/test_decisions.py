@@ -44,6 +44,7 @@ def line_of(axes: Axes, label: str) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)]
 
 
+@pytest.mark.thorough
 def test_the_sweep_shows_its_grid_its_extension_and_what_diverged(figures):
     axes = figures["lr_sweep"].axes[0]
     assert line_of(axes, "Adam") == [(0.002, 2.05), (0.004, 2.1), (0.008, 2.2)]

@@ -51,6 +51,7 @@ def figure(tmp_path_factory):
     return figures["ebm"]
 
 
+@pytest.mark.thorough
 def test_parts_of_the_loss_and_scores_are_labelled_with_where_they_end(figure):
     bottom, top = figure.axes
     said = {text.get_text() for text in top.texts}
@@ -94,6 +95,7 @@ def test_finals_draw_their_baseline(tmp_path):
     assert "Adam, the baseline" in drawn(root, until="ebm")["ebm"].alt
 
 
+@pytest.mark.thorough
 def test_other_studies_have_no_such_picture(tmp_path):
     assert "ebm" not in drawn(write_study(tmp_path / "finals"))
     assert "ebm" not in drawn(write_suite(tmp_path / "suite"))

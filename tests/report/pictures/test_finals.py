@@ -26,6 +26,7 @@ def figures(tmp_path_factory):
     return drawn(write_study(tmp_path_factory.mktemp("study")), until="efficiency")
 
 
+@pytest.mark.thorough
 def test_efficiency_shows_who_reached_the_baselines_loss_in_all_three_units(figures):
     figure = figures["efficiency"]
     left, right = figure.axes[:2]
@@ -38,6 +39,7 @@ def test_efficiency_shows_who_reached_the_baselines_loss_in_all_three_units(figu
     assert np.allclose(tokens.get_xlim(), np.array(left.get_xlim()) * 32)
 
 
+@pytest.mark.thorough
 def test_the_finals_have_a_row_for_each_arm_against_both_references(tmp_path):
     def judge(track):
         for role in ("baseline", "control"):
@@ -68,6 +70,7 @@ def test_the_finals_have_a_row_for_each_arm_against_both_references(tmp_path):
     assert any(text == "plain ×2 (fair control) · misses" for text in words)
 
 
+@pytest.mark.thorough
 def test_ebc_stands_against_the_plain_arm_of_the_same_rate_too(tmp_path):
     def add(track):
         ebc, control = f"adam_none_{FALLING}", f"adam_none_{CONTROL}"

@@ -105,6 +105,7 @@ def test_the_exponent_of_a_power_is_that_power():
     assert at[0] == pytest.approx((0.003 * 0.01) ** 0.5)
 
 
+@pytest.mark.thorough
 def test_a_suite_with_curves_has_their_picture_with_law_and_turning_point(figures):
     figure = figures["kl_curve"]
     bottom, top = figure.axes
@@ -131,6 +132,7 @@ def test_the_data_lie_between_the_lines_of_slope_1_and_2(figures):
             assert np.all(y > np.exp(np.interp(np.log(x), np.log(two.get_xdata()), np.log(two.get_ydata()))))
 
 
+@pytest.mark.thorough
 def test_no_text_of_them_leaves_the_page(figures):
     for name in OF_FEW_LEVELS:
         check_phone(figures[name + PHONE], name)

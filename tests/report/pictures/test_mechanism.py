@@ -27,6 +27,7 @@ def figures(tmp_path_factory):
     return drawn(write_study(tmp_path_factory.mktemp("study")))
 
 
+@pytest.mark.thorough
 def test_groups_are_stacked_largest_first_and_add_up_to_s(figures):
     figure = figures[f"adam_none_{FALLING}_groups"]
     axes = figure.axes[0]
@@ -60,6 +61,7 @@ def test_s_is_drawn_for_each_seed_and_as_their_mean():
     assert sorted(float(line.max()) for line in lines if len(line) == 4) == [3.0, 4.0, 5.0]
 
 
+@pytest.mark.thorough
 def test_a_real_run_that_measures_its_groups_has_both_pictures(tiny, tmp_path):
     asked = [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))] + ["optimizer.lr=1e-2", "steps=12"]
     run = run_part(

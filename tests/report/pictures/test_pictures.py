@@ -95,6 +95,7 @@ def awkward(tmp_path_factory):
     return drawn(root, phone=LOOKED_AT)
 
 
+@pytest.mark.thorough
 def test_each_track_has_pictures_of_its_own(awkward):
     assert set(awkward) == expected_names(*AWKWARD) | {name + PHONE for name in LOOKED_AT}
 
@@ -118,6 +119,7 @@ def test_no_text_leaves_the_page_or_covers_another(awkward):
             )
 
 
+@pytest.mark.thorough
 def test_needs_neither_torch_nor_pandas_nor_pyplot():
     banned = "{'torch', 'pandas', 'matplotlib.pyplot'}"
     script = f"import sys, ebc_lab.report.pictures; print(sorted({banned} & set(sys.modules)))"

@@ -56,6 +56,7 @@ def said(picture: ElementTree.Element) -> str:
     return "\n".join("".join(text.itertext()) for text in picture.iter(f"{SVG}text"))
 
 
+@pytest.mark.thorough
 def test_every_picture_tells_its_study_corpus_and_scale_and_only_one_that_stands_alone_draws_them(study):
     """The page says them once, as it does the title and what the corpus is not."""
     pictures = svgs(study)
@@ -133,6 +134,7 @@ def test_an_svg_tells_what_it_shows_to_who_cannot_see_it(study):
         assert picture.get("aria-label") == f"{entry['title']} {entry['alt']}"
 
 
+@pytest.mark.thorough
 def test_the_pictures_of_long_runs_stay_small(tmp_path):
     root = write_study(tmp_path)
     for folder in (root / "runs").glob(f"*{FALLING}_s?"):

@@ -16,6 +16,7 @@ def pair(finished, own_copy):
     return finished[1].study, own_copy[1]
 
 
+@pytest.mark.thorough
 def test_a_study_is_equal_to_its_copy(pair):
     found = compare(*pair)
     assert (found["settings"], found["resolved"], found["machine"]) == ({}, {}, {})
@@ -61,6 +62,7 @@ def test_what_differs_is_named_and_timing_is_not(pair):
     assert found["machine"] == {"cpu": [a.header()["hardware"]["cpu"], "another one"]}
 
 
+@pytest.mark.thorough
 def test_studies_of_other_settings_share_the_runs_that_are_the_same(finished, tmp_path):
     config, outcome, _ = finished
     sweep = replace(config.lr_sweep, grids={**config.lr_sweep.grids, "adam": [2e-2, 4e-2]})

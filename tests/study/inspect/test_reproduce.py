@@ -42,6 +42,7 @@ def place(tmp_path, monkeypatch):
 OWN = ["optimizer=custom", "optimizer.target=./my_opt.py:Cautious", "lr_sweep.grids.custom=[1e-3,2e-3]"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -147,6 +148,7 @@ def test_what_departs_from_the_scale_and_the_suite_is_listed_with_its_default(pl
     assert not any(key.startswith(("ablation.arms.baseline", "study.name")) for key in found)
 
 
+@pytest.mark.thorough
 def test_the_command_that_decides_asks_for_fresh_seeds_and_for_nothing_else_anew(place, text_file):
     asked = ["study=optimizers", "mine=./my_opt.py:Cautious", "data=path", f"data.file={text_file}"]
     study = invent(place / "out", asked, stages=1, drawn=False)

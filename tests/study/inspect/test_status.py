@@ -8,6 +8,7 @@ from ebc_lab.study.inspect.status import status
 from ebc_lab.study.inspect.why import why
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("outcome", "goes_on"), [("failed", False), ("lost", True)])
 def test_a_finished_study_goes_on_only_where_its_command_trains_what_failed(
     tmp_path, text_file, outcome, goes_on

@@ -7,6 +7,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import pytest
 from support.called import CLI, called, refused
 from support.drivers import held_at_first, until_true, without_timing
 from support.idle import Bench
@@ -43,6 +44,7 @@ def started(*words: str, env=None):
         process.wait()
 
 
+@pytest.mark.thorough
 def test_workers_that_join_share_the_runs_and_may_be_killed_like_the_driver(tiny, finished, tmp_path):
     """A driver, a worker of another host that is killed with a run in its hands, a second one that outlives
     the driver and joins the next: the bytes of an undisturbed study, and no run trained by two at once."""

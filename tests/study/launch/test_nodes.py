@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.called import CLI
-from support.drivers import end_jobs, held_at_first, shell, until_true
+from support.drivers import end_jobs, held_at_first, until_true
 from support.nodes import NAMES, At, Node, NodesStudy, Witness, bytes_of, kill, parent_of, state_of
 
 from ebc_lab.study.store.verify import verify
@@ -108,52 +108,6 @@ def test_a_lost_node_a_killed_worker_and_a_killed_driver_change_no_byte(
     for run_id in lost.runs:
         assert study.events(run_id)[:3] == ["begin", "lost", "begin"]
     assert bytes_of(study.study.root) == here.bytes()
-
-
-@pytest.mark.slow
-def test_a_study_on_four_nodes_survives_all_that_can_happen_to_them(tiny, study_of, tmp_path, monkeypatch):
-    grid = ["lr_sweep.grids.adam=[5e-3,1e-2,2e-2,4e-2]"]
-    steps = {"lr_sweep": 1500, "calibrate": 600, "lr_scale": 600, "finals": 600}
-    asked = [*tiny, *grid, *(f"{stage}.steps={count}" for stage, count in steps.items())]
-    study = study_of(asked)
-    monkeypatch.setenv("PYTHONPATH", held_at_first(tmp_path, blocks=100))
-    with Witness(study.study) as witness:
-        driver = study.start()
-        lost, _, killed, _ = until_true(study.on_all)
-        (tmp_path / "go").touch()
-        # a node goes down with its job still running unseen; another is drained; a worker is killed
-        Node(lost.node).cut_off()
-        Node("n2").set("drain")
-        kill(killed.pid)
-        until_true(lambda: Node(lost.node).state().startswith("down"))
-        unseen = until_true(lambda: (at := study.on(lost.node)) and study.saved(at) and at)
-        # it hangs just when Slurm starts its job again elsewhere; its driver is killed
-        kill(unseen.pid, signal.SIGSTOP)
-        driver = kill_driver(study, driver)
-        # a job is preempted, and requeued
-        until_true(lambda: study.on("n4"))
-        high = ["sbatch", "--parsable", "--partition=high", "--nodelist=n4", "-c2", "--output=/dev/null"]
-        preempting = shell(*high, "--wrap=sleep 5")
-        until_true(lambda: f"{preempting} COMPLETED" in shell("squeue", "-h", "--states=all", "-o", "%i %T"))
-        # the parent of a worker is killed
-        worker = until_true(study.workers)[0]
-        kill(parent_of(worker.pid))
-        until_true(lambda: state_of(worker.pid) is None)
-        # a job is requeued by hand
-        job = until_true(lambda: shell("squeue", "-h", "--partition=main", "--states=R", "-o", "%A")).split()[
-            0
-        ]
-        shell("scontrol", "requeue", job)
-        # the run of the worker that hangs is given to another, and it comes back
-        until_true(lambda: all("lost" in study.events(run) for run in unseen.runs), within_s=240)
-        until_true(lambda: all(study.events(run).count("begin") > 1 for run in unseen.runs))
-        come_back(study, unseen)
-        # the nodes are back
-        Node(lost.node).restore()
-        Node("n2").restore()
-        finish(study, driver)
-    assert witness.two_at_once() == []
-    assert bytes_of(study.study.root) == Undisturbed(asked, tmp_path / "here").bytes()
 
 
 VICTIMS = ("worker", "driver", "parent", "slurmd", "node")

@@ -1,7 +1,7 @@
 """The pool's protocol, with real worker processes: what they see, which runs they take, and that none is
 left behind.
 
-The runs are `idle` ones, which train nothing; what training itself has to survive is in test_worker.py,
+The runs are `idle` ones, which train nothing; what training itself has to survive is in test_join.py,
 tests/study/test_promises.py and tests/study/test_autopilot.py.
 """
 
@@ -18,18 +18,21 @@ from pathlib import Path
 
 import pytest
 from support import idle
-from support.drivers import family, started, until
+from support.called import refused
+from support.drivers import family, site, started, until
 from support.idle import Bench
 
 from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import to_dict
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import Config
+from ebc_lab.config.schema import Config, LauncherConfig
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.study.launch import pool as pool_module
 from ebc_lab.study.launch import worker
 from ebc_lab.study.launch.pool import Death, WorkersFailed
 from ebc_lab.study.launch.submit import _sbatch
 from ebc_lab.study.store import attempts
+from ebc_lab.study.store.study import recorded_config
 
 PATIENCE_S = 60
 
@@ -53,6 +56,7 @@ def gone(watched: dict[int, int]) -> bool:
 # -- what workers see ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_each_slot_is_pinned_to_its_own_gpu_as_its_worker_sees_it(bench, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("PMI_RANK", "3")
@@ -139,6 +143,7 @@ def test_no_process_is_left_when_the_driver_goes(tmp_path, how):
         assert json.loads(log.read_text()) == {"step": 1}, "a worker left no checkpoint"
 
 
+@pytest.mark.thorough
 def test_no_process_is_left_when_the_terminal_is_closed(tmp_path):
     ours, theirs = pty.openpty()
     login = "import os, pty, sys; os.login_tty(0); os.execv(sys.argv[1], sys.argv[1:])"
@@ -157,6 +162,7 @@ def test_no_process_is_left_when_the_terminal_is_closed(tmp_path):
 # -- workers that die, hang, or take too long ----------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_worker_that_dies_is_logged_with_its_signal_and_the_run_tried_again(bench):
     first, second = bench.idle(2, at=2, do="kill")
     bench.run([first, second], max_lost=1)
@@ -168,6 +174,7 @@ def test_a_worker_that_dies_is_logged_with_its_signal_and_the_run_tried_again(be
         assert bench.study.result(spec.run_id)["outcome"] == "completed"
 
 
+@pytest.mark.thorough
 def test_a_worker_that_hangs_is_killed_and_its_run_tried_again(bench):
     """A stopped process is as unresponsive as one that hangs in a driver call."""
     [spec] = bench.idle(1, at=2, do="hold")
@@ -197,10 +204,7 @@ def slow_to_import(tmp_path, monkeypatch):
     """(a folder, a file): workers import until the file is closed; `importing` is in the folder once one
     does.
     """
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site/sitecustomize.py").write_text(SLOW_TO_IMPORT.format(here=str(tmp_path)))
-    path = [str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+    monkeypatch.setenv("PYTHONPATH", site(tmp_path, SLOW_TO_IMPORT.format(here=str(tmp_path))))
     with open(tmp_path / "held", "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         yield tmp_path, held
@@ -259,6 +263,17 @@ def test_workers_that_never_take_a_run_stop_the_study(bench, clean):
         pool._record_death(death, {})
 
 
+def test_a_run_that_broke_the_device_itself_is_not_lost(bench):
+    spec = bench.spec()
+    (bench.study.run_dir(spec.run_id) / "result.json").write_text("{}")
+    pool = bench.pool(max_lost=0)
+    note = {"run_id": spec.run_id, "ran": 1, "cause": "device-side assert", "device_failed": True}
+    pool.specs = {spec.run_id: spec}
+    pool._record_death(Death("0", "exit code 75", Path("log")), note)
+    assert pool.lost == {}
+    assert bench.events(spec) == []
+
+
 # -- which runs are offered, and to whom ---------------------------------------------------------------------
 
 
@@ -278,6 +293,7 @@ def test_the_canary_goes_alone_until_it_has_taken_a_step_and_where_it_fails_anot
     assert not fails or kinds in first["cause"]
 
 
+@pytest.mark.thorough
 def test_a_slot_that_the_wave_leaves_free_has_a_worker_for_spare_runs_from_the_start(bench):
     """As where a study is resumed with one run of its stage left."""
     [last, spare] = specs = bench.idle(2, at=1, do="hold")
@@ -291,6 +307,7 @@ def test_a_slot_that_the_wave_leaves_free_has_a_worker_for_spare_runs_from_the_s
     assert bench.kinds(spare)[0] == "begin"
 
 
+@pytest.mark.thorough
 def test_three_workers_never_train_one_run_at_once(bench):
     specs = bench.idle(2, steps=40)
     bench.run(specs, 3)
@@ -322,6 +339,16 @@ def test_the_launcher_settings_of_another_launcher_are_refused():
         compose(["scale=smoke", "launcher=slurm"])
     config = compose(["scale=smoke", "device=cpu", "launcher=slurm", "+launcher.sbatch.reservation=x"])
     assert config.launcher.sbatch == {"reservation": "x"}
+
+
+def test_how_many_runs_shared_a_worker_is_no_setting_any_more(finished, tmp_path):
+    """Studies that earlier versions recorded have it, and are read and continued without it."""
+    said = refused("plan", "scale=smoke", "launcher.runs_per_worker=2", cwd=tmp_path)
+    assert "launcher.runs_per_worker is no setting any more: a worker trains one run at a time" in said
+    assert "launcher.workers_per_gpu=2" in said
+    header = dict(finished[1].study.header())
+    header["config"] = {**header["config"], "launcher": to_dict(LauncherConfig()) | {"runs_per_worker": 4}}
+    assert recorded_config(header).launcher == LauncherConfig()
 
 
 def test_a_session_folder_is_private(bench):

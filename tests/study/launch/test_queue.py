@@ -9,8 +9,6 @@ import pytest
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.study.launch import queue, slurm
-from ebc_lab.study.launch.local import LocalPool
-from ebc_lab.study.launch.pool import Death
 from ebc_lab.study.launch.queue import Job, QueueUnavailable
 from ebc_lab.study.launch.slurm import SlurmPool
 from ebc_lab.study.launch.submit import REFUSALS
@@ -136,26 +134,3 @@ def test_an_answer_of_squeue_that_is_an_error_does_not_mean_that_there_are_no_jo
         squeue.chmod(0o755)
         with pytest.raises(QueueUnavailable, match=r"^slurm_load_jobs error: Unable to contact"):
             queue.jobs_named("x")
-
-
-@pytest.mark.parametrize(("gpus", "avoided"), [(["0", "1"], {"slot 0"}), ([], set())])
-def test_a_slot_where_one_run_after_the_other_loses_its_worker_is_avoided_if_another_works(
-    config, study, tmp_path, gpus, avoided
-):
-    said, started = [], []
-    launcher = replace(config.launcher, name="local")
-    local = LocalPool(replace(config, launcher=launcher), study, gpus, max(1, len(gpus)), said.append)
-    local._start = started.append
-    try:
-        for run_id in ("a", "b", "c"):
-            note = {"run_id": run_id, "ran": 1}
-            study.run_dir(run_id).mkdir()
-            others = {"1": {"run_id": "d", "ran": 4}} if avoided else {}
-            local._watch_workers({"0": note, **others}, [])
-            local._record_death(Death("0", "killed by SIGKILL", tmp_path), note)
-        assert set(local.avoided) == avoided
-        assert any("workers keep dying in slot 0" in line for line in said) == bool(avoided)
-        local._start_workers(2)
-        assert started == ([1] if avoided else [0])
-    finally:
-        local.close()

@@ -79,6 +79,7 @@ def test_a_part_that_cannot_work_is_refused_before_the_first_run(asked, tmp_path
     assert "rehearsed" not in sys.modules  # the driver imports none of it
 
 
+@pytest.mark.thorough
 def test_parts_are_tried_once_and_again_when_they_are_edited(asked, tmp_path, monkeypatch):
     config = asked("optimizer: {name: custom, target: ./rehearsed.py:Idle}")
     said = []

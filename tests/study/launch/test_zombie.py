@@ -111,6 +111,7 @@ def test_a_worker_that_comes_back_while_another_trains_its_run_disturbs_nothing(
 APART = pytest.param("capability=default", 600, id="apart", marks=pytest.mark.slow)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("capability", "steps"), [pytest.param("capability=auto", 150, id="here"), APART])
 def test_the_late_checkpoint_and_result_of_a_lost_attempt_are_refused(
     cut_off, tiny, tmp_path, capability, steps

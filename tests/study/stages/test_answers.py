@@ -5,7 +5,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from support.played import DIVERGED, config_of, done, played
+from support.played import DECIDED, DIVERGED, config_of, done, played
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
@@ -16,8 +16,6 @@ from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.stages.statistics import paired, seeds_needed
 from ebc_lab.study.stages.verdict import sentence
 
-SWEPT = {"lr": 1e-3, "optimizer": "adam", "projection": "none", "natural_kl": 0.02, "sigma": 0.01}
-SWEPT |= {"descent_median": 0.1, "replicate_losses": [2.0, 2.01, 2.02]}
 SCATTERED = (0.03, -0.02, 0.04, -0.01, 0.02)  # by seed
 POINT = {"lr": 4e-3, "warmup_share": 0.1667, "schedule": "trapezoid"}
 
@@ -38,10 +36,7 @@ def decision(
     points = {n: {"point": POINT, "val_loss": losses[n], "luck": luck or {}} for n in offsets}
     for name, why in (untuned or {}).items():
         points[name] |= {"untuned": why, "val_loss": None}
-    earlier = {
-        "lr_sweep": {"tracks": {"adam_none": SWEPT}, "inputs_sha256": "x"},
-        "tune": {"tracks": {"adam_none": {"arms": points}}, "inputs_sha256": "y"},
-    }
+    earlier = DECIDED | {"tune": {"tracks": {"adam_none": {"arms": points}}, "inputs_sha256": "y"}}
     draw = random.Random(0)
 
     def any_run(spec):
@@ -58,6 +53,7 @@ def answer_of(found, label="muon"):
     return found["tracks"]["adam_none"]["answers"][label]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("offset", "verdict"), [(-0.05, "better"), (0.05, "worse"), (0.0, "level"), (-0.004, "better")]
 )
@@ -206,6 +202,7 @@ def own_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.thorough
 def test_mine_makes_an_arm_under_its_own_name(own_file):
     config = compose(["scale=smoke", "study=optimizers", "mine=compared_opt:Cautious"])
     assert config.mine == ["compared_opt:Cautious"]
@@ -221,6 +218,7 @@ def test_mine_makes_an_arm_under_its_own_name(own_file):
         assert config.ablation.mine.arms == ["cautious"]
 
 
+@pytest.mark.thorough
 def test_mine_is_refused_where_there_is_no_place_for_it(own_file):
     with pytest.raises(UserError, match="study=optimizers, study=stabilizers or study=schedules"):
         compose(["scale=smoke", "mine=compared_opt:Cautious"])

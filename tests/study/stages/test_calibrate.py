@@ -37,23 +37,6 @@ def nearest(best, at=None, fate=None):
 # -- by loss -------------------------------------------------------------------------------------------------
 
 
-def test_its_runs_are_ebc_on_the_studys_schedules_at_the_finals_length_and_the_lowest_loss_wins():
-    (_, specs, *_), waves = trained(nearest(0.0125))
-    assert len(waves) == 1
-    for s in specs:
-        assert (s.run.steps, s.run.optimizer.lr, s.lr_scale) == (600, 8 * 2e-3, 8)
-        assert (s.run.lr_schedule.name, s.run.lr_schedule.warmup_steps) == ("trapezoid", 0)
-        assert (s.run.stabilizer.name, s.run.budget.schedule) == ("ebc", "hold_decay")
-    targets, decision, found = calibrated(nearest(0.0125))
-    assert targets == [0.01, 0.0125, 0.016, 0.02]  # multiples of the natural KL
-    assert (found["delta_star"], found["in_band"], found["edge"]) == (0.0125, False, None)  # whatever its c
-    assert found["times_natural"] == pytest.approx(1.25)
-    assert found["margin_sigma"] == pytest.approx(0.0025 / found["sigma"])
-    assert found["losses"] == pytest.approx({"0.01": 2.0025, "0.0125": 2, "0.016": 2.0035, "0.02": 2.0075})
-    shown = [*stage_of("calibrate").headlines(decision), *stage_of("calibrate").rows("adam_none", decision)]
-    assert "passed over" not in str(shown)
-
-
 @pytest.mark.parametrize(
     ("best", "more"),
     [
@@ -198,14 +181,6 @@ def test_by_the_band_the_best_loss_inside_it_wins_and_outside_of_it_the_nearest_
     _, decision, found = calibrated(outside, *BAND, "calibrate.max_extra=0")
     assert (found["delta_star"], found["in_band"]) == (0.015, False)
     assert any("nearest" in n for n in decision["notes"])
-
-
-def test_a_bracket_that_straddles_the_band_is_bisected_geometrically():
-    def answer(s):
-        return done(2.0, 0.3 if s.run.budget.target_kl < 0.013 else 0.9)
-
-    targets, _, _ = calibrated(answer, *BAND, "calibrate.multiples=[1,4]")
-    assert targets == pytest.approx([0.01, 0.04, 0.02, 0.0141, 0.0119], rel=1e-2)
 
 
 def test_by_the_band_the_stages_own_seed_says_where_c_lies():

@@ -3,8 +3,7 @@
 import math
 
 import pytest
-from support.carried import SUITE
-from support.played import DIVERGED, FAILED, config_of, decided, done
+from support.played import CARRY, DIVERGED, FAILED, config_of, decided, done
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.study.stages.carry import run_at
@@ -21,7 +20,7 @@ SETTINGS = list(BEST["kl"])
 
 
 def study(*more):
-    return config_of(f"study={SUITE}", *more, scale="smoke")
+    return config_of(f"study={CARRY}", *more, scale="smoke")
 
 
 def place_of(config, spec):
@@ -72,7 +71,7 @@ def test_every_arm_is_trained_in_every_setting_and_equal_runs_once():
 
 def test_a_text_of_its_own_has_its_own_name_and_is_looked_at_when_a_study_begins(tmp_path):
     docs = "    docs: {settings: {data: {name: pydoc}}}\n"
-    (tmp_path / "docs.yaml").write_text(SUITE.read_text() + docs)
+    (tmp_path / "docs.yaml").write_text(CARRY.read_text() + docs)
     config = config_of(f"study={tmp_path / 'docs.yaml'}", scale="smoke")
     specs = stage_of("carry").runs(config, {}, {})
     assert len({s.run_id for s in specs}) == 2 * 5 * 8 + 2  # also in a plan, before any text is read
@@ -106,6 +105,7 @@ def test_the_constant_is_chosen_on_the_other_settings_and_judged_on_the_one_left
     assert "kl earns its cost: -0.1500 nats" in line
 
 
+@pytest.mark.thorough
 def test_a_kept_setting_chooses_no_constant():
     _, track = carried("carry.settings.long.kept=true")
     radius = track["arms"]["radius"]["carried"]
@@ -130,15 +130,6 @@ def test_of_starts_the_worst_in_each_setting_counts_and_no_best_is_theirs():
         study(*(f"carry.arms.{arm}.starts=true" for arm in track["arms"]))
 
 
-def test_grids_grow_by_their_own_ratio_while_the_best_lies_on_an_edge():
-    far = BEST | {"radius": BEST["radius"] | {"base": 1000.0}}
-    decision, track = carried(best=far)
-    curves = track["arms"]["radius"]["curves"]
-    assert [point["value"] for point in curves["muon"]["points"]] == [0.25, 0.5, 1, 2, 4]
-    assert curves["base"]["edge"] == "high"
-    assert any("edge of what was tried in base (high)" in note for note in decision["notes"])
-
-
 def test_a_diverged_run_counts_with_its_first_loss_and_is_broken():
     _, track = carried(kl_muon_0p02={**DIVERGED, "initial_loss": 4.0})
     kl = track["arms"]["kl"]
@@ -161,6 +152,7 @@ def test_a_point_without_all_its_runs_is_not_used():
         decided("carry", study(), {}, lambda s: FAILED)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("override", "said"),
     [

@@ -60,25 +60,6 @@ def test_circumstances_name_a_run_only_where_they_are_asked_about():
     assert digest(identity(plain)) != digest(identity(replace(plain, capability="avx2")))
 
 
-def test_distinct_weights_are_counted_for_each_mode():
-    config = study(EVERY)
-    decision = decided("circumstances", config, {}, lambda s: answer(s, verity=1))
-    [track] = decision["tracks"].values()
-    counts = {"runs": 18, "completed": 18, "diverged": 0, "checksums": 1}
-    assert track["modes"]["verity"] == {**counts, "loss_range": 0.0}
-    assert track["modes"]["none"]["checksums"] == track["modes"]["torch"]["checksums"] == 18
-    assert track["modes"]["none"]["loss_range"] == pytest.approx(1e-8)
-    assert decision["notes"] == []
-    [line] = stage_of("circumstances").headlines(decision)
-    many = "18 checksums in 18 runs"
-    assert line == f"none {many}, torch {many}, verity 1 checksum in 18 runs"
-    assert tables.answer(track)["word"] == "The same bits under verity."
-    results = {c["run_id"]: {"steps": 10, "train_s": 2.0} for c in decision["candidates"]}
-    table = tables.modes("m", decision, "adam_none", results)
-    assert table.texts()[2] == ["verity", "18", "18", "0", "1", "0", "5"]
-    assert [row.chosen for row in table.rows] == [False, False, True]
-
-
 @pytest.mark.parametrize(
     ("more", "why"),
     [

@@ -1,5 +1,6 @@
 """The optional search for a controller."""
 
+import pytest
 from support.played import check_passed_over, config_of, decided_through, done, played
 
 from ebc_lab.study.inspect.forecast import planned
@@ -64,6 +65,7 @@ def test_ebcs_runs_wait_for_a_search_and_without_one_for_nothing():
     assert any(s.role == "ebc" for s in stage_of("lr_scale").runs(plain, decisions, {}))
 
 
+@pytest.mark.thorough
 def test_a_study_with_a_search_can_be_planned():
     found = planned(config_of("optimizer=adam", SEARCH, scale="smoke"))["stages"]
     assert found["controller_search"]["expected"]["runs"] == 5  # of six, `fixed` is the calibrated run itself

@@ -54,27 +54,6 @@ def trained(config, decisions):
 # -- the arms ------------------------------------------------------------------------------------------------
 
 
-def test_the_arms_are_ebc_at_two_rates_and_the_control_at_the_same():
-    config, decisions = before()
-    train = trained(config, decisions)
-    assert list(dict.fromkeys(s.role for s in train)) == config.finals.arms
-    plain = {"baseline": 2e-3, "control": 4e-3, "control_x2": 4e-3, "control_x8": 16e-3}
-    rate = {s.role: s.run.optimizer.lr for s in train}
-    assert rate == pytest.approx({**plain, "ebc_x2": 4e-3, "ebc_x8": 16e-3})
-    for s in train:
-        schedule = (s.run.lr_schedule.name, s.run.lr_schedule.warmup_steps)
-        if s.role == "baseline":
-            assert schedule[0] == "constant"
-        else:
-            assert schedule == ("trapezoid", 0 if s.role.startswith("ebc") else 100)
-        assert s.run.evaluate == ["val", "test"]
-        assert (s.run.stabilizer.name == "ebc") == s.role.startswith("ebc")
-    calibrated = decisions["calibrate"]["tracks"][TRACK]
-    own = {(s.run.budget.name, s.run.budget.target_kl) for s in train if s.role.startswith("ebc")}
-    assert own == {(calibrated["budget"], calibrated["delta_star"])}
-    assert len(stage_of("finals").runs(config, decisions, {})) == len(train) + 1  # and the overhead
-
-
 def test_identical_runs_are_one_arm_with_two_roles():
     config, decisions = before(control=2.0)
     _, specs, results = played("finals", config, decisions, spread)
@@ -98,21 +77,6 @@ def test_the_earlier_arms_pair_by_seed_and_merge_what_is_the_same(chosen, runs):
     found = decisions["calibrate"]["tracks"][TRACK]
     assert falling.run.budget.target_kl == pytest.approx(2 * found["delta_star"], rel=1e-2)
     assert falling.lr_scale == 2 * chosen
-
-
-def test_arm_names_say_what_is_in_them():
-    config, decisions = before()
-    named = {s.role: s.arm for s in trained(config, decisions)}
-    assert named["baseline"] == "adam_none_baseline_x1"
-    assert named["control"] == named["control_x2"] == "adam_none_baseline_x2_trapezoid_w100"
-    assert named["control_x8"] == "adam_none_baseline_x8_trapezoid_w100"
-    delta = f"{decisions['calibrate']['tracks'][TRACK]['delta_star']:g}".replace(".", "p")
-    assert named["ebc_x8"] == f"adam_none_ebc_d{delta}_tracked_x8_holddelta_trapezoid_w0"
-    config, decisions = before("study=published", arms(*EARLIER))
-    named = {s.role: s.arm for s in trained(config, decisions)}
-    assert named["ebc_x2"] == "adam_none_ebc_d0p03_surrogate_x2"
-    assert named["control"].endswith("_lrdecay")
-    assert named["ebc_lindelta_lrdecay"].endswith("_lindelta_lrdecay")
 
 
 @pytest.mark.parametrize(
@@ -192,93 +156,33 @@ def test_the_window_spans_the_lowest_and_the_highest_of_any_rates_however_they_a
     assert rates == [1e-3, 16e-3, 32e-3]
 
 
-def test_every_ebc_arm_is_compared_with_the_control_and_with_the_plain_arm_at_its_rate():
-    track = judged(0.01, plain=0.5)
-    role = track["roles"]
-    differences = track["differences"]
-    assert set(differences["control"]) == {role["ebc_x2"], role["ebc_x8"]}
-    assert set(differences["rate"]) == {role["ebc_x2"], role["ebc_x8"]}
-    assert differences["rate"][role["ebc_x8"]]["mean"] == pytest.approx(0.01 - 0.5, abs=0.005)
-    assert set(differences["baseline"]) == set(track["arms"]) - {role["baseline"]}
-    assert {d["comparisons"] for d in differences["rate"].values()} == {2}
-
-
-def test_the_published_study_has_six_lines_and_no_window():
-    track = decided("finals", *before("study=published"), spread)["tracks"][TRACK]
-    assert len(track["verdict"]) == 6
-    assert line_of(track) is None
-    assert set(track["differences"]) == {"baseline", "control"}
-
-
-@pytest.fixture(scope="module")
-def eight():
-    """Finals of eight seeds in which EBC is ahead, and a function that decides them anew, after changing
-    what the earlier stages chose from, or the noise of the validation losses alone."""
+def test_a_control_chosen_by_a_near_tie_of_one_seed_is_not_beaten_by_what_that_luck_may_explain():
+    """Of eight seeds in which EBC is ahead, beside a control that was chosen from these losses."""
     config, decisions = before("seeds=[0,1,2,3,4,5,6,7]")
     draw = random.Random(0)
 
     def ahead(s):
         return done(2 - 0.006 * s.role.startswith("ebc") + draw.gauss(0, 0.01))
 
-    _, specs, found = played("finals", config, decisions, ahead)
+    _, specs, results = played("finals", config, decisions, ahead)
 
-    def decide(control=(2.0, 2.5), constant=(2.0, 2.5), targets=(2.0, 2.5), noise=1.0):
+    def against_control(losses):
         earlier = copy.deepcopy(decisions)
-        results = {run: r | {"val_loss": 2 + noise * (r["val_loss"] - 2)} for run, r in found.items()}
         swept, calibrated = (earlier[stage]["tracks"][TRACK] for stage in ("lr_sweep", "calibrate"))
         [point, *_] = swept["control"]["grid"]
-        swept["control"]["grid"] = [{**point, "val_loss": x} for x in (*control, None)]
-        runs = earlier["lr_sweep"]["candidates"][: len(constant)]
-        for run, loss in zip(runs, constant, strict=True):
-            run["val_loss"] = loss
-        swept["ranked"] = [run["run_id"] for run in runs]
-        calibrated["ranked_losses"] = {str(nth): x for nth, x in enumerate(targets)}
-        return finals.STAGE.decide(config, specs, results, earlier)["tracks"][TRACK]
+        swept["control"]["grid"] = [{**point, "val_loss": x} for x in (*losses, None)]
+        first, second = earlier["lr_sweep"]["candidates"][:2]  # nothing else was chosen by a near tie
+        first["val_loss"], second["val_loss"] = 2.0, 2.5
+        swept["ranked"] = [first["run_id"], second["run_id"]]
+        calibrated["ranked_losses"] = {"0": 2.0, "1": 2.5}
+        track = finals.STAGE.decide(config, specs, results, earlier)["tracks"][TRACK]
+        return next(line for line in track["verdict"] if line["name"] == "best_ebc_no_worse_than_control")
 
-    return decide
-
-
-def test_a_control_chosen_by_a_near_tie_of_one_seed_is_not_beaten_by_what_that_luck_may_explain(eight):
-    clear, near = (eight(control=control) for control in ((2.0, 2.5), (2.0, 2.015, 2.015, 2.015)))
-    line, far = (
-        next(x for x in track["verdict"] if x["name"] == "best_ebc_no_worse_than_control")
-        for track in (clear, near)
-    )
-    assert line["beats"]
-    assert not far["beats"]
-    assert far["difference"]["mean"] == line["difference"]["mean"]
-    assert "luck of the tuning included" in far["figure"]
-    assert "luck" not in line["difference"]
-    assert "tuning on several seeds" in remedy({**far, "verdict": "undecided"})
-    assert "more seeds" in remedy({**line, "verdict": "undecided"})
-
-
-def test_the_luck_of_a_choice_by_validation_loss_has_the_noise_of_validation_losses(eight):
-    near = (2.0, 2.012)
-    quiet, usual, loud = (
-        next(iter(track["differences"]["control"].values()))
-        for track in (eight(control=near, noise=noise) for noise in (0.1, 1.0, 3.0))
-    )
-    assert "luck" not in quiet
-    assert usual["luck"]["sd"] < loud["luck"]["sd"]
-    assert quiet["mean"] == usual["mean"] == loud["mean"]
-
-
-@pytest.mark.parametrize(
-    ("chosen", "lucky"),
-    [
-        ("control", {("control", "ebc_x2"), ("baseline", "control")}),
-        ("constant", {("baseline", "ebc_x2"), ("baseline", "control"), ("baseline", "control_x8")}),
-        ("targets", {("control", "ebc_x2"), ("baseline", "ebc_x2"), ("rate", "ebc_x2")}),
-    ],
-)
-def test_the_luck_of_each_choice_is_in_the_differences_that_rest_on_it_alone(eight, chosen, lucky):
-    track = eight(**{chosen: (2.0, 2.012)})
-    pairs = [(f, r) for f in ("baseline", "control", "rate") for r in ("control", "control_x8", "ebc_x2")]
-    found = {
-        (family, role)
-        for family, role in pairs
-        if "luck" in track["differences"][family].get(track["roles"][role], {})
-    }
-    assert found == lucky
-    assert not any("luck" in window["difference"] for window in track["lr_windows"].values())
+    clear, near = against_control((2.0, 2.5)), against_control((2.0, 2.015, 2.015, 2.015))
+    assert clear["beats"]
+    assert not near["beats"]
+    assert near["difference"]["mean"] == clear["difference"]["mean"]
+    assert "luck of the tuning included" in near["figure"]
+    assert "luck" not in clear["difference"]
+    assert "tuning on several seeds" in remedy({**near, "verdict": "undecided"})
+    assert "more seeds" in remedy({**clear, "verdict": "undecided"})

@@ -83,15 +83,6 @@ def test_the_lowest_loss_of_ebc_is_chosen_or_by_the_band_the_lowest_inside_it():
     assert any("the nearest was taken" in note for note in found["notes"])
 
 
-def test_inert_scales_count_as_one_candidate_the_smallest():
-    inert = {1: 0.6, 2: 1.0, 4: 0.995, 8: 1.0}
-    found = scaled({1: 2.5, 2: 2.02, 4: 2.01, 8: 2.0}, LEVEL, clip_rate=inert)
-    track = found["tracks"][TRACK]
-    assert (track["lr_scale"], track["inert"], track["headroom_is_tautology"]) == (2, True, True)
-    assert any("LR inert" in n and "×2, ×4, ×8" in n for n in found["notes"])
-    assert len(track["ranked"]) == 2
-
-
 OUTSIDE = {"c": {1: 0.6, 2: 0.6, 4: 0.1, 8: 0.9}, "overrides": ("calibrate.choose=band",)}
 CLIPPED = {"clip_rate": {2: 1.0, 4: 1.0, 8: 1.0}}
 
@@ -167,15 +158,3 @@ def test_the_windows_of_both_arms_are_in_octaves_and_say_where_they_are_open():
 def test_without_a_completed_plain_run_or_ebc_run_the_stage_cannot_decide(losses):
     with pytest.raises(Undecidable):
         scaled(*losses)
-
-
-def test_the_surrogate_adds_a_fixed_radius_arm_from_the_median_s():
-    config, decisions = calibrated("budget=surrogate")
-    _, specs, results = played("lr_scale", config, decisions, spread)
-    fixed = [s for s in specs if s.role == "fixed_tau"]
-    assert [s.lr_scale for s in fixed] == [1, 2, 4, 8]
-    assert {s.run.budget.target_kl for s in fixed} == {0.09}  # (0.6·1/2)²
-    assert {s.run.controller.name for s in fixed} == {"fixed"}
-    assert all(s.arm.endswith("_fixedtau") for s in fixed)
-    found = lr_scale.STAGE.decide(config, specs, results, decisions)["tracks"][TRACK]
-    assert set(found["lr_window"]) == {"none", "ebc", "surrogate_x1", "fixed_tau"}

@@ -7,13 +7,12 @@ import pytest
 from support.played import DIVERGED, by_lr, config_of, decided, decided_through, done, played
 
 from ebc_lab.config.identity import digest, identity
-from ebc_lab.study.inspect.forecast import SCENARIOS, forecast, planned
+from ebc_lab.study.inspect.forecast import SCENARIOS, forecast
 from ebc_lab.study.stages.runs import distinct
 from ebc_lab.study.stages.stage import planned_runs, speculative_runs, stage_of
 
-EVERY = ["smoke", "laptop", "paper"]
 
-
+@pytest.mark.thorough
 @pytest.mark.parametrize(("scale", "steps"), [("smoke", 300), ("laptop", 700), ("paper", 300)])
 def test_the_runs_that_tune_are_as_long_as_the_finals(scale, steps):
     config = config_of(f"finals.steps={steps}", scale=scale)
@@ -24,32 +23,12 @@ def test_the_runs_that_tune_are_as_long_as_the_finals(scale, steps):
     assert own == published.lr_sweep.long_steps == published.calibrate.steps == published.lr_scale.steps
 
 
-@pytest.mark.parametrize("study", ["default", "published"])
-@pytest.mark.parametrize("scale", EVERY)
-def test_the_forecast_is_ordered(scale, study):
-    found = planned(config_of(f"study={study}", "study.name=nowhere", scale=scale))["stages"]
-    for figures in found.values():
-        runs = [figures[k]["runs"] for k in ("min", "expected", "max")]
-        assert runs == sorted(runs)
-    assert found["total"]["min"]["runs"] > 10
-
-
 def test_the_forecast_knows_that_the_control_may_be_looked_at_again():
     config = config_of("optimizer=adam")
     swept = {s.name: forecast(config, scenario=s)["lr_sweep"] for s in SCENARIOS}
     counts = {name: len([spec for spec in specs if spec.role == "control"]) for name, specs in swept.items()}
     # two peaks and one or two beyond, two more warm-ups, one more shape; at most two peaks again
     assert counts == {"min": 6, "expected": 7, "max": 9}
-
-
-def test_a_run_id_is_readable_and_hangs_on_its_identity():
-    config = config_of("optimizer=adam")
-    first = stage_of("lr_sweep").runs(config, {}, {})[0]
-    assert first.run_id.startswith("adam_none_baseline_lr0p001_trapezoid_w33_n200_s100-")
-    other = replace(first, role="other", stage="elsewhere", arm="x")
-    assert other.run_id == first.run_id
-    assert replace(first, run=replace(first.run, seed=101)).run_id != first.run_id
-    assert distinct([first, other]) == [first]
 
 
 def known(results):
@@ -185,12 +164,6 @@ def test_published_is_the_earlier_recipe_run_for_run():
     assert warmups == {20}
 
 
-@pytest.mark.parametrize(("best", "last"), [(1e-9, 4), (1.0, 4), (8e-3, 4)])
-def test_published_never_looks_for_its_control_beyond_its_three_peaks(best, last):
-    _, found = as_published(best=best)
-    assert [s.lr_scale for s in found["lr_sweep", "control"]] == [1, 2, last]
-
-
 def test_published_calibrates_its_own_targets_by_the_band():
     _, found = as_published()
     assert [s.run.budget.target_kl for s in found["calibrate", "ebc"]] == [0.03, 0.05, 0.07]
@@ -202,6 +175,7 @@ def test_published_calibrates_its_own_targets_by_the_band():
     assert [s.run.budget.target_kl for s in found["calibrate", "ebc"]][3:] == [0.14, 0.28, 0.56]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "overrides", [[], ["study=published"], ["lr_sweep.keep=all"], ["lr_scale.steps=300"]]
 )

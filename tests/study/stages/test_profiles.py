@@ -145,6 +145,7 @@ def test_a_method_without_the_right_to_a_workload_misses_it_and_nothing_is_chose
         decided("profiles", config, {}, lambda s: FAILED)
 
 
+@pytest.mark.thorough
 def test_what_cannot_be_scored_is_refused():
     config = study()
     profiles = config.profiles

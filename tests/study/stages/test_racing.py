@@ -5,13 +5,12 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from support.played import DIVERGED, config_of, done, played
+from support.played import DECIDED, DIVERGED, SWEPT, config_of, done, played
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import ArmConfig
 from ebc_lab.config.study_checks import validate
-from ebc_lab.records.json_files import read_json
 from ebc_lab.report.conclude import concluding
 from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.inspect.forecast import SCENARIOS, forecast
@@ -20,10 +19,7 @@ from ebc_lab.study.inspect.why import why
 from ebc_lab.study.stages.runs import RACED_FROM, raced
 from ebc_lab.study.stages.stage import stage_of
 
-SIGMA = 0.01
-SWEPT = {"lr": 1e-3, "optimizer": "adam", "projection": "none", "natural_kl": 0.02, "sigma": SIGMA}
-SWEPT |= {"descent_median": 0.1, "replicate_losses": [2.0, 2.01, 2.02]}
-DECIDED = {"lr_sweep": {"tracks": {"adam_none": SWEPT}, "inputs_sha256": "x"}}
+SIGMA = SWEPT["sigma"]
 TRAPEZOID = {"lr_schedule": {"name": "trapezoid", "warmup_share": 0.1667}}
 ARMS = {
     "plain": ArmConfig(settings=TRAPEZOID, tune={"lr_scale": [0.5, 1, 2, 4, 8]}),
@@ -71,6 +67,7 @@ def plain():
     return decided(suite())
 
 
+@pytest.mark.thorough
 def test_the_middle_of_a_grid_comes_first_and_the_others_race_against_it(plain):
     decision, (first, second, *_), _ = plain
     assert {s.lr_scale for s in first} == {2.0}  # of each arm, with all its seeds
@@ -110,6 +107,7 @@ def beyond(spec):
     return DIVERGED if spec.lr_scale > 0.2 else answer(spec, best=0.1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("made", [answer, lambda spec: answer(spec, best=30.0), beyond])
 def test_the_same_point_wins_as_without_racing_and_no_arm_loses_its_search(made):
     outcomes, choices = outcomes_and_choices(made, "tune.max_extensions=6")
@@ -172,12 +170,14 @@ def test_what_a_run_races_against_does_not_depend_on_when_it_is_planned():
         assert {s.run_id for s in stage_of("tune").runs(config, DECIDED, part)} <= everything
 
 
+@pytest.mark.thorough
 def test_a_forecast_counts_the_same_runs():
     for scenario in SCENARIOS:
         without, raced = (forecast(suite(sigmas=sigmas), scenario=scenario)["tune"] for sigmas in (0, 5))
         assert len(without) == len(raced)
 
 
+@pytest.mark.thorough
 def test_bounds_elsewhere_and_with_a_window_are_refused():
     with pytest.raises(UserError, match="how far the LR window reaches"):
         validate(config_of("study=optimizers", "study.name=x", "tune.race_sigmas=5"), study=True)
@@ -202,41 +202,23 @@ def test_a_curve_with_a_raced_point_has_no_window():
 
 
 @pytest.fixture(scope="module")
-def studies(tiny, tmp_path_factory):
-    """The same search without racing and with it, by its sigmas."""
+def trained(tiny, tmp_path_factory):
+    """The configuration of a study in which runs are stopped, and its outcome."""
     clipped = {**TRAPEZOID, "stabilizer": {"name": "norm_clip", "strength": 0.5}}
     arms = {"plain": TRAPEZOID, "clipped": clipped}
     arms = {k: ArmConfig(settings=own, tune={"lr_scale": [0.125, 0.5, 2]}) for k, own in arms.items()}
-    ended = {}
-    place = tmp_path_factory.mktemp("raced")
-    for sigmas in (0, 2):
-        own = ["launcher=inline", "seeds=[3]", f"output_dir={place}", f"study.name=s{sigmas}", "eval_every=5"]
-        config = compose([*tiny, *own])
-        ablation = replace(config.ablation, steps=10, arms=arms, reference="plain")
-        tune = replace(config.tune, steps=40, seeds=2, max_extensions=1, race_sigmas=sigmas)
-        stages = replace(config.study, stages=["lr_sweep", "tune", "ablation"])
-        config = replace(config, study=stages, tune=tune, ablation=ablation)
-        ended[sigmas] = autopilot(config, concluding() if sigmas else Listener())
-        ended["config"] = config
-    return ended
+    place = [f"output_dir={tmp_path_factory.mktemp('raced')}", "study.name=raced"]
+    config = compose([*tiny, "launcher=inline", "seeds=[3]", "eval_every=5", *place])
+    ablation = replace(config.ablation, steps=10, arms=arms, reference="plain")
+    tune = replace(config.tune, steps=40, seeds=2, max_extensions=1, race_sigmas=2)
+    stages = replace(config.study, stages=["lr_sweep", "tune", "ablation"])
+    config = replace(config, study=stages, tune=tune, ablation=ablation)
+    return config, autopilot(config, concluding())
 
 
-@pytest.mark.slow
-def test_a_study_decides_the_same_with_fewer_steps(studies):
-    taken, chosen = [], []
-    for sigmas in (0, 2):
-        study = studies[sigmas].study
-        decision = study.decisions()["tune"]
-        chosen.append(tuned(decision))
-        results = [read_json(study.run_dir(c["run_id"]) / "result.json") for c in decision["candidates"]]
-        taken.append(sum(r["steps"] for r in results))
-        assert ("raced" in {r["outcome"] for r in results}) == bool(sigmas)
-    assert chosen[0] == chosen[1]
-    assert taken[1] < taken[0]
-
-
-def test_stopped_runs_are_results_and_said_to_be(studies):
-    study = studies[2].study
+def test_stopped_runs_are_results_are_said_to_be_and_are_not_trained_again(trained):
+    config, outcome = trained
+    study = outcome.study
     state = status(study)
     assert state["state"] == "finished"
     assert not state["failures"]
@@ -247,7 +229,4 @@ def test_stopped_runs_are_results_and_said_to_be(studies):
     page = (study.root / "report.html").read_text()
     assert "runs raced" in page
     assert "it could not win any more" in page
-
-
-def test_the_same_command_trains_nothing_again(studies):
-    assert autopilot(studies["config"], Listener()).trained == 0
+    assert autopilot(config, Listener()).trained == 0

@@ -7,12 +7,9 @@ from support.played import config_of, done
 
 from ebc_lab.study.stages.rules import (
     FORM,
-    band_distance,
     best,
     decision_problem,
-    edge_of,
     make_decision,
-    margin_sigma,
     val_loss,
 )
 from ebc_lab.study.stages.stage import stage_of
@@ -37,16 +34,6 @@ def test_nothing_but_a_completed_finite_loss_can_win(result):
     assert best(specs, results) is None
     results[specs[2].run_id] = done(9.0)
     assert best(specs, results) == specs[2]
-
-
-def test_small_rules():
-    assert [band_distance(c, (0.5, 0.7)) for c in (0.5, 0.7, 0.6)] == [0, 0, 0]
-    assert band_distance(0.4, (0.5, 0.7)) == pytest.approx(0.1)
-    assert band_distance(None, (0.5, 0.7)) == math.inf
-    assert [edge_of([1, 2, 3], x) for x in (1, 2, 3)] == ["low", None, "high"]
-    assert edge_of([1], 1) == "both"
-    assert margin_sigma([2.0, math.inf, 2.1], 0.05) == pytest.approx(2)
-    assert margin_sigma([2.0], 0.05) is None
 
 
 def test_a_decision_of_another_form_or_with_another_figure_cannot_be_used():

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from support.played import DIVERGED, FAILED, config_of, done, played
+from support.played import DECIDED, DIVERGED, FAILED, config_of, done, played
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import ArmConfig
@@ -14,9 +14,6 @@ from ebc_lab.study.inspect.forecast import SCENARIOS, expected_left, forecast
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.stages.statistics import WINDOW_NATS
 
-SWEPT = {"lr": 1e-3, "optimizer": "adam", "projection": "none", "natural_kl": 0.02, "sigma": 0.01}
-SWEPT |= {"descent_median": 0.1, "replicate_losses": [2.0, 2.01, 2.02]}
-DECIDED = {"lr_sweep": {"tracks": {"adam_none": SWEPT}, "inputs_sha256": "x"}}
 BEST = {"adam": 4e-3, "muon": 0.5, "mine": 6e-5}  # far outside of two of the grids
 SHAPES = {"trapezoid": 0.01, "warmup_linear": 0.0, "cosine": 0.02, "constant": 0.05}
 
@@ -37,7 +34,7 @@ def landscape(spec):
     octaves = abs(math.log2(run.optimizer.lr / BEST[spec.role]))
     share = run.lr_schedule.warmup_share or 0.0333  # a constant rate has none
     extra = SHAPES[run.lr_schedule.name] + abs(share - 0.0333) / 10
-    return done(2 + 0.03 * octaves + extra + 0.0001 * (run.seed % 2))
+    return done(2 + 0.03 * octaves + extra + 0.0001 * (run.seed % 2), steps=run.steps)
 
 
 def decided(config, answer):

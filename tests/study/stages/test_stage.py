@@ -13,8 +13,7 @@ import ebc_lab
 from ebc_lab.config.choices import conf_dir
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import STAGES
-from ebc_lab.study.stages.stage import Figure, Stage, planned_runs, stage_of
+from ebc_lab.study.stages.stage import planned_runs
 
 MODULE = '''
 """warm_up: how many steps of warm-up the best baseline learning rate wants."""
@@ -137,24 +136,7 @@ def test_a_new_stage_is_planned_trained_decided_explained_and_compared(extended)
     assert "steps of warm-up" in page
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_every_stage_of_the_configuration_has_its_object(name):
-    stage = stage_of(name)
-    assert isinstance(stage, Stage)
-    assert stage.name == name
-    assert getattr(compose(["scale=smoke"]), name).steps > 0
-    assert stage.title
-
-
 def test_an_unknown_stage_is_refused():
     config = compose(["scale=smoke"])
     with pytest.raises(UserError, match=r"final is not a stage; the stages are lr_sweep"):
         planned_runs("final", config, {}, lambda specs: {})
-
-
-def test_a_figure_is_missing_where_a_track_lacks_it():
-    figure = Figure("control.lr", "fair control", "lr {:.3g}", lambda track: f"of {track['name']}")
-    assert figure.row({"name": "t", "control": {"lr": 0.0123}}) == ("fair control", "lr 0.0123", "of t")
-    assert figure.row({"name": "t", "control": {"lr": None}})[1] == "none"
-    assert figure.value({"control": {}}) is None
-    assert figure.value(None) is None

@@ -49,6 +49,7 @@ def test_the_interval_is_the_paired_t_interval_and_every_look_widens_it():
     assert often["detectable"] > found["detectable"]
 
 
+@pytest.mark.thorough
 @given(st.lists(st.tuples(LOSS, LOSS), min_size=2, max_size=8), st.integers(1, 9), st.floats(0, 0.1))
 def test_a_claim_for_all_arms_at_once_never_exceeds_the_one_alone(pairs, comparisons, margin):
     arm = by_seed(*(a for a, _ in pairs))
@@ -134,42 +135,36 @@ def test_the_noise_has_an_interval_of_its_own():
 KINDS = {"fixed": (), "sequential": ("finals.max_seeds=9", "finals.seeds_per_look=2")}
 
 
-FEW = 200
-MANY = pytest.param(1000, marks=pytest.mark.slow)
+STUDIES = 200
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("studies", [FEW, MANY])
-@pytest.mark.parametrize(
-    ("kind", "diverging"),
-    [("fixed", 0.0), ("fixed", 0.05), pytest.param("sequential", 0.0, marks=pytest.mark.slow)],
-)
-def test_studies_without_an_effect_rarely_claim_one(kind, diverging, studies):
-    found = null_studies.simulate(null_studies.settings(KINDS[kind]), studies, diverging=diverging)
-    by_luck = 0.05 + 2 * math.sqrt(0.05 * 0.95 / studies)  # of this many studies, at a rate of 5%
+@pytest.mark.parametrize(("kind", "diverging"), [("fixed", 0.0), ("fixed", 0.05), ("sequential", 0.0)])
+def test_studies_without_an_effect_rarely_claim_one(kind, diverging):
+    found = null_studies.simulate(null_studies.settings(KINDS[kind]), STUDIES, diverging=diverging)
+    by_luck = 0.05 + 2 * math.sqrt(0.05 * 0.95 / STUDIES)  # of this many studies, at a rate of 5%
     assert found["beats"] <= by_luck
     assert found["beats_rate"] <= by_luck
     if kind == "fixed" and not diverging:
         assert found["uncorrected"] > by_luck  # without the correction they would claim one
 
 
-@pytest.mark.parametrize("studies", [FEW, MANY])
-def test_what_is_worse_by_the_margin_is_rarely_called_no_worse(studies):
+@pytest.mark.thorough
+def test_what_is_worse_by_the_margin_is_rarely_called_no_worse():
     config = null_studies.settings()
-    found = null_studies.simulate(config, studies, worse=config.finals.margin)
+    found = null_studies.simulate(config, STUDIES, worse=config.finals.margin)
     assert found["x2_no_worse"] <= 0.05
     assert found["best_no_worse"] <= 0.05
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("studies", [FEW, MANY])
-@pytest.mark.parametrize("kind", ["fixed", pytest.param("sequential", marks=pytest.mark.slow)])
-def test_a_window_that_is_too_narrow_by_its_margin_is_rarely_called_wide(kind, studies):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_window_that_is_too_narrow_by_its_margin_is_rarely_called_wide(kind):
     config = null_studies.settings(KINDS[kind])
-    narrow = null_studies.simulate(config, studies, narrow=config.finals.window_margin)
+    narrow = null_studies.simulate(config, STUDIES, narrow=config.finals.window_margin)
     assert narrow["window"] <= 0.05
     if kind == "fixed":
-        assert null_studies.simulate(config, studies)["window"] > narrow["window"]  # it can be found
+        assert null_studies.simulate(config, STUDIES)["window"] > narrow["window"]  # it can be found
 
 
 def test_the_plan_adds_seeds_only_while_the_verdict_is_undecided():
@@ -317,6 +312,7 @@ def test_what_is_as_good_as_a_control_at_its_best_seldom_beats_the_one_that_a_se
     assert found["found"] > 0.95
 
 
+@pytest.mark.thorough
 def test_of_an_optimizer_tuned_twice_a_difference_is_rarely_claimed():
     found = null_studies.tuned_twice(0.01, 400)
     assert found["luck"] <= 0.07

@@ -1,16 +1,15 @@
 """Suites: what arms become, how each is tuned, what is copied from another arm's record, and what is
 concluded."""
 
-import itertools
 import json
 import math
 from dataclasses import replace
 
 import pandas as pd
 import pytest
-from support.played import played
+from support.played import SWEPT, played
 
-from ebc_lab.cli.pilot import _told as told_to_programs
+from ebc_lab.cli.pilot import _ending as told_to_programs
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import with_derived_settings
@@ -21,12 +20,9 @@ from ebc_lab.records.streams import read_columns
 from ebc_lab.report.conclude import concluding
 from ebc_lab.report.text.words import suite_answer
 from ebc_lab.study.autopilot import autopilot
-from ebc_lab.study.inspect.status import status
-from ebc_lab.study.inspect.why import why
 from ebc_lab.study.stages import ablation
-from ebc_lab.study.stages.runs import distinct
 from ebc_lab.study.stages.stage import stage_of
-from ebc_lab.study.stages.suite import _spans, arm_run
+from ebc_lab.study.stages.suite import arm_run
 
 EBC = {"stabilizer": {"name": "ebc"}}
 WARM = {"name": "trapezoid", "warmup_share": 0.25}
@@ -44,9 +40,8 @@ ARMS = {
     "tuned": ArmConfig(settings=NORM_CLIP, tune={"lr_scale": [0.5, 1], "strength": [0.1, 10]}),
     "uncorrected": ArmConfig(settings={"optimizer": {"name": "adam_uncorrected"}}),
 }
-SWEPT = {"lr": 1e-2, "optimizer": "adam", "projection": "none", "natural_kl": 0.02, "sigma": 0.01}
-SWEPT |= {"descent_median": 0.1, "replicate_losses": [2.0, 2.01, 2.02]}
-DECIDED = {"lr_sweep": {"tracks": {"adam_none": SWEPT}, "inputs_sha256": "x"}}
+TRACK = SWEPT | {"lr": 1e-2}  # which a suite builds on
+DECIDED = {"lr_sweep": {"tracks": {"adam_none": TRACK}, "inputs_sha256": "x"}}
 
 
 ONCE = {"seeds": 1, "max_extensions": 0}
@@ -101,15 +96,6 @@ def run_of_arm(config, decisions, arm):
     return arm_run(config, decisions, "adam_none", arm, 30, 3, {})[0]
 
 
-def test_an_arm_is_the_best_baseline_with_some_settings_changed(tiny):
-    config = named(tiny)
-    plain, ebc = (run_of_arm(config, DECIDED, ARMS[label]) for label in ("plain", "ebc"))
-    assert (plain.stabilizer.name, plain.optimizer.lr, plain.seed, plain.steps) == ("none", 1e-2, 3, 30)
-    assert (ebc.stabilizer.name, ebc.optimizer.lr) == ("ebc", 2e-2)
-    assert ebc.budget.target_kl == 0.01  # half the natural KL
-    assert replace(ebc, stabilizer=plain.stabilizer, optimizer=plain.optimizer, budget=plain.budget) == plain
-
-
 def test_delta_counts_in_what_was_calibrated_where_there_is_a_calibration(tiny):
     config = named(tiny)
     found = {"delta_star": 0.5, "budget": "shadow", "by_budget": {"shadow": 0.5, "surrogate": 0.8}}
@@ -120,17 +106,6 @@ def test_delta_counts_in_what_was_calibrated_where_there_is_a_calibration(tiny):
     for budget, target in {"surrogate": 0.8, "tracked": 0.5, "fisher": 0.5}.items():
         arm = ArmConfig(settings={**EBC, "budget": {"name": budget}})
         assert run_of_arm(config, calibrated, arm).budget.target_kl == target
-
-
-def test_every_arm_has_every_seed_and_no_run_is_made_twice(tiny):
-    arms = {**ARMS, "twin": ArmConfig(about="the same as plain")}
-    specs = ablation.STAGE.runs(named(tiny, arms), DECIDED, {})
-    there = ("plain", "ebc", "traced", "uncorrected", "twin")  # tuned and copies wait
-    assert sorted((s.role, s.run.seed) for s in specs) == sorted(itertools.product(there, (3, 5)))
-    assert len(distinct(specs)) == len(specs) - 2
-    other = next(s for s in specs if s.role == "uncorrected")  # it keeps the learning rate and its track
-    assert (other.run.optimizer.name, other.run.optimizer.lr) == ("adam_uncorrected", 1e-2)
-    assert other.track == "adam_none"
 
 
 @pytest.mark.parametrize(
@@ -170,13 +145,14 @@ def test_a_suite_has_two_arms_at_least_under_plain_names(tiny):
 def test_a_baseline_that_promises_no_decrease_leaves_energy_without_its_gain(tiny):
     arm = ArmConfig(settings={**EBC, "controller": {"name": "energy"}})
     for descent in (None, -0.1):
-        uphill = {"lr_sweep": {"tracks": {"adam_none": {**SWEPT, "descent_median": descent}}}}
+        uphill = {"lr_sweep": {"tracks": {"adam_none": {**TRACK, "descent_median": descent}}}}
         run = run_of_arm(named(tiny), uphill, arm)
         assert run.controller.a is None  # the run then fails and says what is missing
     doubled = run_of_arm(named(tiny), DECIDED, replace(arm, delta=2))  # its start is a multiple of its gain
     assert doubled.controller.a == pytest.approx(2 * 0.02 / 0.1)
 
 
+@pytest.mark.thorough
 def test_a_suite_leaves_its_table_and_says_what_was_found(done, results_schema):
     config, outcome = done
     root = outcome.study.root
@@ -252,16 +228,6 @@ def test_programs_are_told_each_arms_difference_with_its_intervals(done):
         assert one["rival"] in arms
 
 
-def test_a_finished_suite_trains_nothing_and_answers_questions(done):
-    config, outcome = done
-    again = autopilot(config, concluding())
-    assert again.trained == 0
-    found = status(outcome.study)
-    assert found["state"] == "finished"
-    assert [s["stage"] for s in found["stages"]] == ["lr_sweep", "tune", "ablation"]
-    assert set(why(outcome.study, None)) == {"lr_sweep", "tune", "ablation"}
-
-
 def invented(config, loss, **more):
     """Decisions and results by the loss of each run, None where it diverged."""
     decisions, results = dict(DECIDED), {}
@@ -319,26 +285,6 @@ def test_a_point_is_the_mean_of_its_seeds_and_one_that_diverged_or_is_no_number_
     assert (found["val_loss"], found["runs"]) == (pytest.approx(1.5), 8)
 
 
-def test_a_grid_grows_by_its_own_ratio_where_its_best_point_lies_on_an_edge(tiny):
-    arms = {"plain": ARMS["plain"], "b": ArmConfig(settings=NORM_CLIP, tune={"strength": [0.5, 1, 4]})}
-
-    def loss(s):
-        return 2 + abs(math.log2((s.run.stabilizer.strength or 1) / 30)) / 10
-
-    found, grids = {}, {}
-    for most in (0, 1, 2, 3):
-        config = named(tiny, arms, tune={"seeds": 1, "max_extensions": most})
-        decisions, results = invented(config, loss)
-        found[most] = decisions["tune"]["tracks"]["adam_none"]["arms"]["b"]
-        specs = stage_of("tune").runs(config, DECIDED, results)
-        grids[most] = [s.run.stabilizer.strength for s in specs]
-    assert grids == {0: [0.5, 1, 4], 1: [0.5, 1, 4, 16], 2: [0.5, 1, 4, 16, 64], 3: [0.5, 1, 4, 16, 64]}
-    assert [f["edges"] for f in found.values()] == [{"strength": "high"}, {"strength": "high"}, {}, {}]
-    assert found[3]["point"] == {"strength": 16}
-    assert found[3]["extended"] == [{"strength": 16}, {"strength": 64}]
-    assert any("b: strength grid grown up to 64" in note for note in decisions["tune"]["notes"])
-
-
 def test_an_extension_changes_one_setting_and_keeps_the_best_of_the_others(tiny):
     config = named(tiny, tune={"seeds": 1, "max_extensions": 1})
     low = (0.5, 10)
@@ -356,15 +302,6 @@ def test_an_arm_may_be_longer_wider_and_of_a_larger_batch(tiny):
     assert with_derived_settings(run).lr_schedule.warmup_steps == 30  # of its own length
     odd = run_of_arm(config, DECIDED, ArmConfig(width_scale=1.01))
     assert odd.model.width == config.model.width  # a multiple of the heads
-
-
-def test_an_arm_on_the_control_has_its_schedule_and_counts_from_its_rate(tiny):
-    shape = {"name": "trapezoid", "warmup_steps": 9, "decay_share": 0.5}
-    swept = {**SWEPT, "control": {"lr": 3e-2, "lr_schedule": shape}}
-    decided = {"lr_sweep": {"tracks": {"adam_none": swept}, "inputs_sha256": "x"}}
-    run, scale = arm_run(named(tiny), decided, "adam_none", ArmConfig(control=True, lr_scale=2), 30, 3, {})
-    assert (run.optimizer.lr, scale) == (pytest.approx(6e-2), pytest.approx(6))
-    assert {k: getattr(run.lr_schedule, k) for k in shape} == shape
 
 
 def test_an_arm_takes_the_best_point_of_another(tiny):
@@ -400,20 +337,6 @@ def test_a_sweep_is_every_arm_at_every_value_and_keeps_what_was_tuned(tiny):
 
 
 TWO = {"plain": ArmConfig(), "b": ArmConfig(settings=NORM_CLIP)}
-
-
-def test_the_window_of_a_learning_rate_in_octaves(tiny):
-    curve = {1: 2.2, 2: 2.0, 4: 2.01, 8: 2.09, 16: None}
-    config = named(tiny, TWO, reference="plain_x1", lr_scales=sorted(curve))
-    windows = suite_found(config, lambda s: curve[s.lr_scale] if s.role[0] == "b" else 2.0)["windows"]
-    found = windows["b"]["lr_scale"]
-    assert found["window"]["low"] == pytest.approx(2 * 2**-0.25)
-    assert found["window"]["high"] == pytest.approx(4 * 2**0.5)
-    assert found["window"]["octaves"] == pytest.approx(1.75)
-    assert found["regret_x4"] == pytest.approx(0.09)
-    assert [p["loss"] for p in found["points"]] == [2.2, 2.0, 2.01, 2.09, None]
-    flat = windows["plain"]["lr_scale"]["window"]
-    assert (flat["octaves"], flat["open_low"], flat["open_high"]) == (4.0, True, True)
 
 
 def test_a_point_of_which_a_run_failed_is_left_out_of_its_window_and_said(tiny):
@@ -473,17 +396,6 @@ def test_a_rule_is_measured_by_the_best_fixed_target_of_its_length(tiny):
     lost = suite_found(config, lambda s: None if s.role.startswith("fixed") else loss(s), c_median=0.5)
     rule = lost["windows"]["rule"]["delta"]  # nothing to measure by
     assert (rule["yardstick"], rule["worst"], rule["every_start"]) == ("fixed", None, False)
-
-
-def test_the_effective_rate_between_the_ends_of_a_window():
-    points = [
-        {"value": 1.0, "loss": 2.0, "rate": 1e-3},
-        {"value": 2.0, "loss": 2.0, "rate": 8e-3},
-        {"value": 4.0, "loss": 2.1, "rate": 16e-3},
-    ]
-    found = _spans(points)
-    assert found["window"]["octaves"] == pytest.approx(1.5)
-    assert found["rate_octaves"] == pytest.approx(3.5)  # the rate is linear between, in octaves
 
 
 def test_a_regret_is_measured_by_what_was_tuned_again(tiny):

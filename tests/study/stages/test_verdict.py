@@ -27,22 +27,6 @@ def test_efficiency_is_paired_by_seed_and_wants_half_of_the_seeds():
     assert set(found(**arms).values()) == {None}
 
 
-def test_every_line_has_a_verdict_and_a_figure(finished):
-    lines = {line["name"]: line for line in finished[1].acceptance["lines"]}
-    assert set(lines) == {
-        "kl_on_target",
-        "c_in_band",
-        "no_plateau",
-        "x2_no_worse_than_baseline",
-        "best_ebc_no_worse_than_control",
-        "lr_window",
-        "overhead",
-    }
-    assert all(line["verdict"] in ("pass", "fail", "undecided") and line["figure"] for line in lines.values())
-    assert lines["overhead"]["overhead_pct"] is not None
-    assert "smallest detectable" in lines["x2_no_worse_than_baseline"]["figure"]
-
-
 def decided_again(finished, resolved, change):
     """The finals, after `change` has been at the result of every run; the verdict by line."""
     study = finished[1].study
@@ -62,18 +46,6 @@ def test_the_overhead_is_judged_by_its_quartiles(finished, resolved, quartiles, 
     measured = {"overhead_pct": sum(quartiles) / 2, "overhead_iqr_pct": quartiles}
     _, lines = decided_again(finished, resolved, lambda s: measured if s.kind == "overhead" else {})
     assert lines["overhead"] == expected
-
-
-def test_the_best_ebc_arm_is_chosen_by_val_and_judged_by_test(finished):
-    _, outcome, _ = finished
-    found = outcome.study.decisions()["finals"]["tracks"]["adam_none"]
-    val = {n: a["val_loss"] for n, a in found["arms"].items() if a["ebc"]}
-    assert found["best_ebc_by_val"] == min(val, key=val.get)
-    control = found["roles"]["control"]
-    best = found["arms"][found["best_ebc_by_val"]]
-    reference = found["arms"][control]
-    difference = found["differences"]["control"][found["best_ebc_by_val"]]["mean"]
-    assert difference == pytest.approx(best["test_loss"] - reference["test_loss"])
 
 
 def test_an_arm_without_usable_runs_does_not_break_the_verdict(finished, resolved):
@@ -112,15 +84,8 @@ def test_what_could_change_a_line_that_did_not_pass(name, verdict, more, could):
     assert could in told
     assert told.endswith(f"could change {name}")
     assert ("more seeds" in told) == (could == "more seeds")
+    assert flips([{"verdict": "pass"}]) == "every line passed"
 
 
 def flips(lines):
     return "; ".join(finals.STAGE.turning_points("adam_none", {"tracks": {"adam_none": {"verdict": lines}}}))
-
-
-def test_a_real_verdict_says_what_could_change_each_open_line_once(finished):
-    found = finished[1].study.decisions()["finals"]["tracks"]["adam_none"]
-    told = flips(found["verdict"])
-    for line in found["verdict"]:
-        assert told.count(line["name"]) == (line["verdict"] != "pass")
-    assert flips([{"verdict": "pass"}]) == "every line passed"

@@ -13,6 +13,7 @@ from unittest.mock import Mock
 import pytest
 from rocrate.rocrate import ROCrate
 from support.called import CLI, called
+from support.drivers import site
 from typer.testing import CliRunner
 
 import ebc_lab
@@ -74,6 +75,7 @@ def packed_data(path: Path) -> dict[range, str]:
         return {range(at, at + info.compress_size): info.filename for at, info in starts.items()}
 
 
+@pytest.mark.thorough
 def test_a_bundle_holds_what_the_manifest_records_and_the_same_study_gives_the_same_bytes(
     finished, exported, tmp_path
 ):
@@ -90,6 +92,7 @@ def test_a_bundle_holds_what_the_manifest_records_and_the_same_study_gives_the_s
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.thorough
 def test_a_bundle_is_an_ro_crate_and_one_from_before_is_still_sound(exported, tmp_path):
     """As another library reads it: rocrate."""
     folder = tmp_path / "done"
@@ -233,6 +236,7 @@ def test_a_file_that_is_there_twice_is_named(small, tmp_path, how):
     assert wrong(path)[again] == "it is there twice"
 
 
+@pytest.mark.thorough
 def test_contents_that_do_not_belong_are_named_however_well_they_are_packed(exported, tmp_path):
     files = contents(exported)
     run = next(n for n in files if n.endswith("/steps.csv"))
@@ -269,6 +273,7 @@ def test_a_bundle_that_another_program_packed_again_is_as_sound_and_other_files_
         bundle.verify(tmp_path / "nothing.zip")
 
 
+@pytest.mark.thorough
 def test_a_brief_bundle_is_enough_for_the_decisions_and_to_go_on(finished, exported, tmp_path, undrawn):
     path = tmp_path / "done.zip"
     bundle.export(finished[1].study, path, brief=True)
@@ -311,6 +316,7 @@ def test_a_list_of_runs_that_is_none_is_named_and_leads_nowhere(small, tmp_path,
     assert sorted(p.name for p in (tmp_path / "in").iterdir()) == ["x.zip"]
 
 
+@pytest.mark.thorough
 def test_another_torch_makes_nothing_in_a_bundle_stale(finished, exported, monkeypatch):
     monkeypatch.setattr(identity, "_torch_version", lambda: "99.0")
     study = find(str(exported), "nowhere")
@@ -327,6 +333,7 @@ def rebuilt(path, output=None):
         report(study)
 
 
+@pytest.mark.thorough
 def test_a_report_is_rebuilt_next_to_the_bundle_which_stays_as_it_is(exported, tmp_path, undrawn):
     path = tmp_path / "done.zip"
     shutil.copy(exported, path)
@@ -379,15 +386,22 @@ def test_a_bundle_goes_beside_its_study_and_nothing_that_is_made_shadows_a_study
     assert (json.loads(only.stdout)["root"], only.stderr) == ("done", "")
 
 
-def test_a_damaged_bundle_is_neither_read_nor_unpacked(exported, tmp_path):
+def test_a_damaged_bundle_is_neither_read_nor_unpacked_and_the_command_names_the_file(exported, tmp_path):
     raw = bytearray(exported.read_bytes())
-    raw[len(raw) // 2] ^= 1
+    place, name = next(found for found in packed_data(exported).items() if found[1].endswith("steps.csv"))
+    raw[place.start + 200] ^= 4
     path = tmp_path / "done.zip"
     path.write_bytes(raw)
     for attempt in (lambda: find(str(path), ""), lambda: rebuilt(path)):
         with pytest.raises(UserError, match=r"done\.zip is damaged .* `ebc-lab verify"):
             attempt()
     assert [p.name for p in tmp_path.iterdir()] == ["done.zip"]
+    done = called("verify", "done.zip", cwd=tmp_path)
+    assert done.returncode == 4
+    assert name in done.stdout
+    assert "get the bundle again" in done.stdout
+    done = called("verify", "gone.zip", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
 
 
 def test_what_cannot_be_vouched_for_is_not_exported(study, tmp_path):
@@ -429,6 +443,7 @@ def test_only_a_bundle_is_overwritten_and_only_by_a_whole_one(study, tmp_path, m
     assert manifest.sha256_of(tmp_path / "new.zip") == once["sha256"]
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_that_a_failed_run_kept_is_not_exported_and_not_missed(study, tmp_path):
     run = next(study.runs.glob("*/steps.csv")).parent
     for name in ("checkpoint.pt", "checkpoint.damaged-1.pt", "checkpoint.damaged-12.pt"):
@@ -438,6 +453,7 @@ def test_a_checkpoint_that_a_failed_run_kept_is_not_exported_and_not_missed(stud
     assert wrong(tmp_path / "out.zip") == {}
 
 
+@pytest.mark.thorough
 def test_a_study_that_stopped_early_is_exported_as_far_as_it_is_recorded(study, tmp_path, undrawn):
     decisions = study.decisions()
     decisions.pop("finals")
@@ -450,6 +466,7 @@ def test_a_study_that_stopped_early_is_exported_as_far_as_it_is_recorded(study, 
     assert wrong(tmp_path / "out.zip") == {"more.txt": "not in the manifest"}
 
 
+@pytest.mark.thorough
 def test_the_commands_need_nothing_but_the_bundle(exported, finished, tmp_path):
     """Another user and folder, no corpus, no cache, no torch; the bundle's own folder cannot be written."""
     shelf = tmp_path / "shelf"
@@ -457,9 +474,8 @@ def test_the_commands_need_nothing_but_the_bundle(exported, finished, tmp_path):
     shelf.mkdir()
     desk.mkdir()
     shutil.copy(exported, shelf / "paper.zip")
-    blocked = desk / "site"
-    blocked.mkdir()
-    (blocked / "sitecustomize.py").write_text(
+    path = site(
+        desk,
         "import sys, socket\n"
         "class Never:\n"
         "    def find_spec(self, name, path, target=None):\n"
@@ -468,9 +484,8 @@ def test_the_commands_need_nothing_but_the_bundle(exported, finished, tmp_path):
         "sys.meta_path.insert(0, Never())\n"
         "def refuse(*a, **k):\n"
         "    raise OSError('no network here')\n"
-        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n",
     )
-    path = os.pathsep.join([str(blocked), *filter(None, [os.environ.get("PYTHONPATH")])])
     kept = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "CUDA_VISIBLE_DEVICES")}
     env = {**kept, "HOME": str(desk), "PYTHONPATH": path}
 
@@ -500,19 +515,7 @@ def test_the_commands_need_nothing_but_the_bundle(exported, finished, tmp_path):
         assert (desk / "rebuilt" / name).read_bytes() == (original / name).read_bytes(), name
 
 
-def test_the_command_line_names_a_flipped_byte_and_exits_with_4(exported, tmp_path):
-    raw = bytearray(exported.read_bytes())
-    place, name = next(found for found in packed_data(exported).items() if found[1].endswith("steps.csv"))
-    raw[place.start + 200] ^= 4
-    (tmp_path / "done.zip").write_bytes(raw)
-    done = called("verify", "done.zip", cwd=tmp_path)
-    assert done.returncode == 4
-    assert name in done.stdout
-    assert "get the bundle again" in done.stdout
-    done = called("verify", "gone.zip", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-
-
+@pytest.mark.thorough
 def test_another_bundle_that_is_replaced_is_named_by_its_sha256(study, tmp_path):
     path = tmp_path / "out.zip"
     first = bundle.export(study, path)

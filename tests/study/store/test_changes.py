@@ -56,13 +56,6 @@ def test_a_part_of_which_no_run_has_finished_may_be_edited(runs, free):
     assert (changes.refused([EDIT], ASKED, runs) == []) == free
 
 
-def test_texts_may_be_edited():
-    texts = [("ablation.question", "", "is it?"), ("ablation.arms.ramp.about", "a", "b")]
-    assert changes.refused(texts, ASKED, [run("completed")]) == []
-    scale = ("ablation.arms.ramp.lr_scale", 1.0, 2.0)
-    assert changes.refused([*texts, scale], ASKED, []) == [scale]
-
-
 def test_changes_are_said_in_few_words():
     arm = {"about": "x" * 700}
     found = [

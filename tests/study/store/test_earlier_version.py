@@ -1,4 +1,4 @@
-"""What 1.0 reads of a study that 0.2.0 made and exported, as docs/upgrading.md tells.
+"""What 1.0 reads of a study that 0.2.0 made and exported, as CHANGELOG.md tells.
 
 made_by_0_2.bundle is that version's `ebc-lab export` of lr_sweep on a tiny model, its picture in few pixels.
 """

@@ -113,6 +113,7 @@ def edits(study: Study, other: Path, draw: random.Random):
 MANY = [pytest.param(seed, 30, marks=pytest.mark.slow) for seed in range(100, 120)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("seed", "steps"), [(0, 8), (1, 8), (2, 8), *MANY])
 def test_whatever_happens_to_the_files_the_answers_are_theirs(study, seed, steps, tmp_path):
     draw = random.Random(seed)
@@ -193,6 +194,7 @@ for nth in range(60):
 """
 
 
+@pytest.mark.thorough
 def test_a_study_is_asked_while_its_results_come_and_go(study):
     before = answers(study)
     with subprocess.Popen([sys.executable, "-c", RUNNER, str(study.runs)]) as runner:

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from support.drivers import without_timing
+from support.drivers import TABLES, without_timing
 
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.records.locks import run_lock
@@ -17,8 +17,6 @@ from ebc_lab.study.store import attempts
 from ebc_lab.study.store.bundle import export, unpack
 from ebc_lab.study.store.neighbours import finished_elsewhere, take
 from ebc_lab.study.store.verify import verify
-
-TABLES = ("summary_lr_sweep.csv", "summary_calibrate.csv", "summary_lr_scale.csv", "summary_final.csv")
 
 
 @pytest.fixture

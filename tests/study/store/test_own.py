@@ -90,6 +90,7 @@ def test_its_files_are_copied_recorded_and_checked_and_runs_have_its_name(own):
     assert status(study)["state"] == "finished"
 
 
+@pytest.mark.thorough
 def test_a_changed_copy_is_found(own, tmp_path, monkeypatch):
     copy = Study(shutil.copytree(own[0].root, tmp_path / "carried"))
     (copy.own / "carried_help.py").write_text("rate = 0.5\n")
@@ -99,6 +100,7 @@ def test_a_changed_copy_is_found(own, tmp_path, monkeypatch):
         manifest.refuse_changed(copy.root)
 
 
+@pytest.mark.thorough
 def test_it_is_planned_anywhere_from_its_copies(elsewhere):
     words = shlex.split(again(elsewhere))[2:]
     config = compose([*words, "output_dir=."], here=False)
@@ -111,6 +113,7 @@ def test_it_is_planned_anywhere_from_its_copies(elsewhere):
     assert words[0] in continuing(elsewhere, elsewhere.header())
 
 
+@pytest.mark.thorough
 def test_a_run_is_trained_again_elsewhere_with_the_same_result(own, elsewhere, tmp_path):
     words = shlex.split(again(elsewhere))[2:]
     asked = [*words, "launcher=inline", f"output_dir={tmp_path / 'again'}"]
@@ -150,6 +153,7 @@ def test_an_edited_file_is_named_and_texts_may_be_edited_without_force(own, monk
         autopilot(compose(asked), Listener())
 
 
+@pytest.mark.thorough
 def test_a_part_whose_runs_all_failed_is_mended_without_force(own, tmp_path, monkeypatch):
     asked = own[1]
     monkeypatch.setenv(PLACES, "")

@@ -104,30 +104,6 @@ def test_forget_removes_only_the_outcomes_and_stages_it_is_told(study, resolved)
     assert [name for name in outcomes if study.result(name)] == [b, c, d]
 
 
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (lambda text: text.replace('"steps": 15', '"steps": 16'), "was edited after it was written"),
-        (lambda text: text.replace('"checksum"', '"sum"'), "was edited after it was written"),
-        (lambda text: text[: len(text) // 2], "is damaged"),
-        (lambda text: "[]", "was edited"),
-    ],
-)
-def test_an_edited_or_truncated_result_names_its_file_and_the_remedy(own_copy, damage, words):
-    _, study = own_copy
-    run_id = next(run_id for run_id in study.run_ids() if "_n15_" in run_id)
-    path = study.run_dir(run_id) / "result.json"
-    damaged = damage(path.read_text())
-    assert damaged != path.read_text()
-    path.write_text(damaged)
-    with pytest.raises(UserError) as error:
-        study.result(run_id)
-    assert words in str(error.value)
-    assert str(path) in str(error.value)
-    assert f"delete {path.parent}, and the study's command trains the run again" in str(error.value)
-    assert [r.problem for r in study.records() if r.problem] == [str(error.value)]
-
-
 def test_the_working_folder_itself_is_a_study_by_its_own_name(own_copy, monkeypatch):
     _, study = own_copy
     monkeypatch.chdir(study.root)

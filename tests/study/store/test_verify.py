@@ -63,6 +63,7 @@ def test_one_flipped_byte_and_one_missing_file_are_named_with_the_remedy(study, 
     assert found["what"] == "missing"
 
 
+@pytest.mark.thorough
 def test_a_file_that_nobody_recorded_is_named(study, undrawn):
     (study.root / "notes.txt").write_text("mine")
     (study.run_dir(a_run(study)) / "more.csv").write_text("mine")
@@ -91,6 +92,7 @@ def test_a_run_that_is_another_one_is_named_even_where_the_manifest_agrees(study
     }
 
 
+@pytest.mark.thorough
 def test_no_later_command_accepts_an_edit(own_copy, undrawn):
     config, study = own_copy
     edited = [f"runs/{a_run(study)}/{name}" for name in ("evals.csv", "steps.csv")]
@@ -108,6 +110,7 @@ def test_no_later_command_accepts_an_edit(own_copy, undrawn):
         assert bad(study) == sorted([*edited, gone])
 
 
+@pytest.mark.thorough
 def test_a_command_that_does_not_draw_accepts_no_edited_plot_and_report_draws_it_again(own_copy):
     config, study = own_copy
     before = (study.root / "lr_scale.png").read_bytes()
@@ -122,6 +125,7 @@ def test_a_command_that_does_not_draw_accepts_no_edited_plot_and_report_draws_it
     assert (study.root / "lr_scale.png").read_bytes() == before
 
 
+@pytest.mark.thorough
 def test_an_edited_decision_is_decided_again_by_the_next_command_and_reported(own_copy, undrawn):
     config, study = own_copy
     path = study.root / "auto_decisions.json"
@@ -190,6 +194,7 @@ def test_a_run_without_a_result_may_grow(study):
     assert (found["ok"], found["growing"]) == (True, 2)  # a checkpoint is no evidence, and never recorded
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("damage", "words"),
     [

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from support.called import CLI
+from support.drivers import site
+from support.s3 import free_port
 
 from ebc_lab.config.compose import compose, configurations
 from ebc_lab.config.dicts import run_part, to_dict
@@ -397,12 +399,6 @@ def untracked(tmp_path_factory, small_run):
     return train(small_run, tmp_path_factory.mktemp("untracked") / "run")
 
 
-def closed_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 # a sitecustomize.py for the tracker's process alone
 HERE = "import os, signal, sys\nif 'ebc_lab.study.trackers.process' in sys.orig_argv:\n    "
 BROKEN = HERE + "sys.modules['mlflow'] = None\n"
@@ -428,21 +424,18 @@ CASES = [pytest.param(*case, id=name) for name, case in DOWN.items()]
 CASES += [pytest.param(*case, id=name, marks=pytest.mark.slow) for name, case in DOWN_TOO.items()]
 
 
-@pytest.mark.parametrize(("name", "settings", "site", "words"), CASES)
+@pytest.mark.parametrize(("name", "settings", "code", "words"), CASES)
 def test_a_tracker_that_is_down_never_harms_a_run(
-    untracked, logged_out, small_run, tmp_path, monkeypatch, name, settings, site, words
+    untracked, logged_out, small_run, tmp_path, monkeypatch, name, settings, code, words
 ):
     (tmp_path / "file").write_text("")
-    for folder in ("taken", "site"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(site)
-    path = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    monkeypatch.setenv("PYTHONPATH", path)
+    (tmp_path / "taken").mkdir()
+    monkeypatch.setenv("PYTHONPATH", site(tmp_path, code))
     said: list[str] = []
     with socket.socket() as silent:  # takes connections and says nothing
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        places = {"port": closed_port(), "silent": silent.getsockname()[1]}
+        places = {"port": free_port(), "silent": silent.getsockname()[1]}
         places |= {"taken": tmp_path / "taken", "file": tmp_path / "file"}
         given = {k: v.format(**places) if isinstance(v, str) else v for k, v in settings.items()}
         config = TrackerConfig([name], **{"wait_s": 300.0, **given})
@@ -457,7 +450,7 @@ def test_a_tracker_that_is_down_never_harms_a_run(
 def test_ebc_lab_train_continues_without_a_tracker_that_is_down(tmp_path, text_file):
     words = ["train", "scale=smoke", "data=path", f"data.file={text_file}", "steps=30", "device=cpu"]
     words += ["hydra.run.dir=run", "tracker.names=[tensorboard,mlflow]", "tracker.wait_s=300"]
-    words += [f"tracker.mlflow_uri=http://127.0.0.1:{closed_port()}"]
+    words += [f"tracker.mlflow_uri=http://127.0.0.1:{free_port()}"]
     done = subprocess.run([*CLI, *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "completed after 30 steps" in done.stdout

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 V = 64  # symbols of the text
@@ -73,9 +72,3 @@ def features(number: int, rows: int, inputs: int, outputs: int) -> tuple[Tensor,
 def log_softmax(logits: Tensor) -> Tensor:
     """(..., V) -> (N, V), float64."""
     return logits.detach().double().flatten(0, -2).log_softmax(-1)
-
-
-def log_bernoulli(logits: Tensor) -> Tensor:
-    """A label each -> (N, 2), float64."""
-    z = logits.detach().double().flatten()
-    return F.logsigmoid(torch.stack([-z, z], -1))

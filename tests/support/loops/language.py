@@ -13,17 +13,16 @@ from torch.optim import Optimizer
 
 from .data import V, log_softmax, shifted
 from .loop import Loop
-from .parts import Attention, Block, seeded, token_step
+from .parts import Attention, Block, adam, seeded
 
-# -- nanoGPT and minGPT --------------------------------------------------------------------------------------
+# -- nanoGPT -------------------------------------------------------------------------------------------------
 
 
 class GPT(nn.Module):
-    """`forward(idx, targets)` is (logits, loss). nanoGPT ties its weights, minGPT does not."""
+    """`forward(idx, targets)` is (logits, loss)."""
 
-    def __init__(self, tied: bool, width: int = 64, depth: int = 2, dropout: float = 0.1):
+    def __init__(self, width: int = 64, depth: int = 2, dropout: float = 0.1):
         super().__init__()
-        self.tied = tied
         self.wte = nn.Embedding(V, width)
         self.wpe = nn.Embedding(32, width)
         self.drop = nn.Dropout(dropout)
@@ -33,19 +32,16 @@ class GPT(nn.Module):
         for p in self.parameters():
             if p.ndim == 2:
                 nn.init.normal_(p, std=0.02)
-        if tied:
-            self.wte.weight = self.lm_head.weight
+        self.wte.weight = self.lm_head.weight
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         x = self.drop(self.wte(idx) + self.wpe(torch.arange(idx.shape[1])))
         for block in self.h:
             x = block(x)
         x = self.ln_f(x)
-        if targets is None and self.tied:  # to generate, nanoGPT needs the last position alone
+        if targets is None:  # to generate, it needs the last position alone
             return self.lm_head(x[:, [-1]]), None
         logits = self.lm_head(x)
-        if targets is None:
-            return logits, None
         return logits, F.cross_entropy(logits.view(-1, V), targets.view(-1), ignore_index=-1)
 
 
@@ -79,7 +75,7 @@ def nanogpt_step(model: nn.Module, optimizers: list[Optimizer], batch: Any, carr
 NANOGPT = Loop(
     name="nanoGPT",
     like="(logits, loss), targets positional, dropout, tied weights, clipped gradient, cosine rate",
-    build=partial(seeded, GPT, tied=True),
+    build=partial(seeded, GPT),
     optimizers=partial(decayed_groups, lr=1e-2),
     batch=shifted,
     step=nanogpt_step,
@@ -90,36 +86,11 @@ NANOGPT = Loop(
     quick=True,
 )
 
-
-def mingpt_step(model: nn.Module, optimizers: list[Optimizer], batch: Any, carried: dict[str, Any]) -> None:
-    x, y = batch
-    (optimizer,) = optimizers
-    _, carried["loss"] = model(x, targets=y)
-    model.zero_grad(set_to_none=True)
-    carried["loss"].backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    carried["loss"] = carried["loss"].detach()
+# -- nanochat ------------------------------------------------------------------------------------------------
 
 
-MINGPT = Loop(
-    name="minGPT",
-    like="(logits, loss), targets by name, gradients set to None before backward, the loss kept",
-    build=partial(seeded, GPT, tied=False),
-    optimizers=partial(decayed_groups, lr=1e-2),
-    batch=shifted,
-    step=mingpt_step,
-    log_p=lambda model, batch: log_softmax(model(batch[0])[0]),
-    options={"logits_of": lambda output: output[0], "drop": ("targets",)},
-    target_kl=0.001,
-    refused=r"output\[0\]",
-)
-
-# -- nanochat and modded-nanogpt -----------------------------------------------------------------------------
-
-
-class Modern(nn.Module):
-    """No biases, squared ReLU, softcap; what writes to the stream starts at zero, and so does the head."""
+class Nanochat(nn.Module):
+    """Return the loss alone where targets are given; the head begins at zero, as each residual branch."""
 
     def __init__(self, width: int = 64, depth: int = 2):
         super().__init__()
@@ -139,8 +110,6 @@ class Modern(nn.Module):
         logits = self.lm_head(F.rms_norm(x, x.shape[-1:]))
         return 15 * torch.tanh(logits / 15)
 
-
-class Nanochat(Modern):
     def forward(self, idx: Tensor, targets: Tensor | None = None, loss_reduction: str = "mean") -> Tensor:
         logits = self.logits(idx)
         if targets is None:
@@ -148,14 +117,6 @@ class Nanochat(Modern):
         return F.cross_entropy(
             logits.view(-1, V), targets.view(-1), ignore_index=-1, reduction=loss_reduction
         )
-
-
-class Modded(Modern):
-    def forward(self, input_seq: Tensor, target_seq: Tensor | None = None) -> Tensor:
-        logits = self.logits(input_seq).float()
-        if target_seq is None:
-            return logits
-        return F.cross_entropy(logits.view(-1, V), target_seq.view(-1), reduction="sum")
 
 
 def muon_and_adamw(model: nn.Module) -> list[Optimizer]:
@@ -187,56 +148,51 @@ NANOCHAT = Loop(
     quick=True,
 )
 
-MODDED = Loop(
-    name="modded-nanogpt",
-    like="one long row, the loss alone, summed over its tokens, zero-init head",
-    build=partial(seeded, Modded),
-    optimizers=muon_and_adamw,
-    batch=partial(shifted, rows=1, length=512),
-    step=loss_step,
-    log_p=lambda model, batch: log_softmax(model(batch[0])),
-    options={"drop": ("target_seq",)},
-    target_kl=0.001,
-    refused="looks like a loss.*drop=",
-)
-
-# -- dropout as a function -----------------------------------------------------------------------------------
+# -- a neural n-gram -----------------------------------------------------------------------------------------
 
 
-class Functional(nn.Module):
-    """Dropout has no module, and the head starts so small that it cannot be seen in the first logits."""
+class Ngram(nn.Module):
+    """The words before are embedded side by side; the output layer is a softmax."""
 
-    def __init__(self, width: int = 64, depth: int = 2, p: float = 0.2):
+    def __init__(self, width: int = 32, hidden: int = 128):
         super().__init__()
-        self.p = p
-        self.tokens = nn.Embedding(V, width)
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2 * depth))
-        self.attention = nn.ModuleList(Attention(width, 4) for _ in range(depth))
-        self.up = nn.ModuleList(nn.Linear(width, 4 * width) for _ in range(depth))
-        self.down = nn.ModuleList(nn.Linear(4 * width, width) for _ in range(depth))
-        self.head = nn.Linear(width, V)
-        nn.init.normal_(self.head.weight, std=1e-4)
-        nn.init.zeros_(self.head.bias)
+        self.embedding = nn.Embedding(V, width)
+        self.hidden = nn.Linear(3 * width, hidden)
+        self.out = nn.Linear(hidden, V)
 
-    def forward(self, idx: Tensor) -> Tensor:
-        x = F.dropout(self.tokens(idx), self.p, self.training)
-        for i, attend in enumerate(self.attention):
-            x = x + F.dropout(attend(self.norms[2 * i](x)), self.p, self.training)
-            h = self.down[i](F.gelu(self.up[i](self.norms[2 * i + 1](x))))
-            x = x + F.dropout(h, self.p, self.training)
-        return self.head(x)
+    def forward(self, context: Tensor) -> Tensor:
+        h = torch.tanh(self.hidden(self.embedding(context).flatten(1)))
+        return F.softmax(self.out(h), dim=-1)
 
 
-FUNCTIONAL = Loop(
-    name="functional dropout",
-    like="F.dropout(x, self.p, self.training), and a head too small to see it at the first step",
-    build=partial(seeded, Functional),
-    optimizers=lambda model: [torch.optim.AdamW(model.parameters(), lr=1e-2)],
-    batch=shifted,
-    step=token_step,
-    log_p=lambda model, batch: log_softmax(model(batch[0])),
+def contexts(number: int) -> tuple[Tensor, Tensor]:
+    """Three words (512, 3) and those after them."""
+    x, y = shifted(number, 16, 34)
+    return x.unfold(1, 3, 1).reshape(-1, 3), y[:, 2:].flatten()
+
+
+def ngram_step(model: nn.Module, optimizers: list[Optimizer], batch: Any, carried: dict[str, Any]) -> None:
+    context, word = batch
+    (optimizer,) = optimizers
+    probabilities = model(context)
+    loss = F.nll_loss(torch.log(probabilities), word)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+
+NGRAM = Loop(
+    name="neural n-gram",
+    like="returns probabilities, and the loss takes their log",
+    build=partial(seeded, Ngram),
+    optimizers=partial(adam, lr=2e-2),
+    batch=contexts,
+    step=ngram_step,
+    log_p=lambda model, batch: log_softmax(model(batch[0]).double().log()),
+    options={"logits_of": torch.log},
     target_kl=0.001,
+    refused=r"probabilities.*torch\.log",
     quick=True,
 )
 
-LOOPS = [NANOGPT, MINGPT, NANOCHAT, MODDED, FUNCTIONAL]
+LOOPS = [NANOGPT, NANOCHAT, NGRAM]

@@ -25,10 +25,6 @@ OTHERS = 10_000  # the numbers of the batches that the KL is measured on, and no
 LIMITED = 0.999  # a step with a smaller c was clipped
 
 
-def itself(model: nn.Module) -> nn.Module:
-    return model
-
-
 @dataclass(frozen=True, kw_only=True)
 class Loop:
     """One training loop, as somebody else would write it.
@@ -45,9 +41,7 @@ class Loop:
         log_p: (model, batch) -> the predictions that count, log-probabilities in float64, (N, V).
         options: what `attach` needs beside `target_kl`.
         target_kl: nats per token, so far below the natural KL that most steps are clipped.
-        attach_to: the model -> the module that `attach` is given.
         refused: what `attach` says without options, a regular expression; None: it does not refuse.
-        warned: what it warns of with options, the same; None: whatever it likes.
         quick: whether it is one of those that `make test` plays.
     """
 
@@ -60,9 +54,7 @@ class Loop:
     log_p: Callable[[nn.Module, Any], Tensor]
     target_kl: float
     options: dict[str, Any] = field(default_factory=dict)
-    attach_to: Callable[[nn.Module], nn.Module] = itself
     refused: str | None = None
-    warned: str | None = None
     quick: bool = False
 
 
@@ -78,7 +70,7 @@ class Training:
         self.ebc = None
         if target_kl is not None:
             given = loop.options if options is None else options
-            self.ebc = attach(loop.attach_to(self.model), self.optimizers, target_kl=target_kl, **given)
+            self.ebc = attach(self.model, self.optimizers, target_kl=target_kl, **given)
 
     def step(self) -> None:
         self.loop.step(self.model, self.optimizers, self.loop.batch(self.number), self.carried)
@@ -120,13 +112,12 @@ class Played:
 
     ratios: list[float]
     c: list[float]
-    weights: dict[str, Tensor]
 
-    def limited(self, start: int = 0) -> list[float]:
-        """The ratios of the clipped steps from the `start`-th on."""
+    def limited(self, start: int) -> list[float]:
+        """Return the ratios of the clipped steps from the `start`-th on."""
         return [r for r, c in zip(self.ratios[start:], self.c[start:], strict=True) if c < LIMITED]
 
-    def figures(self, start: int = 0) -> str:
+    def figures(self, start: int) -> str:
         limited = self.limited(start)
         if not limited:
             return "no step was clipped"
@@ -134,9 +125,9 @@ class Played:
         return f"median {statistics.median(limited):.3g}, worst {max(limited):.3g} {of}"
 
 
-def played(loop: Loop, *, target_kl: float, steps: int, options: dict[str, Any] | None = None) -> Played:
-    """Train a loop under EBC; `options` in the place of the loop's own."""
-    training = Training(loop, target_kl, options)
+def played(loop: Loop, steps: int) -> Played:
+    """Train a loop under EBC."""
+    training = Training(loop, loop.target_kl)
     ratios = []
     c = []
     for i in range(steps):
@@ -145,8 +136,8 @@ def played(loop: Loop, *, target_kl: float, steps: int, options: dict[str, Any] 
         assert training.ebc is not None
         assert training.ebc.last is not None
         c.append(float(training.ebc.last.clip_coefficient))
-        ratios.append(moved(loop, training.model, before, loop.batch(OTHERS + i)) / target_kl)
-    return Played(ratios, c, training.weights())
+        ratios.append(moved(loop, training.model, before, loop.batch(OTHERS + i)) / loop.target_kl)
+    return Played(ratios, c)
 
 
 def moved(loop: Loop, model: nn.Module, before: dict[str, Tensor], batch: Any) -> float:

@@ -42,24 +42,6 @@ class Block(nn.Module):
         return x + self.drop(self.mlp(self.norm2(x)))
 
 
-class Causal(nn.Module):
-    """A plain GPT: (B, T) -> logits (B, T, V)."""
-
-    def __init__(self, vocabulary: int, width: int = 64, depth: int = 2, context: int = 64):
-        super().__init__()
-        self.tokens = nn.Embedding(vocabulary, width)
-        self.positions = nn.Embedding(context, width)
-        self.blocks = nn.ModuleList(Block(width, 4) for _ in range(depth))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, vocabulary, bias=False)
-
-    def forward(self, idx: Tensor) -> Tensor:
-        x = self.tokens(idx) + self.positions(torch.arange(idx.shape[1]))
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x))
-
-
 def seeded(make: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
     torch.manual_seed(0)
     return make(*args, **kwargs)
@@ -87,9 +69,3 @@ def class_step(model: nn.Module, optimizers: list[Optimizer], batch: Any, carrie
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-
-
-def perceptron(inputs: int, outputs: int, width: int = 128) -> nn.Module:
-    sizes = [(inputs, width), (width, width)]
-    hidden = [layer for size in sizes for layer in (nn.Linear(*size), nn.Tanh())]
-    return nn.Sequential(*hidden, nn.Linear(width, outputs))

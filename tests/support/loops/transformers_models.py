@@ -6,16 +6,14 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .data import CLASSES, IGNORED, V, drawn, images, log_softmax, padding, text
+from .data import IGNORED, V, log_softmax, padding, text
 from .loop import Loop
 from .parts import seeded
 
 PAD = V  # behind the text's own symbols
-MASKED = V + 1
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
@@ -35,78 +33,8 @@ def named_step(model: nn.Module, optimizers: list[Optimizer], batch: Any, carrie
 
 def named_log_p(model: nn.Module, batch: Any) -> Tensor:
     given = {name: value for name, value in batch.items() if name != "labels"}
-    log_p = log_softmax(model(**given).logits)
-    return log_p[batch["attention_mask"].flatten().bool()] if "attention_mask" in batch else log_p
+    return log_softmax(model(**given).logits)[batch["attention_mask"].flatten().bool()]
 
-
-# -- BERT ----------------------------------------------------------------------------------------------------
-
-
-def bert(kind: str) -> nn.Module:
-    import transformers  # takes seconds, and most loops do without
-
-    config = transformers.BertConfig(
-        vocab_size=V + 2, **SIZES, max_position_embeddings=64, pad_token_id=PAD, num_labels=CLASSES
-    )
-    return getattr(transformers, kind)(config)
-
-
-def tagged(number: int, rows: int = 32, length: int = 64) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, mask and tags, (rows, length) each; most of it is padding."""
-    ids = text(number, rows, length)
-    mask = padding(number, rows, length, longest=16)
-    return ids.masked_fill(~mask, PAD), mask.long(), (ids % CLASSES).masked_fill(~mask, IGNORED)
-
-
-def tagging_step(model: nn.Module, optimizers: list[Optimizer], batch: Any, carried: dict[str, Any]) -> None:
-    ids, mask, tags = batch
-    (optimizer,) = optimizers
-    logits = model(ids, mask).logits
-    loss = F.cross_entropy(logits.view(-1, CLASSES), tags.view(-1), ignore_index=IGNORED)
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def tagged_log_p(model: nn.Module, batch: Any) -> Tensor:
-    ids, mask, _ = batch
-    return log_softmax(model(ids, mask).logits)[mask.flatten().bool()]
-
-
-BERT_TAGS = Loop(
-    name="BERT tagger",
-    like="the attention mask is given by its place, and most positions are padding",
-    build=partial(seeded, bert, "BertForTokenClassification"),
-    optimizers=adamw,
-    batch=tagged,
-    step=tagging_step,
-    log_p=tagged_log_p,
-    target_kl=0.0001,
-)
-
-
-def hidden_words(number: int, rows: int = 24, length: int = 32) -> dict[str, Tensor]:
-    ids = text(number, rows, length)
-    mask = padding(number, rows, length, longest=length, shortest=8)
-    hidden = mask & (torch.rand(rows, length, generator=drawn(number + 2)) < 0.15)
-    return {
-        "input_ids": ids.masked_fill(hidden, MASKED).masked_fill(~mask, PAD),
-        "attention_mask": mask.long(),
-        "labels": ids.masked_fill(~hidden, IGNORED),
-    }
-
-
-BERT_WORDS = Loop(
-    name="BERT",
-    like="masked words: one position in seven has a label, and all have predictions",
-    build=partial(seeded, bert, "BertForMaskedLM"),
-    optimizers=partial(adamw, lr=3e-3),
-    batch=hidden_words,
-    step=named_step,
-    log_p=named_log_p,
-    target_kl=0.0005,
-)
 
 # -- decoders ------------------------------------------------------------------------------------------------
 
@@ -120,15 +48,6 @@ def llama() -> nn.Module:
     model = transformers.LlamaForCausalLM(config)
     model.gradient_checkpointing_enable()
     return model
-
-
-def qwen() -> nn.Module:
-    import transformers
-
-    config = transformers.Qwen3Config(
-        vocab_size=V + 1, **SIZES, num_key_value_heads=2, head_dim=16, tie_word_embeddings=True
-    )
-    return transformers.Qwen3ForCausalLM(config)
 
 
 def mixtral() -> nn.Module:
@@ -146,20 +65,13 @@ def mixtral() -> nn.Module:
     return transformers.MixtralForCausalLM(config)
 
 
-def left_padded(number: int, rows: int = 96, length: int = 8) -> dict[str, Tensor]:
-    """Short sentences, padded on the left as for generation."""
+def padded(
+    number: int, rows: int = 24, length: int = 32, shortest: int = 8, left: bool = False
+) -> dict[str, Tensor]:
+    """Rows padded on the right, or on the left as for generation."""
     ids = text(number, rows, length)
-    mask = padding(number, rows, length, longest=length, shortest=2).flip(1)
-    return {
-        "input_ids": ids.masked_fill(~mask, PAD),
-        "attention_mask": mask.long(),
-        "labels": ids.masked_fill(~mask, IGNORED),
-    }
-
-
-def right_padded(number: int, rows: int = 24, length: int = 32) -> dict[str, Tensor]:
-    ids = text(number, rows, length)
-    mask = padding(number, rows, length, longest=length, shortest=8)
+    mask = padding(number, rows, length, longest=length, shortest=shortest)
+    mask = mask.flip(1) if left else mask
     return {
         "input_ids": ids.masked_fill(~mask, PAD),
         "attention_mask": mask.long(),
@@ -172,18 +84,7 @@ LLAMA = Loop(
     like="short sentences padded on the left, gradient checkpointing",
     build=partial(seeded, llama),
     optimizers=adamw,
-    batch=left_padded,
-    step=named_step,
-    log_p=named_log_p,
-    target_kl=0.0005,
-)
-
-QWEN = Loop(
-    name="Qwen3",
-    like="tied weights, padded on the right",
-    build=partial(seeded, qwen),
-    optimizers=adamw,
-    batch=right_padded,
+    batch=partial(padded, rows=96, length=8, shortest=2, left=True),
     step=named_step,
     log_p=named_log_p,
     target_kl=0.0005,
@@ -194,13 +95,13 @@ MIXTRAL = Loop(
     like="mixture of experts with jitter noise in training, the router's loss is in the model's",
     build=partial(seeded, mixtral),
     optimizers=adamw,
-    batch=right_padded,
+    batch=padded,
     step=named_step,
     log_p=named_log_p,
     target_kl=0.0005,
 )
 
-# -- others --------------------------------------------------------------------------------------------------
+# -- an encoder and a decoder --------------------------------------------------------------------------------
 
 
 def t5() -> nn.Module:
@@ -240,33 +141,4 @@ T5 = Loop(
     target_kl=0.0005,
 )
 
-
-def vit() -> nn.Module:
-    import transformers
-
-    config = transformers.ViTConfig(
-        **(SIZES | {"hidden_size": 32, "intermediate_size": 64}),
-        image_size=8,
-        patch_size=4,
-        num_labels=CLASSES,
-    )
-    return transformers.ViTForImageClassification(config)
-
-
-def pixels(number: int) -> dict[str, Tensor]:
-    x, labels = images(number)
-    return {"pixel_values": x, "labels": labels}
-
-
-VIT = Loop(
-    name="ViT",
-    like="pixel values by name, one prediction for each row",
-    build=partial(seeded, vit),
-    optimizers=adamw,
-    batch=pixels,
-    step=named_step,
-    log_p=named_log_p,
-    target_kl=0.0005,
-)
-
-LOOPS = [BERT_TAGS, BERT_WORDS, LLAMA, QWEN, MIXTRAL, T5, VIT]
+LOOPS = [LLAMA, MIXTRAL, T5]

@@ -1,8 +1,7 @@
 """What orchestration costs: the driver's time per run, `status` on a large study, time not spent training.
 
-    python scripts/orchestration.py many [RUNS]            a study of 1,000 trivial runs on two slots python
-    scripts/orchestration.py share [OVERRIDES…]     an autopilot (default: scale=laptop), and what its slots
-    did
+    python dev/studies/orchestration.py many [RUNS]          a study of 1,000 trivial runs on two slots
+    python dev/studies/orchestration.py share [OVERRIDES…]   an autopilot (default: scale=laptop): its slots
 
 The driver's own cost is the processor time of the process that plans, launches, decides and summarises,
 without its workers.
@@ -18,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 from support.many import SMALLEST
 

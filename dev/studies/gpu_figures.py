@@ -1,4 +1,6 @@
-"""Everything that only a GPU can show, in under eight minutes: python scripts/gpu_figures.py [FILE [NAME …]]
+"""Everything that only a GPU can show, in under eight minutes.
+
+    python dev/studies/gpu_figures.py [FILE [NAME …]]
 
 At the paper study's shape (64 x 256 tokens). Prints one JSON, and writes it to FILE: whether graphs change
 results, whether the hot path ever waits, tokens/s of the plain loop, in which kernels a step's time goes,

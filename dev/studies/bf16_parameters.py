@@ -1,6 +1,6 @@
 """What bfloat16 parameters do to a small update: the KL of W + c·dW, stored in float32 and in bfloat16.
 
-    python scripts/bf16_parameters.py [scale=laptop steps=300 optimizer.lr=4e-3 …]
+    python dev/studies/bf16_parameters.py [scale=laptop steps=300 optimizer.lr=4e-3 …]
 
 Trains a plain run with the given overrides, then applies fractions c of one more update of its optimizer.
 """

@@ -1,4 +1,4 @@
-"""Loops whose batches are (T, B): recurrent networks, and torch's own transformer."""
+"""Loops whose batches are (T, B), or whose classes are on the second axis."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from .data import V, log_softmax, padding, shifted, text
 from .loop import Loop
-from .parts import adam, seeded
+from .parts import adam, class_step, seeded, token_step
 
 ROWS = 24
 
@@ -40,91 +40,17 @@ class Characters(nn.Module):
         return self.out(h)
 
 
-def characters_step(
-    model: nn.Module, optimizers: list[Optimizer], batch: Any, carried: dict[str, Any]
-) -> None:
-    x, y = batch
-    (optimizer,) = optimizers
-    optimizer.zero_grad()
-    loss = F.cross_entropy(model(x).view(-1, V), y.view(-1))
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-    optimizer.step()
-
-
 CHARACTERS = Loop(
     name="char-rnn",
     like="(T, B) -> (T, B, V)",
     build=partial(seeded, Characters),
     optimizers=adam,
     batch=columns,
-    step=characters_step,
+    step=token_step,
     log_p=lambda model, batch: log_softmax(model(batch[0])),
     options={"batch_dim": 1},
     target_kl=0.0005,
     quick=True,
-)
-
-# -- word_language_model -------------------------------------------------------------------------------------
-
-State = tuple[Tensor, Tensor]
-BPTT = 20
-
-
-class Words(nn.Module):
-    """(T, B) and a state -> log-probabilities (T·B, V) and the state after them."""
-
-    def __init__(self, width: int = 64, dropout: float = 0.2):
-        super().__init__()
-        self.drop = nn.Dropout(dropout)
-        self.encoder = nn.Embedding(V, width)
-        self.rnn = nn.LSTM(width, width, 2, dropout=dropout)
-        self.decoder = nn.Linear(width, V)
-        self.decoder.weight = self.encoder.weight
-        nn.init.uniform_(self.encoder.weight, -0.1, 0.1)
-        nn.init.zeros_(self.decoder.bias)
-
-    def first(self, rows: int) -> State:
-        zeros = self.decoder.weight.new_zeros(2, rows, self.rnn.hidden_size)
-        return zeros, zeros
-
-    def forward(self, x: Tensor, hidden: State) -> tuple[Tensor, State]:
-        h, hidden = self.rnn(self.drop(self.encoder(x)), hidden)
-        decoded = self.decoder(self.drop(h)).view(-1, V)
-        return F.log_softmax(decoded, dim=1), hidden
-
-
-def words_step(model: nn.Module, optimizers: list[Optimizer], batch: Any, carried: dict[str, Any]) -> None:
-    x, y = batch
-    (optimizer,) = optimizers
-    hidden = carried.get("hidden") or model.first(ROWS)
-    model.zero_grad()
-    output, hidden = model(x, hidden)
-    loss = nn.NLLLoss()(output, y.view(-1))
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 0.25)
-    optimizer.step()
-    carried["hidden"] = tuple(h.detach() for h in hidden)
-
-
-def words_log_p(model: nn.Module, batch: Any) -> Tensor:
-    """From a state that has seen as many words, as in training."""
-    x, _ = batch
-    _, hidden = model(x, model.first(ROWS))
-    return log_softmax(model(x, hidden)[0])
-
-
-WORDS = Loop(
-    name="word_language_model",
-    like="(T, B), a state that is handed on, log-probabilities flattened to (T·B, V)",
-    build=partial(seeded, Words),
-    optimizers=lambda model: [torch.optim.SGD(model.parameters(), lr=5.0)],
-    batch=partial(columns, length=BPTT),
-    step=words_step,
-    log_p=words_log_p,
-    options={"logits_of": lambda output: output[0].unflatten(0, (BPTT, -1)), "batch_dim": 1},
-    target_kl=0.0005,
-    refused=r"output\[0\]",
 )
 
 # -- translation with nn.Transformer -------------------------------------------------------------------------
@@ -208,4 +134,41 @@ TRANSLATOR = Loop(
     target_kl=0.0005,
 )
 
-LOOPS = [CHARACTERS, WORDS, TRANSLATOR]
+# -- classes on the second axis ------------------------------------------------------------------------------
+
+
+class WaveNet(nn.Module):
+    """Dilated causal convolutions, (B, T) -> (B, V, T), as `nn.CrossEntropyLoss` takes it."""
+
+    def __init__(self, channels: int = 48, depth: int = 4):
+        super().__init__()
+        self.embedding = nn.Embedding(V, channels)
+        self.layers = nn.ModuleList(nn.Conv1d(channels, 2 * channels, 2, dilation=2**i) for i in range(depth))
+        self.skips = nn.ModuleList(nn.Conv1d(channels, channels, 1) for _ in range(depth))
+        self.out = nn.Conv1d(channels, V, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embedding(x).transpose(1, 2)
+        total = torch.zeros_like(h)
+        for layer, skip in zip(self.layers, self.skips, strict=True):
+            signal, gate = layer(F.pad(h, (layer.dilation[0], 0))).chunk(2, 1)
+            h = h + signal.tanh() * gate.sigmoid()
+            total = total + skip(h)
+        return self.out(total.relu())
+
+
+WAVENET = Loop(
+    name="WaveNet",
+    like="logits (B, V, T), the classes on the second axis",
+    build=partial(seeded, WaveNet),
+    optimizers=adam,
+    batch=partial(shifted, rows=8, length=96),
+    step=class_step,
+    log_p=lambda model, batch: log_softmax(model(batch[0]).movedim(1, -1)),
+    options={"logits_of": lambda z: z.movedim(1, -1)},
+    target_kl=0.001,
+    refused=r"axis 1 .*movedim\(1, -1\)",
+    quick=True,
+)
+
+LOOPS = [CHARACTERS, TRANSLATOR, WAVENET]

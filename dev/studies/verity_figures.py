@@ -1,4 +1,4 @@
-"""What exact training costs in accuracy: python scripts/verity_figures.py [OVERRIDES…]
+"""What exact training costs in accuracy: python dev/studies/verity_figures.py [OVERRIDES…]
 
 Gradients of the first step beside float64, and validation losses over three seeds beside plain Adam's from
 the same initial weights and batches, with the noise of replicate seeds. About ten minutes at the usual scale.

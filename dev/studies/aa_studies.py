@@ -1,6 +1,6 @@
 """How often a study claims a difference where there is none: real ones that compare Adam with itself.
 
-    python scripts/aa_studies.py FOLDER [STUDIES] [same|eps|start] [OVERRIDES…]        20 studies, `start`
+    python dev/studies/aa_studies.py FOLDER [STUDIES] [same|eps|start] [OVERRIDES…]        20 studies, `start`
 
 Each is a small `study=optimizers` at the smoke scale whose `mine` is a file of its own with torch's Adam
 under another name, tuned and judged as any optimizer, with seeds of its own for tuning and for judging.

@@ -1,6 +1,6 @@
 """What ebc-clip claims of its limit, measured on a small GPT-2: what a step costs, and the layers' budgets.
 
-usage: python scripts/energy_claims.py [--pairs 20]    steps with the clip and without, in turn
+usage: python dev/studies/energy_claims.py [--pairs 20]    steps with the clip and without, in turn
 """
 
 from __future__ import annotations

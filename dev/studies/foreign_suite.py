@@ -1,7 +1,7 @@
 """pytorch_optimizer's own tests, with EBC attached to every optimizer that they build.
 
-    python scripts/foreign_suite.py
-    python scripts/foreign_suite.py --only test_wrapper_optimizers.py --target-kl inf
+    python dev/studies/foreign_suite.py
+    python dev/studies/foreign_suite.py --only test_wrapper_optimizers.py --target-kl inf
 
 Downloads the source distribution of the installed version (`pip download`), unpacks it in a temporary folder
 and runs pytest there with this file as a plugin: once plainly, and once for each target, by default infinity,
@@ -248,7 +248,7 @@ def run(suite: Path, target: str, only: list[str]) -> dict[str, dict[str, Any]]:
     """Every test's outcome."""
     record = suite.parent / f"record-{target}.json"
     here = Path(__file__).resolve()
-    path = os.pathsep.join([str(here.parent), str(here.parent.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(here.parent), str(here.parents[2]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {
         TARGET: target,
         RECORD: str(record),

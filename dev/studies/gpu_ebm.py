@@ -1,9 +1,11 @@
-"""The energy-based model on a GPU, in less than eight minutes: python scripts/gpu_ebm.py [FILE] [OVERRIDES…]
+"""The energy-based model on a GPU, in less than eight minutes.
+
+    python dev/studies/gpu_ebm.py [FILE] [OVERRIDES…]
 
 At the shape of scale=paper (n = 640, 50,000 splats, 64 x 256 tokens), or as OVERRIDES say, minutes=N among
-them. Prints one JSON,
-and writes it to FILE: steps/s beside a GPT's at the same shape, the losses and figures that it came to in the
-time, whether its steps are captured, what EBC's shadow budget adds, and the memory at its peak.
+them. Prints one JSON, and writes it to FILE: steps/s beside a GPT's at the same shape, the losses and figures
+that it came to in the time, whether its steps are captured, what EBC's shadow budget adds, and the memory at
+its peak.
 """
 
 from __future__ import annotations

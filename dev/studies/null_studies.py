@@ -1,6 +1,6 @@
 """How often the finals claim something false: their own decision on invented studies whose truth is known.
 
-    python scripts/null_studies.py [STUDIES] [OVERRIDES…]        1,000 studies, each way; e.g.
+    python dev/studies/null_studies.py [STUDIES] [OVERRIDES…]        1,000 studies, each way; e.g.
     seeds=[0,1,2,3,4]
 
 In each study all arms have the same true loss (or every EBC arm is worse by exactly the margin, or only EBC

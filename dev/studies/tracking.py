@@ -1,6 +1,6 @@
 """How well `shadow` and `tracked` hold the KL: the share of clipped steps within ±30% of the target.
 
-    python scripts/tracking.py [budget.measure_every=2 …] [--paper] [--seeds 100 …] [--keep FOLDER]
+    python dev/studies/tracking.py [budget.measure_every=2 …] [--paper] [--seeds 100 …] [--keep FOLDER]
 
 Trains Adam at 8e-3 with a target of 0.015 and Muon at 0.032 with 0.02, at a constant rate, on a target that
 holds and then decays, and audits every step from the 20th on with tokens that did not choose c. `--paper` is

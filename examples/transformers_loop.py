@@ -1,7 +1,7 @@
 """EBC around a Hugging Face `transformers` model, built from a configuration: nothing is downloaded.
 
-    python scripts/transformers_loop.py --steps 100 --target-kl 0.005
-    python scripts/transformers_loop.py --model llama --budget fisher
+    python examples/transformers_loop.py --steps 100 --target-kl 0.005
+    python examples/transformers_loop.py --model llama --budget fisher
 
 Trains a small causal language model on the bytes of sentences of Python's own documentation, padded to the
 longest of a batch, and prints the loss, the clip coefficient, and the applied KL over its target. `step`

@@ -1,6 +1,6 @@
 """EBC in your own training loop: any torch model and optimizer, without the lab.
 
-    python scripts/own_loop.py --steps 200 --target-kl 0.01
+    python examples/own_loop.py --steps 200 --target-kl 0.01
 
 Trains a small recurrent network on Python's own documentation, and prints the loss, the clip coefficient and
 the KL that the step applied. `--target-kl inf` is the plain optimizer, bit for bit.

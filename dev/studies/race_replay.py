@@ -1,6 +1,6 @@
 """What racing would have decided, and saved, in studies that were recorded without it.
 
-    python scripts/race_replay.py STUDY…        folders of studies with tune.race_sigmas=0
+    python dev/studies/race_replay.py STUDY…        folders of studies with tune.race_sigmas=0
 
 The search of the stage tune is taken again step by step, from the recorded results. A run whose loss on the
 fixed windows lies above its bound counts as stopped there, and the search goes on without it. Printed for

@@ -1,9 +1,9 @@
 """What commands cost on studies of thousands of runs: processor seconds and memory, and how both grow.
 
-usage: python scripts/scale_figures.py FOLDER [RUNS…]      studies of 1,000, 5,000 and 20,000 runs, made there
-       python scripts/scale_figures.py FOLDER --idle RUNS  what a driver takes for runs that train nothing
-       python scripts/scale_figures.py FOLDER --driven RUNS  the same of a whole study, of copied runs
-       python scripts/scale_figures.py FOLDER --studies N  `plan` in an output folder of N other studies
+    python dev/studies/scale_figures.py FOLDER [RUNS…]        studies of 1,000, 5,000 and 20,000 runs
+    python dev/studies/scale_figures.py FOLDER --idle RUNS    what a driver takes for runs that train nothing
+    python dev/studies/scale_figures.py FOLDER --driven RUNS  the same of a whole study, of copied runs
+    python dev/studies/scale_figures.py FOLDER --studies N    `plan` in an output folder of N other studies
 
 The studies are made of copies of a few trained runs (tests/support/many.py) and stay in FOLDER for the next
 call. Each command runs in a process of its own: `cold` without the index of results, `warm` with it. The
@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 import support.idle  # noqa: E402, F401 - its workers know runs that train nothing

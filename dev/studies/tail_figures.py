@@ -1,7 +1,7 @@
 """How far single steps miss their KL budget on text that no batch holds: GPT-2 and Llama from configs.
 
-    python scripts/tail_figures.py
-    python scripts/tail_figures.py --steps 100 --models gpt2 --contexts 64
+    python dev/studies/tail_figures.py
+    python dev/studies/tail_figures.py --steps 100 --models gpt2 --contexts 64
 
 Trains each with Adam and `attach`, at a learning rate of which EBC clips most steps, on the characters of the
 lab's text: once where only the first 20 steps measure more than one KL (`refine_steps=20`), once where every

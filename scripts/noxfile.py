@@ -1,0 +1,88 @@
+"""The wheel under several Pythons with the torch of constraints.txt, and under the last with the newest one.
+
+`make test-matrix` runs this by nox, which skips a Python that is not on this machine. In each environment a
+study runs at smoke scale from an empty folder, and then the tests of `TESTS`.
+
+environment: PYTHONS      the Pythons, oldest first: python3.11 python3.12 python3.13 if unset
+             TORCH_INDEX  where torch comes from, such as https://download.pytorch.org/whl/cpu: one from PyPI
+                          brings gigabytes of CUDA on Linux
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tarfile
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent.parent
+WORK = ROOT / "build" / "matrix"
+PYTHONS = os.environ.get("PYTHONS", "python3.11 python3.12 python3.13").split()
+INDEX = ["--index-url", os.environ["TORCH_INDEX"]] if "TORCH_INDEX" in os.environ else []
+STUDY = ("scale=smoke", "data=pydoc", "device=cpu", "study.name=first")
+# what breaks first: the method against its reference, settings, files, results, and a run's golden figures
+TESTS = ("tests/ebc", "tests/config", "tests/records", "tests/results", "tests/training/test_golden.py")
+# of those, what reads the package's source, which is not there, and what several processes train for minutes
+IGNORED = (
+    "tests/records/test_forms.py",
+    "tests/config/own/test_editor.py",
+    "tests/ebc/parallel",
+)
+LEFT_OUT = (
+    "not slow and not slurm and not nodes and not cuda and not browser and not emulated and not hypothesis"
+)
+
+nox.options.envdir = str(WORK / "environments")
+nox.options.default_venv_backend = "venv"
+
+
+@nox.session(venv_backend="none")
+def build(session: nox.Session) -> None:
+    """Build the wheel, and unpack the tests without the package: the installed one is tested."""
+    for folder in (WORK / "dist", WORK / "source"):
+        shutil.rmtree(folder, ignore_errors=True)
+    session.run(sys.executable, "-m", "build", "--outdir", str(WORK / "dist"), str(ROOT), silent=True)
+    [sdist] = (WORK / "dist").glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(WORK / "source", filter="data")
+    [source] = (WORK / "source").iterdir()
+    shutil.rmtree(source / "ebc_lab")
+
+
+@nox.session(python=PYTHONS, requires=["build"])
+def pinned(session: nox.Session) -> None:
+    """The torch of constraints.txt."""
+    use_and_test(session, newest=False)
+
+
+@nox.session(python=PYTHONS[-1], requires=["build"])
+def newest(session: nox.Session) -> None:
+    """The newest torch that the index offers."""
+    use_and_test(session, newest=True)
+
+
+def use_and_test(session: nox.Session, newest: bool) -> None:
+    [wheel] = (WORK / "dist").glob("*.whl")
+    [source] = (WORK / "source").iterdir()
+    locked = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    [torch] = [line for line in locked if line.startswith("torch==")]
+    others = Path(session.create_tmp()) / "constraints.txt"
+    others.write_text("\n".join(line for line in locked if line != torch), encoding="utf-8")
+    session.install("--no-compile", *INDEX, "torch" if newest else torch)
+    session.install("--no-compile", "-c", str(others), f"{wheel}[dev]")
+
+    empty = Path(session.create_tmp()) / "empty"
+    shutil.rmtree(empty, ignore_errors=True)
+    empty.mkdir()
+    session.env.update(XDG_CACHE_HOME=str(empty / "cache"), XDG_STATE_HOME=str(empty / "state"))
+    for name in ("PYTHONPATH", "EBC_LAB_DATA"):
+        session.env[name] = None
+    session.chdir(empty)
+    session.run("ebc-lab", "autopilot", *STUDY)
+    session.run("ebc-lab", "verify", "first")
+    session.chdir(source)
+    ignored = [f"--ignore={path}" for path in IGNORED]
+    session.run("python", "-m", "pytest", "-n", "2", "-m", LEFT_OUT, *ignored, *TESTS)
