@@ -364,7 +364,7 @@ def test_every_key_of_a_result_a_plan_and_a_decision_is_documented(finished):
         "docs/results.md",
         "ebc_lab/records/decisions.py",
         "ebc_lab/records/figures.py",
-        "ebc_lab/config/parts/memory.py",
+        "ebc_lab/components/memory.py",
     )
     documented = set(re.findall(r"\w+", "\n".join((ROOT / page).read_text() for page in pages)))
     found: set[str] = set()
