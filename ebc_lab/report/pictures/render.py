@@ -13,15 +13,16 @@ from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
-from matplotlib.transforms import Bbox
 
-from .sheet.figure import Sheet
+from .drawing.sheet import Sheet
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 FACES = "'DejaVu Sans', Verdana, Arial, sans-serif"  # the style's, and what stands in for it
 NUMBER = re.compile(r"-?\d+\.\d+")
 PLACES = ("d", "x", "y", "transform", "width", "height")  # attributes that say where
 LONG = 400  # characters of a path: a curve of this many points needs no hundredth of a point
+NO_PDF_METADATA = {"CreationDate": None, "Creator": None, "Producer": None}
+NARROW_DPI = 200
 NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
@@ -29,7 +30,16 @@ def png(figure: Sheet) -> bytes:
     """The figure as PNG bytes."""
     buffer = io.BytesIO()
     quick: dict[str, Any] = {"compress_level": 3}  # no larger than more effort makes them
-    figure.savefig(buffer, format="png", metadata={"Software": None}, pil_kwargs=quick)
+    dpi = NARROW_DPI if figure.narrow else "figure"
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None}, pil_kwargs=quick)
+    return buffer.getvalue()
+
+
+def pdf(figure: Sheet) -> bytes:
+    """Return the figure as PDF bytes, for papers: its fonts embedded, without what a caption says."""
+    buffer = io.BytesIO()
+    with figure.without_words(), matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(buffer, format="pdf", metadata=NO_PDF_METADATA, bbox_inches=figure.drawing)
     return buffer.getvalue()
 
 
@@ -40,14 +50,8 @@ def svg(figure: Sheet, name: str) -> bytes:
     What a page says around all of its figures is not drawn, only told: where the data come from.
     """
     buffer = io.BytesIO()
-    top, foot = (points / 72 for points in figure.strips)
-    shown = Bbox.from_extents(0, foot, figure.get_figwidth(), figure.get_figheight() - top)
-    for line in figure.alone:
-        line.set_visible(False)
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata=NO_METADATA, bbox_inches=shown)
-    for line in figure.alone:
-        line.set_visible(True)
+    with figure.without_words(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata=NO_METADATA, bbox_inches=figure.drawing)
     for prefix, space in (("", SVG), ("xlink", XLINK)):
         ElementTree.register_namespace(prefix, space)
     root = ElementTree.fromstring(buffer.getvalue())

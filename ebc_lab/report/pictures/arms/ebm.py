@@ -13,28 +13,21 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..text.words import optimizer
-from .curves import Run, by_step, running_mean, thinned, window
-from .forest import missing
-from .sheet.figure import (
-    ALERT,
-    EBC,
+from ...text.words import optimizer
+from ..drawing.curves import Run, by_step, missing, running_mean, thinned, window
+from ..drawing.looks import Look
+from ..drawing.sheet import (
     FAINT,
-    GOAL,
     GREY,
-    OTHER,
-    PLAIN,
-    SPARE,
-    End,
     Facts,
     Sheet,
-    above_over_steps,
+    count_seeds,
     entry,
     last_point,
+    lines,
     log_axis,
-    page,
+    over_steps,
 )
-from .sheet.place import beside, key, stack
 
 PARTS = {  # column of steps.csv -> its name beside the line
     "loss": "cross-entropy",
@@ -43,8 +36,6 @@ PARTS = {  # column of steps.csv -> its name beside the line
     "loss_dsm": "score matching",
     "balance": "balance of the experts",
 }
-COLOURS = (EBC, ALERT, GOAL, OTHER, SPARE, "C4", PLAIN)
-LABELS_FROM = 0.72  # of the width: the lines' labels stand beyond it
 LEVEL = re.compile(r"r2_(\d+(?:p\d+)?)")
 
 
@@ -99,49 +90,43 @@ def _line(runs: Sequence[Run], stream: str, column: str) -> Line:
 
 
 def draw_states(facts: Facts, track: str, label: str, arm: Mapping[str, Any], states: States) -> Sheet:
-    """The parts of the loss above, R² of the score at every noise level below, matched values dashed."""
-    what = "How does the energy-based model learn?"
+    """Draw the parts of the loss above, R² of the score at every noise level below, matched values dashed."""
+    last = max(line.last[0] for line in (*states.parts.values(), *states.scores.values()))
     whom = (
         f"{optimizer(track)}, {label}: parts of its loss, and the share of the score that its splats explain"
     )
-    figure, bottom = page(
-        facts, what, whom, _finding(states), len(arm["runs"]), (), missing({label: arm}), (10.0, 7.4)
+    sheet = Sheet(
+        facts,
+        "How does the energy-based model learn?",
+        (whom, _finding(states)),
+        (count_seeds(len(arm["runs"])), "median of the seeds"),
+        missing({label: arm}),
+        grid=("a", "b"),
+        heights=(2.7, 3.2),
+        width=10.0,
     )
-    last = max(line.last[0] for line in (*states.parts.values(), *states.scores.values()))
-    top = above_over_steps(facts, bottom, last)
+    top, bottom = sheet.panels
+    over_steps(facts, sheet.panels, last)
     log_axis(bottom, "y", (1.0, 3.0))
-    over = window(round(last) + 1)
     bottom.set_ylabel("R² of the score, where above 0 (log scale)\ndashed: if spread as their splats are")
-    top.set_ylabel(f"parts of the loss, unweighted\nrunning means over {over} steps")
-    handles = [
-        entry("median of the seeds", GREY),
-        entry("each seed", GREY, **FAINT),
-    ]
-    key(bottom, handles)
-    stack((top, bottom), (1.0, 1.2), 14, LABELS_FROM)
-    colours = dict(zip(states.scores, COLOURS * len(states.scores), strict=False))
-    beside(
-        top, [_drawn(top, PARTS[n], x, c) for (n, x), c in zip(states.parts.items(), COLOURS, strict=False)]
-    )
-    for sigma, line in states.matched.items():
-        shown = np.ma.masked_less_equal(line.middle, 0.0)
-        bottom.plot(line.at, shown, color=colours[sigma], ls="--", lw=1.2, zorder=2)
-    ends = [
-        _drawn(bottom, f"{sigma:g} radians", line, colours[sigma], above=0.0)
-        for sigma, line in states.scores.items()
-    ]
-    beside(bottom, [end for end in ends if end[1] > 0])
-    return figure
+    top.set_ylabel(f"parts of the loss, unweighted\nrunning means over {window(round(last) + 1)} steps")
+    for place, (name, line) in enumerate(states.parts.items()):
+        _draw_line(sheet, top, PARTS[name], line, Look(place))
+    for place, (sigma, line) in enumerate(states.scores.items()):
+        matched = states.matched[sigma]
+        shown = np.ma.masked_less_equal(matched.middle, 0.0)
+        bottom.plot(matched.at, shown, color=Look(place).colour, ls="--", lw=1.2, zorder=2)
+        _draw_line(sheet, bottom, f"{sigma:g} radians", line, Look(place), above=0.0)
+    sheet.key(entry("each seed", GREY, **FAINT))
+    return sheet
 
 
-def _drawn(axes: Axes, label: str, line: Line, colour: str, above: float = -np.inf) -> End:
-    """A line and its seeds; values not above `above` are left out. -> its end."""
-    for seed in line.seeds if len(line.seeds) > 1 else ():
-        axes.plot(line.at, np.ma.masked_less_equal(seed, above), color=colour, lw=0.5, alpha=0.4, zorder=1.5)
-    axes.plot(line.at, np.ma.masked_less_equal(line.middle, above), color=colour, lw=1.6, zorder=2.5)
-    x, y = line.last
-    value = f"{y:.2g}".replace("-", "−")
-    return x, y, f"{label}  {value}", colour
+def _draw_line(sheet: Sheet, axes: Axes, label: str, line: Line, look: Look, above: float = -np.inf) -> None:
+    """Draw a line and its seeds; values not above `above` are left out."""
+    seeds, middle = (np.ma.masked_less_equal(values, above) for values in (line.seeds, line.middle))
+    if end := lines(axes, line.at, seeds, middle, look):
+        value = f"{end[1]:.2g}".replace("-", "−")
+        sheet.label(axes, [(*end, f"{label}  {value}", look.colour)])
 
 
 def _finding(states: States) -> str:
@@ -152,5 +137,5 @@ def _finding(states: States) -> str:
         if matched > 0:
             shares.append(f"{r2 / matched:.2f} at {sigma:g}")
     if not shares:
-        return "No evaluation of the score."
-    return f"R² at the end over its matched value: {', '.join(shares)} radians."
+        return "No evaluation of the score"
+    return f"R² at the end over its matched value: {', '.join(shares)} radians"

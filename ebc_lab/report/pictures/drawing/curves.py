@@ -14,6 +14,8 @@ from ebc_lab.records.json_files import read_json
 from ebc_lab.records.paths import RunFiles, SpecRecord, StudyFiles
 from ebc_lab.records.streams import read_columns
 
+from ...text.words import plural
+
 SMOOTHED_SHARE = (
     1 / 40
 )  # of a run, the half-width of the moving window: the eye needs a line, not the batches' noise
@@ -28,6 +30,11 @@ class Run:
     result: Mapping[str, Any]  # empty while there is none
     steps: Mapping[str, np.ndarray]
     evals: Mapping[str, np.ndarray]
+
+    @property
+    def recorded(self) -> bool:
+        """Return whether anything of its course is there: a brief bundle leaves it out."""
+        return bool(self.steps or self.evals)
 
     @property
     def outcome(self) -> str:
@@ -178,3 +185,15 @@ def audited(steps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {}
     rows = np.nan_to_num(steps["applied_kl"], nan=0.0, posinf=0.0) > 0
     return {k: v[rows] for k, v in steps.items()} if rows.any() else {}
+
+
+def missing(arms: Mapping[str, Mapping[str, Any]], asked: Sequence[str] = ()) -> str:
+    """Return what the reader must know about arms that are incomplete; empty when all are complete."""
+    kinds: dict[str, list[str]] = {"diverged": [], "without a result": []}
+    for label, arm in arms.items():
+        seeds, diverged = len(arm["runs"]), arm["outcomes"].get("diverged", 0)
+        without = seeds - diverged - arm["outcomes"].get("completed", 0)
+        for kind, n in zip(kinds, (diverged, without), strict=True):
+            kinds[kind] += [f"{label} ({n} of {plural(seeds, 'seed')})"] if n else []
+    kinds["could not be made"] = [label for label in asked if label not in arms]
+    return "; ".join(f"{kind}: {', '.join(labels)}" for kind, labels in kinds.items() if labels)
