@@ -129,7 +129,7 @@ def _draw(draw: Any, track: str, arms: Arms, more: Sequence[Any], facts: Facts) 
 
 
 def highlighted_arms(compared: Mapping[str, Any]) -> Arms:
-    """Return the arms that have pictures of their own: of a sweep's points the best one, and the reference."""
+    """Return the arms that have pictures of their own: of a sweep's points the best, and the reference."""
     best, swept = {compared["reference"]}, set()
     for sweeps in compared.get("windows", {}).values():
         for sweep in sweeps.values():

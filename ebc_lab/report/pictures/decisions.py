@@ -95,7 +95,7 @@ def draw_losses(axes: Axes, x: Sequence[float], rows: Rows, look: Look) -> Any:
 
 
 def end_of(line: Any, label: str, ceiling: float = math.inf) -> list[End]:
-    """Return where a line ends, or leaves below the `ceiling`, with its label; nothing of one without points."""
+    """Return where a line ends below the `ceiling`, with its label; nothing of one without points."""
     points = [*map(tuple, np.atleast_2d(line.get_xydata()))] if len(line.get_xdata()) else []
     return [(*where_it_ends(points, ceiling), label, line.get_color())] if points else []
 
@@ -104,8 +104,8 @@ def end_of(line: Any, label: str, ceiling: float = math.inf) -> list[End]:
 
 
 def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
-    """Draw validation loss by learning rate of the plain optimizers: left the grid of each, right the kept ones
-    at full length, at constant rates with replicates, and on the schedules that the control was sought among."""
+    """Draw validation loss by learning rate of the plain optimizers: left the grid of each, right the kept
+    ones at full length, at constant rates with replicates, and on the schedules tried for the control."""
     rows, winners = decision["candidates"], decision["tracks"]
     grids = by_track(rows, [pair["track"] for pair in decision["pairs"]])
     edges = [
@@ -146,7 +146,7 @@ def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
         right.plot(winner["lr"], winner["val_loss"], **RING)
         right.plot(winner["control"]["lr"], winner["control"]["val_loss"], **SQUARE)
     log_axis(right, "x", RATES)
-    frame_losses(right, min(column(long, "val_loss")), ceiling, marks)
+    frame_losses(right, long, ceiling, marks)
     sheet.key(entry("each replicate seed", **SEED))
     sheet.key(entry("best constant rate" + ": the baseline from here on" * (not facts.arms), **RING))
     sheet.key(entry("best on a schedule" + ": the fair control" * (not facts.arms), **SQUARE))
@@ -195,7 +195,7 @@ def _draw_grids(
             sheet.key(entry("added: the best lay on the edge", ls="", marker="o", mfc="white"))
         marks += draw_beyond(axes, rows, "lr", look.colour, marks, ceiling)
     if losses:
-        frame_losses(axes, min(losses), ceiling, marks)
+        frame_losses(axes, [row for rows in of_grid.values() for row in rows], ceiling, marks)
 
 
 def _lines_of(rows: Rows, decided: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
@@ -226,7 +226,7 @@ def draw_lr_scale(facts: Facts, track: str, decision: Mapping[str, Any], swept: 
         facts,
         "How far can the learning rate rise?",
         (
-            f"{optimizer(track)} with and without EBC; ×1 is its best constant learning rate, {swept['lr']:g}",
+            f"{optimizer(track)} with and without EBC; ×1 is its best constant rate, {swept['lr']:g}",
             _scale_finding(decision),
         ),
         (
@@ -265,7 +265,8 @@ def draw_lr_scale(facts: Facts, track: str, decision: Mapping[str, Any], swept: 
         inert = entry("LR inert: the same run up to rounding", ROLES["ebc"][1].colour, ls="", marker="o")
         inert.set_markerfacecolor("white")
         sheet.key(inert)
-    frame_losses(top, min([*column(whole, "val_loss"), *constant]), ceiling, marks)
+    lines = [{"val_loss": loss, "val_se": decision["sigma"]} for loss in constant]
+    frame_losses(top, [*rows, *lines], ceiling, marks)
     top.set_ylabel("validation loss (nats per token)")
     for axes in sheet.panels:
         _scale_axis(axes, rows, arms.get("ebc", []), labelled=axes is bottom)
@@ -300,8 +301,8 @@ def _scale_axis(axes: Axes, rows: Rows, ebc: Rows, labelled: bool) -> None:
 
 
 def _draw_references(axes: Axes, decision: Mapping[str, Any], swept: Mapping[str, Any]) -> list[Any]:
-    """Draw the best loss without EBC with its noise, and the baseline's where that is another. -> their part of
-    the key."""
+    """Draw the best loss without EBC with its noise, and the baseline's where that is another. -> their part
+    of the key."""
     best, sigma, constant = decision["baseline_val_loss"], decision["sigma"], swept["val_loss"]
     other = not math.isclose(best, constant)
     label = f"{'best without EBC' if other else 'baseline'} ± 1σ (σ = {sigma:.3f} over seeds)"
@@ -479,4 +480,4 @@ def _draw_budgets(sheet: Sheet, rows: Rows, decision: Mapping[str, Any]) -> None
             bars: dict[str, Any] = {"fmt": "none", "ecolor": look.colour, "elinewidth": 1}
             top.errorbar(column(shown, "delta_star"), column(shown, "val_loss"), errors, **bars)
         marks += draw_beyond(top, own, "delta_star", look.colour, marks, ceiling)
-    frame_losses(top, min(losses), ceiling, marks)
+    frame_losses(top, rows, ceiling, marks)

@@ -84,7 +84,9 @@ def around(losses: np.ndarray, shock: int, offset: np.ndarray) -> np.ndarray:
 def draw(facts: Facts, track: str, arms: Arms, drawn: Mapping[str, Recovery]) -> Sheet:
     """Draw a panel for each kind of shock, with a line for each arm that had it."""
     kinds = list(dict.fromkeys((r.kind, r.size) for r in drawn.values()))
-    whom = f"{optimizer(track)}: training loss around a shock, minus its mean over the {SHOCK_WINDOW} steps before"
+    whom = (
+        f"{optimizer(track)}: training loss around a shock, minus its mean of the {SHOCK_WINDOW} steps before"
+    )
     sheet = Sheet(
         facts,
         "How does a run recover from a shock?",

@@ -63,13 +63,13 @@ def window_pictures(facts: Facts, track: str, decision: Mapping[str, Any], tail:
 
 
 def draw_rates(facts: Facts, track: str, decision: Mapping[str, Any], sweeps: Mapping[str, Sweep]) -> Sheet:
-    """Draw test loss against the learning rate, a line for each arm, and under it each arm's window as a bar."""
+    """Draw test loss against the learning rate, a line for each arm, and under it its window as a bar."""
     windows = {name: _window_at(sweep, "lr") for name, sweep in sweeps.items()}
     what = "Over how many octaves of the learning rate does the loss stay near its best?"
     grid, heights = ("a", "b"), (3.7, 0.9 + WINDOW_ROW * len(sweeps))
     words = (_whom(track), widest_in_words(windows))
     sheet = Sheet(facts, what, words, *_notes(decision, sweeps), grid=grid, heights=heights, width=10.0)
-    top, bottom = sheet.panels
+    top = sheet.panels[0]
     looks = {name: facts.look(name) for name in sweeps}
     for axes in sheet.panels:
         log_axis(axes, "x")
@@ -81,7 +81,7 @@ def draw_rates(facts: Facts, track: str, decision: Mapping[str, Any], sweeps: Ma
 
 
 def draw_deltas(facts: Facts, track: str, decision: Mapping[str, Any], sweeps: Mapping[str, Sweep]) -> Sheet:
-    """Draw test loss against the δ* that runs start from, a line for each arm, a panel for each size of run."""
+    """Draw test loss against the δ* that runs start from, a line for each arm, a panel for each size."""
     shapes = list(dict.fromkeys(own["shape"] for own in sweeps.values()))
     judged = rules_among(sweeps)
     good = [name for name, own in judged.items() if own["every_start"]]
@@ -116,8 +116,8 @@ def draw_deltas(facts: Facts, track: str, decision: Mapping[str, Any], sweeps: M
 
 
 def draw_tuned(facts: Facts, curves: Mapping[str, Mapping[str, Any]], mine: Sequence[str]) -> Sheet:
-    """Draw validation loss against the learning rate of every arm that was tuned over one of its own, with the
-    windows under it and the chosen points marked.
+    """Draw validation loss against the learning rate of every arm that was tuned over one of its own, with
+    the windows under it and the chosen points marked.
 
     `curves`: what `tune` decided of each arm that has a `curve`; `mine`: the arms that the study asks about.
     """
@@ -141,7 +141,7 @@ def draw_tuned(facts: Facts, curves: Mapping[str, Mapping[str, Any]], mine: Sequ
         heights=(3.7, 0.9 + WINDOW_ROW * len(named)),
         width=10.0,
     )
-    top, bottom = sheet.panels
+    top = sheet.panels[0]
     looks = {name: facts.look(name) for name in named}
     for axes in sheet.panels:
         log_axis(axes, "x")
@@ -170,7 +170,7 @@ def _as_sweep(label: str, curve: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _chosen_rate(curve: Mapping[str, Any]) -> float | None:
-    """Return the learning rate that a tuned arm has, the best by its worst seed: not always the lowest mean."""
+    """Return the rate that a tuned arm has, the best by its worst seed: not always the lowest mean."""
     return next((p["lr"] for p in curve["curve"] if p["val_loss"] == curve["val_loss"] is not None), None)
 
 
@@ -241,14 +241,16 @@ def _draw_losses(
     strong: Sequence[str] = (),
     needed: Sequence[float] = (),
 ) -> float:
-    """Draw a line for each arm; where a seed diverged or was stopped it is broken, and a cross or an open diamond
-    stands at the top, as does a triangle for a seed above it. `kind`: which loss; `strong`: the arms whose
+    """Draw a line for each arm; where a seed diverged or was stopped it is broken, and a cross or an open
+    diamond stands at the top, as does a triangle for a seed above it. `kind`: which loss; `strong`: the arms whose
     lines are thick; `needed`: losses that the axis shows. An arm without a look is one of the rest.
     -> the highest loss that the axis shows."""
     known = [p["loss"] for sweep in sweeps.values() for p in sweep["points"] if p["loss"] is not None]
     best = [sweep["window"]["loss"] for name, sweep in sweeps.items() if sweep["window"] and name in looks]
     low = min(known, default=0.0)
     high = ceiling_of(known, [*best, *needed]) if known else 1.0
+    if x == "delta_star":  # the windows are drawn among the losses
+        high = max([high, *(loss + WINDOW_NATS for loss in best)])
     span = max(high - low, 0.02)
     axes.set_ylim(low - 0.06 * span, high + 0.12 * span)
     above = axes.get_ylim()[1]
@@ -307,7 +309,7 @@ def _found_of_delta(name: str, sweep: Sweep) -> str:
 
 
 def draw_transfer(facts: Facts, track: str, decision: Mapping[str, Any]) -> Sheet:
-    """Draw the regret of each arm that kept its settings, at each size, beside the plain optimizer tuned there."""
+    """Draw the regret of each arm that kept its settings, at each size, beside the plain optimizer."""
     arms = decision["arms"]
     kept = {label: arms[label] for size in decision["transfer"] for label in size["kept"]}
     sure = level(arm["difference"] for arm in kept.values())

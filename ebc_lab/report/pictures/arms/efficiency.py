@@ -11,14 +11,14 @@ from ebc_lab.study.stages import compare_arms
 
 from ...text.words import optimizer, short
 from ..drawing.looks import ALERT, Look
-from ..drawing.sheet import SEED, SMALL, Facts, Sheet, count_seeds, entry, format_tick, name_rows
+from ..drawing.sheet import INK, SEED, SMALL, Facts, Sheet, count_seeds, entry, format_tick, name_rows
 
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]  # arm -> seed -> result
 
 
 def draw_efficiency(facts: Facts, track: str, decision: Mapping[str, Any], results: Results) -> Sheet:
-    """Draw a row for each arm: at which step its validation loss is at the baseline's final one, in words also
-    after how many tokens and seconds. Arms that never got there say so."""
+    """Draw a row for each arm: when its validation loss is at the baseline's final one, in steps, tokens and
+    seconds. Arms that never got there say so."""
     arms, reached = decision["arms"], decision["efficiency"]
     seeds = _each_seed(facts, decision, results)
     sheet = Sheet(
@@ -35,8 +35,7 @@ def draw_efficiency(facts: Facts, track: str, decision: Mapping[str, Any], resul
     [axes] = sheet.panels
     axes.set_xlabel(f"training steps  (one step = {facts.tokens_per_step:,} tokens)")
     name_rows(axes, [short(name, arm) for name, arm in arms.items()])
-    steps = [at["steps"] for some in (reached.values(), *seeds.values()) for at in some if at]
-    axes.set_xlim(0, (1.9 if facts.narrow else 1.4) * max(steps, default=1.0))  # the words need room
+    axes.set_xlim(left=0)
     for row, (name, arm) in enumerate(arms.items()):
         _draw_row(axes, row, facts.look(name), len(arm["runs"]), reached.get(name), seeds[name])
     sheet.key(entry("each seed", **SEED))
@@ -87,16 +86,14 @@ def _draw_row(
     reached: Mapping[str, float] | None,
     seeds: Sequence[Mapping[str, float]],
 ) -> None:
-    """Draw an arm's seeds faintly, its median with figures beside it, or say that it never got there."""
-    axes.plot([at["steps"] for at in seeds], [row + 0.25] * len(seeds), color=look.colour, **SEED)
-    if not reached:
-        words = f"×  not reached by {runs - len(seeds)} of {runs} seeds"
-        across = axes.get_yaxis_transform()
-        axes.text(0.03, row, words, transform=across, va="center", size=SMALL, color=ALERT)
-        return
-    at = reached["steps"]
-    axes.plot((0, at), (row, row), color=look.colour, lw=1.0, alpha=0.5)
-    axes.plot(at, row, look.marker, color=look.colour, ms=6.5, zorder=3)
-    words = f"{at:,.0f}, {format_tokens(reached['tokens'])} tokens, {reached['train_s']:.3g} s"
-    words += f"\n({reached['seeds']} of {runs} seeds)" if reached["seeds"] < runs else ""
-    axes.annotate(words, (at, row), xytext=(8, 0), textcoords="offset points", size=SMALL, va="center")
+    """Draw an arm's seeds faintly, its median with figures above it, or say that it never got there."""
+    axes.plot([at["steps"] for at in seeds], [row + 0.28] * len(seeds), color=look.colour, **SEED)
+    words, colour = f"×  not reached by {runs - len(seeds)} of {runs} seeds", ALERT
+    if reached:
+        at, colour = reached["steps"], INK
+        axes.plot((0, at), (row + 0.1, row + 0.1), color=look.colour, lw=1.0, alpha=0.5)
+        axes.plot(at, row + 0.1, look.marker, color=look.colour, ms=6.5, zorder=3)
+        words = f"{at:,.0f} steps, {format_tokens(reached['tokens'])} tokens, {reached['train_s']:.3g} s"
+        words += f" ({reached['seeds']} of {runs} seeds)" if reached["seeds"] < runs else ""
+    across = axes.get_yaxis_transform()
+    axes.text(0.01, row - 0.22, words, transform=across, va="center", size=SMALL, color=colour)

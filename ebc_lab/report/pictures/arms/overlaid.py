@@ -63,8 +63,8 @@ def draw_overlaid(
     mine: Sequence[str] = (),
     reference: str = "",
 ) -> Sheet:
-    """Draw the loss curves of arms. `mine`: those asked about; `reference`: the one that is named whatever its
-    loss."""
+    """Draw the loss curves of arms. `mine`: those asked about; `reference`: the one that is named whatever
+    its loss."""
     order = sorted(courses, key=lambda name: (name not in mine, name != reference, courses[name].end))
     named = order[:MOST_LINES]
     arms = {name: course.arm for name, course in courses.items()}
@@ -105,8 +105,8 @@ def draw_overlaid(
 
 
 def _finding(courses: Mapping[str, Losses], mine: Sequence[str]) -> str:
-    """Say who ends lowest, and how far the next one is; of a study that asks about arms, where they end. What is
-    claimed of the arms is not decided here."""
+    """Say who ends lowest, and how far the next one is; of a study that asks about arms, where they end. What
+    is claimed of the arms is not decided here."""
     rising = sorted(courses, key=lambda name: courses[name].end)
     best = rising[0]
     text = f"At the end, mean of the seeds, not yet the test loss: lowest {best}, {courses[best].end:.3f}"
@@ -115,8 +115,8 @@ def _finding(courses: Mapping[str, Losses], mine: Sequence[str]) -> str:
 
 
 def _frame(left: Axes, right: Axes, courses: Collection[Losses], needed: Sequence[float]) -> None:
-    """Show on the left the run from its steep start on, on the right its end, whose place the left one marks; a
-    few bad arms may leave either, but not the ends that are `needed`."""
+    """Show on the left the run from its steep start on, on the right its end, whose place the left one marks;
+    a few bad arms may leave either, but not the ends that are `needed`."""
     last = max(float(course.steps[-1]) for course in courses)
     first = min(_start_of_the_end(course.steps) for course in courses)
     ends = [course.end for course in courses]

@@ -38,7 +38,7 @@ UNKNOWN = Look(PALETTE.index(BLACK), ":")
 def assign_looks(
     names: Iterable[str], strong: Iterable[str] = (), plain: str | None = None
 ) -> dict[str, Look]:
-    """Return a look for each name: full lines in the first colours for the `strong` ones, grey for `plain`."""
+    """Return a look for each name: full lines in the first colours for the `strong`, grey for `plain`."""
     every = list(dict.fromkeys(names))
     first = [name for name in dict.fromkeys(strong) if name in every and name != plain]
     order = [*first, *(name for name in every if name not in first and name != plain)]
@@ -51,7 +51,7 @@ def assign_looks(
 
 
 def study_looks(decisions: Mapping[str, Any]) -> dict[str, Look]:
-    """Return the look of each arm that a study compares, by its name; of a sweep's points that of the sweep."""
+    """Return the look of each arm that a study compares, by name; a sweep's points have that of the sweep."""
     looks: dict[str, Look] = {}
     for kind in ("arms", "verdict"):
         compared = decision_that_shows(kind, decisions)

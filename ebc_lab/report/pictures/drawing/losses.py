@@ -1,4 +1,4 @@
-"""An axis of losses that a few bad runs do not squash, and the windows over which losses stay near their best."""
+"""An axis of losses that a few bad runs do not squash, and the windows over which losses stay near the best."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ceiling_of(losses: Sequence[float], needed: Sequence[float]) -> float:
 
 
 def where_it_ends(points: Sequence[tuple[float, float]], ceiling: float) -> tuple[float, float]:
-    """Return the last point (x > 0, y) of a line, or where it leaves below the `ceiling` for the last time."""
+    """Return the last point (x > 0, y) of a line, or where it last rises above the `ceiling`."""
     for (x, y), (next_x, next_y) in reversed([*itertools.pairwise(points)]):
         if y <= ceiling < next_y:
             return x * (next_x / x) ** ((ceiling - y) / (next_y - y)), ceiling
@@ -40,10 +40,14 @@ def where_it_ends(points: Sequence[tuple[float, float]], ceiling: float) -> tupl
     return points[-1]
 
 
-def frame_losses(axes: Axes, low: float, high: float, rows_of_marks: int) -> None:
-    """Show the losses from `low` to `high`, with room above for rows of marks of what lies higher."""
+def frame_losses(axes: Axes, rows: Sequence[Mapping[str, Any]], ceiling: float, rows_of_marks: int) -> None:
+    """Show the validation losses up to the `ceiling` with their standard errors, and room above for rows of
+    marks of what lies higher."""
+    known = [(row["val_loss"], row["val_se"] or 0.0) for row in rows if row["val_loss"] is not None]
+    low = min((loss - error for loss, error in known), default=0.0)
+    high = max((loss + error for loss, error in known if loss <= ceiling), default=1.0)
     span = max(high - low, 0.02)
-    axes.set_ylim(low - 0.08 * span, high + (0.05 + 0.11 * rows_of_marks) * span)
+    axes.set_ylim(low - 0.06 * span, high + (0.05 + 0.11 * rows_of_marks) * span)
 
 
 def draw_windows(
@@ -53,8 +57,8 @@ def draw_windows(
     looks: Mapping[str, Look],
     chosen: Mapping[str, float | None],
 ) -> None:
-    """Give each arm a row with a bar from one end of its window to the other, an arrow where it goes on beyond
-    what was tried, and a stroke at the value that is `chosen`, else at the best."""
+    """Give each arm a row with a bar from one end of its window to the other, an arrow where it goes on
+    beyond what was tried, and a stroke at the value that is `chosen`, else at the best."""
     axes.grid(axis="y", visible=False)
     axes.set(yticks=[], ylim=(len(windows) - 0.5, -0.5), ylabel="windows")
     edge = axes.get_xlim()[1]

@@ -1,8 +1,8 @@
 """A picture: panels, keys and labels, drawn wide or for a narrow column, and in words what the page says.
 
-Only what stands inside a picture is laid out here, by matplotlib's constrained layout. What is said around it,
-who is shown, what was found and what to know, the page sets as text; a picture's file has its title and, at
-its foot, where the data come from.
+Only what stands inside a picture is laid out here, by matplotlib's tight layout. What is said around it, who
+is shown, what was found and what to know, the page sets as text; a picture's file has its title and, at its
+foot, where the data come from.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ SAMPLE = 32.0  # points of a mark in a key
 WIDE, NARROW = 8.6, 3.75  # inches; 3.75 are 360 CSS pixels, and a column of a paper
 NARROW_PANEL = 2.1  # inches of a panel that is one of several
 NARROW_ALONE = 2.7
-WIDEST_LABEL = 36  # characters of a label beside a line
+WIDEST_LABEL = 44  # characters of a label beside a line
 ROW_NAME = {False: 34, True: 17}  # characters of a row's name, wide and narrow
-NEAR_THE_EDGE = 0.85  # of the axes: a line that ends before has its label where it ends
+NEAR_THE_EDGE, NEAR_THE_TOP = 0.85, 0.8  # of the axes: a line that ends before has its label at its end
 MOST_OF_KEY = 8.5  # points of a mark in a key
 SEED: dict[str, Any] = {"ls": "", "marker": "o", "ms": 3.2, "mew": 0, "alpha": 0.45}  # a single seed's point
 FAINT: dict[str, Any] = {"lw": 0.5, "alpha": 0.6}  # a single seed's line, in a key
@@ -193,7 +193,7 @@ class Sheet(Figure):
         panel = axes.get_subplotspec()
         assert panel is not None
         share = panel.get_position(self).height
-        tall = max(18, int(72 * self.get_figheight() * share * 1.1 / CHARACTER))
+        tall = max(18, int(72 * self.get_figheight() * share * 1.3 / CHARACTER))
         axes.set_xlabel(_broken(axes.get_xlabel(), broad))
         axes.set_ylabel(_broken(axes.get_ylabel(), tall))
         axes.set_title(_broken(axes.get_title(loc="left"), broad), loc="left", size=SMALL, color=INK)
@@ -233,7 +233,7 @@ class Sheet(Figure):
         for x, y, label, colour in ends:
             across, up = share.transform((x, y))
             words = _broken(label, WIDEST_LABEL)
-            if across < NEAR_THE_EDGE and 0 <= up < 0.99 and len(words) < WIDEST_LABEL:
+            if across < NEAR_THE_EDGE and 0 <= up < NEAR_THE_TOP and len(words) < WIDEST_LABEL:
                 place: dict[str, Any] = {"xytext": (GAP, GAP), "textcoords": "offset points", "va": "bottom"}
                 axes.annotate(words, (x, y), size=SMALL, color=colour, **place)
                 continue
@@ -251,11 +251,9 @@ def _broken(words: str, most: int) -> str:
 
 def _as_drawn(axes: Axes, end: End) -> Any:
     """Return a mark for a key with the look of the line that ends there."""
-    x, y, label, colour = end
+    _, _, label, colour = end
     for line in axes.get_lines():
-        points = np.ma.filled(np.atleast_2d(line.get_xydata()).astype(float), np.nan)
-        whole = line.get_color() == colour and line.get_linewidth() > 0.6 and len(points) > 1
-        if whole and np.any((points[:, 0] == x) & (points[:, 1] == y)):
+        if line.get_color() == colour and line.get_linewidth() > 0.6 and len(line.get_xdata()) > 1:
             look = {"ls": line.get_linestyle(), "lw": line.get_linewidth(), "marker": line.get_marker()}
             return entry(label, colour, ms=4, **look)
     return entry(label, colour, lw=2.0)
@@ -263,7 +261,7 @@ def _as_drawn(axes: Axes, end: End) -> Any:
 
 def _spread(axes: Axes, labels: list[tuple[Text, float, float]]) -> None:
     """Move labels beside a panel apart, in the order of their lines' ends, and lead to each from its line."""
-    labels.sort(key=lambda label: label[2])
+    labels.sort(key=lambda label: (label[2], -label[1]))
     tall = [text.get_window_extent().height / axes.bbox.height for text, _, _ in labels]
     squeezed = min(1.0, 1 / max(sum(tall), 1e-9))
     gaps = [squeezed * 0.5 * (a + b) for a, b in itertools.pairwise(tall)]
