@@ -242,8 +242,8 @@ def _draw_losses(
     needed: Sequence[float] = (),
 ) -> float:
     """Draw a line for each arm; where a seed diverged or was stopped it is broken, and a cross or an open
-    diamond stands at the top, as does a triangle for a seed above it. `kind`: which loss; `strong`: the arms whose
-    lines are thick; `needed`: losses that the axis shows. An arm without a look is one of the rest.
+    diamond stands at the top, as does a triangle for a seed above it. `kind`: which loss; `strong`: the arms
+    whose lines are thick; `needed`: losses that the axis shows. An arm without a look is one of the rest.
     -> the highest loss that the axis shows."""
     known = [p["loss"] for sweep in sweeps.values() for p in sweep["points"] if p["loss"] is not None]
     best = [sweep["window"]["loss"] for name, sweep in sweeps.items() if sweep["window"] and name in looks]

@@ -1,4 +1,4 @@
-"""An axis of losses that a few bad runs do not squash, and the windows over which losses stay near the best."""
+"""An axis of losses that a few bad runs do not squash, and the windows in which losses stay near the best."""
 
 from __future__ import annotations
 

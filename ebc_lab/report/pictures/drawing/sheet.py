@@ -49,6 +49,7 @@ NEAR_THE_EDGE, NEAR_THE_TOP = 0.85, 0.8  # of the axes: a line that ends before 
 MOST_OF_KEY = 8.5  # points of a mark in a key
 SEED: dict[str, Any] = {"ls": "", "marker": "o", "ms": 3.2, "mew": 0, "alpha": 0.45}  # a single seed's point
 FAINT: dict[str, Any] = {"lw": 0.5, "alpha": 0.6}  # a single seed's line, in a key
+BACKED: dict[str, Any] = {"fc": "white", "ec": "none", "pad": 0.5, "alpha": 0.7}
 RING: dict[str, Any] = {"marker": "o", "color": ALERT, "ms": 13, "mfc": "none", "mew": 1.6, "ls": ""}
 
 Decisions = Mapping[str, Mapping[str, Any]]
@@ -188,12 +189,11 @@ class Sheet(Figure):
 
     def _break_words(self, axes: Axes) -> None:
         """Break what an axis shows into lines that its panel holds."""
-        columns = 1 if self.narrow else self.axes_columns
-        broad = int((72 * self.get_figwidth() / columns - 60) / CHARACTER)
+        labelled = 0 if self.narrow or axes not in self.ends else WIDEST_LABEL / 2 * CHARACTER
+        broad = int((72 * self.get_figwidth() / self.axes_columns - 60 - labelled) / CHARACTER)
         panel = axes.get_subplotspec()
         assert panel is not None
-        share = panel.get_position(self).height
-        tall = max(18, int(72 * self.get_figheight() * share * 1.3 / CHARACTER))
+        tall = int((72 * self.get_figheight() * panel.get_position(self).height - 30) / CHARACTER)
         axes.set_xlabel(_broken(axes.get_xlabel(), broad))
         axes.set_ylabel(_broken(axes.get_ylabel(), tall))
         axes.set_title(_broken(axes.get_title(loc="left"), broad), loc="left", size=SMALL, color=INK)
@@ -235,7 +235,7 @@ class Sheet(Figure):
             words = _broken(label, WIDEST_LABEL)
             if across < NEAR_THE_EDGE and 0 <= up < NEAR_THE_TOP and len(words) < WIDEST_LABEL:
                 place: dict[str, Any] = {"xytext": (GAP, GAP), "textcoords": "offset points", "va": "bottom"}
-                axes.annotate(words, (x, y), size=SMALL, color=colour, **place)
+                axes.annotate(words, (x, y), size=SMALL, color=colour, bbox=BACKED, **place)
                 continue
             up = float(np.clip(up, 0, 1))
             text = axes.text(1.03, up, words, transform=axes.transAxes, va="center", size=SMALL, color=colour)
