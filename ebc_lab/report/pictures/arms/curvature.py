@@ -135,8 +135,9 @@ def _bound(config: Mapping[str, Any]) -> float:
 
 
 def draw_curvature(facts: Facts, track: str, arms: Arms, paths: Mapping[str, Steps]) -> Sheet:
-    """Draw left the KL of the steps against their length, a path for each arm; right the curvature between
-    the two over the run, and under it what the sharpness is, in units of the rate where Adam's was measured."""
+    """Draw left the KL of the steps against their length, a path for each arm; right the curvature
+    between the two over the run, and under it what the sharpness is, in units of the rate where Adam's was
+    measured."""
     finding = " ".join(f"{text}." for text in (_budgets(paths), _alike(paths), _edge(paths)) if text)
     sheet = Sheet(
         facts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -35,9 +36,10 @@ def draw_efficiency(facts: Facts, track: str, decision: Mapping[str, Any], resul
     [axes] = sheet.panels
     axes.set_xlabel(f"training steps  (one step = {facts.tokens_per_step:,} tokens)")
     name_rows(axes, [short(name, arm) for name, arm in arms.items()])
-    axes.set_xlim(left=0)
+    characters = 30 if facts.narrow else 80
     for row, (name, arm) in enumerate(arms.items()):
-        _draw_row(axes, row, facts.look(name), len(arm["runs"]), reached.get(name), seeds[name])
+        _draw_row(axes, row, facts.look(name), len(arm["runs"]), reached.get(name), seeds[name], characters)
+    axes.set_xlim(left=0)
     sheet.key(entry("each seed", **SEED))
     return sheet
 
@@ -85,15 +87,19 @@ def _draw_row(
     runs: int,
     reached: Mapping[str, float] | None,
     seeds: Sequence[Mapping[str, float]],
+    characters: int,
 ) -> None:
-    """Draw an arm's seeds faintly, its median with figures above it, or say that it never got there."""
+    """Draw an arm's seeds faintly, its median with figures above it, or say that it never got there, in
+    lines of so many `characters`."""
     axes.plot([at["steps"] for at in seeds], [row + 0.28] * len(seeds), color=look.colour, **SEED)
     words, colour = f"×  not reached by {runs - len(seeds)} of {runs} seeds", ALERT
     if reached:
         at, colour = reached["steps"], INK
-        axes.plot((0, at), (row + 0.1, row + 0.1), color=look.colour, lw=1.0, alpha=0.5)
-        axes.plot(at, row + 0.1, look.marker, color=look.colour, ms=6.5, zorder=3)
+        axes.plot((0, at), (row + 0.15, row + 0.15), color=look.colour, lw=1.0, alpha=0.5)
+        axes.plot(at, row + 0.15, look.marker, color=look.colour, ms=6.5, zorder=3)
         words = f"{at:,.0f} steps, {format_tokens(reached['tokens'])} tokens, {reached['train_s']:.3g} s"
         words += f" ({reached['seeds']} of {runs} seeds)" if reached["seeds"] < runs else ""
-    across = axes.get_yaxis_transform()
-    axes.text(0.01, row - 0.22, words, transform=across, va="center", size=SMALL, color=colour)
+    look_of_words: dict[str, Any] = {"va": "bottom", "size": SMALL, "color": colour}
+    axes.text(
+        0.01, row - 0.04, fill(words, characters), transform=axes.get_yaxis_transform(), **look_of_words
+    )

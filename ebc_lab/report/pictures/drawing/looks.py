@@ -38,13 +38,13 @@ UNKNOWN = Look(PALETTE.index(BLACK), ":")
 def assign_looks(
     names: Iterable[str], strong: Iterable[str] = (), plain: str | None = None
 ) -> dict[str, Look]:
-    """Return a look for each name: full lines in the first colours for the `strong`, grey for `plain`."""
+    """Return a look for each name: the first colours for the `strong`, grey for `plain`."""
     every = list(dict.fromkeys(names))
     first = [name for name in dict.fromkeys(strong) if name in every and name != plain]
     order = [*first, *(name for name in every if name not in first and name != plain)]
     places = (i for i in range(len(every) * len(PALETTE)) if i != GREY_PLACE)
     looks = {
-        name: Look(place, "-" if name in first else DASHES[1 + nth % 3])
+        name: Look(place, DASHES[nth % len(DASHES)])
         for nth, (name, place) in enumerate(zip(order, places, strict=False))
     }
     return looks | ({plain: Look(GREY_PLACE, "--")} if plain in every else {})

@@ -25,7 +25,7 @@ def ceiling_of(losses: Sequence[float], needed: Sequence[float]) -> float:
     """Return where an axis of losses ends: above what the finding needs, and where a few bad runs would press
     all others together, below those."""
     low, top = min(losses), max(losses)
-    middle = max(statistics.median(losses), *needed)
+    middle = max([statistics.median(losses), *needed])
     limit = low + max(MOST_TIMES * (middle - low), LEAST_SPAN)
     return limit if top > low + 1.25 * (limit - low) else top
 
