@@ -60,11 +60,11 @@ class Picture:
         return _uri(self.path)
 
     @property
-    def phone(self) -> str:
+    def phone(self) -> Any:
         """Return what a narrow screen shows instead; empty where that is the same."""
         if not self.phone_path or self.arm:
             return ""
-        return _base64(self.phone_path)
+        return _ours(_uri(self.phone_path).replace(" ", "%20"))  # in a srcset a space ends the address
 
 
 def _uri(path: Path) -> Any:

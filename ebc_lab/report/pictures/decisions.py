@@ -71,15 +71,20 @@ def by_track(rows: Rows, tracks: Iterable[str]) -> dict[str, list[Mapping[str, A
     return {track: own for track, own in found.items() if own}
 
 
-def draw_beyond(axes: Axes, rows: Rows, x: str, colour: str, row: int, ceiling: float = math.inf) -> int:
-    """Mark at the top the runs that did not complete, with their outcome, and those above the `ceiling`, with
-    their loss; `row`: how far down. -> whether there were any, as a number of rows."""
+def draw_beyond(
+    sheet: Sheet, axes: Axes, rows: Rows, x: str, colour: str, row: int, ceiling: float = math.inf
+) -> int:
+    """Mark at the top the runs that did not complete, with their outcome where there is room, and those above
+    the `ceiling`, with their loss; `row`: how far down. -> whether there were any, as a number of rows."""
     beyond = [one for one in rows if not is_whole(one) or one["val_loss"] > ceiling]
     height, top = 0.95 - 0.08 * row, axes.get_xaxis_transform()
     for one in beyond:
         axes.plot(one[x], height, "^" if is_whole(one) else "x", color=colour, ms=7, mew=2.0, transform=top)
-        side = -1 if one[x] == max(column(rows, x)) else 1  # the last one's words stay in the panel
         words = f"{one['val_loss']:.3f}" if is_whole(one) else str(one["outcome"])
+        if sheet.narrow and not is_whole(one):
+            sheet.key(entry(words, colour, ls="", marker="x", ms=7))
+            continue
+        side = -1 if one[x] == max(column(rows, x)) else 1  # the last one's words stay in the panel
         place: dict[str, Any] = {"xycoords": top, "xytext": (6 * side, 0), "textcoords": "offset points"}
         place |= {"va": "center", "ha": "left" if side > 0 else "right"}
         axes.annotate(words, (one[x], height), color=colour, size=SMALL, **place)
@@ -140,7 +145,7 @@ def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
             draw_losses(right, column(done, "lr"), done, look)
             mark = entry(whose + label, look.colour, marker=look.marker, ls=look.line, ms=5)
             sheet.key(mark)
-            marks += draw_beyond(right, line, "lr", look.colour, marks, ceiling)
+            marks += draw_beyond(sheet, right, line, "lr", look.colour, marks, ceiling)
         again = [row for row in grids.get(track, []) if row["role"] == "replicate" and is_whole(row)]
         right.plot([1.03 * row["lr"] for row in again], column(again, "val_loss"), color=INK, **SEED)
         right.plot(winner["lr"], winner["val_loss"], **RING)
@@ -193,7 +198,7 @@ def _draw_grids(
         axes.plot(column(added, "lr"), column(added, "val_loss"), **hollow)
         if added and not sheet.marks:
             sheet.key(entry("added: the best lay on the edge", ls="", marker="o", mfc="white"))
-        marks += draw_beyond(axes, rows, "lr", look.colour, marks, ceiling)
+        marks += draw_beyond(sheet, axes, rows, "lr", look.colour, marks, ceiling)
     if losses:
         frame_losses(axes, [row for rows in of_grid.values() for row in rows], ceiling, marks)
 
@@ -260,7 +265,7 @@ def draw_lr_scale(facts: Facts, track: str, decision: Mapping[str, Any], swept: 
             if row["run_id"] == decision["run_id"]:
                 top.plot(*place, **RING)
                 sheet.key(entry(f"chosen, with EBC: ×{decision['lr_scale']:g}", **RING))
-        marks += draw_beyond(top, of_role, "lr_scale", look.colour, marks, ceiling)
+        marks += draw_beyond(sheet, top, of_role, "lr_scale", look.colour, marks, ceiling)
     if any(row["inert"] for row in rows):
         inert = entry("LR inert: the same run up to rounding", ROLES["ebc"][1].colour, ls="", marker="o")
         inert.set_markerfacecolor("white")
@@ -479,5 +484,5 @@ def _draw_budgets(sheet: Sheet, rows: Rows, decision: Mapping[str, Any]) -> None
             errors = [row["val_se"] or 0 for row in shown]
             bars: dict[str, Any] = {"fmt": "none", "ecolor": look.colour, "elinewidth": 1}
             top.errorbar(column(shown, "delta_star"), column(shown, "val_loss"), errors, **bars)
-        marks += draw_beyond(top, own, "delta_star", look.colour, marks, ceiling)
+        marks += draw_beyond(sheet, top, own, "delta_star", look.colour, marks, ceiling)
     frame_losses(top, rows, ceiling, marks)

@@ -54,7 +54,7 @@ def test_the_sweep_shows_its_grid_its_extension_and_what_diverged(figures):
     hollow = [line for line in axes.get_lines() if line.get_markerfacecolor() == "white"]
     assert [list(line.get_xdata()) for line in hollow] == [[0.008]]  # not of the grid that was asked for
     assert [line.get_xdata()[0] for line in axes.get_lines() if line.get_marker() == "x"] == [0.016]
-    assert axes.get_xlabel().endswith("the grid, 20 steps")
+    assert " ".join(axes.get_xlabel().split()).endswith("the grid, 20 steps")
     words = words_of(figures["lr_sweep"])
     assert "diverged" in words
     assert "3 seeds" in figures["lr_sweep"].note  # the grid's, and two replicates

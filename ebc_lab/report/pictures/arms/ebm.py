@@ -99,7 +99,11 @@ def draw_states(facts: Facts, track: str, label: str, arm: Mapping[str, Any], st
         facts,
         "How does the energy-based model learn?",
         (whom, _finding(states)),
-        (count_seeds(len(arm["runs"])), "median of the seeds"),
+        (
+            count_seeds(len(arm["runs"])),
+            f"medians of the seeds; parts unweighted, running means over {window(round(last) + 1)} steps",
+            "R² where above 0; dashed: if spread as their splats are",
+        ),
         missing({label: arm}),
         grid=("a", "b"),
         heights=(2.7, 3.2),
@@ -108,15 +112,15 @@ def draw_states(facts: Facts, track: str, label: str, arm: Mapping[str, Any], st
     top, bottom = sheet.panels
     over_steps(facts, sheet.panels, last)
     log_axis(bottom, "y", (1.0, 3.0))
-    bottom.set_ylabel("R² of the score, where above 0 (log scale)\ndashed: if spread as their splats are")
-    top.set_ylabel(f"parts of the loss, unweighted\nrunning means over {window(round(last) + 1)} steps")
+    bottom.set_ylabel("R² of the score (log scale)")
+    top.set_ylabel("parts of the loss")
     for place, (name, line) in enumerate(states.parts.items()):
         _draw_line(sheet, top, PARTS[name], line, Look(place))
     for place, (sigma, line) in enumerate(states.scores.items()):
+        _draw_line(sheet, bottom, f"{sigma:g} radians", line, Look(place), above=0.0)
         matched = states.matched[sigma]
         shown = np.ma.masked_less_equal(matched.middle, 0.0)
         bottom.plot(matched.at, shown, color=Look(place).colour, ls="--", lw=1.2, zorder=2)
-        _draw_line(sheet, bottom, f"{sigma:g} radians", line, Look(place), above=0.0)
     sheet.key(entry("each seed", GREY, **FAINT))
     return sheet
 

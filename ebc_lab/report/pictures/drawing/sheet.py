@@ -46,6 +46,7 @@ NARROW_ALONE = 2.7
 WIDEST_LABEL = 44  # characters of a label beside a line
 ROW_NAME = {False: 34, True: 17}  # characters of a row's name, wide and narrow
 NEAR_THE_EDGE, NEAR_THE_TOP = 0.85, 0.8  # of the axes: a line that ends before has its label at its end
+LABEL_APART = 0.07  # of the axes' height, between labels that stand in them
 MOST_OF_KEY = 8.5  # points of a mark in a key
 SEED: dict[str, Any] = {"ls": "", "marker": "o", "ms": 3.2, "mew": 0, "alpha": 0.45}  # a single seed's point
 FAINT: dict[str, Any] = {"lw": 0.5, "alpha": 0.6}  # a single seed's line, in a key
@@ -186,6 +187,9 @@ class Sheet(Figure):
             _spread(axes, labels)
         for axes in self.panels:
             _thin_ticks(axes)
+            axes.patch.set_visible(False)
+            for line in (*axes.get_xgridlines(), *axes.get_ygridlines()):
+                line.set_clip_on(False)
 
     def _break_words(self, axes: Axes) -> None:
         """Break what an axis shows into lines that its panel holds."""
@@ -193,7 +197,7 @@ class Sheet(Figure):
         broad = int((72 * self.get_figwidth() / self.axes_columns - 60 - labelled) / CHARACTER)
         panel = axes.get_subplotspec()
         assert panel is not None
-        tall = int((72 * self.get_figheight() * panel.get_position(self).height - 30) / CHARACTER)
+        tall = int((72 * self.get_figheight() * panel.get_position(self).height - 20) / CHARACTER)
         axes.set_xlabel(_broken(axes.get_xlabel(), broad))
         axes.set_ylabel(_broken(axes.get_ylabel(), tall))
         axes.set_title(_broken(axes.get_title(loc="left"), broad), loc="left", size=SMALL, color=INK)
@@ -229,13 +233,15 @@ class Sheet(Figure):
         -> the former, each with where its line ends, as shares of the axes."""
         axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # fixed, so that leaders do not move them
         share = axes.transData + axes.transAxes.inverted()
-        beside = []
+        beside, inside = [], []  # the latter: heights of labels that stand in the panel
         for x, y, label, colour in ends:
             across, up = share.transform((x, y))
             words = _broken(label, WIDEST_LABEL)
-            if across < NEAR_THE_EDGE and 0 <= up < NEAR_THE_TOP and len(words) < WIDEST_LABEL:
+            free = all(abs(up - other) > LABEL_APART for other in inside)
+            if across < NEAR_THE_EDGE and 0 <= up < NEAR_THE_TOP and len(words) < WIDEST_LABEL and free:
                 place: dict[str, Any] = {"xytext": (GAP, GAP), "textcoords": "offset points", "va": "bottom"}
                 axes.annotate(words, (x, y), size=SMALL, color=colour, bbox=BACKED, **place)
+                inside.append(up)
                 continue
             up = float(np.clip(up, 0, 1))
             text = axes.text(1.03, up, words, transform=axes.transAxes, va="center", size=SMALL, color=colour)
@@ -250,12 +256,14 @@ def _broken(words: str, most: int) -> str:
 
 
 def _as_drawn(axes: Axes, end: End) -> Any:
-    """Return a mark for a key with the look of the line that ends there."""
-    _, _, label, colour = end
-    for line in axes.get_lines():
-        if line.get_color() == colour and line.get_linewidth() > 0.6 and len(line.get_xdata()) > 1:
-            look = {"ls": line.get_linestyle(), "lw": line.get_linewidth(), "marker": line.get_marker()}
-            return entry(label, colour, ms=4, **look)
+    """Return a mark for a key with the look of the line that ends there, else of one of its colour."""
+    x, y, label, colour = end
+    alike = [line for line in axes.get_lines() if line.get_color() == colour and len(line.get_xdata()) > 1]
+    whole = [line for line in alike if line.get_linewidth() > 0.6]
+    last = [line for line in whole if np.allclose(np.ma.filled(line.get_xydata()[-1], np.nan), (x, y))]
+    for line in (*last, *whole):
+        look = {"ls": line.get_linestyle(), "lw": line.get_linewidth(), "marker": line.get_marker()}
+        return entry(label, colour, ms=4, **look)
     return entry(label, colour, lw=2.0)
 
 
