@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..text.words import optimizer
-from .drawing.curves import ArmRuns, missing
+from .drawing.curves import ArmRuns
 from .drawing.sheet import INK, Arms, Facts, Sheet, count_seeds, entry
 
 NEW, OLD = "val_loss", "init_val_loss"
@@ -72,10 +72,9 @@ def _mean(results: Iterable[Mapping[str, Any]], name: str) -> float:
 def draw(facts: Facts, track: str, arms: Arms, drawn: Mapping[str, Trade]) -> Sheet:
     """Draw the loss on the old text over that on the new one: a line through each arm's points."""
     whom = f"{optimizer(track)}: losses on both texts at the end of each run, from short steps to long ones"
-    seeds = max(len(arms[label]["runs"]) for label in drawn)
     what = "What does a run forget for what it learns?"
     words = (whom, _finding(drawn))
-    sheet = Sheet(facts, what, words, (count_seeds(seeds),), missing(arms), heights=(4.4,))
+    sheet = Sheet(facts, what, words, arms=arms, heights=(4.4,))
     [axes] = sheet.panels
     axes.set_xlabel("loss on the new text (nats per token): learning goes to the left")
     axes.set_ylabel("loss on the old text (nats per token)")

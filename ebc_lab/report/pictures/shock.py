@@ -13,9 +13,9 @@ import numpy as np
 from ebc_lab.config.parts.shock import RECOVERY_WINDOW, SHOCK_WINDOW
 
 from ..text.words import optimizer, signed
-from .drawing.curves import ArmRuns, missing, thinned
+from .drawing.curves import ArmRuns, Line, thinned
 from .drawing.looks import ALERT
-from .drawing.sheet import FAINT, GREY, RULE, Arms, Facts, Sheet, count_seeds, entry, lines
+from .drawing.sheet import FAINT, GREY, RULE, Arms, Facts, Sheet, entry, lines
 
 AFTER_SHOCK = 150  # steps shown after a shock
 RECOVERY_POINTS = 100  # of a line
@@ -28,17 +28,12 @@ SHOCKS = {
 
 @dataclass(frozen=True)
 class Recovery:
-    """An arm's training loss around its shock.
-
-    `loss`: minus its level before, by `offset` from the shock's step.
-    """
+    """An arm's training loss around its shock, minus its level before, by the steps since the shock."""
 
     label: str
     kind: str  # of the shock
     size: float
-    offset: np.ndarray
-    loss: np.ndarray
-    seeds: np.ma.MaskedArray  # the same of each seed
+    loss: Line
     peaks: Sequence[float]  # of the seeds
     back: Sequence[float | None]  # steps until the loss was back, None: never
 
@@ -61,10 +56,9 @@ def gather(of: ArmRuns) -> Recovery | None:
         back.append(run.result.get("shock_recovery_steps"))
     if not losses:
         return None
-    mean = np.ma.masked_invalid(losses).mean(axis=0).filled(math.nan)
-    return Recovery(
-        of.label, shock["name"], shock["size"], offset, mean, np.ma.masked_invalid(losses), peaks, back
-    )
+    seeds = np.ma.masked_invalid(losses)
+    loss = Line(offset, seeds, seeds.mean(axis=0))
+    return Recovery(of.label, shock["name"], shock["size"], loss, peaks, back)
 
 
 def around(losses: np.ndarray, shock: int, offset: np.ndarray) -> np.ndarray:
@@ -92,11 +86,10 @@ def draw(facts: Facts, track: str, arms: Arms, drawn: Mapping[str, Recovery]) ->
         "How does a run recover from a shock?",
         (whom, _finding(list(drawn.values()))),
         (
-            count_seeds(max(len(arm["runs"]) for arm in arms.values())),
             "peak: the highest mean of any 10 later steps",
             f"mean of the seeds over the last {RECOVERY_WINDOW} steps at most",
         ),
-        missing(arms),
+        arms=arms,
         grid=[chr(ord("a") + i) for i in range(len(kinds))],
         heights=[2.7] * len(kinds),
         width=10.0,
@@ -110,8 +103,7 @@ def draw(facts: Facts, track: str, arms: Arms, drawn: Mapping[str, Recovery]) ->
             if (recovery.kind, recovery.size) != (kind, size):
                 continue
             look = facts.look(name)
-            mean = np.ma.masked_invalid(recovery.loss)
-            if end := lines(axes, recovery.offset, recovery.seeds, mean, look):
+            if end := lines(axes, recovery.loss, look):
                 sheet.label(axes, [(*end, _recovery_in_words(recovery), look.colour)])
         axes.set_xlim(-SHOCK_WINDOW - 1, AFTER_SHOCK + 1)
     last = sheet.panels[-1]

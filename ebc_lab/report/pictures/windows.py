@@ -320,8 +320,8 @@ def draw_transfer(facts: Facts, track: str, decision: Mapping[str, Any]) -> Shee
             f"{optimizer(track)}: test loss minus that of the plain optimizer tuned again at that size",
             _worst_regrets(decision),
         ),
-        (count_seeds(max(len(arm["runs"]) for arm in kept.values())), f"bars: its own {sure} interval"),
-        missing(kept),
+        (f"bars: its own {sure} interval",),
+        arms=kept,
         heights=(1.2 + 0.42 * len(kept),),
     )
     [axes] = sheet.panels

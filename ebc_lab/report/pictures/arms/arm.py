@@ -17,6 +17,7 @@ from ebc_lab.records.figures import KL_BAND, PLATEAU_C, WARM_STEPS, limited_by_k
 
 from ...text.words import optimizer, words
 from ..drawing.curves import (
+    Line,
     Run,
     applied_c,
     audited,
@@ -79,7 +80,7 @@ def draw_loss(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Ru
     seen = []
     if len(steps):
         label = f"training loss, mean of the seeds over {window(len(steps))} steps"
-        lines(axes, steps[at], smooth[:, at], smooth.mean(0)[at], look, ls="-", label=label)
+        lines(axes, Line(steps[at], smooth[:, at], smooth.mean(0)[at]), look, ls="-", label=label)
         seen.append(smooth[:, steps >= FRAMED_FROM * steps[-1]])
     if target:
         _draw_target(axes, rival, statistics.fmean(target))
@@ -156,7 +157,7 @@ def draw_clip(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Ru
     axes.fill_between(steps[at], below, above, **shade, label="10th to 90th percentile")
     each = np.ma.concatenate([moving_quantiles(row[None], (0.5,), at) for row in table])
     label = f"median, over the seeds and {window(len(steps))} steps"
-    lines(axes, steps[at], each, middle, look, ls="-", lw=2.2, label=label)
+    lines(axes, Line(steps[at], each, middle), look, ls="-", lw=2.2, label=label)
     if all(KL_RULES in run.steps for run in runs if run.steps):
         ruled = running_mean(by_step((r.steps for r in runs), KL_RULES)[1] == RULED.index("kl")).mean(0)
         label = "share of these steps that the KL limited; the radius limits the others"
@@ -214,8 +215,8 @@ def draw_kl(
     else:
         label = f"natural KL: median of the unclipped baseline, {natural_kl:.3g}"
         axes.axhline(natural_kl, color=GOAL, lw=1.4, ls="--", label=label)
-    middle = np.ma.median(table, axis=0)
-    lines(axes, steps, table, middle, look, ls="-", label="applied KL, median of the seeds")
+    line = Line(steps, table, np.ma.median(table, axis=0))
+    lines(axes, line, look, ls="-", label="applied KL, median of the seeds")
     if arm["ebc"]:
         _mark_audits(axes, [a for a in audits if a], look.colour, math.ceil(table.count() / MOST_MARKS))
     sheet.key(*axes.get_legend_handles_labels()[0])

@@ -13,7 +13,7 @@ import numpy as np
 from ebc_lab.records.figures import KL_BAND
 
 from ...text.words import capital, optimizer
-from ..drawing.curves import Run, applied_c, audited, by_step, missing, running_mean, thinned, window
+from ..drawing.curves import Line, Run, applied_c, audited, by_step, smooth_line, window
 from ..drawing.looks import GOAL
 from ..drawing.sheet import (
     FAINT,
@@ -23,7 +23,6 @@ from ..drawing.sheet import (
     Arms,
     Facts,
     Sheet,
-    count_seeds,
     entry,
     lines,
     log_axis,
@@ -37,33 +36,17 @@ LEAST_RATIO = 0.01  # the log axis of KL / δ* ends there: what lies further off
 
 @dataclass(frozen=True)
 class Course:
-    """An EBC arm over the run: seeds' medians, and each seed, as running means."""
+    """An EBC arm over the run: its clip coefficient, and its applied KL over the target."""
 
-    steps: np.ndarray
-    c: np.ma.MaskedArray
-    seeds_c: np.ma.MaskedArray
-    audits: np.ndarray
-    ratio: np.ma.MaskedArray  # applied KL over its target, geometric means
-    seeds_ratio: np.ma.MaskedArray
+    c: Line
+    ratio: Line  # geometric means
 
 
 def course_of(runs: Sequence[Run]) -> Course:
-    steps, table = applied_c(runs)
     streams = [audited(run.steps) for run in runs]
     audits, applied = by_step(streams, "applied_kl")
-    ratios = np.ma.log(applied / np.ma.masked_less_equal(by_step(streams, "target_kl")[1], 0.0))
-    at, then = thinned(len(steps)), thinned(len(audits))
-    (c, own_c), (ratio, own_ratio) = _middle(table), _middle(ratios)
-    return Course(
-        steps[at], c[at], own_c[:, at], audits[then], np.ma.exp(ratio)[then], np.ma.exp(own_ratio)[:, then]
-    )
-
-
-def _middle(table: np.ma.MaskedArray) -> tuple[np.ma.MaskedArray, np.ma.MaskedArray]:
-    """Return the seeds' median, and each seed, as running means."""
-    if not table.shape[1]:
-        return np.ma.masked_all(0), table
-    return running_mean(np.ma.masked_array(np.ma.median(table, axis=0))[None])[0], running_mean(table)
+    targets = np.ma.masked_less_equal(by_step(streams, "target_kl")[1], 0.0)
+    return Course(smooth_line(*applied_c(runs)), smooth_line(audits, applied / targets, log=True))
 
 
 def drift(arm: Mapping[str, Any]) -> float:
@@ -81,7 +64,7 @@ def distance(arm: Mapping[str, Any]) -> float:
 def draw_steps(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Course]) -> Sheet:
     """Draw the clip coefficient above, the applied KL over its target below, a line for every EBC arm."""
     named = _named(arms, courses)
-    last = max((float(c.steps[-1]) for c in courses.values() if len(c.steps)), default=0.0)
+    last = max((float(c.c.at[-1]) for c in courses.values() if len(c.c.at)), default=0.0)
     sheet = Sheet(
         facts,
         "What did the clip do over the run?",
@@ -90,12 +73,11 @@ def draw_steps(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Cours
             _farthest(arms),
         ),
         (
-            count_seeds(max(len(arm["runs"]) for arm in arms.values())),
             "c: median near the start → near the end of the run",
             "where nothing is clipped the KL lies below its target by right",
             f"running means: of c over {window(round(last) + 1)} steps, of the KL over 3 audits",
         ),
-        missing(arms),
+        arms=arms,
         grid=("a", "b"),
         heights=(2.7, 3.1),
         width=10.0,
@@ -114,15 +96,15 @@ def draw_steps(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Cours
     sheet.key(entry("each seed", GREY, **FAINT))
     for label, course in courses.items():
         panels = (
-            (top, course.steps, course.seeds_c, course.c, _c_in_words(arms[label])),
-            (bottom, course.audits, course.seeds_ratio, course.ratio, _ratio_in_words(arms[label])),
+            (top, course.c, _c_in_words(arms[label])),
+            (bottom, course.ratio, _ratio_in_words(arms[label])),
         )
-        for axes, x, seeds, middle, words in panels:
+        for axes, line, words in panels:
             if label not in named:
-                axes.plot(x, middle, color=REST, lw=1.0, zorder=1.5)
-            elif end := lines(axes, x, seeds, middle, facts.look(label)):
+                axes.plot(line.at, line.middle, color=REST, lw=1.0, zorder=1.5)
+            elif end := lines(axes, line, facts.look(label)):
                 sheet.label(axes, [(*end, f"{label}  {words}", facts.look(label).colour)])
-    seen = np.concatenate([c.ratio.compressed() for c in courses.values()])
+    seen = np.concatenate([c.ratio.middle.compressed() for c in courses.values()])
     low, high = (min(seen), max(seen)) if len(seen) else (1.0, 1.0)
     bottom.set_ylim(max(0.8 * min(low, 0.5), LEAST_RATIO), min(1.25 * max(high, 2.0), 1 / LEAST_RATIO))
     return sheet

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from ebc_lab.records.figures import WARM_STEPS
 
 from ...text.words import optimizer
-from ..drawing.curves import Run, by_step, missing, running_mean, thinned
+from ..drawing.curves import Run, by_step, last_point, running_mean, thinned
 from ..drawing.looks import GOAL
 from ..drawing.sheet import (
     GREY,
@@ -28,9 +28,7 @@ from ..drawing.sheet import (
     Arms,
     Facts,
     Sheet,
-    count_seeds,
     entry,
-    last_point,
     log_axis,
     name_band,
 )
@@ -144,11 +142,10 @@ def draw_curvature(facts: Facts, track: str, arms: Arms, paths: Mapping[str, Ste
         _title(paths),
         (f"{optimizer(track)}: audited steps from step {WARM_STEPS} on, medians over the seeds", finding),
         (
-            count_seeds(max(len(arm["runs"]) for arm in arms.values())),
             "running geometric means",
             "dot: the end of the run",
         ),
-        missing(arms),
+        arms=arms,
         grid=("ab", "ac"),
         heights=(3.0, 3.0),
         width=12.5,

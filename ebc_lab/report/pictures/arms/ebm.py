@@ -14,16 +14,14 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ...text.words import optimizer
-from ..drawing.curves import Run, by_step, missing, running_mean, thinned, window
+from ..drawing.curves import Line, Run, by_step, smooth_line, window
 from ..drawing.looks import Look
 from ..drawing.sheet import (
     FAINT,
     GREY,
     Facts,
     Sheet,
-    count_seeds,
     entry,
-    last_point,
     lines,
     log_axis,
     over_steps,
@@ -37,20 +35,6 @@ PARTS = {  # column of steps.csv -> its name beside the line
     "balance": "balance of the experts",
 }
 LEVEL = re.compile(r"r2_(\d+(?:p\d+)?)")
-
-
-@dataclass(frozen=True)
-class Line:
-    """A figure over the run: the seeds' median, and each seed; masked where there is none."""
-
-    at: np.ndarray  # steps
-    middle: np.ma.MaskedArray
-    seeds: np.ma.MaskedArray  # (seeds, steps)
-
-    @property
-    def last(self) -> tuple[float, float]:
-        """Return where the median ends; (0, NaN) where there is none."""
-        return last_point(self.at, self.middle) or (0.0, np.nan)
 
 
 @dataclass(frozen=True)
@@ -80,18 +64,16 @@ def states_of(runs: Sequence[Run]) -> States | None:
 
 
 def _line(runs: Sequence[Run], stream: str, column: str) -> Line:
-    """A column of steps.csv as running means, of evals.csv as it is."""
+    """Return a column of steps.csv as running means, of evals.csv as it is."""
     every: list[Mapping[str, np.ndarray]] = [getattr(run, stream) for run in runs]
-    steps, table = by_step([stream_rows for stream_rows in every if column in stream_rows], column)
-    if stream == "steps":
-        at = thinned(len(steps))
-        steps, table = steps[at], running_mean(table)[:, at]
-    return Line(steps, np.ma.median(table, axis=0), table)
+    steps, table = by_step([rows for rows in every if column in rows], column)
+    return smooth_line(steps, table) if stream == "steps" else Line(steps, table, np.ma.median(table, axis=0))
 
 
 def draw_states(facts: Facts, track: str, label: str, arm: Mapping[str, Any], states: States) -> Sheet:
     """Draw the parts of the loss above, R² of the score at every noise level below, matched values dashed."""
-    last = max(line.last[0] for line in (*states.parts.values(), *states.scores.values()))
+    ends = [line.last for line in (*states.parts.values(), *states.scores.values())]
+    last = max((end[0] for end in ends if end), default=0.0)
     whom = (
         f"{optimizer(track)}, {label}: parts of its loss, and the share of the score that its splats explain"
     )
@@ -100,11 +82,10 @@ def draw_states(facts: Facts, track: str, label: str, arm: Mapping[str, Any], st
         "How does the energy-based model learn?",
         (whom, _finding(states)),
         (
-            count_seeds(len(arm["runs"])),
             f"medians of the seeds; parts unweighted, running means over {window(round(last) + 1)} steps",
             "R² where above 0; dashed: if spread as their splats are",
         ),
-        missing({label: arm}),
+        arms={label: arm},
         grid=("a", "b"),
         heights=(2.7, 3.2),
         width=10.0,
@@ -127,8 +108,7 @@ def draw_states(facts: Facts, track: str, label: str, arm: Mapping[str, Any], st
 
 def _draw_line(sheet: Sheet, axes: Axes, label: str, line: Line, look: Look, above: float = -np.inf) -> None:
     """Draw a line and its seeds; values not above `above` are left out."""
-    seeds, middle = (np.ma.masked_less_equal(values, above) for values in (line.seeds, line.middle))
-    if end := lines(axes, line.at, seeds, middle, look):
+    if end := lines(axes, line.above(above), look):
         value = f"{end[1]:.2g}".replace("-", "−")
         sheet.label(axes, [(*end, f"{label}  {value}", look.colour)])
 
@@ -137,9 +117,9 @@ def _finding(states: States) -> str:
     """R² at the end as a share of its matched value, level by level."""
     shares = []
     for sigma, line in states.scores.items():
-        r2, matched = line.last[1], states.matched[sigma].last[1]
-        if matched > 0:
-            shares.append(f"{r2 / matched:.2f} at {sigma:g}")
+        r2, matched = line.last, states.matched[sigma].last
+        if r2 and matched and matched[1] > 0:
+            shares.append(f"{r2[1] / matched[1]:.2f} at {sigma:g}")
     if not shares:
         return "No evaluation of the score"
     return f"R² at the end over its matched value: {', '.join(shares)} radians"

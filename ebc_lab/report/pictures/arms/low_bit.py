@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from ebc_lab.records.figures import kl_law
 
 from ...text.words import optimizer
-from ..drawing.curves import Run, by_step, missing, running_mean, thinned, window
+from ..drawing.curves import Line, Run, by_step, smooth_line, window
 from ..drawing.looks import Look
 from ..drawing.sheet import (
     FAINT,
@@ -28,7 +28,6 @@ from ..drawing.sheet import (
     Arms,
     Facts,
     Sheet,
-    count_seeds,
     entry,
     lines,
     log_axis,
@@ -86,13 +85,12 @@ def draw_kl_curve(facts: Facts, track: str, arms: Arms, curves: Mapping[str, Cur
     """Draw KL against c above, with the law dashed; its exponent below."""
     whom = f"{optimizer(track)}: KL between W and W + c·ΔW, median of a run's audits, median of the seeds"
     law = "a float model: KL = A c²; with few levels A c² + B c, A and B in nats per token"
-    seeds = count_seeds(max(len(curve.seeds) for curve in curves.values()))
     sheet = Sheet(
         facts,
         "How does the KL grow with the size of a step?",
         (whom, _finding(curves)),
-        (seeds, law),
-        missing(arms),
+        (law,),
+        arms=arms,
         grid=("a", "b"),
         heights=(3.6, 2.8),
         width=10.0,
@@ -226,12 +224,9 @@ FACTORS = {"lr_factor": "LR factor", "radius_factor": "radius factor"}
 
 @dataclass(frozen=True)
 class Factors:
-    """A policy's factors over the run, by column: the seeds' median, and each seed, as running geometric
-    means."""
+    """A policy's factors over the run, by column, as running geometric means."""
 
-    steps: np.ndarray
-    middle: Mapping[str, np.ma.MaskedArray]
-    seeds: Mapping[str, np.ma.MaskedArray]
+    lines: Mapping[str, Line]
     medians: Mapping[str, float]  # over all steps of all seeds
 
 
@@ -240,22 +235,16 @@ def factors_of(runs: Sequence[Run]) -> Factors | None:
     streams = [run.steps for run in runs if set(FACTORS) <= set(run.steps)]
     if not streams:
         return None
-    middle, seeds, medians = {}, {}, {}
-    for column in FACTORS:
-        steps, table = by_step(streams, column)
-        medians[column] = float(np.median(table.compressed()))
-        smooth = running_mean(np.ma.log(table))
-        at = thinned(len(steps))
-        seeds[column] = np.ma.exp(smooth[:, at])
-        middle[column] = np.ma.exp(np.ma.median(smooth[:, at], axis=0))
-    return Factors(steps[at], middle, seeds, medians)
+    tables = {column: by_step(streams, column) for column in FACTORS}
+    medians = {column: float(np.median(table.compressed())) for column, (_, table) in tables.items()}
+    return Factors({column: smooth_line(*table, log=True) for column, table in tables.items()}, medians)
 
 
 def draw_factors(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Factors]) -> Sheet:
     """Draw the factor on the learning rate above, the one on the trust radius below, a line for every arm."""
     least, most = (choose(courses, key=lambda n: courses[n].medians["lr_factor"]) for choose in (min, max))
     medians = [f"{courses[name].medians['lr_factor']:.2g} ({name})" for name in dict.fromkeys((least, most))]
-    last = max(float(factors.steps[-1]) for factors in courses.values())
+    last = max(float(factors.lines["lr_factor"].at[-1]) for factors in courses.values())
     sheet = Sheet(
         facts,
         "What did the policy do over the run?",
@@ -263,11 +252,8 @@ def draw_factors(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Fac
             f"{optimizer(track)}: its factors on the learning rate (LR) and on the trust radius",
             f"Median factor on the learning rate: {' to '.join(medians)}",
         ),
-        (
-            count_seeds(max(len(arms[name]["runs"]) for name in courses)),
-            f"running geometric mean over {window(round(last) + 1)} steps, median of the seeds",
-        ),
-        missing(arms),
+        (f"running geometric mean over {window(round(last) + 1)} steps, median of the seeds",),
+        arms=arms,
         grid=("a", "b"),
         heights=(2.4, 2.7),
         width=10.0,
@@ -278,8 +264,8 @@ def draw_factors(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Fac
         axes.set_ylabel(f"{name} (log scale)")
         axes.axhline(1.0, color=INK, lw=1.0, ls=":", zorder=1)
         for label, factors in courses.items():
-            look, middle = facts.look(label), factors.middle[column]
-            if end := lines(axes, factors.steps, factors.seeds[column], middle, look):
+            look = facts.look(label)
+            if end := lines(axes, factors.lines[column], look):
                 words = f"{label}  median {factors.medians[column]:.2g}"
                 sheet.label(axes, [(*end, words, look.colour)])
     sheet.key(entry("each seed", GREY, **FAINT))

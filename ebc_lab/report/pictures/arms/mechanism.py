@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from ...text.words import optimizer
 from ..drawing.curves import Run, by_step, running_mean, thinned, window
 from ..drawing.looks import ALERT, AMBER, BLACK, EBC, GOAL, PINK, SKY
-from ..drawing.sheet import INK, REST, SEED, Arms, Facts, Sheet, count_seeds, entry, log_axis, name_rows
+from ..drawing.sheet import INK, REST, SEED, Arms, Facts, Sheet, entry, log_axis, name_rows
 from .arm import arm_sheet
 
 NAMED = 6  # groups that have a layer of their own; the smaller ones share one
@@ -126,7 +126,7 @@ def draw_tightness(
         facts,
         "Does a step move the predictions as far as the groups' sum says?",
         (whom, _tightness_finding(names, measured)),
-        (count_seeds(max(len(arms[name]["runs"]) for name in measured)),),
+        arms={name: arms[name] for name in measured},
         heights=(1.1 + 0.36 * len(measured),),
     )
     [axes] = sheet.panels

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from ...text.words import signed
-from ..drawing.curves import by_step, evals_of, known, missing
+from ..drawing.curves import Line, by_step, evals_of, known, missing
 from ..drawing.looks import ALERT
 from ..drawing.losses import ceiling_of
 from ..drawing.sheet import FAINT, GREY, MOST_LINES, REST, Facts, Sheet, count_seeds, entry, lines
@@ -27,33 +27,26 @@ FRAMED_FROM = 0.1  # of the run: what lies before may leave the frame of the lef
 
 
 @dataclass(frozen=True)
-class Losses:
-    """An arm's validation loss over its runs: the steps, and (seeds, steps) of the runs that completed."""
+class Losses(Line):
+    """An arm's validation loss over the runs that completed; the line is their mean."""
 
-    steps: np.ndarray
-    losses: np.ma.MaskedArray
     arm: Mapping[str, Any]
 
     @property
-    def mean(self) -> np.ma.MaskedArray:
-        mean: np.ma.MaskedArray = self.losses.mean(axis=0)
-        return mean
-
-    @property
     def end(self) -> float:
-        return float(self.mean[-1])
+        return float(self.middle[-1])
 
     @property
     def end_in_words(self) -> str:
-        last = self.losses[:, -1]
-        return f"{self.end:.3f}" + (f" ± {last.std(ddof=1):.3f}" if last.count() > 1 else "")
+        ends = self.seeds[:, -1]
+        return f"{self.end:.3f}" + (f" ± {ends.std(ddof=1):.3f}" if ends.count() > 1 else "")
 
 
 def losses_of(root: Path, arm: Mapping[str, Any]) -> Losses | None:
     """Return what evals.csv of an arm's completed runs says; None where no run completed, or kept it."""
     done = [run for run in arm["runs"].values() if known(root, run).get("outcome") == "completed"]
     steps, losses = by_step((evals_of(root, run) for run in done), "val_loss")
-    return Losses(steps, losses, arm) if len(steps) and losses[:, -1].count() else None
+    return Losses(steps, losses, losses.mean(axis=0), arm) if len(steps) and losses[:, -1].count() else None
 
 
 def draw_overlaid(
@@ -87,17 +80,17 @@ def draw_overlaid(
         for name in reversed(order):  # those asked about on top
             course, look = courses[name], facts.look(name)
             if name not in named:
-                axes.plot(course.steps, course.mean, color=REST, lw=1.0, zorder=1.5)
+                axes.plot(course.at, course.middle, color=REST, lw=1.0, zorder=1.5)
                 continue
             width, above = (2.6, 2.8) if name in mine else (1.4, 2.5)
-            lines(axes, course.steps, course.losses, course.mean, look, lw=width, zorder=above)
+            lines(axes, course, look, lw=width, zorder=above)
     _frame(
         left, right, courses.values(), [courses[name].end for name in (*mine, reference) if name in courses]
     )
     for name in named:
         course = courses[name]
         label = f"{name}  {course.end_in_words}"
-        sheet.label(right, [(float(course.steps[-1]), course.end, label, facts.look(name).colour)])
+        sheet.label(right, [(float(course.at[-1]), course.end, label, facts.look(name).colour)])
     sheet.key(entry("mean of the seeds", GREY), entry("each seed", GREY, **FAINT))
     if others := len(order) - len(named):
         sheet.key(entry(f"{others} other arms", REST, lw=1.0))
@@ -117,16 +110,16 @@ def _finding(courses: Mapping[str, Losses], mine: Sequence[str]) -> str:
 def _frame(left: Axes, right: Axes, courses: Collection[Losses], needed: Sequence[float]) -> None:
     """Show on the left the run from its steep start on, on the right its end, whose place the left one marks;
     a few bad arms may leave either, but not the ends that are `needed`."""
-    last = max(float(course.steps[-1]) for course in courses)
-    first = min(_start_of_the_end(course.steps) for course in courses)
+    last = max(float(course.at[-1]) for course in courses)
+    first = min(_start_of_the_end(course.at) for course in courses)
     ends = [course.end for course in courses]
     top = ceiling_of(ends, needed)
-    after = [course.mean[course.steps >= FRAMED_FROM * last] for course in courses if course.end <= top]
+    after = [course.middle[course.at >= FRAMED_FROM * last] for course in courses if course.end <= top]
     low, high = min(ends), max([top, *(float(mean.max()) for mean in after if mean.count())])
     room = max(high - low, 0.02)
     left.set(xlim=(-0.01 * last, 1.02 * last), ylim=(low - 0.06 * room, high + 0.04 * room))
-    seen = [course.mean[course.steps >= first].compressed() for course in courses if course.end <= top]
-    seen += [course.losses[:, -1].compressed() for course in courses]
+    seen = [course.middle[course.at >= first].compressed() for course in courses if course.end <= top]
+    seen += [course.seeds[:, -1].compressed() for course in courses]
     within = [loss for loss in np.concatenate(seen) if loss <= top + 0.5 * (top - low)]
     room = max(max(within) - min(within), 0.005)
     span = last - first

@@ -146,6 +146,41 @@ def thinned(n: int, most: int = MOST_POINTS) -> np.ndarray:
     return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int)) if n else np.arange(0)
 
 
+@dataclass(frozen=True)
+class Line:
+    """A figure over the run: each seed, and the line that stands for them; masked where there is none."""
+
+    at: np.ndarray  # steps
+    seeds: np.ma.MaskedArray  # (seeds, steps)
+    middle: np.ma.MaskedArray
+
+    @property
+    def last(self) -> tuple[float, float] | None:
+        """Return the last point that is finite; None where none is."""
+        return last_point(self.at, self.middle)
+
+    def above(self, low: float) -> Line:
+        """Return the line without what is not above `low`."""
+        seeds, middle = (np.ma.masked_less_equal(values, low) for values in (self.seeds, self.middle))
+        return Line(self.at, seeds, middle)
+
+
+def smooth_line(steps: np.ndarray, table: np.ma.MaskedArray, *, log: bool = False) -> Line:
+    """Return the running means of seeds side by side, and their median, thinned; geometric means if `log`."""
+    if not len(steps):
+        return Line(steps, table, np.ma.masked_all(0))
+    at = thinned(len(steps))
+    seeds = running_mean(np.ma.log(table) if log else table)[:, at]
+    middle = np.ma.median(seeds, axis=0)
+    return Line(steps[at], np.ma.exp(seeds), np.ma.exp(middle)) if log else Line(steps[at], seeds, middle)
+
+
+def last_point(x: np.ndarray, y: np.ma.MaskedArray) -> tuple[float, float] | None:
+    """Return the last point of a line that is finite; None where none is."""
+    seen = np.flatnonzero(np.isfinite(np.ma.filled(y, np.nan)))
+    return (float(x[seen[-1]]), float(y[seen[-1]])) if len(seen) else None
+
+
 def window(steps: int) -> int:
     """How many steps the moving window of a run of `steps` steps takes in."""
     return 2 * max(1, round(SMOOTHED_SHARE * steps)) + 1 if steps > 1 else 1

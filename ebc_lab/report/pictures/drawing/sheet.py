@@ -27,6 +27,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 from ..catalogue import Entry
+from .curves import Line, missing
 from .looks import ALERT, GOAL, UNKNOWN, Look
 
 STYLE = Path(__file__).parent / "style.mplstyle"
@@ -92,12 +93,14 @@ class Sheet(Figure):
         notes: Sequence[str] = (),
         alert: str = "",
         *,
+        arms: Arms | None = None,
         grid: Sequence[str] = ("a",),
         heights: Sequence[float] = (3.9,),
         width: float = WIDE,
     ) -> None:
         """`about`: whom it shows and what was found, in sentences; `notes`: how to read it; `alert`: what is
-        missing. `grid`: rows of panels, a letter each; `heights`: inches of these rows on a wide sheet."""
+        missing; of `arms` the seeds and what is missing are said here. `grid`: rows of panels, a letter each;
+        `heights`: inches of these rows on a wide sheet."""
         self.narrow = facts.narrow
         if facts.narrow:
             grid = list(dict.fromkeys("".join(grid)))
@@ -106,8 +109,10 @@ class Sheet(Figure):
             width = NARROW
         self.title = " ".join(title.split())
         self.alt = " ".join(f"{text.rstrip('.')}." for text in about if text)
+        if arms is not None:
+            notes = (count_seeds(max((len(arm["runs"]) for arm in arms.values()), default=0)), *notes)
         self.note = " · ".join(notes)
-        self.alert = alert
+        self.alert = alert or missing(arms or {})
         source = f"study {facts.name} · {facts.scale} scale · {facts.corpus}"
         self.source = f"{source}. Corpus: {facts.warning}" if facts.warning else source
         head = wrap(self.title, int(72 * width / 8.6))
@@ -320,23 +325,14 @@ def entry(label: str, color: str = INK, **look: Any) -> Line2D:
     return Line2D([], [], color=color, label=label, **look)
 
 
-def lines(
-    axes: Axes, x: np.ndarray, seeds: np.ma.MaskedArray, middle: np.ma.MaskedArray, look: Look, **more: Any
-) -> tuple[float, float] | None:
-    """Draw the line that stands for an arm's seeds, and each seed faintly. -> its last point, if any.
-
-    `seeds`: (seeds, x); `middle`: their mean or median.
-    """
-    axes.plot(x, middle, **{"color": look.colour, "ls": look.line, "lw": 1.6, "zorder": 2.5, **more})
-    if len(seeds) > 1:
-        axes.plot(x, seeds.T, color=more.get("color", look.colour), lw=0.5, alpha=0.35, zorder=1.2)
-    return last_point(x, middle)
-
-
-def last_point(x: np.ndarray, y: np.ma.MaskedArray) -> tuple[float, float] | None:
-    """Return the last point of a line that is finite; None where none is."""
-    seen = np.flatnonzero(np.isfinite(np.ma.filled(y, np.nan)))
-    return (float(x[seen[-1]]), float(y[seen[-1]])) if len(seen) else None
+def lines(axes: Axes, line: Line, look: Look, **more: Any) -> tuple[float, float] | None:
+    """Draw the line that stands for an arm's seeds, and each seed faintly. -> its last point, if any."""
+    axes.plot(
+        line.at, line.middle, **{"color": look.colour, "ls": look.line, "lw": 1.6, "zorder": 2.5, **more}
+    )
+    if len(line.seeds) > 1:
+        axes.plot(line.at, line.seeds.T, color=look.colour, lw=0.5, alpha=0.35, zorder=1.2)
+    return line.last
 
 
 def name_rows(axes: Axes, names: Sequence[str]) -> None:
