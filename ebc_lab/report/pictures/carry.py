@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
@@ -153,7 +154,7 @@ def draw_optima(facts: Facts, track: UnitsTrack) -> Sheet | None:
                 names = _few(
                     [name_in_words(settings, name) for name, octaves in at.items() if octaves == end]
                 )
-                look = {"va": side, "ha": "center", "size": SMALL, "color": GREY}
+                look: dict[str, Any] = {"va": side, "ha": "center", "size": SMALL, "color": GREY}
                 axes.annotate(names, (end, row), (0, points), textcoords="offset points", **look)
     axes.margins(x=0.1 if facts.narrow else 0.3)
     return sheet

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from ebc_lab.config.parts import PARTS
+from ebc_lab.records.decisions import SuiteTrack
 from ebc_lab.study.stages.stage import candidates_of
 
 from ..text.words import mine_of, optimizer, short, signed, tuned_arms
@@ -143,7 +144,7 @@ def _together(
     root: Path,
     facts: Facts,
     track: str,
-    compared: Mapping[str, Any],
+    compared: SuiteTrack,
     arms: Arms,
     decisions: Decisions,
     tail: str,

@@ -326,7 +326,9 @@ def _scale_finding(decision: Mapping[str, Any]) -> str:
     else:
         with_ebc, without = (in_octaves(window) for window in windows.values())
         finding = f"LR window: {with_ebc} with EBC, {without} without"
-    return finding + "; at hollow points c < 1 cancels the learning rate" * decision["headroom_is_tautology"]
+    if decision["headroom_is_tautology"]:
+        finding += "; at hollow points c < 1 cancels the learning rate"
+    return finding
 
 
 # -- the effective learning rate -----------------------------------------------------------------------------

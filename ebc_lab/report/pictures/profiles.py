@@ -114,7 +114,7 @@ def draw_ratios(facts: Facts, track: Mapping[str, Any]) -> Sheet:
     chose = [track["workloads"][name]["calibrates"] for name in places]
     labels = [name + "*" * (not chosen) for name, chosen in zip(places, chose, strict=True)]
     axes.set(xlim=(-0.5, len(places) - 0.5))
-    axes.set_xticks(range(len(places)), labels, **({"rotation": 90} if facts.narrow else {}))
+    axes.set_xticks(range(len(places)), labels, rotation=90 if facts.narrow else 0)
     axes.tick_params(axis="x", length=0)
     axes.spines["bottom"].set_visible(False)
     shades = (("as fast as the best", SHADES(0.0)), (f"{most:g} times as long, or longer", SHADES(1.0)))

@@ -149,8 +149,8 @@ def draw_tuned(facts: Facts, curves: Mapping[str, Mapping[str, Any]], mine: Sequ
     ceiling = _draw_losses(top, sweeps, looks, "lr", "validation loss", mine, needed)
     chosen = {name: _chosen_rate(curves[name]) for name in named}
     for name in named:
-        if chosen[name] is not None:
-            top.plot(chosen[name], curves[name]["val_loss"], **RING)
+        if (rate := chosen[name]) is not None:
+            top.plot(rate, curves[name]["val_loss"], **RING)
         if sweeps[name]["window"]:
             points = [(p["lr"], p["loss"]) for p in sweeps[name]["points"] if p["loss"] is not None]
             label = f"{name}  {_best_in_words('best', curves[name])}"

@@ -53,7 +53,7 @@ def frame_losses(axes: Axes, rows: Sequence[Mapping[str, Any]], ceiling: float, 
 def draw_windows(
     sheet: Sheet,
     axes: Axes,
-    windows: Mapping[str, Mapping[str, Any] | None],
+    windows: Mapping[str, Any],
     looks: Mapping[str, Look],
     chosen: Mapping[str, float | None],
 ) -> None:
@@ -78,7 +78,7 @@ def _bar(colour: str) -> Any:
     return Line2D([], [], color=colour, lw=5, alpha=0.35)
 
 
-def widest_in_words(windows: Mapping[str, Mapping[str, Any] | None]) -> str:
+def widest_in_words(windows: Mapping[str, Any]) -> str:
     """Say whose window is widest. Of windows that go on beyond what was tried none is wider than another."""
     known = {name: window for name, window in windows.items() if window}
     still_open = [name for name, window in known.items() if window["open_low"] or window["open_high"]]

@@ -20,6 +20,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import TightLayoutEngine
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
@@ -122,7 +123,7 @@ class Sheet(Figure):
             LINE * len(foot) + GAP,
         )  # points above and below the panels
         height = sum(heights) + sum(self.strips) / 72
-        super().__init__(figsize=(width, height), layout="tight")
+        super().__init__(figsize=(width, height))
         FigureCanvasAgg(self)
         self.alone = [
             self.text(0, 0, "\n".join(head), size=13, weight="bold", va="top"),
@@ -183,11 +184,8 @@ class Sheet(Figure):
         self.alone[1].set_position((GAP / width, GAP / 2 / height))
         if key:
             key.set_bbox_to_anchor((GAP / width, foot / height), transform=self.transFigure)
-        layout = self.get_layout_engine()
-        assert layout is not None
-        layout.set(rect=(0, (foot + depth) / height, 1, 1 - head / height))
+        layout = TightLayoutEngine(rect=(0, (foot + depth) / height, 1, 1 - head / height))
         layout.execute(self)
-        self.set_layout_engine(None)  # once is enough
         for axes, labels in placed.items():
             _spread(axes, labels)
         for axes in self.panels:
@@ -219,8 +217,8 @@ class Sheet(Figure):
         named: dict[str, tuple[Any, list[str]]] = {}
         for ends in self.ends.values():
             for mark, (_, _, label, _) in sorted(ends, key=lambda end: -end[1][1]):
-                name, _, words = label.partition("  ")
-                named.setdefault(name, (mark, []))[1].extend([words] if words else [])
+                name, _, found = label.partition("  ")
+                named.setdefault(name, (mark, []))[1].extend([found] if found else [])
         for name, (mark, words) in named.items():
             mark.set_label(f"{name}  {'; '.join(words)}")
         return [mark for mark, _ in named.values()]
@@ -238,7 +236,8 @@ class Sheet(Figure):
         -> the former, each with where its line ends, as shares of the axes."""
         axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())  # fixed, so that leaders do not move them
         share = axes.transData + axes.transAxes.inverted()
-        beside, inside = [], []  # the latter: heights of labels that stand in the panel
+        beside = []
+        inside: list[float] = []  # heights of labels that stand in the panel
         for x, y, label, colour in ends:
             across, up = share.transform((x, y))
             words = _broken(label, WIDEST_LABEL)
@@ -263,9 +262,12 @@ def _broken(words: str, most: int) -> str:
 def _as_drawn(axes: Axes, end: End) -> Any:
     """Return a mark for a key with the look of the line that ends there, else of one of its colour."""
     x, y, label, colour = end
-    alike = [line for line in axes.get_lines() if line.get_color() == colour and len(line.get_xdata()) > 1]
-    whole = [line for line in alike if line.get_linewidth() > 0.6]
-    last = [line for line in whole if np.allclose(np.ma.filled(line.get_xydata()[-1], np.nan), (x, y))]
+    alike = [line for line in axes.get_lines() if line.get_color() == colour and line.get_linewidth() > 0.6]
+    points = [np.ma.filled(np.ma.atleast_2d(line.get_xydata()), np.nan) for line in alike]
+    whole = [line for line, own in zip(alike, points, strict=True) if len(own) > 1]
+    last = [
+        line for line, own in zip(alike, points, strict=True) if len(own) > 1 and np.allclose(own[-1], (x, y))
+    ]
     for line in (*last, *whole):
         look = {"ls": line.get_linestyle(), "lw": line.get_linewidth(), "marker": line.get_marker()}
         return entry(label, colour, ms=4, **look)
