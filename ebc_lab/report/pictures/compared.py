@@ -97,7 +97,7 @@ def final_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
             yield Picture(f"ebm{tail}", section, draw, facts)
         if found.tight:
             names = {name: short(name, arms[name]) for name in found.tight}
-            draw = partial(draw_tightness, track=track, names=names, arms=arms, measured=found.tight)
+            draw = partial(draw_tightness, track=track, arms=arms, measured=found.tight, names=names)
             yield Picture(f"tightness{tail}", section, draw, facts)
 
 
@@ -115,18 +115,17 @@ def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
         yield from _together(root, facts, track, compared, arms, decisions, tail)
         found = Gathered()
         yield from _each_arm(root, facts, track, compared, arms, decisions, tail, found)
-        for name, draw, labels, *more in _of_several(root, compared, found):
-            shown = {label: compared["arms"][label] for label in labels}
-            yield Picture(f"{name}{tail}", section, partial(_draw, draw, track, shown, more), facts)
+        for name, draw, drawn in _of_several(root, compared, found):
+            shown = {label: compared["arms"][label] for label in drawn}
+            yield Picture(f"{name}{tail}", section, partial(_draw, draw, track, shown, drawn), facts)
         if states := found.states:
             label = compared["reference"]
             draw = partial(draw_states, track=track, label=label, arm=arms[label], states=states)
             yield Picture(f"ebm{tail}", section, draw, facts)
 
 
-def _draw(draw: Any, track: str, arms: Arms, more: Sequence[Any], facts: Facts) -> Sheet | None:
-    sheet: Sheet | None = draw(facts, track, arms, *more)
-    return sheet
+def _draw(draw: Any, track: str, arms: Arms, drawn: Mapping[str, Any], facts: Facts) -> Any:
+    return draw(facts, track, arms, drawn)
 
 
 def highlighted_arms(compared: Mapping[str, Any]) -> Arms:
@@ -242,28 +241,22 @@ def _pictures_of_arm(
         yield Picture(f"{name}{tail}_{kind}", "arms", drawn, facts, arm=name)
 
 
-def _of_several(root: Path, compared: Mapping[str, Any], found: Gathered) -> Iterator[tuple[Any, ...]]:
-    """Return (name, how it is drawn, whose it is, what is drawn) of each picture of several arms."""
+def _of_several(
+    root: Path, compared: Mapping[str, Any], found: Gathered
+) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+    """Return (name, how it is drawn, what of each arm) of each picture of several arms."""
+    measured = any(len(path.measured_at) for path in found.paths.values())
     several: dict[str, tuple[Any, Mapping[str, Any]]] = {
         "ablation_steps": (draw_steps, found.courses),
+        "ablation_tightness": (draw_tightness, found.tight),
         "kl_curve": (draw_kl_curve, found.curves),
+        "curvature": (draw_curvature, found.paths if measured else {}),
         "policy": (draw_factors, _factors(root, compared["arms"])),
+        **{name: (PART_FIGURES[name].draw, drawn) for name, drawn in found.parts.items()},
     }
-    if any(len(path.measured_at) for path in found.paths.values()):
-        several["curvature"] = (draw_curvature, found.paths)
-    several |= {name: (PART_FIGURES[name].draw, drawn) for name, drawn in found.parts.items()}
     for name, (draw, drawn) in several.items():
         if drawn:
-            yield name, draw, drawn, drawn
-    if found.tight:
-        draw = partial(_draw_tightness, names={label: label for label in found.tight})
-        yield "ablation_tightness", draw, found.tight, found.tight
-
-
-def _draw_tightness(
-    facts: Facts, track: str, arms: Arms, measured: Mapping[str, Tightness], names: Mapping[str, str]
-) -> Sheet:
-    return draw_tightness(facts, track, names, arms, measured)
+            yield name, draw, drawn
 
 
 def _tried(root: Path, tune: Any, track: str, label: str) -> list[tuple[str, dict[str, Any]]]:

@@ -113,12 +113,17 @@ def tightness_of(runs: Sequence[Run]) -> Tightness | None:
 
 
 def draw_tightness(
-    facts: Facts, track: str, names: Mapping[str, str], arms: Arms, measured: Mapping[str, Tightness]
+    facts: Facts,
+    track: str,
+    arms: Arms,
+    measured: Mapping[str, Tightness],
+    names: Mapping[str, str] | None = None,
 ) -> Sheet:
     """Draw a row for every arm that measured it: median, quartiles, 10th to 90th percentile, its seeds faint.
 
-    `names`: the arms in words.
+    `names`: the arms in words, where these are others.
     """
+    names = names or {name: name for name in measured}
     whom = (
         f"{optimizer(track)}: tightness, the measured movement T over the predicted one, c·S, at the audits"
     )

@@ -29,7 +29,8 @@ class Look(NamedTuple):
 
     @property
     def marker(self) -> str:
-        return MARKERS[self.place % len(MARKERS)]
+        times = self.place // len(PALETTE)  # the second time round a colour has another marker
+        return MARKERS[(self.place + times) % len(MARKERS)]
 
 
 UNKNOWN = Look(PALETTE.index(BLACK), ":")
