@@ -152,6 +152,6 @@ def test_a_policys_factors_are_drawn_for_the_arms_that_have_one(figures):
 def test_factors_are_geometric_means():
     steps = {"step": np.arange(3.0), "lr_factor": np.array([0.25, 1.0, 4.0]), "radius_factor": np.ones(3)}
     found = low_bit.factors_of([Run("0", {}, steps, {})])
-    assert found.middle["lr_factor"][1] == pytest.approx(1.0)
+    assert found.lines["lr_factor"].middle[1] == pytest.approx(1.0)
     assert found.medians == {"lr_factor": 1.0, "radius_factor": 1.0}
     assert low_bit.factors_of([Run("0", {}, {"step": np.arange(3.0)}, {})]) is None
