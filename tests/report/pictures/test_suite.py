@@ -8,7 +8,6 @@ import pytest
 from matplotlib.figure import Figure
 from support.drawn import (
     BROKEN,
-    GAIN,
     GOOD,
     PLAIN,
     SEEDS,
@@ -30,20 +29,6 @@ from ebc_lab.report.pictures.drawing.curves import read_runs
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory) -> dict[str, Figure]:
     return drawn(write_suite(tmp_path_factory.mktemp("suite"), asked=("copied_arm",)))
-
-
-@pytest.mark.slow
-def test_a_suite_draws_the_same_each_time(tmp_path):
-    root = write_suite(tmp_path)
-    written = pictures.draw_study(root)
-    first = {path: path.read_bytes() for path in written}
-    assert {path: path.read_bytes() for path in pictures.draw_study(root)} == first
-
-
-def test_a_suite_draws_its_arms_together_and_each_alone(suite):
-    kinds = {f"{arm}_loss" for arm in GAIN}
-    kinds |= {f"{arm}_{kind}" for arm in (GOOD, TRAP) for kind in ("clip", "kl", "groups")}
-    assert set(suite) == kinds | {"ablation_steps", "ablation_tightness", "ablation_curves"}
 
 
 def test_incomplete_arms_are_named_beside_the_picture(suite):
