@@ -34,9 +34,8 @@ from .profiles import draw_profiles, draw_ratios
 from .render import pdf, png, svg
 from .slots import draw_slots
 
-Drawn = Iterator[
-    tuple[str, Callable[[Facts], Any]]
-]  # the track, empty where a picture is of all; what draws it
+# the track, empty where a picture is of all; what draws it
+TrackPictures = Iterator[tuple[str, Callable[[Facts], Any]]]
 
 
 def draw_study(root: Path) -> list[Path]:
@@ -111,25 +110,25 @@ def pictures(root: Path, facts: Facts, decisions: Decisions) -> Iterator[Picture
 # -- of a decision between candidates ------------------------------------------------------------------------
 
 
-def _lr_sweep(root: Path, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
+def _lr_sweep(root: Path, decision: Mapping[str, Any], decisions: Decisions) -> TrackPictures:
     if "candidates" in decision:
         yield "", partial(draw_lr_sweep, decision=decision)
 
 
-def _lr_scale(root: Path, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
+def _lr_scale(root: Path, decision: Mapping[str, Any], decisions: Decisions) -> TrackPictures:
     for track, chosen in decision["tracks"].items():
         swept = decisions["lr_sweep"]["tracks"][track]
         yield track, partial(draw_lr_scale, track=track, decision=chosen, swept=swept)
 
 
-def _eta_eff(root: Path, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
+def _eta_eff(root: Path, decision: Mapping[str, Any], decisions: Decisions) -> TrackPictures:
     for track, chosen in decision["tracks"].items():
         rows = [row for of_role in chosen["arms"].values() for row in of_role]
         results = {row["run_id"]: known(root, row["run_id"]) for row in rows}
         yield track, partial(draw_eta_eff, track=track, decision=chosen, results=results)
 
 
-def _calibrate(root: Path, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
+def _calibrate(root: Path, decision: Mapping[str, Any], decisions: Decisions) -> TrackPictures:
     tracks = decision["tracks"]
     for track, rows in by_track(decision["candidates"], tracks).items():
         natural = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
@@ -137,17 +136,17 @@ def _calibrate(root: Path, decision: Mapping[str, Any], decisions: Decisions) ->
         yield track, partial(draw_calibration, **calibrated)
 
 
-def _of_each_track(draw: Callable[..., Any]) -> Callable[..., Drawn]:
+def _of_each_track(draw: Callable[..., Any]) -> Callable[..., TrackPictures]:
     """Return what draws a picture of each track of a decision."""
 
-    def of_each(root: Path, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
+    def of_each(root: Path, decision: Mapping[str, Any], decisions: Decisions) -> TrackPictures:
         for name, track in decision["tracks"].items():
             yield name, partial(draw, track=track)
 
     return of_each
 
 
-BY_KIND: Mapping[str, Callable[[Path, Mapping[str, Any], Decisions], Drawn]] = {
+BY_KIND: Mapping[str, Callable[[Path, Mapping[str, Any], Decisions], TrackPictures]] = {
     "lr_sweep": _lr_sweep,
     "lr_scale": _lr_scale,
     "eta_eff": _eta_eff,
