@@ -147,6 +147,7 @@ def test_a_study_with_finals_and_a_suite_has_every_picture(study):
     assert {path.stem for path in study.glob("*.png")} == expected_names("adam_none") | kinds | together
 
 
+@pytest.mark.thorough
 def test_no_picture_is_blank_or_all_ink(study):
     for path in study.glob("*.png"):
         image = matplotlib.image.imread(path)
@@ -155,6 +156,7 @@ def test_no_picture_is_blank_or_all_ink(study):
         assert 0.01 < (image[:, :, :3].min(axis=2) < 0.95).mean() < 0.6, path.name
 
 
+@pytest.mark.thorough
 def test_a_picture_has_the_same_bytes_each_time(study):
     """Of all pictures: test_draws_every_picture_of_a_study_the_same_each_time."""
     settings = dict(matplotlib.rcParams)
