@@ -182,7 +182,9 @@ class Study(StudyFiles):
         place = self.root if self.root.parent.name else f"./{self.root}"
         setting = "study" if self.name in choices_of("study", None) else "study.name"
         start = "" if near else f"start it with `ebc-lab autopilot {setting}={self.name}`, or "
-        raise UserError(f"there is no study at {place}{near}{there}: {start}say where it is with --output-dir.")
+        raise UserError(
+            f"there is no study at {place}{near}{there}: {start}say where it is with --output-dir."
+        )
 
     def blame_files(self) -> AbstractContextManager[None]:
         """Return a context that replaces any error caused by malformed contents of the study's files with a
