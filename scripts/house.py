@@ -85,7 +85,7 @@ ROOMS = {
         ("autopilot",),
         ("inspect",),
     ),
-    "report": (("text",), ("pictures",), ("page",), ("conclude",)),
+    "report": (("text",), ("kinds",), ("pictures",), ("page",), ("conclude",)),
 }
 MOST_FILES = 16  # in a folder, without __init__.py
 OF_GROUPS = ("config/parts", "components")  # these have a file for each group of conf/, however many

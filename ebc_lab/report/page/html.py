@@ -99,13 +99,16 @@ def render(root: Path, evidence_of: Mapping[str, Any], live: Mapping[str, Any] |
     `live`: what `inspect.status` says, for a page that follows a study.
     """
     shown, left_out = chosen_pictures(pictures(root), _judged(evidence_of))
-    opening = headline_picture(shown, bool(evidence_of["verdict"]))
+    checked = any(answer["checks"] for answer in evidence_of["answers"])
+    opening = headline_picture(shown, checked)
     static = [p for p in shown if _is_of_curves(p) and p is not opening]
     by_section: dict[str, list[Picture]] = {}
     for picture in shown:
         if picture is not opening and picture not in static:
             by_section.setdefault(picture.section, []).append(picture)
     said = str({k: v for k, v in evidence_of.items() if k not in NOT_SAID})
+    sections = evidence_of["sections"]
+    compares_arms = not sections or any(section["arms"] for section in sections)
     ebc = words.has_ebc(evidence_of["header"]["config"])
     rest = {
         "pictures": by_section,
@@ -116,7 +119,7 @@ def render(root: Path, evidence_of: Mapping[str, Any], live: Mapping[str, Any] |
         "named": evidence.NAMED,
         "words": words,
         "curves_data": _ours(as_script(evidence_of["curves"])),
-        **words.explanation(ebc, bool(evidence_of["verdict"]), said),
+        **(words.explanation(ebc, checked, said) if compares_arms else {"method": (), "terms": {}}),
     }
     return _rendered("page.html.j2", **evidence_of, **rest)
 
@@ -142,7 +145,6 @@ def _rendered(template: str, **values: Any) -> str:
 
 
 # -- figures -------------------------------------------------------------------------------------------------
-# --------------
 
 
 def pictures(root: Path) -> list[Picture]:
@@ -186,16 +188,11 @@ def _is_of_curves(picture: Picture) -> bool:
 
 
 def _judged(evidence_of: Mapping[str, Any]) -> set[str]:
-    """Return the arms that the verdict is about: those it compares; of a suite the reference and the best."""
-    lines = [line for v in evidence_of["verdict"] for line in v["lines"]]
-    about = {line[k] for line in lines for k in ("arm", "reference") if line.get(k)}
-    for track in (evidence_of["suite"] or {"tracks": []})["tracks"]:
-        about |= track["judged"]
-    return about
+    """Return the arms that the answers are about."""
+    return {arm for answer in evidence_of["answers"] for arm in answer["arms"]}
 
 
 # -- templates -----------------------------------------------------------------------------------------------
-# --------------
 
 
 @functools.cache

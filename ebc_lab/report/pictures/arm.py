@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from ebc_lab.ebc.options import RULED
 from ebc_lab.records.figures import KL_BAND, PLATEAU_C, WARM_STEPS, limited_by_kl
 
-from ..text.words import optimizer, words
+from ..text.words import arm_title, optimizer
 from .curves import (
     Run,
     applied_c,
@@ -61,7 +61,7 @@ def arm_page(
     small = [name, f"lr {arm['lr']:g}"]
     if "about" in arm:
         small = [optimizer(arm["track"]), *small[1:], *([f"δ* {arm['delta_star']:g}"] if arm["ebc"] else [])]
-    figure, axes = page(facts, what, words(name, arm), finding, len(runs), small, trouble(runs))
+    figure, axes = page(facts, what, arm_title(name, arm), finding, len(runs), small, trouble(runs))
     axes.set_xlabel(f"training step  (one step = {facts.tokens_per_step:,} tokens)")
     last = max((float(r.steps["step"][-1]) for r in runs if r.steps), default=0.0)
     axes.set_xlim(-0.01 * last, 1.01 * last + 1)

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from ebc_lab.study.stages import compare_arms
 
-from ..text.words import optimizer, short
+from ..text.words import arm_label, optimizer
 from .arm import Rival, colour_of, draw_clip, draw_kl, draw_loss, mark_of
 from .curves import Run, read_results, read_runs
 from .ebm import draw_states, states_of
@@ -64,7 +64,7 @@ def final_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
         natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
         yield from _arm_pictures(root, facts, track_decision, baseline, natural_kl, tight)
         if tight:
-            names = {name: short(name, track_decision["arms"][name]) for name in tight}
+            names = {name: arm_label(name, track_decision["arms"][name]) for name in tight}
             of = (track, names, track_decision["arms"], tight)
             yield from picture("tightness" + f"_{track}" * several, section, facts, draw_tightness, *of)
 
@@ -74,7 +74,7 @@ def _overlaid(
 ) -> Iterator[Picture]:
     """The final arms' loss curves over each other, those with EBC in strong colours; none where no run
     completed."""
-    named = {short(name, arm): course_of(root, arm) for name, arm in decision["arms"].items()}
+    named = {arm_label(name, arm): course_of(root, arm) for name, arm in decision["arms"].items()}
     courses = {label: course for label, course in named.items() if course}
     if not courses:
         return
@@ -82,7 +82,7 @@ def _overlaid(
     baseline = decision["roles"]["baseline"]
     whom = f"{optimizer(track)}: the final arms over each other, those with EBC in colour"
     looks = strong_looks(list(courses), ebc)
-    named_too = short(baseline, decision["arms"][baseline])
+    named_too = arm_label(baseline, decision["arms"][baseline])
     yield from picture(name, "verdict", facts, draw_overlaid, whom, courses, looks, ebc, named_too)
 
 
@@ -135,7 +135,7 @@ def draw_efficiency(facts: Facts, track: str, decision: Mapping[str, Any], resul
     seeds = max((len(arm["runs"]) for arm in arms.values()), default=0)
     figure, left = page(facts, what, whom, _first_there(decision), seeds, small, size=size)
     left.set_xlabel("training steps  (tokens on top)")
-    names = [short(name, arm) for name, arm in arms.items()]
+    names = [arm_label(name, arm) for name, arm in arms.items()]
     right = another(left)
     key(right if facts.phone else left, efficiency_key(arms))
     name_rows(left, names)
@@ -197,7 +197,7 @@ def _first_there(decision: Mapping[str, Any]) -> str:
     if not there:
         return "No other arm gets to the baseline's final loss."
     first, last = min(there, key=lambda n: there[n]["steps"]), reached[baseline]
-    finding = f"First: {short(first, arms[first])}, at step {there[first]['steps']:.0f}"
+    finding = f"First: {arm_label(first, arms[first])}, at step {there[first]['steps']:.0f}"
     finding += f", {there[first]['steps'] / last['steps']:.0%} of the baseline's" if last else ""
     return f"{finding}; {len(there)} of {len(arms) - 1} other arms get there."
 

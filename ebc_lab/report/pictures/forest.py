@@ -25,7 +25,7 @@ from ebc_lab.study.stages.compare_arms import reference_of
 from ebc_lab.study.stages.statistics import level
 from ebc_lab.study.stages.suite import point_in_words
 
-from ..text.words import FAMILIES, capital, optimizer, plural, short, words
+from ..text.words import FAMILIES, arm_label, arm_title, capital, optimizer, plural
 from .arm import colour_of, mark_of
 from .curves import read_results
 from .sheet.figure import (
@@ -211,7 +211,7 @@ def draw_finals(facts: Facts, track: str, decision: Mapping[str, Any], results: 
     text = "; ".join(parts)
     what = "Is any arm better than the baseline, or the fair control?"
     whom = f"{optimizer(track)}: every final arm, paired seed by seed"
-    named = {short(name, arm): arm for name, arm in arms.items()}
+    named = {arm_label(name, arm): arm for name, arm in arms.items()}
     notes = (f"{capital(text)}.", (rule.partition(";")[0],), missing(named))
     figure, axes, handles, tall = rows_page(facts, what, whom, *notes, rows, len(groups), margin)
     if margin is not None:
@@ -241,7 +241,7 @@ def _heading(decision: Mapping[str, Any], family: str, words_of: str) -> str:
     reference = decision["roles"][family]
     arm = decision["arms"][reference]
     loss = f", test loss {arm['test_loss']:.3f}" if arm["test_loss"] is not None else ""
-    return f"Against {words_of}\n{short(reference, arm).partition(' (')[0]}{loss}"
+    return f"Against {words_of}\n{arm_label(reference, arm).partition(' (')[0]}{loss}"
 
 
 def _final_rows(decision: Any, family: str, results: Results) -> list[Row]:
@@ -252,9 +252,14 @@ def _final_rows(decision: Any, family: str, results: Results) -> list[Row]:
         arm = arms[name]
         reference = reference_of(decision, family, name)
         judged = f" · {difference['judged']}" if difference.get("judged") else ""
-        compared = {"versus": reference, "difference": difference, "about": words(name, arm), "point": None}
+        compared = {
+            "versus": reference,
+            "difference": difference,
+            "about": arm_title(name, arm),
+            "point": None,
+        }
         seeds = seed_differences(results[name], results[reference])
-        rows.append(Row(short(name, arm) + judged, {**arm, **compared}, seeds, False))
+        rows.append(Row(arm_label(name, arm) + judged, {**arm, **compared}, seeds, False))
     return sorted(rows, key=lambda row: row.place)
 
 

@@ -31,14 +31,12 @@ def point_in_words(arm: Arm | TunedArm) -> str:
     return suite.point_in_words(arm.get("point"))
 
 
-def _drift(form: str, symbol: str) -> Column:
-    title = f"{symbol} early→late"
-    return Column(
-        title, form=lambda ends: f"{ends[0]:{form}}→{ends[1]:{form}}" if ends else "", on=(TERMINAL,)
-    )
+def _drift(symbol: str) -> Column:
+    form = lambda ends: f"{ends[0]:.2g}→{ends[1]:.2g}" if ends else ""  # noqa: E731
+    return Column(f"{symbol} early→late", form=form, on=(TERMINAL,))
 
 
-def _of_page(title: str, form: Callable[[Any], str], *also: str) -> Column:
+def _page_column(title: str, form: Callable[[Any], str], *also: str) -> Column:
     return Column(title, "figure", form, title, on=(PAGE, *also), optional=True)
 
 
@@ -68,11 +66,15 @@ FORMS: dict[str, Callable[[Any], str]] = {  # of a `Figure` -> how its value is 
     "times": times,
     "factor": factor,
 }
-BESIDE_LOSS = (TERMINAL, PAGE)  # a paper has them in a table of their own
-BESIDE: dict[str, dict[str, Head]] = {
-    where: {key: f.head for key, f in PART_FIGURES.items() if f.head and f.head.beside == where}
-    for where in ("loss", "steps")
-}
+SCREENS = (TERMINAL, PAGE)  # a paper has no room
+
+
+def _part_columns(place: str) -> dict[str, Head]:
+    """Return the columns that parts of a run ask for beside the loss or beside the steps."""
+    return {key: f.head for key, f in PART_FIGURES.items() if f.head and f.head.beside == place}
+
+
+LOSS_COLUMNS, STEPS_COLUMNS = _part_columns("loss"), _part_columns("steps")
 
 
 def _column_of(head: Head, on: Sequence[str], optional: bool = True) -> Column:
@@ -83,26 +85,25 @@ ARMS = (
     Column("Arm", "name", short="arm", head=True),
     Column("What it is", "prose", on=(PAGE,), optional=True),
     Column("Tuned to", on=(PAGE,), optional=True),
-    _of_page("Learning rate", brief),
-    _of_page("δ*", brief),
+    _page_column("Learning rate", brief),
+    _page_column("δ*", brief),
     Column("Seeds completed", "figure", short="seeds"),
     loss_column("Validation loss", "val. loss"),
     loss_column("Test loss", "test loss"),
     bits_column(),
-    *(_column_of(head, BESIDE_LOSS) for head in BESIDE["loss"].values()),
-    Column("ms per step", "figure", brief, "ms/step", on=BESIDE_LOSS, optional=True),
+    *(_column_of(head, SCREENS) for head in LOSS_COLUMNS.values()),
+    Column("ms per step", "figure", brief, "ms/step", on=SCREENS, optional=True),
     Column("Median c", "figure", two_digits, "c", optional=True),
-    _drift(".2g", "c"),
-    _drift(".2g", "S"),
-    _drift(".2g", "β"),
-    _of_page("Clipped", percent),
-    _of_page("KL per step", brief, TERMINAL),
+    _drift("c"),
+    _drift("S"),
+    _drift("β"),
+    _page_column("Clipped", percent),
+    _page_column("KL per step", brief, TERMINAL),
     Column("KL/δ*", "figure", two_digits, optional=True),
-    _of_page("KL within ±30%", percent, TERMINAL),
-    *(_column_of(head, (TERMINAL,), optional=False) for head in BESIDE["steps"].values()),
-    _of_page("Steps to the baseline’s loss", brief),
-    _of_page("Time to it", words.clock),
-    Column("tokens/s", "figure", lambda x: fixed(x, 0), on=(PAPER,)),
+    _page_column("KL within ±30%", percent, TERMINAL),
+    *(_column_of(head, (TERMINAL,), optional=False) for head in STEPS_COLUMNS.values()),
+    _page_column("Steps to the baseline’s loss", brief),
+    _page_column("Time to it", words.clock),
     Column("Outcomes", "prose", short="outcomes", on=(TERMINAL, PAGE), optional=True),
 )
 
@@ -112,24 +113,19 @@ def arms(
     track: ComparedTrack,
     results: Results | None = None,
     names: Iterable[str] | None = None,
-    timed: Results | None = None,
 ) -> Table:
     """Return the arms of the finals or of a suite, in the order of `names`: their figures, means over
     completed seeds; where any has few levels or a policy, also bits per weight, how much smaller the whole
-    model is, and the time of a step.
-
-    Without `results` the means are those of the decision, and no spread is known but that of the test loss;
-    times, which no decision holds, are then taken from `timed`.
+    model is, and the time of a step. Without `results`, the means of the decision, no spreads and no times.
     """
     reached = track.get("efficiency")
     measured = _low_bit_of(track, results)
-    timed = results if timed is None else timed
     rows = []
     for label in names or track["arms"]:
         arm = track["arms"][label]
         chosen = label == track.get("reference")
         runs = results_of(arm, results)
-        ms_per_step = _ms_per_step(results_of(arm, timed)) if measured else None
+        ms_per_step = _ms_per_step(runs) if measured else None
         values = _arm(label, arm, runs, reached, chosen, ms_per_step)
         rows.append(filled(ARMS, values, chosen=chosen))
     note = "means over the completed seeds; losses in nats per token, ± one standard deviation over the seeds"
@@ -155,6 +151,7 @@ def _arm(
     def mean(key: str) -> float | None:
         return _mean(arm, results, key)
 
+    loss = _with_spread(arm, results, "test_loss")
     reached = (efficiency or {}).get(label)
     ebc = arm["ebc"]
     in_suite = "about" in arm  # the finals' table has other columns instead
@@ -165,11 +162,10 @@ def _arm(
         arm.get("lr"),
         arm.get("delta_star"),
         Cell(f"{done} of {runs}" if done < runs else str(runs), done),
-        lost
-        or replace(_with_spread(arm, results, "val_loss"), page=fixed(mean("val_loss"))),  # the page is full
-        lost or _with_spread(arm, results, "test_loss"),
+        lost or mean("val_loss"),
+        lost or replace(loss, text=fixed(loss.value), page=loss.text),
         None if lost else bits_of(arm, results),
-        *map(mean, BESIDE["loss"]),
+        *map(mean, LOSS_COLUMNS),
         ms_per_step,
         mean("c_median") if ebc else None,
         _ends(arm, "c") if ebc else None,
@@ -179,10 +175,9 @@ def _arm(
         mean("kl_median"),
         mean("kl_ratio_median") if ebc else None,
         mean("kl_within_30pct") if ebc and in_suite else None,
-        *map(mean, BESIDE["steps"]),
+        *map(mean, STEPS_COLUMNS),
         _unless_baseline(efficiency, reached),
         reached["train_s"] if reached else None,
-        mean("tokens_per_s"),
         ", ".join(f"{n} {o}" for o, n in outcomes.items()) if in_suite and done < runs else "",
     )
 
@@ -195,7 +190,15 @@ def _outcomes(arm: Arm, results: Sequence[RunResult] | None) -> dict[str, int]:
 
 
 def results_of(arm: Arm, results: Results | None) -> list[RunResult] | None:
-    return None if results is None else [results.get(run_id, RunResult()) for run_id in arm["runs"].values()]
+    """Return the results of an arm's runs; None where no results are known at all."""
+    return [results.get(run_id, RunResult()) for run_id in arm["runs"].values()] if results else None
+
+
+def test_loss(arm: Arm, results: Results | None) -> Cell:
+    """Return an arm's mean test loss with its spread over the seeds, or how many of its runs diverged."""
+    if diverged := arm["outcomes"].get("diverged"):
+        return Cell(f"{diverged} of {len(arm['runs'])} diverged")
+    return _with_spread(arm, results_of(arm, results), "test_loss")
 
 
 def _mean(arm: Arm, results: Sequence[RunResult] | None, key: str) -> float | None:
@@ -238,7 +241,7 @@ def _named(label: str, arm: Arm, reference: bool) -> Cell:
     """Return a suite's arm by its own name, a final one in words where there is room for them."""
     if "about" not in arm and "roles" in arm:
         roles = ", ".join(map(words.role, arm["roles"]))
-        return Cell(label, page=words.short(label, arm), note=roles, code=label)
+        return Cell(label, page=words.arm_label(label, arm), note=roles, code=label)
     remarks = ["reference"] if reference else []
     remarks += [] if arm.get("comparable", True) else ["judged on another text"]
     return Cell(label, note=", ".join(remarks))
@@ -254,7 +257,7 @@ def _unless_baseline(efficiency: Any, reached: Efficiency | None) -> Any:
 
 
 TABLED = tuple(part for part in PARTS if part.table)  # whose figures have a table of their own
-OF_LEVELS = {  # figure of an arm -> its column
+LEVEL_COLUMNS = {  # figure of an arm -> its column
     figure.key: _column_of(figure.head, figure.head.places)
     for part in TABLED
     for figure in part.figures
@@ -262,7 +265,7 @@ OF_LEVELS = {  # figure of an arm -> its column
 }
 LOW_BIT = (
     Column("Arm", "name", short="arm", head=True),
-    *OF_LEVELS.values(),
+    *LEVEL_COLUMNS.values(),
     Column("ms per step", "figure", brief, "ms/step", on=(PAPER,), optional=True),
 )
 
@@ -281,7 +284,7 @@ def low_bit(
         arm = track["arms"][label]
         runs = results_of(arm, results)
         chosen = label == track.get("reference")
-        figures = (_mean(arm, runs, key) for key in OF_LEVELS)
+        figures = (_mean(arm, runs, key) for key in LEVEL_COLUMNS)
         values = (_named(label, arm, chosen), *figures, _ms_per_step(runs))
         rows.append(filled(LOW_BIT, values, chosen=chosen))
     note = "; ".join(("means over the completed seeds", *parts.values()))
@@ -291,7 +294,7 @@ def low_bit(
 def _low_bit_of(track: ComparedTrack, results: Results | None) -> set[str]:
     """Return the low-bit figures that any arm has."""
     every = [(arm, results_of(arm, results)) for arm in track["arms"].values()]
-    return {key for arm, runs in every for key in OF_LEVELS if _mean(arm, runs, key) is not None}
+    return {key for arm, runs in every for key in LEVEL_COLUMNS if _mean(arm, runs, key) is not None}
 
 
 def _ms_per_step(results: Sequence[RunResult] | None) -> float | None:
@@ -304,16 +307,15 @@ def _ms_per_step(results: Sequence[RunResult] | None) -> float | None:
 # -- energy-based models -------------------------------------------------------------------------------------
 
 
-BESIDE_PAPER = (TERMINAL, PAGE)  # a paper has no room
-OF_STATES = {  # key of `workload` in result.json -> its column; the levels' columns stand before `winners`
+STATE_COLUMNS = {  # key of `workload` in result.json -> its column; those of levels stand before `winners`
     "sampled": loss_column("Sampled loss", "sampled", optional=True),
-    "settled": loss_column("The same, settled", "settled", on=BESIDE_PAPER, optional=True),
-    "energy": Column("Energy", "figure", two_digits, "energy", on=BESIDE_PAPER, optional=True),
-    "winners": Column("Splats that win", "figure", percent, "winning", on=BESIDE_PAPER, optional=True),
+    "settled": loss_column("The same, settled", "settled", on=SCREENS, optional=True),
+    "energy": Column("Energy", "figure", two_digits, "energy", on=SCREENS, optional=True),
+    "winners": Column("Splats that win", "figure", percent, "winning", on=SCREENS, optional=True),
     "state_coverage": Column("States covered", "figure", percent, "covered", optional=True),
-    "kappa_median": Column("Median κ", "figure", two_digits, "κ", on=BESIDE_PAPER, optional=True),
-    "kappa_at_limit": Column("κ at a limit", "figure", percent, "at limit", on=BESIDE_PAPER, optional=True),
-    "state_spread": Column("Spread", "figure", two_digits, "spread", on=BESIDE_PAPER, optional=True),
+    "kappa_median": Column("Median κ", "figure", two_digits, "κ", on=SCREENS, optional=True),
+    "kappa_at_limit": Column("κ at a limit", "figure", percent, "at limit", on=SCREENS, optional=True),
+    "state_spread": Column("Spread", "figure", two_digits, "spread", on=SCREENS, optional=True),
 }
 SCORED = "r2_"
 SCORES_BEFORE = "winners"
@@ -321,11 +323,8 @@ STATES_NOTE = (
     "means over the completed seeds, on validation text; R²: share of the score explained of states noised "
     "by so many radians / what states spread as their own splats would give; covered: states no further from "
     "their splat than its concentration expects; sampled: nats per token over a few tokens, an upper bound "
-    "from several latents"
-)
-PAGE_NOTE = (
-    "; settled: without chance, on the same tokens; energy in nats, less that of the uniform law; κ per "
-    "degree of freedom; spread: 0 where all states are one"
+    "from several latents; settled: without chance, on the same tokens; energy in nats, less that of the "
+    "uniform law; κ per degree of freedom; spread: 0 where all states are one"
 )
 
 
@@ -334,16 +333,19 @@ def states(
 ) -> Table | None:
     """Return what the splats of energy-based models know of held-out states, in the order of `names`; None
     where no arm is such a model."""
-    every = {label: _of_workload(results_of(arm, results) or ()) for label, arm in track["arms"].items()}
+    every = {label: _workload_means(results_of(arm, results) or ()) for label, arm in track["arms"].items()}
     there = {key for figures in every.values() for key in figures}
     if not there:
         return None
     levels = sorted((key for key in there if re.match(rf"{SCORED}\d", key)), key=_sigma)
-    shown = [*OF_STATES]
+    shown = [*STATE_COLUMNS]
     place = shown.index(SCORES_BEFORE)
     shown[place:place] = levels
     scores = {key: Column(f"R² at {_sigma(key):g}", "figure", short=f"R² {_sigma(key):g}") for key in levels}
-    columns = [Column("Arm", "name", short="arm", head=True), *((OF_STATES | scores)[key] for key in shown)]
+    columns = [
+        Column("Arm", "name", short="arm", head=True),
+        *((STATE_COLUMNS | scores)[key] for key in shown),
+    ]
     rows = []
     for label in names or track["arms"]:
         figures = every[label]
@@ -367,7 +369,7 @@ def _score(figures: Mapping[str, float], key: str) -> Cell:
     return Cell(f"{r2:.2g}{beside}".replace("-", "−"), r2)
 
 
-def _of_workload(results: Sequence[RunResult]) -> dict[str, float]:
+def _workload_means(results: Sequence[RunResult]) -> dict[str, float]:
     """Return the figures of the completed runs' models, as means."""
     done = [r["workload"] for r in results if r.get("outcome") == "completed" and r.get("workload")]
     keys = {key for figures in done for key, value in figures.items() if isinstance(value, int | float)}
