@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 from ebc_lab.records.decisions import Acceptance, Difference, FinalsTrack, Line, RateWindow, Window
 from ebc_lab.study.stages.compare_arms import seeds_of
@@ -13,15 +13,16 @@ from ebc_lab.study.stages.statistics import by_interval, in_octaves, level, show
 from ebc_lab.study.stages.verdict import acceptance
 
 from ..text import glance, tables
-from ..text.arms import test_loss
-from ..text.table import TERMINAL, Cell, Column, Table, filled
+from ..text.arms import bits_of, test_loss
+from ..text.table import PAGE, TERMINAL, Cell, Column, Table, filled
 from ..text.words import FAMILIES, NOTHING, arm_label, capital, interval, optimizer, plural
 from .kind import MOST_TILES, Answer, Check, Evidence, Kind, Tile, difference_tile
 
 CONTROL, BASELINE, WINDOW = "best_ebc_no_worse_than_control", "x2_no_worse_than_baseline", "lr_window"
 PAPER_COLUMNS = (
-    Column("arm", "prose"),
+    Column("arm", "name"),
     Column("test loss", "figure"),
+    Column("bits/char", "figure", lambda bits: "" if bits is None else f"{bits:.3f}", optional=True),
     Column("minus baseline", "figure"),
     Column("minus control", "figure"),
     Column("verdict"),
@@ -40,7 +41,9 @@ class Finals(Kind):
         lines = [{"track": name, **line} for name, track in found.tracks.items() for line in track["verdict"]]
         made = [replace(tables.verdict(cast(list[Line], lines)), places=(TERMINAL,))]
         for name, track in found.tracks.items():
-            made += tables.of_arms(f"finals{{}}-{name}", track, found.results, suffix=found.suffix(name))
+            arms = tables.arms(f"finals-{name}", track, found.results)
+            every = [arms, *tables.further_arms(f"finals{{}}-{name}", track, found.results)]
+            made += [found.titled(table, name, places=(PAGE,)) for table in every]
         return made
 
     def arms(self, found: Evidence) -> Mapping[str, Mapping[str, str]]:
@@ -73,7 +76,7 @@ def _for_papers(found: Evidence, name: str, track: FinalsTrack) -> Table:
     """Return each arm with its differences from the baseline and from the fair control."""
     rows = []
     for label, arm in track["arms"].items():
-        cells = [Cell(arm_label(label, arm)), test_loss(arm, found.results)]
+        cells: list[Any] = [arm_label(label, arm), test_loss(arm, found.results), bits_of(arm, found.results)]
         for family in ("baseline", "control"):
             itself = label == track["roles"].get(family)
             difference = track["differences"].get(family, {}).get(label)
@@ -106,26 +109,6 @@ HEADLINES = {  # judgement against the fair control -> the clause on it
     "misses": "EBC loses to a tuned schedule",
     "undecided": "whether EBC keeps up with a tuned schedule is undecided",
 }
-CLAIMS = {  # line of the verdict -> its judgement -> the finding that its figures follow
-    CONTROL: {
-        "beats": "EBC’s best arm beats the fair control",
-        "meets": "EBC’s best arm keeps up with the fair control, but is not shown to beat it",
-        "misses": "EBC’s best arm loses to the fair control",
-        "undecided": "Whether EBC’s best arm keeps up with the fair control is open",
-    },
-    BASELINE: {
-        "beats": "At twice the best constant rate, EBC beats the plain optimizer at that rate",
-        "meets": "At twice the best constant rate, EBC stays within {margin:g} nats of the plain optimizer at "
-        "that rate",
-        "misses": "At twice the best constant rate, EBC is worse than the plain optimizer at that rate",
-        "undecided": "EBC at twice the best constant rate, against the plain optimizer at that rate, is open",
-    },
-    WINDOW: {
-        "meets": "With EBC a higher learning rate does no harm between {low} and {high}",
-        "misses": "With EBC a higher learning rate does harm between {low} and {high}",
-        "undecided": "Whether a higher learning rate does harm with EBC, between {low} and {high}, is open",
-    },
-}
 TO_BE_TUNED = "The setting to be tuned instead is EBC’s budget δ*: how far one step may move the predictions."
 
 
@@ -136,40 +119,38 @@ def judgement(line: Line) -> str:
 
 
 def _answer(found: Evidence, name: str, track: FinalsTrack) -> Answer:
-    lines = {line["name"]: line for line in track["verdict"]}
-    compared = {n: line for n, line in lines.items() if line.get("difference")}
-    about = {line[end] for line in compared.values() for end in ("arm", "reference")}
-    judged, sentence, findings = answer_of(track["verdict"], track["lr_windows"].get("ebc"))
+    span = track["lr_windows"].get("ebc")
+    judged, sentence = answer_of(track["verdict"], span)
+    checks = [_check(line, track, found.config.study.band) for line in track["verdict"]]
+    compared = [check for check in checks if "difference" in check.line]
+    findings = [_finding(check, span) for check in compared]
     return Answer(
         name,
         judged,
         sentence,
-        findings,
-        _tiles(found, name, lines)[:MOST_TILES],
+        [*findings, TO_BE_TUNED] if span else findings,
+        _tiles(found, name, {line["name"]: line for line in track["verdict"]})[:MOST_TILES],
         _differences(found, name, track),
-        judging=[by_interval(line["difference"], line["joint"]) for line in compared.values()],
+        judging=[by_interval(check.line["difference"], check.line["joint"]) for check in compared],
         warning=_warning(track),
-        checks=[_check(line, track, found.config.study.band) for line in track["verdict"]],
-        arms=frozenset(about),
+        checks=checks,
+        arms=frozenset(arm for check in compared for arm in (check.line["arm"], check.line["reference"])),
     )
 
 
-def answer_of(verdict: Sequence[Line], span: RateWindow | None) -> tuple[str, str, list[str]]:
-    """Return the colour of the answer, the answer in a sentence, and the findings that it rests on. `span`:
-    the learning rates that the line `lr_window` compares."""
+def answer_of(verdict: Sequence[Line], span: RateWindow | None) -> tuple[str, str]:
+    """Return the colour of the answer, and the answer in a sentence. `span`: the learning rates that the line
+    `lr_window` compares."""
     lines = {line["name"]: line for line in verdict if line.get("difference")}
     fair, window = lines.get(CONTROL), lines.get(WINDOW)
     if fair is None:
-        return "undecided", "No answer: no arm with EBC is compared with the fair control.", []
+        return "undecided", "No answer: no arm with EBC is compared with the fair control."
     clauses, judged = [HEADLINES[judgement(fair)]], [judgement(fair)]
-    findings = [_finding(lines[key]) for key in (CONTROL, BASELINE) if key in lines]
     if window and span:
-        ends = [f"×{scale:g}" for scale in span["scales"]]
-        clauses.insert(0, _over_the_rates(window, *ends))
+        clauses.insert(0, _over_the_rates(window, span))
         # where the plain optimizer passes, too, the window says nothing for EBC
         judged += [] if _as_without_ebc(window) else [judgement(window)]
-        findings = [_window_finding(window, *ends), *findings, TO_BE_TUNED]
-    return _colour(judged, verdict), f"{capital('; '.join(clauses))}.", findings
+    return _colour(judged, verdict), f"{capital('; '.join(clauses))}."
 
 
 def _colour(judged: Sequence[str], verdict: Sequence[Line]) -> str:
@@ -184,15 +165,21 @@ def _colour(judged: Sequence[str], verdict: Sequence[Line]) -> str:
     return "beats" if kinds == {"beats"} else "meets"
 
 
-def _finding(line: Line) -> str:
-    claim = CLAIMS[line["name"]][judgement(line)].format(margin=line["difference"]["margin"])
-    return f"{claim}: {gap(line['difference'], line['joint'])}."
+def _finding(check: Check, span: RateWindow | None) -> str:
+    """Return a comparison in a line: what was asked, what the verdict means, and its figures."""
+    line = check.line
+    text = f"{check.title} {check.means.rstrip('.')}: {gap(line['difference'], line['joint'])}"
+    plain = line.get("plain")
+    if span and plain and (without := _without_ebc(plain, span)):
+        text += f"; without EBC, on the fair control’s schedule, {without}"
+    return f"{text}."
 
 
-def _over_the_rates(window: Line, low: str, high: str) -> str:
+def _over_the_rates(window: Line, span: RateWindow) -> str:
     """Return the clause on whether the loss stays where it is while the learning rate rises."""
+    low, high = span["scales"]
     margin = window["difference"]["margin"]
-    over = f"within {margin:g} nats from {low} to {high} of the tuned learning rate"
+    over = f"within {margin:g} nats from ×{low:g} to ×{high:g} of the tuned learning rate"
     if window["verdict"] == "undecided":
         return f"whether EBC keeps the loss {over} is undecided"
     if window["verdict"] == "fail":
@@ -207,16 +194,7 @@ def _as_without_ebc(window: Line) -> bool:
     return window["verdict"] == "pass" and passes
 
 
-def _window_finding(window: Line, low: str, high: str) -> str:
-    """Return what a higher learning rate does to EBC, and to the plain optimizer."""
-    claim = CLAIMS[WINDOW][judgement(window)].format(low=low, high=high)
-    text = f"{claim} of the best constant one: {gap(window['difference'], window['joint'], f' at {high}')}"
-    if (plain := window.get("plain")) and (said := _without_ebc(plain, low, high)):
-        text += f"; without EBC, on the fair control’s schedule, {said}"
-    return f"{text}."
-
-
-def _without_ebc(plain: RateWindow, low: str, high: str) -> str:
+def _without_ebc(plain: RateWindow, span: RateWindow) -> str:
     """Return what the same step of the learning rate does without EBC; empty where that is not known."""
     d = plain["difference"]
     if d["mean"] is not None:
@@ -224,16 +202,16 @@ def _without_ebc(plain: RateWindow, low: str, high: str) -> str:
     lost = d.get("diverged")
     if not lost:
         return ""
-    ends = [(lost["arm"], high), (lost["reference"], low)]
-    return " and ".join(f"{n} of {plural(d['seeds'], 'run')} diverged at {rate}" for n, rate in ends if n)
+    ends = zip((lost["reference"], lost["arm"]), span["scales"], strict=True)
+    return " and ".join(f"{n} of {plural(d['seeds'], 'run')} diverged at ×{rate:g}" for n, rate in ends if n)
 
 
-def gap(difference: Difference, joint: bool, where: str = "") -> str:
+def gap(difference: Difference, joint: bool) -> str:
     """Return a paired difference in words, from the arm's side, with the interval that judges it."""
     d = by_interval(difference, joint)
     if d["mean"] is None:
         return show_difference(difference, joint=joint)
-    text = f"test loss {abs(d['mean']):.3f} nats {'lower' if d['mean'] < 0 else 'higher'}{where}"
+    text = f"test loss {abs(d['mean']):.3f} nats {'lower' if d['mean'] < 0 else 'higher'}"
     if d["low"] is None and d["high"] is None:
         return f"{text}, from one pair of runs"
     limits = f"{level([d])} interval {interval(d['low'], d['high'], 3)}"
@@ -287,14 +265,16 @@ def _overhead(line: Line) -> Tile:
 def _differences(found: Evidence, name: str, track: FinalsTrack) -> list[Table]:
     """Return the differences from each reference, with the study's target on their drawn axis."""
     made = []
+    margin = found.config.finals.margin
     for family in ("control", "baseline", "rate"):
-        if not (pairs := track["differences"].get(family)):
-            continue
-        title = f"Difference in test loss from {FAMILIES[family]}{found.suffix(name)}"
-        reference = track["roles"].get(family, "")
-        table = tables.differences(f"{family}-{name}", title, pairs, track, reference, found.results, family)
-        note = f"{table.note}; dashed: {found.config.finals.margin:g} nats worse, the target"
-        made.append(replace(table, target=found.config.finals.margin, note=note))
+        if pairs := track["differences"].get(family):
+            title = f"Difference in test loss from {FAMILIES[family]}"
+            reference = track["roles"].get(family, "")
+            table = tables.differences(
+                f"{family}-{name}", title, pairs, track, reference, found.results, family
+            )
+            note = f"{table.note}; dashed: {margin:g} nats worse, the target"
+            made.append(found.titled(table, name, target=margin, note=note))
     return made
 
 
@@ -392,6 +372,6 @@ def explain_verdict(line: Line, reference: str, band: Sequence[float]) -> str:
         "beat it.",
         "misses": f"It misses the target: the whole interval lies more than {margin:g} nats above "
         f"{reference}.",
-        "undecided": f"Undecided: losing no more than {margin:g} nats to {reference} and losing more are both "
-        "possible.",
+        "undecided": f"Undecided: losing no more than {margin:g} nats to {reference} is possible, and so is "
+        "losing more.",
     }[judgement(line)]

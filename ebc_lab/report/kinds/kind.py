@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from ebc_lab.config.schema import Config
@@ -30,9 +30,12 @@ class Evidence:
     def tracks(self) -> Mapping[str, Any]:
         return self.decision["tracks"]
 
-    def suffix(self, track: str) -> str:
-        """Return what a title adds where there are several tracks, such as `: Muon`."""
-        return f": {optimizer(track)}" if len(self.tracks) > 1 else ""
+    def titled(self, table: Table, track: str, **changes: Any) -> Table:
+        """Return a track's table, with the track in its title where there are several. `changes`: further
+        fields."""
+        title = changes.pop("title", table.title)
+        suffix = f": {optimizer(track)}" if len(self.tracks) > 1 else ""
+        return replace(table, title=f"{title}{suffix}", **changes)
 
 
 class Tile(NamedTuple):

@@ -1,5 +1,4 @@
-"""A suite of arms: are the arms that it asks about better, which arms are told apart from their reference, how
-far may a setting be off, what does it cost to keep the settings of another size?"""
+"""A suite of arms: are some of them better, how far may a setting be off, what does another size cost?"""
 
 from __future__ import annotations
 
@@ -7,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from ebc_lab.records.columns import ABLATION_MEANINGS, DIFFERENCE_FIGURES, TUNED
@@ -17,7 +17,7 @@ from ebc_lab.study.stages.suite import SAME_NATS, contenders
 from ebc_lab.study.stages.verdict import unfinished, verdict_of
 
 from ..text import glance, tables, words
-from ..text.table import PAGE, PAPER, TERMINAL, Table
+from ..text.table import EVERYWHERE, PAGE, PAPER, TERMINAL, Table
 from ..text.words import NOTHING, plural, signed
 from .kind import MOST_TILES, Answer, Evidence, Kind, Tile, difference_tile
 
@@ -32,7 +32,7 @@ VERDICTS = {  # of an arm that a suite asks about -> colour of the answer, in wo
     "untuned": ("undecided", "could not be tuned"),
 }
 
-Said = tuple[str, str, Sequence[str]]  # colour of an answer, its sentence, its findings
+Said = tuple[str, str, Sequence[str], Sequence[Tile]]  # colour of an answer, its sentence, findings, figures
 
 
 class Suite(Kind):
@@ -45,14 +45,14 @@ class Suite(Kind):
         return [self._answer(found, name, track) for name, track in found.tracks.items()]
 
     def _answer(self, found: Evidence, name: str, track: SuiteTrack) -> Answer:
-        judged, sentence, findings = answer_of(track)
+        judged, sentence, findings, tiles = answer_of(track, tuned_of(found, name))
         mine, ranked = words.mine_of(track), tables.ranked(track)
         return Answer(
             name,
             judged,
             sentence,
             findings,
-            _tiles(track, tuned_of(found, name))[:MOST_TILES],
+            tiles[:MOST_TILES],
             [t for t in _compared(found, name, track) if PAGE in t.places],
             judging=_judging(track),
             arms=frozenset({track["reference"], *mine, *ranked[:1]}),
@@ -61,20 +61,23 @@ class Suite(Kind):
     def tables(self, found: Evidence) -> list[Table]:
         made: list[Table] = []
         for name, track in found.tracks.items():
-            suffix, ranked = found.suffix(name), tables.ranked(track)
-            at_first = _compared(found, name, track)
-            made += [replace(t, places=[p for p in t.places if p != PAGE]) for t in at_first]  # page: above
+            asked, ranked = words.asked(track), tables.ranked(track)
+            compared = _compared(found, name, track)
+            # the page has these above, right below the answer
+            made += [replace(table, places=(TERMINAL,)) for table in compared if TERMINAL in table.places]
             made += _tried(found, name, track)
             pairs = tables.suite_pairs(track, ranked)
-            title = f"Difference in test loss from its reference{suffix}"
-            if pairs and words.asked(track):
-                table = tables.differences(f"differences-{name}", title, pairs, track, "", found.results)
-                made.append(replace(table, places=(PAGE,)))
-            arms = tables.of_arms(f"suite{{}}-{name}", track, found.results, ranked, suffix)
-            made += [replace(arms[0], title=f"Arms, lowest median test loss first{suffix}"), *arms[1:]]
+            if pairs and asked:
+                table = tables.differences(f"differences-{name}", "", pairs, track, "", found.results)
+                title = "Difference in test loss from its reference"
+                made.append(found.titled(table, name, title=title, places=(PAGE,)))
+            arms = tables.arms(f"suite-{name}", track, found.results, ranked)
+            title = "Arms, lowest median test loss first"
+            made.append(found.titled(arms, name, title=title, places=(PAGE,) if asked else (TERMINAL, PAGE)))
+            further = tables.further_arms(f"suite{{}}-{name}", track, found.results, ranked)
             spans = tables.spans(track, f"{{}}-{name}".format)
-            on_page = spans if words.asked(track) else []
-            made += [replace(t, places=(TERMINAL, PAGE) if on_page else (TERMINAL,)) for t in spans]
+            made += [found.titled(table, name, places=(TERMINAL, PAGE)) for table in further]
+            made += [replace(t, places=(TERMINAL, PAGE) if asked else (TERMINAL,)) for t in spans]
         return made
 
     def arms(self, found: Evidence) -> Mapping[str, Mapping[str, str]]:
@@ -132,17 +135,17 @@ def tuned_of(found: Evidence, track: str) -> Mapping[str, TunedArm]:
 # -- the answer ----------------------------------------------------------------------------------------------
 
 
-def answer_of(track: SuiteTrack) -> Said:
+def answer_of(track: SuiteTrack, tuned: Mapping[str, TunedArm] = MappingProxyType({})) -> Said:
     """Answer a suite: of arms that it asks about whether they are better; else what its sweeps show, or which
-    arms the joint interval tells apart from their reference.
+    arms the joint interval tells apart from their reference. `tuned`: what `tune` chose for each arm.
 
     Never which arm is best: the lowest of several losses is that of the luckiest, too.
     """
     lost = [f"{line}." for line in unfinished(track)]
     if words.mine_of(track) or track.get("answers"):
-        return _answer_of_mine(track, lost)
+        return _answer_of_mine(track, lost, tuned)
     if not any(arm["test_median"] is not None for arm in contenders(track).values()):
-        return "undecided", "No answer: no arm completed a run that can be compared.", lost
+        return "undecided", "No answer: no arm completed a run that can be compared.", lost, []
     windows = track.get("windows", {})
     spans = {arm: swept["lr_scale"]["window"] for arm, swept in windows.items() if "lr_scale" in swept}
     if spans:
@@ -156,146 +159,32 @@ def answer_of(track: SuiteTrack) -> Said:
     return _told_apart(track, lost)
 
 
-def _answer_of_mine(track: SuiteTrack, lost: Sequence[str]) -> Said:
+def _in_lines(tiles: Sequence[Tile]) -> list[str]:
+    """Return figures as findings, one line each."""
+    return [f"{tile.what}: {tile.value} {tile.unit} ({tile.remark})." for tile in tiles]
+
+
+# -- is mine better? -----------------------------------------------------------------------------------------
+
+
+def _answer_of_mine(track: SuiteTrack, lost: Sequence[str], tuned: Mapping[str, TunedArm]) -> Said:
     """Say whether the arms that a suite asks about are better, each against the best of the others."""
     answers = track["answers"]  # also of those that were never trained
     if not answers:
-        return "undecided", "No answer: no run of these arms completed.", lost
-    verdicts = {answer["verdict"] for answer in answers.values()}
-    judged = VERDICTS[verdicts.pop()][0] if len(verdicts) == 1 else "undecided"
+        return "undecided", "No answer: no run of these arms completed.", lost, []
+    counts = Counter(answer["verdict"] for answer in answers.values())
+    judged = VERDICTS[next(iter(counts))][0] if len(counts) == 1 else "undecided"
     findings = [*lost, *(f"{answer['sentence'].rstrip('.')}." for answer in answers.values())]
+    tiles = _tiles_of_mine(track, tuned)
     if len(answers) > MOST_NAMED:
-        counts = Counter(answer["verdict"] for answer in answers.values())
-        told = {"better": "better than", "level": "level with", "worse": "worse than"}
-        clauses = [f"{counts[v]} {said} its best rival" for v, said in told.items() if counts[v]]
-        rest = counts["undecided"] + counts["untuned"]
-        clauses += [f"{rest} not told apart from it"] if rest else []
-        return judged, f"Of {len(answers)} arms, {', '.join(clauses)}.", findings
+        counted = [f"{n} {VERDICTS[verdict][1]} the best of the others" for verdict, n in counts.items()]
+        return judged, f"Of {len(answers)} arms, {', '.join(counted)}.", findings, tiles
     clauses = [f"{n} {VERDICTS[a['verdict']][1]} {a['rival'] or ''}".rstrip() for n, a in answers.items()]
     needed = [
         a["seeds_needed"] for a in answers.values() if a["verdict"] == "undecided" and a["seeds_needed"]
     ]
     clauses += [f"about {plural(max(needed), 'seed')} would decide it"] if needed else []
-    return judged, f"{'; '.join(clauses)}.", findings
-
-
-def _told_apart(track: SuiteTrack, lost: Sequence[str]) -> Said:
-    """Say which arms are told apart from their references, and how."""
-    groups: dict[str, list[str]] = {"better": [], "worse": [], "level": [], "undecided": []}
-    references = set()
-    for label, arm in track["arms"].items():
-        difference = arm.get("difference")
-        if difference and difference["seeds"]:
-            n = difference.get("seeds_needed")
-            groups[verdict_of(difference)].append(f"{label} ({n})" if n else label)
-            references.add(arm["versus"])
-    many = sum(map(len, groups.values()))
-    if not many:
-        return "undecided", "No answer: no arm is paired with another one.", lost
-    whom = references.pop() if len(references) == 1 else "their references"
-    word = f"None of {plural(many, 'arm')} is told apart from {whom}"
-    if apart := {kind: groups[kind] for kind in ("better", "worse") if groups[kind]}:
-        clauses = [f"{_who(labels, many)} {kind}" for kind, labels in apart.items()]
-        clauses[0] += f" than {whom}"
-        rest = many - sum(map(len, apart.values()))
-        are = "is" if rest == 1 else "are"
-        word = ", ".join(clauses) + (
-            f"; {rest} of {plural(many, 'arm')} {are} not told apart" if rest else ""
-        )
-    counted = any(label.endswith(")") for label in groups["undecided"])
-    kinds = {"better": "Better", "worse": "Worse", "level": "Level", "undecided": "Not told apart"}
-    kinds["undecided"] += " (about so many seeds would)" if counted else ""
-    findings = [f"{kinds[kind]}: {_first_few(labels)}." for kind, labels in groups.items() if labels]
-    findings += [f"By intervals that are joint over all {many} comparisons."] if many > 1 else []
-    judged = "meets" if groups["better"] and not groups["worse"] else "undecided"
-    return judged, f"{word}.", [*lost, *findings]
-
-
-def _who(labels: Sequence[str], many: int) -> str:
-    """Return a few arms by name, more by their number, as the subject of a clause."""
-    who = " and ".join(labels) if len(labels) <= MOST_NAMED else f"{len(labels)} of {plural(many, 'arm')}"
-    return f"{who} {'is' if len(labels) == 1 else 'are'}"
-
-
-def _first_few(labels: Sequence[str]) -> str:
-    if len(labels) <= MOST_LISTED + 1:
-        return ", ".join(labels)
-    return f"{', '.join(labels[:MOST_LISTED])} and {len(labels) - MOST_LISTED} more"
-
-
-def _answer_of_windows(spans: Mapping[str, Window | None]) -> Said:
-    """Name the widest windows of the learning rate, and all of them in order."""
-    order = sorted(spans, key=lambda name: -(span["octaves"] if (span := spans[name]) else -1.0))
-    findings = [f"{name}: {in_octaves(spans[name])} of the learning rate." for name in order]
-    widest = [f"{name} over {in_octaves(spans[name])}" for name in order[:MOST_NAMED] if spans[name]]
-    if not widest:
-        return "undecided", "No arm completed a run at any learning rate.", findings
-    near = f"within {WINDOW_NATS:g} nats of an arm’s own best"
-    widest[0] += " of the learning rate"
-    return "undecided", f"The loss stays {near}: {', '.join(widest)}.", findings
-
-
-def _answer_of_starts(rules: Mapping[str, Any]) -> Said:
-    """Name, of rules for δ against the fixed one, those that forget where they started."""
-    good = [name for name, rule in rules.items() if rule["every_start"]]
-    losses = {name: rule["worst"] for name, rule in rules.items()}
-    findings = [
-        f"{name}: {'a start diverged' if worst is None else f'{signed(worst, 3)} nats from its worst start'}."
-        for name, worst in losses.items()
-    ]
-    findings.append(f"Minus the best fixed δ* of its length; at most {SAME_NATS:g} needs no tuning.")
-    who = _first_few(good) if good else f"None of {plural(len(rules), 'rule')}"
-    if len(good) == len(rules) > 1:
-        who = f"All {len(rules)} rules"
-    ends = "end" if len(good) > 1 else "ends"
-    sentence = f"{who} {ends} within {SAME_NATS:g} nats of a tuned δ* from every start."
-    return "undecided" if good else "misses", sentence, findings
-
-
-def _answer_of_transfer(track: SuiteTrack) -> Said:
-    """List the regrets of settings that were carried to other sizes, and name the largest of each kind."""
-    regrets = words.regrets_of(track)
-    findings = [
-        f"{name}: {NOTHING if x is None else f'{signed(x, 3)} nats'} against a rate tuned again."
-        for name, x in regrets.items()
-    ]
-    worst = words.largest_regrets(regrets, track["arms"])
-    kinds = {True: " with EBC", False: " without EBC"}
-    largest = [
-        f"{signed(worst[ebc][1], 3)} nats{kind * (len(worst) > 1)}"
-        for ebc, kind in kinds.items()
-        if ebc in worst
-    ]
-    most = " and ".join(largest) or "an unknown amount"
-    return "undecided", f"Settings kept from another size cost at most {most}.", findings
-
-
-# -- figures -------------------------------------------------------------------------------------------------
-
-
-def _tiles(track: SuiteTrack, tuned: Mapping[str, TunedArm]) -> list[Tile]:
-    if words.mine_of(track) or track.get("answers"):
-        return _tiles_of_mine(track, tuned)
-    windows = track.get("windows", {})
-    spans = {arm: swept["lr_scale"]["window"] for arm, swept in windows.items() if "lr_scale" in swept}
-    if spans:
-        known = {arm: span for arm, span in spans.items() if span}
-        return [_window(arm, known[arm]) for arm in sorted(known, key=lambda arm: -known[arm]["octaves"])]
-    if rules := words.rules_among(
-        {arm: swept["delta"] for arm, swept in windows.items() if "delta" in swept}
-    ):
-        return _tiles_of_starts({name: rule["worst"] for name, rule in rules.items()})
-    if track.get("transfer"):
-        largest = words.largest_regrets(words.regrets_of(track), track["arms"])
-        names = [largest[ebc][0] for ebc in (True, False) if ebc in largest]
-        pairs = {name: track["arms"][name]["difference"] for name in names}
-        return [difference_tile(f"Largest regret: {name}", d) for name, d in pairs.items() if d]
-    return _tiles_of_arms(track)
-
-
-def _window(arm: str, span: Window, remark: str = "") -> Tile:
-    octaves = in_octaves(span).removesuffix(" octaves")
-    return Tile(f"Learning-rate window of {arm}", octaves, "octaves", remark or f"best at ×{span['best']:g}")
+    return judged, f"{'; '.join(clauses)}.", findings, tiles
 
 
 def _tiles_of_mine(track: SuiteTrack, tuned: Mapping[str, TunedArm]) -> list[Tile]:
@@ -325,15 +214,107 @@ def _cost(label: str, costs: Mapping[str, StepCost], reference: str, rival: str 
     return Tile(f"Time of a step of {label}", f"×{cost['ratio']:.2f}", "", remark)
 
 
-def _tiles_of_starts(worst: Mapping[str, float | None]) -> list[Tile]:
-    """Return what each rule for δ loses from its worst start, the least first."""
-    order = sorted(worst, key=lambda name: math.inf if worst[name] is None else worst[name])  # type: ignore[arg-type, return-value]
-    return [
-        Tile(f"{name} from its worst start", NOTHING, "", "a start diverged")
-        if worst[name] is None
-        else Tile(f"{name} from its worst start", signed(worst[name], 3), "nats", "minus the best fixed δ*")
-        for name in order
+# -- other suites --------------------------------------------------------------------------------------------
+
+
+def _told_apart(track: SuiteTrack, lost: Sequence[str]) -> Said:
+    """Say which arms are told apart from their references, and how."""
+    groups: dict[str, list[str]] = {"better": [], "worse": [], "level": [], "undecided": []}
+    references = set()
+    for label, arm in track["arms"].items():
+        difference = arm.get("difference")
+        if difference and difference["seeds"]:
+            n = difference.get("seeds_needed")
+            groups[verdict_of(difference)].append(f"{label} ({n})" if n else label)
+            references.add(arm["versus"])
+    many = sum(map(len, groups.values()))
+    if not many:
+        return "undecided", "No answer: no arm is paired with another one.", lost, []
+    whom = references.pop() if len(references) == 1 else "their references"
+    word = f"None of {plural(many, 'arm')} is told apart from {whom}"
+    if apart := {kind: groups[kind] for kind in ("better", "worse") if groups[kind]}:
+        clauses = [f"{_who(labels, many)} {kind}" for kind, labels in apart.items()]
+        clauses[0] += f" than {whom}"
+        rest = many - sum(map(len, apart.values()))
+        are = "is" if rest == 1 else "are"
+        word = ", ".join(clauses) + (
+            f"; {rest} of {plural(many, 'arm')} {are} not told apart" if rest else ""
+        )
+    counted = any(label.endswith(")") for label in groups["undecided"])
+    kinds = {"better": "Better", "worse": "Worse", "level": "Level", "undecided": "Not told apart"}
+    kinds["undecided"] += " (about so many seeds would)" if counted else ""
+    findings = [f"{kinds[kind]}: {_first_few(labels)}." for kind, labels in groups.items() if labels]
+    findings += [f"By intervals that are joint over all {many} comparisons."] if many > 1 else []
+    judged = "meets" if groups["better"] and not groups["worse"] else "undecided"
+    return judged, f"{word}.", [*lost, *findings], _tiles_of_arms(track)
+
+
+def _who(labels: Sequence[str], many: int) -> str:
+    """Return a few arms by name, more by their number, as the subject of a clause."""
+    who = " and ".join(labels) if len(labels) <= MOST_NAMED else f"{len(labels)} of {plural(many, 'arm')}"
+    return f"{who} {'is' if len(labels) == 1 else 'are'}"
+
+
+def _first_few(labels: Sequence[str]) -> str:
+    if len(labels) <= MOST_LISTED + 1:
+        return ", ".join(labels)
+    return f"{', '.join(labels[:MOST_LISTED])} and {len(labels) - MOST_LISTED} more"
+
+
+def _answer_of_windows(spans: Mapping[str, Window | None]) -> Said:
+    """Name the widest windows of the learning rate, and all of them in order."""
+    known = {arm: span for arm, span in spans.items() if span}
+    if not known:
+        return "undecided", "No answer: no arm completed a run at any learning rate.", [], []
+    order = sorted(known, key=lambda arm: -known[arm]["octaves"])
+    tiles = [_window(arm, known[arm]) for arm in order]
+    lost = [f"Learning-rate window of {arm}: {in_octaves(None)}." for arm in spans if arm not in known]
+    widest = [f"{arm} over {in_octaves(known[arm])}" for arm in order[:MOST_NAMED]]
+    widest[0] += " of the learning rate"
+    sentence = f"The loss stays within {WINDOW_NATS:g} nats of an arm’s own best: {', '.join(widest)}."
+    return "undecided", sentence, [*_in_lines(tiles), *lost], tiles
+
+
+def _answer_of_starts(rules: Mapping[str, Any]) -> Said:
+    """Name, of rules for δ against the fixed one, those that forget where they started."""
+    good = [name for name, rule in rules.items() if rule["every_start"]]
+    losses = {name: math.inf if rule["worst"] is None else rule["worst"] for name, rule in rules.items()}
+    tiles = []
+    for name in sorted(losses, key=lambda name: losses[name]):
+        remark = (
+            "minus the best fixed δ* of its length" if math.isfinite(losses[name]) else "a start diverged"
+        )
+        tiles.append(Tile(f"{name} from its worst start", signed(losses[name], 3), "nats", remark))
+    who = _first_few(good) if good else f"None of {plural(len(rules), 'rule')}"
+    if len(good) == len(rules) > 1:
+        who = f"All {len(rules)} rules"
+    ends = "end" if len(good) > 1 else "ends"
+    sentence = f"{who} {ends} within {SAME_NATS:g} nats of a tuned δ* from every start."
+    return "undecided" if good else "misses", sentence, _in_lines(tiles), tiles
+
+
+def _answer_of_transfer(track: SuiteTrack) -> Said:
+    """List the regrets of settings that were carried to other sizes, and name the largest of each kind."""
+    regrets = words.regrets_of(track)
+    findings = [
+        f"{name}: {NOTHING if x is None else f'{signed(x, 3)} nats'} against a rate tuned again."
+        for name, x in regrets.items()
     ]
+    worst = words.largest_regrets(regrets, track["arms"])
+    largest, tiles = [], []
+    for ebc, kind in ((True, " with EBC"), (False, " without EBC")):
+        if ebc in worst:
+            name, regret = worst[ebc]
+            largest.append(f"{signed(regret, 3)} nats{kind * (len(worst) > 1)}")
+            difference = track["arms"][name]["difference"]
+            tiles += [difference_tile(f"Largest regret: {name}", difference)] if difference else []
+    most = " and ".join(largest) or "an unknown amount"
+    return "undecided", f"Settings kept from another size cost at most {most}.", findings, tiles
+
+
+def _window(arm: str, span: Window, remark: str = "") -> Tile:
+    octaves = in_octaves(span).removesuffix(" octaves")
+    return Tile(f"Learning-rate window of {arm}", octaves, "octaves", remark or f"best at ×{span['best']:g}")
 
 
 def _tiles_of_arms(track: SuiteTrack) -> list[Tile]:
@@ -365,21 +346,16 @@ def _tiles_of_arms(track: SuiteTrack) -> list[Tile]:
 def _compared(found: Evidence, name: str, track: SuiteTrack) -> list[Table]:
     """Return what stands right below the answer: each arm that is asked about beside the others; or what a
     sweep shows; or every arm beside its reference. Terminal and papers show the same, with more or less."""
-    suffix = found.suffix(name)
     if asked := words.asked(track):
         tuned = tuned_of(found, name)
-        made = [
-            glance.is_better(f"better-{name}-{i}", label, track, tuned) for i, label in enumerate(asked, 1)
-        ]
-        return [replace(table, title=f"{table.title}{suffix}") for table in made]
-    ranked = tables.ranked(track)
-    pairs = tables.suite_pairs(track, ranked)
-    title = f"The arms beside their reference{suffix}"
+        names = {label: f"better-{name}-{i}" for i, label in enumerate(asked, 1)}
+        return [found.titled(glance.is_better(names[label], label, track, tuned), name) for label in asked]
+    pairs = tables.suite_pairs(track, tables.ranked(track))
+    title = "The arms beside their reference"
     table = tables.differences(f"glance-{name}", title, pairs, track, track["reference"], found.results)
     spans = tables.spans(track, f"{{}}-{name}".format)
-    if not spans:
-        return [table]
-    return [replace(table, places=(TERMINAL, PAPER)), *(replace(t, places=(PAGE,)) for t in spans)]
+    shown = [found.titled(table, name, places=(TERMINAL, PAPER) if spans else EVERYWHERE)]
+    return [*shown, *(found.titled(span, name, places=(PAGE,)) for span in spans)]
 
 
 def _tried(found: Evidence, name: str, track: SuiteTrack) -> list[Table]:
@@ -390,7 +366,7 @@ def _tried(found: Evidence, name: str, track: SuiteTrack) -> list[Table]:
     order = [*mine, *(label for label in track["arms"] if label not in mine)]
     grids = {label: arm.tune for label, arm in found.config.ablation.arms.items()}
     made = glance.tried(f"tried-{name}", tune, name, order, grids)
-    return [replace(made, title=f"{made.title}{found.suffix(name)}", places=(PAGE,))] if made else []
+    return [found.titled(made, name, places=(PAGE,))] if made else []
 
 
 def _judging(track: SuiteTrack) -> list[Difference]:

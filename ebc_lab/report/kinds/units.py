@@ -104,8 +104,8 @@ def _arms(name: str, decided: UnitsTrack) -> Table:
     note = (
         f"nats per token, test loss, mean of {len(decided['settings'])} settings; excess: above the "
         "setting's best arm at its best constant; octaves between the lowest and the highest of the "
-        "settings' best constants, ≥ where one lies on the edge of what was tried; broken runs at the carried constants: "
-        f"diverged, or more than {decided['broken']:g} nats above their setting's median"
+        "settings' best constants, ≥ where one lies on the edge of what was tried; broken runs at the "
+        f"carried constants: diverged, or more than {decided['broken']:g} nats above their setting's median"
     )
     return Table(name, "One constant of each unit in every setting", ARMS, rows, note)
 

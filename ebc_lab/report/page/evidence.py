@@ -342,14 +342,15 @@ def _section(found: kinds.Evidence) -> dict[str, Any]:
 
 def _answer(answer: kinds.Answer) -> dict[str, Any]:
     verdicts = Counter(check.line["verdict"] for check in answer.checks)
-    detectable = [d["detectable"] for d in answer.judging]
+    counts = [(verdict, verdicts[verdict]) for verdict in ("pass", "fail", "undecided")]
+    detectable = (d["detectable"] for d in answer.judging)
     return {
         **vars(answer),
         "name": optimizer(answer.track),
         "tables": [drawn(table.on(PAGE)) for table in answer.tables],
         "checks": _checks(answer),
-        "counts": {v: verdicts[v] for v in ("pass", "fail", "undecided") if verdicts[v]},
-        "detectable": [least for least in detectable if least is not None],
+        "counts": [(verdict, n) for verdict, n in counts if n],
+        "detectable": list(filter(None, detectable)),
         "seeds": max((d["seeds"] for d in answer.judging), default=0),
     }
 

@@ -1,5 +1,5 @@
-"""The table of a study's arms, of a study with few levels the table of what these took and cost, and of one
-with energy-based models the table of what their splats know of the states.
+"""The table of a study's arms, that of what parts of a run say of them, and, of energy-based models, that of
+what their splats know of the states.
 
 Everything is told from decisions as they were recorded; `results` (run id -> result) adds spreads and times.
 """
@@ -44,9 +44,12 @@ def three_digits(value: float | None) -> str:
     return fixed(value, 3)
 
 
-def bits_column() -> Column:
+BITS_TITLE = "Bits per character"
+
+
+def bits_column(**how: Any) -> Column:
     """Make the column of bits per character, in studies where these are not nats by another factor."""
-    return Column("Bits per character", "figure", three_digits, "bits/char", optional=True)
+    return Column(BITS_TITLE, "figure", three_digits, "bits/char", optional=True, **how)
 
 
 def times(value: float | None) -> str:
@@ -65,6 +68,7 @@ FORMS: dict[str, Callable[[Any], str]] = {  # of a `Figure` -> how its value is 
     "tenths_of_percent": lambda x: percent(x, 1),
     "times": times,
     "factor": factor,
+    "size": words.size,
 }
 SCREENS = (TERMINAL, PAGE)  # a paper has no room
 
@@ -118,45 +122,39 @@ def arms(
     completed seeds; where any has few levels or a policy, also bits per weight, how much smaller the whole
     model is, and the time of a step. Without `results`, the means of the decision, no spreads and no times.
     """
-    reached = track.get("efficiency")
-    measured = _low_bit_of(track, results)
+    timed = bool(_part_figures_of(track, results))
     rows = []
     for label in names or track["arms"]:
-        arm = track["arms"][label]
-        chosen = label == track.get("reference")
-        runs = results_of(arm, results)
-        ms_per_step = _ms_per_step(runs) if measured else None
-        values = _arm(label, arm, runs, reached, chosen, ms_per_step)
-        rows.append(filled(ARMS, values, chosen=chosen))
+        values = _arm(label, track, results, timed)
+        rows.append(filled(ARMS, values, chosen=label == track.get("reference")))
     note = "means over the completed seeds; losses in nats per token, ± one standard deviation over the seeds"
-    note += "; smaller: the whole model, packed, against float32" if "compression" in measured else ""
+    note += (
+        "; smaller: the whole model, packed, against float32"
+        if "compression" in _part_figures_of(track, results)
+        else ""
+    )
     return Table(name, "Arms", ARMS, rows, note)
 
 
-def _arm(
-    label: str,
-    arm: Arm,
-    results: Sequence[RunResult] | None,
-    efficiency: Mapping[str, Efficiency | None] | None,
-    reference: bool,
-    ms_per_step: float | None,
-) -> tuple[Any, ...]:
-    """Return the cells of an arm. `own`: its runs' results, where they are known."""
-    outcomes = _outcomes(arm, results)
-    done = outcomes.get("completed", 0)
-    runs = len(arm["runs"])
+def _arm(label: str, track: ComparedTrack, results: Results | None, timed: bool) -> tuple[Any, ...]:
+    """Return the cells of an arm."""
+    arm = track["arms"][label]
+    own = results_of(arm, results)
+    outcomes = _outcomes(arm, own)
+    done, runs = outcomes.get("completed", 0), len(arm["runs"])
     diverged = outcomes.get("diverged")
     lost = Cell(f"{diverged} of {runs} diverged", page=f"{diverged} diverged") if diverged else None
 
     def mean(key: str) -> float | None:
-        return _mean(arm, results, key)
+        return _mean(arm, own, key)
 
-    loss = _with_spread(arm, results, "test_loss")
+    loss = _with_spread(arm, own, "test_loss")
+    efficiency = track.get("efficiency")
     reached = (efficiency or {}).get(label)
     ebc = arm["ebc"]
     in_suite = "about" in arm  # the finals' table has other columns instead
     return (
-        _named(label, arm, reference),
+        _named(label, arm, label == track.get("reference")),
         arm.get("about"),
         point_in_words(arm),
         arm.get("lr"),
@@ -164,9 +162,9 @@ def _arm(
         Cell(f"{done} of {runs}" if done < runs else str(runs), done),
         lost or mean("val_loss"),
         lost or replace(loss, text=fixed(loss.value), page=loss.text),
-        None if lost else bits_of(arm, results),
+        bits_of(arm, results),
         *map(mean, LOSS_COLUMNS),
-        ms_per_step,
+        _ms_per_step(own) if timed else None,
         mean("c_median") if ebc else None,
         _ends(arm, "c") if ebc else None,
         _ends(arm, "surrogate"),
@@ -196,9 +194,10 @@ def results_of(arm: Arm, results: Results | None) -> list[RunResult] | None:
 
 def test_loss(arm: Arm, results: Results | None) -> Cell:
     """Return an arm's mean test loss with its spread over the seeds, or how many of its runs diverged."""
-    if diverged := arm["outcomes"].get("diverged"):
+    runs = results_of(arm, results)
+    if diverged := _outcomes(arm, runs).get("diverged"):
         return Cell(f"{diverged} of {len(arm['runs'])} diverged")
-    return _with_spread(arm, results_of(arm, results), "test_loss")
+    return _with_spread(arm, runs, "test_loss")
 
 
 def _mean(arm: Arm, results: Sequence[RunResult] | None, key: str) -> float | None:
@@ -215,11 +214,13 @@ def _completed(results: Sequence[RunResult]) -> list[RunResult]:
     return [r for r in results if r.get("outcome") == "completed"]
 
 
-def bits_of(arm: Arm, results: Sequence[RunResult] | None = None) -> float | None:
-    """Return mean bits per character on the test split, None where the decision tells losses in nats
-    alone."""
-    figures = arm.get("figures", arm)
-    return _mean(arm, results, BITS) if BITS in figures else None
+def bits_of(arm: Arm, results: Results | None = None) -> float | None:
+    """Return mean bits per character on the test split; None where a run diverged, and where the decision
+    gives losses in nats alone."""
+    runs = results_of(arm, results)
+    if BITS not in arm.get("figures", arm) or _outcomes(arm, runs).get("diverged"):
+        return None
+    return _mean(arm, runs, BITS)
 
 
 def _with_spread(arm: Arm, results: Sequence[RunResult] | None, key: str) -> Cell:
@@ -253,29 +254,29 @@ def _unless_baseline(efficiency: Any, reached: Efficiency | None) -> Any:
     return reached["steps"] if reached else Cell("not reached")
 
 
-# -- few levels ----------------------------------------------------------------------------------------------
+# -- figures of parts ----------------------------------------------------------------------------------------
 
 
 TABLED = tuple(part for part in PARTS if part.table)  # whose figures have a table of their own
-LEVEL_COLUMNS = {  # figure of an arm -> its column
+FIGURE_COLUMNS = {  # figure of an arm -> its column
     figure.key: _column_of(figure.head, figure.head.places)
     for part in TABLED
     for figure in part.figures
     if figure.head
 }
-LOW_BIT = (
+PART_COLUMNS = (
     Column("Arm", "name", short="arm", head=True),
-    *LEVEL_COLUMNS.values(),
+    *FIGURE_COLUMNS.values(),
     Column("ms per step", "figure", brief, "ms/step", on=(PAPER,), optional=True),
 )
 
 
-def low_bit(
+def of_parts(
     name: str, track: ComparedTrack, results: Results | None = None, names: Iterable[str] | None = None
 ) -> Table | None:
-    """Return what few levels took, and what a policy did, in the order of `names`; None where no arm has
-    either."""
-    present = _low_bit_of(track, results)
+    """Return what parts of a run say of the arms, such as what few levels took or what is kept beside the
+    weights, in the order of `names`; None where no arm has any of it."""
+    present = _part_figures_of(track, results)
     if not present:
         return None
     parts = {part.table: part.note for part in TABLED if present & {figure.key for figure in part.figures}}
@@ -284,17 +285,17 @@ def low_bit(
         arm = track["arms"][label]
         runs = results_of(arm, results)
         chosen = label == track.get("reference")
-        figures = (_mean(arm, runs, key) for key in LEVEL_COLUMNS)
+        figures = (_mean(arm, runs, key) for key in FIGURE_COLUMNS)
         values = (_named(label, arm, chosen), *figures, _ms_per_step(runs))
-        rows.append(filled(LOW_BIT, values, chosen=chosen))
+        rows.append(filled(PART_COLUMNS, values, chosen=chosen))
     note = "; ".join(("means over the completed seeds", *parts.values()))
-    return Table(name, " and ".join(parts).capitalize(), LOW_BIT, rows, note)
+    return Table(name, " and ".join(parts).capitalize(), PART_COLUMNS, rows, note)
 
 
-def _low_bit_of(track: ComparedTrack, results: Results | None) -> set[str]:
-    """Return the low-bit figures that any arm has."""
+def _part_figures_of(track: ComparedTrack, results: Results | None) -> set[str]:
+    """Return the figures of parts that any arm has."""
     every = [(arm, results_of(arm, results)) for arm in track["arms"].values()]
-    return {key for arm, runs in every for key in LEVEL_COLUMNS if _mean(arm, runs, key) is not None}
+    return {key for arm, runs in every for key in FIGURE_COLUMNS if _mean(arm, runs, key) is not None}
 
 
 def _ms_per_step(results: Sequence[RunResult] | None) -> float | None:

@@ -94,13 +94,15 @@ class Table:
         out."""
         if place == PAPER and self.paper:
             titles = [column.title for column in self.columns]
-            return self._with_columns([titles.index(title) for title in self.paper])
+            there = [titles.index(title) for title in self.paper]
+        else:
+            there = [i for i, column in enumerate(self.columns) if place in column.on]
 
-        def wanted(i: int, column: Column) -> bool:
-            droppable = column.optional or place == TERMINAL
-            return place in column.on and not (droppable and all(row.cells[i].empty for row in self.rows))
+        def wanted(i: int) -> bool:
+            droppable = self.columns[i].optional or place == TERMINAL
+            return not (droppable and all(row.cells[i].empty for row in self.rows))
 
-        return self._with_columns([i for i, column in enumerate(self.columns) if wanted(i, column)])
+        return self._with_columns([i for i in there if wanted(i)])
 
     def _with_columns(self, places: Sequence[int]) -> Table:
         rows = [replace(row, cells=[row.cells[i] for i in places]) for row in self.rows]

@@ -19,49 +19,29 @@ from ebc_lab.study.stages.compare_arms import reference_of
 from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves, level
 
 from . import words
+from .arms import BITS_TITLE, bits_column, bits_of, of_parts, point_in_words, states, test_loss
 from .arms import Results as Results
-from .arms import arms, bits_column, bits_of, low_bit, point_in_words, states, test_loss
-from .beside import beside_weights
+from .arms import arms as arms
 from .glance import intervals_in_words, verdict_cell
-from .table import PAGE, PAPER, TERMINAL, Cell, Column, Row, Table, filled, loss_column, two_digits
+from .table import PAGE, TERMINAL, Cell, Column, Row, Table, filled, loss_column, two_digits
 from .words import NOTHING, brief, fixed, signed
 
 # -- arms ----------------------------------------------------------------------------------------------------
 
 
-def of_arms(
+def further_arms(
     name: str,
     track: FinalsTrack | SuiteTrack,
     results: Results | None,
     names: Sequence[str] | None = None,
-    suffix: str = "",
 ) -> list[Table]:
-    """Return the table of a track's arms, and those of what only some studies have: few levels, splats, state
-    beside the weights. `name`: a template of their names; `suffix` ends their titles."""
-    made = [arms(name.format(""), track, results, names), *_further(name, track, results, names)]
-    return [replace(table, title=f"{table.title}{suffix}", places=(PAGE,)) for table in made]
-
-
-def further_arms(name: str, track: FinalsTrack | SuiteTrack, results: Results | None) -> list[Table]:
-    """Return the tables beside that of the arms for a paper."""
+    """Return the tables of arms that only some studies have: what parts of a run say of them, and the splats
+    of energy-based models. `name`: a template of their names."""
+    made = [of_parts(name.format("-parts"), track, results, names)]
+    made.append(states(name.format("-states"), track, results or {}, names))
     return [
-        replace(table, caption=f"{table.title}, means over the seeds.")
-        for table in _further(name, track, results)
+        replace(table, caption=f"{table.title}, means over the seeds.") for table in made if table is not None
     ]
-
-
-def _further(
-    name: str,
-    track: FinalsTrack | SuiteTrack,
-    results: Results | None,
-    names: Sequence[str] | None = None,
-) -> list[Table]:
-    made = [
-        low_bit(name.format("-low-bit"), track, results, names),
-        states(name.format("-states"), track, results or {}, names),
-        beside_weights(name.format("-memory"), track, results, names),
-    ]
-    return [table for table in made if table is not None]
 
 
 # -- windows and regrets of a suite --------------------------------------------------------------------------
@@ -153,14 +133,15 @@ DIFFERENCES = (  # on a phone the first three are on screen
     Column("Verdict", short="verdict"),
     Column("Drawn", "drawing", on=(PAGE,)),
     Column("Joint interval", "figure", short="joint interval"),
-    loss_column("Test loss", "test loss", on=(PAGE, PAPER)),
+    loss_column("Test loss", "test loss", on=(PAGE,)),
+    bits_column(on=(PAGE,)),
     Column("Tuned to", on=(PAGE,), optional=True),
     Column("Seeds", "figure", brief, "seeds"),
     Column("Diverged", "figure", short="diverged", on=(TERMINAL,), optional=True),
     Column("Interval by itself", "figure", short="by itself"),
     Column("Detectable, jointly", "figure", lambda x: fixed(x, 3), "detectable"),
 )
-PAPER_TITLES = ("Arm", "Test loss", "Difference", "Joint interval", "Verdict")
+PAPER_TITLES = ("Arm", "Test loss", BITS_TITLE, "Difference", "Joint interval", "Verdict")
 
 
 def differences(
@@ -188,6 +169,7 @@ def differences(
             Cell(page="none", interval=d),
             Cell(_interval(d, "joint_low", "joint_high"), d.get("joint_low")),
             test_loss(arm, results),
+            bits_of(arm, results),
             point_in_words(arm),
             d["seeds"],
             Cell(f"{lost['arm']} / {lost['reference']}" if lost else "", lost["arm"] if lost else None),
@@ -216,10 +198,11 @@ def ranked(track: SuiteTrack) -> list[str]:
 
 def _reference(name: str, arm: Arm, results: Results | None) -> Row:
     """Return the row of the arm that the others are compared with."""
-    cells = {
+    cells: dict[str, Any] = {
         "Arm": Cell(name, page=words.arm_label(name, arm)),
         "Difference": Cell("reference"),
         "Test loss": test_loss(arm, results),
+        BITS_TITLE: bits_of(arm, results),
         "Tuned to": Cell(point_in_words(arm)),
     }
     return filled(DIFFERENCES, [cells.get(column.title, Cell()) for column in DIFFERENCES], chosen=True)

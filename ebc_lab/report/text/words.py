@@ -178,8 +178,10 @@ def signed(x: float | None, digits: int = 4) -> str:
     return NOTHING if x is None or not math.isfinite(x) else f"{x:+z.{digits}f}".replace("-", "−")
 
 
-def size(count: float) -> str:
-    """Bytes in the unit that suits them."""
+def size(count: float | None) -> str:
+    """Return a number of bytes in the unit that suits it."""
+    if count is None:
+        return NOTHING
     for unit in ("B", "kB", "MB"):
         if abs(count) < 1000:
             return f"{count:.3g} {unit}"
