@@ -1,8 +1,10 @@
-"""The answer about arms of one's own, and the tables that it rests on."""
+"""What a suite answers, and the tables that the answer rests on."""
 
 from __future__ import annotations
 
 import math
+
+from support.drawn import sweep
 
 from ebc_lab.report.kinds.suite import answer_of
 from ebc_lab.report.text import glance, papers, words
@@ -169,3 +171,65 @@ def test_a_label_tells_schedules_as_recorded_and_does_not_take_an_own_optimizers
 
 def test_a_track_of_an_own_optimizer_is_told_in_words():
     assert words.tracks_in_words("my_adam_none: lr 0.004", ["my_adam_none"]) == "my_adam: lr 0.004"
+
+
+# -- sweeps and transfers ------------------------------------------------------------------------------------
+
+WIDE = {1: 2.0, 2: 2.01, 4: 2.0, 8: 2.02}
+NARROW = {1: 2.3, 2: 2.0, 4: 2.4, 8: None}
+
+
+def of_windows(windows, **more):
+    points = [p["arm"] for sweeps in windows.values() for own in sweeps.values() for p in own["points"]]
+    done = {"comparable": True, "outcomes": {"completed": 2}, "test_median": 2.0}
+    return {"reference": points[0], "arms": dict.fromkeys(points, done), "windows": windows} | more
+
+
+def test_the_answer_names_the_widest_window_and_every_arm_has_a_line():
+    rates = {"plain": sweep(NARROW, "plain", delta_star=None), "ebc": sweep(WIDE, "ebc", delta_star=0.01)}
+    _, sentence, findings, tiles = answer_of(of_windows({name: {"lr_scale": x} for name, x in rates.items()}))
+    assert "ebc over ≥ 3.0 octaves" in sentence
+    assert ["ebc" in findings[0], "plain" in findings[1]] == [True, True]
+    assert tiles[0].value == "≥ 3.0"
+
+
+def test_the_answer_of_rules_is_which_of_them_forget_their_start():
+    windows = {
+        "fixed": {"delta": sweep(NARROW, "fixed", yardstick="fixed", worst=None, every_start=False)},
+        "rule": {"delta": sweep(WIDE, "rule", yardstick="fixed", worst=0.02, every_start=True)},
+        "lost": {"delta": sweep(NARROW, "lost", yardstick="fixed", worst=None, every_start=False)},
+    }
+    _, sentence, findings, _ = answer_of(of_windows(windows))
+    assert sentence.startswith("rule ends within 0.02 nats")
+    assert "+0.020" in findings[0]
+    assert "a start diverged" in findings[1]
+    windows["rule"]["delta"]["every_start"] = False
+    judged, sentence, *_ = answer_of(of_windows(windows))
+    assert (judged, sentence[:15]) == ("misses", "None of 2 rules")
+
+
+def test_the_answer_of_a_transfer_is_its_regrets():
+    def regret(mean):
+        return {
+            "mean": mean,
+            "low": mean - 0.05,
+            "high": mean + 0.05,
+            "seeds": 2,
+            "method": "t",
+            **dict.fromkeys(("joint_low", "joint_high", "joint_detectable"), None),
+            "comparisons": 2,
+            "judged": "undecided",
+        }
+
+    done = {"comparable": True, "outcomes": {"completed": 2}, "test_median": 2.0, "difference": None}
+    arms = {
+        "plain_long": {**done, "ebc": False, "difference": regret(0.1)},
+        "ebc_long": {**done, "ebc": True, "difference": regret(0.02)},
+        "again": {**done, "ebc": False},
+    }
+    sizes = [{"shape": "4× steps", "tuned": "again", "kept": ["plain_long", "ebc_long"], "against_kept": {}}]
+    found = {"reference": "again", "arms": arms, "windows": {}, "transfer": sizes}
+    _, sentence, findings, _ = answer_of(found)
+    assert "+0.020 nats with EBC" in sentence
+    assert "+0.100 nats without EBC" in sentence
+    assert ["plain_long: +0.100" in findings[0], "ebc_long: +0.020" in findings[1]] == [True, True]
