@@ -20,7 +20,7 @@ from .kind import MOST_TILES, Answer, Check, Evidence, Kind, Tile, difference_ti
 
 CONTROL, BASELINE, WINDOW = "best_ebc_no_worse_than_control", "x2_no_worse_than_baseline", "lr_window"
 PAPER_COLUMNS = (
-    Column("arm", "name"),
+    Column("arm", "label"),
     Column("test loss", "figure"),
     Column("bits/char", "figure", lambda bits: "" if bits is None else f"{bits:.3f}", optional=True),
     Column("minus baseline", "figure"),

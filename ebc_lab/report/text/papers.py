@@ -14,7 +14,12 @@ from ebc_lab.study.stages.compare_arms import in_bits
 from . import words
 from .table import PAPER, Column, Table
 
-ROOMY = 5  # columns that fit LaTeX's article in its footnote size
+MOST_CHARACTERS = 52  # beside a name, of a row that fits LaTeX’s article in its footnote size
+WIDTHS = {  # of the columns that wrap
+    "name": r"p{0.24\linewidth}",
+    "label": r"p{0.17\linewidth}",
+    "prose": r"p{0.34\linewidth}",
+}
 
 
 def source(config: Config, corpus: Mapping[str, Any], seeds: Sequence[int], looked: str = "") -> str:
@@ -132,10 +137,10 @@ def latex(made: Sequence[Table], study: str, about: str) -> str:
         rows = [" & ".join(map(_latex_cell, kinds, row)) + r" \tabularnewline" for row in table.texts()]
         # a bracket at its beginning would be an argument of the line break before it
         body = [f"{{}}{row}" if row.startswith("[") else row for row in rows]
-        size = "scriptsize" if len(table.columns) > ROOMY else "footnotesize"
+        size = "scriptsize" if _characters(table) > MOST_CHARACTERS else "footnotesize"
         lines = [
             r"\begin{table}",
-            rf"\caption{{{escaped(table.caption)}}}",
+            rf"\caption{{{escaped(table.caption)}}}\smallskip",
             rf"\label{{tab:{_label(study)}-{_label(table.name)}}}",
             rf"\centering\{size}\setlength{{\tabcolsep}}{{3pt}}",
             rf"\begin{{tabular}}{{@{{}}{''.join(map(_alignment, kinds))}@{{}}}}",
@@ -152,16 +157,22 @@ def latex(made: Sequence[Table], study: str, about: str) -> str:
     return "\n".join(parts)
 
 
+def _characters(table: Table) -> int:
+    """Return how many characters a row takes in the columns that do not wrap."""
+    texts = [[title_of(column) for column in table.columns], *table.texts()]
+    widths = [max(map(len, cells)) for cells in zip(*texts, strict=True)]
+    return sum(w for w, c in zip(widths, table.columns, strict=True) if c.kind not in WIDTHS)
+
+
 def _label(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
 
 
 def _alignment(kind: str) -> str:
-    widths = {"name": r"p{0.22\linewidth}", "figure": "r", "prose": r"p{0.34\linewidth}"}
-    return widths.get(kind, "l")
+    return WIDTHS.get(kind, "r" if kind == "figure" else "l")
 
 
 def _latex_cell(kind: str, text: str) -> str:
     if kind == "name":  # names break after an underscore
         return rf"\raggedright\texttt{{{escaped(text)}}}".replace(r"\_", r"\_\allowbreak{}")
-    return rf"\raggedright {escaped(text)}" if kind == "prose" else escaped(text)
+    return rf"\raggedright {escaped(text)}" if kind in ("prose", "label") else escaped(text)

@@ -38,8 +38,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """A column. `kind`: text, name (a recorded one, in code type), prose (wraps) or figure (to the right); on
-    the page also code, drawing and links."""
+    """A column. `kind`: text, name (a recorded one, in code type), label (a short one), prose (wraps) or
+    figure (to the right); on the page also code, drawing and links."""
 
     title: str
     kind: str = "text"
