@@ -16,17 +16,17 @@ from ..text.table import PAGE, PAPER, Cell, Column, Table, filled, loss_column
 from ..text.words import NOTHING, brief, fixed, interval, percent, signed
 from .kind import Answer, Evidence, Kind, Tile, difference_tile
 
-ARMS = (
+ARMS = (  # on a phone the first three are on screen
     Column("Arm", "name", short="arm", head=True),
+    Column("Minus the reference", "figure", short="difference"),
+    Column("Verdict", short="verdict"),
+    Column("Interval", short="interval", on=(PAGE, PAPER)),
     Column("Measured in", short="unit"),
     loss_column("Excess when carried", "excess"),
     Column("Worst setting", short="worst"),
     loss_column("Excess tuned in each setting", "tuned"),
     Column("Best constants spread over", "figure", short="octaves"),
     Column("Broken runs", "figure", short="broken"),
-    Column("Minus the reference", "figure", short="difference"),
-    Column("Interval", short="interval", on=(PAGE, PAPER)),
-    Column("Verdict", short="verdict"),
 )
 SETTINGS = (
     Column("Setting", "name", short="setting", head=True),
@@ -90,15 +90,15 @@ def _arms(name: str, decided: UnitsTrack) -> Table:
         difference, ends = _difference(decided, arm)
         values = (
             Cell(arm, page=arm, note=found["about"]),
+            difference,
+            Cell(VERDICTS[decided["verdicts"][arm]]) if arm in decided["verdicts"] else Cell(),
+            ends,
             found["unit"],
             found["excess"],
             _worst(found),
             fmean(tuned) if tuned else None,
             _octaves(found),
             _share(found["broken"]),
-            difference,
-            ends,
-            Cell(VERDICTS[decided["verdicts"][arm]]) if arm in decided["verdicts"] else Cell(),
         )
         rows.append(filled(ARMS, values, chosen=arm == order[0]))
     note = (
@@ -145,7 +145,8 @@ def _settings(name: str, decided: UnitsTrack) -> Table:
         named = Cell(setting, page=setting, note=kept)
         values = (named, best["about"], best["arm"] or NOTHING, best["value"], best["test_loss"])
         rows.append(filled(SETTINGS, values))
-    return Table(name, "The best in each setting", SETTINGS, rows, "nats per token, test loss")
+    note = "nats per token, test loss"
+    return Table(name, "The best in each setting", SETTINGS, rows, note, places=(PAGE,))
 
 
 # -- the answer ----------------------------------------------------------------------------------------------

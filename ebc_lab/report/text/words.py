@@ -156,7 +156,6 @@ def explanation(ebc: bool, finals: bool, said: str) -> dict[str, Any]:
 
 
 # -- numbers -------------------------------------------------------------------------------------------------
-# -------------
 
 
 def fixed(x: float | None, digits: int = 4) -> str:

@@ -89,7 +89,6 @@ def own(told, tmp_path) -> Path:
 
 
 # -- the page ------------------------------------------------------------------------------------------------
-# ----------------
 
 
 def test_equal_files_give_equal_bytes_wherever_they_lie(told, own):
@@ -348,7 +347,6 @@ def test_a_study_under_way_gets_a_page_of_what_is_decided(tmp_path, text_file):
 
 
 # -- figures -------------------------------------------------------------------------------------------------
-# ----------------
 
 
 def test_figures_are_embedded_as_svg_where_there_is_one(own):
@@ -399,7 +397,6 @@ def test_of_very_many_figures_those_of_the_judged_arms_stay_and_the_rest_is_name
 
 
 # -- watch ---------------------------------------------------------------------------------------------------
-# ----------------
 
 
 @pytest.fixture

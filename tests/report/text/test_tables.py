@@ -103,7 +103,6 @@ def cells(text: str, first: str) -> list[list[str]]:
 
 
 # -- CSV -----------------------------------------------------------------------------------------------------
-# --------------
 
 
 def test_every_summary_has_the_documented_columns_in_their_order(finished):
@@ -148,7 +147,6 @@ def test_every_column_of_a_suite_is_documented():
 
 
 # -- the model -----------------------------------------------------------------------------------------------
-# --------------
 
 
 def test_a_place_shows_its_own_columns_and_leaves_out_optional_ones_that_are_empty():
