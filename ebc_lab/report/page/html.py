@@ -208,13 +208,20 @@ def _environment() -> Any:
     )
     names = ("fixed", "signed", "brief", "percent", "setting", "interval", "plural", "breakable", "clock")
     made.filters.update({name: getattr(words, name) for name in names})
+    made.filters["exact"] = _exact
     return made
+
+
+def _exact(value: float | None) -> str:
+    """Return what a cell sorts by, with the digits of the CSV files."""
+    return "" if value is None else f"{value:.9g}"
 
 
 @functools.cache
 def _source(name: str) -> Any:
-    """Return a file of ours that the page holds whole."""
-    return _ours((TEMPLATES / name).read_text(encoding="utf-8"))
+    """Return a file of ours that the page holds whole, without its indentation."""
+    lines = (TEMPLATES / name).read_text(encoding="utf-8").splitlines()
+    return _ours("\n".join(line.strip() for line in lines if line.strip()))
 
 
 def _ours(text: str) -> Any:

@@ -6,8 +6,8 @@ page.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .words import NOTHING, fixed
@@ -66,12 +66,11 @@ def two_digits(value: float | None) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """`data`: what the page filters by; `chosen`: the row stands out; `id`: links lead to it."""
+    """`chosen`: the row stands out; `id`: links lead to it."""
 
     cells: Sequence[Cell]
     id: str = ""
     chosen: bool = False
-    data: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

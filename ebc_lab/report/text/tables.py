@@ -317,8 +317,7 @@ def runs(
             Cell(files=files(run_id)),
             run_id,
         )
-        data = {"stage": spec["stage"], "outcome": outcome}
-        rows.append(filled(RUNS, values, id=f"run-{run_id}", data=data))
+        rows.append(filled(RUNS, values, id=f"run-{run_id}"))
     title = words.plural(len(rows), "run")
     return Table("runs-table", title, RUNS, rows, "losses in nats per token, KL in nats per step")
 
