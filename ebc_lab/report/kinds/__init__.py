@@ -6,8 +6,6 @@ A new kind is a module with a `KIND` here, its line in `KINDS`, and a stage that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from ebc_lab.records.decisions import Decision
 from ebc_lab.study.stages.stage import stage_of
 
@@ -16,7 +14,7 @@ from .kind import Answer as Answer
 from .kind import Evidence as Evidence
 from .kind import Kind as Kind
 
-KINDS: Mapping[str, Kind] = {
+KINDS: dict[str, Kind] = {
     module.KIND.shows: module.KIND for module in (finals, suite, modes, units, profiles, candidates, points)
 }
 

@@ -46,7 +46,7 @@ def _table(decision: Decision, band: Sequence[float] | None) -> Table:
     """Return the runs that a stage chose from, with what became of each. `band`: where the rule wants their
     median c; None where it does not ask for one."""
     stage, tracks = decision["stage"], decision["tracks"].values()
-    remarks = _of_the_sweep(tracks)
+    remarks = _remarks_of_sweep(tracks)
     chosen = {d["run_id"] for d in tracks if "run_id" in d}
     ranked = {run_id for d in tracks for run_id in d.get("ranked", ())}
     inert = {
@@ -97,9 +97,9 @@ UNSCALED = (
 PARTS = {"baseline": "constant rate", "control": "control’s search"}  # roles that say else in the finals
 
 
-def _of_the_sweep(tracks: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[str]]:
-    """Return (role, run id) -> what the sweep's decision says of it: its schedule, and what it was taken
-    for."""
+def _remarks_of_sweep(tracks: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[str]]:
+    """Return (role, run id) -> what the sweep's decision says of that run: its schedule, and whether it is the
+    fair control."""
     remarks: dict[tuple[str, str], list[str]] = {}
     for d in tracks:
         control = d.get("control", {})
@@ -112,7 +112,7 @@ def _of_the_sweep(tracks: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], 
 
 
 def has_control(track: Mapping[str, Any]) -> bool:
-    """Tell whether anything in the study is compared with the fair control."""
+    """Return whether anything in the study is compared with the fair control."""
     return bool(track.get("control", {}).get("used", True))
 
 

@@ -168,7 +168,7 @@ def _in_lines(tiles: Sequence[Tile]) -> list[str]:
 
 
 def _answer_of_mine(track: SuiteTrack, lost: Sequence[str], tuned: Mapping[str, TunedArm]) -> Said:
-    """Say whether the arms that a suite asks about are better, each against the best of the others."""
+    """Answer whether the arms that a suite asks about are better, each against the best of the others."""
     answers = track["answers"]  # also of those that were never trained
     if not answers:
         return "undecided", "No answer: no run of these arms completed.", lost, []
@@ -218,7 +218,7 @@ def _cost(label: str, costs: Mapping[str, StepCost], reference: str, rival: str 
 
 
 def _told_apart(track: SuiteTrack, lost: Sequence[str]) -> Said:
-    """Say which arms are told apart from their references, and how."""
+    """Answer which arms are told apart from their references, and how."""
     groups: dict[str, list[str]] = {"better": [], "worse": [], "level": [], "undecided": []}
     references = set()
     for label, arm in track["arms"].items():
@@ -262,7 +262,7 @@ def _first_few(labels: Sequence[str]) -> str:
 
 
 def _answer_of_windows(spans: Mapping[str, Window | None]) -> Said:
-    """Name the widest windows of the learning rate, and all of them in order."""
+    """Answer with the widest windows of the learning rate; every window is a finding."""
     known = {arm: span for arm, span in spans.items() if span}
     if not known:
         return "undecided", "No answer: no arm completed a run at any learning rate.", [], []
@@ -276,7 +276,7 @@ def _answer_of_windows(spans: Mapping[str, Window | None]) -> Said:
 
 
 def _answer_of_starts(rules: Mapping[str, Any]) -> Said:
-    """Name, of rules for δ against the fixed one, those that forget where they started."""
+    """Answer which rules for δ forget where they started."""
     good = [name for name, rule in rules.items() if rule["every_start"]]
     losses = {name: math.inf if rule["worst"] is None else rule["worst"] for name, rule in rules.items()}
     tiles = []
@@ -294,7 +294,7 @@ def _answer_of_starts(rules: Mapping[str, Any]) -> Said:
 
 
 def _answer_of_transfer(track: SuiteTrack) -> Said:
-    """List the regrets of settings that were carried to other sizes, and name the largest of each kind."""
+    """Answer with the largest regrets of settings carried to other sizes; every regret is a finding."""
     regrets = words.regrets_of(track)
     findings = [
         f"{name}: {NOTHING if x is None else f'{signed(x, 3)} nats'} against a rate tuned again."

@@ -160,7 +160,7 @@ def _judgement(track: UnitsTrack) -> str:
 
 
 def _sentence(track: UnitsTrack) -> str:
-    """Say whether a challenger earns its cost."""
+    """Return whether a challenger earns its cost, in a sentence."""
     by_verdict: dict[str, list[str]] = {}
     for arm, verdict in track["verdicts"].items():
         by_verdict.setdefault(verdict, []).append(arm)
@@ -173,8 +173,7 @@ def _sentence(track: UnitsTrack) -> str:
 
 
 def _findings(track: UnitsTrack) -> list[str]:
-    """Say, of each challenger, in which setting it gains and loses most, and what it comes to with the
-    settings as the sample."""
+    """Return a line for each challenger: where it gains and loses most, and its mean over the settings."""
     lines = [f"{STAGE.headline(track)}."]
     for arm in track["challengers"]:
         means = {name: m for name, d in track["by_setting"][arm].items() if (m := centre_of(d)) is not None}

@@ -1,7 +1,6 @@
 """What the page shows, as plain data: gathered from a study's files and from nothing else.
 
-`gather` reads, the templates lay out. Nothing here is decided again: decisions and verdict are told as
-recorded.
+`gather` reads, the templates lay out. Nothing here is decided again.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from ..text import tables, words
 from ..text.table import PAGE, Table
 from ..text.words import capital, fixed, optimizer, setting
 from .curves import Run, curves
-from .ruler import Ruler, drawn
+from .ruler import Ruler, draw_intervals
 
 CHECKED = ("*.json", "*.csv", "*.md", "*.tex")  # files whose checksums the page states
 MOST_ROWS = 200  # of a table with a row for each run: a browser takes seconds for thousands
@@ -46,8 +45,8 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
     """Return everything the page tells of a study. `lenient`: damage is listed in `problems` as far as that
     is possible.
 
-    Raises UserError: there is no study, or one of its files was truncated or edited. To be called, like what
-    shows its findings, within `Study.told`.
+    Raises UserError: there is no study, or one of its files was truncated or edited. Call it, and
+    whatever shows what it returns, within `Study.blame_files`.
     """
     snapshot = read(study, strict=not lenient)
     header, config = snapshot.header, snapshot.config
@@ -125,8 +124,8 @@ def untracked(lines: Iterable[str], tracks: Iterable[str]) -> list[str]:
 
 
 def _question(config: Config) -> str:
-    """Tell whether the arms that a suite asks about are better; else the suite's own question, or the lab's;
-    without EBC at several rates the page cannot answer all of it."""
+    """Return the question that stands first: whether the arms that a suite asks about are better; else the
+    suite's own question, or the lab's."""
     if mine := [label for label in config.ablation.mine.arms if label in config.ablation.arms]:
         return f"{'Is' if len(mine) == 1 else 'Are'} {' and '.join(mine)} better?"
     for stage in config.study.stages:
@@ -169,8 +168,8 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 
 def _files_of(study: Study, loss_curves: Mapping[str, Any], *, beside: bool) -> tables.Files:
-    """Leads from a run to its curve on the page, and to those of its files that are there, where the page
-    lies `beside` them."""
+    """Return what finds a run's links: to its curve on the page, and to its files that exist if the page lies
+    `beside` them."""
     curved = {run["id"] for run in loss_curves["runs"]}
 
     def files(run_id: str) -> list[tuple[str, str]]:
@@ -325,7 +324,7 @@ def _section(found: kinds.Evidence) -> dict[str, Any]:
     """Return what the page shows of a decision that answers the study's question."""
     decision = found.decision
     kind, stage = kinds.kind_of(decision), stage_of(decision["stage"])
-    tables = [drawn(table.on(PAGE)) for table in kind.tables(found) if PAGE in table.places]
+    tables = [draw_intervals(table.on(PAGE)) for table in kind.tables(found) if PAGE in table.places]
     return {
         "stage": stage.name,
         "title": kind.section or stage.title,
@@ -347,7 +346,7 @@ def _answer(answer: kinds.Answer) -> dict[str, Any]:
     return {
         **vars(answer),
         "name": optimizer(answer.track),
-        "tables": [drawn(table.on(PAGE)) for table in answer.tables],
+        "tables": [draw_intervals(table.on(PAGE)) for table in answer.tables],
         "checks": _checks(answer),
         "counts": [(verdict, n) for verdict, n in counts if n],
         "detectable": list(filter(None, detectable)),
@@ -361,10 +360,10 @@ def _checks(answer: kinds.Answer) -> list[dict[str, Any]]:
     checks = []
     for check in answer.checks:
         line = check.line
-        shown = {**line, "title": check.title, "asks": check.asks, "means": check.means, "drawn": None}
+        shown = {**line, "title": check.title, "asks": check.asks, "means": check.means, "drawing": None}
         if "difference" in line:
             d = by_interval(line["difference"], line["joint"])
-            shown["drawn"] = Ruler(ruler.reach, d["margin"]).drawn(d)
+            shown["drawing"] = Ruler(ruler.reach, d["margin"]).place(d)
             shown |= {"least": d["detectable"], "between": check.between}
             shown["together"] = d["comparisons"] if line["joint"] else 1
         checks.append(shown)

@@ -14,7 +14,7 @@ from ebc_lab.study.stages.statistics import by_interval, centre_of
 from ..text.table import Table
 
 
-def drawn(table: Table) -> Table:
+def draw_intervals(table: Table) -> Table:
     """Return a table with its intervals drawn on one axis; the table itself where it has none."""
     shown = [by_interval(c.interval, joint=True) for row in table.rows for c in row.cells if c.interval]
     if not shown:
@@ -23,7 +23,7 @@ def drawn(table: Table) -> Table:
     rows = []
     for row in table.rows:
         cells = [
-            replace(c, drawing=ruler.drawn(by_interval(c.interval, joint=True))) if c.interval else c
+            replace(c, drawing=ruler.place(by_interval(c.interval, joint=True))) if c.interval else c
             for c in row.cells
         ]
         rows.append(replace(row, cells=cells))
@@ -54,7 +54,7 @@ class Ruler:
         share = max(-1.0, min(1.0, value / self.reach))
         return round(self.WIDTH / 2 + share * (self.WIDTH / 2 - self.EDGE), 1)
 
-    def drawn(self, d: Difference) -> dict[str, Any] | None:
+    def place(self, d: Difference) -> dict[str, Any] | None:
         """Return the ends of the interval and its middle on the axis; None where there is no interval."""
         low, high, middle = d.get("low"), d.get("high"), centre_of(d)
         if low is None and high is None:

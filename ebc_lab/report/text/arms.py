@@ -1,7 +1,7 @@
 """The table of a study's arms, that of what parts of a run say of them, and, of energy-based models, that of
 what their splats know of the states.
 
-Everything is told from decisions as they were recorded; `results` (run id -> result) adds spreads and times.
+They show decisions as recorded; `results` (run id -> result) adds spreads and times.
 """
 
 from __future__ import annotations
@@ -40,24 +40,12 @@ def _page_column(title: str, form: Callable[[Any], str], *also: str) -> Column:
     return Column(title, "figure", form, title, on=(PAGE, *also), optional=True)
 
 
-def three_digits(value: float | None) -> str:
-    return fixed(value, 3)
-
-
 BITS_TITLE = "Bits per character"
 
 
 def bits_column(**how: Any) -> Column:
     """Make the column of bits per character, in studies where these are not nats by another factor."""
-    return Column(BITS_TITLE, "figure", three_digits, "bits/char", optional=True, **how)
-
-
-def times(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.1f}×"
-
-
-def factor(value: float | None) -> str:
-    return NOTHING if value is None else f"×{brief(value)}"
+    return Column(BITS_TITLE, "figure", lambda bits: fixed(bits, 3), "bits/char", optional=True, **how)
 
 
 FORMS: dict[str, Callable[[Any], str]] = {  # of a `Figure` -> how its value is written
@@ -66,8 +54,8 @@ FORMS: dict[str, Callable[[Any], str]] = {  # of a `Figure` -> how its value is 
     "four_digits": fixed,
     "percent": percent,
     "tenths_of_percent": lambda x: percent(x, 1),
-    "times": times,
-    "factor": factor,
+    "times": lambda x: NOTHING if x is None else f"{x:.1f}×",
+    "factor": lambda x: NOTHING if x is None else f"×{brief(x)}",
     "size": words.size,
 }
 SCREENS = (TERMINAL, PAGE)  # a paper has no room
@@ -122,7 +110,7 @@ def arms(
     completed seeds; where any has few levels or a policy, also bits per weight, how much smaller the whole
     model is, and the time of a step. Without `results`, the means of the decision, no spreads and no times.
     """
-    timed = bool(_part_figures_of(track, results))
+    timed = bool(_figures_present(track, results))
     rows = []
     for label in names or track["arms"]:
         values = _arm(label, track, results, timed)
@@ -130,7 +118,7 @@ def arms(
     note = "means over the completed seeds; losses in nats per token, ± one standard deviation over the seeds"
     note += (
         "; smaller: the whole model, packed, against float32"
-        if "compression" in _part_figures_of(track, results)
+        if "compression" in _figures_present(track, results)
         else ""
     )
     return Table(name, "Arms", ARMS, rows, note)
@@ -271,12 +259,12 @@ PART_COLUMNS = (
 )
 
 
-def of_parts(
+def part_figures(
     name: str, track: ComparedTrack, results: Results | None = None, names: Iterable[str] | None = None
 ) -> Table | None:
     """Return what parts of a run say of the arms, such as what few levels took or what is kept beside the
     weights, in the order of `names`; None where no arm has any of it."""
-    present = _part_figures_of(track, results)
+    present = _figures_present(track, results)
     if not present:
         return None
     parts = {part.table: part.note for part in TABLED if present & {figure.key for figure in part.figures}}
@@ -292,7 +280,7 @@ def of_parts(
     return Table(name, " and ".join(parts).capitalize(), PART_COLUMNS, rows, note)
 
 
-def _part_figures_of(track: ComparedTrack, results: Results | None) -> set[str]:
+def _figures_present(track: ComparedTrack, results: Results | None) -> set[str]:
     """Return the figures of parts that any arm has."""
     every = [(arm, results_of(arm, results)) for arm in track["arms"].values()]
     return {key for arm, runs in every for key in FIGURE_COLUMNS if _mean(arm, runs, key) is not None}

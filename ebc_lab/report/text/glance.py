@@ -97,7 +97,7 @@ def is_better(name: str, label: str, track: SuiteTrack, tuned: Mapping[str, Tune
 
 
 def _place(name: str, track: SuiteTrack, rival: str | None) -> tuple[bool, float]:
-    """Return the rival that was picked beforehand comes first, then by test loss."""
+    """Return the key that puts the rival that was picked beforehand first, then orders by test loss."""
     median = track["arms"][name]["test_median"]
     return name != rival, math.inf if median is None else median
 

@@ -1,7 +1,6 @@
 """The tables of a study: what stands in each, for the terminal, the papers and the page alike.
 
-Everything is told from decisions as they were recorded; `results` (run id -> result) adds what these leave
-out.
+They show decisions as recorded; `results` (run id -> result) adds what decisions leave out.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from ebc_lab.study.stages.compare_arms import reference_of
 from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves, level
 
 from . import words
-from .arms import BITS_TITLE, bits_column, bits_of, of_parts, point_in_words, states, test_loss
+from .arms import BITS_TITLE, bits_column, bits_of, part_figures, point_in_words, states, test_loss
 from .arms import Results as Results
 from .arms import arms as arms
 from .glance import intervals_in_words, verdict_cell
@@ -37,7 +36,7 @@ def further_arms(
 ) -> list[Table]:
     """Return the tables of arms that only some studies have: what parts of a run say of them, and the splats
     of energy-based models. `name`: a template of their names."""
-    made = [of_parts(name.format("-parts"), track, results, names)]
+    made = [part_figures(name.format("-parts"), track, results, names)]
     made.append(states(name.format("-states"), track, results or {}, names))
     return [
         replace(table, caption=f"{table.title}, means over the seeds.") for table in made if table is not None

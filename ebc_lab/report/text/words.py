@@ -1,8 +1,5 @@
-"""What the page says in words: numbers a person can read, what each check means, and the answer in a
-sentence.
-
-The judgements themselves are made in `study.verdict`; here they are only told.
-"""
+"""Words that page, terminal, papers and pictures share: numbers that a person can read, terms and what they
+mean, and the names of arms."""
 
 from __future__ import annotations
 
@@ -22,10 +19,7 @@ from ebc_lab.config.parts.policy import PolicyConfig
 from ebc_lab.config.parts.quantizer import QuantizerConfig
 from ebc_lab.config.parts.stabilizer import SCHEDULES
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.records.decisions import (
-    Arm,
-    SuiteTrack,
-)
+from ebc_lab.records.decisions import Arm, SuiteTrack
 from ebc_lab.records.spec import optimizer as optimizer
 from ebc_lab.records.spec import tracks_in_words as tracks_in_words
 from ebc_lab.study.stages.statistics import WINDOW_NATS
@@ -113,8 +107,8 @@ JUDGED = {  # of a paired difference -> badge, what it says
 
 
 def has_ebc(config: Mapping[str, Any]) -> bool:
-    """Tell whether anything in a study, by its recorded settings, has EBC; where nothing has, nothing is said
-    of it."""
+    """Return whether anything in a study has EBC, by its recorded settings; else the page does not explain
+    it."""
     if {"calibrate", "controller_search", "lr_scale", "finals"} & set(config["study"]["stages"]):
         return True
     arms = ((config.get("ablation") or {}).get("arms") or {}).values()
@@ -129,8 +123,8 @@ NOISE_ALONE = (
 
 
 def sweep_in_words(ebc: bool, control: bool) -> tuple[str, str]:
-    """Return what a study calls the stage that finds the best rate, and what it says of it: of EBC and of the
-    fair control only where the study has them."""
+    """Return title and purpose of the stage that finds the best rate. EBC and the fair control are named only
+    where the study has them."""
     luck = "how much luck there is in a loss (σ, the spread over replicate seeds)"
     parts = ["which optimizer is best, and at which constant learning rate", luck]
     parts += ["how far predictions move by themselves (the natural KL)"] * ebc
@@ -169,7 +163,7 @@ def format_share(x: float | None) -> str:
 
 
 def capital(text: str) -> str:
-    """The text with its first letter a capital, and the others as they are."""
+    """Return the text with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 
@@ -241,13 +235,12 @@ def breakable(name: str) -> Any:
 
 
 def mine_of(track: SuiteTrack) -> list[str]:
-    """Return the arms that a suite asks about, as it decided about them; none in suites that ask something
-    else."""
+    """Return the arms that a suite asks about; none of a suite that asks something else."""
     return [label for label in track.get("mine", ()) if label in track["arms"]]
 
 
 def asked(track: SuiteTrack) -> list[str]:
-    """Return those of them that are answered."""
+    """Return the arms that a suite asks about and has an answer for."""
     return [label for label in mine_of(track) if label in track["answers"]]
 
 
@@ -288,7 +281,7 @@ TAILS = {name[1:]: tail for name, tail in tails_of_choices().items() if name != 
 
 
 def role(name: str) -> str:
-    """A role in words: `EBC at ×8` of `ebc_x8`."""
+    """Return a role in words, such as `EBC at ×8` for `ebc_x8`."""
     kind, _, scale = name.rpartition("_x")
     return f"{ROLES_AT_RATES[kind]} ×{scale}" if kind in ROLES_AT_RATES else ROLES.get(name, name)
 
@@ -311,8 +304,8 @@ def arm_label(name: str, arm: Mapping[str, Any]) -> str:
 
 
 def schedules_of(name: str, arm: Mapping[str, Any], *, title: bool = False) -> Iterator[str]:
-    """The schedules of an arm as its decision records them, and of what else is no default what its name says
-    beside its track: an optimizer of one's own may be called like a schedule."""
+    """Yield an arm's schedules as its decision records them, and whatever else in its name is no default. The
+    track is left out: an optimizer of one's own may be called like a schedule."""
     rest = name.removeprefix(f"{arm['track']}_")
     if "lr_schedule" in arm:
         recorded = SCHEDULES.get(arm["delta_schedule"]), LR_TAILS.get(arm["lr_schedule"])
@@ -334,8 +327,8 @@ def _said(tail: Tail, title: bool) -> str:
 
 
 def schedules(name: str, *, title: bool = False) -> Iterator[str]:
-    """Say what the end of a run's or an arm's name means, `w100`, `w0` and `e0p6` too; at length in a
-    `title`."""
+    """Yield what the parts at the end of a run's or an arm's name mean, including `w100`, `w0` and `e0p6`; at
+    length in a `title`."""
     for part in _parts(name):
         if part in TAILS:
             yield _said(TAILS[part], title)
@@ -346,13 +339,13 @@ def schedules(name: str, *, title: bool = False) -> Iterator[str]:
 
 
 def low_bit(config: RunConfig) -> str:
-    """What a configuration has in few levels, and its batches and policy, where they are not the defaults."""
+    """Return what a configuration has in few levels, its batches and its policy; empty for defaults."""
     parts = (QuantizerConfig, PartitionConfig, PolicyConfig)
     return ", ".join(tail.words for part in parts for tail in part.from_run(config).tail())
 
 
 def model(config: RunConfig) -> str:
-    """What a configuration trains, with its sizes."""
+    """Return what a configuration trains, with its sizes."""
     m, ebm, decoder = config.model, config.ebm, config.decoder
     blocks = f"{plural(m.blocks, 'block')}, width {m.width}"
     name = ModelConfig.words.get(m.name, m.name.upper())
@@ -371,7 +364,7 @@ def model(config: RunConfig) -> str:
 
 
 def tokens(config: RunConfig) -> str:
-    """What the text is cut into, or images, in the plural."""
+    """Return what the text is cut into, in the plural; of images, `images`."""
     if config.workload.name == "images":
         return "images"
     kinds = {"bpe": f"byte pairs of the training split, {config.tokens.size:,} at the most"}

@@ -27,7 +27,7 @@ from ebc_lab.report.conclude import report
 from ebc_lab.report.page import evidence
 from ebc_lab.report.page import html as html_module
 from ebc_lab.report.page.curves import as_script
-from ebc_lab.report.page.ruler import drawn
+from ebc_lab.report.page.ruler import draw_intervals
 from ebc_lab.report.page.serve import LivePage, address_of, server
 from ebc_lab.report.text import tables
 from ebc_lab.report.text import words as words_module
@@ -268,7 +268,7 @@ def test_differences_show_judgement_joint_interval_and_a_rank_where_a_run_diverg
     for name, changed in zip(pairs, (judged, ranked), strict=False):
         pairs[name] |= changed
     table = tables.differences("changed", "Changed", pairs, track)
-    found["answers"][0]["tables"] = [drawn(table.on(PAGE))]
+    found["answers"][0]["tables"] = [draw_intervals(table.on(PAGE))]
     text = Words(html_module.render(told, found)).text
     for shown in ("beats it", "−0.150", "[−0.200, −0.100]", "−0.020", "(−∞, −0.010]"):
         assert shown in text

@@ -450,12 +450,12 @@ def test_few_levels_stand_beside_the_losses_on_the_page_and_on_the_terminal():
 
 def test_what_few_levels_took_is_a_table_of_its_own_with_what_was_measured():
     found, results = low_bit_suite(**TERNARY)
-    of_page = told(tables.of_parts("t", found, results), PAGE, "ternary")
+    of_page = told(tables.part_figures("t", found, results), PAGE, "ternary")
     assert list(of_page.values()) == ["ternary", "1.60", "1.52", "31%", "0.4%", "2.33", "19%", "16.25"]
-    of_paper = told(tables.of_parts("t", found, results), PAPER, "ternary")
+    of_paper = told(tables.part_figures("t", found, results), PAPER, "ternary")
     assert (of_paper["Smaller by"], of_paper["ms per step"]) == ("11.0×", "5.5")
     steered, results = low_bit_suite(lr_factor=0.7, radius_factor=1.25)
-    made = tables.of_parts("t", steered, results)
+    made = tables.part_figures("t", steered, results)
     assert made is not None
     assert made.title == "Policies"
     assert "entropy" not in made.note
@@ -474,8 +474,8 @@ def test_finals_with_few_levels_are_told_from_their_results():
 
 def test_a_study_without_few_levels_says_nothing_of_them():
     found, results = low_bit_suite()
-    assert tables.of_parts("t", found, results) is None
-    assert tables.of_parts("t", found) is None
+    assert tables.part_figures("t", found, results) is None
+    assert tables.part_figures("t", found) is None
     for place in (PAGE, PAPER, TERMINAL):
         shown = told(tables.arms("t", found, results), place, "ternary")
         assert not {"Bits per weight", "Smaller by", "ms per step"} & set(shown)
