@@ -238,9 +238,14 @@ def outcome(console: Console, done: Any) -> None:
 def _last_words(console: Console, done: Any) -> None:
     """The answer, then where the page is, then what comes next."""
     console.print()
-    for line in done.answer:
-        console.print(Text.assemble(("answer  ", "bold"), tracks_in_words(line)))
     study, header = done.study, done.study.header()
+    last = done.decisions[list(done.decisions)[-1]] if done.decisions else None
+    if last and kind_of(last).concludes:
+        config = recorded_config(header)
+        print_answers(console, Evidence(last, config, done.decisions, study.results_of(last)))
+    else:
+        for line in done.answer:
+            console.print(Text.assemble(("answer  ", "bold"), tracks_in_words(line)))
     if warned := describe_earlier_looks(header):
         console.print(Text(f"        {warned}", style="yellow"))
     if study.page_file.exists():
@@ -280,6 +285,15 @@ MARKS = {"figure": ">", "prose": "~"}  # of `plain_table`
 def _cell(cell: model.Cell) -> Text:
     note = f" ({cell.note})" if cell.note and not cell.page else ""
     return Text(cell.text + note, style=VERDICT_STYLE.get(cell.tone, ""))
+
+
+def print_answers(console: Console, found: Evidence) -> None:
+    """The answer on each track, and what it rests on, one line each."""
+    for answer in kind_of(found.decision).answers(found):
+        whose = f"{optimizer(answer.track)}: " if len(found.tracks) > 1 else ""
+        console.print(Text.assemble(("answer  ", "bold"), whose + answer.sentence))
+        for finding in answer.findings:
+            console.print(Text(f"        {finding}"))
 
 
 def evidence(found: Evidence) -> RenderableType:
@@ -391,8 +405,8 @@ def _retrained(runs: int | None) -> str:
 def why(console: Console, reasons: Mapping[str, Any], config: Config) -> None:
     """The answer, and decisions with their evidence."""
     last = list(reasons)[-1]
-    for line in reasons[last]["headline"] if len(reasons) > 1 and stage_of(last).concludes else ():
-        console.print(Text.assemble(("answer  ", "bold"), tracks_in_words(line)))
+    if len(reasons) > 1 and kind_of(reasons[last]).concludes:
+        print_answers(console, Evidence(reasons[last], config, reasons))
     for stage, d in reasons.items():
         console.print(Text(f"\n{stage}", style="bold"))
         for line in d["headline"]:

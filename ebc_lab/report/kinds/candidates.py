@@ -98,7 +98,7 @@ PARTS = {"baseline": "constant rate", "control": "control’s search"}  # roles 
 
 
 def _remarks_of_sweep(tracks: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[str]]:
-    """Return (role, run id) -> what the sweep's decision says of that run: its schedule, and whether it is the
+    """Return (role, run id) -> what the sweep's decision says of that run: its schedule, and if it is the
     fair control."""
     remarks: dict[tuple[str, str], list[str]] = {}
     for d in tracks:
