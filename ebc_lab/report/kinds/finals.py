@@ -9,14 +9,14 @@ from typing import Any, cast
 
 from ebc_lab.records.decisions import Acceptance, Difference, FinalsTrack, Line, RateWindow, Window
 from ebc_lab.study.stages.compare_arms import seeds_of
-from ebc_lab.study.stages.statistics import by_interval, in_octaves, level, show_difference
+from ebc_lab.study.stages.statistics import by_interval, level, show_difference
 from ebc_lab.study.stages.verdict import acceptance
 
 from ..text import glance, tables
 from ..text.arms import bits_of, test_loss
 from ..text.table import PAGE, TERMINAL, Cell, Column, Table, filled
 from ..text.words import FAMILIES, NOTHING, arm_label, capital, interval, optimizer, plural
-from .kind import MOST_TILES, Answer, Check, Evidence, Kind, Tile, difference_tile
+from .kind import MOST_TILES, Answer, Check, Evidence, Kind, Tile, difference_tile, window_tile
 
 CONTROL, BASELINE, WINDOW = "best_ebc_no_worse_than_control", "x2_no_worse_than_baseline", "lr_window"
 PAPER_COLUMNS = (
@@ -238,9 +238,8 @@ def _tiles(found: Evidence, name: str, lines: Mapping[str, Line]) -> list[Tile]:
     scaled = found.decisions["lr_scale"]["tracks"].get(name) if "lr_scale" in found.decisions else None
     windows: Mapping[str, Window] = scaled["lr_window"] if scaled else {}
     if span := windows.get("ebc"):
-        without = f"{in_octaves(plain)} without EBC" if (plain := windows.get("none")) else ""
-        octaves = in_octaves(span).removesuffix(" octaves")
-        tiles.append(Tile("Learning-rate window with EBC", octaves, "octaves", without))
+        what = "Learning-rate window with EBC"
+        tiles.append(window_tile(what, span, windows.get("none"), "without EBC"))
     if fair := lines.get(CONTROL):
         what = "Best EBC arm minus the fair control, test loss"
         tiles.append(difference_tile(what, fair["difference"], fair["joint"]))

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from ebc_lab.config.schema import Config
-from ebc_lab.records.decisions import Acceptance, Decision, Difference, Line
-from ebc_lab.study.stages.statistics import by_interval, centre_of, level
+from ebc_lab.records.decisions import Acceptance, Decision, Difference, Line, Window
+from ebc_lab.study.stages.statistics import by_interval, centre_of, in_octaves, level
 
 from ..text.arms import Results
 from ..text.table import Table
@@ -121,3 +121,19 @@ def difference_tile(what: str, difference: Difference, joint: bool = True) -> Ti
     over = f", joint over {d['comparisons']} comparisons" if joint and d["comparisons"] > 1 else ""
     limits = f"{interval(d['low'], d['high'], 3)} ({level([d])}{over}, {seeds})"
     return Tile(what, signed(centre_of(d), 3), "nats", limits)
+
+
+def window_tile(what: str, span: Window, other: Window | None = None, whose: str = "") -> Tile:
+    """Return the width of a learning-rate window beside an`other` one. Two that do not end within what was
+    tried are not set against each other."""
+    remark = ""
+    if other and is_open(other) and is_open(span):
+        remark = f"neither this window nor that {whose} ends within what was tried"
+    elif other:
+        remark = f"{in_octaves(other)} {whose}"
+    return Tile(what, in_octaves(span).removesuffix(" octaves"), "octaves", remark)
+
+
+def is_open(span: Window) -> bool:
+    """Return whether a window does not end within what was tried."""
+    return span["open_low"] or span["open_high"]

@@ -19,7 +19,7 @@ from ebc_lab.study.stages.verdict import unfinished, verdict_of
 from ..text import glance, tables, words
 from ..text.table import EVERYWHERE, PAGE, PAPER, TERMINAL, Table
 from ..text.words import NOTHING, plural, signed
-from .kind import MOST_TILES, Answer, Evidence, Kind, Tile, difference_tile
+from .kind import MOST_TILES, Answer, Evidence, Kind, Tile, difference_tile, is_open, window_tile
 
 ABOUT_AN_ARM = ("about", "lr", "lr_scale", "delta_star", "lr_schedule", "warmup_steps", "delta_schedule")
 MOST_LISTED = 5  # names in a finding
@@ -200,8 +200,8 @@ def _tiles_of_mine(track: SuiteTrack, tuned: Mapping[str, TunedArm]) -> list[Til
     rival = track["answers"][label]["rival"]
     spans = {arm: found.get("window") for arm, found in tuned.items()}
     if span := spans.get(label):
-        beside = f"{rival}: {in_octaves(spans[rival])}" if rival and spans.get(rival) else " "
-        tiles.append(_window(label, span, beside))
+        other = spans.get(rival) if rival else None
+        tiles.append(window_tile(f"Learning-rate window of {label}", span, other, f"of {rival}"))
     costs = track.get("steps_cost") or {}
     return [*tiles, *([_cost(label, costs, track["reference"], rival)] if label in costs else [])]
 
@@ -267,11 +267,16 @@ def _answer_of_windows(spans: Mapping[str, Window | None]) -> Said:
     if not known:
         return "undecided", "No answer: no arm completed a run at any learning rate.", [], []
     order = sorted(known, key=lambda arm: -known[arm]["octaves"])
-    tiles = [_window(arm, known[arm]) for arm in order]
+    tiles = []
+    for arm in order:
+        tile = window_tile(f"Learning-rate window of {arm}", known[arm])
+        tiles.append(tile._replace(remark=f"best at ×{known[arm]['best']:g}"))
     lost = [f"Learning-rate window of {arm}: {in_octaves(None)}." for arm in spans if arm not in known]
-    widest = [f"{arm} over {in_octaves(known[arm])}" for arm in order[:MOST_NAMED]]
-    widest[0] += " of the learning rate"
-    sentence = f"The loss stays within {WINDOW_NATS:g} nats of an arm’s own best: {', '.join(widest)}."
+    unended = [arm for arm in order if is_open(known[arm])]
+    ended = [f"{arm} over {in_octaves(known[arm])}" for arm in order if arm not in unended]
+    clauses = [f"{_first_few(unended)} beyond the rates that were tried"] if unended else []
+    sentence = f"The loss stays within {WINDOW_NATS:g} nats of an arm’s own best: "
+    sentence += f"{'; '.join([*clauses, *ended[: MOST_NAMED - len(clauses)]])}."
     return "undecided", sentence, [*_in_lines(tiles), *lost], tiles
 
 
@@ -310,11 +315,6 @@ def _answer_of_transfer(track: SuiteTrack) -> Said:
             tiles += [difference_tile(f"Largest regret: {name}", difference)] if difference else []
     most = " and ".join(largest) or "an unknown amount"
     return "undecided", f"Settings kept from another size cost at most {most}.", findings, tiles
-
-
-def _window(arm: str, span: Window, remark: str = "") -> Tile:
-    octaves = in_octaves(span).removesuffix(" octaves")
-    return Tile(f"Learning-rate window of {arm}", octaves, "octaves", remark or f"best at ×{span['best']:g}")
 
 
 def _tiles_of_arms(track: SuiteTrack) -> list[Tile]:

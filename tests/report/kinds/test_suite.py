@@ -188,7 +188,7 @@ def of_windows(windows, **more):
 def test_the_answer_names_the_widest_window_and_every_arm_has_a_line():
     rates = {"plain": sweep(NARROW, "plain", delta_star=None), "ebc": sweep(WIDE, "ebc", delta_star=0.01)}
     _, sentence, findings, tiles = answer_of(of_windows({name: {"lr_scale": x} for name, x in rates.items()}))
-    assert "ebc over ≥ 3.0 octaves" in sentence
+    assert "ebc beyond the rates" in sentence
     assert ["ebc" in findings[0], "plain" in findings[1]] == [True, True]
     assert tiles[0].value == "≥ 3.0"
 
@@ -233,3 +233,10 @@ def test_the_answer_of_a_transfer_is_its_regrets():
     assert "+0.020 nats with EBC" in sentence
     assert "+0.100 nats without EBC" in sentence
     assert ["plain_long: +0.100" in findings[0], "ebc_long: +0.020" in findings[1]] == [True, True]
+
+
+def test_two_windows_that_do_not_end_are_not_set_against_each_other():
+    rates = {name: {"lr_scale": sweep(WIDE, name)} for name in ("one", "other")}
+    _, sentence, _, _ = answer_of(of_windows(rates))
+    assert "≥" not in sentence
+    assert "one, other beyond" in sentence
