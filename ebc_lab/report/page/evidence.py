@@ -355,15 +355,14 @@ def _answer(answer: kinds.Answer) -> dict[str, Any]:
 
 
 def _checks(answer: kinds.Answer) -> list[dict[str, Any]]:
-    """Return the lines of the verdict, each difference drawn on one axis with its own target."""
-    ruler = Ruler.over(answer.judging, max((d["margin"] for d in answer.judging), default=None))
+    """Return the lines of the verdict, each difference drawn on an axis that shows all of it."""
     checks = []
     for check in answer.checks:
         line = check.line
         shown = {**line, "title": check.title, "asks": check.asks, "means": check.means, "drawing": None}
         if "difference" in line:
             d = by_interval(line["difference"], line["joint"])
-            shown["drawing"] = Ruler(ruler.reach, d["margin"]).place(d)
+            shown["drawing"] = Ruler.over([d], d["margin"]).place(d)
             shown |= {"least": d["detectable"], "between": check.between}
             shown["together"] = d["comparisons"] if line["joint"] else 1
         checks.append(shown)
