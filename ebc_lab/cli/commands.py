@@ -294,12 +294,11 @@ def why(
         return 0
     from ebc_lab.config.dicts import from_dict
     from ebc_lab.config.schema import Config
-    from ebc_lab.study.stages.calibrate import band_aimed_at
 
     from . import screen
 
     with where.blame_files():
-        screen.why(_console(), reasons, band_aimed_at(from_dict(Config, where.header()["config"])))
+        screen.why(_console(), reasons, from_dict(Config, where.header()["config"]))
     return 0
 
 

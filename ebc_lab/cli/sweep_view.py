@@ -18,7 +18,7 @@ from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.json_files import read_checksummed
 from ebc_lab.records.paths import RunFiles
-from ebc_lab.report.text.words import NOTHING, fixed, part
+from ebc_lab.report.text.words import NOTHING, fixed, format_share
 
 from .options import console as made_console
 from .screen import plain_table
@@ -120,7 +120,7 @@ def _cells(job: Job, ebc: bool, best: bool) -> list[RenderableType]:
     took = clock(result["wall_s"]) if "wall_s" in result else NOTHING
     cells: list[RenderableType] = [str(job.number), *job.values.values(), _number(result.get("val_loss"), 4)]
     if ebc:
-        c = "1" if job.never_clipped else part(result.get("c_median"))
+        c = "1" if job.never_clipped else format_share(result.get("c_median"))
         cells += [c if job.with_ebc else NOTHING, _number(result.get("kl_ratio_median"), 2)]
     return [*cells, took, _ended(job, best)]
 

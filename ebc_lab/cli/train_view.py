@@ -18,7 +18,7 @@ from rich.text import Text
 from ebc_lab.config.errors import clock
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.paths import RunFiles
-from ebc_lab.report.text.words import fixed, part
+from ebc_lab.report.text.words import fixed, format_share
 
 from .ebm_view import CsvTail, Evaluations, Row
 from .options import console as made_console
@@ -106,7 +106,7 @@ class RunView:
         for row in self.evals.rows():
             self.figures["val"] = fixed(row["val_loss"], 3)
         if rows and self.run.stabilizer.name == "ebc":
-            self.figures["c"] = part(median(row["c"] for row in rows))
+            self.figures["c"] = format_share(median(row["c"] for row in rows))
             self.figures |= _audited(rows)
 
 
@@ -156,7 +156,7 @@ def _budget_in_words(run: RunConfig, result: Mapping[str, Any]) -> str:
     if not result["clip_rate"]:
         return f"c = 1 throughout: the budget never limited an update{_unlimited(target, result)}."
     share = f"{result['clip_rate']:.0%}" if result["clip_rate"] >= 0.005 else "less than 1%"
-    c = f"c: median {part(result['c_median'])}, {share} of the steps clipped"
+    c = f"c: median {format_share(result['c_median'])}, {share} of the steps clipped"
     if run.budget.radius is not None:
         c += f"; the KL ruled {result['kl_ruled']:.0%} of the steps, the radius {result['radius_ruled']:.0%}"
         c += f"; a KL was measured at {result['measured']:.0%}"
