@@ -25,7 +25,7 @@ from ebc_lab.config.schema import RunConfig
 from ebc_lab.training.run import Training
 
 from .loops import Loop, opened
-from .pairs import measured_variants, variants
+from .pairs import Effort, measure_each, variants
 
 CPU = 0  # the device type of the profiler's memory events
 
@@ -119,8 +119,9 @@ def _held(training: Training, loop: Loop) -> dict[str, int]:
     }
 
 
-def of_run(run: RunConfig, *, bare: bool = False) -> dict[str, int]:
-    """Bytes by purpose, and `peak`: the most that a step with an audit adds to what is held between steps."""
+def held_bytes(run: RunConfig, *, bare: bool = False) -> dict[str, int]:
+    """Return bytes by purpose, and `peak`: the most that a step with an audit adds to what is held between
+    steps."""
     with opened(run) as training:
         loop = Loop(training, bare=bare)
         loop.steps(run.audit_every - 1)  # the optimizer's state is there, and the stabilizer's buffers
@@ -129,17 +130,16 @@ def of_run(run: RunConfig, *, bare: bool = False) -> dict[str, int]:
         return {**by_kind, "peak": peak_of(lambda: loop.steps(1))}
 
 
-def memory(run: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
-    """Bytes of the bare step and of every variant.
+def memory(run: RunConfig, effort: Effort) -> dict[str, Any]:
+    """Return the bytes of the bare step and of every variant.
 
     `extra_copies` is what the stabilizer holds between steps in units of the parameters' bytes (EBC: two at
     most); `peak_extra_copies` how much higher its peak is than the bare step's, in the same unit.
     """
-    say("memory")
-    bare = of_run(dataclasses.replace(run, stabilizer=StabilizerConfig()), bare=True)
+    bare = held_bytes(dataclasses.replace(run, stabilizer=StabilizerConfig()), bare=True)
 
-    def measure(name: str, variant: RunConfig) -> dict[str, Any]:
-        figures = of_run(variant)
+    def added(variant: RunConfig) -> dict[str, Any]:
+        figures = held_bytes(variant)
         stabilizer_bytes = figures["stabilizer"]
         return {
             "held_bytes": stabilizer_bytes,
@@ -148,7 +148,8 @@ def memory(run: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
             "peak_extra_copies": (figures["peak"] + stabilizer_bytes - bare["peak"]) / figures["parameters"],
         }
 
-    rows = [{"stabilizer": name, **found} for name, found in measured_variants(variants(run), measure)]
+    by_name = measure_each(variants(run), "memory", added, effort)
+    rows = [{"stabilizer": name, **found} for name, found in by_name.items()]
     purposes = ("parameters", "gradients", "activations", "optimizer_state", "peak")
     tensors = {k: bare[k] for k in purposes}
     on_gpu = run.device == "cuda"

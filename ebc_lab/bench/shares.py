@@ -12,7 +12,7 @@ from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import StabilizedOptimizer
 
 from .loops import Loop, interval, opened, record_step, synchronise, warm_steps
-from .pairs import measured_variants, variants
+from .pairs import Effort, measure_each, variants
 
 PARTS = {
     "data": "drawing the batch",
@@ -94,8 +94,8 @@ def block(loop: Loop, clock: Clock, count: int) -> None:
             record_step(loop.training, loss, stats)
 
 
-def of_run(run: RunConfig, rounds: int) -> dict[str, Any]:
-    """The parts' shares of the step's time in per cent, which add up to 100, and milliseconds per step.
+def step_shares(run: RunConfig, rounds: int) -> dict[str, Any]:
+    """Return the parts' shares of a step in per cent, which add up to 100, and milliseconds per step.
 
     Medians over `rounds` blocks of whole audit and probe intervals. On a GPU the clock waits for every part,
     so that work which would overlap with the host counts in full: the sum exceeds a free-running step.
@@ -123,12 +123,10 @@ def of_run(run: RunConfig, rounds: int) -> dict[str, Any]:
     }
 
 
-def shares(run: RunConfig, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """`of_run` of the baseline and of EBC with each budget, by name; `refused` as in `measured_variants`."""
-
-    def measure(name: str, variant: RunConfig) -> dict[str, Any]:
-        say(f"shares of a step of {name}")
-        return of_run(variant, rounds)
-
-    asked = [(name, v) for name, v in variants(run) if v.stabilizer.name in ("none", "ebc")]
-    return dict(measured_variants(asked, measure))
+def shares(run: RunConfig, effort: Effort) -> dict[str, Any]:
+    """Return the `step_shares` of the baseline and of EBC with each budget, by name; `refused` as in
+    `measure_each`."""
+    asked = {name: v for name, v in variants(run).items() if v.stabilizer.name in ("none", "ebc")}
+    return measure_each(
+        asked, "shares of a step", lambda variant: step_shares(variant, effort.rounds), effort
+    )

@@ -18,16 +18,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from ebc_lab.bench import compared, costs, measure, plain_loop
-from ebc_lab.bench.loops import Loop, interval, opened, take_steps, warm_steps
+from ebc_lab.bench.loops import WARM_STEPS, Loop, interval, opened, take_steps, warm_steps
 from ebc_lab.bench.memory import reachable
 from ebc_lab.bench.pairs import (
     MIN_ROUNDS,
+    Effort,
     PlainProcess,
-    interleaved,
     overhead_run,
     overheads,
     paired_overhead,
     step_run,
+    take_turns,
 )
 from ebc_lab.bench.shares import PARTS, Clock
 from ebc_lab.cli import bench_screen
@@ -276,7 +277,7 @@ def test_a_measurement_shows_that_it_goes_on_after_every_block(shape, tmp_path, 
     steps = [step for _, step in told]
     assert steps == sorted(steps)
     taken = sum(count for kind, count in blocks if kind == "ebc")
-    assert steps[-1] == taken - (warm_steps(run) if measurement is overhead_run else 0)
+    assert steps[-1] == taken - (warm_steps(run) if measurement is overhead_run else WARM_STEPS)
 
 
 def test_a_failed_measurement_is_recorded_as_failed(shape, tmp_path):
@@ -288,21 +289,23 @@ def test_a_failed_measurement_is_recorded_as_failed(shape, tmp_path):
 
 def test_sides_take_turns_in_a_rotating_order():
     calls = []
-    sides = [lambda n, name=name: calls.append((name, n)) or float(len(calls)) for name in "abc"]
-    took = interleaved(sides, 5, 3)
+    sides = {name: lambda n, name=name: calls.append((name, n)) or float(len(calls)) for name in "abc"}
+    turns = take_turns(sides, 5, 3, warm=0)
     assert "".join(name for name, _ in calls) == "abcbcacab"
     assert {n for _, n in calls} == {5}
-    assert took == [[1.0, 6.0, 8.0], [2.0, 4.0, 9.0], [3.0, 5.0, 7.0]]
+    assert turns.seconds == {"a": [1.0, 6.0, 8.0], "b": [2.0, 4.0, 9.0], "c": [3.0, 5.0, 7.0]}
+    assert turns.ratios("b", "a") == [2.0, 4.0 / 6.0, 9.0 / 8.0]
 
 
 def test_turns_end_at_the_time_limit_but_not_before_a_minimum():
-    assert [len(t) for t in interleaved([lambda n: 1.0], 1, 99, limit_s=0.0)] == [MIN_ROUNDS]
+    turns = take_turns({"a": lambda n: 1.0}, 1, 99, limit_s=0.0)
+    assert len(turns.seconds["a"]) == MIN_ROUNDS
 
 
 @pytest.mark.thorough
 def test_a_budget_that_the_settings_rule_out_says_why(shape, monkeypatch):
     monkeypatch.setattr("ebc_lab.bench.pairs.STABILIZERS", {"ebc": STABILIZERS["ebc"]})
-    rows = overheads(replace(shape, budget=replace(shape.budget, target_kl=1e-8)), 2, 1.0, lambda text: None)
+    rows = overheads(replace(shape, budget=replace(shape.budget, target_kl=1e-8)), Effort(2, limit_s=1.0))
     refused = {row["stabilizer"]: row["refused"] for row in rows}
     assert "the smallest KL" in refused.pop("ebc shadow")
     assert "the smallest KL" in refused.pop("ebc tracked")
