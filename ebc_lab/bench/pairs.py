@@ -6,12 +6,10 @@ import contextlib
 import dataclasses
 import math
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.workloads.corpus import locate
 
+from .child import Child, ChildEnded
 from .loops import WARM_STEPS, Loop, interval, opened, probes, warm_steps
 from .plain_loop import PlainLoop
 
@@ -277,45 +276,19 @@ def plain_settings(run: RunConfig) -> dict[str, Any]:
     return {**shape, "batch": run.batch_size, "lr": run.optimizer.lr, "seed": run.seed, "device": run.device}
 
 
-class PlainProcess:
-    """The plain loop at a run's shape in a process of its own, which takes steps on request.
-
-    Raises UserError when the process ends. `threads`: torch's default there.
-    """
-
-    def __init__(self, run: RunConfig):
-        self.folder = tempfile.TemporaryDirectory(prefix="ebc-lab-bench-")
-        text = Path(self.folder.name) / "text.txt"
+@contextlib.contextmanager
+def plain_process(run: RunConfig) -> Iterator[Child]:
+    """Start the plain loop at a run's shape in a process of its own. It greets with torch's default number of
+    threads there and answers a number of steps with their seconds. Raise UserError when it ends early."""
+    with tempfile.TemporaryDirectory(prefix="ebc-lab-bench-") as folder:
+        text = Path(folder) / "text.txt"
         text.write_bytes(locate(run.data, quiet=True).text.encode())
-        options = {"text": text, **plain_settings(run)}
-        command = [sys.executable, "-m", "ebc_lab.bench.plain_loop", "--on-request"]
-        command += [f"--{name}={value}" for name, value in options.items()]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-        self.threads = int(self._answer())
-
-    def _answer(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if line:
-            return line
-        _, errors = self.process.communicate()
-        message = errors.strip().splitlines() or ["it left no message"]
-        raise UserError(f"the plain loop's process ended: {message[-1]}")
-
-    def steps(self, count: int) -> float:
-        """Seconds for the next `count` steps, by that process's clock."""
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # there will be no answer either
-            print(count, file=self.process.stdin, flush=True)
-        return float(self._answer())
-
-    def __enter__(self) -> PlainProcess:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.communicate()  # the end of its input ends it
-        self.folder.cleanup()
+        options = [f"--{name}={value}" for name, value in plain_settings(run).items()]
+        try:
+            with Child("plain_loop", "--on-request", f"--text={text}", *options) as child:
+                yield child
+        except ChildEnded as error:
+            raise UserError(f"the plain loop's process ended: {error}") from None
 
 
 def throughput(run: RunConfig, effort: Effort) -> dict[str, Any]:
@@ -330,17 +303,23 @@ def throughput(run: RunConfig, effort: Effort) -> dict[str, Any]:
     block = 2 * run.audit_every
     steps = max(run.steps, WARM_STEPS + effort.rounds * block)
     baseline = dataclasses.replace(run, stabilizer=StabilizerConfig(), steps=steps)
-    with opened(baseline) as training, PlainProcess(run) as elsewhere:
+    with opened(baseline) as training, plain_process(run) as elsewhere:
+        default_threads = elsewhere.answer()
+
+        def steps_elsewhere(count: int) -> float:
+            elsewhere.ask(count)
+            return float(elsewhere.answer())
+
         workload = training.workload
         plain = PlainLoop(workload.tokens["train"], workload.vocabulary, **plain_settings(run))
         lab = Loop(training)
-        sides = {"lab": lab.recorded_steps, "plain": plain.steps, "plain_defaults": elsewhere.steps}
+        sides = {"lab": lab.recorded_steps, "plain": plain.steps, "plain_defaults": steps_elsewhere}
         turns = take_turns(sides, block, effort.rounds, limit_s=effort.limit_s)
     figures: dict[str, Any] = {}
     for name, seconds in turns.seconds.items():
         figures[name] = {
             "dtype": run.dtype if name == "lab" else "float32",
-            "threads": elsewhere.threads if name == "plain_defaults" else run.threads_per_run,
+            "threads": default_threads if name == "plain_defaults" else run.threads_per_run,
             "tokens_per_s": spread([block * run.batch_size * run.model.context / s for s in seconds]),
             "step_ms": turns.step_ms(name),
         }

@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
-import subprocess
+import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, NamedTuple, TypedDict, TypeVar
@@ -27,6 +28,8 @@ from ebc_lab.config.parts.quantizer import QuantizerConfig
 from ebc_lab.config.schema import Config, LauncherConfig, RunConfig
 from ebc_lab.records.cache import MeasurementCache
 
+from .child import Child, ChildEnded
+
 CHOSEN = ("dtype", "threads_per_run", "compile")  # by measurement, where they are left open
 DTYPES = ("float32", "bfloat16")
 THREADS = (1, 2, 4, 8)  # per run; those that the machine has are tried
@@ -34,6 +37,8 @@ TIE = 1.05  # a gain below 5% does not justify bfloat16 or more threads
 MIN_COMPILED_S = 1200.0  # of eager training in all: below that measuring what compiling gains cannot pay
 MIN_PAYOFF = 2.0  # times the seconds of compiling that compiling must save
 COMPILE_TIMEOUT_S = 900.0
+ROUNDS = 3  # measurements of each case
+ENOUGH_S = 8.0  # after which no further round begins
 MEASURING_S = 15  # what `measured_rates` takes where a step takes milliseconds, start-up included
 RULES = {  # as `ebc-lab doctor` prints them
     "dtype": "bfloat16 autocast where it is more than 5% faster than float32; float32 under "
@@ -340,63 +345,69 @@ def compile_cache(run: RunConfig) -> MeasurementCache:
 
 
 def known_rates(run: RunConfig, cases: Sequence[Case]) -> dict[Case, float]:
-    """Steps/s of these cases from the cache, or nothing unless all are known."""
+    """Return the steps/s of these cases from the cache, or nothing unless all are known."""
     rates = {case: cache.read() for case, cache in rate_caches(run, cases).items()}
     return rates if all(rate is not None and rate > 0 for rate in rates.values()) else {}
 
 
 def measured_rates(run: RunConfig, cases: Sequence[Case]) -> dict[Case, float]:
-    """Measure steps/s of each case, over all its processes, and keep them. Raises UserError."""
+    """Return the steps/s of each case, its processes together, and keep them: medians of rounds in which all
+    cases take turns. Raise UserError."""
+    measured: dict[Case, list[float]] = {case: [] for case in cases}
     try:
-        timed = run_module("step_timer", {"run": to_dict(run), "cases": cases})
-    except UserError as error:
+        with ExitStack() as stack:
+            most = max(processes for _, processes, _ in cases)
+            children = [stack.enter_context(Child("step_timer")) for _ in range(most)]
+            for child in children:
+                child.answer()  # all have started
+            begun = time.perf_counter()
+            for nth in range(ROUNDS):
+                if nth and time.perf_counter() - begun > ENOUGH_S:
+                    break
+                for threads, processes, dtype in cases:
+                    asked = to_dict(replace(run, threads_per_run=threads, dtype=dtype))
+                    used = children[:processes]
+                    ask_all(used, {"what": "step", "run": asked})  # all are ready before any is timed
+                    seconds = ask_all(used, {"what": "block", "run": asked})
+                    measured[threads, processes, dtype].append(sum(1 / s for s in seconds))
+    except ChildEnded as error:
         remedy = "give dtype=…, threads_per_run=… and compile=off"
         raise UserError(f"measuring the speed failed ({error}): {remedy}.") from None
-    rates = dict(zip(cases, timed, strict=True))
+    rates = {case: statistics.median(of_case) for case, of_case in measured.items()}
     for case, cache in rate_caches(run, cases).items():
         cache.write(rates[case])
     return rates
 
 
+def ask_all(children: Sequence[Child], request: Any) -> list[Any]:
+    """Return the answers of several processes that measure at the same time."""
+    for child in children:
+        child.ask(request)
+    return [child.answer() for child in children]
+
+
 def compile_cost(
     run: RunConfig, *, measure: bool = True, say: Callable[[str], None] = lambda text: None
 ) -> CompileCost | str:
-    """What `torch.compile` costs and gains from a cold start at the run's shape, or why that is not known."""
+    """Return what `torch.compile` costs and gains from a cold start at the run's shape, or why that is not
+    known."""
     cache = compile_cache(run)
     known: CompileCost | None = cache.read()
     if known or not measure:
         return known or "what compiling costs is not known yet"
     say("measuring what torch.compile costs and gains at this shape: a minute or so …")
     with tempfile.TemporaryDirectory() as cold:
-        env = {"TORCHINDUCTOR_CACHE_DIR": cold}
         try:
-            measured: CompileCost = run_module("step_timer", {"run": to_dict(run)}, env, COMPILE_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
+            with Child("step_timer", env={"TORCHINDUCTOR_CACHE_DIR": cold}) as child:
+                child.answer()
+                child.ask({"what": "compiling", "run": to_dict(run)})
+                measured: CompileCost = child.answer(COMPILE_TIMEOUT_S)
+        except TimeoutError:
             return f"compiling takes more than {COMPILE_TIMEOUT_S:.0f} s here"
-        except UserError as error:
+        except ChildEnded as error:
             return f"torch.compile fails here ({error!s:.200})"
     cache.write(measured)
     return measured
-
-
-def run_module(
-    name: str, request: Any, env: Mapping[str, str] | None = None, timeout_s: float | None = None
-) -> Any:
-    """The JSON that `python -m ebc_lab.bench.<name>` prints for a request on its standard input.
-
-    `env`: further variables. Raises UserError with its last line when it fails, subprocess.TimeoutExpired.
-    """
-    done = subprocess.run(
-        [sys.executable, "-m", f"ebc_lab.bench.{name}"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        env={**os.environ, **(env or {})},
-        timeout=timeout_s,
-    )
-    if done.returncode != 0:
-        raise UserError((done.stderr.strip().splitlines() or ["no message"])[-1])
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 # -- for doctor ----------------------------------------------------------------------------------------------

@@ -23,14 +23,15 @@ from ebc_lab.bench.memory import reachable
 from ebc_lab.bench.pairs import (
     MIN_ROUNDS,
     Effort,
-    PlainProcess,
     overhead_run,
     overheads,
     paired_overhead,
+    plain_process,
     step_run,
     take_turns,
 )
 from ebc_lab.bench.shares import PARTS, Clock
+from ebc_lab.bench.speeds import compile_cost, measured_rates
 from ebc_lab.cli import bench_screen
 from ebc_lab.cli.commands import app
 from ebc_lab.components.stabilizers import STABILIZERS
@@ -355,13 +356,20 @@ def test_the_plain_model_takes_the_lab_s_weights_and_gives_the_same_losses(shape
     torch.testing.assert_close(plain_losses, losses.flatten())
 
 
-def test_a_plain_process_that_ends_early_says_why(shape, tmp_path, monkeypatch):
+def test_a_measuring_process_that_ends_early_says_why(shape, tmp_path, monkeypatch):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho there is no torch >&2\nexit 1\n")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    with pytest.raises(UserError, match="plain loop's process ended: there is no torch"):
-        PlainProcess(shape)
+    with (
+        pytest.raises(UserError, match="plain loop's process ended: there is no torch"),
+        plain_process(shape) as child,
+    ):
+        child.answer()
+    with pytest.raises(UserError, match=r"measuring the speed failed \(there is no torch\): give dtype="):
+        measured_rates(shape, [(1, 1, "float32")])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert compile_cost(shape) == "torch.compile fails here (there is no torch)"
 
 
 # -- shares, arithmetic, memory ------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import subprocess
 from dataclasses import replace
 
 import pytest
@@ -22,7 +21,6 @@ from ebc_lab.bench.speeds import (
 from ebc_lab.config import machine as machine_module
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
-from ebc_lab.config.errors import UserError
 from ebc_lab.config.parts.data import DataConfig
 from ebc_lab.config.schema import LauncherConfig, RunConfig
 from ebc_lab.study.inspect.forecast import expected_work
@@ -216,15 +214,6 @@ def test_a_study_is_as_long_as_all_its_runs_and_as_wide_as_its_launcher(machine)
 
 
 # -- real measurements ---------------------------------------------------------------------------------------
-
-
-def test_a_measurement_that_fails_says_what_to_give_instead(machine):
-    machine.undo()
-    failed = subprocess.CompletedProcess((), 1, "", "Traceback …\nMemoryError: no\n")
-    machine.setattr(subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(UserError, match=r"measuring the speed failed \(MemoryError: no\): give dtype="):
-        speeds.measured_rates(OPEN, [(1, 1, "float32")])
-    assert speeds.compile_cost(GIVEN) == "torch.compile fails here (MemoryError: no)"
 
 
 @pytest.mark.slow
