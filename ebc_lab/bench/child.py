@@ -12,7 +12,6 @@ import select
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from typing import Any
 
 from ebc_lab.config.errors import UserError
@@ -23,9 +22,14 @@ class ChildEnded(UserError):
 
 
 class Child:
-    """`python -m ebc_lab.bench.MODULE OPTIONS…` until its `with` block ends. `env`: further variables."""
+    """`python -m ebc_lab.bench.MODULE OPTIONS…`, which ends with the `with` block.
 
-    def __init__(self, module: str, *options: str, env: Mapping[str, str] | None = None):
+    Its temporary files and what it compiles are in a folder of its own, which is empty at first and goes.
+    """
+
+    def __init__(self, module: str, *options: str):
+        self.folder = tempfile.TemporaryDirectory(prefix="ebc-lab-bench-", ignore_cleanup_errors=True)
+        folders = {"TMPDIR": self.folder.name, "TORCHINDUCTOR_CACHE_DIR": self.folder.name}
         self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-m", f"ebc_lab.bench.{module}", *options],
@@ -33,7 +37,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self.errors,
             text=True,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, **folders},
         )
 
     def __enter__(self) -> Child:
@@ -43,6 +47,7 @@ class Child:
         self.process.kill()
         self.process.communicate()
         self.errors.close()
+        self.folder.cleanup()
 
     def ask(self, request: Any) -> None:
         """Send a request, which the process answers when it has measured."""

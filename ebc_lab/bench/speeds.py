@@ -13,7 +13,6 @@ import functools
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -39,21 +38,6 @@ MIN_PAYOFF = 2.0  # times the seconds of compiling that compiling must save
 COMPILE_TIMEOUT_S = 900.0
 ROUNDS = 3  # measurements of each case
 ENOUGH_S = 8.0  # after which no further round begins
-MEASURING_S = 15  # what `measured_rates` takes where a step takes milliseconds, start-up included
-RULES = {  # as `ebc-lab doctor` prints them
-    "dtype": "bfloat16 autocast where it is more than 5% faster than float32; float32 under "
-    "determinism=verity",
-    "threads_per_run": "for a study, the number with the most steps/s on the whole machine, where parallel "
-    "runs have threads_per_run cores each; for a single run, the number that makes one process fastest; "
-    "fewer threads where more would gain less than 5%; 1 on a GPU; with launcher=slurm, "
-    "launcher.cpus_per_task, or 1",
-    "compile": "off where all runs of a study together take less than 20 minutes; else on where the time it "
-    "saves, less a reload from the disk cache in every run, is more than twice the time of compiling; off on "
-    "a GPU, whose steps come from CUDA graphs, on Slurm nodes and under determinism=verity; compile=on "
-    "overrides the GPU's and Slurm's default",
-    "optimizers": "adam, adamw and sgd are torch's fused kernels (fused=True); Muon's and EBC's own "
-    "arithmetic is batched over all tensors (foreach)",
-}
 
 Case = tuple[int, int, str]  # threads per process, processes in parallel, dtype
 R = TypeVar("R", bound=RunConfig)
@@ -396,63 +380,17 @@ def compile_cost(
     if known or not measure:
         return known or "what compiling costs is not known yet"
     say("measuring what torch.compile costs and gains at this shape: a minute or so …")
-    with tempfile.TemporaryDirectory() as cold:
-        try:
-            with Child("step_timer", env={"TORCHINDUCTOR_CACHE_DIR": cold}) as child:
-                child.answer()
-                child.ask({"what": "compiling", "run": to_dict(run)})
-                measured: CompileCost = child.answer(COMPILE_TIMEOUT_S)
-        except TimeoutError:
-            return f"compiling takes more than {COMPILE_TIMEOUT_S:.0f} s here"
-        except ChildEnded as error:
-            return f"torch.compile fails here ({error!s:.200})"
+    try:
+        with Child("step_timer") as child:
+            child.answer()
+            child.ask({"what": "compiling", "run": to_dict(run)})
+            measured: CompileCost = child.answer(COMPILE_TIMEOUT_S)
+    except TimeoutError:
+        return f"compiling takes more than {COMPILE_TIMEOUT_S:.0f} s here"
+    except ChildEnded as error:
+        return f"torch.compile fails here ({error!s:.200})"
     cache.write(measured)
     return measured
-
-
-# -- for doctor ----------------------------------------------------------------------------------------------
-
-
-def report(config: Config, run: RunConfig, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """All rates at this shape, for both dtypes, and what a study and a single run would choose, and why.
-
-    Measures what is not known, and says so first; `cached`: the rates were known. Raises UserError.
-    """
-    cores = machine.cores()
-    shape = chosen_by_rule(run, cores, job_cores(config.launcher))[0]
-    shape = shape if run.determinism.exact else replace(shape, dtype="auto")
-    cases = cases_of(shape, cores, 1) + cases_of(shape, cores, parallel_limit(config.launcher))
-    rates = known_rates(shape, cases)
-    if not (cached := bool(rates)):
-        cases = list(dict.fromkeys(cases))
-        say(f"measuring the speed of {len(cases)} settings at this shape: some {MEASURING_S} s …")
-        rates = measured_rates(shape, cases)
-    study = choose_for_study(replace(config, device=run.device), say=say)
-    single = choose(run, work=one_run, limit=1, say=say)
-    rows: list[dict[str, Any]] = []
-    alone: dict[str, float] = {}  # of one process with a study's threads
-    compiling: dict[tuple[int, str], Any] = {}
-    for (threads, processes, dtype), rate in sorted(rates.items()):
-        rows.append({"threads": threads, "processes": processes, "dtype": dtype, "steps_per_s": rate})
-        if (threads, processes) == (study.threads_per_run, 1):
-            alone[dtype] = rate
-        shape = replace(run, threads_per_run=threads, dtype=dtype)
-        compiling[threads, dtype] = compile_cache(shape).read()
-    return {
-        "scale": config.scale,
-        "device": run.device,
-        "cached": cached,
-        "rates": rows,
-        "steps_per_s": alone,
-        "study": _as_json(study),
-        "single_run": _as_json(single),
-        "compile": [{"threads": t, "dtype": d, **cost} for (t, d), cost in compiling.items() if cost],
-        "rules": RULES,
-    }
-
-
-def _as_json(choice: Choice) -> dict[str, Any]:
-    return {k: v for k, v in dataclasses.asdict(choice).items() if k != "rate"}
 
 
 if __name__ == "__main__":
