@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,9 +21,10 @@ from ebc_lab.config.parts.stabilizer import StabilizerConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.verity.engine import engine_name
 
-from .loops import WARM_STEPS, Loop, opened, synchronise
+from .loops import WARM_STEPS, Loop, opened
 from .memory import held_bytes
 from .pairs import Effort, recorded_turns, spread
+from .shares import Clock
 
 # by name: settings, and the run with whose step its own is compared
 Variants = Mapping[str, tuple[dict[str, Any], str]]
@@ -117,27 +117,17 @@ def _after_step(run: RunConfig) -> dict[str, Any]:
     block = max(run.ebm.revive_every, run.ebm.soc_every)
     third = WARM_STEPS + block + 1
     run = dataclasses.replace(run, audit_every=30 * third, steps=3 * third)
-    spent = 0.0
+    clock = Clock(run)
     with opened(run) as training:
-        inner = training.workload.after_step
-
-        def timed(*args: Any) -> Any:
-            nonlocal spent
-            synchronise(run)
-            start = time.perf_counter()
-            further = inner(*args)
-            synchronise(run)
-            spent += time.perf_counter() - start
-            return further
-
-        training.workload.after_step = timed  # type: ignore[method-assign, assignment]
+        workload = training.workload
+        workload.after_step = clock.around("after", workload.after_step)  # type: ignore[method-assign]
         loop = Loop(training)
         shares = []
         for _ in range(3):
             loop.recorded_steps(WARM_STEPS)
-            spent = 0.0
+            clock.seconds.clear()
             seconds = loop.recorded_steps(block)
-            shares.append(100 * spent / seconds)
+            shares.append(100 * clock.seconds["after"] / seconds)
             loop.recorded_steps(1)
     return spread(shares)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,8 +31,8 @@ class Clock:
 
     def __init__(self, run: RunConfig):
         self.run = run
-        self.seconds = dict.fromkeys(PARTS, 0.0)
-        self.entered = dict.fromkeys(PARTS, 0)
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.entered: dict[str, int] = defaultdict(int)
         self._open: list[str] = []
         self._since = 0.0
 
@@ -108,10 +109,10 @@ def step_shares(run: RunConfig, rounds: int) -> dict[str, Any]:
         count = interval(run)
         taken: dict[str, list[float]] = {part: [] for part in PARTS}
         for _ in range(rounds):
-            clock.seconds = dict.fromkeys(PARTS, 0.0)
+            clock.seconds.clear()
             block(loop, clock, count)
-            for part, seconds in clock.seconds.items():
-                taken[part].append(1e3 * seconds / count)
+            for part in PARTS:
+                taken[part].append(1e3 * clock.seconds[part] / count)
     ms = {part: statistics.median(values) for part, values in taken.items()}
     total = sum(ms.values())
     return {
