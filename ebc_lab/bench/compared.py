@@ -21,7 +21,7 @@ from ebc_lab.config.parts.stabilizer import StabilizerConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.verity.engine import engine_name
 
-from .loops import WARM_STEPS, Loop, opened
+from .loops import WARM_STEPS, opened
 from .memory import held_bytes
 from .pairs import Effort, recorded_turns, spread
 from .shares import Clock
@@ -118,10 +118,9 @@ def _after_step(run: RunConfig) -> dict[str, Any]:
     third = WARM_STEPS + block + 1
     run = dataclasses.replace(run, audit_every=30 * third, steps=3 * third)
     clock = Clock(run)
-    with opened(run) as training:
-        workload = training.workload
+    with opened(run) as loop:
+        workload = loop.training.workload
         workload.after_step = clock.around("after", workload.after_step)  # type: ignore[method-assign]
-        loop = Loop(training)
         shares = []
         for _ in range(3):
             loop.recorded_steps(WARM_STEPS)
@@ -188,8 +187,8 @@ def exact_steps(run: RunConfig, effort: Effort) -> dict[str, Any]:
 
 def _held(run: RunConfig) -> dict[str, float]:
     """Return bytes a weight of exact sums at the end of backward, and of quantized weights kept for it."""
-    with opened(dataclasses.replace(run, steps=3)) as training:
-        loop = Loop(training)
+    with opened(dataclasses.replace(run, steps=3)) as loop:
+        training = loop.training
         loop.recorded_steps(1)
         count = sum(p.numel() for p in training.model.parameters())
         quantized: dict[int, int] = {}

@@ -20,7 +20,7 @@ from ebc_lab.records.paths import RunFiles
 from ebc_lab.workloads.losses import evaluate
 
 from . import flops
-from .loops import WARM_STEPS, Loop, opened, synchronise, take_steps
+from .loops import WARM_STEPS, Loop, opened, synchronise
 from .pairs import Effort, spread
 
 COMMANDS = {
@@ -74,10 +74,11 @@ def fixed_costs(run: RunConfig, effort: Effort) -> dict[str, Any]:
     taken: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(repeats):
         start = time.perf_counter()
-        with opened(short) as training:
+        with opened(short) as loop:
+            training = loop.training
             synchronise(run)
             taken["build_s"].append(time.perf_counter() - start)
-            take_steps(training, steps)
+            loop.recorded_steps(steps)
             for split in ("val", "test"):
                 batches = training.workload.held_out(split)
                 seconds = seconds_of(run, evaluate, training.model, run, batches)
@@ -141,14 +142,13 @@ def compute(run: RunConfig, effort: Effort) -> dict[str, Any]:
     sizes = QUICK_SIZES if effort.quick else SIZES[run.device]
     repeats = 2 if effort.quick else 5
     plain = dataclasses.replace(run, stabilizer=StabilizerConfig(), memory=MemoryConfig())
-    with opened(plain) as training:
-        loop = Loop(training, bare=True)
+    with opened(plain, bare=True) as loop:
         loop.steps(min(WARM_STEPS, effort.rounds))
         # before and after the passes, so that a machine that is busy for a while does not lower the peak
         before = matmul_peak(run, sizes, repeats)
         taken = passes(loop, effort.rounds)
         after = matmul_peak(run, sizes, repeats)
-        of_step = step_flops(training.model, run)
+        of_step = step_flops(loop.training.model, run)
     peaks = {n: max(before[n], after[n]) for n in before}
     achieved = spread([of_step["total"] / s for s in taken])
     peak = max(peaks.values())

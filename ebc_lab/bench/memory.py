@@ -22,7 +22,6 @@ from ebc_lab.axiom.optimizer import AXIOM
 from ebc_lab.components.memory import Memory, reachable, storages
 from ebc_lab.config.parts.stabilizer import StabilizerConfig
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.training.run import Training
 
 from .loops import Loop, opened
 from .pairs import Effort, measure_each, variants
@@ -87,19 +86,20 @@ def saved_bytes(forward: Callable[[], object], weights: Iterable[Tensor]) -> int
     return sum(n for at, n in saved.items() if at not in weight_storages)
 
 
-def _activations(training: Training, loop: Loop) -> int:
-    """Bytes that the step's forward saves for backward, packed if the run packs them."""
-    [packed] = [hook.activations for hook in training.hooks if isinstance(hook, Memory)]
+def _activations(loop: Loop) -> int:
+    """Return bytes that the step's forward saves for backward, packed if the run packs them."""
+    [packed] = [hook.activations for hook in loop.training.hooks if isinstance(hook, Memory)]
     if packed is None:
-        return saved_bytes(lambda: loop.forward(*loop.batch()), training.model.parameters())
+        return saved_bytes(lambda: loop.forward(*loop.batch()), loop.training.model.parameters())
     loop.forward(*loop.batch())
     stats = packed.memory_stats()
     return int(stats["compressed_bytes"] + stats["kept_bytes"])
 
 
-def _held(training: Training, loop: Loop) -> dict[str, int]:
-    """Bytes of parameters, gradients at their height, activations, base optimizers and stabilizer."""
-    activations = _activations(training, loop)
+def _held(loop: Loop) -> dict[str, int]:
+    """Return bytes of parameters, gradients at their height, activations, base optimizers and stabilizer."""
+    training = loop.training
+    activations = _activations(loop)
     last, _ = loop.forward_backward(*loop.batch())
     parameters = storages([*training.model.parameters(), *training.model.buffers()])
     gradients = storages(p.grad for p in training.model.parameters() if p.grad is not None)
@@ -122,10 +122,9 @@ def _held(training: Training, loop: Loop) -> dict[str, int]:
 def held_bytes(run: RunConfig, *, bare: bool = False) -> dict[str, int]:
     """Return bytes by purpose, and `peak`: the most that a step with an audit adds to what is held between
     steps."""
-    with opened(run) as training:
-        loop = Loop(training, bare=bare)
+    with opened(run, bare=bare) as loop:
         loop.steps(run.audit_every - 1)  # the optimizer's state is there, and the stabilizer's buffers
-        by_kind = _held(training, loop)
+        by_kind = _held(loop)
         peak_of = _peak_on_cuda if run.device == "cuda" else peak_on_cpu
         return {**by_kind, "peak": peak_of(lambda: loop.steps(1))}
 

@@ -26,7 +26,7 @@ from ebc_lab.records.paths import RunFiles
 from ebc_lab.workloads.corpus import locate
 
 from .child import Child, ChildEnded
-from .loops import WARM_STEPS, Loop, interval, opened, probes, warm_steps
+from .loops import WARM_STEPS, interval, opened, probes, warm_steps
 from .plain_loop import PlainLoop
 
 MIN_ROUNDS = 3  # however slow the machine is
@@ -133,10 +133,10 @@ def paired_overhead(
         run = dataclasses.replace(run, steps=warm_steps(run) + (rounds + 1) * block)
     audit_every = 0 if graphed else run.audit_every
     plain = dataclasses.replace(run, stabilizer=StabilizerConfig(), audit_every=audit_every)
-    with opened(plain) as unwrapped, opened(run) as training:
-        loops = {"bare": Loop(unwrapped, bare=True), "stabilized": Loop(training)}
+    with opened(plain, bare=True) as bare_loop, opened(run) as loop:
+        loops = {"bare": bare_loop, "stabilized": loop}
         turns = take_turns(
-            {name: loop.recorded_steps if graphed else loop.steps for name, loop in loops.items()},
+            {name: side.recorded_steps if graphed else side.steps for name, side in loops.items()},
             block,
             rounds,
             warm=warm_steps(run),
@@ -212,8 +212,8 @@ def recorded_turns(runs: Mapping[str, RunConfig], block: int, rounds: int, **how
     with contextlib.ExitStack() as stack:
         sides = {}
         for name, run in runs.items():
-            training = stack.enter_context(opened(dataclasses.replace(run, steps=max(run.steps, most))))
-            sides[name] = Loop(training).recorded_steps
+            loop = stack.enter_context(opened(dataclasses.replace(run, steps=max(run.steps, most))))
+            sides[name] = loop.recorded_steps
         return take_turns(sides, block, rounds, **how)
 
 
@@ -303,16 +303,15 @@ def throughput(run: RunConfig, effort: Effort) -> dict[str, Any]:
     block = 2 * run.audit_every
     steps = max(run.steps, WARM_STEPS + effort.rounds * block)
     baseline = dataclasses.replace(run, stabilizer=StabilizerConfig(), steps=steps)
-    with opened(baseline) as training, plain_process(run) as elsewhere:
+    with opened(baseline) as lab, plain_process(run) as elsewhere:
         default_threads = elsewhere.answer()
 
         def steps_elsewhere(count: int) -> float:
             elsewhere.ask(count)
             return float(elsewhere.answer())
 
-        workload = training.workload
+        workload = lab.training.workload
         plain = PlainLoop(workload.tokens["train"], workload.vocabulary, **plain_settings(run))
-        lab = Loop(training)
         sides = {"lab": lab.recorded_steps, "plain": plain.steps, "plain_defaults": steps_elsewhere}
         turns = take_turns(sides, block, effort.rounds, limit_s=effort.limit_s)
     figures: dict[str, Any] = {}

@@ -101,11 +101,10 @@ def step_shares(run: RunConfig, rounds: int) -> dict[str, Any]:
     Medians over `rounds` blocks of whole audit and probe intervals. On a GPU the clock waits for every part,
     so that work which would overlap with the host counts in full: the sum exceeds a free-running step.
     """
-    with opened(run) as training:
-        loop = Loop(training)
+    with opened(run) as loop:
         clock = Clock(run)
         loop.steps(warm_steps(run))
-        clocked(training.optimizer, clock)
+        clocked(loop.training.optimizer, clock)
         count = interval(run)
         taken: dict[str, list[float]] = {part: [] for part in PARTS}
         for _ in range(rounds):
