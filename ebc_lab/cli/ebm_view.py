@@ -19,7 +19,8 @@ from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebm.diagnose import COMPARED, COMPARED_WITH, Diagnosis, alert_in_words, number
 from ebc_lab.ebm.evaluate import TREND_OVER
 from ebc_lab.records.paths import RunFiles
-from ebc_lab.report.text.words import NOTHING, fixed, percent
+from ebc_lab.records.streams import NewRows
+from ebc_lab.report.text.words import NOTHING, brief, fixed, percent
 from ebc_lab.workloads.text import checked_text, tokenised_of
 
 from .options import console as made_console
@@ -59,8 +60,8 @@ class Evaluations:
         if run.tokens.name != "characters":
             corpus, _ = checked_text(run, quiet=True)
             self.characters = tokenised_of(run, corpus).characters_per_token()["val"]
-        self.steps = CsvTail(files.steps)
-        self.evals = CsvTail(files.evals)
+        self.steps = NewRows(files.steps)
+        self.evals = NewRows(files.evals)
         self.previous: Row | None = None  # of evals.csv
         self.seen: list[Evaluation] = []
         self.alerts: list[dict[str, Any]] = []
@@ -68,10 +69,10 @@ class Evaluations:
     def read(self, step: int) -> list[str]:
         """Read what has been flushed at this step. -> a line for an evaluation at it, and for its alerts."""
         lines = []
-        for row in self.evals.rows():
+        for row in self.evals.read():
             if row["step"] == step:
                 begun = self.previous["step"] if self.previous else 0.0
-                since = [r for r in self.steps.rows() if begun <= r["step"] < step]
+                since = [r for r in self.steps.read() if begun <= r["step"] < step]
                 self.seen.append(Evaluation(row, since, self.previous, self.characters))
                 self.alerts = alerts_in(self.files.alerts)
                 lines.append(self.seen[-1].line(self.run.steps))
@@ -93,41 +94,6 @@ class Evaluations:
 
 
 # -- what is read --------------------------------------------------------------------------------------------
-
-
-class CsvTail:
-    """The rows that a growing CSV has since they were last asked for; one that was replaced begins anew."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.file = -1  # its inode
-        self.read = 0  # bytes
-        self.columns: Sequence[str] = ()
-
-    def grown(self) -> bool:
-        try:
-            status = self.path.stat()
-        except FileNotFoundError:
-            return False
-        if status.st_ino != self.file:  # written anew for another attempt
-            self.file, self.read = status.st_ino, 0
-        return status.st_size > self.read
-
-    def rows(self) -> list[Row]:
-        if not self.grown():
-            return []
-        with open(self.path, "rb") as file:
-            file.seek(self.read)
-            whole, end, _ = file.read().rpartition(b"\n")
-        lines = whole.decode().split("\n") if end else []
-        if not self.read and lines:
-            self.columns = lines.pop(0).split(",")
-        self.read += len(whole) + len(end)
-        rows: list[Row] = []
-        for line in lines:
-            values = [float(cell) if cell else math.nan for cell in line.split(",")]
-            rows.append(dict(zip(self.columns, values, strict=True)))
-        return rows
 
 
 def alerts_in(path: Path) -> list[dict[str, Any]]:
@@ -154,7 +120,7 @@ class Evaluation:
             if math.isfinite(row.get(column, math.nan)):
                 self.figures[name] = write(row[column])
         self.details = {
-            "loss parts": ", ".join(f"{name} {short(mean)}" for name, mean in _means(since, PARTS).items()),
+            "loss parts": ", ".join(f"{name} {brief(mean)}" for name, mean in _means(since, PARTS).items()),
             "R²/matched at radians": ", ".join(_scores(row)),
             "experts": ", ".join(map(percent, _means(since, _loads(since)).values())),
         }
@@ -186,20 +152,15 @@ def _scores(row: Row) -> Iterator[str]:
     for column in row:
         if match := LEVEL.fullmatch(column):
             matched = row.get(f"matched_{match[1]}", math.nan)
-            yield f"{match[1].replace('p', '.')}: {short(row[column])}/{short(matched)}"
-
-
-def short(value: float) -> str:
-    """Write a number in three significant digits."""
-    return f"{value:.3g}".replace("-", "−") if math.isfinite(value) else NOTHING
+            yield f"{match[1].replace('p', '.')}: {brief(row[column])}/{brief(matched)}"
 
 
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {  # of evals.csv -> name, and how to write it
-    "energy": ("energy", short),
-    "kappa_median": ("κ", short),
+    "energy": ("energy", brief),
+    "kappa_median": ("κ", brief),
     "splat_coverage": ("splats won", percent),
     "state_coverage": ("covered", percent),
-    "soc_rate": ("soc_rate", short),
+    "soc_rate": ("soc_rate", brief),
 }
 
 

@@ -18,9 +18,10 @@ from rich.text import Text
 from ebc_lab.config.errors import clock
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.paths import RunFiles
+from ebc_lab.records.streams import NewRows
 from ebc_lab.report.text.words import fixed, part
 
-from .ebm_view import CsvTail, Evaluations, Row
+from .ebm_view import Evaluations, Row
 from .options import console as made_console
 from .options import live
 
@@ -46,8 +47,8 @@ class RunView:
         files = RunFiles(directory)
         self.run = run
         self.console = console or made_console()
-        self.steps = CsvTail(files.steps)
-        self.evals = CsvTail(files.evals)
+        self.steps = NewRows(files.steps)
+        self.evals = NewRows(files.evals)
         self.evaluations = Evaluations(run, files) if run.workload.name == "ebm" else None
         self.every_s = DRAWN_EVERY_S if self.console.is_terminal else line_every_s
         self.first: tuple[float, int] | None = None  # when this attempt took its first step, and which
@@ -100,10 +101,10 @@ class RunView:
 
     def _read(self) -> None:
         """Bring the figures up to date with the rows that were flushed since they were read."""
-        rows = self.steps.rows()
+        rows = self.steps.read()
         if rows:
             self.figures["loss"] = fixed(fmean(row["loss"] for row in rows), 3)
-        for row in self.evals.rows():
+        for row in self.evals.read():
             self.figures["val"] = fixed(row["val_loss"], 3)
         if rows and self.run.stabilizer.name == "ebc":
             self.figures["c"] = part(median(row["c"] for row in rows))
