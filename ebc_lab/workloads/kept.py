@@ -1,4 +1,4 @@
-"""An energy-based model that a run has kept: model.pt, whole and checked, and the model in it.
+"""An energy-based model that a run has kept: model.pt, whole and checked, the model in it, and its figures.
 
 model.pt is what `torch.save` writes of plain values and tensors, and nothing in it is executed: its format's
 number, the run's settings, the tokenizer, the step, the weights with the splats, what its evaluations found.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,15 +21,21 @@ from torch import Tensor, nn
 from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
+from ebc_lab.ebm.evaluate import held_out, ngram_baselines, sampled_loss
 from ebc_lab.ebm.generate import Sampling
 from ebc_lab.ebm.index import chosen
-from ebc_lab.ebm.model import EnergyModel, ModelSettings
+from ebc_lab.ebm.model import EnergyModel, ModelSettings, level_name
 from ebc_lab.records.files import opened, write_atomic
 
+from .batches import windows
+from .corpus import locate
 from .gpt import Block, draw_weights
-from .tokens import Tokenizer, from_json
+from .losses import evaluate
+from .tokens import Tokenizer, from_json, tokenised
 
 FORMAT = 1
+JUDGED = 4096  # states of held-out text that a model is judged by
+SAMPLED = 512  # tokens of it for the sampled loss
 
 
 class Blocks(nn.Module):
@@ -170,3 +177,54 @@ def _built(path: Path, content: dict[str, Any], device: str) -> KeptModel:
     model.load_state_dict(content["weights"])
     model.to(device).eval()
     return KeptModel(path, model, run, tokenizer, content["step"], content["curve"])
+
+
+# -- how good it is ------------------------------------------------------------------------------------------
+
+
+def measure(kept: KeptModel, split: str, samples: int) -> dict[str, Any]:
+    """Return what `ebc-lab ebm evaluate --json` says of a model on a split of its run's text.
+
+    Raises UserError where the text is not at hand, has changed, or is shorter than a window.
+    """
+    run, model, context = kept.run, kept.model, kept.run.model.context
+    text = tokenised(kept.tokenizer, locate(run.data, quiet=True))
+    ids = torch.from_numpy(text.splits[split]).to(run.device)
+    if len(ids) <= context:
+        raise UserError(
+            f"the {split} split has {len(ids)} tokens, a window of this model {context}: take another."
+        )
+    loss = evaluate(model, run, windows(ids, context))
+    model.eval()
+    [(judged, _)] = windows(ids, context, max(1, JUDGED // context))
+    figures = held_out(model, judged, torch.Generator().manual_seed(run.seed), run.ebm.noise)
+    unigram, bigram = ngram_baselines(text.splits["train"], text.splits[split], text.vocabulary)
+    characters = text.characters_per_token()[split]
+    levels = []
+    for sigma in run.ebm.levels if run.ebm.splats else ():
+        kinds = ("r2", "r2_se", "matched")
+        levels.append({"sigma": sigma} | {kind: figures.pop(f"{kind}_{level_name(sigma)}") for kind in kinds})
+    return {
+        "tokens": int(loss["tokens"]),
+        "characters_per_token": characters,
+        "loss": loss["loss"],
+        "loss_se": loss["se"],
+        "perplexity": math.exp(loss["loss"]),
+        "bits_per_character": loss["loss"] / characters / math.log(2),
+        "sampled_loss": _sampled(kept, ids, samples),
+        "baselines": {"unigram": unigram, "bigram": bigram},
+        **figures,
+        "levels": levels,
+    }
+
+
+def _sampled(kept: KeptModel, ids: Tensor, samples: int) -> dict[str, Any]:
+    """Measure the sampled loss of a few windows of a split, beside the settled one on the same tokens."""
+    run = kept.run
+    [(inputs, targets)] = windows(ids, run.model.context, max(1, SAMPLED // run.model.context))
+    losses: dict[str, Any] = {"tokens": targets.numel(), "samples": samples}
+    chance = torch.Generator().manual_seed(run.seed)
+    try:
+        return losses | sampled_loss(kept.model, inputs, targets, sampling_of(run), chance, samples)
+    except ValueError as error:  # a chain that left the finite numbers
+        return losses | {"settled": None, "sampled": None, "problem": str(error)}
