@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ebc_lab.config.errors import UserError, any_of, blamed, nearest, visible
+from ebc_lab.config.errors import UserError, any_of, nearest, visible
 
 from .options import OUTPUT_DIR, PASS_ON, Json, Place, Port, optional, print_json, tell_aside
 
 if TYPE_CHECKING:
     from ebc_lab.ebm.diagnose import Diagnosis
-    from ebc_lab.study.store.study import Study
     from ebc_lab.workloads.kept import KeptModel
 
 UNREADABLE = 4  # the exit code where some models of a folder cannot be read
 MOST_SAMPLES = 1000
-KEPT = ("model.pt", "models/step_*.pt")  # under a run's folder
 MODEL = typer.Argument(help="A run's folder, a model.pt, or, with --arm, a study.", show_default=False)
 Model = Annotated[str, MODEL]
 Arm = Annotated[str | None, optional("--arm", help="Of the study MODEL: the first seed's run of this arm.")]
@@ -31,9 +29,6 @@ app = typer.Typer(
     help="Energy-based language models on the sphere: train one, or look at one that a run has kept.",
     no_args_is_help=True,
 )
-
-
-# -- the commands --------------------------------------------------------------------------------------------
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
@@ -76,16 +71,13 @@ def diagnose(
         if arm:
             raise UserError("--arm is of one MODEL: leave it out, or --batch.")
         return _diagnose_all(batch.expanduser(), report, as_json)
-    assert model is not None
-    path = _path_of(model, arm, output_dir)
-    diagnosis = _diagnosis_of(path)
-
     from ebc_lab.ebm.diagnose import as_plain
+    from ebc_lab.study.store.find import find_model
 
     from .ebm_view import show_diagnosis
 
-    if report:
-        _write_reports(path, diagnosis)
+    path = find_model(str(model), arm, output_dir, tell_aside)
+    diagnosis = _diagnosed(path, report)
     if as_json:
         print_json({"model": str(path), **as_plain(diagnosis)})
     else:
@@ -191,9 +183,6 @@ def serve(
             typer.echo("no longer serving")
 
 
-# -- which model ---------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def _refusing() -> Iterator[None]:
     """Raise UserError for ValueError: what the library refuses is a user's mistake here."""
@@ -203,131 +192,47 @@ def _refusing() -> Iterator[None]:
         raise UserError(f"{str(error).rstrip('.')}.") from None
 
 
-def _path_of(model: str, arm: str | None, output_dir: str) -> Path:
-    """Return the model.pt that MODEL and --arm name. Raises UserError where they name none."""
-    from ebc_lab.records.paths import RunFiles
-    from ebc_lab.study.store.find import find
-    from ebc_lab.study.store.study import Study
-
-    path = Path(model).expanduser()
-    if arm is None and not Study(path).exists():
-        return RunFiles(path).model if path.is_dir() else path
-    study = Study(path) if arm is None else find(model, output_dir, tell_aside)
-    study.must_exist()
-    models = _models_in(study)
-    if arm in models:
-        return models[arm]
-    if not models:
-        raise UserError(f"the study {study.root} has no model: it is of another workload, or not done yet.")
-    arms = any_of([*models])
-    if arm is None:
-        raise UserError(f"{path} is a study: name one of its arms with --arm, {arms}.")
-    raise UserError(
-        f"no run of {study.root} with arm {arm}{nearest(arm, [*models])} has a model: it has {arms}."
-    )
-
-
-def _models_in(study: Study) -> dict[str, Path]:
-    """Return arm -> the model.pt of its run in the latest stage, with the lowest seed, that has one."""
-    from ebc_lab.config.schema import STAGES
-
-    models = []
-    for record in study.records():
-        path = study.run_files(record.run_id).model
-        if record.spec is not None and record.spec["kind"] == "train" and path.is_file():
-            place = STAGES.index(record.spec["stage"]) if record.spec["stage"] in STAGES else -1
-            models.append((-place, record.spec["config"]["seed"], record.run_id, record.spec["arm"], path))
-    first: dict[str, Path] = {}
-    for *_, arm, path in sorted(models):
-        first.setdefault(arm, path)
-    return first
-
-
 def _loaded(model: str, arm: str | None, output_dir: str) -> KeptModel:
-    """Load a model onto its run's device, if there, with its threads, which change bits. Raises UserError."""
-    import torch
+    """Load the model that MODEL and --arm name. Raises UserError."""
+    from ebc_lab.study.store.find import find_model
+    from ebc_lab.workloads.kept import load_model
 
-    from ebc_lab.workloads.kept import read_model
-
-    kept_model = read_model(_path_of(model, arm, output_dir))
-    device = "cuda" if kept_model.run.device == "cuda" and torch.cuda.is_available() else "cpu"
-    if kept_model.run.threads_per_run > 0 and kept_model.run.threads_per_run != torch.get_num_threads():
-        torch.set_num_threads(kept_model.run.threads_per_run)
-    kept_model.model.to(device)
-    return replace(kept_model, run=replace(kept_model.run, device=device))
+    return load_model(find_model(model, arm, output_dir, tell_aside))
 
 
-# -- what is diagnosed ---------------------------------------------------------------------------------------
+def _diagnosed(path: Path, report: bool) -> Diagnosis:
+    """Diagnose a kept model, and with `report` write that beside it. Raises UserError."""
+    from ebc_lab.workloads import kept
 
-
-def _diagnosis_of(path: Path) -> Diagnosis:
-    """Diagnose a kept model. Raises UserError."""
-    from ebc_lab.ebm.diagnose import diagnosed
-    from ebc_lab.workloads.kept import read_model
-
-    kept_model = read_model(path)
-    pile = kept_model.model.pile
-    with blamed(str(path), "train it again"):
-        curve = [{name: float(value) for name, value in row.items()} for row in kept_model.curve]
-        return diagnosed(curve, [] if pile is None else pile.sizes)
-
-
-def _run_folder(path: Path) -> Path:
-    """Return the folder of the run that has kept a model."""
-    from ebc_lab.records.paths import RunFiles
-
-    above = path.parent
-    return above.parent if above.name == RunFiles(above.parent).models.name else above
-
-
-def _kept_in(folder: Path) -> list[Path]:
-    """List every model kept in a folder, by run and step. Raises UserError where there is none."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: give one that holds runs of workload=ebm.")
-    paths = [path for pattern in KEPT for path in folder.rglob(pattern)]
-    if not paths:
-        raise UserError(
-            f"{folder} holds no model.pt: give a folder that holds finished runs of workload=ebm."
-        )
-    return sorted(paths, key=lambda path: (str(_run_folder(path)), len(path.name), path.name))
+    diagnosis = kept.diagnose(path)
+    if report:
+        page, plain = kept.write_diagnosis(path, diagnosis)
+        typer.echo(visible(f"written {page} and {plain.name}"), err=True)
+    return diagnosis
 
 
 def _diagnose_all(folder: Path, report: bool, as_json: bool) -> int:
     from ebc_lab.ebm.diagnose import ALERT
+    from ebc_lab.workloads.kept import models_below, run_folder
 
     from .ebm_view import show_batch
 
     rows: list[dict[str, Any]] = []
     trends: dict[str, dict[str, str]] = {}
-    for path in _kept_in(folder):
+    for path in models_below(folder):
         try:
-            diagnosis = _diagnosis_of(path)
+            diagnosis = _diagnosed(path, report)
         except UserError as error:
             rows.append({"model": str(path), "problem": str(error)})
             continue
-        if report:
-            _write_reports(path, diagnosis)
         row: dict[str, Any] = {"model": str(path), **diagnosis.figures}
         row["energy_trend"] = diagnosis.trends.get("energy")
         row["alerts"] = [finding.cause for finding in diagnosis.findings if finding.verdict == ALERT]
         row["critical"] = diagnosis.law is not None and diagnosis.law.critical
         rows.append(row)
-        trends[str(_run_folder(path))] = diagnosis.trends  # of its last model, which has seen most
+        trends[str(run_folder(path))] = diagnosis.trends  # of its last model, which has seen most
     if as_json:
         print_json({"models": rows, "trends": trends})
     else:
         show_batch(folder, rows, trends)
     return UNREADABLE if any("problem" in row for row in rows) else 0
-
-
-def _write_reports(path: Path, diagnosis: Diagnosis) -> None:
-    """Write model.diagnosis.md and model.diagnosis.json beside model.pt."""
-    from ebc_lab.ebm.diagnose import as_markdown, as_plain
-    from ebc_lab.records.files import write_atomic
-    from ebc_lab.records.json_files import write_json
-    from ebc_lab.records.paths import DIAGNOSES
-
-    page, plain = (path.with_suffix(ending) for ending in DIAGNOSES)
-    write_atomic(page, as_markdown(f"Diagnosis of {visible(path.name)}", diagnosis))
-    write_json(plain, {"model": path.name, **as_plain(diagnosis)})
-    typer.echo(visible(f"written {page} and {plain.name}"), err=True)
