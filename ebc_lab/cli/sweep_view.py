@@ -118,15 +118,11 @@ def _short(key: str, keys: Sequence[str]) -> str:
 def _cells(job: Job, ebc: bool, best: bool) -> list[RenderableType]:
     result = job.result
     took = clock(result["wall_s"]) if "wall_s" in result else NOTHING
-    cells: list[RenderableType] = [str(job.number), *job.values.values(), _number(result.get("val_loss"), 4)]
+    cells: list[RenderableType] = [str(job.number), *job.values.values(), fixed(result.get("val_loss"), 4)]
     if ebc:
         c = "1" if job.never_clipped else part(result.get("c_median"))
-        cells += [c if job.with_ebc else NOTHING, _number(result.get("kl_ratio_median"), 2)]
+        cells += [c if job.with_ebc else NOTHING, fixed(result.get("kl_ratio_median"), 2)]
     return [*cells, took, _ended(job, best)]
-
-
-def _number(value: float | None, digits: int) -> str:
-    return NOTHING if value is None else fixed(value, digits)
 
 
 def _ended(job: Job, best: bool) -> Text:
