@@ -140,8 +140,7 @@ def generate(
 
     with _refusing():
         writing = Writing(tokens, temperature, top_k, langevin_steps, langevin_temperature, seed)
-    kept_model = _loaded(model, arm, output_dir)
-    with _refusing():
+        kept_model = _loaded(model, arm, output_dir)
         sampling = sampling_of(kept_model.run)
         if langevin_step is not None:
             sampling = replace(sampling, step=langevin_step)

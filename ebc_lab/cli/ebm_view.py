@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from ebc_lab.config.errors import visible
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.ebm.diagnose import COMPARED, COMPARED_WITH, Diagnosis, alert_in_words, number
+from ebc_lab.ebm.diagnose import COMPARED, COMPARED_WITH, Diagnosis, alert_in_words, levels_of, number
 from ebc_lab.ebm.evaluate import TREND_OVER
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import NewRows
@@ -36,8 +36,6 @@ PARTS = {  # column of steps.csv -> its name among the parts of the loss
     "balance": "balance",
     "router_z": "z",
 }
-LEVEL = re.compile(r"r2_(\d+(?:p\d+)?)")
-LOAD = re.compile(r"load_\d+")
 BATCH_COLUMNS = {  # of diagnose --batch: figure -> the words over its column
     "val_loss": ">val loss",
     "energy": ">energy",
@@ -74,7 +72,9 @@ class Evaluations:
                 begun = self.previous["step"] if self.previous else 0.0
                 since = [r for r in self.steps.read() if begun <= r["step"] < step]
                 self.seen.append(Evaluation(row, since, self.previous, self.characters))
-                self.alerts = alerts_in(self.files.alerts)
+                with suppress(FileNotFoundError):  # while nothing is wrong
+                    written = self.files.alerts.read_text(encoding="utf-8")
+                    self.alerts = [json.loads(line) for line in written.splitlines()]
                 lines.append(self.seen[-1].line(self.run.steps))
                 lines += [alert_in_words(alert) for alert in self.alerts if alert["step"] == step]
             self.previous = row  # another step's is an earlier attempt's
@@ -93,17 +93,6 @@ class Evaluations:
         return [table, *details, *(Text(alert_in_words(a), style="yellow") for a in self.alerts[-ALERTS:])]
 
 
-# -- what is read --------------------------------------------------------------------------------------------
-
-
-def alerts_in(path: Path) -> list[dict[str, Any]]:
-    """Read the alerts of a run so far, one for each cause."""
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
-        return []
-
-
 class Evaluation:
     """A row of evals.csv with what the steps since the evaluation before it recorded, as text by name.
 
@@ -119,10 +108,11 @@ class Evaluation:
         for column, (name, write) in COLUMNS.items():
             if math.isfinite(row.get(column, math.nan)):
                 self.figures[name] = write(row[column])
+        loads = {column: column for column in (since[-1] if since else ()) if column.startswith("load_")}
         self.details = {
             "loss parts": ", ".join(f"{name} {brief(mean)}" for name, mean in _means(since, PARTS).items()),
             "R²/matched at radians": ", ".join(_scores(row)),
-            "experts": ", ".join(map(percent, _means(since, _loads(since)).values())),
+            "experts": ", ".join(map(percent, _means(since, loads).values())),
         }
         self.details = {name: text for name, text in self.details.items() if text}
 
@@ -142,17 +132,11 @@ def _means(rows: Sequence[Row], columns: Mapping[str, str]) -> dict[str, float]:
     return means
 
 
-def _loads(rows: Sequence[Row]) -> dict[str, str]:
-    """The columns with the experts' loads."""
-    return {column: column for column in (rows[-1] if rows else ()) if LOAD.fullmatch(column)}
-
-
 def _scores(row: Row) -> Iterator[str]:
     """`0.05: 0.12/0.15`: at each noise level R², and what it is where the score is matched exactly."""
-    for column in row:
-        if match := LEVEL.fullmatch(column):
-            matched = row.get(f"matched_{match[1]}", math.nan)
-            yield f"{match[1].replace('p', '.')}: {brief(row[column])}/{brief(matched)}"
+    for level in levels_of(row):
+        figures = (brief(row.get(f"{kind}_{level}")) for kind in ("r2", "matched"))
+        yield f"{level.replace('p', '.')}: {'/'.join(figures)}"
 
 
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {  # of evals.csv -> name, and how to write it

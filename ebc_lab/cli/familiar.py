@@ -130,11 +130,12 @@ def explain_flags(path: Sequence[str], options: Collection[str], words: Sequence
 def retyped(path: Sequence[str], options: Collection[str], words: Sequence[str]) -> Typed | None:
     """Return `ebc-lab PATH WORDS` as it is typed here; None where one of its flags means nothing here, or
     none is another program's."""
-    rest = list(words[1:] if is_script(words) else words)
+    script = bool(words) and words[0].endswith(".py") and "=" not in words[0]  # after `python`
+    rest = list(words[1:] if script else words)
     first: list[str] = []  # what stands before everything else: MODEL
     kept: list[str] = []
     notes: list[str] = []
-    foreign = len(rest) < len(words)
+    foreign = script
     while rest:
         word = rest.pop(0)
         if not _foreign(word, options):
@@ -153,11 +154,6 @@ def retyped(path: Sequence[str], options: Collection[str], words: Sequence[str])
         if flag.why:
             notes.append(f"{name}: {flag.why.replace('{}', value)}")
     return (shlex.join(["ebc-lab", *path, *first, *kept]), notes) if foreign else None
-
-
-def is_script(words: Sequence[str]) -> bool:
-    """Tell whether a line goes on after `python` as others' do: `train.py --epochs 12`."""
-    return bool(words) and words[0].endswith(".py") and "=" not in words[0]
 
 
 def _foreign(word: str, options: Collection[str]) -> bool:

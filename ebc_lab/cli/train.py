@@ -23,6 +23,7 @@ from ebc_lab.config.compose import (
     compose,
     default_scale,
     hydra_base,
+    hydra_settings,
     hydra_words,
     implied,
     register_schema,
@@ -44,8 +45,8 @@ from ebc_lab.workloads.text import check_length_of, checked_text
 
 from .hydra.flags import Given
 from .hydra.launchers import JobFailed, defaults, is_submitit, launching
-from .options import print_json
-from .sweep_view import jobs, result_of, tabulated
+from .options import console, print_json
+from .sweep_view import Job, jobs, result_of, show
 from .train_view import RunView, closing_lines
 
 OTHER_FOLDER = "choose another hydra.run.dir, or delete this one"
@@ -100,7 +101,7 @@ class _Job:
                     "hydra.sweep.dir=…"
                 )
         self.recorded = begun_from(check_overrides(self.combinations[0], hydra_keys=True), study=False)
-        self.settings = _hydra_settings(*hydra_words(self.combinations[0], self.recorded))
+        self.settings = hydra_settings(*hydra_words(self.combinations[0], self.recorded))
         if not self.multirun and any(o.startswith("hydra/launcher=") for o in asked_for):
             raise UserError("hydra/launcher starts the runs of a sweep, also of one run: it needs -m.")
         self.directory = Path((self.settings.sweep if self.multirun else self.settings.run).dir)
@@ -111,19 +112,20 @@ class _Job:
         import hydra
 
         around: Any = nullcontext()
-        after: Any = nullcontext()
         if self.asked.trains:
             self._prepare()
             if is_submitit(self.settings.launcher):
                 around = launching(self.settings.launcher, str(self.directory))
-            if self.multirun:
-                after = tabulated(self.run_overrides, self.configs, self.directory)
         name, words = hydra_words(self.asked.overrides, self.recorded)
         begun = [o for o in self.asked.overrides if o.startswith("from=")]
         sys.argv = [shlex.join(["ebc-lab", "train", *begun]), *self.asked.words, *words, *self.extra]
-        with after, around:
-            main = hydra.main(config_path=str(conf_dir().resolve()), config_name=name, **hydra_base())
-            main(self.train_composed)()
+        main = hydra.main(config_path=str(conf_dir().resolve()), config_name=name, **hydra_base())
+        try:
+            with around:
+                main(self.train_composed)()
+        finally:
+            if self.asked.trains and self.multirun:
+                show(console(), self._jobs(), self.directory)
 
     def train_composed(self, _: Any) -> float | None:
         """What Hydra calls for each run: train it in its folder. -> its validation loss, for sweepers.
@@ -195,12 +197,14 @@ class _Job:
         about = {"folder": str(self.directory), "warnings": self.warnings, "exit_code": code}
         if not self.multirun:
             return {**_ended(self.directory), **about}
-        finished = jobs(self.run_overrides, self.configs, self.directory)
         runs = [
             {"overrides": list(overrides), "folder": str(job.directory or ""), **_ended(job.directory)}
-            for overrides, job in zip(self.run_overrides, finished, strict=True)
+            for overrides, job in zip(self.run_overrides, self._jobs(), strict=True)
         ]
         return {"outcome": "done" if code == 0 else "stopped", "runs": runs, **about}
+
+    def _jobs(self) -> list[Job]:
+        return jobs(self.run_overrides, self.configs, self.directory)
 
 
 def _ended(directory: Path | None) -> dict[str, Any]:
@@ -234,24 +238,6 @@ def _refuse_impossible(configs: Sequence[Config], directory: Path) -> list[str]:
         pinned_start(config)
     refuse_unwritable(directory)
     return list(dict.fromkeys(warning for warning in warnings if warning))
-
-
-def _hydra_settings(name: str, overrides: Sequence[str]) -> Any:
-    """Return Hydra's own part of the composed configuration. Raises UserError."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
-
-    try:
-        with initialize_config_dir(**hydra_base(), config_dir=str(conf_dir().resolve())):
-            composed = hydra_compose(name, list(overrides), return_hydra_config=True)
-    except HydraException as error:
-        message = f"{error}\n{error.__cause__ or ''}".partition("Config search path")[0]
-        lines = [line.strip() for line in message.splitlines() if not line.startswith(("To append", " "))]
-        raise UserError(" ".join(filter(None, lines))) from None
-    HydraConfig.instance().set_config(composed)  # for ${hydra:…}
-    return composed.hydra
 
 
 def train_one(

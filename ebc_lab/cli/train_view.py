@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean, median
@@ -21,7 +21,7 @@ from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import NewRows
 from ebc_lab.report.text.words import fixed, part
 
-from .ebm_view import Evaluations, Row
+from .ebm_view import Evaluations
 from .options import console as made_console
 from .options import live
 
@@ -108,14 +108,10 @@ class RunView:
             self.figures["val"] = fixed(row["val_loss"], 3)
         if rows and self.run.stabilizer.name == "ebc":
             self.figures["c"] = part(median(row["c"] for row in rows))
-            self.figures |= _audited(rows)
-
-
-def _audited(rows: Sequence[Row]) -> dict[str, str]:
-    """The applied KL over its target at the latest audit among these rows of steps.csv, if there is one."""
-    ratios = [row["applied_kl"] / row["target_kl"] for row in rows if row["target_kl"] > 0]
-    known = [ratio for ratio in ratios if not math.isnan(ratio)]
-    return {"KL/δ*": fixed(known[-1], 2)} if known else {}
+            ratios = [row["applied_kl"] / row["target_kl"] for row in rows if row["target_kl"] > 0]
+            audited = [ratio for ratio in ratios if not math.isnan(ratio)]
+            if audited:
+                self.figures["KL/δ*"] = fixed(audited[-1], 2)
 
 
 # -- at the end ----------------------------------------------------------------------------------------------
