@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ebc_lab.config.errors import UserError, any_of, nearest, visible
+from ebc_lab.config.errors import UserError, visible
 
 from .options import OUTPUT_DIR, PASS_ON, Json, Place, Port, optional, print_json, tell_aside
 
@@ -95,14 +95,13 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Loss, sampled loss, n-gram baselines on the same tokens, energy, R² at every noise level, coverage."""
+    from ebc_lab.config.checks import choice
     from ebc_lab.config.schema import SPLITS
-
-    if split not in SPLITS:
-        raise UserError(f"--split {split} is unknown{nearest(split, SPLITS)}: choose {any_of(SPLITS)}.")
-    if not 1 <= samples <= MOST_SAMPLES:
-        raise UserError(f"--samples {samples} must lie between 1 and {MOST_SAMPLES}.")
     from ebc_lab.workloads.kept import measure
 
+    choice("--split", split, SPLITS)
+    if not 1 <= samples <= MOST_SAMPLES:
+        raise UserError(f"--samples {samples} must lie between 1 and {MOST_SAMPLES}.")
     kept_model = _loaded(model, arm, output_dir)
     measured = {"model": str(kept_model.path), "step": kept_model.step, "split": split}
     measured |= measure(kept_model, split, samples)
