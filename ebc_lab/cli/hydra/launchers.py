@@ -58,13 +58,12 @@ def defaults(launcher: Any, overrides: Sequence[str]) -> list[str]:
         raise UserError(f"hydra.launcher.{key} is not a setting of {kind}{nearest(key, known)}.")
     if kind == "SlurmLauncher":
         if 60 * launcher.timeout_min <= launcher.signal_delay_s:
-            told = f"hydra.launcher.signal_delay_s={launcher.signal_delay_s} seconds before the end"
+            warned = f"hydra.launcher.signal_delay_s={launcher.signal_delay_s} seconds before the end"
             raise UserError(
-                f"hydra.launcher.timeout_min={launcher.timeout_min} leaves no time to train: jobs are told "
-                f"to write their checkpoint {told}."
+                f"hydra.launcher.timeout_min={launcher.timeout_min} leaves no time to train: jobs are warned "
+                f"{warned}, to write their checkpoint."
             )
-        missing = [command for command in ("sbatch", "srun") if shutil.which(command) is None]
-        if missing:
+        if missing := [command for command in ("sbatch", "srun") if shutil.which(command) is None]:
             raise UserError(
                 f"hydra/launcher=submitit_slurm needs Slurm, and {missing[0]} is not on the PATH."
             )
