@@ -36,7 +36,8 @@ def offline(tmp_path, monkeypatch):
 def test_train_says_on_the_screen_in_the_log_and_in_the_result_that_the_text_is_another(
     sweep, offline, tmp_path
 ):
-    own = ["-m", "seed=1,2", "hydra.sweep.dir=out"] if sweep else ["hydra.run.dir=out"]
+    noted = ["stabilizer=none", "optimizer=axiom", "memory=hooks"]  # a note of another thing
+    own = ["-m", "seed=1,2", "hydra.sweep.dir=out"] if sweep else [*noted, "hydra.run.dir=out"]
     done = answered("train", *RUN, *own, cwd=tmp_path, **offline)
     said = f"NOT Shakespeare, since EBC_LAB_DATA={tmp_path / 'data'} has no tinyshakespeare.txt"
     assert done.stdout.count(f"warning: {said}") == 1
