@@ -1,4 +1,4 @@
-"""Tables for papers: the same cells as Markdown and as LaTeX, which needs booktabs and nothing else."""
+"""Tables for papers: the same cells as Markdown and as LaTeX, which needs booktabs and graphicx."""
 
 from __future__ import annotations
 
@@ -130,8 +130,9 @@ def escaped(text: str) -> str:
 
 
 def latex(made: Sequence[Table], study: str, about: str) -> str:
-    """Return one table environment for each table, under the label `tab:<study>-<its name>`."""
-    parts = ["% needs \\usepackage{booktabs}\n"]
+    """Return one table environment for each table, under the label `tab:<study>-<its name>`. A table wider than
+    the column of its paper is scaled down to it."""
+    parts = ["% needs \\usepackage{booktabs,graphicx}\n"]
     for table in made:
         kinds = [column.kind for column in table.columns]
         rows = [" & ".join(map(_latex_cell, kinds, row)) + r" \tabularnewline" for row in table.texts()]
@@ -143,13 +144,15 @@ def latex(made: Sequence[Table], study: str, about: str) -> str:
             rf"\caption{{{escaped(table.caption)}}}\smallskip",
             rf"\label{{tab:{_label(study)}-{_label(table.name)}}}",
             rf"\centering\{size}\setlength{{\tabcolsep}}{{3pt}}",
+            r"\sbox0{%",
             rf"\begin{{tabular}}{{@{{}}{''.join(map(_alignment, kinds))}@{{}}}}",
             r"\toprule",
             " & ".join(escaped(title_of(column)) for column in table.columns) + r" \tabularnewline",
             r"\midrule",
             *body,
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}%",
+            r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi",
             rf"\par\smallskip\parbox{{\linewidth}}{{\scriptsize {escaped(notes(table, about))}}}",
             r"\end{table}",
         ]

@@ -341,7 +341,7 @@ def long_named() -> list[Table]:
 def test_the_latex_compiles_and_what_is_usual_fits_the_page(sheets, fits, tmp_path):
     (tmp_path / "tables.tex").write_text(papers.latex(sheets(), "a_b", "Study a_b."))
     body = r"\begin{document}\input{tables}\end{document}"
-    (tmp_path / "p.tex").write_text(r"\documentclass{article}\usepackage{booktabs}" + body)
+    (tmp_path / "p.tex").write_text(r"\documentclass{article}\usepackage{booktabs,graphicx}" + body)
     made = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "p.tex"],
         cwd=tmp_path,
