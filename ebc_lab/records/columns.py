@@ -280,8 +280,8 @@ ABLATION_MEANINGS = {  # of ablation.csv, one row per arm; figures are means ove
     "p": (SHARE, "of no difference, by itself"),
     "p_joint": (SHARE, "corrected for the comparisons"),
     "sigmas": ("σ", "the difference over the noise of replicate seeds"),
-    "alone": ("", "`beats`, `meets`, `misses` or `undecided`, by the interval by itself"),
-    "judged": ("", "the same by the joint interval; both ask about the margin, a suite's verdict about 0"),
+    "alone": ("", "`beats`, `meets`, `misses` or `undecided` against the margin, by the interval by itself"),
+    "judged": ("", "`beats`, `meets`, `misses` or `undecided` against the margin, by the joint interval"),
     **_columns_from(COLUMN_MEANINGS, "lr_schedule", "warmup_steps", "delta_schedule"),
 }
 

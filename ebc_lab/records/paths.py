@@ -16,7 +16,8 @@ WEIGHTS = "weights.pt"
 CHECKPOINT = "checkpoint.pt"
 DAMAGED = "checkpoint.damaged-{}.pt"  # the numbered name given to an unusable checkpoint
 PAPERS = ("*.md", "*.tex")  # tables for papers
-PICTURES = ("*.png", "*.svg", "figures.json")
+FOR_PAPERS = "figure.pdf"  # the picture of a study's answer, for papers
+PICTURES = ("*.png", "*.svg", FOR_PAPERS, "figures.json")
 # endings of the notes that `ebm diagnose` writes beside a model
 DIAGNOSES = (".diagnosis.md", ".diagnosis.json")
 

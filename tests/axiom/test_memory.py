@@ -182,6 +182,7 @@ def configs(draw):
     return TINY | config | {"model_type": family}
 
 
+@pytest.mark.thorough
 @given(configs())
 def test_small_models_have_the_shapes_that_transformers_builds(config):
     # those without biases, or always with them, do not read what the configuration says of them

@@ -192,6 +192,7 @@ def test_a_name_that_is_nearly_a_study_s_is_followed_by_the_study_s(study, tmp_p
     assert f"(did you mean {study.name}?)" in said
 
 
+@pytest.mark.thorough
 def test_diff_shows_two_studies_side_by_side(study, own_copy, tmp_path):
     done = answered("diff", str(study.root), str(own_copy[1].root), cwd=tmp_path)
     for shown in (
@@ -249,6 +250,7 @@ def test_status_says_what_is_stale_why_and_what_would_be_trained(own_copy, tmp_p
     assert [s["would_train"] for s in found["stages"]] == [None, 1, None, None]
 
 
+@pytest.mark.thorough
 def test_plan_of_a_study_that_has_begun_counts_what_is_done(own_copy, tiny, tmp_path):
     own = [*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=done"]
     found = json.loads(call("plan", *own, "--json", cwd=tmp_path).stdout)

@@ -31,6 +31,7 @@ def at_20(run, name, model=None, seed=3, **settings):
     return Shock(shocked_run, SimpleNamespace(model=model, vocabulary=10))
 
 
+@pytest.mark.thorough
 def test_half_the_labels_become_random_ones_the_same_for_every_arm(run):
     targets = torch.zeros(40, 50, dtype=torch.int64)
     shock = at_20(run, "label_noise", size=0.5)

@@ -179,6 +179,7 @@ def own_conf(tmp_path, monkeypatch):
         cached.cache_clear()
 
 
+@pytest.mark.thorough
 def test_a_file_of_conf_cannot_read_the_environment_either(own_conf):
     text = "# @package _global_\nstudy: {name: mine}\nablation: {question: '${oc.env:HOME}'}\n"
     (own_conf / "study" / "mine.yaml").write_text(text)

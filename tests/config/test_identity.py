@@ -68,6 +68,7 @@ def test_canonical_json_does_not_depend_on_the_order_of_keys(value):
     assert canonical_json(value) == canonical_json(backwards)
 
 
+@pytest.mark.thorough
 def test_a_warmup_given_as_a_share_is_the_warmup_in_steps():
     share = config_with("lr_schedule=trapezoid", "lr_schedule.warmup_share=0.1")
     steps = config_with("lr_schedule=trapezoid", "lr_schedule.warmup_steps=6")  # of 60
@@ -114,6 +115,7 @@ def test_a_run_is_named_by_the_library_that_computes_it_too(choice, monkeypatch)
     assert {c: name_with(c) for c in others} == others
 
 
+@pytest.mark.thorough
 def test_records_made_before_libraries_were_named_keep_their_names():
     soap = run_part(config_with("stabilizer=none", "optimizer=soap"))
     now = identity(soap)

@@ -91,6 +91,7 @@ def test_what_changes_no_bit_names_no_run():
     assert "threads_per_run" in identity(run({"determinism": {"name": "torch"}}))
 
 
+@pytest.mark.thorough
 def test_ebc_has_the_budget_that_is_exact_where_none_is_asked_for():
     for given in (["determinism=verity"], ["determinism=verity", "stabilizer=ebc"]):
         assert implied(given)[len(given) :] == ["budget=shadow"]

@@ -608,6 +608,7 @@ def parts(model):
     return [torch.optim.Adam(model.embedding.parameters(), lr=5 * LR), torch.optim.SGD(others, lr=1e-4)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("budget", ["shadow", "fisher"])
 def test_between_two_optimizers_steps_the_weights_are_within_the_budget_too(budget):
     runs = []

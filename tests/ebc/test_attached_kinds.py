@@ -226,6 +226,7 @@ def test_accumulation_is_no_contrast_where_the_logits_are_made_of_the_output():
         optimizer.step()
 
 
+@pytest.mark.thorough
 def test_dropout_without_a_module_of_its_own():
     torch.manual_seed(0)
     model = nn.ModuleDict(

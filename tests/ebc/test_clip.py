@@ -105,6 +105,7 @@ def test_an_applied_kl_is_never_negative(make_gpt, batches, train):
     assert all(0 <= s.applied_kl < 1e-7 for s in steps)
 
 
+@pytest.mark.thorough
 def test_recording_sensitivities_leaves_a_shadow_run_alone(make_gpt, batches, train):
     silent = make_gpt()
     recorded = make_gpt()

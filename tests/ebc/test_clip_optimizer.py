@@ -16,6 +16,7 @@ def identical(first, second):
     return all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
 
 
+@pytest.mark.thorough
 def test_at_most_two_copies_of_the_parameters_are_held(make_gpt, batches, train):
     surrogate = {"budget": "surrogate"}
     for copies, options in (

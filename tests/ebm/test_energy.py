@@ -129,6 +129,7 @@ def test_derivatives_by_every_tensor_agree_in_both_modes_with_differences(method
 # -- settling ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @given(st.integers(0, 2**31), st.sampled_from([2, 3, 8, 40]), st.floats(0, 3))
 def test_no_step_of_settling_raises_the_energy(seed, n, pairs):
     x, terms = example(n, rows=50, seed=seed)

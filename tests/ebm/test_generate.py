@@ -58,6 +58,7 @@ def test_without_heat_or_steps_a_latent_is_the_settled_state(model, sampling):
     assert torch.equal(drawn, model.settle(states, contexts))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sampler", ["baoab", "adjusted", "original"])
 def test_a_latent_lies_on_the_sphere_and_is_the_generators(model, sampler):
     states, contexts = model.encode(some_tokens(1))

@@ -42,6 +42,7 @@ def objective_of(model, tokens, weights=None, seed=0):
     return objective(model, logits, targets, kept, weights or LossWeights(), draws_of(model, tokens, seed))
 
 
+@pytest.mark.thorough
 @every
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_call_and_the_detailed_forward_are_the_same_bits_each_time(settings, dtype):

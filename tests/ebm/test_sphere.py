@@ -98,6 +98,7 @@ def test_leading_shapes_broadcast():
     torch.testing.assert_close(transport(x[0], y, u[0].expand(4, 6))[1], transport(x[0], y[1], u[0]))
 
 
+@pytest.mark.thorough
 def test_a_long_walk_stays_on_the_sphere_in_float32():
     x, u = (t.float() for t in frames(640))
     v = 3 * u

@@ -80,6 +80,7 @@ def test_the_checks_pass_without_a_compiler(tmp_path: Path):
     assert "10/10 passed" in done.stdout
 
 
+@pytest.mark.thorough
 def test_bench_without_a_compiler_tells_why_and_writes_its_rows(tmp_path: Path):
     kept = tmp_path / "rows.json"
     given = ["bench", "--sizes", 500, "--iterations", 1, "--json", kept]

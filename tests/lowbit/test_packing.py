@@ -61,6 +61,7 @@ def test_the_bytes_are_those_of_the_golden_file(case, backend):
     assert np.array_equal(unpack(packed, n, case["levels"], backend=backend), codes)
 
 
+@pytest.mark.thorough
 @backends
 @levels
 def test_every_length_packs_as_the_transcription_and_comes_back(levels, backend):

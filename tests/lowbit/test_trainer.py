@@ -175,6 +175,7 @@ def test_it_reconstructs_rows_far_better_than_a_zero_predictor(levels: str):
     assert [record["epoch"] for record in summary["metrics_history"]] == list(range(1, 9))
 
 
+@pytest.mark.thorough
 def test_reported_losses_are_those_of_the_codes():
     data = low_rank()
     trainer = HybridLLMTrainer(small())
@@ -331,6 +332,7 @@ def test_adam_sees_gradients_in_few_levels(levels: str):
         assert (count <= most) == (p.ndim == 2), name
 
 
+@pytest.mark.thorough
 def test_without_adaptive_rate_nothing_is_constrained():
     summary = HybridLLMTrainer(small(use_adaptive_lr=False)).train(low_rank())["optimizer_summary"]
     assert summary["policy"] == "constant"

@@ -76,6 +76,7 @@ def test_the_summary_has_one_row_a_run_with_its_figures(finished):
     assert sweep.test_loss.isna().all()  # val decides
 
 
+@pytest.mark.thorough
 def test_the_second_call_trains_nothing_and_changes_no_byte(finished, monkeypatch):
     config, outcome, _ = finished
     root = outcome.study.root

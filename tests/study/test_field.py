@@ -123,6 +123,7 @@ def test_two_processes_train_the_workload_as_one_does(folder, tmp_path, accumula
     assert two["curve"][0][:1] == [10]
 
 
+@pytest.mark.thorough
 def test_steps_of_the_command_line_stand_in_the_place_of_a_suites_tokens():
     assert compose(["study=fineweb", "ablation.steps=10"]).ablation.steps == 10
     both = ["study=fineweb", "ablation.steps=10", "ablation.train_tokens=null"]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from matplotlib.text import Text
 from ebc_lab.records.columns import EVAL_COLUMNS, STEP_COLUMNS
 from ebc_lab.report import pictures
 from ebc_lab.report.pictures.catalogue import PHONE
-from ebc_lab.report.pictures.sheet.figure import STYLE, Sheet
+from ebc_lab.report.pictures.drawing.sheet import STYLE, Facts, Sheet
 from ebc_lab.study.stages.statistics import paired, window
 
 STEPS = 40
@@ -328,40 +327,46 @@ def words_of(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
 
 
-def header_of(figure: Sheet) -> list[Text]:
-    """The lines of a picture above its axes."""
-    return [text for text in figure.texts if text.get_position()[1] > 0.5]
-
-
-def said_above(figure: Sheet) -> list[str]:
-    """The same in words, each however many lines it takes."""
-    return [" ".join(text.get_text().split()) for text in header_of(figure)]
+def words_around(sheet: Sheet) -> str:
+    """What the page says around a picture."""
+    return " ".join((sheet.title, sheet.alt, sheet.note, sheet.alert))
 
 
 def drawn(root: Path, until: str = "", phone: Container[str] = ()) -> dict[str, Any]:
-    """The figures of a study by name, in the study's style, not yet rendered.
+    """The figures of a study by name, in the study's style.
 
     `until`: no more after this one; `phone`: those that are drawn for one, too.
     """
-    facts = pictures.facts_of(json.loads((root / "study.json").read_text()))
+    decisions = json.loads((root / "auto_decisions.json").read_text())
+    facts = pictures.facts_of(json.loads((root / "study.json").read_text()), decisions)
     figures = {}
     with matplotlib.rc_context(fname=STYLE):
-        for picture in pictures.pictures(root, facts, json.loads((root / "auto_decisions.json").read_text())):
-            figures[picture.name] = picture.sheet
+        for picture in pictures.pictures(root, facts, decisions):
+            if sheet := picture.sheet():
+                figures[picture.name] = sheet
             if picture.name in phone:
-                figures[picture.name + PHONE] = picture.on_phone()
+                figures[picture.name + PHONE] = picture.sheet(narrow=True)
             if picture.name == until:
                 break
     return figures
 
 
-OF_A_TRACK = ("lr_scale", "eta_eff", "calibrate", "curves", "finals", "efficiency", "tightness")
+def settled(draw: Callable[..., Sheet | None], facts: Facts, *of: Any, **more: Any) -> Sheet:
+    """A picture drawn by itself, in the study's style."""
+    with matplotlib.rc_context(fname=STYLE):
+        sheet = draw(facts, *of, **more)
+        assert sheet
+        sheet.settle()
+    return sheet
+
+
+OF_A_TRACK = ("lr_scale", "eta_eff", "calibrate", "curves", "efficiency", "tightness")
 
 
 def expected_names(*tracks: str) -> set[str]:
     """The pictures of a finished study."""
-    arms = {f"{t}_{arm}_{kind}" for t in tracks for arm in ARMS for kind in ("loss", "clip", "kl")}
-    arms |= {f"{t}_{FALLING}_groups" for t in tracks}
+    arms = {f"{t}_{arm}_{kind}" for t in tracks for arm in ARMS for kind in ("loss", "kl")}
+    arms |= {f"{t}_{FALLING}_{kind}" for t in tracks for kind in ("clip", "groups")}
     own = {name + f"_{t}" * (len(tracks) > 1) for t in tracks for name in OF_A_TRACK}
     return arms | own | {"lr_sweep"}
 
@@ -385,29 +390,17 @@ def sweep(losses: Mapping[float, float | None], label: str, **more: Any) -> dict
     return found | {"regret_x4": None, "rate_octaves": None} | more
 
 
-def check_phone(figure: Sheet, name: str) -> None:
-    """Assert that all of a phone's picture is on its page, and that nothing of it covers another thing."""
-    figure.draw_without_rendering()
-    used = figure.get_tightbbox()
-    assert 0 <= used.x0 < used.x1 <= figure.get_figwidth(), name
-    assert 0 <= used.y0 < used.y1 <= figure.get_figheight(), name
-    assert not any("…" in text for text in words_of(figure)), name
-    blocks = [text.get_window_extent() for text in figure.texts]
-    blocks += [legend.get_window_extent() for legend in figure.legends]
-    blocks += [axes.bbox for axes in figure.axes]
-    blocks += [box.shrunk(1, 0.95) for axes in figure.axes if (box := axes.xaxis.get_tightbbox())]
-    blocks.sort(key=lambda box: -box.y1)
-    assert all(above.y0 >= below.y1 - 1 for above, below in itertools.pairwise(blocks)), name
-
-
-def check_page(figure: Sheet, name: str) -> None:
-    """Assert that no text of a picture leaves its page or lies over its axes."""
-    figure.draw_without_rendering()
-    used = figure.get_tightbbox()
-    assert 0 <= used.x0 < used.x1 <= figure.get_figwidth(), name
-    assert 0 <= used.y0 < used.y1 <= figure.get_figheight(), name
-    header = [text.get_window_extent().y0 for text in header_of(figure)]
-    assert min(header) >= max(axes.bbox.y1 for axes in figure.axes), name
-    assert not any("…" in text for text in words_of(figure)), name
-    bottom = min(axes.get_tightbbox().y0 for axes in figure.axes)
-    assert all(legend.get_window_extent().y1 <= bottom for legend in figure.legends), name
+def check_sheet(sheet: Sheet, name: str) -> None:
+    """Assert that all of a picture is on its sheet, and that title, panels, key and source stand apart."""
+    sheet.draw_without_rendering()
+    used = sheet.get_tightbbox()
+    assert 0 <= used.x0 < used.x1 <= sheet.get_figwidth(), name
+    assert 0 <= used.y0 < used.y1 <= sheet.get_figheight(), name
+    assert not any("…" in text for text in words_of(sheet)), name
+    title, source = (text.get_window_extent() for text in sheet.alone)
+    panels = [axes.get_tightbbox() for axes in sheet.axes]
+    assert title.y0 >= max(box.y1 for box in panels), name
+    bottom = min(box.y0 for box in panels)
+    for legend in sheet.legends:
+        box = legend.get_window_extent()
+        assert source.y1 - 1 <= box.y0 < box.y1 <= bottom + 1, name

@@ -182,6 +182,7 @@ def test_a_gpt_in_parts_of_a_batch_is_one_batch_up_to_rounding(small, tmp_path, 
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("parts", [2, 5])
 def test_an_ebm_in_parts_of_a_batch_has_the_cross_entropy_and_likelihood_of_one(small, tmp_path, parts):
     alone = {"score": 0.0, "noised": 0.0, "balance": 0.0, "z": 0.0}

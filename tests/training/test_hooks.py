@@ -43,6 +43,7 @@ def halving(run, monkeypatch):
     return plain(run)
 
 
+@pytest.mark.thorough
 def test_its_column_figure_and_gradients_are_those_of_the_run(halving, tmp_path, monkeypatch):
     result = run_and_record(halving, tmp_path / "with", "x")
     assert result["halvings"] == 30
@@ -55,6 +56,7 @@ def test_its_column_figure_and_gradients_are_those_of_the_run(halving, tmp_path,
     assert rows["grad_norm"][0] == pytest.approx(norms[0] / 2)
 
 
+@pytest.mark.thorough
 def test_its_state_is_in_the_checkpoint(halving, tmp_path):
     whole = run_and_record(halving, tmp_path / "whole", "x")
     assert untimed(resumed_after(halving, tmp_path / "broken", (7, 23))) == untimed(whole)

@@ -62,6 +62,7 @@ def test_kill_9_in_mid_run_changes_no_byte_of_the_model(run, tmp_path):
     assert untimed(whole) == untimed(resumed)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("levels", ["ternary", "five"])
 def test_the_packed_model_has_the_runs_own_loss(run, tmp_path, levels):
     run = changed(run, {"quantizer": {"name": levels}, "steps": 10})
@@ -99,6 +100,7 @@ def test_the_forward_uses_the_levels_and_the_optimizer_the_weights_beneath(run, 
     ]
 
 
+@pytest.mark.thorough
 def test_flips_are_recorded_at_audits_and_seen_against_ten_steps_before(run, tmp_path):
     run = changed(run, {"quantizer": {"name": "ternary"}, "audit_every": 4, "steps": 21})
     directory = made(tmp_path / "run")

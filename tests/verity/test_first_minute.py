@@ -41,6 +41,7 @@ def test_the_names_are_where_they_are_looked_for(name):
     assert package.Verity is VerityAdam
 
 
+@pytest.mark.thorough
 def test_the_page_prints_what_it_says(page):
     assert page["printed"][1:] == STATED
     assert len(set(STATED)) == 2
@@ -77,6 +78,7 @@ def test_neither_split_nor_order_nor_threads_nor_engine_changes_a_bit(
         use_engine("auto")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("kind", "which"), [("Llama", 0), ("CNN", 1)])
 def test_a_run_that_stops_after_a_step_goes_on_as_if_it_had_not(page, kind, which):
     """Model, optimizer and grids come back from a file into new ones."""

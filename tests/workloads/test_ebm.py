@@ -125,6 +125,7 @@ def test_each_purpose_of_a_step_has_numbers_of_its_own(run):
     assert len({*seen, batches}) == 7
 
 
+@pytest.mark.thorough
 def test_noised_tokens_of_blocks_are_whole_rows(text_file):
     run = tiny_ebm(text_file, "decoder=transformer", "ebm.states=40")
     workload, model = loaded(run)

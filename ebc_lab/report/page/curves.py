@@ -35,10 +35,12 @@ def curves(
     files: Callable[[str], RunFiles],
     stages: Sequence[str],
     name: Callable[[str, str], str],
+    places: Mapping[str, int],
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the curves of runs as the page's script reads them, and what of their files is damaged.
 
-    `stages`: in the order in which they are offered; `name`: stage and arm -> how the page calls the arm.
+    `stages`: in the order in which they are offered; `name`: stage and arm -> how the page calls the arm;
+    `places`: of arms in the palette, where they have one throughout.
     """
     found: list[tuple[Run, Points | None, Points | None]] = []
     damaged: list[str] = []
@@ -54,11 +56,13 @@ def curves(
             continue
         if validation or training:
             found.append((run, validation, training))
-    return {**_packed(found, name), "leftOut": max(0, len(runs) - MOST_RUNS)}, damaged
+    return {**_packed(found, name, places), "leftOut": max(0, len(runs) - MOST_RUNS)}, damaged
 
 
 def _packed(
-    found: Iterable[tuple[Run, Points | None, Points | None]], name: Callable[[str, str], str]
+    found: Iterable[tuple[Run, Points | None, Points | None]],
+    name: Callable[[str, str], str],
+    places: Mapping[str, int],
 ) -> dict[str, Any]:
     """Return runs that refer to their arm and to their steps by number, since most have these in common."""
     arms: dict[tuple[str, str], int] = {}
@@ -73,7 +77,7 @@ def _packed(
             if curve:
                 run[kind] = [steps.setdefault(curve[0], len(steps)), curve[1]]
         runs.append(run)
-    named = [{"stage": stage, "name": name(stage, arm)} for stage, arm in arms]
+    named = [{"stage": stage, "name": name(stage, arm), "place": places.get(arm)} for stage, arm in arms]
     return {"arms": named, "steps": list(steps), "runs": runs}
 
 

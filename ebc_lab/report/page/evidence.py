@@ -33,6 +33,7 @@ from ebc_lab.study.store.changes import describe_earlier_looks
 from ebc_lab.study.store.snapshot import Snapshot, read
 from ebc_lab.study.store.study import Record, Study, StudyHeader
 
+from ..pictures.drawing.looks import study_looks
 from ..text import glance, headline, tables, words
 from ..text.modes import answer as same_bits
 from ..text.profiles import answer as profiled_in_words
@@ -213,7 +214,8 @@ def _curves(
         for track, compared in tracks.items():
             of = f"{optimizer(track)}: " if len(tracks) > 1 else ""
             arms |= {(stage, name): f"{of}{label(name, arm)}" for name, arm in compared["arms"].items()}
-    return curves(runs, study.run_files, stages, lambda stage, arm: arms.get((stage, arm), arm))
+    places = {arm: look.place for arm, look in study_looks(decisions).items()}
+    return curves(runs, study.run_files, stages, lambda stage, arm: arms.get((stage, arm), arm), places)
 
 
 def _runs(runs: Sequence[Run], bits: bool, files: tables.Files, named: Collection[str]) -> Table:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ebc_lab.records.files import write_atomic
 from ebc_lab.study.store import manifest
 from ebc_lab.study.store.study import Study
 
-from ..pictures.catalogue import EMBEDDED, PHONE, catalogue
+from ..pictures.catalogue import EMBEDDED, PHONE, catalogue, opening_picture, shows_curves
 from ..text import words
 from . import evidence
 from .curves import as_script
@@ -26,7 +26,6 @@ from .curves import as_script
 TEMPLATES = Path(__file__).parent / "templates"
 LARGE_SVG = 600_000  # bytes; of a larger one the PNG is shown, which opens sooner
 KINDS = {".svg": "image/svg+xml", ".png": "image/png"}
-CURVES = ("curves", "ablation_curves")  # which the page's script draws too
 SCRIPTS = ("curves.js", "page.js")
 NOT_SAID = ("header", "settings", "setting_tables", "checksums", "curves")  # of the evidence: no text of ours
 
@@ -42,6 +41,8 @@ class Picture:
     arm: str
     path: Path
     phone_path: Path | None = None
+    note: str = ""
+    alert: str = ""
 
     @property
     def whole_title(self) -> str:
@@ -55,15 +56,15 @@ class Picture:
 
     @property
     def uri(self) -> Any:
-        """Return the picture; those of an arm stand side by side, as narrow as a phone."""
-        return _uri(self.phone_path if self.arm and self.phone_path else self.path)
+        """Return the picture."""
+        return _uri(self.path)
 
     @property
-    def phone(self) -> str:
+    def phone(self) -> Any:
         """Return what a narrow screen shows instead; empty where that is the same."""
         if not self.phone_path or self.arm:
             return ""
-        return _base64(self.phone_path)
+        return _ours(_uri(self.phone_path).replace(" ", "%20"))  # in a srcset a space ends the address
 
 
 def _uri(path: Path) -> Any:
@@ -99,8 +100,9 @@ def render(root: Path, evidence_of: Mapping[str, Any], live: Mapping[str, Any] |
     `live`: what `inspect.status` says, for a page that follows a study.
     """
     shown, left_out = chosen_pictures(pictures(root), _judged(evidence_of))
-    opening = headline_picture(shown, bool(evidence_of["verdict"]))
-    static = [p for p in shown if _is_of_curves(p) and p is not opening]
+    first = opening_picture(catalogue(root))
+    opening = next((p for p in shown if p.name == first), None)
+    static = [p for p in shown if shows_curves(p.name) and p is not opening]
     by_section: dict[str, list[Picture]] = {}
     for picture in shown:
         if picture is not opening and picture not in static:
@@ -150,7 +152,17 @@ def pictures(root: Path) -> list[Picture]:
     out."""
     images = {p.name: p for p in root.iterdir() if p.suffix in KINDS}  # only files of this very folder
     return [
-        Picture(e["name"], e["section"], e["title"], e["alt"], e["arm"], path, phone)
+        Picture(
+            e["name"],
+            e["section"],
+            e["title"],
+            e["alt"],
+            e["arm"],
+            path,
+            phone,
+            e.get("note", ""),
+            e.get("alert", ""),
+        )
         for e in catalogue(root)
         if (path := _file(images, e["name"]))
         for phone in [images.get(f"{e['name']}{PHONE}.svg")]
@@ -170,19 +182,6 @@ def chosen_pictures(all_of_them: list[Picture], about: set[str]) -> tuple[list[P
         return all_of_them, []
     shown = [p for p in all_of_them if not p.arm or p.arm in about][:EMBEDDED]
     return shown, [p for p in all_of_them if p not in shown]
-
-
-def headline_picture(shown: Sequence[Picture], finals: bool) -> Picture | None:
-    """Return the picture that stands beside the verdict: of the finals the one of learning rates, else the
-    first that the page's script does not draw as well."""
-    rates = [p for p in shown if finals and p.section == "lr_scale"]
-    of_verdict = [p for p in shown if p.section == "verdict"]
-    others = [p for p in of_verdict if not _is_of_curves(p)]
-    return next(iter([*rates, *others, *of_verdict]), None)
-
-
-def _is_of_curves(picture: Picture) -> bool:
-    return any(picture.name == name or picture.name.startswith(f"{name}_") for name in CURVES)
 
 
 def _judged(evidence_of: Mapping[str, Any]) -> set[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,53 +17,57 @@ from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.schema import AblationConfig
 from ebc_lab.records.files import write_atomic
 from ebc_lab.records.json_files import read_json
-from ebc_lab.records.paths import StudyFiles
+from ebc_lab.records.paths import FOR_PAPERS, StudyFiles
 from ebc_lab.study.inspect.slots import timeline
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.store.study import Study
 
 from ..text import words
-from .carry.excess import draw_broken, draw_excess
-from .carry.optima import draw_optima
-from .catalogue import EMBEDDED, PHONE, write_catalogue
-from .curves import known
+from .carry import draw_broken, draw_excess, draw_optima
+from .catalogue import PHONE, Entry, in_reading_order, opening_picture, write_catalogue
+from .compared import final_pictures, suite_pictures
 from .decisions import by_track, draw_calibration, draw_eta_eff, draw_lr_scale, draw_lr_sweep
-from .finals import final_pictures
+from .drawing.curves import known
+from .drawing.looks import study_looks
+from .drawing.sheet import STYLE, Decisions, Facts, Picture, Sheet
 from .profiles import draw_profiles, draw_ratios
-from .render import png, svg
-from .sheet.figure import STYLE, Decisions, Facts
-from .sheet.picture import Picture, picture
+from .render import pdf, png, svg
 from .slots import draw_slots
-from .suite import suite_pictures
 
-# the track, empty where a picture is of all; how it is drawn; what of
-Drawn = Iterator[tuple[Any, ...]]
+# the track, empty where a picture is of all; what draws it
+TrackPictures = Iterator[tuple[str, Callable[[Facts], Any]]]
 
 
 def draw_study(root: Path) -> list[Path]:
     """Draw every picture of the study in folder `root`, and write them and their list there. -> the files."""
     study = StudyFiles(root)
-    facts = facts_of(read_json(study.header_file))
-    written: list[Path] = []
-    entries: list[dict[str, str]] = []
+    decisions = read_json(study.decisions_file)
+    facts = facts_of(read_json(study.header_file), decisions)
+    files: dict[str, bytes] = {}
+    entries: list[Entry] = []
+    for_papers: dict[str, Sheet] = {}
     with matplotlib.rc_context(fname=STYLE), warnings.catch_warnings():
         # a letter that the font lacks is a box in the PNG; in the SVG the reader's own fonts show it
         for lacking in ("Glyph .* missing from font", "Matplotlib currently does not support"):
             warnings.filterwarnings("ignore", lacking, UserWarning)
-        for one in pictures(root, facts, read_json(study.decisions_file)):
-            files = {".png": png(one.sheet), ".svg": svg(one.sheet, one.name)}
-            if not one.arm or len(entries) < EMBEDDED:
-                phone = f"{one.name}{PHONE}"
-                files[f"{PHONE}.svg"] = svg(one.on_phone(), phone)
-            for ending, content in files.items():
-                written.append(root / f"{one.name}{ending}")
-                write_atomic(written[-1], content)
-            entries.append(one.entry)
-    return [*written, write_catalogue(root, entries)]
+        for picture in pictures(root, facts, decisions):
+            if not (sheet := picture.sheet()):
+                continue
+            name = picture.name
+            files |= {f"{name}.png": png(sheet), f"{name}.svg": svg(sheet, name)}
+            if not picture.arm and (narrow := picture.sheet(narrow=True)):
+                files[f"{name}{PHONE}.svg"] = svg(narrow, f"{name}{PHONE}")
+                for_papers[name] = narrow
+            entries.append(picture.describe(sheet))
+        if opening := opening_picture(in_reading_order(entries)):
+            files[FOR_PAPERS] = pdf(for_papers[opening])
+    for file, content in files.items():
+        write_atomic(root / file, content)
+    return [*(root / file for file in files), write_catalogue(root, entries)]
 
 
-def facts_of(header: Mapping[str, Any]) -> Facts:
-    """What study.json says that every picture repeats."""
+def facts_of(header: Mapping[str, Any], decisions: Decisions) -> Facts:
+    """Return what every picture of a study repeats, or is drawn with."""
     config, corpus = header["config"], header["corpus"]
     suite = from_dict(AblationConfig, config.get("ablation") or {})
     low, high = config["study"]["band"]
@@ -75,17 +80,17 @@ def facts_of(header: Mapping[str, Any]) -> Facts:
         tokens_per_step=config["batch_size"] * config["model"]["context"],
         windows=config["eval_windows"],
         band=(low, high),
-        margin=(config.get("finals") or {}).get("margin"),
         grids=sweep.get("grids") or {},
         aims_at_band=(config.get("calibrate") or {}).get("choose") == "band",
         sweep_steps=(sweep.get("steps", 0), sweep.get("long_steps", 0)),
         arms=tuple(suite.all_arms()),
         ebc=words.has_ebc(config),
+        looks=study_looks(decisions),
     )
 
 
 def pictures(root: Path, facts: Facts, decisions: Decisions) -> Iterator[Picture]:
-    """One after the other, so that only one arm's runs are in memory."""
+    """Return the pictures one after the other, so that only one arm's runs are in memory."""
     for name, decision in decisions.items():
         stage = stage_of(name)
         if stage.shows == "verdict":
@@ -96,51 +101,52 @@ def pictures(root: Path, facts: Facts, decisions: Decisions) -> Iterator[Picture
             several = len(decision["tracks"]) > 1
             section = "verdict" if stage.concludes else name
             for kind in stage.pictures:
-                for track, draw, *of in OF_A_CHOICE[kind](root, facts, decision, decisions):
-                    of_track = f"{kind}_{track}" if track and several else kind
-                    yield from picture(of_track, section, facts, draw, *of)
+                for track, draw in BY_KIND[kind](root, decision, decisions):
+                    yield Picture(f"{kind}_{track}" if track and several else kind, section, draw, facts)
     if (busy := timeline(Study(root).records())) and decisions:
-        yield from picture("timeline", "timeline", facts, draw_slots, busy)
+        yield Picture("timeline", "timeline", partial(draw_slots, busy=busy), facts)
 
 
 # -- of a decision between candidates ------------------------------------------------------------------------
 
 
-def _lr_sweep(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
+def _lr_sweep(root: Path, decision: Mapping[str, Any], decisions: Decisions) -> TrackPictures:
     if "candidates" in decision:
-        yield "", draw_lr_sweep, decision
+        yield "", partial(draw_lr_sweep, decision=decision)
 
 
-def _lr_scale(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
-    for track, of_track in decision["tracks"].items():
-        yield track, draw_lr_scale, track, of_track, decisions["lr_sweep"]["tracks"][track]
+def _lr_scale(root: Path, decision: Mapping[str, Any], decisions: Decisions) -> TrackPictures:
+    for track, chosen in decision["tracks"].items():
+        swept = decisions["lr_sweep"]["tracks"][track]
+        yield track, partial(draw_lr_scale, track=track, decision=chosen, swept=swept)
 
 
-def _eta_eff(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
-    for track, of_track in decision["tracks"].items():
-        rows = [row for of_role in of_track["arms"].values() for row in of_role]
+def _eta_eff(root: Path, decision: Mapping[str, Any], decisions: Decisions) -> TrackPictures:
+    for track, chosen in decision["tracks"].items():
+        rows = [row for of_role in chosen["arms"].values() for row in of_role]
         results = {row["run_id"]: known(root, row["run_id"]) for row in rows}
-        yield track, draw_eta_eff, track, of_track, results
+        yield track, partial(draw_eta_eff, track=track, decision=chosen, results=results)
 
 
-def _calibrate(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
+def _calibrate(root: Path, decision: Mapping[str, Any], decisions: Decisions) -> TrackPictures:
     tracks = decision["tracks"]
     for track, rows in by_track(decision["candidates"], tracks).items():
-        natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
-        yield track, draw_calibration, track, tracks[track], rows, natural_kl
+        natural = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
+        calibrated = {"track": track, "decision": tracks[track], "rows": rows, "natural": natural}
+        yield track, partial(draw_calibration, **calibrated)
 
 
-def _of_each_track(draw: Callable[..., Any]) -> Callable[..., Drawn]:
+def _of_each_track(draw: Callable[..., Any]) -> Callable[..., TrackPictures]:
     """Return what draws a picture of each track of a decision."""
 
-    def drawn(root: Path, facts: Facts, decision: Mapping[str, Any], decisions: Decisions) -> Drawn:
-        for track, of_track in decision["tracks"].items():
-            yield track, draw, of_track
+    def of_each(root: Path, decision: Mapping[str, Any], decisions: Decisions) -> TrackPictures:
+        for name, track in decision["tracks"].items():
+            yield name, partial(draw, track=track)
 
-    return drawn
+    return of_each
 
 
-OF_A_CHOICE: Mapping[str, Callable[[Path, Facts, Mapping[str, Any], Decisions], Drawn]] = {
+BY_KIND: Mapping[str, Callable[[Path, Mapping[str, Any], Decisions], TrackPictures]] = {
     "lr_sweep": _lr_sweep,
     "lr_scale": _lr_scale,
     "eta_eff": _eta_eff,

@@ -7,74 +7,50 @@ import itertools
 import math
 import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from ebc_lab.study.stages.lr_sweep.fair_control import schedule_in_words
 from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves
 
 from ..text.words import optimizer, schedules
-from .sheet.figure import (
-    ALERT,
-    EBC,
-    GOAL,
+from .drawing.looks import DASHES, GOAL, GREY_PLACE, PALETTE, PINK, SKY, UNKNOWN, Look, assign_looks
+from .drawing.losses import WINDOW_ROW, WITHIN, ceiling_of, draw_windows, frame_losses, where_it_ends
+from .drawing.sheet import (
     GREY,
     INK,
-    OTHER,
-    PLAIN,
-    ROUNDED,
+    RING,
     SEED,
     SMALL,
-    SPARE,
     End,
     Facts,
     Sheet,
-    another,
+    count_seeds,
     entry,
+    format_tick,
     log_axis,
-    page,
-    say_of_band,
-    tick,
+    name_band,
 )
-from .sheet.place import beside, columns, key, keys, lowered, narrowed, stack
 
 Rows = Sequence[Mapping[str, Any]]
-Look = tuple[str, str, str]  # colour, marker, line
-
-LR_ARMS = {  # role -> label, colour, marker, line, horizontal shift that keeps error bars apart
-    "none": ("without EBC", PLAIN, "s", "--", 0.985),
-    "ebc": ("with EBC", EBC, "o", "-", 1.015),
-    "surrogate_x1": ("with EBC at ×1 (measures S)", SPARE, "v", ":", 1.0),
-    "fixed_tau": ("with a fixed trust radius τ", OTHER, "D", "-.", 1.0),
+ROLES = {  # of the LR scales' runs -> what the picture calls them, their look, a shift that parts error bars
+    "none": ("without EBC", Look(GREY_PLACE, "--"), 0.985),
+    "ebc": ("with EBC", Look(0), 1.015),
+    "surrogate_x1": ("with EBC at ×1 (measures S)", Look(PALETTE.index(SKY), ":"), 1.0),
+    "fixed_tau": ("with a fixed trust radius τ", Look(PALETTE.index(PINK), "-."), 1.0),
 }
-UNKNOWN = ("v", ":")
-COLOURS = (PLAIN, ALERT, GOAL, "C5", "C4", "C6", EBC, "black")
-TRACKS = tuple(zip(COLOURS, "osDv^P*X", ("-", "--", "-.", ":") * 2, strict=True))
-BUDGETS = ((EBC, "o", "-"), (OTHER, "D", "-."), (SPARE, "v", "--"), (PLAIN, "s", ":"))
-LEAST_GAP = 0.06  # of the axis, between two ticks with labels
-FEW = 4  # lines: they have their names at their ends
-NAMES_FROM = 0.76  # of the width: the lines' names stand beyond it
-RING: dict[str, Any] = {"marker": "o", "color": ALERT, "ms": 13, "mfc": "none", "mew": 1.6, "ls": ""}
-ADDED: dict[str, Any] = {"ls": "", "mfc": "white", "mew": 1.5, "zorder": 3}
 SQUARE: dict[str, Any] = {**RING, "marker": "s", "ms": 12, "color": INK}
-FOOT = 0.11  # of the axes' height, for each LR window
-MOST_TIMES = 2.0  # as far from the best loss as the baseline's, or the median: a higher one is off the axis
+HOLLOW: dict[str, Any] = {"ls": "", "mfc": "white", "mew": 1.5, "zorder": 3}
 RATES = (1.0, 2.0, 4.0)  # ticks of a decade
+ROUNDED = 1e-3  # how far the ratio of two figures of three digits may be off, relative
 
 
-def whole(row: Mapping[str, Any]) -> bool:
+def is_whole(row: Mapping[str, Any]) -> bool:
     return row["outcome"] == "completed" and row["val_loss"] is not None
-
-
-def by_track(rows: Rows, tracks: Sequence[str]) -> dict[str, list[Mapping[str, Any]]]:
-    """A stage's candidates by track: the first two words of their arm's name."""
-    of_track = {track: [row for row in rows if row["arm"].startswith(f"{track}_")] for track in tracks}
-    return {track: track_rows for track, track_rows in of_track.items() if track_rows}
 
 
 def column(rows: Rows, name: str) -> list[Any]:
@@ -85,54 +61,56 @@ def seeds_in_words(rows: Rows) -> str:
     return ", ".join(sorted({str(row["seed"]) for row in rows}))
 
 
-def ticks_at(axes: Axes, values: Sequence[float], labels: Sequence[str]) -> None:
-    """Ticks of a log x axis at the values that were tried, except where a label would run into the one
-    before."""
-    low, high = np.log(axes.get_xlim())
-    shown: list[int] = []
-    for i, value in enumerate(values):
-        if not shown or np.log(value / values[shown[-1]]) > LEAST_GAP * (high - low):
-            shown.append(i)
-    axes.set_xticks([values[i] for i in shown], [labels[i] for i in shown])
+def count_of(rows: Rows) -> str:
+    return count_seeds(len({str(row["seed"]) for row in rows}))
 
 
-def crosses(axes: Axes, rows: Rows, x: str, colour: str, height: float, ceiling: float = math.inf) -> bool:
-    """Near the top: runs that did not complete as crosses with their outcome, and those above the `ceiling`
-    as arrows with their loss. -> whether there were any."""
-    broken = [row for row in rows if not whole(row) or row["val_loss"] > ceiling]
-    top = axes.get_xaxis_transform()
-    for row in broken:
-        mark = "^" if whole(row) else "x"
-        axes.plot(row[x], height, mark, color=colour, ms=9, mew=2.2, transform=top)
-        side = -1 if row[x] == max(column(rows, x)) else 1  # the last one's words stay on the page
-        note = axes.annotate(
-            f"{row['val_loss']:.3f}" if whole(row) else str(row["outcome"]),
-            (row[x], height),
-            xycoords=top,
-            xytext=(7 * side, 0),
-            textcoords="offset points",
-        )
-        note.set(color=colour, size=SMALL, va="center", ha="left" if side > 0 else "right")
-    return bool(broken)
+def by_track(rows: Rows, tracks: Iterable[str]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return a stage's candidates by track: the first two words of their arm's name."""
+    found = {track: [row for row in rows if row["arm"].startswith(f"{track}_")] for track in tracks}
+    return {track: own for track, own in found.items() if own}
 
 
-def make_room(axes: Axes, rows_of_crosses: int) -> None:
-    low, high = axes.get_ylim()
-    axes.set_ylim(low - 0.05 * (high - low), high + (0.05 + 0.12 * rows_of_crosses) * (high - low))
+def draw_beyond(
+    sheet: Sheet, axes: Axes, rows: Rows, x: str, colour: str, row: int, ceiling: float = math.inf
+) -> int:
+    """Mark at the top the runs that did not complete, with their outcome where there is room, and those above
+    the `ceiling`, with their loss; `row`: how far down. -> whether there were any, as a number of rows."""
+    beyond = [one for one in rows if not is_whole(one) or one["val_loss"] > ceiling]
+    height, top = 0.95 - 0.08 * row, axes.get_xaxis_transform()
+    for one in beyond:
+        axes.plot(one[x], height, "^" if is_whole(one) else "x", color=colour, ms=7, mew=2.0, transform=top)
+        words = f"{one['val_loss']:.3f}" if is_whole(one) else str(one["outcome"])
+        if sheet.narrow and not is_whole(one):
+            sheet.key(entry(words, colour, ls="", marker="x", ms=7))
+            continue
+        side = -1 if one[x] == max(column(rows, x)) else 1  # the last one's words stay in the panel
+        place: dict[str, Any] = {"xycoords": top, "xytext": (6 * side, 0), "textcoords": "offset points"}
+        place |= {"va": "center", "ha": "left" if side > 0 else "right"}
+        axes.annotate(words, (one[x], height), color=colour, size=SMALL, **place)
+    return int(bool(beyond))
 
 
-def bars(axes: Axes, x: Sequence[float], rows: Rows, colour: str) -> None:
-    """The standard errors of the validation losses."""
+def draw_losses(axes: Axes, x: Sequence[float], rows: Rows, look: Look) -> Any:
+    """Draw validation losses as a line with their standard errors. -> the line."""
+    [line] = axes.plot(x, column(rows, "val_loss"), color=look.colour, marker=look.marker, ls=look.line)
     errors = [row["val_se"] or 0 for row in rows]
-    axes.errorbar(x, column(rows, "val_loss"), errors, fmt="none", ecolor=colour, elinewidth=1)
+    axes.errorbar(x, column(rows, "val_loss"), errors, fmt="none", ecolor=look.colour, elinewidth=1)
+    return line
 
 
-# -- 1. the sweep without EBC --------------------------------------------------------------------------------
+def end_of(line: Any, label: str, ceiling: float = math.inf) -> list[End]:
+    """Return where a line ends below the `ceiling`, with its label; nothing of one without points."""
+    points = [*map(tuple, np.atleast_2d(line.get_xydata()))] if len(line.get_xdata()) else []
+    return [(*where_it_ends(points, ceiling), label, line.get_color())] if points else []
+
+
+# -- the sweep without EBC -----------------------------------------------------------------------------------
 
 
 def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
-    """Validation loss by learning rate of the plain optimizers: left the grid of each, right the kept ones at
-    full length, at constant rates with replicates, and on the schedules that the control was sought among."""
+    """Draw validation loss by learning rate of the plain optimizers: left the grid of each, right the kept
+    ones at full length, at constant rates with replicates, and on the schedules tried for the control."""
     rows, winners = decision["candidates"], decision["tracks"]
     grids = by_track(rows, [pair["track"] for pair in decision["pairs"]])
     edges = [
@@ -141,210 +119,198 @@ def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
     plainly = " without EBC" if facts.ebc else ""
     whose = ", ".join(optimizer(track) for track in grids)
     whom = "; ".join((f"{whose},{plainly}" if plainly else whose, *edges))
-    seeds = len({row["seed"] for row in rows})
     grid_seeds = seeds_in_words([row for row in rows if row["role"] == "grid"])
-    small = (f"stage lr_sweep, grid with seed {grid_seeds}", "bars: ± s.e.")
-    what = f"Which learning rate is best{plainly}, constant and on a schedule?"
-    lines = sum(1 + len({_schedule_of(point) for point in d["control"]["grid"]}) for d in winners.values())
-    size = (8.6, 5.4 + 0.2 * (lines + 3))  # the key needs the room
-    figure, left = page(facts, what, whom, _sweep_finding(winners), seeds, small, size=size)
-    of_grid = _draw_grids(left, facts, grids, winners)
-    right = another(left)
-    looks = itertools.cycle(TRACKS)
-    low, ceiling = _framed(rows, winners)
-    of_long: list[Any] = []
-    for track in winners:
+    sheet = Sheet(
+        facts,
+        f"Which learning rate is best{plainly}, constant and on a schedule?",
+        (whom, _sweep_finding(winners)),
+        (count_of(rows), f"stage lr_sweep, grid with seed {grid_seeds}", "bars: ± s.e."),
+        grid=("ab",),
+        heights=(4.4,),
+        width=10.4,
+    )
+    left, right = sheet.panels
+    looks = assign_looks(grids, winners)
+    _draw_grids(sheet, left, facts, grids, looks)
+    long = [row for row in rows if row["role"] in ("baseline", "control") and is_whole(row)]
+    taken = [loss for d in winners.values() for loss in (d["val_loss"], d["control"]["val_loss"])]
+    ceiling = ceiling_of(column(long, "val_loss"), taken)
+    marks, places = 0, itertools.count(len(looks))
+    for track, winner in winners.items():
         whose = f"{optimizer(track)}, " if len(winners) > 1 else ""
-        of_long += _draw_long(right, grids.get(track, []), winners[track], whose, looks, ceiling)
-    if math.isfinite(ceiling):
-        right.set_ylim(low - 0.1 * (ceiling - low), ceiling)
-    make_room(right, 1)
-    of_long.append(entry("each replicate seed", **SEED))
-    of_long.append(entry("best constant rate" + ": the baseline from here on" * (not facts.arms), **RING))
-    of_long.append(entry("best on a schedule" + ": the fair control" * (not facts.arms), **SQUARE))
+        lines = _lines_of(grids.get(track, []), winner)
+        own = [looks[track], *(Look(next(places), DASHES[nth % 4]) for nth in range(1, len(lines)))]
+        for (label, line), look in zip(lines.items(), own, strict=True):
+            done = [row for row in line if is_whole(row)]
+            draw_losses(right, column(done, "lr"), done, look)
+            mark = entry(whose + label, look.colour, marker=look.marker, ls=look.line, ms=5)
+            sheet.key(mark)
+            marks += draw_beyond(sheet, right, line, "lr", look.colour, marks, ceiling)
+        again = [row for row in grids.get(track, []) if row["role"] == "replicate" and is_whole(row)]
+        right.plot([1.03 * row["lr"] for row in again], column(again, "val_loss"), color=INK, **SEED)
+        right.plot(winner["lr"], winner["val_loss"], **RING)
+        right.plot(winner["control"]["lr"], winner["control"]["val_loss"], **SQUARE)
+    log_axis(right, "x", RATES)
+    frame_losses(right, long, ceiling, marks)
+    sheet.key(entry("each replicate seed", **SEED))
+    sheet.key(entry("best constant rate" + ": the baseline from here on" * (not facts.arms), **RING))
+    sheet.key(entry("best on a schedule" + ": the fair control" * (not facts.arms), **SQUARE))
     steps = [f", {n:,} steps" if n else "" for n in facts.sweep_steps]
     left.set_xlabel(f"learning rate (log scale): the grid{steps[0]}")
     right.set_xlabel(f"learning rate (log scale): around its best{steps[1]}")
     left.set_ylabel("validation loss (nats per token)")
-    ends = _ends_of(of_grid) if len(grids) <= FEW and not facts.phone else []
-    columns((left, right), 110 if ends else 34)
-    of_grid = of_grid[len(ends) :]
-    keys((left, right), [list({h.get_label(): h for h in own}.values()) for own in (of_grid, of_long)])
-    for axes in (left, right):
-        shown = [row for row in rows if (row["role"] == "grid") == (axes is left)]
-        rates = sorted({row["lr"] for row in shown})
-        # A log axis with room beside the first and the last rate, where the rings stay whole
+    for axes in sheet.panels:
+        rates = sorted({row["lr"] for row in rows if (row["role"] == "grid") == (axes is left)})
         room = (rates[-1] / rates[0]) ** 0.06 if rates[-1] > rates[0] else 1.5
         axes.set_xlim(rates[0] / room, rates[-1] * room)
-        ticks_at(axes, rates, [tick(rate) for rate in rates])
-    if ends:
-        beside(left, ends, right.get_position().x0 - 0.06)
-    return figure
-
-
-def _ends_of(lines: Sequence[Any]) -> list[End]:
-    """Where lines end, each with its label; those of a key only, which end nowhere, are left out."""
-    ends: list[End] = []
-    for line in lines:
-        if isinstance(line, Line2D) and line.axes:
-            points = np.atleast_2d(line.get_xydata())
-            if points.size:
-                x, y = points[-1]
-                ends.append((float(x), float(y), str(line.get_label()), str(line.get_color())))
-    return ends
-
-
-def _schedule_of(point: Mapping[str, Any]) -> str:
-    """The schedule of a run of the control's search, in words."""
-    return schedule_in_words({"name": point["schedule"], **point})
+        axes.set_xticks(rates, [format_tick(rate) for rate in rates])
+    return sheet
 
 
 def _sweep_finding(winners: Mapping[str, Mapping[str, Any]]) -> str:
     best = min(winners, key=lambda track: winners[track]["val_loss"])
     winner = winners[best]
-    sigma = winner.get("sigma")
+    sigma, control = winner.get("sigma"), winner["control"]
     finding = f"Lowest at a constant rate: {optimizer(best)} at {winner['lr']:g}, {winner['val_loss']:.3f}"
     finding += f" (σ over fresh seeds {sigma:.3f})" if sigma is not None else ""
-    control = winner["control"]
     schedule = schedule_in_words(control["lr_schedule"])
-    finding += f"; {schedule}, at {control['lr']:g}: {control['val_loss']:.3f}"
-    return f"{finding}."
+    return f"{finding}; {schedule}, at {control['lr']:g}: {control['val_loss']:.3f}"
 
 
 def _draw_grids(
-    axes: Axes, facts: Facts, grids: Mapping[str, Rows], winners: Mapping[str, Mapping[str, Any]]
-) -> list[Any]:
-    """The grid of every optimizer. -> its part of the key."""
+    sheet: Sheet, axes: Axes, facts: Facts, grids: Mapping[str, Rows], looks: Mapping[str, Look]
+) -> None:
+    """Draw the grid of every optimizer, and what was added to it."""
     log_axis(axes, "x", RATES)
-    rows_of_crosses = 0
-    handles: list[Any] = []
-    extended = False
-    for (track, points), (colour, marker, dashes) in zip(grids.items(), TRACKS * len(grids), strict=False):
-        grid = sorted((r for r in points if r["role"] == "grid"), key=lambda r: r["lr"])
-        done = [row for row in grid if whole(row)]
-        label = optimizer(track) + ("" if track in winners else ", not kept")
-        look: dict[str, Any] = {"color": colour, "marker": marker, "ls": dashes}
-        handles += axes.plot(column(done, "lr"), column(done, "val_loss"), **look, label=label)
-        bars(axes, column(done, "lr"), done, colour)
+    of_grid = {track: [row for row in rows if row["role"] == "grid"] for track, rows in grids.items()}
+    losses = [row["val_loss"] for rows in of_grid.values() for row in rows if is_whole(row)]
+    best = [min(column(done, "val_loss")) for rows in of_grid.values() if (done := [*filter(is_whole, rows)])]
+    ceiling = ceiling_of(losses, best) if losses else math.inf
+    marks = 0
+    for track, rows in of_grid.items():
+        look, rows = looks[track], sorted(rows, key=lambda row: row["lr"])
+        done = [row for row in rows if is_whole(row)]
+        line = draw_losses(axes, column(done, "lr"), done, look)
+        sheet.label(axes, end_of(line, optimizer(track), ceiling))
         asked = facts.grids.get(track.rpartition("_")[0], ())
         added = [row for row in done if asked and not any(np.isclose(row["lr"], x) for x in asked)]
-        look = {"color": colour, **ADDED, "marker": marker}
-        axes.plot(column(added, "lr"), column(added, "val_loss"), **look)
-        extended |= bool(added)
-        rows_of_crosses += crosses(axes, grid, "lr", colour, 0.95 - 0.08 * rows_of_crosses)
-    if extended:
-        handles.append(entry("added: the best lay on the edge", ls="", marker="o", mfc="white"))
-    make_room(axes, rows_of_crosses)
-    return handles
+        hollow = {**HOLLOW, "color": look.colour, "marker": look.marker}
+        axes.plot(column(added, "lr"), column(added, "val_loss"), **hollow)
+        if added and not sheet.marks:
+            sheet.key(entry("added: the best lay on the edge", ls="", marker="o", mfc="white"))
+        marks += draw_beyond(sheet, axes, rows, "lr", look.colour, marks, ceiling)
+    if losses:
+        frame_losses(axes, [row for rows in of_grid.values() for row in rows], ceiling, marks)
 
 
-def _draw_long(
-    axes: Axes, rows: Rows, decided: Mapping[str, Any], whose: str, looks: Iterator[Look], ceiling: float
-) -> list[Any]:
-    """A kept optimizer at full length, each of its schedules in the next of `looks`; losses above the
-    `ceiling` as figures. -> its part of the key."""
-    log_axis(axes, "x", RATES)
+def _lines_of(rows: Rows, decided: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the runs of a kept optimizer at full length by their schedule, the constant rate first."""
     lines = {"constant rate": [row for row in rows if row["role"] == "baseline"]}
     by_run = {row["run_id"]: row for row in rows if row["role"] == "control"}
     for point in decided["control"]["grid"]:
         if point["run_id"] in by_run:  # it has a result
-            lines.setdefault(_schedule_of(point), []).append(by_run[point["run_id"]])
-    handles: list[Any] = []
-    rows_of_crosses = 0
-    for label, line in lines.items():
-        colour, marker, dashes = next(looks)
-        line = sorted(line, key=lambda row: row["lr"])
-        done = [row for row in line if whole(row)]
-        look: dict[str, Any] = {"color": colour, "marker": marker, "ls": dashes, "label": whose + label}
-        handles += axes.plot(column(done, "lr"), column(done, "val_loss"), **look)
-        bars(axes, column(done, "lr"), done, colour)
-        rows_of_crosses += crosses(axes, line, "lr", colour, 0.95 - 0.08 * rows_of_crosses, ceiling)
-    again = [row for row in rows if row["role"] == "replicate" and whole(row)]
-    beside = [1.03 * row["lr"] for row in again]
-    axes.plot(beside, column(again, "val_loss"), color=INK, **SEED)
-    axes.plot(decided["lr"], decided["val_loss"], **RING)
-    axes.plot(decided["control"]["lr"], decided["control"]["val_loss"], **SQUARE)
-    return handles
+            schedule = schedule_in_words({"name": point["schedule"], **point})
+            lines.setdefault(schedule, []).append(by_run[point["run_id"]])
+    return {label: sorted(line, key=lambda row: row["lr"]) for label, line in lines.items()}
 
 
-def _framed(rows: Rows, winners: Mapping[str, Mapping[str, Any]]) -> tuple[float, float]:
-    """The lowest loss at full length, and the one above which a few bad runs would press all others
-    together: infinite where there are none such."""
-    losses = [row["val_loss"] for row in rows if row["role"] in ("baseline", "control") and whole(row)]
-    low = min(losses)
-    taken = [loss for d in winners.values() for loss in (d["val_loss"], d["control"]["val_loss"])]
-    middle = max(statistics.median(losses), *taken)
-    limit = low + MOST_TIMES * (middle - low)
-    return low, limit if max(losses) > limit > low else math.inf
-
-
-# -- 2. the LR scales ----------------------------------------------------------------------------------------
+# -- the LR scales -------------------------------------------------------------------------------------------
 
 
 def draw_lr_scale(facts: Facts, track: str, decision: Mapping[str, Any], swept: Mapping[str, Any]) -> Sheet:
-    """Validation loss against the LR scale, with and without EBC, and each one's LR window; the best without
-    EBC with its noise, the baseline, the chosen scale.
+    """Draw validation loss against the LR scale, with and without EBC, and under it each one's LR window; the
+    best without EBC with its noise, the baseline, the chosen scale.
 
     `swept`: what lr_sweep decided for the track.
     """
-    rows = [row for arm in decision["arms"].values() for row in arm]
-    what = "How far can the learning rate rise?"
-    whom = f"{optimizer(track)} with and without EBC; ×1 is its best constant learning rate, {swept['lr']:g}"
-    small = (f"stage lr_scale, seed {seeds_in_words(rows)}",)
-    seeds = len({str(row["seed"]) for row in rows})
-    figure, axes = page(facts, what, whom, _scale_finding(decision), seeds, small, size=(8.6, 5.8))
-    scales = {row["lr_scale"]: f"×{tick(row['lr_scale'])}\nlr {tick(row['lr'])}" for row in rows}
-    for row in decision["arms"].get("ebc", []):
+    arms = decision["arms"]
+    rows = [row for of_role in arms.values() for row in of_role]
+    named = {role: _name_role(role, of_role, track) for role, of_role in arms.items()}
+    windows = {role: w for role, w in decision["lr_window"].items() if w and w["high"] > w["low"]}
+    sheet = Sheet(
+        facts,
+        "How far can the learning rate rise?",
+        (
+            f"{optimizer(track)} with and without EBC; ×1 is its best constant rate, {swept['lr']:g}",
+            _scale_finding(decision),
+        ),
+        (
+            count_of(rows),
+            f"stage lr_scale, seed {seeds_in_words(rows)}",
+            "c: median clip coefficient of EBC",
+            "bars: ± s.e.",
+        ),
+        grid=("a", "b") if windows else ("a",),
+        heights=(3.9, 0.9 + WINDOW_ROW * len(windows)) if windows else (4.4,),
+    )
+    top, bottom = sheet.panels[0], sheet.panels[-1]
+    sheet.key(*_draw_references(top, decision, swept))
+    whole = [row for row in rows if is_whole(row)]
+    best = [
+        min(column(done, "val_loss")) for of_role in arms.values() if (done := [*filter(is_whole, of_role)])
+    ]
+    constant = (decision["baseline_val_loss"], swept["val_loss"])
+    ceiling = ceiling_of([*column(whole, "val_loss"), *constant], [*best, *constant])
+    marks = 0
+    for role, of_role in arms.items():
+        _, look, shift = ROLES.get(role, (role, UNKNOWN, 1.0))
+        done = [row for row in of_role if is_whole(row)]
+        shown = [row for row in done if row["val_loss"] <= ceiling]
+        line = draw_losses(top, [row["lr_scale"] * shift for row in done], done, look)
+        sheet.label(top, end_of(line, named[role], ceiling))
+        for row in shown:
+            place = (row["lr_scale"] * shift, row["val_loss"])
+            if row["inert"]:
+                top.plot(*place, color=look.colour, **{**HOLLOW, "marker": look.marker})
+            if row["run_id"] == decision["run_id"]:
+                top.plot(*place, **RING)
+                sheet.key(entry(f"chosen, with EBC: ×{decision['lr_scale']:g}", **RING))
+        marks += draw_beyond(sheet, top, of_role, "lr_scale", look.colour, marks, ceiling)
+    if any(row["inert"] for row in rows):
+        inert = entry("LR inert: the same run up to rounding", ROLES["ebc"][1].colour, ls="", marker="o")
+        inert.set_markerfacecolor("white")
+        sheet.key(inert)
+    lines = [{"val_loss": loss, "val_se": decision["sigma"]} for loss in constant]
+    frame_losses(top, [*rows, *lines], ceiling, marks)
+    top.set_ylabel("validation loss (nats per token)")
+    for axes in sheet.panels:
+        _scale_axis(axes, rows, arms.get("ebc", []), labelled=axes is bottom)
+    bottom.set_xlabel(
+        "learning rate at its peak, as a multiple of the best constant one"
+        + f"; bars: LR windows, {WITHIN}" * bool(windows)
+    )
+    if windows:
+        looks = {ROLES.get(role, (role,))[0]: ROLES.get(role, (role, UNKNOWN))[1] for role in windows}
+        bars = {ROLES.get(role, (role,))[0]: window for role, window in windows.items()}
+        draw_windows(sheet, bottom, bars, looks, {})
+    return sheet
+
+
+def _name_role(role: str, rows: Rows, track: str) -> str:
+    """Return what the runs of a role are called, with their schedules where there are several runs."""
+    words = ", ".join(schedules(rows[0]["arm"].removeprefix(f"{track}_"))) if len(rows) > 1 else ""
+    return "  ".join(filter(None, (ROLES.get(role, (role,))[0], words)))
+
+
+def _scale_axis(axes: Axes, rows: Rows, ebc: Rows, labelled: bool) -> None:
+    """Give an axis of LR scales a tick at each one tried, labelled with the rate and EBC's c there."""
+    scales = {
+        row["lr_scale"]: f"×{format_tick(row['lr_scale'])}\nlr {format_tick(row['lr'])}" for row in rows
+    }
+    for row in ebc:
         scales[row["lr_scale"]] += f"\nc {row['c_median']:.2f}" if row["c_median"] is not None else ""
     axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted(scales), [scales[s] for s in sorted(scales)])
+    axes.set_xticks(sorted(scales), [scales[scale] if labelled else "" for scale in sorted(scales)])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(min(scales) / 1.15, max(scales) * 1.15)
-    handles = _draw_references(axes, decision, swept)
-    lines: list[Any] = []
-    ring: list[Any] = []
-    rows_of_crosses = 0
-    for role, arm in decision["arms"].items():
-        label, colour, marker, dashes, shift = LR_ARMS.get(role, (role, SPARE, *UNKNOWN, 1.0))
-        done = [row for row in arm if whole(row)]
-        x = [row["lr_scale"] * shift for row in done]
-        look = {"color": colour, "marker": marker, "ls": dashes}
-        label = ", ".join((label, *schedules(arm[0]["arm"].removeprefix(f"{track}_"))))
-        lines += axes.plot(x, column(done, "val_loss"), **look, label=label)
-        bars(axes, x, done, colour)
-        for at, row in zip(x, done, strict=True):
-            if row["inert"]:
-                axes.plot(at, row["val_loss"], color=colour, **{**ADDED, "marker": marker})
-            if row["run_id"] == decision["run_id"]:
-                chosen = f"chosen, with EBC: ×{decision['lr_scale']:g}"
-                axes.plot(at, row["val_loss"], **RING)
-                ring = [entry(chosen, **RING)]
-        rows_of_crosses += crosses(axes, arm, "lr_scale", colour, 0.95 - 0.08 * rows_of_crosses)
-    ends = _ends_of(lines) if len(lines) <= FEW else []
-    handles += [*(line for line in lines if not ends), *ring]
-    if any(row["inert"] for row in rows):
-        handles.append(entry("LR inert: the same run up to rounding", EBC, ls="", marker="o", mfc="white"))
-    handles.append(entry(f"LR window: loss within {WINDOW_NATS:g} nats of the arm's own best", lw=4.0))
-    make_room(axes, rows_of_crosses)
-    _draw_windows(axes, decision["lr_window"])
-    axes.set_xlabel(
-        "learning rate at its peak, as a multiple of the best constant one; c: median clip coefficient of EBC"
-    )
-    axes.set_ylabel("validation loss (nats per token; bars: ± s.e.)")
-    key(axes, handles)
-    if ends:
-        narrowed(axes, NAMES_FROM)
-        beside(axes, ends)
-    return figure
 
 
 def _draw_references(axes: Axes, decision: Mapping[str, Any], swept: Mapping[str, Any]) -> list[Any]:
-    """The best loss without EBC with its noise, and the baseline's where that is another. -> their part of
-    the key."""
+    """Draw the best loss without EBC with its noise, and the baseline's where that is another. -> their part
+    of the key."""
     best, sigma, constant = decision["baseline_val_loss"], decision["sigma"], swept["val_loss"]
     other = not math.isclose(best, constant)
-    name = "best without EBC" if other else "baseline"
-    label = f"{name} ± 1σ (σ = {sigma:.3f} over seeds)"
+    label = f"{'best without EBC' if other else 'baseline'} ± 1σ (σ = {sigma:.3f} over seeds)"
     handles: list[Any] = [axes.axhspan(best - sigma, best + sigma, color=GOAL, alpha=0.15, lw=0, label=label)]
     axes.axhline(best, color=GOAL, ls="--", lw=1.2)
     if other:
@@ -353,49 +319,25 @@ def _draw_references(axes: Axes, decision: Mapping[str, Any], swept: Mapping[str
     return handles
 
 
-def _draw_windows(axes: Axes, windows: Mapping[str, Any]) -> None:
-    """Each arm's LR window as a bar at the foot of the axes, an arrow where it does not end within what was
-    tried."""
-    wide = {role: w for role, w in windows.items() if w and w["high"] > w["low"]}
-    foot = FOOT * len(wide)
-    low, high = axes.get_ylim()
-    axes.set_ylim(low - foot / (1 - foot) * (high - low), high)
-    across = axes.get_xaxis_transform()
-    for i, (role, window) in enumerate(wide.items()):
-        label, colour, *_ = LR_ARMS.get(role, (role, SPARE, *UNKNOWN))
-        at = foot - FOOT * (i + 0.72)
-        ends = (window["low"], window["high"])
-        axes.plot(ends, (at, at), color=colour, lw=4.0, solid_capstyle="butt", transform=across)
-        for end, tip in zip(("low", "high"), "<>", strict=True):
-            look: dict[str, Any] = {"color": colour, "ms": 9, "transform": across, "clip_on": False}
-            axes.plot(window[end], at, tip if window[f"open_{end}"] else "|", mew=2, **look)
-        note = axes.annotate(
-            f"{label}: {in_octaves(window)}",
-            (math.sqrt(ends[0] * ends[1]), at),
-            xycoords=across,
-            xytext=(0, 6),
-            textcoords="offset points",
-        )
-        note.set(ha="center", size=SMALL, color=colour)
-        if note.get_window_extent().x0 < axes.bbox.x0:
-            note.set(ha="left")
-            note.xy = (axes.get_xlim()[0], at)
-
-
 def _scale_finding(decision: Mapping[str, Any]) -> str:
-    windows = {role: in_octaves(decision["lr_window"].get(role)) for role in ("ebc", "none")}
-    finding = f"LR window: {windows['ebc']} with EBC, {windows['none']} without."
-    tautology = " At hollow points c < 1 cancels the learning rate."
-    return finding + (tautology if decision["headroom_is_tautology"] else "")
+    windows = {role: decision["lr_window"].get(role) for role in ("ebc", "none")}
+    if all(window and (window["open_low"] or window["open_high"]) for window in windows.values()):
+        finding = "LR window: with EBC and without it goes on beyond what was tried"
+    else:
+        with_ebc, without = (in_octaves(window) for window in windows.values())
+        finding = f"LR window: {with_ebc} with EBC, {without} without"
+    if decision["headroom_is_tautology"]:
+        finding += "; at hollow points c < 1 cancels the learning rate"
+    return finding
 
 
-# -- 3. the effective learning rate --------------------------------------------------------------------------
+# -- the effective learning rate -----------------------------------------------------------------------------
 
 
 def draw_eta_eff(
     facts: Facts, track: str, decision: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]
 ) -> Sheet | None:
-    """Median c·lr of the LR scales' runs against their learning rate; None where none recorded it.
+    """Draw median c·lr of the LR scales' runs against their learning rate; None where none recorded it.
 
     `results`: by run id.
     """
@@ -410,48 +352,50 @@ def draw_eta_eff(
     if not arms:
         return None
     rows = [row for of_role in decision["arms"].values() for row in of_role]
-    finding = "No EBC run recorded its effective learning rate."
+    finding = "No EBC run recorded its effective learning rate"
     if ebc := sorted(arms.get("ebc", [])):
         (low, slow, *_), (high, fast, *_) = ebc[0], ebc[-1]
         finding = f"With EBC the learning rate rises {high / low:.3g}×, "
-        finding += f"the median step that is applied {fast / slow:.3g}×."
-    whom = f"{optimizer(track)} with and without EBC: "
-    whom += "the learning rate that is applied, η_eff = c·lr, against the one asked for"
-    what = "What does EBC make of a higher learning rate?"
-    small = (f"stage lr_scale, seed {seeds_in_words(rows)}",)
-    figure, axes = page(facts, what, whom, finding, len({str(row["seed"]) for row in rows}), small)
+        finding += f"the median step that is applied {fast / slow:.3g}×"
+    whom = (
+        f"{optimizer(track)} with and without EBC: the learning rate that is applied, η_eff = c·lr, against "
+    )
+    sheet = Sheet(
+        facts,
+        "What does EBC make of a higher learning rate?",
+        (f"{whom}the one asked for", finding),
+        (count_of(rows), f"stage lr_scale, seed {seeds_in_words(rows)}"),
+        heights=(4.0,),
+    )
+    [axes] = sheet.panels
     log_axis(axes, "x", RATES)
     log_axis(axes, "y")
     rates = column(rows, "lr")
     ends = (min(rates) / 1.1, max(rates) * 1.1)
-    lines = axes.plot(ends, ends, color=GOAL, ls=":", lw=1.4, label="c = 1, at a constant rate: c·lr = lr")
+    [diagonal] = axes.plot(ends, ends, color=GOAL, ls=":", lw=1.4)
+    sheet.label(axes, end_of(diagonal, "c = 1, at a constant rate: c·lr = lr"))
     for role, points in arms.items():
-        label, colour, marker, dashes, shift = LR_ARMS.get(role, (role, SPARE, *UNKNOWN, 1.0))
+        _, look, shift = ROLES.get(role, (role, UNKNOWN, 1.0))
         lr, middle, below, above = np.array(sorted(points)).T
-        label = ", ".join((label, *schedules(decision["arms"][role][0]["arm"].removeprefix(f"{track}_"))))
-        lines += axes.plot(lr * shift, middle, color=colour, marker=marker, ls=dashes, label=label)
+        [line] = axes.plot(lr * shift, middle, color=look.colour, marker=look.marker, ls=look.line)
+        sheet.label(axes, end_of(line, _name_role(role, decision["arms"][role], track)))
         spreads = np.maximum((middle - below, above - middle), 0)
-        axes.errorbar(lr * shift, middle, spreads, fmt="none", ecolor=colour, elinewidth=1)
-    few = len(lines) <= FEW
-    handles = [*([] if few else lines), entry("bars: as c varies, 10th to 90th percentile", GREY, lw=1)]
+        axes.errorbar(lr * shift, middle, spreads, fmt="none", ecolor=look.colour, elinewidth=1)
+    sheet.key(entry("bars: as c varies, 10th to 90th percentile", GREY, lw=1))
     scales = sorted({(row["lr"], row["lr_scale"]) for row in rows})
-    axes.set_xticks(sorted(set(rates)), [f"{tick(lr)}\n×{tick(scale)}" for lr, scale in scales])
+    axes.set_xticks(sorted(set(rates)), [f"{format_tick(lr)}\n×{format_tick(scale)}" for lr, scale in scales])
     axes.set_xlabel(
         "learning rate asked for, at its peak, and as a multiple of the best constant one (log scale)"
     )
     axes.set_ylabel("median η_eff = c·lr (log scale)")
-    key(axes, handles)
-    if few:
-        narrowed(axes, NAMES_FROM)
-        beside(axes, _ends_of(lines))
-    return figure
+    return sheet
 
 
-# -- 4. the calibration --------------------------------------------------------------------------------------
+# -- the calibration -----------------------------------------------------------------------------------------
 
 
 def budget_of(row: Mapping[str, Any]) -> str:
-    """A candidate's budget, as its arm's name says it."""
+    """Return a candidate's budget, as its arm's name says it."""
     match = re.search(r"_ebc_d[^_]+_(.+?)_x", row["arm"])
     return match[1] if match else row["role"]
 
@@ -459,83 +403,88 @@ def budget_of(row: Mapping[str, Any]) -> str:
 def draw_calibration(
     facts: Facts, track: str, decision: Mapping[str, Any], rows: Rows, natural: float
 ) -> Sheet:
-    """Validation loss and median c against δ*, a line for every budget.
+    """Draw validation loss and median c against δ*, a line for every budget.
 
     Shown too: the δ* window, the natural KL, the winner, and the band for c where the rule aims at it.
     """
     low, high = facts.band
-    done = [row for row in rows if whole(row) and row["c_median"] is not None]
-    inside = sum(low <= row["c_median"] <= high for row in done)
-    times = tick(decision["delta_star"] / natural, ROUNDED)
-    finding = f"Chosen: δ* {decision['delta_star']:g}, {times} × the natural KL: "
-    finding += f"median c {decision['c_median']:.2f}, validation loss {decision['val_loss']:.3f}; "
-    what = "Which KL target δ* gives the lowest loss?"
-    if facts.aims_at_band:
-        what = "Which KL target δ* holds the updates back as much as wanted?"
-        finding += f"{inside} of {len(rows)} runs inside the band."
-    else:
-        finding += f"δ* window {in_octaves(decision['delta_window'])}."
-    whom = f"{optimizer(track)} with EBC at ×{decision['lr_scale']:g} the best constant learning rate: "
-    whom += "loss and clip coefficient against δ*"
-    small = (f"stage calibrate, seed {seeds_in_words(rows)}",)
-    seeds = len({str(row["seed"]) for row in rows})
-    figure, bottom = page(facts, what, whom, finding, seeds, small, size=(8.6, 6.2))
-    top = another(bottom)
-    for axes in (top, bottom):
+    window = decision["delta_window"]
+    sheet = Sheet(
+        facts,
+        "Which KL target δ* holds the updates back as much as wanted?"
+        if facts.aims_at_band
+        else "Which KL target δ* gives the lowest loss?",
+        (
+            f"{optimizer(track)} with EBC at ×{decision['lr_scale']:g} the best constant learning rate: "
+            "loss and clip coefficient against δ*",
+            _calibration_finding(facts, decision, rows, natural),
+        ),
+        (count_of(rows), f"stage calibrate, seed {seeds_in_words(rows)}"),
+        grid=("a", "b"),
+        heights=(2.4, 2.6),
+    )
+    top, bottom = sheet.panels
+    for axes in sheet.panels:
         log_axis(axes, "x", RATES)
         axes.axvline(natural, color=GREY, ls=":", lw=1.2)
-    handles: list[Any] = []
     if facts.aims_at_band:
         bottom.axhspan(low, high, color=GOAL, alpha=0.15, lw=0)
-        say_of_band(bottom, high, f"target band for c, {low:g} to {high:g}")
-    handles.append(entry(f"natural KL of the baseline, {natural:.3g}", GREY, ls=":", lw=1.2))
-    lost = _draw_budgets(top, bottom, rows, done, decision, handles)
-    handles.append(entry("chosen", **RING))
-    make_room(top, int(lost))
-    if window := decision["delta_window"]:
-        top.axvspan(window["low"], window["high"], color=SPARE, alpha=0.12, lw=0)
+        name_band(bottom, high, f"target band for c, {low:g} to {high:g}")
+    sheet.key(entry(f"natural KL of the baseline, {natural:.3g}", GREY, ls=":", lw=1.2))
+    _draw_budgets(sheet, rows, decision)
+    sheet.key(entry("chosen", **RING))
+    if window:
+        top.axvspan(window["low"], window["high"], color=SKY, alpha=0.12, lw=0)
         label = f"shaded: δ* window, {in_octaves(window)}, within {WINDOW_NATS:g} nats of the best"
-        top.set_title(label, loc="left" if facts.phone else "right", size=SMALL, color=INK)
+        top.set_title(label, loc="left")
     targets = sorted({row["delta_star"] for row in rows})
-    for axes in (bottom, top):
+    labels = [f"{format_tick(x)}\n{format_tick(x / natural, ROUNDED)}×" for x in targets]
+    for axes in sheet.panels:
         axes.set_xlim(min(natural, *targets) / 1.05, max(natural, *targets) * 1.05)
-        ticks_at(axes, targets, [f"{tick(delta)}\n{tick(delta / natural, ROUNDED)}×" for delta in targets])
-    top.tick_params(labelbottom=False)
+        axes.set_xticks(targets, labels if axes is bottom else [""] * len(targets))
     top.set_ylabel("validation loss (nats per token)")
     bottom.set(ylabel="median c", ylim=(-0.02, 1.06))
     bottom.set_xlabel("KL target δ* (nats per token), and as a multiple of the natural KL (log scale)")
-    key(bottom, handles)
-    lowered(bottom, 12.0)
-    stack((top, bottom), (1.0, 1.0), 14)
-    return figure
+    return sheet
 
 
-def _draw_budgets(
-    top: Axes, bottom: Axes, rows: Rows, done: Rows, decision: Mapping[str, Any], handles: list[Any]
-) -> bool:
-    """A line for every budget in both panels, through the means over the seeds; their legend goes to
-    `handles`. -> whether a run did not complete."""
-    lost = False
-    budgets = list(dict.fromkeys(budget_of(row) for row in rows))
+def _calibration_finding(facts: Facts, decision: Mapping[str, Any], rows: Rows, natural: float) -> str:
+    times = format_tick(decision["delta_star"] / natural, ROUNDED)
+    finding = f"Chosen: δ* {decision['delta_star']:g}, {times} × the natural KL: "
+    finding += f"median c {decision['c_median']:.2f}, validation loss {decision['val_loss']:.3f}; "
+    if not facts.aims_at_band:
+        return f"{finding}δ* window {in_octaves(decision['delta_window'])}"
+    low, high = facts.band
+    known = [row["c_median"] for row in rows if is_whole(row) and row["c_median"] is not None]
+    return f"{finding}{sum(low <= c <= high for c in known)} of {len(rows)} runs inside the band"
+
+
+def _draw_budgets(sheet: Sheet, rows: Rows, decision: Mapping[str, Any]) -> None:
+    """Draw a line for every budget in both panels, through the means over the seeds."""
+    top, bottom = sheet.panels
     several = len({row["seed"] for row in rows}) > 1
-    for budget, (colour, marker, dashes) in zip(budgets, BUDGETS * len(budgets), strict=False):
-        of_budget = sorted(
-            (row for row in rows if budget_of(row) == budget), key=lambda row: row["delta_star"]
-        )
-        shown = [row for row in of_budget if row in done]
-        x = sorted({row["delta_star"] for row in shown})
-        style: dict[str, Any] = {"color": colour, "marker": marker, "ls": dashes}
-        label = f"budget {budget}" + (", mean over the seeds" if several else "")
+    losses = [row["val_loss"] for row in rows if is_whole(row)]
+    ceiling = ceiling_of(losses, [decision["val_loss"]])
+    marks = 0
+    for budget, look in assign_looks([budget_of(row) for row in rows], ["shadow", "tracked"]).items():
+        own = sorted((row for row in rows if budget_of(row) == budget), key=lambda row: row["delta_star"])
+        shown = [row for row in own if is_whole(row) and row["c_median"] is not None]
+        targets = sorted({row["delta_star"] for row in shown})
+        style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "ls": look.line}
         for axes, name in ((top, "val_loss"), (bottom, "c_median")):
-            means = {d: statistics.fmean(r[name] for r in shown if r["delta_star"] == d) for d in x}
-            line = axes.plot(x, list(means.values()), **style, label=label)
-            handles += line if axes is top else []
+            means = {
+                x: statistics.fmean(row[name] for row in shown if row["delta_star"] == x) for x in targets
+            }
+            axes.plot(targets, list(means.values()), **style)
             if several:
-                axes.plot(column(shown, "delta_star"), column(shown, name), color=colour, **SEED)
+                axes.plot(column(shown, "delta_star"), column(shown, name), color=look.colour, **SEED)
             for row in shown:
                 if row["run_id"] == decision["run_id"]:
                     axes.plot(row["delta_star"], means[row["delta_star"]], **RING)
+        sheet.key(entry(f"budget {budget}" + ", mean over the seeds" * several, ms=5, **style))
         if not several:
-            bars(top, x, shown, colour)
-        lost |= crosses(top, of_budget, "delta_star", colour, 0.93)
-    return lost
+            errors = [row["val_se"] or 0 for row in shown]
+            bars: dict[str, Any] = {"fmt": "none", "ecolor": look.colour, "elinewidth": 1}
+            top.errorbar(column(shown, "delta_star"), column(shown, "val_loss"), errors, **bars)
+        marks += draw_beyond(sheet, top, own, "delta_star", look.colour, marks, ceiling)
+    frame_losses(top, rows, ceiling, marks)

@@ -10,15 +10,12 @@ from typing import Any
 import numpy as np
 
 from ..text.words import optimizer
-from .curves import ArmRuns
-from .forest import missing
-from .sheet.figure import EBC, GREY, INK, LABELS_FROM, PLAIN, Arms, Facts, Sheet, entry, page, seeds_of
-from .sheet.place import beside, key, narrowed
+from .drawing.curves import ArmRuns
+from .drawing.sheet import INK, Arms, Facts, Sheet, count_seeds, entry
 
 NEW, OLD = "val_loss", "init_val_loss"
 END: dict[str, Any] = {"marker": "o", "ms": 6, "ls": ""}
 POINTS: dict[str, Any] = {"marker": ".", "ms": 5, "lw": 1.2}
-COLOURS = (PLAIN, "C4", EBC, "C6", "C5", "black", GREY)
 
 
 @dataclass(frozen=True)
@@ -74,25 +71,24 @@ def _mean(results: Iterable[Mapping[str, Any]], name: str) -> float:
 
 def draw(facts: Facts, track: str, arms: Arms, drawn: Mapping[str, Trade]) -> Sheet:
     """Draw the loss on the old text over that on the new one: a line through each arm's points."""
-    what = "What does a run forget for what it learns?"
     whom = f"{optimizer(track)}: losses on both texts at the end of each run, from short steps to long ones"
-    seeds = max(len(arms[label]["runs"]) for label in drawn)
-    figure, axes = page(facts, what, whom, _finding(drawn), seeds, (), missing(arms))
+    what = "What does a run forget for what it learns?"
+    words = (whom, _finding(drawn))
+    sheet = Sheet(facts, what, words, arms=arms, heights=(4.4,))
+    [axes] = sheet.panels
     axes.set_xlabel("loss on the new text (nats per token): learning goes to the left")
     axes.set_ylabel("loss on the old text (nats per token)")
-    handles = [entry("at the chosen point, mean of the seeds", INK, **END)]
-    if of_point := max(trade.seeds for trade in drawn.values()):
-        handles.insert(0, entry(f"points that it was tuned over, {seeds_of(of_point)} each", INK, **POINTS))
-    key(axes, handles)
-    narrowed(axes, LABELS_FROM)
-    ends = []
-    for i, (label, trade) in enumerate(drawn.items()):
-        colour = COLOURS[i % len(COLOURS)]
-        axes.plot(trade.new, trade.old, color=colour, **POINTS)
-        axes.plot(*trade.end, color=colour, **END)
-        ends.append((*trade.end, _told(label, trade), colour))
-    beside(axes, ends)
-    return figure
+    for label, trade in drawn.items():
+        look = facts.look(label)
+        moved = "" if trade.moved is None else f": weights moved {trade.moved:.0%}"
+        axes.plot(trade.new, trade.old, color=look.colour, ls=look.line, **POINTS)
+        axes.plot(*trade.end, color=look.colour, **END)
+        mark = entry(label, look.colour, ls=look.line, marker="o", ms=5)
+        sheet.label(axes, [(*trade.end, label + moved, look.colour)], [mark])
+    if tried := max(trade.seeds for trade in drawn.values()):
+        sheet.key(entry(f"points that it was tuned over, {count_seeds(tried)} each", INK, **POINTS))
+    sheet.key(entry("at the chosen point, mean of the seeds", INK, **END))
+    return sheet
 
 
 def _finding(drawn: Mapping[str, Trade]) -> str:
@@ -103,7 +99,7 @@ def _finding(drawn: Mapping[str, Trade]) -> str:
     if most < 2:
         best, least = (min(drawn, key=lambda label: drawn[label].end[i]) for i in (0, 1))
         learned = f"Learned most: {best}, {drawn[best].end[0]:.3f}"
-        return f"{learned}; forgot least: {least}, {drawn[least].end[1]:.3f}."
+        return f"{learned}; forgot least: {least}, {drawn[least].end[1]:.3f}"
     asked = [x for x, of in met.items() if len(of) == most]
     at = min(asked, key=lambda x: abs(x - median(asked)))
     low, high = (by(met[at], key=lambda label: met[at][label]) for by in (min, max))
@@ -112,16 +108,10 @@ def _finding(drawn: Mapping[str, Trade]) -> str:
     never = [label for label in drawn if label not in met[at]]
     if never:
         text += f"; {' and '.join(never)} {'does' if len(never) == 1 else 'do'} not get there"
-    return f"{text}."
+    return text
 
 
 def _at(drawn: Mapping[str, Trade], new: float) -> dict[str, float]:
     """Arm -> the loss on the old text where that on the new one is `new`, of the arms that get there."""
     found = {label: trade.forgotten_at(new) for label, trade in drawn.items()}
     return {label: old for label, old in found.items() if old is not None}
-
-
-def _told(label: str, trade: Trade) -> str:
-    """The arm with how far its weights went."""
-    moved = "" if trade.moved is None else f": weights moved {trade.moved:.0%}"
-    return f"{label}{moved}"

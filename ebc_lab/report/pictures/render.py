@@ -8,20 +8,22 @@ so that a reader's own sans-serif leaves a little air instead of running into so
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
-from matplotlib.transforms import Bbox
 
-from .sheet.figure import Sheet
+from .drawing.sheet import Sheet
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 FACES = "'DejaVu Sans', Verdana, Arial, sans-serif"  # the style's, and what stands in for it
+FACE = "font-family: 'DejaVu Sans'"  # of every text: said once
 NUMBER = re.compile(r"-?\d+\.\d+")
 PLACES = ("d", "x", "y", "transform", "width", "height")  # attributes that say where
-LONG = 400  # characters of a path: a curve of this many points needs no hundredth of a point
+NO_PDF_METADATA = {"CreationDate": None, "Creator": None, "Producer": None}
+NARROW_DPI = 200
 NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
@@ -29,7 +31,16 @@ def png(figure: Sheet) -> bytes:
     """The figure as PNG bytes."""
     buffer = io.BytesIO()
     quick: dict[str, Any] = {"compress_level": 3}  # no larger than more effort makes them
-    figure.savefig(buffer, format="png", metadata={"Software": None}, pil_kwargs=quick)
+    dpi = NARROW_DPI if figure.narrow else "figure"
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None}, pil_kwargs=quick)
+    return buffer.getvalue()
+
+
+def pdf(figure: Sheet) -> bytes:
+    """Return the figure as PDF bytes, for papers: its fonts embedded, without what a caption says."""
+    buffer = io.BytesIO()
+    with figure.without_words(), matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(buffer, format="pdf", metadata=NO_PDF_METADATA, bbox_inches=figure.drawing)
     return buffer.getvalue()
 
 
@@ -40,14 +51,8 @@ def svg(figure: Sheet, name: str) -> bytes:
     What a page says around all of its figures is not drawn, only told: where the data come from.
     """
     buffer = io.BytesIO()
-    top, foot = (points / 72 for points in figure.strips)
-    shown = Bbox.from_extents(0, foot, figure.get_figwidth(), figure.get_figheight() - top)
-    for line in figure.alone:
-        line.set_visible(False)
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata=NO_METADATA, bbox_inches=shown)
-    for line in figure.alone:
-        line.set_visible(True)
+    with figure.without_words(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", metadata=NO_METADATA, bbox_inches=figure.drawing)
     for prefix, space in (("", SVG), ("xlink", XLINK)):
         ElementTree.register_namespace(prefix, space)
     root = ElementTree.fromstring(buffer.getvalue())
@@ -62,46 +67,69 @@ def svg(figure: Sheet, name: str) -> bytes:
 
 
 def shrink(root: ElementTree.Element) -> None:
-    """Take out what draws nothing, say once what many marks say, and round places: to a hundredth of a point
-    at most."""
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):
-                parent.remove(child)
-    everything = list(root.iter())
-    referred = {
-        word for e in everything for v in e.attrib.values() for word in re.findall(r"(?<=#)[\w.-]+", v)
-    }
-    for element in everything:
-        attributes = element.attrib
-        if attributes.get("id") not in referred:
-            attributes.pop("id", None)
+    """Take out what draws nothing and what is said twice, and round places to a tenth of a point."""
+    _unwrap(root)
+    for element in root.iter():
         for key in PLACES:
-            if key in attributes:
-                attributes[key] = rounded(attributes[key], 1 if len(attributes[key]) > LONG else 2)
+            if key in element.attrib:
+                element.set(key, _compact(element.attrib[key]))
         if element.tag == f"{{{SVG}}}text":
-            attributes["style"] = (
-                attributes["style"]
-                .replace("font-family: 'DejaVu Sans'; ", "")
-                .replace("; font-family: 'DejaVu Sans'", "")
-            )
-            if attributes.get("transform", "").startswith("rotate(-0 "):
-                del attributes["transform"]
-            element.text = (element.text or "").replace(
-                "  ", "\N{NO-BREAK SPACE}" * 2
-            )  # plain ones would become one
+            _shrink_text(element)
         else:
             element.text = None
         element.tail = "\n"
-        marks = [child.get("style") for child in element if child.tag == f"{{{SVG}}}use"]
-        if len(marks) == len(element) > 1 and len(set(marks)) == 1 and marks[0]:
-            element.set("style", marks[0])
-            for child in element:
-                del child.attrib["style"]
+    _share_styles(root)
+    referred = {word for e in root.iter() for v in e.attrib.values() for word in re.findall(r"#([\w.-]+)", v)}
+    for element in root.iter():
+        if element.get("id") not in referred:
+            element.attrib.pop("id", None)
 
 
-def rounded(value: str, digits: int) -> str:
-    """Every number in an attribute, rounded to `digits` digits after the point."""
-    return NUMBER.sub(
-        lambda match: f"{float(match[0]):.{digits}f}".rstrip("0").rstrip("."), " ".join(value.split())
-    )
+def _unwrap(root: ElementTree.Element) -> None:
+    """Put what stands in a group that says nothing of it in the group's place."""
+    for parent in reversed([*root.iter()]):
+        kept: list[ElementTree.Element] = []
+        for child in parent:
+            if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):
+                continue
+            alone = child.tag == f"{{{SVG}}}g" and not child.attrib.keys() - {"id"}
+            kept.extend(child if alone else [child])
+        parent[:] = kept
+
+
+def _shrink_text(element: ElementTree.Element) -> None:
+    styles = element.attrib["style"].split("; ")
+    element.set("style", "; ".join(part for part in styles if part != FACE))
+    if element.get("transform", "").startswith("rotate(-0 "):
+        del element.attrib["transform"]
+    element.text = (element.text or "").replace("  ", "\N{NO-BREAK SPACE}" * 2)  # plain ones would become one
+
+
+def _share_styles(root: ElementTree.Element) -> None:
+    """Say once for a run of neighbours what the style of each of them says, and of a mark what it has not of
+    itself."""
+    marks = {
+        mark.get("id"): mark.get("style", "") for mark in root.iter(f"{{{SVG}}}path") if "id" in mark.attrib
+    }
+    for use in root.iter(f"{{{SVG}}}use"):
+        own = marks.get(use.attrib[f"{{{XLINK}}}href"][1:], "").split("; ")
+        rest = [part for part in use.get("style", "").split("; ") if part not in own]
+        use.set("style", "; ".join(rest))
+    for parent in [*root.iter()]:
+        runs: list[ElementTree.Element] = []
+        for style, members in itertools.groupby(list(parent), key=lambda child: child.get("style", "")):
+            neighbours = list(members)
+            if style and len(neighbours) > 1:
+                group = ElementTree.Element(f"{{{SVG}}}g", {"style": style})
+                group.extend(neighbours)
+                for child in neighbours:
+                    del child.attrib["style"]
+                neighbours = [group]
+            runs.extend(neighbours)
+        parent[:] = runs
+
+
+def _compact(value: str) -> str:
+    """Return what says where, each number with one digit after the point, and no space that can go."""
+    text = NUMBER.sub(lambda match: f"{float(match[0]):.1f}".removesuffix(".0"), " ".join(value.split()))
+    return re.sub(r" ?([MLCQzZ]) ?", r"\1", text).replace(" -", "-")

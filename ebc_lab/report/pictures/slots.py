@@ -12,10 +12,9 @@ from ebc_lab.config.errors import clock
 from ebc_lab.config.schema import STAGES
 from ebc_lab.study.inspect.slots import Bar, Timeline, idle_by_stage
 
-from .sheet.figure import INK, Facts, Sheet, page
-from .sheet.place import key, name_rows
+from .drawing.sheet import INK, Facts, Sheet, count_seeds, name_rows
 
-COLOURS = ("C0", "C4", "C2", "C5", "C6", "C3")  # of the stages, in their order
+COLOURS = ("C0", "C4", "C2", "C3", "C5", "C1")  # of the stages, in their order
 ROW = 0.42  # inches
 MOST_ROWS = 32  # slots that have a row of their own; the others are left out, and said so
 HATCH = "////"  # of a measurement of time, which no other run may disturb
@@ -25,27 +24,32 @@ def draw_slots(facts: Facts, busy: Timeline) -> Sheet:
     """Draw every attempt of a study's runs on its slot."""
     slots, seconds = busy.use["slots"], busy.use["seconds"]
     rows = min(slots, MOST_ROWS)
-    size = (10.0, 2.6 + ROW * rows)
-    said = "Slots over time: when did each run train, and what idled?"
-    whom = f"{slots} slot{'s' * (slots != 1)}, {len(busy.bars)} runs and measurements"
-    finding = f"Idle {busy.use['idle']['whole']:.0%} of {clock(seconds)}: {idle_by_stage(busy.use)}"
     cut = f"only the first {rows} slots are drawn" if rows < slots else ""
-    seeds = len({bar.seed for bar in busy.bars})
-    figure, axes = page(facts, said, whom, finding, seeds, (), cut, size)
+    whom = f"{slots} slot{'s' * (slots != 1)}, {len(busy.bars)} runs and measurements"
+    sheet = Sheet(
+        facts,
+        "Slots over time: when did each run train, and what idled?",
+        (whom, f"Idle {busy.use['idle']['whole']:.0%} of {clock(seconds)}: {idle_by_stage(busy.use)}"),
+        (count_seeds(len({bar.seed for bar in busy.bars})),),
+        cut,
+        heights=(1.1 + ROW * rows,),
+        width=10.0,
+    )
+    [axes] = sheet.panels
     drawn = {bar.stage for bar in busy.bars}  # one that trained beside another too
     stages = [stage for stage in STAGES if stage in drawn]
     colours = {stage: COLOURS[i % len(COLOURS)] for i, stage in enumerate(stages)}
     axes.set_xlim(0, 1.03 * seconds)  # the last label of the axis stays on the page
     axes.set_xlabel("time since the first run began")
-    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 1.5, 2, 3, 6, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(4 if facts.narrow else 8, steps=[1, 1.5, 2, 3, 6, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: clock(value)))
     axes.grid(False)
     for bar in busy.bars:
         if bar.slot < rows:
             _draw(axes, bar, colours[bar.stage])
-    key(axes, list(_handles(busy, colours)))
+    sheet.key(*_handles(busy, colours))
     name_rows(axes, [f"slot {slot + 1}" for slot in range(rows)])
-    return figure
+    return sheet
 
 
 def _draw(axes: Axes, bar: Bar, colour: str) -> None:

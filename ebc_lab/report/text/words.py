@@ -56,7 +56,7 @@ METHOD = (
     "EBC and without, and trains every arm again at full length over fresh seeds. Validation loss decides; "
     "test loss only judges.",
 )
-OF_PI = (  # where the earlier study's rule moved δ; README and docs/findings.md say the same
+OF_PI = (  # where the earlier study's rule moved δ; docs/findings.md says the same
     "A moving δ is a symptom: sensitivities that are averaged from zero make the bound come too late, and "
     "training then fits its curvature to the length of its steps, so that one KL does not stand for one "
     "length. Bound a length, or let δ fall on a schedule."

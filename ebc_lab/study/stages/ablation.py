@@ -244,7 +244,7 @@ class Ablation(Stage):
     leads_with_optimizer = False
     shows = "arms"
     pictures = (
-        *("ablation", "ablation_steps", "ablation_tightness", "kl_curve", "policy"),
+        *("ablation_curves", "ablation_steps", "ablation_tightness", "kl_curve", "policy"),
         *(part.picture for part in PARTS if part.picture),
     )
 

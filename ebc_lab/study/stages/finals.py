@@ -95,7 +95,7 @@ class Finals(Stage):
     )
     concludes = True
     shows = "verdict"
-    pictures = ("finals", "efficiency", "arms", "tightness")
+    pictures = ("curves", "efficiency", "arms", "tightness")
     summary_csv = "summary_final.csv"
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:

@@ -36,7 +36,7 @@ from .verify import verify as verify_study
 SUFFIX = ".zip"
 JOINED = "runs.jsonl"  # in a brief bundle: one run a line, as file name -> text of the file
 KEPT_OF_RUNS = (manifest.SPEC, manifest.RESULT)  # in a brief bundle
-PICTURES = (".png", ".svg", ".html")  # `ebc-lab report` draws these again
+PICTURES = (".png", ".svg", ".pdf", ".html")  # `ebc-lab report` draws these again
 ARCHIVE = "the archive"  # stands in place of a file's name for a fault of the whole bundle
 REGULAR_FILE = 0o100644 << 16
 ENCRYPTED = 1  # bit in the flags of an archive's member

@@ -30,6 +30,7 @@ FORMATS = {  # fixed here because the `mimetypes` of machines differ
     ".json": "application/json",
     ".jsonl": "application/x-ndjson",
     ".md": "text/markdown",
+    ".pdf": "application/pdf",
     ".png": "image/png",
     ".py": "text/x-python",
     ".svg": "image/svg+xml",

@@ -177,12 +177,13 @@ class Study(StudyFiles):
         if self.exists():
             return
         names = [study.name for study in studies_in(self.root.parent)]
-        near = nearest(self.name, names) + (f" (studies there: {any_of(names)})" if names else "")
+        near = nearest(self.name, names)
+        there = f" (studies there: {any_of(names)})" if names else ""
         place = self.root if self.root.parent.name else f"./{self.root}"
         setting = "study" if self.name in choices_of("study", None) else "study.name"
+        start = "" if near else f"start it with `ebc-lab autopilot {setting}={self.name}`, or "
         raise UserError(
-            f"there is no study at {place}{near}: start it with `ebc-lab autopilot {setting}={self.name}`, "
-            "or say where it is with --output-dir."
+            f"there is no study at {place}{near}{there}: {start}say where it is with --output-dir."
         )
 
     def blame_files(self) -> AbstractContextManager[None]:

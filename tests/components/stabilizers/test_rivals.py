@@ -63,6 +63,7 @@ def test_a_strength_that_is_not_positive_is_refused(name, strength):
         around(name, model, sgd(model), strength=strength)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("strength", [1e30, math.inf])
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_huge_strength_is_the_plain_optimizer(name, strength):

@@ -262,6 +262,7 @@ def test_a_file_without_a_function_is_told_what_is_missing(folder, asked):
         composed(group, f"{key}=./suite_opt.py")
 
 
+@pytest.mark.thorough
 def test_one_part_has_one_name_in_whatever_order_and_spelling_its_arms_come(folder):
     named = "{settings: {optimizer: {name: cautious, target: './suite_opt.py:Cautious'}}}"
     arms = composed("study=./mine.yaml", f"ablation.arms.hot={named}").ablation.arms

@@ -300,6 +300,7 @@ def test_meeting_the_target_is_told_apart_from_beating(losses, word, saying):
     assert "3 comparisons together" in found["text"]
 
 
+@pytest.mark.thorough
 def test_seeds_that_were_added_are_among_those_of_the_page_and_the_tables(own, undrawn):
     header = read_checksummed(own / "study.json", "")
     header.pop("checksum", None)
@@ -365,6 +366,7 @@ def test_what_ebc_buys_is_asked_where_it_ran_at_several_rates(arms, asks, tmp_pa
     assert asks in read(study.root).text
 
 
+@pytest.mark.thorough
 def test_a_study_under_way_gets_a_page_of_what_is_decided(tmp_path, text_file):
     study = invent(tmp_path, ["data=path", f"data.file={text_file}"], stages=2)
     report(study)
@@ -461,6 +463,7 @@ def files(root: Path) -> dict[str, tuple[bytes, int]]:
     }
 
 
+@pytest.mark.thorough
 def test_watch_serves_the_page_as_it_is_now_and_writes_nothing(begun, asked):
     before = files(begun.root)
     code, headers, body = asked()
@@ -490,6 +493,7 @@ def test_its_version_changes_with_the_files_and_only_then(begun, asked):
         assert version() not in (first, changed)
 
 
+@pytest.mark.thorough
 def test_many_reloads_make_the_page_once(begun, monkeypatch):
     calls = []
     monkeypatch.setattr(
@@ -547,6 +551,7 @@ def test_damage_is_said_in_plain_words(begun, name):
     assert "damaged" in text
 
 
+@pytest.mark.thorough
 def test_an_edited_decision_is_not_shown_as_one(begun):
     path = begun.root / "auto_decisions.json"
     path.write_text(path.read_text().replace('"rule": "', '"rule": "mine: '))

@@ -7,14 +7,12 @@ import math
 import zipfile
 from pathlib import Path
 
-import matplotlib
 import pytest
 from matplotlib.text import Annotation
-from support.drawn import words_of
+from support.drawn import settled, words_of
 
-from ebc_lab.report.pictures.carry.excess import draw_broken, draw_excess
-from ebc_lab.report.pictures.carry.optima import draw_optima
-from ebc_lab.report.pictures.sheet.figure import STYLE, Facts
+from ebc_lab.report.pictures.carry import draw_broken, draw_excess, draw_optima
+from ebc_lab.report.pictures.drawing.sheet import Facts
 
 FACTS = Facts("units_laptop", "tiny Shakespeare", None, "laptop", 1024, 64, (0.5, 0.7))
 RECORDED = Path(__file__).parents[3] / "docs/evidence/units_laptop.zip"
@@ -28,8 +26,7 @@ def track():
 
 
 def sheet_of(draw, track):
-    with matplotlib.rc_context(fname=STYLE):
-        return draw(FACTS, track)
+    return settled(draw, FACTS, track)
 
 
 def marks(sheet):
@@ -54,9 +51,9 @@ def test_every_loss_stands_in_its_settings_row_and_a_broken_run_at_the_axis_end(
     }
     assert [(x > end, row) for x, row in excess if x > end] == [(True, round(place))]
     said = words_of(sheet)
-    assert any("3 seeds" in line for line in said)
+    assert sheet.note == "3 seeds"
     assert "beyond the axis" in said
-    assert any("KL, rate ×8: +0.021 on average, the least" in line for line in said)
+    assert "KL, rate ×8: +0.021 on average, the least" in sheet.alt
 
 
 def test_best_constants_stand_where_they_are_and_the_outermost_settings_are_named(track):
@@ -87,7 +84,7 @@ def test_broken_runs_are_counted_at_carried_constants_and_at_all(track):
         for key, kind in (("broken", "o"), ("broken_anywhere", "s")):
             share = found[key]["broken"] / found[key]["runs"]
             assert (pytest.approx(share), row, kind) in marks(sheet)
-    assert any("2 of 18" in line for line in words_of(sheet))
+    assert "2 of 18" in sheet.alt
 
 
 @pytest.mark.parametrize("draw", [draw_excess, draw_optima, draw_broken])

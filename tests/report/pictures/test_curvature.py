@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 import pytest
-from support.drawn import check_page, check_phone, drawn, words_of, write_suite
+from support.drawn import check_sheet, drawn, words_of, write_suite
 
 LENGTHS = {"short": 0.1, "middle": 0.2, "long": 0.4}  # of the arms' steps
 
@@ -52,5 +52,5 @@ def test_a_suite_that_measured_the_sharpness_shows_whether_the_curvature_follows
     assert "c·lr × the preconditioned sharpness 8 to 8." in figure.alt
     ends = (0.02 if exponent == 0.5 else 0.16) / 0.4**2
     assert f"long  {ends:.2g}" in words_of(figure)
-    check_page(figure, "curvature")
-    check_phone(figures["curvature_phone"], "curvature")
+    check_sheet(figure, "curvature")
+    check_sheet(figures["curvature_phone"], "curvature")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ebc_lab.report.pictures.curves import (
+from ebc_lab.report.pictures.drawing.curves import (
     MOST_POINTS,
     audited,
     by_step,

@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-from support.drawn import GOOD, PLAIN, TRAP, check_page, check_phone, drawn, said_above, write_suite
+from support.drawn import GOOD, PLAIN, TRAP, check_sheet, drawn, write_suite
 
 from ebc_lab.report.pictures import init
 
@@ -37,9 +37,9 @@ def test_arms_are_told_apart_by_what_they_forgot_for_as_much_learning(tmp_path):
     }
     root = tuned(write_suite(tmp_path, more=ends, outcomes={}), points)
     figures = drawn(root, phone=("forgetting",))
-    check_phone(figures["forgetting_phone"], "forgetting")
-    check_page(figures["forgetting"], "forgetting")
-    said = said_above(figures["forgetting"])
+    check_sheet(figures["forgetting_phone"], "forgetting")
+    check_sheet(figures["forgetting"], "forgetting")
+    said = figures["forgetting"].alt
     finding = f"Learned as much, to 1.70, arms end on the old text at 2.50 ({GOOD}) to 2.70 ({PLAIN}); "
     assert finding + f"{TRAP} does not get there." in said
     (axes,) = figures["forgetting"].axes
@@ -50,7 +50,7 @@ def test_arms_are_told_apart_by_what_they_forgot_for_as_much_learning(tmp_path):
 def test_without_points_the_ends_alone_are_drawn(tmp_path):
     ends = {PLAIN: (ended(1.6, 2.8), {}), GOOD: (ended(1.7, 2.6), {})}
     figure = drawn(write_suite(tmp_path, more=ends, outcomes={}))["forgetting"]
-    said = said_above(figure)
+    said = figure.alt
     assert f"Learned most: {PLAIN}, 1.600; forgot least: {GOOD}, 2.600." in said
 
 

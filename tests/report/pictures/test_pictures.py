@@ -3,13 +3,10 @@ its runs."""
 
 from __future__ import annotations
 
-import io
-import itertools
 import subprocess
 import sys
 
 import matplotlib
-import matplotlib.image
 import pytest
 from support.drawn import (
     ARMS,
@@ -17,19 +14,15 @@ from support.drawn import (
     CONTROL,
     FALLING,
     OF_A_TRACK,
-    check_phone,
+    check_sheet,
     drawn,
     expected_names,
-    header_of,
-    said_above,
-    words_of,
     write_study,
 )
 
 from ebc_lab.report import pictures
 from ebc_lab.report.pictures.catalogue import PHONE
-from ebc_lab.report.pictures.render import png
-from ebc_lab.report.pictures.sheet.place import spread
+from ebc_lab.report.pictures.render import pdf, png
 
 
 @pytest.mark.slow
@@ -38,8 +31,10 @@ def test_draws_every_picture_of_a_study_the_same_each_time(tmp_path):
     before, settings = set(tmp_path.iterdir()), dict(matplotlib.rcParams)
     written = pictures.draw_study(root)
     names = expected_names("adam_none")
-    files = {f"{name}{ending}" for name in names for ending in (".png", ".svg", "_phone.svg")}
-    assert {path.name for path in written} == files | {"figures.json"}
+    of_an_arm = {name for name in names if name.startswith("adam_none_")}
+    files = {f"{name}{ending}" for name in names for ending in (".png", ".svg")}
+    files |= {f"{name}_phone.svg" for name in names - of_an_arm}  # an arm's are narrow anyway
+    assert {path.name for path in written} == files | {"figures.json", "figure.pdf"}
     assert set(tmp_path.iterdir()) == before | set(written)
     first = {path: path.read_bytes() for path in written}
     assert {path: path.read_bytes() for path in pictures.draw_study(root)} == first
@@ -69,19 +64,15 @@ def test_draws_whatever_became_of_the_runs_and_says_so(tmp_path, outcomes):
     figures = drawn(write_study(tmp_path, outcomes=outcomes))
     for (arm, seed), outcome in outcomes.items():
         said = {"diverged": "diverged", "missing": "has no result"}.get(outcome, "did not finish")
-        for kind in ("loss", "clip", "kl"):
-            header = said_above(figures[f"adam_none_{arm}_{kind}"])
-            assert any(f"seed {seed} {said}" in line for line in header)
-    together = ("efficiency", "finals")
-    for name in (*(f"adam_none_{FALLING}_{kind}" for kind in ("loss", "clip", "kl")), *together):
-        image = matplotlib.image.imread(io.BytesIO(png(figures[name])), format="png")
-        assert image.shape[:2] == (round(figures[name].bbox.height), round(figures[name].bbox.width))
+        lost = all(outcomes.get((arm, seed)) == "missing" for seed in (0, 1))
+        assert (f"adam_none_{arm}_loss" in figures) != lost, "an arm without a run has no picture"
+        for kind in ("loss", "kl") if not lost else ():
+            assert f"seed {seed} {said}" in figures[f"adam_none_{arm}_{kind}"].alert
+    assert all(png(figure).startswith(b"\x89PNG") for figure in figures.values())
 
 
 AWKWARD = ("adam_spectral", "muon_spectral")
-LOOKED_AT = [f"muon_spectral_{arm}_{kind}" for arm in (CONTROL, FALLING) for kind in ("loss", "clip", "kl")]
-LOOKED_AT += [f"{name}_muon_spectral" for name in OF_A_TRACK]
-LOOKED_AT += [f"muon_spectral_{FALLING}_groups", "lr_sweep"]
+LOOKED_AT = [f"{name}_muon_spectral" for name in OF_A_TRACK] + ["lr_sweep"]
 
 
 @pytest.fixture(scope="module")
@@ -101,22 +92,15 @@ def test_each_track_has_pictures_of_its_own(awkward):
 
 
 def test_no_text_leaves_the_page_or_covers_another(awkward):
-    for name in LOOKED_AT:
-        check_phone(awkward[name + PHONE], name)
-        figure = awkward[name]
-        figure.draw_without_rendering()
-        used = figure.get_tightbbox()
-        assert 0 <= used.x0 < used.x1 <= figure.get_figwidth(), name
-        assert 0 <= used.y0 < used.y1 <= figure.get_figheight(), name
-        assert not any("…" in text for text in words_of(figure)), name
-        header = [text.get_window_extent() for text in header_of(figure)]
-        assert all(above.y0 >= below.y1 for above, below in itertools.pairwise(header))
-        boxes = [axes.get_tightbbox() for axes in figure.axes]
-        assert header[-1].y0 >= max(box.y1 for box in boxes), f"{name}: the header reaches into the axes"
-        for legend in figure.legends:
-            assert legend.get_window_extent().y1 <= min(box.y0 for box in boxes), (
-                f"{name}: the key covers the axes"
-            )
+    for name, sheet in awkward.items():
+        check_sheet(sheet, name)
+
+
+def test_the_picture_for_papers_is_a_vector_drawing_with_its_fonts_in_it(awkward):
+    content = pdf(awkward["lr_scale_muon_spectral" + PHONE])
+    assert content.startswith(b"%PDF")
+    assert b"/FontFile2" in content  # TrueType, embedded
+    assert b"/Type3" not in content
 
 
 @pytest.mark.thorough
@@ -125,8 +109,3 @@ def test_needs_neither_torch_nor_pandas_nor_pyplot():
     script = f"import sys, ebc_lab.report.pictures; print(sorted({banned} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
-
-
-def test_labels_are_spread_in_order_and_stay_on_the_page():
-    places = spread([0.1, 0.11, 0.12, 0.98, 0.99], [0.05] * 5)
-    assert places == pytest.approx([0.1, 0.15, 0.2, 0.95, 1.0])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support.drawn import GOOD, PLAIN, SEEDS, TRAP, check_page, check_phone, drawn, write_suite
+from support.drawn import GOOD, PLAIN, SEEDS, TRAP, check_sheet, drawn, write_suite
 
 from ebc_lab.report.pictures import shock
 
@@ -19,8 +19,8 @@ def test_recovery_has_a_panel_for_each_kind_of_shock_and_a_line_for_each_arm(tmp
         TRAP: shocked("label_noise", 0.2, None),
     }
     figures = drawn(write_suite(tmp_path, more=shocks, outcomes={}), phone=("recovery",))
-    check_phone(figures["recovery_phone"], "recovery")
-    check_page(figures["recovery"], "recovery")
+    check_sheet(figures["recovery_phone"], "recovery")
+    check_sheet(figures["recovery"], "recovery")
     panels = {axes.get_title(loc="left"): axes for axes in figures["recovery"].axes}
     assert set(panels) == {
         "one step at 10 times the learning rate",

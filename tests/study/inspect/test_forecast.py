@@ -39,6 +39,7 @@ def test_a_finished_study_has_nothing_left(own_copy):
     assert files(study.root) == before
 
 
+@pytest.mark.thorough
 def test_known_results_are_used_and_only_the_rest_costs_time(own_copy):
     config, study = own_copy
     whole = planned(replace(config, study=replace(config.study, name="fresh")))  # from the sibling's runs

@@ -2,12 +2,10 @@
 
 from datetime import UTC, datetime
 
-import matplotlib
 import pytest
-from support.drawn import check_page, words_of
+from support.drawn import check_sheet, settled, words_of
 
-from ebc_lab.report.pictures import STYLE
-from ebc_lab.report.pictures.sheet.figure import Facts
+from ebc_lab.report.pictures.drawing.sheet import Facts
 from ebc_lab.report.pictures.slots import draw_slots
 from ebc_lab.study.inspect.slots import in_words, timeline
 from ebc_lab.study.store import attempts
@@ -85,13 +83,12 @@ def test_nothing_is_said_before_a_run_has_ended(tmp_path):
 def test_the_picture_has_a_row_for_each_slot_and_cuts_no_word(study):
     study.add("e", "calibrate", (10, "begin", 2), (16, "end"))  # all of it beside lr_sweep
     facts = Facts("s", "words", None, "smoke", 640, 8, (0.5, 0.7))
-    with matplotlib.rc_context(fname=STYLE):
-        figure = draw_slots(facts, study.timeline())
-        check_page(figure, "slots")
-        words = words_of(figure)
-        [legend] = figure.legends
-        bars = sorted((bar.get_x(), bar.get_width()) for bar in figure.axes[0].patches)
-        assert [x for bar in bars for x in bar] == pytest.approx([0, 10, 0, 10, 10, 6, 10, 6, 16, 4])
+    figure = settled(draw_slots, facts, study.timeline())
+    check_sheet(figure, "slots")
+    words = words_of(figure)
+    [legend] = figure.legends
+    bars = sorted((bar.get_x(), bar.get_width()) for bar in figure.axes[0].patches)
+    assert [x for bar in bars for x in bar] == pytest.approx([0, 10, 0, 10, 10, 6, 10, 6, 16, 4])
     assert {"slot 1", "slot 2"} <= {text.get_text() for text in figure.axes[0].get_yticklabels()}
     named = [text.get_text() for text in legend.get_texts()]
     assert named == ["lr_sweep", "calibrate", "finals", "a measurement of time, alone"]

@@ -79,6 +79,7 @@ def test_workers_that_join_share_the_runs_and_may_be_killed_like_the_driver(tiny
     assert sum(e["event"] == "begin" for e in events[taken]) >= 2
 
 
+@pytest.mark.thorough
 def test_one_that_came_and_died_between_two_looks_of_the_driver_is_recorded(tmp_path):
     bench = Bench(tmp_path)
     [spec] = bench.idle(1)

@@ -81,6 +81,7 @@ def test_each_slot_is_pinned_to_its_own_gpu_as_its_worker_sees_it(bench, monkeyp
     assert b"OMP_NUM_THREADS=1" in environment[0]
 
 
+@pytest.mark.thorough
 def test_a_worker_imports_torch_only_for_runs_that_need_it(bench):
     [spec] = bench.idle(1, at=1, do="hold")
     mapped = []
@@ -210,6 +211,7 @@ def slow_to_import(tmp_path, monkeypatch):
         yield tmp_path, held
 
 
+@pytest.mark.thorough
 def test_a_worker_that_is_slow_to_start_is_waited_for_and_not_killed(bench, slow_to_import):
     """It imports, or builds its first run, for several times `heartbeat_s`."""
     [spec] = bench.idle(1, at=0, do="hang")

@@ -32,6 +32,7 @@ def answer(spec, **sums):
     return done(2.0 + 1e-8 * (own == spec.run_id) * spec.run.threads_per_run, weights_checksum=own)
 
 
+@pytest.mark.thorough
 def test_every_mode_is_trained_in_every_combination_and_no_two_runs_are_the_same():
     specs = planned()
     assert len(specs) == 3 * 2 * 3 * 3

@@ -63,6 +63,7 @@ def test_identical_runs_are_one_arm_with_two_roles():
     assert found["arms"][found["roles"]["control"]]["roles"] == ["control", "control_x2"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("chosen", "runs"), [(2.0, 6), (1.0, 6), (4.0, 7)])
 def test_the_earlier_arms_pair_by_seed_and_merge_what_is_the_same(chosen, runs):
     config, decisions = before("study.lr_schedule=constant", arms(*EARLIER), chosen=chosen)

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.drawn import check_page, words_of
+from support.drawn import check_sheet, settled, words_of
 from support.played import DIVERGED, FAILED, config_of, decided, done, played
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.config.study_checks import validate
+from ebc_lab.report.pictures.drawing.sheet import Facts
 from ebc_lab.report.pictures.profiles import draw_profiles, draw_ratios
-from ebc_lab.report.pictures.sheet.figure import Facts
 from ebc_lab.report.text import profiles as tables
 from ebc_lab.study.stages.profiles import scores
 from ebc_lab.study.stages.rules import Undecidable
@@ -126,11 +126,11 @@ def test_the_yardstick_sets_the_targets_and_one_configuration_is_scored_on_all()
     assert len(tables.figures(decision, name)) == places * len(track["methods"])
     facts = Facts("profiles", "tiny Shakespeare", None, "smoke", 32, 64, (0.5, 0.7))
     for draw in (draw_profiles, draw_ratios):
-        figure = draw(facts, track)
-        check_page(figure, draw.__name__)
+        figure = settled(draw, facts, track)
+        check_sheet(figure, draw.__name__)
         assert any("muon" in words for words in words_of(figure))
     asked = list(track["methods"])[:6]
-    lines = draw_profiles(facts, {**track, "asked_about": asked}).axes[0].lines
+    lines = settled(draw_profiles, facts, {**track, "asked_about": asked}).axes[0].lines
     thick = {(line.get_color(), line.get_linestyle()) for line in lines if line.get_linewidth() == 2.4}
     assert len(thick) == len(asked)  # however many it asks about, each is thick and told apart
 

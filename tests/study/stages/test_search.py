@@ -48,6 +48,7 @@ def plain():
     return decided(suite(), landscape)
 
 
+@pytest.mark.thorough
 def test_every_arm_gets_to_its_best_rate_however_far_from_its_grid_that_is(plain):
     decision, arms, _ = plain
     for label, arm in arms.items():
@@ -95,6 +96,7 @@ def test_extensions_are_the_same_for_all_and_come_to_an_end():
     assert arms["muon"]["window"]["open_high"]  # of the points that there are
 
 
+@pytest.mark.thorough
 def test_what_is_expected_grows_right_as_the_runs_end():
     """The whole that the progress line names is near the truth from the first run on."""
     config = suite()

@@ -173,6 +173,7 @@ def test_while_a_study_is_continued_unrecorded_files_are_not_reported(own_copy, 
     assert bad(study) == [f"runs/{a_run(study, 25)}/steps.csv"]
 
 
+@pytest.mark.thorough
 def test_a_study_that_is_not_finished_may_hold_what_is_not_recorded_yet(study, undrawn):
     """Slurm jobs that outlive their driver continue after `ebc-lab report` has recorded what was there."""
     decisions = study.decisions()

@@ -46,7 +46,10 @@
       arm.end = arm.losses.findLast((loss) => loss !== null) ?? Infinity;
     }
     known.sort((a, b) => a.end - b.end);
-    known.forEach((arm, i) => (arm.look = `c${i % COLOURS} d${Math.floor(i / COLOURS) % DASHES}`));
+    known.forEach((arm, i) => {
+      const place = arm.place ?? i; // in the palette: of the arms that a study compares as in its pictures
+      arm.look = `c${place % COLOURS} d${Math.floor(place / COLOURS) % DASHES}`;
+    });
     return known;
   }
   const nearest = (steps, x) => steps.reduce((best, step) => (Math.abs(step - x) < Math.abs(best - x) ? step : best), steps[0]);

@@ -15,8 +15,9 @@ from matplotlib.axes import Axes
 from ebc_lab.ebc.options import RULED
 from ebc_lab.records.figures import KL_BAND, PLATEAU_C, WARM_STEPS, limited_by_kl
 
-from ..text.words import optimizer, words
-from .curves import (
+from ...text.words import optimizer, words
+from ..drawing.curves import (
+    Line,
     Run,
     applied_c,
     audited,
@@ -28,16 +29,14 @@ from .curves import (
     trouble,
     window,
 )
-from .sheet.figure import ALERT, EBC, GOAL, PLAIN, Facts, Sheet, log_axis, page, say_nothing_to_draw
-from .sheet.place import key
+from ..drawing.looks import ALERT, BLACK, GOAL, PLAIN
+from ..drawing.sheet import Facts, Sheet, count_seeds, lines, log_axis, over_steps
 
 KL_RULES = "ruled"  # the column of steps.csv, of runs with a radius beside the KL
 RULES = ("kl_ruled", "radius_ruled")
 MOST_BARS = 40  # of a picture: more hide each other
 MOST_MARKS = 400
-FRAMED_FROM = (
-    1 / 20
-)  # of a run: the steep first steps may leave the frame, or nothing else could be told apart in it
+FRAMED_FROM = 1 / 20  # of a run: its steep first steps may leave the frame
 
 
 @dataclass(frozen=True)
@@ -54,53 +53,35 @@ class Rival:
 # -- one arm -------------------------------------------------------------------------------------------------
 
 
-def arm_page(
+def arm_sheet(
     facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run], what: str, finding: str
-) -> tuple[Sheet, Axes]:
-    """The page of one arm, its x axis the training steps."""
-    small = [name, f"lr {arm['lr']:g}"]
+) -> Sheet:
+    """Return the sheet of one arm, its x axis the training steps."""
+    about = [name, f"lr {arm['lr']:g}"]
     if "about" in arm:
-        small = [optimizer(arm["track"]), *small[1:], *([f"δ* {arm['delta_star']:g}"] if arm["ebc"] else [])]
-    figure, axes = page(facts, what, words(name, arm), finding, len(runs), small, trouble(runs))
-    axes.set_xlabel(f"training step  (one step = {facts.tokens_per_step:,} tokens)")
+        about = [optimizer(arm["track"]), *about[1:], *([f"δ* {arm['delta_star']:g}"] if arm["ebc"] else [])]
+    notes = (count_seeds(len(runs)), *about)
+    sheet = Sheet(facts, what, (words(name, arm), finding), notes, trouble(runs))
     last = max((float(r.steps["step"][-1]) for r in runs if r.steps), default=0.0)
-    axes.set_xlim(-0.01 * last, 1.01 * last + 1)
-    return figure, axes
-
-
-def faint_seeds(axes: Axes, x: np.ndarray, rows: np.ma.MaskedArray, colour: str) -> None:
-    """A thin line for each seed, under the line that stands for all of them."""
-    for i, row in enumerate(rows):
-        label = "each seed" if i == 0 and len(rows) > 1 else None
-        axes.plot(x, row, color=colour, alpha=0.4, lw=0.7, label=label)
-
-
-def colour_of(arm: Mapping[str, Any]) -> str:
-    return EBC if arm["ebc"] else PLAIN
-
-
-def mark_of(arm: Mapping[str, Any]) -> str:
-    """Nothing is told by colour alone."""
-    return "o" if arm["ebc"] else "s"
+    over_steps(facts, sheet.panels, last)
+    return sheet
 
 
 def draw_loss(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run], rival: Rival) -> Sheet:
-    """Training loss (running mean, seeds faint) and validation loss on the fixed windows, with the
-    rival's.
-    """
+    """Draw training loss (running mean, seeds faint) and validation loss on the fixed windows, with the
+    rival's."""
     target, ends = final_validation(rival.runs), final_validation(runs)
-    what = "Is it learning? Training and validation loss"
-    figure, axes = arm_page(facts, name, arm, runs, what, _loss_finding(ends, target, rival))
+    finding = _loss_finding(ends, target, rival)
+    sheet = arm_sheet(facts, name, arm, runs, "Is it learning? Training and validation loss", finding)
+    [axes] = sheet.panels
     axes.set_ylabel("loss (nats per token; lower is better)")
     steps, table = by_step((r.steps for r in runs), "loss")
-    if not len(steps):
-        say_nothing_to_draw(axes)
-        return figure
-    colour, at, smooth = colour_of(arm), thinned(len(steps)), running_mean(table)
-    faint_seeds(axes, steps[at], smooth[:, at], colour)
-    label = f"training loss, mean of the seeds over {window(len(steps))} steps"
-    axes.plot(steps[at], smooth.mean(0)[at], color=colour, label=label)
-    seen = [smooth[:, steps >= FRAMED_FROM * steps[-1]]]
+    look, at, smooth = facts.look(name), thinned(len(steps)), running_mean(table)
+    seen = []
+    if len(steps):
+        label = f"training loss, mean of the seeds over {window(len(steps))} steps"
+        lines(axes, Line(steps[at], smooth[:, at], smooth.mean(0)[at]), look, ls="-", label=label)
+        seen.append(smooth[:, steps >= FRAMED_FROM * steps[-1]])
     if target:
         _draw_target(axes, rival, statistics.fmean(target))
         seen.append(np.ma.array(target))
@@ -111,31 +92,31 @@ def draw_loss(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Ru
         bars = np.maximum(np.ma.filled([mean - values.min(0), values.max(0) - mean], 0.0), 0.0)
         label = f"validation loss, {facts.windows} fixed windows (bars: seeds)"
         every = math.ceil(len(at) / MOST_BARS)
-        look: dict[str, Any] = {"color": "black", "marker": "o", "ms": 4, "lw": 1.0, "elinewidth": 0.8}
-        axes.errorbar(at, mean, bars, **look, errorevery=every, markevery=every, label=label)
-        seen += [values]
+        marks: dict[str, Any] = {"color": BLACK, "marker": "o", "ms": 3, "lw": 1.0, "elinewidth": 0.8}
+        axes.errorbar(at, mean, bars, **marks, errorevery=every, markevery=every, label=label)
+        seen.append(values)
     top = axes.get_xaxis_transform()
     for run in runs:
         if run.outcome == "diverged" and run.steps:
             axes.plot(run.steps["step"][-1], 0.97, "x", color=ALERT, ms=9, mew=2, transform=top)
-    frame(axes, seen, float(table[:, 0].max()) if table[:, 0].count() else math.inf)
-    key(axes)
-    return figure
+    frame(axes, seen, float(table[:, 0].max()) if table.size and table[:, 0].count() else math.inf)
+    sheet.key(*axes.get_legend_handles_labels()[0])
+    return sheet
 
 
 def _loss_finding(ends: Sequence[float], target: Sequence[float], rival: Rival) -> str:
     if not ends:
-        return "No seed completed."
+        return "No seed completed"
     finding = f"Validation loss ends at {statistics.fmean(ends):.3f}"
     finding += f" (seeds {min(ends):.3f} to {max(ends):.3f})" if len(ends) > 1 else ""
     if target and not rival.itself:
         gap = statistics.fmean(ends) - statistics.fmean(target)
         finding += f", {abs(gap):.3f} {'below' if gap < 0 else 'above'} {rival.name}{rival.found}"
-    return f"{finding}."
+    return finding
 
 
 def _draw_target(axes: Axes, rival: Rival, target: float) -> None:
-    """The rival's final validation loss and, of another arm, how it got there."""
+    """Draw the rival's final validation loss and, of another arm, how it got there."""
     if not rival.itself:
         at, values = by_step((r.evals for r in rival.runs if r.outcome == "completed"), "val_loss")
         label = f"{rival.name.removeprefix('the ')}, validation"
@@ -145,58 +126,56 @@ def _draw_target(axes: Axes, rival: Rival, target: float) -> None:
 
 
 def frame(axes: Axes, seen: Sequence[np.ma.MaskedArray], ceiling: float) -> None:
-    """Limit y to what matters: what was seen after the first steps, and never far above the initial loss."""
+    """Limit y to what was seen after the first steps, and never far above the initial loss."""
     low = min((float(x.min()) for x in seen if x.count()), default=0.0)
     high = min(max((float(x.max()) for x in seen if x.count()), default=1.0), 1.1 * ceiling)
     room = 0.06 * (high - low) or 0.1
     axes.set_ylim(low - room, high + room)
 
 
-def draw_clip(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run]) -> Sheet:
-    """The clip coefficient over the steps: quantiles over the seeds and a moving window, and where it should
-    lie."""
-    low, high = facts.band
-    what = "How much of each update is applied"
-    figure, axes = arm_page(facts, name, arm, runs, what, _clip_finding(facts, arm, runs))
-    axes.set(ylabel="clip coefficient c: applied share of the update", ylim=(-0.02, 1.06))
+def draw_clip(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run]) -> Sheet | None:
+    """Draw the clip coefficient over the steps: quantiles over the seeds and a moving window, and where it
+    should lie; None where no step was recorded."""
     steps, table = applied_c(runs)
     if not len(steps):
-        say_nothing_to_draw(axes)
-        return figure
+        return None
+    low, high = facts.band
+    sheet = arm_sheet(
+        facts, name, arm, runs, "How much of each update is applied", _clip_finding(facts, runs)
+    )
+    [axes] = sheet.panels
+    axes.set(ylabel="clip coefficient c: applied share of the update", ylim=(-0.02, 1.06))
     label = f"plateau line, {PLATEAU_C:g}"
     if not facts.arms:  # a suite has no verdict
         band = f"{_band_in_words(facts)} for the median, {low:g} to {high:g}"
         axes.axhspan(low, high, color=GOAL, alpha=0.15, lw=0, label=band)
         label += ": the verdict asks EBC ×2 not to stay under it"
     axes.axhline(PLATEAU_C, color=ALERT, ls="--", lw=1.2, label=label)
-    colour, at = colour_of(arm), thinned(len(steps))
+    look, at = facts.look(name), thinned(len(steps))
     below, middle, above = moving_quantiles(table, (0.1, 0.5, 0.9), at)
-    look: dict[str, Any] = {"color": colour, "alpha": 0.16, "lw": 0}
-    axes.fill_between(steps[at], below, above, **look, label="10th to 90th percentile")
+    shade: dict[str, Any] = {"color": look.colour, "alpha": 0.16, "lw": 0}
+    axes.fill_between(steps[at], below, above, **shade, label="10th to 90th percentile")
     each = np.ma.concatenate([moving_quantiles(row[None], (0.5,), at) for row in table])
-    faint_seeds(axes, steps[at], each, colour)
     label = f"median, over the seeds and {window(len(steps))} steps"
-    axes.plot(steps[at], middle, color=colour, lw=2.2, label=label)
+    lines(axes, Line(steps[at], each, middle), look, ls="-", lw=2.2, label=label)
     if all(KL_RULES in run.steps for run in runs if run.steps):
         ruled = running_mean(by_step((r.steps for r in runs), KL_RULES)[1] == RULED.index("kl")).mean(0)
         label = "share of these steps that the KL limited; the radius limits the others"
-        axes.plot(steps[at], ruled[at], color="black", lw=1.2, ls="-.", label=label)
-    key(axes)
-    return figure
+        axes.plot(steps[at], ruled[at], color=BLACK, lw=1.2, ls="-.", label=label)
+    sheet.key(*axes.get_legend_handles_labels()[0])
+    return sheet
 
 
 def _band_in_words(facts: Facts) -> str:
-    """What the band is to an arm: δ* may have been chosen by it, or it is only checked."""
+    """Return what the band is to an arm: δ* may have been chosen by it, or it is only checked."""
     return "target band" if facts.aims_at_band else "verdict’s band"
 
 
-def _clip_finding(facts: Facts, arm: Mapping[str, Any], runs: Sequence[Run]) -> str:
+def _clip_finding(facts: Facts, runs: Sequence[Run]) -> str:
     low, high = facts.band
     results = [r.result for r in runs if r.result.get("c_median") is not None]
-    if not arm["ebc"]:
-        return "Without EBC every update is applied whole: c = 1 throughout."
     if not results:
-        return "No seed has a result."
+        return "No seed has a result"
     c = statistics.median(r["c_median"] for r in results)
     where = "inside"
     if not low <= c <= high:
@@ -208,23 +187,24 @@ def _clip_finding(facts: Facts, arm: Mapping[str, Any], runs: Sequence[Run]) -> 
     if all(r.get("kl_ruled") is not None for r in results):
         by_kl, by_radius = (100 * statistics.fmean(r[key] for r in results) for key in RULES)
         finding += f", {by_kl:.0f}% by the KL and {by_radius:.0f}% by the radius"
-    finding += "; "
-    return finding + f"longest stretch under {PLATEAU_C:g}: {longest} step{'s' * (longest != 1)}."
+    return f"{finding}; longest stretch under {PLATEAU_C:g}: {longest} step{'s' * (longest != 1)}"
 
 
-def draw_kl(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run], natural_kl: float) -> Sheet:
-    """Applied KL at the audits on a log axis, with the target δ* of each step or the plain optimizer's
-    natural KL."""
-    what = "How far each step moves the predictions (KL divergence)"
-    figure, axes = arm_page(facts, name, arm, runs, what, _kl_finding(arm, runs))
-    axes.set_ylabel("applied KL (nats per token, log scale)")
+def draw_kl(
+    facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run], natural_kl: float
+) -> Sheet | None:
+    """Draw the applied KL at the audits on a log axis, with the target δ* of each step or the plain
+    optimizer's natural KL; None where no step was audited."""
     audits = [audited(r.steps) for r in runs]
     steps, table = by_step(audits, "applied_kl")
     if not len(steps):
-        say_nothing_to_draw(axes)
-        return figure
+        return None
+    what = "How far each step moves the predictions (KL divergence)"
+    sheet = arm_sheet(facts, name, arm, runs, what, _kl_finding(arm, runs))
+    [axes] = sheet.panels
+    axes.set_ylabel("applied KL (nats per token, log scale)")
     log_axis(axes, "y")
-    colour = colour_of(arm)
+    look = facts.look(name)
     if arm["ebc"]:
         at, targets = by_step((r.steps for r in runs), "target_kl")
         at, target = at[thinned(len(at))], targets.mean(0)[thinned(len(at))]
@@ -235,32 +215,32 @@ def draw_kl(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run]
     else:
         label = f"natural KL: median of the unclipped baseline, {natural_kl:.3g}"
         axes.axhline(natural_kl, color=GOAL, lw=1.4, ls="--", label=label)
-    faint_seeds(axes, steps, table, colour)
-    axes.plot(steps, np.ma.median(table, axis=0), color=colour, label="applied KL, median of the seeds")
+    line = Line(steps, table, np.ma.median(table, axis=0))
+    lines(axes, line, look, ls="-", label="applied KL, median of the seeds")
     if arm["ebc"]:
-        _mark_audits(axes, [a for a in audits if a], colour, math.ceil(table.count() / MOST_MARKS))
-    key(axes)
-    return figure
+        _mark_audits(axes, [a for a in audits if a], look.colour, math.ceil(table.count() / MOST_MARKS))
+    sheet.key(*axes.get_legend_handles_labels()[0])
+    return sheet
 
 
 def _kl_finding(arm: Mapping[str, Any], runs: Sequence[Run]) -> str:
     results = [r.result for r in runs if r.result.get("kl_median") is not None]
     clipped = sum(r.get("kl_clipped_audits") or 0 for r in results)
     if not results:
-        return "No seed has an audited step."
+        return "No seed has an audited step"
     if not arm["ebc"]:
         median = statistics.median(r["kl_median"] for r in results)
-        return f"Without EBC nothing holds the KL; its median from step {WARM_STEPS} on is {median:.2g}."
+        return f"Without EBC nothing holds the KL; its median from step {WARM_STEPS} on is {median:.2g}"
     if not clipped:
-        return "No audited step was clipped, so the target never acted."
+        return "No audited step was clipped, so the target never acted"
     within = sum((r["kl_within_30pct"] or 0) * (r["kl_clipped_audits"] or 0) for r in results) / clipped
     ratio = statistics.median(r["kl_ratio_median"] for r in results if r["kl_ratio_median"] is not None)
     finding = f"Of {clipped} audited, clipped steps {100 * within:.0f}% lie within ±{100 * KL_BAND:g}% "
-    return finding + f"of the target; median KL / target {ratio:.2f}."
+    return f"{finding}of the target; median KL / target {ratio:.2f}"
 
 
 def _mark_audits(axes: Axes, audits: Sequence[Mapping[str, np.ndarray]], colour: str, every: int) -> None:
-    """A point for one in `every` audited steps.
+    """Mark one in `every` audited steps.
 
     What the KL did not limit lies under the target by right: hollow, so that it is not read as a miss.
     """
@@ -275,5 +255,5 @@ def _mark_audits(axes: Axes, audits: Sequence[Mapping[str, np.ndarray]], colour:
             for k in ("step", "applied_kl")
         )
         if len(x):
-            look: dict[str, Any] = {"ms": 3.2, "mew": 0.7, "mec": colour, "mfc": face, "alpha": 0.8}
+            look: dict[str, Any] = {"ms": 2.6, "mew": 0.7, "mec": colour, "mfc": face, "alpha": 0.8}
             axes.plot(x[::every], y[::every], "o", **look, label=label)

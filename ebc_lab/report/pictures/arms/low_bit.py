@@ -16,35 +16,24 @@ from matplotlib.axes import Axes
 
 from ebc_lab.records.figures import kl_law
 
-from ..text.words import optimizer
-from .curves import Run, by_step, running_mean, thinned, window
-from .forest import missing
-from .sheet.figure import (
-    ALERT,
-    DASHES,
-    EBC,
+from ...text.words import optimizer
+from ..drawing.curves import Line, Run, by_step, smooth_line, window
+from ..drawing.looks import Look
+from ..drawing.sheet import (
     FAINT,
-    GOAL,
     GREY,
     INK,
-    PLAIN,
+    RULE,
     SMALL,
     Arms,
-    End,
     Facts,
     Sheet,
-    above_over_steps,
-    another,
-    draw_line,
     entry,
+    lines,
     log_axis,
-    page,
+    over_steps,
 )
-from .sheet.place import beside, key, stack
 
-COLOURS = (EBC, ALERT, PLAIN, GOAL, "C5", "C4", "C6")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LABELS_FROM = 0.66  # of the width: the lines' labels stand beyond it
 WEDGE = 3.0  # how far, as a factor, the lines of slope 1 and 2 stand off the data
 LAW_POINTS = 80
 NEGLIGIBLE = 10.0  # a part of the law that is nowhere as much as a tenth of the other one
@@ -93,41 +82,40 @@ def exponent_of(law: tuple[float, float], c: Any) -> Any:
 
 
 def draw_kl_curve(facts: Facts, track: str, arms: Arms, curves: Mapping[str, Curve]) -> Sheet:
-    """KL against c above, with the law dashed; its exponent below. A colour for every arm."""
-    what = "How does the KL grow with the size of a step?"
+    """Draw KL against c above, with the law dashed; its exponent below."""
     whom = f"{optimizer(track)}: KL between W and W + c·ΔW, median of a run's audits, median of the seeds"
-    small = ("a float model: KL = A c²; with few levels A c² + B c, A and B in nats per token",)
-    seeds = max(len(curve.seeds) for curve in curves.values())
-    size = (10.0, 7.6)
-    figure, bottom = page(facts, what, whom, _finding(curves), seeds, small, missing(arms), size)
-    top = another(bottom)
-    for axes in (top, bottom):
+    law = "a float model: KL = A c²; with few levels A c² + B c, A and B in nats per token"
+    sheet = Sheet(
+        facts,
+        "How does the KL grow with the size of a step?",
+        (whom, _finding(curves)),
+        (law,),
+        arms=arms,
+        grid=("a", "b"),
+        heights=(3.6, 2.8),
+        width=10.0,
+    )
+    top, bottom = sheet.panels
+    low, high = _widest(curves)
+    for axes in sheet.panels:
         log_axis(axes, "x", (1.0, 3.0))
+        axes.set_xlim(low / 1.12, high * 1.12)
     log_axis(top, "y", (1.0,))
     top.set_ylabel("KL, nats per token (log scale)")
     top.tick_params(labelbottom=False)
     bottom.set_xlabel("c: share of the update ΔW that is applied (log scale)")
     bottom.set_ylabel("exponent d ln KL / d ln c")
-    key(bottom, _handles(curves))
-    stack((top, bottom), (1.6, 1.0), 14, LABELS_FROM)
-    low, high = _widest(curves)
-    for axes in (top, bottom):
-        axes.set_xlim(low / 1.12, high * 1.12)
     _draw_slopes(top, curves)
     for exponent in (FLAT, STEEP):
-        bottom.axhline(exponent, color="#999999", lw=1.0, ls=":", zorder=1)
-    tops: list[End] = []
-    bottoms: list[End] = []
-    for i, (label, curve) in enumerate(curves.items()):
-        colour = COLOURS[i % len(COLOURS)]
-        marker = MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]  # the second time round, another one
-        tops.append(_draw_curve(top, label, curve, colour, marker))
-        bottoms += _draw_exponents(bottom, label, curve, colour, marker)
+        bottom.axhline(exponent, color=RULE, lw=1.0, ls=":", zorder=1)
+    for label, curve in curves.items():
+        look = facts.look(label)
+        _draw_curve(sheet, label, curve, look)
+        _draw_exponents(sheet, label, curve, look)
     least, most = bottom.get_ylim()
     bottom.set_ylim(max(least, SHOWN[0]), min(most, SHOWN[1]))
-    beside(top, tops)
-    beside(bottom, bottoms)
-    return figure
+    sheet.key(*_handles(curves))
+    return sheet
 
 
 def _finding(curves: Mapping[str, Curve]) -> str:
@@ -135,10 +123,10 @@ def _finding(curves: Mapping[str, Curve]) -> str:
     low, _ = _widest(curves)
     first = {label: float(exponent_of(curve.law, low)) for label, curve in curves.items() if curve.law}
     if not first:
-        return "Too few points for a law."
+        return "Too few points for a law"
     flattest, steepest = min(first, key=first.__getitem__), max(first, key=first.__getitem__)
     text = f"The law's exponent at c = {low:g}: {first[flattest]:.2f} ({flattest})"
-    return text + (f" to {first[steepest]:.2f} ({steepest})." if flattest != steepest else ".")
+    return text + (f" to {first[steepest]:.2f} ({steepest})" if flattest != steepest else "")
 
 
 def _widest(curves: Mapping[str, Curve]) -> tuple[float, float]:
@@ -154,7 +142,7 @@ def _handles(curves: Mapping[str, Curve]) -> list[Any]:
         *handles,
         entry("A c² + B c, fitted to the medians", GREY, ls="--", lw=1.3),
         entry("c = B / A: both terms are equal, the exponent is 1.5", GREY, **RING),
-        entry("slopes 1 and 2", "#999999", ls=":", lw=1.0),
+        entry("slopes 1 and 2", RULE, ls=":", lw=1.0),
     ]
 
 
@@ -168,23 +156,25 @@ def _draw_slopes(axes: Axes, curves: Mapping[str, Curve]) -> None:
         (STEEP, min(ends) / WEDGE, "∝ c²", 0.88, (5, -5), {"ha": "left", "va": "top"}),
     )
     for slope, end, name, share, off, beside_it in guides:
-        axes.plot(at, end * (at / high) ** slope, color="#999999", lw=1.0, ls=":", zorder=1)
+        axes.plot(at, end * (at / high) ** slope, color=RULE, lw=1.0, ls=":", zorder=1)
         c = low * (high / low) ** share
         place: dict[str, Any] = {"xytext": off, "textcoords": "offset points", **beside_it}
         axes.annotate(name, (c, end * (c / high) ** slope), color=GREY, size=SMALL, **place)
 
 
-def _draw_curve(axes: Axes, label: str, curve: Curve, colour: str, marker: str) -> End:
+def _draw_curve(sheet: Sheet, label: str, curve: Curve, look: Look) -> None:
+    axes, colour = sheet.panels[0], look.colour
     c, kl, least, most = curve.points.T
     axes.vlines(c, least, most, color=colour, lw=1.2, alpha=0.7, zorder=2)
-    axes.plot(c, kl, marker, color=colour, ms=5.5, mec="white", mew=0.6, zorder=3)
+    axes.plot(c, kl, look.marker, color=colour, ms=5.5, mec="white", mew=0.6, zorder=3)
     if curve.law:
         a, b = curve.law
         at = np.geomspace(c[0], c[-1], LAW_POINTS)
         axes.plot(at, a * at**2 + b * at, color=colour, ls="--", lw=1.3, zorder=2.5)
         if turn := _turn(curve):
             axes.plot(turn, a * turn**2 + b * turn, color=colour, zorder=4, **RING)
-    return float(c[-1]), float(kl[-1]), f"{label}  {law_in_words(curve)}", colour
+    mark = entry(label, colour, marker=look.marker, ls="--", ms=5)
+    sheet.label(axes, [(float(c[-1]), float(kl[-1]), f"{label}  {law_in_words(curve)}", colour)], [mark])
 
 
 def _turn(curve: Curve) -> float | None:
@@ -207,11 +197,12 @@ def law_in_words(curve: Curve) -> str:
     return f"A {a:.2g}, B {b:.2g}, B/A {b / a:.2g}"
 
 
-def _draw_exponents(axes: Axes, label: str, curve: Curve, colour: str, marker: str) -> list[End]:
+def _draw_exponents(sheet: Sheet, label: str, curve: Curve, look: Look) -> None:
     if len(curve.points) < 2:
-        return []
+        return
+    axes, colour = sheet.panels[1], look.colour
     c, measured = exponents(curve.points)
-    axes.plot(c, measured, marker, color=colour, ms=5.5, mec="white", mew=0.6, zorder=3)
+    axes.plot(c, measured, look.marker, color=colour, ms=5.5, mec="white", mew=0.6, zorder=3)
     of_seeds = np.array([exponents(seed)[1] for seed in curve.seeds if len(seed) == len(curve.points)])
     if len(of_seeds) > 1:
         axes.vlines(c, of_seeds.min(axis=0), of_seeds.max(axis=0), color=colour, lw=1.2, alpha=0.7, zorder=2)
@@ -220,7 +211,9 @@ def _draw_exponents(axes: Axes, label: str, curve: Curve, colour: str, marker: s
         axes.plot(at, exponent_of(curve.law, at), color=colour, ls="--", lw=1.3, zorder=2.5)
         if turn := _turn(curve):
             axes.plot(turn, (STEEP + FLAT) / 2, color=colour, zorder=4, **RING)
-    return [(float(c[-1]), float(measured[-1]), f"{label}  {measured[0]:.2f} → {measured[-1]:.2f}", colour)]
+    words = f"{label}  {measured[0]:.2f} → {measured[-1]:.2f}"
+    mark = entry(words, colour, marker=look.marker, ls="--", ms=5)
+    sheet.label(axes, [(float(c[-1]), float(measured[-1]), words, colour)], [mark])
 
 
 # -- a policy's factors --------------------------------------------------------------------------------------
@@ -231,12 +224,9 @@ FACTORS = {"lr_factor": "LR factor", "radius_factor": "radius factor"}
 
 @dataclass(frozen=True)
 class Factors:
-    """A policy's factors over the run, by column: the seeds' median, and each seed, as running geometric
-    means."""
+    """A policy's factors over the run, by column, as running geometric means."""
 
-    steps: np.ndarray
-    middle: Mapping[str, np.ma.MaskedArray]
-    seeds: Mapping[str, np.ma.MaskedArray]
+    lines: Mapping[str, Line]
     medians: Mapping[str, float]  # over all steps of all seeds
 
 
@@ -245,53 +235,39 @@ def factors_of(runs: Sequence[Run]) -> Factors | None:
     streams = [run.steps for run in runs if set(FACTORS) <= set(run.steps)]
     if not streams:
         return None
-    middle, seeds, medians = {}, {}, {}
-    for column in FACTORS:
-        steps, table = by_step(streams, column)
-        medians[column] = float(np.median(table.compressed()))
-        smooth = running_mean(np.ma.log(table))
-        at = thinned(len(steps))
-        seeds[column] = np.ma.exp(smooth[:, at])
-        middle[column] = np.ma.exp(np.ma.median(smooth[:, at], axis=0))
-    return Factors(steps[at], middle, seeds, medians)
+    tables = {column: by_step(streams, column) for column in FACTORS}
+    medians = {column: float(np.median(table.compressed())) for column, (_, table) in tables.items()}
+    return Factors({column: smooth_line(*table, log=True) for column, table in tables.items()}, medians)
 
 
 def draw_factors(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Factors]) -> Sheet:
-    """The factor on the learning rate above, the one on the trust radius below, a line for every arm."""
-    what = "What did the policy do over the run?"
-    whom = f"{optimizer(track)}: its factors on the learning rate (LR) and on the trust radius"
+    """Draw the factor on the learning rate above, the one on the trust radius below, a line for every arm."""
     least, most = (choose(courses, key=lambda n: courses[n].medians["lr_factor"]) for choose in (min, max))
     medians = [f"{courses[name].medians['lr_factor']:.2g} ({name})" for name in dict.fromkeys((least, most))]
-    finding = f"Median factor on the learning rate: {' to '.join(medians)}."
-    seeds = max(len(arms[name]["runs"]) for name in courses)
-    figure, bottom = page(facts, what, whom, finding, seeds, (), missing(arms), (10.0, 6.6))
-    last = max(float(factors.steps[-1]) for factors in courses.values())
-    top = above_over_steps(facts, bottom, last)
-    for axes in (top, bottom):
+    last = max(float(factors.lines["lr_factor"].at[-1]) for factors in courses.values())
+    sheet = Sheet(
+        facts,
+        "What did the policy do over the run?",
+        (
+            f"{optimizer(track)}: its factors on the learning rate (LR) and on the trust radius",
+            f"Median factor on the learning rate: {' to '.join(medians)}",
+        ),
+        (f"running geometric mean over {window(round(last) + 1)} steps, median of the seeds",),
+        arms=arms,
+        grid=("a", "b"),
+        heights=(2.4, 2.7),
+        width=10.0,
+    )
+    over_steps(facts, sheet.panels, last)
+    for axes, (column, name) in zip(sheet.panels, FACTORS.items(), strict=True):
         log_axis(axes, "y", (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
-    over = window(round(last) + 1)
-    handles = [
-        entry(f"running geometric mean over {over} steps, median of the seeds", GREY),
-        entry("each seed", GREY, **FAINT),
-        entry("1: the schedule as it is", INK, lw=1.0, ls=":"),
-    ]
-    key(bottom, handles)
-    stack((top, bottom), (1.0, 1.0), 14, LABELS_FROM)
-    for axes, (column, name) in zip((top, bottom), FACTORS.items(), strict=True):
         axes.set_ylabel(f"{name} (log scale)")
         axes.axhline(1.0, color=INK, lw=1.0, ls=":", zorder=1)
-        ends = [
-            _draw_factor(axes, label, curve, column, i) for i, (label, curve) in enumerate(courses.items())
-        ]
-        beside(axes, ends)
-    return figure
-
-
-def _draw_factor(axes: Axes, label: str, factors: Factors, column: str, place: int) -> End:
-    """`place` among the arms says its look. -> the line's end."""
-    colour = COLOURS[place % len(COLOURS)]
-    dashes = DASHES[place // len(COLOURS) % len(DASHES)]
-    middle = factors.middle[column]
-    end = draw_line(axes, factors.steps, middle, factors.seeds[column], 0.35, color=colour, ls=dashes)
-    x, y = end or (float(factors.steps[0]), float(middle[0]))
-    return x, y, f"{label}  median {factors.medians[column]:.2g}", colour
+        for label, factors in courses.items():
+            look = facts.look(label)
+            if end := lines(axes, factors.lines[column], look):
+                words = f"{label}  median {factors.medians[column]:.2g}"
+                sheet.label(axes, [(*end, words, look.colour)])
+    sheet.key(entry("each seed", GREY, **FAINT))
+    sheet.key(entry("1: the schedule as it is", INK, lw=1.0, ls=":"))
+    return sheet

@@ -11,18 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from ..text.words import optimizer
-from .arm import arm_page, colour_of, mark_of
-from .curves import Run, by_step, running_mean, thinned, window
-from .sheet.figure import ALERT, EBC, GOAL, INK, SEED, Arms, End, Facts, Sheet, entry, log_axis, page
-from .sheet.place import beside, key, name_rows, narrowed
+from ...text.words import optimizer
+from ..drawing.curves import Run, by_step, running_mean, thinned, window
+from ..drawing.looks import ALERT, AMBER, BLACK, EBC, GOAL, PINK, SKY
+from ..drawing.sheet import INK, REST, SEED, Arms, Facts, Sheet, entry, log_axis, name_rows
+from .arm import arm_sheet
 
 NAMED = 6  # groups that have a layer of their own; the smaller ones share one
-LAYERS = (EBC, "C4", GOAL, "C6", ALERT, "C5")  # neighbours far apart, also for colour-blind readers
-LABELS_FROM = 0.74  # of the width: the layers' labels stand beyond it
+LAYERS = (EBC, AMBER, GOAL, SKY, ALERT, PINK)  # neighbours far apart, also for colour-blind readers
 
 
 # -- the groups' contributions -------------------------------------------------------------------------------
@@ -48,35 +46,38 @@ def percent(share: float) -> str:
 
 
 def draw_groups(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run]) -> Sheet | None:
-    """The groups' contributions to S stacked over the steps, the largest by name; None where no run measured
-    any."""
+    """Draw the groups' contributions to S stacked over the steps, the largest by name; None where no run
+    measured any."""
     streams, groups = measured(runs, "surrogate"), groups_of(runs)
     if not streams or not groups:
         return None
     steps, surrogate = by_step(streams, "surrogate")
     layers = {g: by_step(streams, f"s_{g}")[1].mean(axis=0).filled(0.0) for g in groups}
     bands, finding = _bands(layers)
-    what = "Which groups of weights move the predictions?"
-    figure, axes = arm_page(facts, name, arm, runs, what, finding)
+    sheet = arm_sheet(facts, name, arm, runs, "Which groups of weights move the predictions?", finding)
+    [axes] = sheet.panels
     axes.set_ylabel("contribution s_g (logits per token), stacked")
     at = thinned(len(steps))
-    stacked, ends, layers_drawn = _draw_layers(axes, steps, at, bands)
-    for i, row in enumerate(surrogate):
-        seen = running_mean(row[None])[0][at]
-        label = "S of each seed" if not i and len(streams) > 1 else None
-        axes.plot(steps[at], seen, color="black", lw=0.6, alpha=0.4, label=label)
-    label = "S, what they add up to by this aggregate: "
-    label += f"mean over the seeds and {window(len(steps))} measured steps"
-    middle = running_mean(np.ma.masked_array(surrogate.mean(axis=0))[None])[0]
-    axes.plot(steps[at], middle[at], color="black", lw=1.6, label=label)
+    stacked = np.zeros(len(steps))
+    for i, (label, layer) in enumerate(bands.items()):
+        smooth = running_mean(np.ma.masked_invalid(layer[None]))[0].filled(0.0)
+        look: dict[str, Any] = {"fc": LAYERS[i] if i < len(LAYERS) else REST, "hatch": "/" * (i % 2)}
+        look |= {"alpha": 0.55, "ec": "white", "lw": 0.8}
+        axes.fill_between(steps[at], stacked[at], (stacked + smooth)[at], **look)
+        middle = float(stacked[-1] + smooth[-1] / 2)
+        sheet.label(axes, [(float(steps[at[-1]]), middle, label, INK)], [Patch(label=label, **look)])
+        stacked = stacked + smooth
+    for row in surrogate if len(streams) > 1 else ():
+        axes.plot(steps[at], running_mean(row[None])[0][at], color=BLACK, lw=0.6, alpha=0.4)
+    label = f"S, what they add up to: mean over the seeds and {window(len(steps))} measured steps"
+    total = running_mean(np.ma.masked_array(surrogate.mean(axis=0))[None])[0]
+    axes.plot(steps[at], total[at], color=BLACK, lw=1.6, label=label)
     if np.isfinite(radius := by_step(streams, "radius")[1].mean(axis=0).filled(np.nan)).any():
         label = "trust radius τ: c = τ / S where S is above it"
         axes.plot(steps[at], radius[at], color=ALERT, lw=1.4, ls="--", label=label)
-    axes.set_ylim(0, 1.08 * max(float(np.max(stacked[at])), float(middle.max())))
-    key(axes)
-    narrowed(axes, LABELS_FROM)
-    beside(axes, ends, handles=layers_drawn)
-    return figure
+    axes.set_ylim(0, 1.08 * max(float(np.max(stacked[at])), float(total.max())))
+    sheet.key(*axes.get_legend_handles_labels()[0])
+    return sheet
 
 
 def _bands(layers: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
@@ -91,24 +92,7 @@ def _bands(layers: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str
         bands[label] = np.sum([layers[g] for g in rest], axis=0)
     finding = f"{ranked[0]} makes up most of it, {100 * share[ranked[0]]:.0f}% on median"
     finding += f"; {ranked[-1]} least, {percent(share[ranked[-1]])}" if len(ranked) > 1 else ""
-    return bands, f"{finding} (of {len(ranked)} group{'s' * (len(ranked) > 1)})."
-
-
-def _draw_layers(
-    axes: Axes, steps: np.ndarray, at: np.ndarray, bands: Mapping[str, np.ndarray]
-) -> tuple[np.ndarray, list[End], list[Any]]:
-    """Stack the layers. -> their upper edge, where each ends, and what of each a key can show."""
-    stacked, ends, drawn = np.zeros(len(steps)), [], []
-    for i, (label, layer) in enumerate(bands.items()):
-        smooth = running_mean(np.ma.masked_invalid(layer[None]))[0].filled(0.0)
-        colour = LAYERS[i] if i < len(LAYERS) else "#BBBBBB"
-        look: dict[str, Any] = {"fc": colour, "hatch": "/" * (i % 2)}
-        look |= {"alpha": 0.55, "ec": "white", "lw": 0.8}
-        axes.fill_between(steps[at], stacked[at], (stacked + smooth)[at], **look)
-        drawn.append(Patch(label=label, **look))
-        ends.append((float(steps[at[-1]]), float(stacked[-1] + smooth[-1] / 2), label, INK))
-        stacked = stacked + smooth
-    return stacked, ends, drawn
+    return bands, f"{finding} (of {len(ranked)} group{'s' * (len(ranked) > 1)})"
 
 
 # -- tightness -----------------------------------------------------------------------------------------------
@@ -129,45 +113,50 @@ def tightness_of(runs: Sequence[Run]) -> Tightness | None:
 
 
 def draw_tightness(
-    facts: Facts, track: str, names: Mapping[str, str], arms: Arms, measured_of: Mapping[str, Tightness]
+    facts: Facts,
+    track: str,
+    arms: Arms,
+    measured: Mapping[str, Tightness],
+    names: Mapping[str, str] | None = None,
 ) -> Sheet:
-    """A row for every arm that measured it: median, quartiles, 10th to 90th percentile, its seeds faint.
+    """Draw a row for every arm that measured it: median, quartiles, 10th to 90th percentile, its seeds faint.
 
-    `names`: the arms in words.
+    `names`: the arms in words, where these are others.
     """
-    what = "Does a step move the predictions as far as the groups' sum says?"
+    names = names or {name: name for name in measured}
     whom = (
         f"{optimizer(track)}: tightness, the measured movement T over the predicted one, c·S, at the audits"
     )
-    seeds = max(len(arms[name]["runs"]) for name in measured_of)
-    size = (8.6, 2.5 + 0.34 * len(measured_of))
-    figure, axes = page(facts, what, whom, _tightness_finding(names, measured_of), seeds, size=size)
+    sheet = Sheet(
+        facts,
+        "Does a step move the predictions as far as the groups' sum says?",
+        (whom, _tightness_finding(names, measured)),
+        arms={name: arms[name] for name in measured},
+        heights=(1.1 + 0.36 * len(measured),),
+    )
+    [axes] = sheet.panels
     axes.set_xlabel("T / (c·S), log scale\n← less than predicted        more →")
     log_axis(axes, "x", (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))
     axes.axvline(1.0, color=GOAL, lw=1.4, ls="--", zorder=1)
-    handles = [
-        entry("1: exactly as predicted", GOAL, lw=1.4, ls="--"),
-        entry("median and quartiles over all seeds' measured steps", marker="o", lw=3.0),
-        entry("10th to 90th percentile", lw=0.9),
-        entry("each seed's median", **SEED),
-    ]
-    for y, (name, tightness) in enumerate(measured_of.items()):
-        colour = colour_of(arms[name])
+    for y, (name, tightness) in enumerate(measured.items()):
+        look = facts.look(name)
         p10, p25, middle, p75, p90 = np.quantile(tightness.values, (0.1, 0.25, 0.5, 0.75, 0.9))
-        axes.plot((p10, p90), (y, y), color=colour, lw=0.9)
-        axes.plot((p25, p75), (y, y), color=colour, lw=3.0, solid_capstyle="butt")
-        axes.plot(middle, y, mark_of(arms[name]), color=colour, ms=6.5, mec="white", zorder=3)
-        axes.plot(tightness.seeds, [y + 0.25] * len(tightness.seeds), color=colour, **SEED)
-    key(axes, handles)
-    name_rows(axes, [names[name] for name in measured_of])
-    return figure
+        axes.plot((p10, p90), (y, y), color=look.colour, lw=0.9)
+        axes.plot((p25, p75), (y, y), color=look.colour, lw=3.0, solid_capstyle="butt")
+        axes.plot(middle, y, look.marker, color=look.colour, ms=6.5, mec="white", zorder=3)
+        axes.plot(tightness.seeds, [y + 0.25] * len(tightness.seeds), color=look.colour, **SEED)
+    sheet.key(entry("1: exactly as predicted", GOAL, lw=1.4, ls="--"))
+    sheet.key(entry("median and quartiles over all seeds' measured steps", marker="o", lw=3.0))
+    sheet.key(entry("10th to 90th percentile", lw=0.9), entry("each seed's median", **SEED))
+    name_rows(axes, [names[name] for name in measured])
+    return sheet
 
 
-def _tightness_finding(names: Mapping[str, str], measured_of: Mapping[str, Tightness]) -> str:
-    every = np.concatenate([t.values for t in measured_of.values()])
+def _tightness_finding(names: Mapping[str, str], measured: Mapping[str, Tightness]) -> str:
+    every = np.concatenate([t.values for t in measured.values()])
     share = 100 * float((every <= 1).mean())
-    middles = {name: float(np.median(t.values)) for name, t in measured_of.items()}
+    middles = {name: float(np.median(t.values)) for name, t in measured.items()}
     low, high = min(middles, key=lambda n: middles[n]), max(middles, key=lambda n: middles[n])
     finding = f"At most as far (≤ 1) on {share:.0f}% of {len(every)} measured steps; "
     finding += f"median {middles[low]:.2g} ({names[low]})"
-    return finding + (f" to {middles[high]:.2g} ({names[high]})." if low != high else ".")
+    return finding + (f" to {middles[high]:.2g} ({names[high]})" if low != high else "")

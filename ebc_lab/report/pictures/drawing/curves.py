@@ -14,6 +14,8 @@ from ebc_lab.records.json_files import read_json
 from ebc_lab.records.paths import RunFiles, SpecRecord, StudyFiles
 from ebc_lab.records.streams import read_columns
 
+from ...text.words import plural
+
 SMOOTHED_SHARE = (
     1 / 40
 )  # of a run, the half-width of the moving window: the eye needs a line, not the batches' noise
@@ -28,6 +30,11 @@ class Run:
     result: Mapping[str, Any]  # empty while there is none
     steps: Mapping[str, np.ndarray]
     evals: Mapping[str, np.ndarray]
+
+    @property
+    def recorded(self) -> bool:
+        """Return whether anything of its course is there: a brief bundle leaves it out."""
+        return bool(self.steps or self.evals)
 
     @property
     def outcome(self) -> str:
@@ -139,6 +146,41 @@ def thinned(n: int, most: int = MOST_POINTS) -> np.ndarray:
     return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int)) if n else np.arange(0)
 
 
+@dataclass(frozen=True)
+class Line:
+    """A figure over the run: each seed, and the line that stands for them; masked where there is none."""
+
+    at: np.ndarray  # steps
+    seeds: np.ma.MaskedArray  # (seeds, steps)
+    middle: np.ma.MaskedArray
+
+    @property
+    def last(self) -> tuple[float, float] | None:
+        """Return the last point that is finite; None where none is."""
+        return last_point(self.at, self.middle)
+
+    def above(self, low: float) -> Line:
+        """Return the line without what is not above `low`."""
+        seeds, middle = (np.ma.masked_less_equal(values, low) for values in (self.seeds, self.middle))
+        return Line(self.at, seeds, middle)
+
+
+def smooth_line(steps: np.ndarray, table: np.ma.MaskedArray, *, log: bool = False) -> Line:
+    """Return the running means of seeds side by side, and their median, thinned; geometric means if `log`."""
+    if not len(steps):
+        return Line(steps, table, np.ma.masked_all(0))
+    at = thinned(len(steps))
+    seeds = running_mean(np.ma.log(table) if log else table)[:, at]
+    middle = np.ma.median(seeds, axis=0)
+    return Line(steps[at], np.ma.exp(seeds), np.ma.exp(middle)) if log else Line(steps[at], seeds, middle)
+
+
+def last_point(x: np.ndarray, y: np.ma.MaskedArray) -> tuple[float, float] | None:
+    """Return the last point of a line that is finite; None where none is."""
+    seen = np.flatnonzero(np.isfinite(np.ma.filled(y, np.nan)))
+    return (float(x[seen[-1]]), float(y[seen[-1]])) if len(seen) else None
+
+
 def window(steps: int) -> int:
     """How many steps the moving window of a run of `steps` steps takes in."""
     return 2 * max(1, round(SMOOTHED_SHARE * steps)) + 1 if steps > 1 else 1
@@ -178,3 +220,15 @@ def audited(steps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {}
     rows = np.nan_to_num(steps["applied_kl"], nan=0.0, posinf=0.0) > 0
     return {k: v[rows] for k, v in steps.items()} if rows.any() else {}
+
+
+def missing(arms: Mapping[str, Mapping[str, Any]], asked: Sequence[str] = ()) -> str:
+    """Return what the reader must know about arms that are incomplete; empty when all are complete."""
+    kinds: dict[str, list[str]] = {"diverged": [], "without a result": []}
+    for label, arm in arms.items():
+        seeds, diverged = len(arm["runs"]), arm["outcomes"].get("diverged", 0)
+        without = seeds - diverged - arm["outcomes"].get("completed", 0)
+        for kind, n in zip(kinds, (diverged, without), strict=True):
+            kinds[kind] += [f"{label} ({n} of {plural(seeds, 'seed')})"] if n else []
+    kinds["could not be made"] = [label for label in asked if label not in arms]
+    return "; ".join(f"{kind}: {', '.join(labels)}" for kind, labels in kinds.items() if labels)

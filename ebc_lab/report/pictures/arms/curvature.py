@@ -13,44 +13,34 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 
 from ebc_lab.records.figures import WARM_STEPS
 
-from ..text.words import optimizer
-from .curves import Run, by_step, running_mean, thinned
-from .forest import missing
-from .sheet.figure import (
-    GOAL,
+from ...text.words import optimizer
+from ..drawing.curves import Run, by_step, last_point, running_mean, thinned
+from ..drawing.looks import GOAL
+from ..drawing.sheet import (
     GREY,
     INK,
+    RULE,
     SMALL,
-    SPARE,
     Arms,
-    End,
     Facts,
     Sheet,
-    another,
     entry,
-    last_point,
     log_axis,
-    page,
-    say_of_band,
+    name_band,
 )
-from .sheet.place import beside, columns, key, stack
 
 EARLY = 1 / 3  # of a run: what is compared between arms comes after it
-RIGHT_UNTIL = 0.83  # of the width: the right panels end there, and their labels stand beyond
 ALIKE = 1.1  # KLs whose ratio is at most this are one number
 COMPARED = 40  # steps of an arm
 ROOM = 1.2  # around what is framed, as a factor
-SHADES = {"kl": ("viridis", 0.0, 0.86), "radius": ("YlOrBr", 0.45, 0.95)}  # map, its ends: small to large
 DASHES = {"kl": "-", "radius": "--", "pi": "-.", "plain": ":"}
-IN_WORDS = {
-    "kl": "fixed δ*, small to large: dark to light",
-    "radius": "fixed radius of ‖ΔW‖, small to large: light to dark",
+LIMITS = {
+    "kl": "fixed δ*",
+    "radius": "fixed radius of ‖ΔW‖",
     "pi": "δ moved by a controller",
     "plain": "no limit",
 }
@@ -143,36 +133,39 @@ def _bound(config: Mapping[str, Any]) -> float:
 
 
 def draw_curvature(facts: Facts, track: str, arms: Arms, paths: Mapping[str, Steps]) -> Sheet:
-    """Left the KL of the steps against their length, a path for each arm; right the curvature between the two
-    over the run, and under it what the sharpness is, in units of the rate where Adam's was measured."""
-    whom = f"{optimizer(track)}: audited steps from step {WARM_STEPS} on, medians over the seeds"
-    small = ("running geometric means", "dot: the end of the run")
-    seeds = max(len(arm["runs"]) for arm in arms.values())
-    size = (12.5, 7.2)
-    finding = " ".join(filter(None, (_of_budgets(paths), _alike(paths), _edge(paths))))
-    figure, left = page(facts, _title(paths), whom, finding, seeds, small, missing(arms), size)
-    bottom = another(left)
+    """Draw left the KL of the steps against their length, a path for each arm; right the curvature
+    between the two over the run, and under it what the sharpness is, in units of the rate where Adam's was
+    measured."""
+    finding = " ".join(f"{text}." for text in (_budgets(paths), _alike(paths), _edge(paths)) if text)
+    sheet = Sheet(
+        facts,
+        _title(paths),
+        (f"{optimizer(track)}: audited steps from step {WARM_STEPS} on, medians over the seeds", finding),
+        (
+            "running geometric means",
+            "dot: the end of the run",
+        ),
+        arms=arms,
+        grid=("ab", "ac"),
+        heights=(3.0, 3.0),
+        width=12.5,
+    )
+    left, top, bottom = sheet.panels
     left.set_xlabel("‖c·ΔW‖, how far the step moves the weights (log scale)")
     left.set_ylabel("applied KL, nats per token (log scale)")
     bottom.set_xlabel(f"training step  (one step = {facts.tokens_per_step:,} tokens)")
-    looks = _looks(paths)
-    key(bottom if facts.phone else left, _handles(paths))
-    columns((left, bottom), 62)
-    top = another(bottom)
-    stack((top, bottom), (1.0, 1.0), 14, RIGHT_UNTIL)
-    for axes in (left, top, bottom):
+    for axes in sheet.panels:
         log_axis(axes, "y", (1.0, 3.0))
     log_axis(left, "x", (1.0, 2.0, 5.0))
-    ends: list[End] = []
     for label, path in paths.items():
-        colour, dashes = looks[label]
-        look: dict[str, Any] = {"color": colour, "ls": dashes, "lw": 1.5, "zorder": 2.5}
+        colour = facts.look(label).colour
+        look: dict[str, Any] = {"color": colour, "ls": DASHES[path.kind], "lw": 1.5, "zorder": 2.5}
         left.plot(path.norm, path.kl, **look)
         left.plot(path.norm[-1:], path.kl[-1:], "o", color=colour, ms=5.5, mec="white", mew=0.6, zorder=3)
         top.plot(path.at, path.curvature, **look)
         bottom.plot(path.measured_at, _lower(path, paths), **look)
         if end := last_point(path.at, path.curvature):
-            ends.append((*end, f"{label}  {path.middle(path.curvature):.2g}", colour))
+            sheet.label(top, [(*end, f"{label}  {path.middle(path.curvature):.2g}", colour)])
     framed = _held(paths)
     _frame(left, "x", [path.norm for path in framed])
     _frame(left, "y", [path.kl for path in framed])
@@ -181,13 +174,15 @@ def draw_curvature(facts: Facts, track: str, arms: Arms, paths: Mapping[str, Ste
         bound = next(path.bound for path in paths.values() if len(path.on_edge))
         bottom.axhline(bound, color=GOAL, lw=1.2, ls="--", zorder=1)
         _frame(bottom, "y", [path.on_edge for path in framed] + [np.ma.masked_array([bound])])
-        say_of_band(bottom, bound, f"{bound:.3g}: the edge of stability of full-batch Adam")
+        name_band(bottom, bound, f"{bound:.3g}: the edge of stability of full-batch Adam")
     top.set_ylabel("KL / ‖c·ΔW‖²")
     bottom.set_ylabel("c·lr × preconditioned sharpness" if _on_edge(paths) else "sharpness")
     top.tick_params(labelbottom=False)
     bottom.set_xlim(top.get_xlim())
-    beside(top, ends)
-    return figure
+    there = {path.kind for path in paths.values()}
+    sheet.key(*[entry(words, INK, ls=DASHES[k], lw=1.5) for k, words in LIMITS.items() if k in there])
+    sheet.key(entry("lines of one curvature, KL / ‖c·ΔW‖²", RULE, ls=":", lw=1.0))
+    return sheet
 
 
 def _frame(axes: Axes, name: str, values: Sequence[np.ma.MaskedArray]) -> None:
@@ -212,28 +207,6 @@ def _lower(path: Steps, paths: Mapping[str, Steps]) -> np.ma.MaskedArray:
     return path.on_edge if len(path.on_edge) else np.ma.masked_all(len(path.measured_at))
 
 
-def _looks(paths: Mapping[str, Steps]) -> dict[str, tuple[str, str]]:
-    """Each arm's colour and dashes: of a kind with shades from its smallest limit to its largest."""
-    looks: dict[str, tuple[str, str]] = {}
-    for kind, dashes in DASHES.items():
-        own = sorted((p.limit, label) for label, p in paths.items() if p.kind == kind)
-        for i, (_, label) in enumerate(own):
-            name, low, high = SHADES.get(kind, ("", 0.0, 1.0))
-            share = low + (high - low) * i / max(1, len(own) - 1)
-            colour = to_hex(colormaps[name](share)) if name else {"pi": SPARE}.get(kind, INK)
-            looks[label] = (colour, dashes)
-    return looks
-
-
-def _handles(paths: Mapping[str, Steps]) -> list[Any]:
-    handles = []
-    for kind, words in IN_WORDS.items():
-        if own := [label for label, path in paths.items() if path.kind == kind]:
-            colour, dashes = _looks(paths)[own[len(own) // 2]]
-            handles.append(entry(words, colour, ls=dashes, lw=1.5))
-    return [*handles, entry("lines of one curvature, KL / ‖c·ΔW‖²", "#999999", ls=":", lw=1.0)]
-
-
 def _draw_slopes(axes: Axes, paths: Mapping[str, Steps]) -> None:
     """Lines of one curvature, a factor 10 apart, through what is drawn."""
     every = np.concatenate([path.curvature.compressed() for path in paths.values()])
@@ -241,7 +214,7 @@ def _draw_slopes(axes: Axes, paths: Mapping[str, Steps]) -> None:
     at = np.array(xlim)
     for power in range(math.floor(math.log10(every.min())), math.ceil(math.log10(every.max())) + 1):
         curvature = 10.0**power
-        axes.plot(at, curvature * at**2, color="#999999", lw=1.0, ls=":", zorder=1)
+        axes.plot(at, curvature * at**2, color=RULE, lw=1.0, ls=":", zorder=1)
         x = min(xlim[1], math.sqrt(ylim[1] / curvature))
         y = curvature * x**2
         if xlim[0] < x and ylim[0] < y:
@@ -287,14 +260,14 @@ def _title(paths: Mapping[str, Steps]) -> str:
     return f"The curvature hardly depends on the step: {grows}"
 
 
-def _of_budgets(paths: Mapping[str, Steps]) -> str:
+def _budgets(paths: Mapping[str, Steps]) -> str:
     trend = trend_of(paths, "kl")
     if trend is None or trend.exponent <= 0:
         return ""
     text = (
         f"From the least δ* to the largest the KL grows {trend.kl:.2g}-fold, the step {trend.longer:.2g}-fold"
     )
-    return f"{text}; at one curvature it would grow {math.sqrt(trend.kl):.2g}-fold."
+    return f"{text}; at one curvature it would grow {math.sqrt(trend.kl):.2g}-fold"
 
 
 def _alike(paths: Mapping[str, Steps]) -> str:
@@ -315,7 +288,7 @@ def _alike(paths: Mapping[str, Steps]) -> str:
         return ""
     far, near = max(pairs, key=lambda pair: pair[0][0] / pair[1][0])
     text = f"The same {math.sqrt(far[1] * near[1]):.2g} nats: ‖c·ΔW‖ = {near[0]:.2g} in {near[2]} "
-    return f"{text}(step {near[3]}), {far[0]:.2g} in {far[2]} (step {far[3]})."
+    return f"{text}(step {near[3]}), {far[0]:.2g} in {far[2]} (step {far[3]})"
 
 
 def _edge(paths: Mapping[str, Steps]) -> str:
@@ -327,4 +300,4 @@ def _edge(paths: Mapping[str, Steps]) -> str:
     edges = [float(np.ma.median(path.on_edge)) for path in held if path.on_edge.count()]
     if edges:
         text += f", and c·lr × the preconditioned sharpness {min(edges):.2g} to {max(edges):.2g}"
-    return f"{text}."
+    return text

@@ -1,0 +1,1 @@
+"""Pictures of the arms that a study compares, alone and together."""

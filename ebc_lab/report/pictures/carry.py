@@ -1,0 +1,217 @@
+"""A study that carries one constant of each unit to settings that it was not chosen on: what each unit loses
+there, where its best constant lies, and how many of its runs broke."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+
+from ebc_lab.records.decisions import BrokenRuns, UnitCurve, UnitFound, UnitSetting, UnitsTrack
+
+from ..text.words import capital, signed
+from .drawing.looks import EBC, Look, assign_looks
+from .drawing.sheet import GREY, INK, SMALL, Facts, Sheet, count_seeds, entry, name_rows
+
+ROW = 0.3  # inches of a setting
+TALL_ROW = 0.5  # inches of a row whose ends are named
+NAMED = 2  # of the settings at one end of a row
+BEYOND = 0.05  # share of the marks that the axis may leave out: a broken run must not squash the rest
+APART = 0.05  # of a row, between the arms of a setting, so that equal ones are seen
+MARKS = {None: "o", "low": "<", "high": ">", "both": "D"}  # by the edge that a best constant lies on
+
+
+def looks_of(track: UnitsTrack) -> dict[str, Look]:
+    return assign_looks(track["arms"], track["challengers"], track["reference"])
+
+
+def by_excess(track: UnitsTrack) -> list[str]:
+    """Return the arms that were judged, the one that carries best first."""
+    judged = {arm: found["excess"] for arm, found in track["arms"].items() if found["excess"] is not None}
+    return sorted(judged, key=lambda arm: (judged[arm], arm))
+
+
+def seeds_of(track: UnitsTrack) -> str:
+    tests = [len(one["test"]) for found in track["arms"].values() for one in found["carried"].values()]
+    return count_seeds(max(tests, default=0))
+
+
+def name_in_words(named: Mapping[str, UnitFound] | Mapping[str, UnitSetting], name: str) -> str:
+    """Return what an arm or a setting is, in the study's words."""
+    return named[name]["about"] or name
+
+
+# -- what is lost --------------------------------------------------------------------------------------------
+
+
+def draw_excess(facts: Facts, track: UnitsTrack) -> Sheet | None:
+    """Draw a row for each setting, a mark for each arm at its excess test loss there."""
+    order, settings = by_excess(track), track["settings"]
+    if not order:
+        return None
+    whom = "Test loss at the constant chosen on the other settings, minus that of the setting's best arm at "
+    sheet = Sheet(
+        facts,
+        "What does a constant lose in a setting that it was not chosen on?",
+        (f"{whom}its best constant; mean of the seeds", _excess_finding(track, order)),
+        (seeds_of(track),),
+        heights=(1.2 + ROW * len(settings),),
+        width=10.0,
+    )
+    [axes] = sheet.panels
+    looks, every = looks_of(track), _every_excess(track)
+    axes.set_xlabel("excess, nats per token (left is better)")
+    axes.axvline(0, color=INK, lw=1.0)
+    kept = {name: " (kept)" * setting["kept"] for name, setting in settings.items()}
+    name_rows(axes, [name_in_words(settings, name) + kept[name] for name in settings])
+    end, low = _end(every), min(0.0, *every)
+    axes.set_xlim(low - 0.03 * (end - low), end + 0.03 * (end - low))
+    for i, arm in enumerate(order):
+        label = _with_excess(track, arm) + ", worst start" * track["arms"][arm].get("starts", False)
+        sheet.key(entry(label, looks[arm].colour, marker=looks[arm].marker, ls="", ms=6))
+        above = APART * (i - (len(order) - 1) / 2)
+        for row, name in enumerate(settings):
+            if name in track["arms"][arm]["carried"]:
+                _mark(axes, track["arms"][arm]["carried"][name]["excess"], row + above, end, looks[arm])
+    if max(every) > end:
+        sheet.key(entry("beyond the axis", GREY, marker=">", ls="", ms=6))
+    return sheet
+
+
+def _excess_finding(track: UnitsTrack, order: Sequence[str]) -> str:
+    best = track["arms"][order[0]]
+    at_worst = ""
+    if worst := best["worst"]:
+        most = signed(best["carried"][worst]["excess"], 3)
+        at_worst = f" (at worst {most}, {name_in_words(track['settings'], worst)})"
+    rival = track["reference"]
+    other = f"; {_with_excess(track, rival)}" if rival in order[1:] else ""
+    return f"{capital(_with_excess(track, order[0]))} on average, the least{at_worst}{other}"
+
+
+def _with_excess(track: UnitsTrack, arm: str) -> str:
+    return f"{name_in_words(track['arms'], arm)}: {signed(track['arms'][arm]['excess'], 3)}"
+
+
+def _every_excess(track: UnitsTrack) -> list[float]:
+    return [one["excess"] for found in track["arms"].values() for one in found["carried"].values()]
+
+
+def _end(every: Sequence[float]) -> float:
+    ranked = sorted(every)
+    within = ranked[math.ceil((1 - BEYOND) * len(ranked)) - 1]
+    return max(0.02, min(1.25 * within, ranked[-1]))
+
+
+def _mark(axes: Axes, excess: float, row: float, end: float, look: Look) -> None:
+    if excess > end:
+        axes.plot(end, row, ">", color=look.colour, ms=6)
+    else:
+        axes.plot(excess, row, look.marker, color=look.colour, ms=6, alpha=0.85)
+
+
+# -- where the best constants lie ----------------------------------------------------------------------------
+
+
+def draw_optima(facts: Facts, track: UnitsTrack) -> Sheet | None:
+    """Draw a row for each arm, a mark for each setting's best constant; the outermost ones are named."""
+    spread = {arm: found for arm, found in track["arms"].items() if found["octaves"] is not None}
+    if not spread:
+        return None
+    order = sorted(spread, key=lambda arm: (spread[arm]["octaves"] or 0.0, arm))
+    settings, looks = track["settings"], looks_of(track)
+    usual = next(iter(settings))
+    least, most = (
+        f"{name_in_words(spread, arm)}: {_octaves_in_words(spread[arm])}" for arm in (order[0], order[-1])
+    )
+    whom = "Each setting's best constant, by validation loss, in octaves from that of "
+    sheet = Sheet(
+        facts,
+        "How far does the best constant move from setting to setting?",
+        (whom + name_in_words(settings, usual), f"Least: {least}; most: {most}"),
+        (seeds_of(track),),
+        heights=(1.2 + TALL_ROW * len(order),),
+        width=10.0,
+    )
+    [axes] = sheet.panels
+    axes.set_xlabel(f"octaves from the best constant in {name_in_words(settings, usual)}")
+    axes.axvline(0, color=INK, lw=1.0)
+    sheet.key(entry("a setting's best", GREY, marker="o", ls="", ms=6))
+    sheet.key(entry("on the edge of what was tried", GREY, marker=">", ls="", ms=6))
+    name_rows(axes, [name_in_words(spread, arm) for arm in order])
+    for row, arm in enumerate(order):
+        at = octaves_from(spread[arm]["curves"], usual)
+        ends, colour = (min(at.values()), max(at.values())), looks[arm].colour
+        axes.plot(ends, [row] * 2, color=colour, lw=1.4, alpha=0.5)
+        for setting, octaves in at.items():
+            mark = MARKS[spread[arm]["curves"][setting]["edge"]]
+            axes.plot(octaves, row, mark, color=colour, ms=6, alpha=0.6)
+        for end, side, points in zip(ends, ("bottom", "top"), (5, -5), strict=True):
+            if end != 0 and not facts.narrow:
+                names = _few(
+                    [name_in_words(settings, name) for name, octaves in at.items() if octaves == end]
+                )
+                look: dict[str, Any] = {"va": side, "ha": "center", "size": SMALL, "color": GREY}
+                axes.annotate(names, (end, row), (0, points), textcoords="offset points", **look)
+    axes.margins(x=0.1 if facts.narrow else 0.3)
+    return sheet
+
+
+def octaves_from(curves: Mapping[str, UnitCurve], usual: str) -> dict[str, float]:
+    """Return how far each setting's best constant lies from that of the usual one, or of the first that has
+    one."""
+    best = {name: curve["best"] for name, curve in curves.items() if curve["best"] is not None}
+    origin = best.get(usual) or next(iter(best.values()))
+    return {name: math.log2(value / origin) for name, value in best.items()}
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _octaves_in_words(found: UnitFound) -> str:
+    return f"{'at least ' * found['open']}{found['octaves'] or 0.0:.1f} octaves"
+
+
+# -- broken runs ---------------------------------------------------------------------------------------------
+
+
+def draw_broken(facts: Facts, track: UnitsTrack) -> Sheet | None:
+    """Draw a row for each arm: the share of its runs that broke, at carried constants and at all."""
+    order, arms = by_excess(track), track["arms"]
+    if not order:
+        return None
+    most = max(order, key=lambda arm: _share(arms[arm]["broken"]))
+    least = min(order, key=lambda arm: _share(arms[arm]["broken"]))
+    ends = (f"{name_in_words(arms, arm)}: {_count(arms[arm]['broken'])}" for arm in (least, most))
+    whom = f"Share of runs that diverged, or ended more than {track['broken']:g} nats above their setting's "
+    sheet = Sheet(
+        facts,
+        "Which units break runs?",
+        (f"{whom}median", f"At carried constants, {'; '.join(ends)}"),
+        (seeds_of(track),),
+        heights=(1.2 + ROW * len(order),),
+    )
+    [axes] = sheet.panels
+    axes.set_xlabel("share of runs (left is better)")
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    sheet.key(entry("at the carried constants", EBC, marker="o", ls="", ms=6))
+    sheet.key(entry("at all constants of the grid", GREY, marker="s", ls="", ms=5))
+    name_rows(axes, [name_in_words(arms, arm) for arm in order])
+    for row, arm in enumerate(order):
+        axes.plot(_share(arms[arm]["broken_anywhere"]), row, "s", color=GREY, ms=5)
+        axes.plot(_share(arms[arm]["broken"]), row, "o", color=EBC, ms=6)
+    axes.set_xlim(left=-0.005)
+    return sheet
+
+
+def _share(runs: BrokenRuns) -> float:
+    return runs["broken"] / max(1, runs["runs"])
+
+
+def _count(runs: BrokenRuns) -> str:
+    return f"{runs['broken']} of {runs['runs']}"
