@@ -88,7 +88,7 @@ config = compose(["scale=smoke", "halving=halved", "halving.times=2"], study=Fal
 result = read_json(Path(sys.argv[1]) / "result.json")
 arm = {"runs": {"0": "x"}, "roles": ["arm"], "track": "adam_none", "ebc": False, "lr_scale": 1.0}
 arm["figures"] = _figures(arm, {"x": result})
-table = arms.low_bit("t", {"arms": {"halved": arm}}, {"x": result})
+table = arms.part_figures("t", {"arms": {"halved": arm}}, {"x": result})
 print(json.dumps({
     "name": tail_of(run_part(config)),
     "label": [*words.schedules("adam_none_halved")],

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from ebc_lab.bench.costs import compute
-from ebc_lab.bench.pairs import paired_overhead, throughput
+from ebc_lab.bench.pairs import Effort, paired_overhead, throughput
 from ebc_lab.config.choices import changed
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
@@ -164,13 +164,13 @@ def main() -> None:
         measurements: dict[str, Callable[[], Any]] = {
             "results_change": lambda: sameness(run, folder / "same"),
             "the_hot_path_waits": lambda: waits(run, folder / "waits"),
-            "against_the_plain_loop": lambda: throughput(run, 5, 20, lambda text: None),
+            "against_the_plain_loop": lambda: throughput(run, Effort(rounds=5, limit_s=20)),
             "kernels": lambda: kernels(run, folder / "kernels"),
             "overhead": lambda: {
                 name: paired_overhead(replace(changed(run, settings), steps=600), limit_s=15)
                 for name, settings in ARMS.items()
             },
-            "compute": lambda: compute(run, 30, False, lambda text: None),
+            "compute": lambda: compute(run, Effort(rounds=30)),
             "paper_autopilot": lambda: study(folder, 60 * minutes - (time.perf_counter() - begun)),
         }
         for name, measure in measurements.items():

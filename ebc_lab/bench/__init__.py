@@ -1,7 +1,8 @@
 """Measurements on this machine: automatic speed settings, benchmarks, doctor (docs/running.md).
 
-`pairs` compares loops that take turns: the lab's (`loops`) and the one a user would write (`plain_loop`);
-`compared` has the sections that are such comparisons. `shares` says where a step's time goes, `costs` what a
-run costs in addition to its steps and how close it comes to the machine's peak, `memory` what it holds;
-`measure` does all of it for `ebc-lab bench`. Importing this package imports no torch.
+`measure` has the list of sections of `ebc-lab bench`, most of which are in `pairs` and `compared`: loops that
+take turns, the lab's (`loops`) and the one a user would write (`plain_loop`). `shares` says where a step's
+time goes, `costs` what a run costs in addition to its steps and how close it comes to the machine's peak,
+`memory` what it holds. `speeds` chooses precision, threads and compiling by what `step_timer` measures, in
+processes of their own (`child`). Importing this package imports no torch.
 """

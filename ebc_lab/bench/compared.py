@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,13 +21,13 @@ from ebc_lab.config.parts.stabilizer import StabilizerConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.verity.engine import engine_name
 
-from .loops import WARM_STEPS, Loop, opened, synchronise
-from .memory import of_run
-from .pairs import spread, steps_compared
+from .loops import WARM_STEPS, opened
+from .memory import held_bytes
+from .pairs import Effort, recorded_turns, spread
+from .shares import Clock
 
-Variants = Mapping[
-    str, tuple[dict[str, Any], str]
-]  # name -> settings, and the step that its time is compared with
+# by name: settings, and the run with whose step its own is compared
+Variants = Mapping[str, tuple[dict[str, Any], str]]
 
 PLAIN = "float32"
 TERNARY_GRADIENTS = {"gradients": "ternary", "error_feedback": True}
@@ -68,38 +67,45 @@ BESIDE_WEIGHTS: Variants = {
 }
 
 
-def compare(
-    plain: dict[str, RunConfig], variants: Variants, run: RunConfig, rounds: int, limit_s: float
-) -> list[dict[str, Any]]:
-    """Return `pairs.steps_compared` of the variants of `run`, taking turns with the runs in `plain`."""
-    runs = plain | {name: changed(run, settings) for name, (settings, _) in variants.items()}
-    return steps_compared(runs, {name: other for name, (_, other) in variants.items()}, rounds, limit_s)
+def with_settings(run: RunConfig, variants: Variants) -> dict[str, RunConfig]:
+    """Return the run with the settings of each variant, by name."""
+    return {name: changed(run, settings) for name, (settings, _) in variants.items()}
 
 
-def low_bit(run: RunConfig, rounds: int, limit_s: float, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Return what low-bit training adds to a step without a stabilizer, as `pairs.steps_compared` does."""
-    say("low-bit training against the plain step")
+def compare(runs: Mapping[str, RunConfig], variants: Variants, effort: Effort) -> list[dict[str, Any]]:
+    """Return a row for each variant: the ms of a step of the run of its name, and the ratio to a step of the
+    run that the variant names. All `runs` take turns, in blocks of two audit intervals."""
+    block = 2 * next(iter(runs.values())).audit_every
+    turns = recorded_turns(runs, block, effort.rounds, limit_s=effort.limit_s)
+    rows = []
+    for name, (_, other) in variants.items():
+        times = spread(turns.ratios(name, other))
+        rows.append({"what": name, "against": other, "times": times, "step_ms": turns.step_ms(name)})
+    return rows
+
+
+def low_bit(run: RunConfig, effort: Effort) -> list[dict[str, Any]]:
+    """Return what low-bit training adds to a step without a stabilizer, as rows of `compare`."""
     plain = dataclasses.replace(run, stabilizer=StabilizerConfig(), memory=MemoryConfig())
     stateful = run.optimizer.name in WITH_LOW_BIT_STATE
     variants = {
         name: found for name, found in LOW_BIT.items() if stateful or "state" not in found[0]["quantizer"]
     }
-    return compare({PLAIN: plain}, variants, plain, rounds, limit_s)
+    return compare({PLAIN: plain, **with_settings(plain, variants)}, variants, effort)
 
 
 # -- the energy-based model ----------------------------------------------------------------------------------
 
 
-def energy_steps(run: RunConfig, rounds: int, limit_s: float, say: Callable[[str], None]) -> dict[str, Any]:
+def energy_steps(run: RunConfig, effort: Effort) -> dict[str, Any]:
     """Return what the parts of an energy-based model's step take.
 
     `compared`: a step against that of the GPT of this scale, and a step without a part against the whole.
     `after_step_pct`: the share of statistics, revival and toppling in a step, per cent.
     """
-    say("the energy-based model's step against a GPT's, and without its parts")
     whole = dataclasses.replace(run, stabilizer=StabilizerConfig())
     gpt = changed(whole, {"workload": {"name": "gpt"}})
-    compared = compare({"gpt": gpt}, EBM, whole, rounds, limit_s)
+    compared = compare({"gpt": gpt, **with_settings(whole, EBM)}, EBM, effort)
     return {"compared": compared, "after_step_pct": _after_step(whole)}
 
 
@@ -111,27 +117,16 @@ def _after_step(run: RunConfig) -> dict[str, Any]:
     block = max(run.ebm.revive_every, run.ebm.soc_every)
     third = WARM_STEPS + block + 1
     run = dataclasses.replace(run, audit_every=30 * third, steps=3 * third)
-    spent = 0.0
-    with opened(run) as training:
-        inner = training.workload.after_step
-
-        def timed(*args: Any) -> Any:
-            nonlocal spent
-            synchronise(run)
-            start = time.perf_counter()
-            further = inner(*args)
-            synchronise(run)
-            spent += time.perf_counter() - start
-            return further
-
-        training.workload.after_step = timed  # type: ignore[method-assign, assignment]
-        loop = Loop(training)
+    clock = Clock(run)
+    with opened(run) as loop:
+        workload = loop.training.workload
+        workload.after_step = clock.around("after", workload.after_step)  # type: ignore[method-assign]
         shares = []
         for _ in range(3):
             loop.recorded_steps(WARM_STEPS)
-            spent = 0.0
+            clock.seconds.clear()
             seconds = loop.recorded_steps(block)
-            shares.append(100 * spent / seconds)
+            shares.append(100 * clock.seconds["after"] / seconds)
             loop.recorded_steps(1)
     return spread(shares)
 
@@ -139,27 +134,23 @@ def _after_step(run: RunConfig) -> dict[str, Any]:
 # -- what is kept beside the weights -------------------------------------------------------------------------
 
 
-def beside_weights(
-    run: RunConfig, rounds: int, limit_s: float, say: Callable[[str], None]
-) -> dict[str, list[dict[str, Any]]]:
+def beside_weights(run: RunConfig, effort: Effort) -> dict[str, list[dict[str, Any]]]:
     """Return what optimizers and memory settings keep beside the weights, and what that costs in time.
 
     `bytes`: of the weights and of what is beside them, by purpose, counted in tensors, and the peak of a
     step, with how many times less than Adam's they are. `times`: of a step against Adam's, and of a step
     with EBC against the one that EBC limits. Each optimizer has its own default rate.
     """
-    say("what optimizers keep beside the weights")
     plain = dataclasses.replace(run, stabilizer=StabilizerConfig(), memory=MemoryConfig())
-    runs = {"adam": changed(plain, ADAM)}
-    runs |= {name: changed(plain, settings) for name, (settings, _) in BESIDE_WEIGHTS.items()}
-    for variant in runs.values():
+    runs = {"adam": changed(plain, ADAM), **with_settings(plain, BESIDE_WEIGHTS)}
+    bytes_of = {}
+    for name, variant in runs.items():
         variant.optimizer.lr = optimizer_defaults(variant.optimizer.name).lr
-    bare = {name: variant for name, variant in runs.items() if variant.stabilizer.name == "none"}
-    bytes_of = {name: of_run(variant, bare=True) for name, variant in bare.items()}
+        if variant.stabilizer.name == "none":
+            bytes_of[name] = held_bytes(variant, bare=True)
     rows = [{"what": name, **held, **_ratios(bytes_of["adam"], held)} for name, held in bytes_of.items()]
-    say("what that costs in time")
-    against = {name: other for name, (_, other) in BESIDE_WEIGHTS.items()}
-    return {"bytes": rows, "times": steps_compared(runs, against, rounds, limit_s)}
+    effort.say("what that costs in time")
+    return {"bytes": rows, "times": compare(runs, BESIDE_WEIGHTS, effort)}
 
 
 def _ratios(plain: Mapping[str, int], compressed: Mapping[str, int]) -> dict[str, float]:
@@ -177,12 +168,11 @@ def _ratios(plain: Mapping[str, int], compressed: Mapping[str, int]) -> dict[str
 # -- exact training ------------------------------------------------------------------------------------------
 
 
-def exact_steps(run: RunConfig, rounds: int, limit_s: float, say: Callable[[str], None]) -> dict[str, Any]:
+def exact_steps(run: RunConfig, effort: Effort) -> dict[str, Any]:
     """Return what a step costs under determinism=verity, `compared` with a plain float32 step.
 
     `bytes_per_weight`: what is held beside those of plain training while a step is under way.
     """
-    say("exact training against the plain step")
     adam = OptimizerConfig(lr=run.optimizer.lr) if run.optimizer.name == "adam" else OptimizerConfig()
     plain = dataclasses.replace(run, dtype="float32", compile="off", accumulate=1, optimizer=adam)
     plain.lr_schedule, plain.projection = LRScheduleConfig(), ProjectionConfig()
@@ -191,14 +181,14 @@ def exact_steps(run: RunConfig, rounds: int, limit_s: float, say: Callable[[str]
     engines = ("c", "eager") if engine_name(run.device) == "c" else ("eager",)
     verity = {engine: {"determinism": {"name": "verity", "engine": engine}} for engine in engines}
     variants = {f"verity, {engine}": (settings, PLAIN) for engine, settings in verity.items()}
-    compared = compare({PLAIN: plain}, variants, plain, rounds, limit_s)
+    compared = compare({PLAIN: plain, **with_settings(plain, variants)}, variants, effort)
     return {"compared": compared, "bytes_per_weight": _held(changed(plain, verity[engines[0]]))}
 
 
 def _held(run: RunConfig) -> dict[str, float]:
     """Return bytes a weight of exact sums at the end of backward, and of quantized weights kept for it."""
-    with opened(dataclasses.replace(run, steps=3)) as training:
-        loop = Loop(training)
+    with opened(dataclasses.replace(run, steps=3)) as loop:
+        training = loop.training
         loop.recorded_steps(1)
         count = sum(p.numel() for p in training.model.parameters())
         quantized: dict[int, int] = {}

@@ -20,8 +20,8 @@ from ebc_lab.records.paths import RunFiles
 from ebc_lab.workloads.losses import evaluate
 
 from . import flops
-from .loops import WARM_STEPS, Loop, opened, synchronise, take_steps
-from .pairs import spread
+from .loops import WARM_STEPS, Loop, opened, synchronise
+from .pairs import Effort, spread
 
 COMMANDS = {
     "help_s": ("from ebc_lab.cli import main; main()", "--help"),
@@ -30,6 +30,7 @@ COMMANDS = {
 }
 SIZES = {"cpu": (256, 512, 1024), "cuda": (2048, 4096, 8192)}  # of square matrices
 QUICK_SIZES = (64, 128)
+STEPS, QUICK_STEPS = 40, 3  # of the run whose fixed costs are measured
 
 
 def seconds_of(run: RunConfig, call: Callable[..., object], *arguments: object) -> float:
@@ -61,21 +62,23 @@ def start_up(repeats: int) -> dict[str, Any]:
     return seconds
 
 
-def fixed_costs(run: RunConfig, steps: int, repeats: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Seconds, each the median of `repeats`, of what a run without stabilizer costs beside its `steps` steps.
+def fixed_costs(run: RunConfig, effort: Effort) -> dict[str, Any]:
+    """Return the seconds, as spreads of `effort.rounds` measurements, of what starting the lab costs and what
+    a short run without stabilizer costs in addition to its steps.
 
     `finish_s` is the end of a run without its evaluation: reading and summarising the rows of its steps.
     """
-    say("start-up and what a run costs in addition to its steps")
+    steps, repeats = QUICK_STEPS if effort.quick else STEPS, effort.rounds
     short = dataclasses.replace(run, steps=steps, evaluate=[], stabilizer=StabilizerConfig())
     names = ("build_s", "evaluate_val_s", "evaluate_test_s", "checkpoint_s", "finish_s")
     taken: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(repeats):
         start = time.perf_counter()
-        with opened(short) as training:
+        with opened(short) as loop:
+            training = loop.training
             synchronise(run)
             taken["build_s"].append(time.perf_counter() - start)
-            take_steps(training, steps)
+            loop.recorded_steps(steps)
             for split in ("val", "test"):
                 batches = training.workload.held_out(split)
                 seconds = seconds_of(run, evaluate, training.model, run, batches)
@@ -133,20 +136,19 @@ def passes(loop: Loop, count: int) -> list[float]:
     return taken
 
 
-def compute(run: RunConfig, steps: int, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """FLOP/s over `steps` forward and backward passes, the machine's peak FLOP/s, and the ratio."""
-    say("FLOP/s against the machine's matrix products")
-    sizes = QUICK_SIZES if quick else SIZES[run.device]
-    repeats = 2 if quick else 5
+def compute(run: RunConfig, effort: Effort) -> dict[str, Any]:
+    """Return the FLOP/s over `effort.rounds` forward and backward passes, the machine's peak FLOP/s, and the
+    ratio."""
+    sizes = QUICK_SIZES if effort.quick else SIZES[run.device]
+    repeats = 2 if effort.quick else 5
     plain = dataclasses.replace(run, stabilizer=StabilizerConfig(), memory=MemoryConfig())
-    with opened(plain) as training:
-        loop = Loop(training, bare=True)
-        loop.steps(min(WARM_STEPS, steps))
+    with opened(plain, bare=True) as loop:
+        loop.steps(min(WARM_STEPS, effort.rounds))
         # before and after the passes, so that a machine that is busy for a while does not lower the peak
         before = matmul_peak(run, sizes, repeats)
-        taken = passes(loop, steps)
+        taken = passes(loop, effort.rounds)
         after = matmul_peak(run, sizes, repeats)
-        of_step = step_flops(training.model, run)
+        of_step = step_flops(loop.training.model, run)
     peaks = {n: max(before[n], after[n]) for n in before}
     achieved = spread([of_step["total"] / s for s in taken])
     peak = max(peaks.values())

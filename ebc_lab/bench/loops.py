@@ -27,23 +27,16 @@ PROBE_INTERVAL = 20  # steps between the surrogate's probes
 
 
 @contextlib.contextmanager
-def opened(run: RunConfig) -> Iterator[Training]:
-    """Open a run at its first step, in a temporary folder, without what only looks at it. Raises what
-    building it raises."""
+def opened(run: RunConfig, *, bare: bool = False) -> Iterator[Loop]:
+    """Open the loop of a run at its first step, in a temporary folder, without what only looks at it. Raise
+    what building it raises. `bare`: see `Loop`."""
     run = dataclasses.replace(run, sharpness_every=0)
     with tempfile.TemporaryDirectory(prefix="ebc-lab-bench-") as folder:
         training = Training(run, Path(folder))
         try:
-            yield training
+            yield Loop(training, bare=bare)
         finally:
             training.recording.close()
-
-
-def take_steps(training: Training, count: int) -> None:
-    """Take `count` checked, audited, recorded steps. Raises UserError when the run diverges."""
-    cause = training.advance(count)
-    if cause:
-        raise UserError(f"the run diverged while it was measured ({cause}): choose a smaller optimizer.lr.")
 
 
 def record_step(training: Training, loss: Tensor, stats: Any) -> None:
@@ -97,9 +90,13 @@ class Loop:
         return time.perf_counter() - start
 
     def recorded_steps(self, count: int) -> float:
-        """Return the seconds for the next `count` steps as a run takes them, recorded."""
+        """Return the seconds for the next `count` steps as a run takes them: checked, audited and recorded.
+        Raise UserError when the run diverges."""
         start = time.perf_counter()
-        take_steps(self.training, count)
+        cause = self.training.advance(count)
+        if cause:
+            remedy = "choose a smaller optimizer.lr"
+            raise UserError(f"the run diverged while it was measured ({cause}): {remedy}.")
         synchronise(self.run)
         return time.perf_counter() - start
 

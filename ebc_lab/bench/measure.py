@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import platform
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,33 +30,39 @@ from ebc_lab.workloads.text import checked_text
 from .compared import beside_weights, energy_steps, exact_steps, low_bit
 from .costs import compute, fixed_costs
 from .memory import memory
-from .pairs import overheads, throughput
+from .pairs import Effort, overheads, throughput
 from .shares import shares
 from .speeds import choose_for_study
 
 FOLDER = "benchmarks"
-GPT_SECTIONS = {"throughput", "low_bit", "compute", "beside_weights", "exact"}
-EBM_SECTIONS = {"ebm"}
 FORMAT = 1  # of the record: raised when a figure changes its meaning or its place
 DECORATION = re.compile(r"\((r|tm)\)|\b(cpu|processor)\b|@.*$", re.IGNORECASE)  # in a processor's name
 
 
-@dataclass(frozen=True)
-class Effort:
-    """How much is measured."""
+class Section(NamedTuple):
+    """What is measured under one key of the record, and how much of it."""
 
-    pairs: int  # of blocks, for throughput and overhead
-    turns_s: float  # seconds after which the three loops of the throughput take no further turn
-    pairs_s: float  # the same for the pairs of a stabilizer
-    share_blocks: int
-    passes: int  # forward and backward passes for FLOP/s
-    steps: int  # of the run whose fixed costs are measured
-    repeats: int  # of the fixed costs
+    measure: Callable[[RunConfig, Effort], Any]
+    about: str  # what is said when it begins
+    effort: Effort
+    workload: str = ""  # the only one that it is about, if any
 
 
-FULL = Effort(pairs=7, turns_s=25.0, pairs_s=5.0, share_blocks=3, passes=40, steps=40, repeats=3)
-LONG = Effort(pairs=21, turns_s=75.0, pairs_s=15.0, share_blocks=9, passes=120, steps=40, repeats=9)
-QUICK = Effort(pairs=2, turns_s=25.0, pairs_s=5.0, share_blocks=1, passes=3, steps=3, repeats=1)
+PAIRS = Effort(rounds=7, quick_rounds=2, limit_s=25.0)
+VARIANTS = Effort(rounds=21, quick_rounds=6, limit_s=25.0)  # shorter blocks, of more sides
+SECTIONS = {  # in the order of the record
+    "throughput": Section(throughput, "tokens/s against a plain loop", PAIRS, "gpt"),
+    "overhead": Section(overheads, "what each stabilizer adds to a step", replace(PAIRS, limit_s=5.0)),
+    "low_bit": Section(low_bit, "low-bit training against the plain step", VARIANTS, "gpt"),
+    "ebm": Section(energy_steps, "the energy-based model's step, and what its parts take", PAIRS, "ebm"),
+    "shares": Section(shares, "where a step's time goes", Effort(rounds=3)),
+    "fixed": Section(fixed_costs, "what a run costs in addition to its steps", Effort(rounds=3)),
+    "compute": Section(compute, "FLOP/s against matrix products", Effort(rounds=40, quick_rounds=3), "gpt"),
+    "memory": Section(memory, "what is held in memory", Effort(rounds=1)),
+    "beside_weights": Section(beside_weights, "what optimizers keep beside the weights", VARIANTS, "gpt"),
+    "exact": Section(exact_steps, "exact training against the plain step", VARIANTS, "gpt"),
+}
+LONGER = 3  # times as many rounds, and seconds, where only some sections are measured
 
 
 def refuse_own_sections(run: RunConfig) -> None:
@@ -91,7 +96,7 @@ def resolve(config: Config) -> RunConfig:
     run.device = chosen_device(run.device)
     if run.lr_schedule.name == "replay":
         raise UserError("lr_schedule=replay has a fixed length and costs as much as any other: leave it out.")
-    choice = choose_for_study(dataclasses.replace(config, device=run.device, data=run.data))
+    choice = choose_for_study(replace(config, device=run.device, data=run.data))
     run = choice.apply_to(run)
     check_run(run)
     return run
@@ -121,15 +126,23 @@ def bench(
     if record:
         refuse_unwritable(folder)
     run = resolve(config)
-    effort = LONG if only else FULL
-    sections = _sections(run, QUICK if quick else effort, quick, say)
+    sections = {name: found for name, found in SECTIONS.items() if found.workload in ("", run.workload.name)}
     if unknown := sorted(set(only) - set(sections)):
         raise UserError(f"`--only {unknown[0]}` is no section here: choose among {', '.join(sections)}.")
     begun = time.perf_counter()
     threads = torch.get_num_threads()
     figures: dict[str, Any] = {"about": about(config, run, quick, list(overrides))}
     try:
-        figures |= {name: section() for name, section in sections.items() if not only or name in only}
+        for name, section in sections.items():
+            if only and name not in only:
+                continue
+            say(section.about)
+            effort = replace(section.effort, say=say)
+            if quick:
+                effort = replace(effort, rounds=effort.quick_rounds, quick=True)
+            elif only:
+                effort = replace(effort, rounds=LONGER * effort.rounds, limit_s=LONGER * effort.limit_s)
+            figures[name] = section.measure(run, effort)
     finally:
         torch.set_num_threads(threads)
     figures["about"]["took_s"] = time.perf_counter() - begun
@@ -140,27 +153,6 @@ def bench(
         write_json(path, figures)
         figures["about"]["recorded"] = str(path)
     return figures
-
-
-def _sections(
-    run: RunConfig, effort: Effort, quick: bool, say: Callable[[str], None]
-) -> dict[str, Callable[[], Any]]:
-    """What is measured, in its order; some of it is about a GPT alone, and some about an ebm."""
-    e = effort
-    sections: dict[str, Callable[[], Any]] = {
-        "throughput": lambda: throughput(run, e.pairs, e.turns_s, say),
-        "overhead": lambda: overheads(run, e.pairs, e.pairs_s, say),
-        "low_bit": lambda: low_bit(run, 3 * e.pairs, e.turns_s, say),
-        "ebm": lambda: energy_steps(run, e.pairs, e.turns_s, say),
-        "shares": lambda: shares(run, e.share_blocks, say),
-        "fixed": lambda: fixed_costs(run, e.steps, e.repeats, say),
-        "compute": lambda: compute(run, e.passes, quick, say),
-        "memory": lambda: memory(run, say),
-        "beside_weights": lambda: beside_weights(run, 3 * e.pairs, e.turns_s, say),
-        "exact": lambda: exact_steps(run, 3 * e.pairs, e.turns_s, say),
-    }
-    others = EBM_SECTIONS if run.workload.name == "gpt" else GPT_SECTIONS
-    return {name: section for name, section in sections.items() if name not in others}
 
 
 def about(config: Config, run: RunConfig, quick: bool, overrides: list[str]) -> dict[str, Any]:

@@ -22,10 +22,9 @@ from ebc_lab.axiom.optimizer import AXIOM
 from ebc_lab.components.memory import Memory, reachable, storages
 from ebc_lab.config.parts.stabilizer import StabilizerConfig
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.training.run import Training
 
 from .loops import Loop, opened
-from .pairs import measured_variants, variants
+from .pairs import Effort, measure_each, variants
 
 CPU = 0  # the device type of the profiler's memory events
 
@@ -87,19 +86,20 @@ def saved_bytes(forward: Callable[[], object], weights: Iterable[Tensor]) -> int
     return sum(n for at, n in saved.items() if at not in weight_storages)
 
 
-def _activations(training: Training, loop: Loop) -> int:
-    """Bytes that the step's forward saves for backward, packed if the run packs them."""
-    [packed] = [hook.activations for hook in training.hooks if isinstance(hook, Memory)]
+def _activations(loop: Loop) -> int:
+    """Return bytes that the step's forward saves for backward, packed if the run packs them."""
+    [packed] = [hook.activations for hook in loop.training.hooks if isinstance(hook, Memory)]
     if packed is None:
-        return saved_bytes(lambda: loop.forward(*loop.batch()), training.model.parameters())
+        return saved_bytes(lambda: loop.forward(*loop.batch()), loop.training.model.parameters())
     loop.forward(*loop.batch())
     stats = packed.memory_stats()
     return int(stats["compressed_bytes"] + stats["kept_bytes"])
 
 
-def _held(training: Training, loop: Loop) -> dict[str, int]:
-    """Bytes of parameters, gradients at their height, activations, base optimizers and stabilizer."""
-    activations = _activations(training, loop)
+def _held(loop: Loop) -> dict[str, int]:
+    """Return bytes of parameters, gradients at their height, activations, base optimizers and stabilizer."""
+    training = loop.training
+    activations = _activations(loop)
     last, _ = loop.forward_backward(*loop.batch())
     parameters = storages([*training.model.parameters(), *training.model.buffers()])
     gradients = storages(p.grad for p in training.model.parameters() if p.grad is not None)
@@ -119,27 +119,26 @@ def _held(training: Training, loop: Loop) -> dict[str, int]:
     }
 
 
-def of_run(run: RunConfig, *, bare: bool = False) -> dict[str, int]:
-    """Bytes by purpose, and `peak`: the most that a step with an audit adds to what is held between steps."""
-    with opened(run) as training:
-        loop = Loop(training, bare=bare)
+def held_bytes(run: RunConfig, *, bare: bool = False) -> dict[str, int]:
+    """Return bytes by purpose, and `peak`: the most that a step with an audit adds to what is held between
+    steps."""
+    with opened(run, bare=bare) as loop:
         loop.steps(run.audit_every - 1)  # the optimizer's state is there, and the stabilizer's buffers
-        by_kind = _held(training, loop)
+        by_kind = _held(loop)
         peak_of = _peak_on_cuda if run.device == "cuda" else peak_on_cpu
         return {**by_kind, "peak": peak_of(lambda: loop.steps(1))}
 
 
-def memory(run: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
-    """Bytes of the bare step and of every variant.
+def memory(run: RunConfig, effort: Effort) -> dict[str, Any]:
+    """Return the bytes of the bare step and of every variant.
 
     `extra_copies` is what the stabilizer holds between steps in units of the parameters' bytes (EBC: two at
     most); `peak_extra_copies` how much higher its peak is than the bare step's, in the same unit.
     """
-    say("memory")
-    bare = of_run(dataclasses.replace(run, stabilizer=StabilizerConfig()), bare=True)
+    bare = held_bytes(dataclasses.replace(run, stabilizer=StabilizerConfig()), bare=True)
 
-    def measure(name: str, variant: RunConfig) -> dict[str, Any]:
-        figures = of_run(variant)
+    def added(variant: RunConfig) -> dict[str, Any]:
+        figures = held_bytes(variant)
         stabilizer_bytes = figures["stabilizer"]
         return {
             "held_bytes": stabilizer_bytes,
@@ -148,7 +147,8 @@ def memory(run: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
             "peak_extra_copies": (figures["peak"] + stabilizer_bytes - bare["peak"]) / figures["parameters"],
         }
 
-    rows = [{"stabilizer": name, **found} for name, found in measured_variants(variants(run), measure)]
+    by_name = measure_each(variants(run), "memory", added, effort)
+    rows = [{"stabilizer": name, **found} for name, found in by_name.items()]
     purposes = ("parameters", "gradients", "activations", "optimizer_state", "peak")
     tensors = {k: bare[k] for k in purposes}
     on_gpu = run.device == "cuda"

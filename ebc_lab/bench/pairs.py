@@ -6,12 +6,11 @@ import contextlib
 import dataclasses
 import math
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.workloads.corpus import locate
 
-from .loops import WARM_STEPS, Loop, interval, opened, probes, warm_steps
+from .child import Child, ChildEnded
+from .loops import WARM_STEPS, interval, opened, probes, warm_steps
 from .plain_loop import PlainLoop
 
 MIN_ROUNDS = 3  # however slow the machine is
@@ -37,48 +37,74 @@ STEP_LIMIT_S = 8.0
 Side = Callable[[int], float]  # steps to take -> seconds that they took
 
 
-def interleaved(
-    sides: Sequence[Side],
-    count: int,
+@dataclass(frozen=True)
+class Effort:
+    """How much a section measures, and `say`, which it calls with what it begins to measure."""
+
+    rounds: int  # of blocks, passes or repeats
+    limit_s: float = math.inf  # after which no further round begins
+    quick_rounds: int = 1
+    quick: bool = False  # whether only to show that it works: smaller problems, too
+    say: Callable[[str], None] = lambda text: None
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Seconds of the blocks of each side, by its name. The nth blocks of all sides are of one round."""
+
+    block: int  # steps
+    seconds: Mapping[str, Sequence[float]]
+
+    def ratios(self, side: str, other: str) -> list[float]:
+        """Return the seconds of a side over those of another, round by round."""
+        return [a / b for a, b in zip(self.seconds[side], self.seconds[other], strict=True)]
+
+    def step_ms(self, side: str) -> dict[str, Any]:
+        """Return the `spread` of the milliseconds of a step."""
+        return spread([1e3 * s / self.block for s in self.seconds[side]])
+
+
+def take_turns(
+    sides: Mapping[str, Side],
+    block: int,
     rounds: int,
     *,
+    warm: int = WARM_STEPS,
     limit_s: float = math.inf,
-) -> list[list[float]]:
-    """Seconds of each side's blocks of `count` steps, a list per side, a block per round; the order rotates.
+    on_progress: Callable[[int], None] = lambda step: None,
+) -> Turns:
+    """Return the seconds of blocks of `block` steps: one block of each side per round, in a rotating order.
 
-    After `limit_s` seconds no further round begins, except for the first MIN_ROUNDS.
+    Each side takes `warm` steps before. After `limit_s` seconds no further round begins, except for the first
+    MIN_ROUNDS. `on_progress` is called after every block, outside of what is timed, with the number of steps
+    timed on each side so far: a worker that is silent for `launcher.heartbeat_s` is killed.
     """
-    took: list[list[float]] = [[] for _ in sides]
-    begun = time.perf_counter()
-    for i in range(rounds):
-        if i >= MIN_ROUNDS and time.perf_counter() - begun > limit_s:
-            break
-        for k in range(len(sides)):
-            side = (i + k) % len(sides)
-            took[side].append(sides[side](count))
-    return took
-
-
-def reporting(sides: Sequence[Side], on_progress: Callable[[int], None]) -> list[Side]:
-    """Return the sides. Each calls `on_progress` after its block, outside of what it times, with how many
-    steps a side has taken on average: a worker that is silent for `launcher.heartbeat_s` is killed."""
     taken = 0
 
-    def counted(side: Side) -> Side:
-        def steps(count: int) -> float:
-            nonlocal taken
-            seconds = side(count)
-            taken += count
-            on_progress(taken // len(sides))
-            return seconds
+    def steps(name: str, count: int) -> float:
+        nonlocal taken
+        seconds = sides[name](count)
+        taken += count
+        on_progress(max(0, taken // len(sides) - warm))
+        return seconds
 
-        return steps
-
-    return [counted(side) for side in sides]
+    for begun in range(0, warm, WARM_STEPS):
+        for name in sides:
+            steps(name, min(WARM_STEPS, warm - begun))
+    names = list(sides)
+    took: dict[str, list[float]] = {name: [] for name in names}
+    started = time.perf_counter()
+    for i in range(rounds):
+        if i >= MIN_ROUNDS and time.perf_counter() - started > limit_s:
+            break
+        first = i % len(names)
+        for name in names[first:] + names[:first]:
+            took[name].append(steps(name, block))
+    return Turns(block, took)
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Median and quartiles; with fewer than two values these are the value itself."""
+    """Return median and quartiles; with fewer than two values these are the value itself."""
     low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
     return {"median": statistics.median(values), "quartiles": [low, high]}
 
@@ -89,7 +115,8 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 def paired_overhead(
     run: RunConfig, on_progress: Callable[[int], None] = lambda step: None, *, limit_s: float = math.inf
 ) -> dict[str, Any]:
-    """What the run's stabilizer adds to a step, in per cent of the bare step, checks and audits included.
+    """Return what the run's stabilizer adds to a step, in per cent of the bare step, checks and audits
+    included.
 
     The bare step is the same model, data and precision under the base optimizer with no wrapper at all; on a
     GPU, where steps come from CUDA graphs, it is that of the lab's plain arm without audits, recorded like
@@ -106,18 +133,18 @@ def paired_overhead(
         run = dataclasses.replace(run, steps=warm_steps(run) + (rounds + 1) * block)
     audit_every = 0 if graphed else run.audit_every
     plain = dataclasses.replace(run, stabilizer=StabilizerConfig(), audit_every=audit_every)
-    with opened(plain) as unwrapped, opened(run) as training:
-        loops = [Loop(unwrapped, bare=True), Loop(training)]
-        warm = warm_steps(run)
-        sides = reporting(
-            [loop.recorded_steps if graphed else loop.steps for loop in loops],
-            lambda step: on_progress(max(0, step - warm)),
+    with opened(plain, bare=True) as bare_loop, opened(run) as loop:
+        loops = {"bare": bare_loop, "stabilized": loop}
+        turns = take_turns(
+            {name: side.recorded_steps if graphed else side.steps for name, side in loops.items()},
+            block,
+            rounds,
+            warm=warm_steps(run),
+            limit_s=limit_s,
+            on_progress=on_progress,
         )
-        for begun in range(0, warm, block):
-            for side in sides:
-                side(min(block, warm - begun))
-        bare, stabilized = interleaved(sides, block, rounds, limit_s=limit_s)
-    overhead = spread([100 * (b / a - 1) for a, b in zip(bare, stabilized, strict=True)])
+    overhead = spread([100 * (ratio - 1) for ratio in turns.ratios("stabilized", "bare")])
+    bare = turns.seconds["bare"]
     return {
         "overhead_pct": overhead["median"],
         "overhead_iqr_pct": overhead["quartiles"],
@@ -126,36 +153,31 @@ def paired_overhead(
     }
 
 
-def overhead_run(
-    run: RunConfig,
-    directory: Path,
-    run_id: str,
-    on_progress: Callable[[int], None] = lambda step: None,
-    **hooks: Any,
-) -> dict[str, Any]:
-    """The run kind `overhead`: see `_measured_run`."""
-    return _measured_run("overhead", lambda: paired_overhead(run, on_progress), run, directory, run_id)
+def overhead_run(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> dict[str, Any]:
+    """Train a run of the kind `overhead`: see `_measured_run`."""
+    return _measured_run("overhead", paired_overhead, run, directory, run_id, **hooks)
 
 
-def step_run(
-    run: RunConfig,
-    directory: Path,
-    run_id: str,
-    on_progress: Callable[[int], None] = lambda step: None,
-    **hooks: Any,
-) -> dict[str, Any]:
-    """The run kind `step`, the time of the run's step over that of torch's Adam: see `_measured_run`."""
-    return _measured_run("step", lambda: step_ratio(run, on_progress), run, directory, run_id)
+def step_run(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> dict[str, Any]:
+    """Train a run of the kind `step`: the time of its step over that of torch's Adam. See `_measured_run`."""
+    return _measured_run("step", step_ratio, run, directory, run_id, **hooks)
 
 
 def _measured_run(
-    kind: str, measure: Callable[[], dict[str, Any]], run: RunConfig, directory: Path, run_id: str
+    kind: str,
+    measure: Callable[..., dict[str, Any]],
+    run: RunConfig,
+    directory: Path,
+    run_id: str,
+    on_progress: Callable[[int], None] = lambda step: None,
+    **hooks: Any,
 ) -> dict[str, Any]:
-    """Measure, write `result.json`, a failure too, and return it. Knows no checkpoint and no stop."""
+    """Measure, write `result.json`, a failure too, and return it. The hooks for checkpoints and stops are
+    ignored: a measurement is short and begins again."""
     files = RunFiles(directory)
     started = time.perf_counter()
     try:
-        result: dict[str, Any] = {"outcome": "completed", "cause": None, **measure()}
+        result: dict[str, Any] = {"outcome": "completed", "cause": None, **measure(run, on_progress)}
     except Exception as error:
         with open(files.log, "a", encoding="utf-8") as f:
             f.write(traceback.format_exc())
@@ -168,8 +190,8 @@ def _measured_run(
 
 
 def step_ratio(run: RunConfig, on_progress: Callable[[int], None] = lambda step: None) -> dict[str, Any]:
-    """The time of a step of the run over that of the same run under torch's Adam alone, in turns, without
-    audits where its own step needs none: median and quartiles."""
+    """Return the time of a step of the run over that of the same run under torch's Adam alone, in turns and
+    without audits where its own step needs none: median and quartiles."""
     run = with_derived_settings(run)
     block = interval(run)
     if not probes(run):
@@ -178,84 +200,71 @@ def step_ratio(run: RunConfig, on_progress: Callable[[int], None] = lambda step:
         block *= math.ceil(GRAPHED_BLOCK / block)
     # at a rate of its own: at the run's it may blow up, and numbers near zero take longer on a CPU
     adam = {"name": "adam", "lr": optimizer_defaults("adam").lr}
-    sides = {"adam": changed(run, {"optimizer": adam, "stabilizer": {"name": "none"}}), "run": run}
-    [ratio] = steps_compared(sides, {"run": "adam"}, STEP_ROUNDS, STEP_LIMIT_S, block, on_progress)
-    times = ratio["times"]
+    runs = {"adam": changed(run, {"optimizer": adam, "stabilizer": {"name": "none"}}), "run": run}
+    turns = recorded_turns(runs, block, STEP_ROUNDS, limit_s=STEP_LIMIT_S, on_progress=on_progress)
+    times = spread(turns.ratios("run", "adam"))
     return {"step_ratio": times["median"], "step_ratio_iqr": times["quartiles"]}
 
 
-def variants(run: RunConfig) -> Iterator[tuple[str, RunConfig]]:
-    """Every stabilizer at its default strength, EBC once per budget: (name, the run with it). With updates
-    inside backward that is none, and EBC with the one budget that goes with them."""
-    if run.memory.hooks:
-        yield "none", dataclasses.replace(run, stabilizer=StabilizerConfig())
-        lagged = dataclasses.replace(run.budget, name=LAGGED)
-        yield f"ebc {LAGGED}", dataclasses.replace(run, stabilizer=StabilizerConfig("ebc"), budget=lagged)
-        return
-    for name in STABILIZERS:
-        if name != "ebc":
-            yield name, dataclasses.replace(run, stabilizer=StabilizerConfig(name))
-            continue
-        for budget in BUDGETS:
-            guard = run.budget.guard if budget in GUARDED else "none"  # the others have no bound
-            changed = dataclasses.replace(run.budget, name=budget, guard=guard)
-            yield f"ebc {budget}", dataclasses.replace(run, stabilizer=StabilizerConfig(name), budget=changed)
-
-
-def measured_variants(
-    asked: Iterable[tuple[str, RunConfig]], measure: Callable[[str, RunConfig], dict[str, Any]]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What `measure` finds for each variant, by name; where the settings rule one out, `refused` says why."""
-    for name, variant in asked:
-        try:
-            yield name, {"refused": None, **measure(name, with_derived_settings(variant))}
-        except (UserError, ValueError) as error:
-            yield name, {"refused": str(error)}
-
-
-def overheads(
-    run: RunConfig, rounds: int, limit_s: float, say: Callable[[str], None]
-) -> list[dict[str, Any]]:
-    """`paired_overhead` of every variant: `rounds` pairs each, or fewer after about `limit_s` seconds."""
-
-    def measure(name: str, variant: RunConfig) -> dict[str, Any]:
-        say(f"overhead of {name}")
-        steps = WARM_STEPS + rounds * interval(variant)
-        return paired_overhead(dataclasses.replace(variant, steps=steps), limit_s=limit_s)
-
-    return [{"stabilizer": name, **found} for name, found in measured_variants(variants(run), measure)]
-
-
-def steps_compared(
-    runs: Mapping[str, RunConfig],
-    against: Mapping[str, str],
-    rounds: int,
-    limit_s: float,
-    block: int | None = None,
-    on_progress: Callable[[int], None] = lambda step: None,
-) -> list[dict[str, Any]]:
-    """Seconds of a step of each run in `against` over those of the run that it names, all taking turns.
-
-    Their steps are recorded, with audits. `rounds` turns each of `block` steps (two audit intervals), fewer
-    where they would take longer than `limit_s` seconds.
-    """
-    first = next(iter(runs.values()))
-    block = block or 2 * first.audit_every
-    steps = max(first.steps, WARM_STEPS + (rounds + 1) * block)
+def recorded_turns(runs: Mapping[str, RunConfig], block: int, rounds: int, **how: Any) -> Turns:
+    """Return the `take_turns` of runs whose steps are taken as in training: audited and recorded."""
+    most = WARM_STEPS + (rounds + 1) * block
     with contextlib.ExitStack() as stack:
-        built = (opened(dataclasses.replace(run, steps=steps)) for run in runs.values())
-        loops = [Loop(stack.enter_context(one)) for one in built]
-        sides = reporting([loop.recorded_steps for loop in loops], on_progress)
-        for side in sides:
-            side(WARM_STEPS)
-        seconds = interleaved(sides, block, rounds, limit_s=limit_s)
-    took = dict(zip(runs, seconds, strict=True))
-    comparisons = []
-    for name, other in against.items():
-        ratios = [b / a for a, b in zip(took[other], took[name], strict=True)]
-        step_ms = spread([1e3 * s / block for s in took[name]])
-        comparisons.append({"what": name, "against": other, "times": spread(ratios), "step_ms": step_ms})
-    return comparisons
+        sides = {}
+        for name, run in runs.items():
+            loop = stack.enter_context(opened(dataclasses.replace(run, steps=max(run.steps, most))))
+            sides[name] = loop.recorded_steps
+        return take_turns(sides, block, rounds, **how)
+
+
+# -- a run with every stabilizer -----------------------------------------------------------------------------
+
+
+def variants(run: RunConfig) -> dict[str, RunConfig]:
+    """Return the run with every stabilizer at its default strength, by name, with EBC once per budget.
+
+    With updates inside backward no other stabilizer can be combined than EBC with the one budget for them.
+    """
+    found = {}
+    for name in ("none", "ebc") if run.memory.hooks else STABILIZERS:
+        variant = dataclasses.replace(run, stabilizer=StabilizerConfig(name))
+        if name != "ebc":
+            found[name] = variant
+            continue
+        for budget in (LAGGED,) if run.memory.hooks else BUDGETS:
+            guard = run.budget.guard if budget in GUARDED else "none"  # the others have no bound
+            settings = dataclasses.replace(run.budget, name=budget, guard=guard)
+            found[f"ebc {budget}"] = dataclasses.replace(variant, budget=settings)
+    return found
+
+
+def measure_each(
+    variants: Mapping[str, RunConfig],
+    what: str,
+    measure: Callable[[RunConfig], dict[str, Any]],
+    effort: Effort,
+) -> dict[str, dict[str, Any]]:
+    """Return what `measure` finds for each variant, by its name; where the settings rule one out, `refused`
+    says why. `what` is measured, for the effort's `say`."""
+    found = {}
+    for name, variant in variants.items():
+        effort.say(f"{what} of {name}")
+        try:
+            found[name] = {"refused": None, **measure(with_derived_settings(variant))}
+        except (UserError, ValueError) as error:
+            found[name] = {"refused": str(error)}
+    return found
+
+
+def overheads(run: RunConfig, effort: Effort) -> list[dict[str, Any]]:
+    """Return the `paired_overhead` of every variant, of `effort.rounds` pairs each."""
+
+    def overhead(variant: RunConfig) -> dict[str, Any]:
+        steps = WARM_STEPS + effort.rounds * interval(variant)
+        return paired_overhead(dataclasses.replace(variant, steps=steps), limit_s=effort.limit_s)
+
+    found = measure_each(variants(run), "overhead", overhead, effort)
+    return [{"stabilizer": name, **row} for name, row in found.items()]
 
 
 # -- the lab's step against a plain loop ---------------------------------------------------------------------
@@ -267,77 +276,52 @@ def plain_settings(run: RunConfig) -> dict[str, Any]:
     return {**shape, "batch": run.batch_size, "lr": run.optimizer.lr, "seed": run.seed, "device": run.device}
 
 
-class PlainProcess:
-    """The plain loop at a run's shape in a process of its own, which takes steps on request.
-
-    Raises UserError when the process ends. `threads`: torch's default there.
-    """
-
-    def __init__(self, run: RunConfig):
-        self.folder = tempfile.TemporaryDirectory(prefix="ebc-lab-bench-")
-        text = Path(self.folder.name) / "text.txt"
+@contextlib.contextmanager
+def plain_process(run: RunConfig) -> Iterator[Child]:
+    """Start the plain loop at a run's shape in a process of its own. It greets with torch's default number of
+    threads there and answers a number of steps with their seconds. Raise UserError when it ends early."""
+    with tempfile.TemporaryDirectory(prefix="ebc-lab-bench-") as folder:
+        text = Path(folder) / "text.txt"
         text.write_bytes(locate(run.data, quiet=True).text.encode())
-        options = {"text": text, **plain_settings(run)}
-        command = [sys.executable, "-m", "ebc_lab.bench.plain_loop", "--on-request"]
-        command += [f"--{name}={value}" for name, value in options.items()]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-        self.threads = int(self._answer())
-
-    def _answer(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if line:
-            return line
-        _, errors = self.process.communicate()
-        message = errors.strip().splitlines() or ["it left no message"]
-        raise UserError(f"the plain loop's process ended: {message[-1]}")
-
-    def steps(self, count: int) -> float:
-        """Seconds for the next `count` steps, by that process's clock."""
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # there will be no answer either
-            print(count, file=self.process.stdin, flush=True)
-        return float(self._answer())
-
-    def __enter__(self) -> PlainProcess:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.communicate()  # the end of its input ends it
-        self.folder.cleanup()
+        options = [f"--{name}={value}" for name, value in plain_settings(run).items()]
+        try:
+            with Child("plain_loop", "--on-request", f"--text={text}", *options) as child:
+                yield child
+        except ChildEnded as error:
+            raise UserError(f"the plain loop's process ended: {error}") from None
 
 
-def throughput(run: RunConfig, rounds: int, limit_s: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """Tokens/s of the lab's baseline and of a plain eager float32 loop of its model, and their paired ratios.
+def throughput(run: RunConfig, effort: Effort) -> dict[str, Any]:
+    """Return tokens/s of the lab's baseline and of a plain eager float32 loop of its model, and their paired
+    ratios.
 
     The lab's side is the run without stabilizer as it would be trained: its precision and threads, with
     checks, audits and recording. `plain` takes turns with it in this process, with the same number of threads
     (and the lab's allocator settings, which help it); `plain_defaults` runs in a process of its own with
-    torch's defaults. `rounds` turns each, fewer where they would take longer than `limit_s` seconds.
+    torch's defaults.
     """
-    say("tokens/s against a plain loop")
     block = 2 * run.audit_every
-    steps = max(run.steps, WARM_STEPS + rounds * block)
+    steps = max(run.steps, WARM_STEPS + effort.rounds * block)
     baseline = dataclasses.replace(run, stabilizer=StabilizerConfig(), steps=steps)
-    with opened(baseline) as training, PlainProcess(run) as elsewhere:
-        workload = training.workload
+    with opened(baseline) as lab, plain_process(run) as elsewhere:
+        default_threads = elsewhere.answer()
+
+        def steps_elsewhere(count: int) -> float:
+            elsewhere.ask(count)
+            return float(elsewhere.answer())
+
+        workload = lab.training.workload
         plain = PlainLoop(workload.tokens["train"], workload.vocabulary, **plain_settings(run))
-        lab = Loop(training)
-        sides = {"lab": lab.recorded_steps, "plain": plain.steps, "plain_defaults": elsewhere.steps}
-        for side in sides.values():
-            side(WARM_STEPS)
-        took = dict(
-            zip(sides, interleaved(list(sides.values()), block, rounds, limit_s=limit_s), strict=True)
-        )
+        sides = {"lab": lab.recorded_steps, "plain": plain.steps, "plain_defaults": steps_elsewhere}
+        turns = take_turns(sides, block, effort.rounds, limit_s=effort.limit_s)
     figures: dict[str, Any] = {}
-    for name, seconds in took.items():
+    for name, seconds in turns.seconds.items():
         figures[name] = {
             "dtype": run.dtype if name == "lab" else "float32",
-            "threads": elsewhere.threads if name == "plain_defaults" else run.threads_per_run,
+            "threads": default_threads if name == "plain_defaults" else run.threads_per_run,
             "tokens_per_s": spread([block * run.batch_size * run.model.context / s for s in seconds]),
-            "step_ms": spread([1e3 * s / block for s in seconds]),
+            "step_ms": turns.step_ms(name),
         }
     for name in ("plain", "plain_defaults"):
-        figures[f"lab_over_{name}"] = spread([b / a for a, b in zip(took["lab"], took[name], strict=True)])
-    return {**figures, "pairs": len(took["lab"]), "steps_per_block": block}
+        figures[f"lab_over_{name}"] = spread(turns.ratios(name, "lab"))
+    return {**figures, "pairs": len(turns.seconds["lab"]), "steps_per_block": block}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import StabilizedOptimizer
 
 from .loops import Loop, interval, opened, record_step, synchronise, warm_steps
-from .pairs import measured_variants, variants
+from .pairs import Effort, measure_each, variants
 
 PARTS = {
     "data": "drawing the batch",
@@ -30,8 +31,8 @@ class Clock:
 
     def __init__(self, run: RunConfig):
         self.run = run
-        self.seconds = dict.fromkeys(PARTS, 0.0)
-        self.entered = dict.fromkeys(PARTS, 0)
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.entered: dict[str, int] = defaultdict(int)
         self._open: list[str] = []
         self._since = 0.0
 
@@ -94,24 +95,23 @@ def block(loop: Loop, clock: Clock, count: int) -> None:
             record_step(loop.training, loss, stats)
 
 
-def of_run(run: RunConfig, rounds: int) -> dict[str, Any]:
-    """The parts' shares of the step's time in per cent, which add up to 100, and milliseconds per step.
+def step_shares(run: RunConfig, rounds: int) -> dict[str, Any]:
+    """Return the parts' shares of a step in per cent, which add up to 100, and milliseconds per step.
 
     Medians over `rounds` blocks of whole audit and probe intervals. On a GPU the clock waits for every part,
     so that work which would overlap with the host counts in full: the sum exceeds a free-running step.
     """
-    with opened(run) as training:
-        loop = Loop(training)
+    with opened(run) as loop:
         clock = Clock(run)
         loop.steps(warm_steps(run))
-        clocked(training.optimizer, clock)
+        clocked(loop.training.optimizer, clock)
         count = interval(run)
         taken: dict[str, list[float]] = {part: [] for part in PARTS}
         for _ in range(rounds):
-            clock.seconds = dict.fromkeys(PARTS, 0.0)
+            clock.seconds.clear()
             block(loop, clock, count)
-            for part, seconds in clock.seconds.items():
-                taken[part].append(1e3 * seconds / count)
+            for part in PARTS:
+                taken[part].append(1e3 * clock.seconds[part] / count)
     ms = {part: statistics.median(values) for part, values in taken.items()}
     total = sum(ms.values())
     return {
@@ -123,12 +123,10 @@ def of_run(run: RunConfig, rounds: int) -> dict[str, Any]:
     }
 
 
-def shares(run: RunConfig, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """`of_run` of the baseline and of EBC with each budget, by name; `refused` as in `measured_variants`."""
-
-    def measure(name: str, variant: RunConfig) -> dict[str, Any]:
-        say(f"shares of a step of {name}")
-        return of_run(variant, rounds)
-
-    asked = [(name, v) for name, v in variants(run) if v.stabilizer.name in ("none", "ebc")]
-    return dict(measured_variants(asked, measure))
+def shares(run: RunConfig, effort: Effort) -> dict[str, Any]:
+    """Return the `step_shares` of the baseline and of EBC with each budget, by name; `refused` as in
+    `measure_each`."""
+    asked = {name: v for name, v in variants(run).items() if v.stabilizer.name in ("none", "ebc")}
+    return measure_each(
+        asked, "shares of a step", lambda variant: step_shares(variant, effort.rounds), effort
+    )

@@ -11,11 +11,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
-import subprocess
+import statistics
 import sys
-import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, NamedTuple, TypedDict, TypeVar
@@ -27,6 +27,8 @@ from ebc_lab.config.parts.quantizer import QuantizerConfig
 from ebc_lab.config.schema import Config, LauncherConfig, RunConfig
 from ebc_lab.records.cache import MeasurementCache
 
+from .child import Child, ChildEnded
+
 CHOSEN = ("dtype", "threads_per_run", "compile")  # by measurement, where they are left open
 DTYPES = ("float32", "bfloat16")
 THREADS = (1, 2, 4, 8)  # per run; those that the machine has are tried
@@ -34,21 +36,8 @@ TIE = 1.05  # a gain below 5% does not justify bfloat16 or more threads
 MIN_COMPILED_S = 1200.0  # of eager training in all: below that measuring what compiling gains cannot pay
 MIN_PAYOFF = 2.0  # times the seconds of compiling that compiling must save
 COMPILE_TIMEOUT_S = 900.0
-MEASURING_S = 15  # what `measured_rates` takes where a step takes milliseconds, start-up included
-RULES = {  # as `ebc-lab doctor` prints them
-    "dtype": "bfloat16 autocast where it is more than 5% faster than float32; float32 under "
-    "determinism=verity",
-    "threads_per_run": "for a study, the number with the most steps/s on the whole machine, where parallel "
-    "runs have threads_per_run cores each; for a single run, the number that makes one process fastest; "
-    "fewer threads where more would gain less than 5%; 1 on a GPU; with launcher=slurm, "
-    "launcher.cpus_per_task, or 1",
-    "compile": "off where all runs of a study together take less than 20 minutes; else on where the time it "
-    "saves, less a reload from the disk cache in every run, is more than twice the time of compiling; off on "
-    "a GPU, whose steps come from CUDA graphs, on Slurm nodes and under determinism=verity; compile=on "
-    "overrides the GPU's and Slurm's default",
-    "optimizers": "adam, adamw and sgd are torch's fused kernels (fused=True); Muon's and EBC's own "
-    "arithmetic is batched over all tensors (foreach)",
-}
+ROUNDS = 3  # measurements of each case
+ENOUGH_S = 8.0  # after which no further round begins
 
 Case = tuple[int, int, str]  # threads per process, processes in parallel, dtype
 R = TypeVar("R", bound=RunConfig)
@@ -340,108 +329,68 @@ def compile_cache(run: RunConfig) -> MeasurementCache:
 
 
 def known_rates(run: RunConfig, cases: Sequence[Case]) -> dict[Case, float]:
-    """Steps/s of these cases from the cache, or nothing unless all are known."""
+    """Return the steps/s of these cases from the cache, or nothing unless all are known."""
     rates = {case: cache.read() for case, cache in rate_caches(run, cases).items()}
     return rates if all(rate is not None and rate > 0 for rate in rates.values()) else {}
 
 
 def measured_rates(run: RunConfig, cases: Sequence[Case]) -> dict[Case, float]:
-    """Measure steps/s of each case, over all its processes, and keep them. Raises UserError."""
+    """Return the steps/s of each case, its processes together, and keep them: medians of rounds in which all
+    cases take turns. Raise UserError."""
+    measured: dict[Case, list[float]] = {case: [] for case in cases}
     try:
-        timed = run_module("step_timer", {"run": to_dict(run), "cases": cases})
-    except UserError as error:
+        with ExitStack() as stack:
+            most = max(processes for _, processes, _ in cases)
+            children = [stack.enter_context(Child("step_timer")) for _ in range(most)]
+            for child in children:
+                child.answer()  # all have started
+            begun = time.perf_counter()
+            for nth in range(ROUNDS):
+                if nth and time.perf_counter() - begun > ENOUGH_S:
+                    break
+                for threads, processes, dtype in cases:
+                    asked = to_dict(replace(run, threads_per_run=threads, dtype=dtype))
+                    used = children[:processes]
+                    ask_all(used, {"what": "step", "run": asked})  # all are ready before any is timed
+                    seconds = ask_all(used, {"what": "block", "run": asked})
+                    measured[threads, processes, dtype].append(sum(1 / s for s in seconds))
+    except ChildEnded as error:
         remedy = "give dtype=…, threads_per_run=… and compile=off"
         raise UserError(f"measuring the speed failed ({error}): {remedy}.") from None
-    rates = dict(zip(cases, timed, strict=True))
+    rates = {case: statistics.median(of_case) for case, of_case in measured.items()}
     for case, cache in rate_caches(run, cases).items():
         cache.write(rates[case])
     return rates
 
 
+def ask_all(children: Sequence[Child], request: Any) -> list[Any]:
+    """Return the answers of several processes that measure at the same time."""
+    for child in children:
+        child.ask(request)
+    return [child.answer() for child in children]
+
+
 def compile_cost(
     run: RunConfig, *, measure: bool = True, say: Callable[[str], None] = lambda text: None
 ) -> CompileCost | str:
-    """What `torch.compile` costs and gains from a cold start at the run's shape, or why that is not known."""
+    """Return what `torch.compile` costs and gains from a cold start at the run's shape, or why that is not
+    known."""
     cache = compile_cache(run)
     known: CompileCost | None = cache.read()
     if known or not measure:
         return known or "what compiling costs is not known yet"
     say("measuring what torch.compile costs and gains at this shape: a minute or so …")
-    with tempfile.TemporaryDirectory() as cold:
-        env = {"TORCHINDUCTOR_CACHE_DIR": cold}
-        try:
-            measured: CompileCost = run_module("step_timer", {"run": to_dict(run)}, env, COMPILE_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            return f"compiling takes more than {COMPILE_TIMEOUT_S:.0f} s here"
-        except UserError as error:
-            return f"torch.compile fails here ({error!s:.200})"
+    try:
+        with Child("step_timer") as child:
+            child.answer()
+            child.ask({"what": "compiling", "run": to_dict(run)})
+            measured: CompileCost = child.answer(COMPILE_TIMEOUT_S)
+    except TimeoutError:
+        return f"compiling takes more than {COMPILE_TIMEOUT_S:.0f} s here"
+    except ChildEnded as error:
+        return f"torch.compile fails here ({error!s:.200})"
     cache.write(measured)
     return measured
-
-
-def run_module(
-    name: str, request: Any, env: Mapping[str, str] | None = None, timeout_s: float | None = None
-) -> Any:
-    """The JSON that `python -m ebc_lab.bench.<name>` prints for a request on its standard input.
-
-    `env`: further variables. Raises UserError with its last line when it fails, subprocess.TimeoutExpired.
-    """
-    done = subprocess.run(
-        [sys.executable, "-m", f"ebc_lab.bench.{name}"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        env={**os.environ, **(env or {})},
-        timeout=timeout_s,
-    )
-    if done.returncode != 0:
-        raise UserError((done.stderr.strip().splitlines() or ["no message"])[-1])
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-# -- for doctor ----------------------------------------------------------------------------------------------
-
-
-def report(config: Config, run: RunConfig, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """All rates at this shape, for both dtypes, and what a study and a single run would choose, and why.
-
-    Measures what is not known, and says so first; `cached`: the rates were known. Raises UserError.
-    """
-    cores = machine.cores()
-    shape = chosen_by_rule(run, cores, job_cores(config.launcher))[0]
-    shape = shape if run.determinism.exact else replace(shape, dtype="auto")
-    cases = cases_of(shape, cores, 1) + cases_of(shape, cores, parallel_limit(config.launcher))
-    rates = known_rates(shape, cases)
-    if not (cached := bool(rates)):
-        cases = list(dict.fromkeys(cases))
-        say(f"measuring the speed of {len(cases)} settings at this shape: some {MEASURING_S} s …")
-        rates = measured_rates(shape, cases)
-    study = choose_for_study(replace(config, device=run.device), say=say)
-    single = choose(run, work=one_run, limit=1, say=say)
-    rows: list[dict[str, Any]] = []
-    alone: dict[str, float] = {}  # of one process with a study's threads
-    compiling: dict[tuple[int, str], Any] = {}
-    for (threads, processes, dtype), rate in sorted(rates.items()):
-        rows.append({"threads": threads, "processes": processes, "dtype": dtype, "steps_per_s": rate})
-        if (threads, processes) == (study.threads_per_run, 1):
-            alone[dtype] = rate
-        shape = replace(run, threads_per_run=threads, dtype=dtype)
-        compiling[threads, dtype] = compile_cache(shape).read()
-    return {
-        "scale": config.scale,
-        "device": run.device,
-        "cached": cached,
-        "rates": rows,
-        "steps_per_s": alone,
-        "study": _as_json(study),
-        "single_run": _as_json(single),
-        "compile": [{"threads": t, "dtype": d, **cost} for (t, d), cost in compiling.items() if cost],
-        "rules": RULES,
-    }
-
-
-def _as_json(choice: Choice) -> dict[str, Any]:
-    return {k: v for k, v in dataclasses.asdict(choice).items() if k != "rate"}
 
 
 if __name__ == "__main__":

@@ -1,23 +1,20 @@
-"""What a training step takes, measured for `speeds` as `python -m ebc_lab.bench.step_timer`.
+"""What a training step takes, measured for `speeds` in a process of its own (`child.Child`).
 
-Trains on random tokens with the plain optimizer. The standard input holds `run`, and either `cases`, which
-are answered with the steps/s of each, or nothing else, which is answered with what `torch.compile` costs and
-gains.
+Trains on random tokens with the plain optimizer. A request has the `run` and `what` is wanted: `step`, the
+seconds of one step, for which everything is built if necessary; `block`, the median seconds of a step; or
+`compiling`, what `torch.compile` costs and gains.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import nullcontext
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -33,30 +30,18 @@ from ebc_lab.training.run import Training
 from ebc_lab.workloads.corpus import Corpus
 
 from .loops import Loop, synchronise
-from .speeds import Case
+from .speeds import ROUNDS
 
 VOCABULARY = 65  # characters; other tokens are taken for as many
 TEXT = 200_000  # characters, at least
 BLOCK_S = 0.3  # of one measurement
 MAX_STEPS = 40  # of one measurement, however short a step is
-ROUNDS = 3  # measurements of each case
 GRAPHED_STEPS = 50  # between two looks at the clock, where steps come from CUDA graphs: as in a run
-ENOUGH_S = 8.0  # after which no further round begins
 COMPILED_PAIRS = 12  # steps each way, in turns
-# settings of a run that a rate is not kept by
-LEFT_OUT = (
-    *(
-        "accumulate",
-        "sharpness_every",
-        "tokens",
-        "lr_schedule",
-        "projection",
-        "stabilizer",
-        "budget",
-        "controller",
-    ),
-    *(part.group_name for part in PARTS if not part.timed),
-)
+# settings of a run that a rate does not depend on
+LEFT_OUT = ["accumulate", "sharpness_every", "tokens", "lr_schedule", "projection"]
+LEFT_OUT += ["stabilizer", "budget", "controller"]
+LEFT_OUT += [part.group_name for part in PARTS if not part.timed]
 
 
 def random_text(run: RunConfig) -> Corpus:
@@ -75,7 +60,7 @@ class StepTimer:
     kernel, and of two precisions choose the one with fewer kernels.
     """
 
-    def __init__(self, run: RunConfig, folder: Path):
+    def __init__(self, run: RunConfig):
         plain = {name: getattr(RunConfig(), name) for name in LEFT_OUT}
         corpus = random_text(run)
         data = dataclasses.replace(run.data, sha256=corpus.sha256)
@@ -85,9 +70,9 @@ class StepTimer:
             run = dataclasses.replace(run, audit_every=0, steps=max(run.steps, enough))
         self.run = run
         make = numerics_of(run).workloads[run.workload.name]
-        folder.mkdir(parents=True, exist_ok=True)
         workload = make(run, corpus, torch.device(run.device))
-        self.training = Training(run, folder, workload=workload)
+        self.folder = tempfile.TemporaryDirectory(prefix="ebc-lab-bench-")
+        self.training = Training(run, Path(self.folder.name), workload=workload)
         self.loop = Loop(self.training, bare=True)
         synchronise(run)
 
@@ -112,62 +97,10 @@ class StepTimer:
         return self.loop.recorded_steps(GRAPHED_STEPS) / GRAPHED_STEPS
 
 
-def rates(run: RunConfig, cases: Sequence[Case]) -> list[float]:
-    """Steps/s of each case, its processes together: medians of rounds in which all cases take turns.
-
-    The processes are forks of this one, which has computed nothing yet. Raises EOFError when one dies.
-    """
-    context = multiprocessing.get_context("fork" if hasattr(os, "fork") else None)
-    connections: list[Connection] = []
-    measured: list[list[float]] = [[] for _ in cases]
-    with tempfile.TemporaryDirectory(prefix="ebc-lab-bench-") as folder:
-        for nth in range(max(processes for _, processes, _ in cases)):
-            ours, theirs = context.Pipe()
-            arguments = (theirs, run, os.getpid(), Path(folder) / str(nth))
-            context.Process(target=_serve, args=arguments, daemon=True).start()
-            theirs.close()
-            connections.append(ours)
-        begun = time.perf_counter()
-        for nth in range(ROUNDS):
-            if nth and time.perf_counter() - begun > ENOUGH_S:
-                break
-            for (threads, processes, dtype), of_case in zip(cases, measured, strict=True):
-                used = connections[:processes]
-                _ask(used, (threads, dtype))  # every process is ready before any is timed
-                of_case.append(sum(1 / seconds for seconds in _ask(used, None)))
-    return [statistics.median(of_case) for of_case in measured]
-
-
-def _ask(connections: Sequence[Connection], order: tuple[int, str] | None) -> list[float]:
-    for connection in connections:
-        connection.send(order)
-    return [connection.recv() for connection in connections]
-
-
-def _serve(connection: Connection, run: RunConfig, parent: int, folder: Path) -> None:
-    """Answer the parent while it lives: (threads, dtype) sets up and takes a step, None times a block."""
-    timers: dict[str, StepTimer] = {}
-    dtype = ""
-    while os.getppid() == parent:
-        if not connection.poll(1.0):
-            continue
-        order = connection.recv()
-        if order is None:
-            connection.send(timers[dtype].block())
-            continue
-        threads, dtype = order
-        shape = dataclasses.replace(run, threads_per_run=threads, dtype=dtype)
-        if dtype not in timers:
-            timers[dtype] = StepTimer(shape, folder / dtype)
-        set_up_torch(shape)
-        connection.send(timers[dtype].step())
-
-
 def compiling(run: RunConfig) -> dict[str, Any]:
     """Return the seconds to compile a run's three shapes (step, probe, audit), anew and from the cache on
     disk, and the ms of a step either way."""
-    with tempfile.TemporaryDirectory(prefix="ebc-lab-bench-") as folder:
-        timer = StepTimer(run, Path(folder))
+    timer = StepTimer(run)
     training = timer.training
     for _ in range(2):
         timer.step()
@@ -202,10 +135,26 @@ def _compiled(run: RunConfig, timer: StepTimer) -> tuple[nn.Module, float]:
     return compiled, time.perf_counter() - start
 
 
+def main() -> None:
+    """Greet with `null`, and answer each line of standard input on standard output, to which nothing else is
+    printed meanwhile."""
+    timers: dict[str, StepTimer] = {}
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)
+        print(json.dumps(None), file=answers, flush=True)
+        for line in sys.stdin:
+            request = json.loads(line)
+            run: RunConfig = from_dict(RunConfig, request["run"])
+            if request["what"] == "compiling":
+                answer: Any = compiling(run)
+            else:
+                if run.dtype not in timers:
+                    timers[run.dtype] = StepTimer(run)
+                set_up_torch(run)
+                timer = timers[run.dtype]
+                answer = timer.step() if request["what"] == "step" else timer.block()
+            print(json.dumps(answer), file=answers, flush=True)
+
+
 if __name__ == "__main__":
-    asked = json.load(sys.stdin)
-    shape: RunConfig = from_dict(RunConfig, asked["run"])
-    try:
-        print(json.dumps(rates(shape, asked["cases"]) if "cases" in asked else compiling(shape)))
-    except EOFError:
-        sys.exit(1)  # the process that died has printed why
+    main()

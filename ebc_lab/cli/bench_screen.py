@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -69,15 +69,14 @@ def benchmark(console: Console, figures: Mapping[str, Any]) -> None:
     for name, section in SECTIONS.items():
         if name not in figures:  # of another workload, or not asked for
             continue
-        title, table = section(figures)
+        title, table = section(figures[name])
         console.print(Text(f"\n{title}", style="bold"))
         console.print(table)
     if a.get("recorded"):
         console.print(Text(f"\nrecorded in {a['recorded']}"))
 
 
-def _throughput(figures: Mapping[str, Any]) -> tuple[str, Table]:
-    t = figures["throughput"]
+def _throughput(t: Mapping[str, Any]) -> tuple[str, Table]:
     table = plain_table("~loop", "precision", ">threads", ">tokens/s", ">ms/step", ">the lab's speed over it")
     for side, label in SIDES.items():
         s = t[side]
@@ -88,10 +87,10 @@ def _throughput(figures: Mapping[str, Any]) -> tuple[str, Table]:
     return "Speed", table
 
 
-def _overhead(figures: Mapping[str, Any]) -> tuple[str, Table]:
+def _overhead(rows: Sequence[Mapping[str, Any]]) -> tuple[str, Table]:
     title = "What each stabilizer adds to a step (checks and audits included), against the bare optimizer"
     table = plain_table("stabilizer", ">overhead", ">quartiles", ">pairs", "~")
-    for row in figures["overhead"]:
+    for row in rows:
         if row["refused"]:
             table.add_row(row["stabilizer"], "", "", "", Text(row["refused"], style="dim"))
             continue
@@ -101,8 +100,8 @@ def _overhead(figures: Mapping[str, Any]) -> tuple[str, Table]:
     return title, table
 
 
-def _low_bit(figures: Mapping[str, Any]) -> tuple[str, Table]:
-    return "Low-bit training, steps as a run takes them", _compared(figures["low_bit"])
+def _low_bit(rows: Sequence[Mapping[str, Any]]) -> tuple[str, Table]:
+    return "Low-bit training, steps as a run takes them", _compared(rows)
 
 
 def _compared(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -114,14 +113,14 @@ def _compared(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _ebm(figures: Mapping[str, Any]) -> tuple[str, Table]:
-    share = within(figures["ebm"]["after_step_pct"], ".1f")
+    share = within(figures["after_step_pct"], ".1f")
     title = f"The energy-based model's steps as a run takes them; statistics, revival and toppling: {share} %"
-    return title, _compared(figures["ebm"]["compared"])
+    return title, _compared(figures["compared"])
 
 
-def _shares(figures: Mapping[str, Any]) -> tuple[str, Table]:
+def _shares(stabilizers: Mapping[str, Any]) -> tuple[str, Table]:
     title = "Where a step's time goes, %"
-    columns = {name: s for name, s in figures["shares"].items() if not s["refused"]}
+    columns = {name: s for name, s in stabilizers.items() if not s["refused"]}
     table = plain_table("part of the step", *(f">{name}" for name in columns))
     for part, label in PARTS.items():
         table.add_row(label, *(f"{s['share_pct'][part]:.1f}" for s in columns.values()))
@@ -129,8 +128,7 @@ def _shares(figures: Mapping[str, Any]) -> tuple[str, Table]:
     return title, table
 
 
-def _fixed(figures: Mapping[str, Any]) -> tuple[str, Table]:
-    f = figures["fixed"]
+def _fixed(f: Mapping[str, Any]) -> tuple[str, Table]:
     title = f"Once a command, once a run (of {f['steps']} steps; median of {f['repeats']})"
     table = plain_table("what", ">seconds")
     for key, label in COSTS.items():
@@ -138,17 +136,14 @@ def _fixed(figures: Mapping[str, Any]) -> tuple[str, Table]:
     return title, table
 
 
-def _compute(figures: Mapping[str, Any]) -> tuple[str, Table]:
-    c = figures["compute"]
+def _compute(c: Mapping[str, Any]) -> tuple[str, Table]:
     title = f"Arithmetic of forward and backward in {c['dtype']}, {c['threads']} thread(s)"
     table = plain_table("what", ">figure")
     flops = c["flops_per_step"]
     n = max(c["matmul_flops_per_s"], key=lambda k: c["matmul_flops_per_s"][k])
     flops_per_s = c["achieved_flops_per_s"]
-    achieved = {
-        "median": flops_per_s["median"] / 1e9,
-        "quartiles": [x / 1e9 for x in flops_per_s["quartiles"]],
-    }
+    low, high = flops_per_s["quartiles"]
+    achieved = {"median": flops_per_s["median"] / 1e9, "quartiles": [low / 1e9, high / 1e9]}
     share = f"{flops['attention'] / flops['total']:.0%} of it attention"
     table.add_row("work per step", f"{flops['total'] / 1e9:.3g} GFLOP, {share}")
     table.add_row("achieved", f"{within(achieved, ',.3g')} GFLOP/s")
@@ -157,8 +152,7 @@ def _compute(figures: Mapping[str, Any]) -> tuple[str, Table]:
     return title, table
 
 
-def _memory(figures: Mapping[str, Any]) -> tuple[str, Table]:
-    m = figures["memory"]
+def _memory(m: Mapping[str, Any]) -> tuple[str, Table]:
     b = m["bare_bytes"]
     weights = f"parameters {size(b['parameters'])}, gradients {size(b['gradients'])}"
     peak = f"a bare step adds {size(b['peak'])} at most"
@@ -179,24 +173,21 @@ def _beside(figures: Mapping[str, Any]) -> tuple[str, Group]:
     table = plain_table(
         "~what", ">state", ">gradients", ">activations", ">peak of a step", ">less than Adam's"
     )
-    for row in figures["beside_weights"]["bytes"]:
+    for row in figures["bytes"]:
         sizes = [size(row[k]) for k in ("optimizer_state", "gradients", "activations", "peak")]
         ratios = f"state {row['state_ratio']:.1f}×, both {row['total_ratio']:.1f}×"
         table.add_row(row["what"], *sizes, f"{ratios}, peak {-row['peak_saved_pct']:+z.0f}%")
-    return "Beside the weights", Group(table, Text(), _compared(figures["beside_weights"]["times"]))
+    return "Beside the weights", Group(table, Text(), _compared(figures["times"]))
 
 
 def _exact(figures: Mapping[str, Any]) -> tuple[str, Table]:
-    bytes_of = figures["exact"]["bytes_per_weight"]
-    memory_note = (
-        f"{bytes_of['sums']:.1f} B a weight for sums, {bytes_of['quantized']:.1f} B for quantized weights"
-    )
-    return f"Exact training (determinism=verity), beside plain: {memory_note}", _compared(
-        figures["exact"]["compared"]
-    )
+    held = figures["bytes_per_weight"]
+    memory = f"{held['sums']:.1f} B a weight for sums, {held['quantized']:.1f} B for quantized weights"
+    title = f"Exact training (determinism=verity), beside plain: {memory}"
+    return title, _compared(figures["compared"])
 
 
-SECTIONS = {
+SECTIONS: dict[str, Callable[[Any], tuple[str, RenderableType]]] = {  # key of its figures -> how it is drawn
     "throughput": _throughput,
     "overhead": _overhead,
     "low_bit": _low_bit,

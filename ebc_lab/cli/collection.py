@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -74,7 +73,14 @@ def board(
         screen.print(f"{group}: {about}")
         table = plain_table(">#", "~arm", "~study", ">test loss", ">seeds", ">lr", ">from the best")
         for row in (row for row in board_json["arms"] if row["group"] == group):
-            table.add_row(*_row(row))
+            loss = _with_interval(row["test_loss"], row["low"], row["high"], "")
+            if row["diverged"]:
+                loss = f"{row['diverged']} of {row['seeds']} diverged"
+            apart = _with_interval(row["difference"], row["difference_low"], row["difference_high"], "+")
+            if row["shared_seeds"] != row["seeds"]:
+                apart += f" ({row['shared_seeds']})"
+            seeds, lr = str(row["seeds"]), f"{row['lr']:g}"
+            table.add_row(str(row["rank"]), row["arm"], row["study"], loss, seeds, lr, apart)
         screen.print(table, "")
     if ranking.groups:
         screen.print(NOTE)
@@ -110,24 +116,6 @@ def columns(
         for column, (unit, meaning) in meanings.items():
             screen.add_row(column, unit, meaning)
     console().print(screen)
-
-
-def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """A row of a board as text."""
-    loss = _with_interval(row["test_loss"], row["low"], row["high"], "")
-    if row["diverged"]:
-        loss = f"{row['diverged']} of {row['seeds']} diverged"
-    apart = _with_interval(row["difference"], row["difference_low"], row["difference_high"], "+")
-    shared = "" if row["shared_seeds"] == row["seeds"] else f" ({row['shared_seeds']})"
-    return (
-        str(row["rank"]),
-        row["arm"],
-        row["study"],
-        loss,
-        str(row["seeds"]),
-        f"{row['lr']:g}",
-        apart + shared,
-    )
 
 
 def _with_interval(mean: float | None, low: float | None, high: float | None, sign: str) -> str:

@@ -279,39 +279,30 @@ def why(
     """Why a stage decided as it did: candidates, rule, margin in units of noise, what would have changed
     it.
     """
-    from ebc_lab.config.schema import STAGES
+    from ebc_lab.config.dicts import from_dict
+    from ebc_lab.config.schema import STAGES, Config
     from ebc_lab.study.inspect import why as why_module
     from ebc_lab.study.store import find as find_module
+    from ebc_lab.study.store import replay as replay_module
 
     if study in STAGES and stage is None:
         study, stage = None, study
     where = find_module.find(study, output_dir, tell_aside)
     if again:
-        return _replayed(where, stage, as_json)
+        comparison = replay_module.replay(where, stage)
+        if as_json:
+            print_json(comparison)
+        else:
+            typer.echo("\n".join(replay_module.replay_in_words(comparison)))
+        return 0 if comparison["same"] else 4
     reasons = why_module.why(where, stage)
-    if as_json:
-        print_json(reasons)
-        return 0
-    from ebc_lab.config.dicts import from_dict
-    from ebc_lab.config.schema import Config
-    from ebc_lab.study.stages.calibrate import band_aimed_at
 
-    from . import screen
+    def draw(screen: Any) -> None:
+        screen.why(_console(), reasons, from_dict(Config, where.header()["config"]))
 
     with where.blame_files():
-        screen.why(_console(), reasons, band_aimed_at(from_dict(Config, where.header()["config"])))
+        _show(reasons, as_json, draw)
     return 0
-
-
-def _replayed(study: Any, stage: str | None, as_json: bool) -> int:
-    from ebc_lab.study.store.replay import replay, replay_in_words
-
-    comparison = replay(study, stage)
-    if as_json:
-        print_json(comparison)
-    else:
-        typer.echo("\n".join(replay_in_words(comparison)))
-    return 0 if comparison["same"] else 4
 
 
 @app.command()

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from .options import OUTPUT_DIR
-
-if typing.TYPE_CHECKING:
-    from ebc_lab.config.fields import Setting
 
 
 def overrides(incomplete: str) -> list[str]:
@@ -55,13 +52,21 @@ def studies(ctx: typer.Context, incomplete: str) -> list[str]:
 def values(key: str) -> list[str]:
     """What a group or a setting takes, where that can be listed."""
     from ebc_lab.config.choices import choices_of, groups
+    from ebc_lab.config.fields import setting_of
+    from ebc_lab.config.overrides import schema_keys
+    from ebc_lab.config.schema import Config
 
     if key in groups():
         return choices_of(key, None)
-    about, kind = _declared(key)
+    parent, _, name = key.rpartition(".")
+    owner = schema_keys().get(parent) if parent else Config
+    fields: Any = getattr(owner, "__dataclass_fields__", {})
+    if name not in fields:
+        return []
+    about = setting_of(fields[name])
     if about.choices or about.group:
         return [*(about.choices or groups()[about.group])]
-    return ["true", "false"] if kind is bool else []
+    return ["true", "false"] if schema_keys()[key] is bool else []
 
 
 def _split(incomplete: str) -> tuple[str | None, str]:
@@ -70,14 +75,14 @@ def _split(incomplete: str) -> tuple[str | None, str]:
     Bash takes `=` for the border of a word: `optimizer=ad` arrives as three, the last of which is asked for.
     """
     words = os.environ.get("COMP_WORDS", "").split()
-    at = int(os.environ.get("COMP_CWORD") or 0)
+    now = int(os.environ.get("COMP_CWORD") or 0)
     if "=" in incomplete and incomplete != "=":
         key, _, text = incomplete.partition("=")
         return key, text.rpartition(",")[2].lstrip("[")
-    if incomplete == "=" and at >= 1 and words[at - 1 : at]:
-        return words[at - 1], ""
-    if at >= 2 and words[at - 1 : at] == ["="]:
-        return words[at - 2], incomplete.rpartition(",")[2].lstrip("[")
+    if incomplete == "=" and now >= 1 and words[now - 1 : now]:
+        return words[now - 1], ""
+    if now >= 2 and words[now - 1 : now] == ["="]:
+        return words[now - 2], incomplete.rpartition(",")[2].lstrip("[")
     return None, ""
 
 
@@ -94,20 +99,3 @@ def _settings(incomplete: str) -> list[str]:
     by_group = {*known, *(f"{group}.name" for group in known if group != "study")}
     named = [key for key, kind in schema_keys().items() if not dataclasses.is_dataclass(kind)]
     return [key for key in _beginning(incomplete, named) if key not in by_group]
-
-
-def _declared(key: str) -> tuple[Setting, object]:
-    """What a setting's field says of it, and its type."""
-    from ebc_lab.config.fields import Setting, setting_of
-    from ebc_lab.config.schema import Config
-
-    kind: object = Config
-    about = Setting()
-    for name in key.split("."):
-        fields: Sequence[dataclasses.Field[typing.Any]] = ()
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            fields = [f for f in dataclasses.fields(kind) if f.name == name]
-        if not fields:
-            return Setting(), None
-        about, kind = setting_of(fields[0]), typing.get_type_hints(kind)[name]
-    return about, kind

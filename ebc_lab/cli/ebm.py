@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,19 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ebc_lab.config.errors import UserError, any_of, blamed, nearest, visible
+from ebc_lab.config.errors import UserError, visible
 
 from .options import OUTPUT_DIR, PASS_ON, Json, Place, Port, optional, print_json, tell_aside
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ebc_lab.ebm.diagnose import Diagnosis
     from ebc_lab.workloads.kept import KeptModel
 
 UNREADABLE = 4  # the exit code where some models of a folder cannot be read
 MOST_SAMPLES = 1000
-KEPT = ("model.pt", "models/step_*.pt")  # under a run's folder
 MODEL = typer.Argument(help="A run's folder, a model.pt, or, with --arm, a study.", show_default=False)
 Model = Annotated[str, MODEL]
 Arm = Annotated[str | None, optional("--arm", help="Of the study MODEL: the first seed's run of this arm.")]
@@ -33,9 +29,6 @@ app = typer.Typer(
     help="Energy-based language models on the sphere: train one, or look at one that a run has kept.",
     no_args_is_help=True,
 )
-
-
-# -- the commands --------------------------------------------------------------------------------------------
 
 
 @app.command(context_settings=PASS_ON, add_help_option=False)
@@ -78,18 +71,15 @@ def diagnose(
         if arm:
             raise UserError("--arm is of one MODEL: leave it out, or --batch.")
         return _diagnose_all(batch.expanduser(), report, as_json)
-    assert model is not None
-    path = _path_of(model, arm, output_dir)
-    diagnosis = _diagnosis_of(path)
-
     from ebc_lab.ebm.diagnose import as_plain
+    from ebc_lab.study.store.find import find_model
 
     from .ebm_view import show_diagnosis
 
-    if report:
-        _write_reports(path, diagnosis)
+    path = find_model(str(model), arm, output_dir, tell_aside)
+    diagnosis = _diagnosed(path, report)
     if as_json:
-        _json({"model": str(path), **as_plain(diagnosis)})
+        print_json({"model": str(path), **as_plain(diagnosis)})
     else:
         show_diagnosis(path, diagnosis)
     return 0
@@ -105,17 +95,18 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Loss, sampled loss, n-gram baselines on the same tokens, energy, R² at every noise level, coverage."""
+    from ebc_lab.config.checks import choice
     from ebc_lab.config.schema import SPLITS
+    from ebc_lab.workloads.kept import measure
 
-    if split not in SPLITS:
-        raise UserError(f"--split {split} is unknown{nearest(split, SPLITS)}: choose {any_of(SPLITS)}.")
+    choice("--split", split, SPLITS)
     if not 1 <= samples <= MOST_SAMPLES:
         raise UserError(f"--samples {samples} must lie between 1 and {MOST_SAMPLES}.")
-    kept_model = _loaded(_path_of(model, arm, output_dir))
+    kept_model = _loaded(model, arm, output_dir)
     measured = {"model": str(kept_model.path), "step": kept_model.step, "split": split}
-    measured |= _measured(kept_model, split, samples)
+    measured |= measure(kept_model, split, samples)
     if as_json:
-        return _json(measured)
+        return print_json(measured)
     from .ebm_view import show_measured
 
     show_measured(measured)
@@ -148,15 +139,14 @@ def generate(
 
     with _refusing():
         writing = Writing(tokens, temperature, top_k, langevin_steps, langevin_temperature, seed)
-    kept_model = _loaded(_path_of(model, arm, output_dir))
-    with _refusing():
+        kept_model = _loaded(model, arm, output_dir)
         sampling = sampling_of(kept_model.run)
         if langevin_step is not None:
             sampling = replace(sampling, step=langevin_step)
         writer = Writer(kept_model.model, kept_model.tokenizer, kept_model.run.model.context, sampling)
         text = writer.continued(prompt, writing)
     if as_json:
-        return _json({"model": str(kept_model.path), "prompt": prompt, "text": text, **vars(writing)})
+        return print_json({"model": str(kept_model.path), "prompt": prompt, "text": text, **vars(writing)})
     typer.echo(visible(prompt + text))
 
 
@@ -177,7 +167,7 @@ def serve(
         raise UserError(f"{error}.") from None
     from ebc_lab.workloads.kept import sampling_of
 
-    kept_model = _loaded(_path_of(model, arm, output_dir))
+    kept_model = _loaded(model, arm, output_dir)
     run, sampling = kept_model.run, sampling_of(kept_model.run)
     served = (kept_model.model, kept_model.tokenizer)
     application = app_of(*served, context=run.model.context, sampling=sampling, refused=(UserError,))
@@ -191,9 +181,6 @@ def serve(
             typer.echo("no longer serving")
 
 
-# -- which model ---------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def _refusing() -> Iterator[None]:
     """Raise UserError for ValueError: what the library refuses is a user's mistake here."""
@@ -203,199 +190,47 @@ def _refusing() -> Iterator[None]:
         raise UserError(f"{str(error).rstrip('.')}.") from None
 
 
-def _path_of(model: str, arm: str | None, output_dir: str) -> Path:
-    """Return the model.pt that MODEL and --arm name. Raises UserError where they name none."""
-    from ebc_lab.records.paths import RunFiles
-    from ebc_lab.study.store.find import find
-    from ebc_lab.study.store.study import Study
+def _loaded(model: str, arm: str | None, output_dir: str) -> KeptModel:
+    """Load the model that MODEL and --arm name. Raises UserError."""
+    from ebc_lab.study.store.find import find_model
+    from ebc_lab.workloads.kept import load_model
 
-    path = Path(model).expanduser()
-    if arm is None:
-        if path.is_dir() and Study(path).exists():
-            arms = dict.fromkeys(arm for arm, _ in _models_in(Study(path)))
-            if not arms:
-                raise UserError(f"the study {path} has no model: it is of another workload, or not done yet.")
-            raise UserError(f"{path} is a study: name one of its arms with --arm, {any_of([*arms])}.")
-        return RunFiles(path).model if path.is_dir() else path
-    study = find(model, output_dir, tell_aside)
-    study.must_exist()
-    models = _models_in(study)
-    first = next((path for name, path in models if name == arm), None)
-    if first is None:
-        arms = dict.fromkeys(name for name, _ in models)
-        named = f"it has {any_of([*arms])}" if arms else "it has no model at all"
-        raise UserError(f"no run of {study.root} with arm {arm}{nearest(arm, [*arms])} has a model: {named}.")
-    return first
+    return load_model(find_model(model, arm, output_dir, tell_aside))
 
 
-def _models_in(study: Any) -> list[tuple[str, Path]]:
-    """List arm and model.pt of every run of a study that has one: the last stage's first, then by seed."""
-    from ebc_lab.config.schema import STAGES
+def _diagnosed(path: Path, report: bool) -> Diagnosis:
+    """Diagnose a kept model, and with `report` write that beside it. Raises UserError."""
+    from ebc_lab.workloads import kept
 
-    models = []
-    for record in study.records():
-        path = study.run_files(record.run_id).model
-        if record.spec is not None and record.spec["kind"] == "train" and path.is_file():
-            place = STAGES.index(record.spec["stage"]) if record.spec["stage"] in STAGES else -1
-            models.append((-place, record.spec["config"]["seed"], record.run_id, record.spec["arm"], path))
-    return [(arm, path) for *_, arm, path in sorted(models)]
-
-
-def _loaded(path: Path) -> KeptModel:
-    """Load a model onto its run's device, if there, with its threads, which change bits. Raises UserError."""
-    import torch
-
-    from ebc_lab.workloads.kept import read_model
-
-    kept_model = read_model(path)
-    device = "cuda" if kept_model.run.device == "cuda" and torch.cuda.is_available() else "cpu"
-    if kept_model.run.threads_per_run > 0 and kept_model.run.threads_per_run != torch.get_num_threads():
-        torch.set_num_threads(kept_model.run.threads_per_run)
-    kept_model.model.to(device)
-    return replace(kept_model, run=replace(kept_model.run, device=device))
-
-
-# -- what is measured ----------------------------------------------------------------------------------------
-
-
-def _measured(kept_model: KeptModel, split: str, samples: int) -> dict[str, Any]:
-    """Measure a split: its figures by name. Raises UserError where the run's text is not at hand."""
-    import torch
-
-    from ebc_lab.ebm.diagnose import levels_of
-    from ebc_lab.ebm.evaluate import held_out, ngram_baselines
-    from ebc_lab.workloads.batches import windows
-    from ebc_lab.workloads.corpus import locate
-    from ebc_lab.workloads.ebm import JUDGED
-    from ebc_lab.workloads.losses import evaluate as losses_of
-    from ebc_lab.workloads.tokens import tokenised
-
-    run, model = kept_model.run, kept_model.model
-    text = tokenised(kept_model.tokenizer, locate(run.data, quiet=True))
-    T = run.model.context
-    ids = torch.from_numpy(text.splits[split]).to(run.device)
-    if len(ids) <= T:
-        raise UserError(f"the {split} split has {len(ids)} tokens, a window of this model {T}: take another.")
-    loss = losses_of(model, run, windows(ids, T))
-    model.eval()
-    [(judged, _)] = windows(ids, T, max(1, JUDGED // T))
-    figures = held_out(model, judged, torch.Generator().manual_seed(run.seed), run.ebm.noise)
-    unigram, bigram = ngram_baselines(text.splits["train"], text.splits[split], text.vocabulary)
-    characters = text.characters_per_token()[split]
-    levels = []
-    for name in levels_of(figures):
-        of_level = {kind: figures[f"{kind}_{name}"] for kind in ("r2", "r2_se", "matched")}
-        levels.append({"sigma": float(name.replace("p", "."))} | of_level)
-    return {
-        "tokens": int(loss["tokens"]),
-        "characters_per_token": characters,
-        "loss": loss["loss"],
-        "loss_se": loss["se"],
-        "perplexity": math.exp(loss["loss"]),
-        "bits_per_character": loss["loss"] / characters / math.log(2),
-        "sampled_loss": _sampled(kept_model, ids, samples),
-        "baselines": {"unigram": unigram, "bigram": bigram},
-        **{name: value for name, value in figures.items() if not name.startswith(("r2_", "matched_"))},
-        "levels": levels,
-    }
-
-
-def _sampled(kept_model: KeptModel, ids: Tensor, samples: int) -> dict[str, Any]:
-    """Measure the sampled loss of a few windows of a split, beside the settled one on the same tokens."""
-    import torch
-
-    from ebc_lab.ebm.evaluate import sampled_loss
-    from ebc_lab.workloads.batches import windows
-    from ebc_lab.workloads.ebm import SAMPLED
-    from ebc_lab.workloads.kept import sampling_of
-
-    run = kept_model.run
-    [(inputs, targets)] = windows(ids, run.model.context, max(1, SAMPLED // run.model.context))
-    losses: dict[str, Any] = {"tokens": targets.numel(), "samples": samples}
-    chance = torch.Generator().manual_seed(run.seed)
-    try:
-        return losses | sampled_loss(kept_model.model, inputs, targets, sampling_of(run), chance, samples)
-    except ValueError as error:  # a chain that left the finite numbers
-        return losses | {"settled": None, "sampled": None, "problem": str(error)}
-
-
-# -- what is diagnosed ---------------------------------------------------------------------------------------
-
-
-def _diagnosis_of(path: Path) -> Diagnosis:
-    """Diagnose a kept model. Raises UserError."""
-    from ebc_lab.ebm.diagnose import diagnosed
-    from ebc_lab.workloads.kept import read_model
-
-    kept_model = read_model(path)
-    pile = kept_model.model.pile
-    with blamed(str(path), "train it again"):
-        curve = [{name: float(value) for name, value in row.items()} for row in kept_model.curve]
-        return diagnosed(curve, [] if pile is None else pile.sizes)
-
-
-def _run_folder(path: Path) -> Path:
-    """Return the folder of the run that has kept a model."""
-    from ebc_lab.records.paths import RunFiles
-
-    above = path.parent
-    return above.parent if above.name == RunFiles(above.parent).models.name else above
-
-
-def _kept_in(folder: Path) -> list[Path]:
-    """List every model kept in a folder, by run and step. Raises UserError where there is none."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: give one that holds runs of workload=ebm.")
-    paths = [path for pattern in KEPT for path in folder.rglob(pattern)]
-    if not paths:
-        raise UserError(
-            f"{folder} holds no model.pt: give a folder that holds finished runs of workload=ebm."
-        )
-    return sorted(paths, key=lambda path: (str(_run_folder(path)), len(path.name), path.name))
+    diagnosis = kept.diagnose(path)
+    if report:
+        page, plain = kept.write_diagnosis(path, diagnosis)
+        typer.echo(visible(f"written {page} and {plain.name}"), err=True)
+    return diagnosis
 
 
 def _diagnose_all(folder: Path, report: bool, as_json: bool) -> int:
     from ebc_lab.ebm.diagnose import ALERT
+    from ebc_lab.workloads.kept import models_below, run_folder
 
     from .ebm_view import show_batch
 
     rows: list[dict[str, Any]] = []
     trends: dict[str, dict[str, str]] = {}
-    for path in _kept_in(folder):
+    for path in models_below(folder):
         try:
-            diagnosis = _diagnosis_of(path)
+            diagnosis = _diagnosed(path, report)
         except UserError as error:
             rows.append({"model": str(path), "problem": str(error)})
             continue
-        if report:
-            _write_reports(path, diagnosis)
         row: dict[str, Any] = {"model": str(path), **diagnosis.figures}
         row["energy_trend"] = diagnosis.trends.get("energy")
         row["alerts"] = [finding.cause for finding in diagnosis.findings if finding.verdict == ALERT]
         row["critical"] = diagnosis.law is not None and diagnosis.law.critical
         rows.append(row)
-        trends[str(_run_folder(path))] = diagnosis.trends  # of its last model, which has seen most
+        trends[str(run_folder(path))] = diagnosis.trends  # of its last model, which has seen most
     if as_json:
-        _json({"models": rows, "trends": trends})
+        print_json({"models": rows, "trends": trends})
     else:
         show_batch(folder, rows, trends)
     return UNREADABLE if any("problem" in row for row in rows) else 0
-
-
-def _write_reports(path: Path, diagnosis: Diagnosis) -> None:
-    """Write model.diagnosis.md and model.diagnosis.json beside model.pt."""
-    from ebc_lab.ebm.diagnose import as_markdown, as_plain
-    from ebc_lab.records.files import write_atomic
-    from ebc_lab.records.json_files import write_json
-    from ebc_lab.records.paths import DIAGNOSES
-
-    page, plain = (path.with_suffix(ending) for ending in DIAGNOSES)
-    write_atomic(page, as_markdown(f"Diagnosis of {visible(path.name)}", diagnosis))
-    write_json(plain, {"model": path.name, **as_plain(diagnosis)})
-    typer.echo(visible(f"written {page} and {plain.name}"), err=True)
-
-
-def _json(value: Any) -> None:
-    from ebc_lab.records.json_files import as_json
-
-    print_json(as_json(value))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,10 +16,11 @@ from rich.text import Text
 
 from ebc_lab.config.errors import visible
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.ebm.diagnose import COMPARED, COMPARED_WITH, Diagnosis, alert_in_words, number
+from ebc_lab.ebm.diagnose import COMPARED, COMPARED_WITH, Diagnosis, alert_in_words, levels_of, number
 from ebc_lab.ebm.evaluate import TREND_OVER
 from ebc_lab.records.paths import RunFiles
-from ebc_lab.report.text.words import NOTHING, fixed, percent
+from ebc_lab.records.streams import NewRows
+from ebc_lab.report.text.words import NOTHING, brief, fixed, percent
 from ebc_lab.workloads.text import checked_text, tokenised_of
 
 from .options import console as made_console
@@ -35,8 +36,6 @@ PARTS = {  # column of steps.csv -> its name among the parts of the loss
     "balance": "balance",
     "router_z": "z",
 }
-LEVEL = re.compile(r"r2_(\d+(?:p\d+)?)")
-LOAD = re.compile(r"load_\d+")
 BATCH_COLUMNS = {  # of diagnose --batch: figure -> the words over its column
     "val_loss": ">val loss",
     "energy": ">energy",
@@ -59,8 +58,8 @@ class Evaluations:
         if run.tokens.name != "characters":
             corpus, _ = checked_text(run, quiet=True)
             self.characters = tokenised_of(run, corpus).characters_per_token()["val"]
-        self.steps = CsvTail(files.steps)
-        self.evals = CsvTail(files.evals)
+        self.steps = NewRows(files.steps)
+        self.evals = NewRows(files.evals)
         self.previous: Row | None = None  # of evals.csv
         self.seen: list[Evaluation] = []
         self.alerts: list[dict[str, Any]] = []
@@ -68,12 +67,14 @@ class Evaluations:
     def read(self, step: int) -> list[str]:
         """Read what has been flushed at this step. -> a line for an evaluation at it, and for its alerts."""
         lines = []
-        for row in self.evals.rows():
+        for row in self.evals.read():
             if row["step"] == step:
                 begun = self.previous["step"] if self.previous else 0.0
-                since = [r for r in self.steps.rows() if begun <= r["step"] < step]
+                since = [r for r in self.steps.read() if begun <= r["step"] < step]
                 self.seen.append(Evaluation(row, since, self.previous, self.characters))
-                self.alerts = alerts_in(self.files.alerts)
+                with suppress(FileNotFoundError):  # while nothing is wrong
+                    written = self.files.alerts.read_text(encoding="utf-8")
+                    self.alerts = [json.loads(line) for line in written.splitlines()]
                 lines.append(self.seen[-1].line(self.run.steps))
                 lines += [alert_in_words(alert) for alert in self.alerts if alert["step"] == step]
             self.previous = row  # another step's is an earlier attempt's
@@ -92,52 +93,6 @@ class Evaluations:
         return [table, *details, *(Text(alert_in_words(a), style="yellow") for a in self.alerts[-ALERTS:])]
 
 
-# -- what is read --------------------------------------------------------------------------------------------
-
-
-class CsvTail:
-    """The rows that a growing CSV has since they were last asked for; one that was replaced begins anew."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.file = -1  # its inode
-        self.read = 0  # bytes
-        self.columns: Sequence[str] = ()
-
-    def grown(self) -> bool:
-        try:
-            status = self.path.stat()
-        except FileNotFoundError:
-            return False
-        if status.st_ino != self.file:  # written anew for another attempt
-            self.file, self.read = status.st_ino, 0
-        return status.st_size > self.read
-
-    def rows(self) -> list[Row]:
-        if not self.grown():
-            return []
-        with open(self.path, "rb") as file:
-            file.seek(self.read)
-            whole, end, _ = file.read().rpartition(b"\n")
-        lines = whole.decode().split("\n") if end else []
-        if not self.read and lines:
-            self.columns = lines.pop(0).split(",")
-        self.read += len(whole) + len(end)
-        rows: list[Row] = []
-        for line in lines:
-            values = [float(cell) if cell else math.nan for cell in line.split(",")]
-            rows.append(dict(zip(self.columns, values, strict=True)))
-        return rows
-
-
-def alerts_in(path: Path) -> list[dict[str, Any]]:
-    """Read the alerts of a run so far, one for each cause."""
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except FileNotFoundError:
-        return []
-
-
 class Evaluation:
     """A row of evals.csv with what the steps since the evaluation before it recorded, as text by name.
 
@@ -153,10 +108,11 @@ class Evaluation:
         for column, (name, write) in COLUMNS.items():
             if math.isfinite(row.get(column, math.nan)):
                 self.figures[name] = write(row[column])
+        loads = {column: column for column in (since[-1] if since else ()) if column.startswith("load_")}
         self.details = {
-            "loss parts": ", ".join(f"{name} {short(mean)}" for name, mean in _means(since, PARTS).items()),
+            "loss parts": ", ".join(f"{name} {brief(mean)}" for name, mean in _means(since, PARTS).items()),
             "R²/matched at radians": ", ".join(_scores(row)),
-            "experts": ", ".join(map(percent, _means(since, _loads(since)).values())),
+            "experts": ", ".join(map(percent, _means(since, loads).values())),
         }
         self.details = {name: text for name, text in self.details.items() if text}
 
@@ -176,30 +132,19 @@ def _means(rows: Sequence[Row], columns: Mapping[str, str]) -> dict[str, float]:
     return means
 
 
-def _loads(rows: Sequence[Row]) -> dict[str, str]:
-    """The columns with the experts' loads."""
-    return {column: column for column in (rows[-1] if rows else ()) if LOAD.fullmatch(column)}
-
-
 def _scores(row: Row) -> Iterator[str]:
     """`0.05: 0.12/0.15`: at each noise level R², and what it is where the score is matched exactly."""
-    for column in row:
-        if match := LEVEL.fullmatch(column):
-            matched = row.get(f"matched_{match[1]}", math.nan)
-            yield f"{match[1].replace('p', '.')}: {short(row[column])}/{short(matched)}"
-
-
-def short(value: float) -> str:
-    """Write a number in three significant digits."""
-    return f"{value:.3g}".replace("-", "−") if math.isfinite(value) else NOTHING
+    for level in levels_of(row):
+        figures = (brief(row.get(f"{kind}_{level}")) for kind in ("r2", "matched"))
+        yield f"{level.replace('p', '.')}: {'/'.join(figures)}"
 
 
 COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {  # of evals.csv -> name, and how to write it
-    "energy": ("energy", short),
-    "kappa_median": ("κ", short),
+    "energy": ("energy", brief),
+    "kappa_median": ("κ", brief),
     "splat_coverage": ("splats won", percent),
     "state_coverage": ("covered", percent),
-    "soc_rate": ("soc_rate", short),
+    "soc_rate": ("soc_rate", brief),
 }
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,8 +62,7 @@ RUN_FLAGS = {
     "--shell-completion": Flag("", "`ebc-lab --install-completion` completes in your shell", switch=True),
     "--experimental-rerun": Flag(
         "",
-        "the same command with hydra.run.dir= the run's folder continues a run, and `ebc-lab train "
-        "from=FOLDER/spec.json` trains it again",
+        "`ebc-lab train from=FOLDER/spec.json` trains a run again; with hydra.run.dir=FOLDER it continues",
     ),
     "--epochs": Flag(
         "tokens={}e6",
@@ -132,11 +130,12 @@ def explain_flags(path: Sequence[str], options: Collection[str], words: Sequence
 def retyped(path: Sequence[str], options: Collection[str], words: Sequence[str]) -> Typed | None:
     """Return `ebc-lab PATH WORDS` as it is typed here; None where one of its flags means nothing here, or
     none is another program's."""
-    rest = list(words[1:] if is_script(words) else words)
+    script = bool(words) and words[0].endswith(".py") and "=" not in words[0]  # after `python`
+    rest = list(words[1:] if script else words)
     first: list[str] = []  # what stands before everything else: MODEL
     kept: list[str] = []
     notes: list[str] = []
-    foreign = len(rest) < len(words)
+    foreign = script
     while rest:
         word = rest.pop(0)
         if not _foreign(word, options):
@@ -157,11 +156,6 @@ def retyped(path: Sequence[str], options: Collection[str], words: Sequence[str])
     return (shlex.join(["ebc-lab", *path, *first, *kept]), notes) if foreign else None
 
 
-def is_script(words: Sequence[str]) -> bool:
-    """Tell whether a line goes on after `python` as others' do: `train.py --epochs 12`."""
-    return bool(words) and words[0].endswith(".py") and "=" not in words[0]
-
-
 def _foreign(word: str, options: Collection[str]) -> bool:
     return len(word) > 2 and word.startswith("--") and word.partition("=")[0] not in options
 
@@ -173,13 +167,15 @@ def _meant(path: Sequence[str], options: Collection[str], name: str, value: str)
         here = flag.here.split() if flag else []
         return flag if not here or here[0] in (*options, "{}") else Flag("", f"{path[-1]} has none such")
     trains = path[-1] == "train"
+    if plain == "--resume" and not trains:
+        return Flag("", "the same command continues", switch=True)
     if plain == "--resume":
-        return _resumed(path, value) if trains else Flag("", "the same command continues", switch=True)
-    return (
-        RUN_FLAGS[plain]
-        if trains and plain in RUN_FLAGS
-        else _setting(plain[2:].replace("-", "_"), value, trains)
-    )
+        place = Path(value or "FOLDER")
+        folder = place.parent if place.suffix else place
+        return Flag(shlex.join([f"from={folder}/spec.json", f"hydra.run.dir={folder}"]))
+    if trains and plain in RUN_FLAGS:
+        return RUN_FLAGS[plain]
+    return _setting(plain[2:].replace("-", "_"), value, trains)
 
 
 def _setting(key: str, value: str, trains: bool) -> Flag | None:
@@ -194,17 +190,3 @@ def _setting(key: str, value: str, trains: bool) -> Flag | None:
     if why := IMPOSSIBLE.get((setting, value)):
         return Flag(f"{setting}=auto", why)
     return Flag(f"{setting}={{}}")
-
-
-def _resumed(path: Sequence[str], place: str) -> Flag:
-    """A run is continued by its own command, which Hydra keeps in its folder. `place` may be a file there."""
-    folder = Path(place or "FOLDER")
-    folder = folder.parent if folder.suffix else folder
-    words: list[str] = []
-    with suppress(OSError, ValueError):
-        lines = (folder / ".hydra/overrides.yaml").expanduser().read_text().splitlines()
-        words = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
-    if "ebm" in path:
-        words = [word for word in words if word != "workload=ebm"]
-    why = "" if words else "give the settings that it began with, too"
-    return Flag(shlex.join([*words, f"hydra.run.dir={folder}"]), why)

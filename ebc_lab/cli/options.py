@@ -26,8 +26,10 @@ LEAST_WIDTH = 40  # below this, rich leaves whole columns out of our tables
 
 
 def print_json(value: Any) -> None:
-    """What `--json` prints."""
-    typer.echo(json.dumps(value, indent=1))
+    """Print what `--json` asks for, strict JSON: what is not finite is null."""
+    from ebc_lab.records.json_files import as_json
+
+    typer.echo(json.dumps(as_json(value), indent=1))
 
 
 def tell_aside(text: str) -> None:

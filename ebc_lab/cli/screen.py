@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from ebc_lab.config.errors import clock, visible
+from ebc_lab.config.schema import Config
 from ebc_lab.records.columns import BITS
 from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.paths import RUNS
-from ebc_lab.report.text import glance, tables
+from ebc_lab.report.kinds import KINDS, Evidence, kind_of
 from ebc_lab.report.text import table as model
-from ebc_lab.report.text.words import asked, explained, optimizer, plural, tracks_in_words, tuned_arms
+from ebc_lab.report.text.words import explained, optimizer, plural, tracks_in_words
 from ebc_lab.study.inspect.reproduce import deciding
 from ebc_lab.study.inspect.slots import in_words as slots_in_words
 from ebc_lab.study.inspect.slots import timeline
@@ -31,7 +32,7 @@ from ebc_lab.study.so_far import NOTHING
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.store.changes import describe_earlier_looks
 from ebc_lab.study.store.counts import in_words as runs_in_words
-from ebc_lab.study.store.study import Study
+from ebc_lab.study.store.study import Study, recorded_config
 
 from .options import OUTPUT_DIR, live
 
@@ -181,18 +182,14 @@ def running_rows(running: Sequence[Mapping[str, Any]], width: int) -> Renderable
 def outcome(console: Console, done: Any) -> None:
     """The end of a call: what was found and where it lies; last the answer, the page, the next command."""
     if done.acceptance:
-        console.print(drawn(tables.verdict(done.acceptance["lines"])))
         text = " ".join(line["question"] + line["figure"] for line in done.acceptance["lines"])
         for term, meaning in explained(text).items():
             console.print(Text(f"  {term}: {meaning}", style="dim"))
-    if arms := done.showing("arms"):
-        console.print(suite(arms, results_of(done), done.study.decisions().get("tune")))
-    if modes := done.showing("modes"):
-        console.print(same_bits(modes, done.study.results_of(modes)))
-    if units := done.showing("units"):
-        console.print(carried(units))
-    if methods := done.showing("profiles"):
-        console.print(profiles(methods))
+    config = recorded_config(done.study.header())
+    for decision in done.decisions.values():
+        if kind_of(decision).concludes:
+            found = Evidence(decision, config, done.study.decisions(), done.study.results_of(decision))
+            console.print(evidence(found))
     root = done.study.root
     stages = ", ".join(done.stages) or "none"
     console.print(f"in this call: {runs_in_words(done.runs)}; stages decided: {stages}")
@@ -203,10 +200,7 @@ def outcome(console: Console, done: Any) -> None:
         "verdict": done.study.acceptance_file.name,
         "results": done.study.results_file.name,
         "tables": "summary_*.*",
-        "arms": "ablation.*",
-        "modes": "determinism.csv",
-        "units": "carry.csv",
-        "profiles": "profiles.csv",
+        **{kind.shows: f"{Path(kind.file).stem}.*" for kind in KINDS.values() if kind.file},
         "plots": "*.svg",
         "runs": f"{RUNS}/",
     }
@@ -223,9 +217,14 @@ def outcome(console: Console, done: Any) -> None:
 def _last_words(console: Console, done: Any) -> None:
     """The answer, then where the page is, then what comes next."""
     console.print()
-    for line in done.answer:
-        console.print(Text.assemble(("answer  ", "bold"), tracks_in_words(line)))
     study, header = done.study, done.study.header()
+    last = done.decisions[list(done.decisions)[-1]] if done.decisions else None
+    if last and kind_of(last).concludes:
+        config = recorded_config(header)
+        print_answers(console, Evidence(last, config, done.decisions, study.results_of(last)))
+    else:
+        for line in done.answer:
+            console.print(Text.assemble(("answer  ", "bold"), tracks_in_words(line)))
     if warned := describe_earlier_looks(header):
         console.print(Text(f"        {warned}", style="yellow"))
     if study.page_file.exists():
@@ -267,58 +266,25 @@ def _cell(cell: model.Cell) -> Text:
     return Text(cell.text + note, style=VERDICT_STYLE.get(cell.tone, ""))
 
 
-def results_of(done: Any) -> dict[str, Any]:
-    """Run id -> result, of a suite's arms: decisions hold no times."""
-    arms = [arm for track in done.showing("arms")["tracks"].values() for arm in track["arms"].values()]
-    return {run_id: done.study.result(run_id) or {} for arm in arms for run_id in arm["runs"].values()}
+def print_answers(console: Console, found: Evidence) -> None:
+    """The answer on each track, and what it rests on, one line each."""
+    for answer in kind_of(found.decision).answers(found):
+        whose = f"{optimizer(answer.track)}: " if len(found.tracks) > 1 else ""
+        console.print(Text.assemble(("answer  ", "bold"), whose + answer.sentence))
+        for finding in answer.findings:
+            console.print(Text(f"        {finding}"))
 
 
-def suite(
-    decision: Mapping[str, Any],
-    timed: tables.Results | None = None,
-    tune: Decision | None = None,
-) -> RenderableType:
-    """Each arm that a suite asks about beside the others; of another suite its arms, best first, and their
-    differences. Empty columns are left out. `timed`: results from which the time of a step is taken; `tune`:
-    the decision that gave the arms their points."""
-    made = []
-    for track, track_decision in decision["tracks"].items():
-        names = tables.ranked(track_decision)
-        if mine := asked(track_decision):
-            tuned = tuned_arms(tune, track)
-            made += [drawn(glance.is_better(label, label, track_decision, tuned)) for label in mine]
-        else:
-            pairs = tables.suite_pairs(track_decision, names)
-            made.append(drawn(tables.arms(track, track_decision, names=names, timed=timed)))
-            made.append(drawn(tables.differences(track, "Differences in test loss", pairs, track_decision)))
-        if beside := tables.beside_weights(track, track_decision, timed, names):
-            made.append(drawn(beside))
-        made += map(drawn, tables.spans(track_decision, f"{track}-{{}}".format))
+def evidence(found: Evidence) -> RenderableType:
+    """The tables of a decision, each above its note where the decision concludes something."""
+    made: list[RenderableType] = []
+    kind = kind_of(found.decision)
+    for table in kind.tables(found):
+        if model.TERMINAL in table.places:
+            made.append(drawn(table))
+            if kind.concludes and table.note:
+                made.append(Text(table.note, style="dim"))
     return Group(*made)
-
-
-def _noted(made: Iterable[model.Table]) -> RenderableType:
-    """Tables one below the other, each above its note."""
-    return Group(*(part for table in made for part in (drawn(table), Text(table.note, style="dim"))))
-
-
-def same_bits(decision: Decision, timed: tables.Results | None = None) -> RenderableType:
-    """The modes of determinism that a study compares. `timed`: as for `suite`."""
-    made = (tables.modes(track, decision, track, timed) for track in decision["tracks"])
-    return _noted(made)
-
-
-def carried(decision: Decision) -> RenderableType:
-    """What each unit loses when its constant is carried."""
-    made = [tables.units(track, decision, track) for track in decision["tracks"]]
-    return _noted(made)
-
-
-def profiles(decision: Decision) -> RenderableType:
-    """The methods by their scores, and their times on each workload over the best method's."""
-    kinds = (tables.scores, tables.ratios)
-    made = [table(track, decision, track) for track in decision["tracks"] for table in kinds]
-    return _noted(made)
 
 
 def status(console: Console, state: Mapping[str, Any]) -> None:
@@ -415,11 +381,11 @@ def _retrained(runs: int | None) -> str:
     return "it would be decided again, from the runs that are there"
 
 
-def why(console: Console, reasons: Mapping[str, Any], band: Sequence[float] | None) -> None:
-    """The answer, and decisions with their evidence. `band`: where the rule wants the median c, if so."""
+def why(console: Console, reasons: Mapping[str, Any], config: Config) -> None:
+    """The answer, and decisions with their evidence."""
     last = list(reasons)[-1]
-    for line in reasons[last]["headline"] if len(reasons) > 1 and stage_of(last).concludes else ():
-        console.print(Text.assemble(("answer  ", "bold"), tracks_in_words(line)))
+    if len(reasons) > 1 and kind_of(reasons[last]).concludes:
+        print_answers(console, Evidence(reasons[last], config, reasons))
     for stage, d in reasons.items():
         console.print(Text(f"\n{stage}", style="bold"))
         for line in d["headline"]:
@@ -427,33 +393,13 @@ def why(console: Console, reasons: Mapping[str, Any], band: Sequence[float] | No
         console.print(Text(f"  rule: {d['rule']}", style="dim"))
         if d["stale_because"]:
             console.print(Text(f"  stale: {d['stale_because']}", style="yellow"))
-        console.print(_evidence(stage, d, band))
+        console.print(evidence(Evidence(d, config)))
         for track, floor in d["noise"].items():
             console.print(Text(f"  noise of {optimizer(track)}: {noise_in_words(floor)}"))
         for line in d["flips"]:
             console.print(Text(f"  what would have changed it — {tracks_in_words(line)}"))
         for note in d["notes"]:
             console.print(Text(f"  note: {tracks_in_words(note)}", style="yellow"))
-
-
-def _evidence(stage: str, decision: Decision, band: Sequence[float] | None) -> RenderableType:
-    """The table that explains a decision."""
-    shows = stage_of(stage).shows
-    if shows == "arms":
-        return suite(decision)
-    if shows == "modes":
-        return same_bits(decision)
-    if shows == "units":
-        return carried(decision)
-    if shows == "profiles":
-        return profiles(decision)
-    if shows == "verdict":
-        tracks = decision["tracks"].items()
-        lines: list[Any] = [{"track": name, **line} for name, track in tracks for line in track["verdict"]]
-        return drawn(tables.verdict(lines))
-    if shows == "points":
-        return drawn(tables.tuned(stage, decision))
-    return drawn(tables.candidates(stage, decision, band))
 
 
 def plan(console: Console, forecast: Mapping[str, Any], overrides: Sequence[str]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,8 @@ from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.figures import FINISHED
 from ebc_lab.records.json_files import read_checksummed
 from ebc_lab.records.paths import RunFiles
-from ebc_lab.report.text.words import NOTHING, fixed, part
+from ebc_lab.report.text.words import NOTHING, fixed, format_share
 
-from .options import console as made_console
 from .screen import plain_table
 
 ESCAPED = re.compile(r"\\([\\()\[\]{}:=, \t])")  # as Hydra writes the values of a sweep
@@ -45,24 +44,8 @@ class Job:
         return self.with_ebc and self.result.get("clip_rate") == 0
 
 
-@contextmanager
-def tabulated(
-    combinations: Sequence[Sequence[str]], runs: Sequence[RunConfig], folder: Path
-) -> Iterator[None]:
-    """Around a sweep of these runs in `folder`: at its end, however it ends, the table of what there is.
-
-    `combinations`: the overrides of each run. One run alone, or a sweep without a result, has no table.
-    """
-    try:
-        yield
-    finally:
-        table_jobs = jobs(combinations, runs, folder)
-        if len(table_jobs) > 1 and any(job.result for job in table_jobs):
-            show(made_console(), table_jobs, folder)
-
-
 def jobs(combinations: Sequence[Sequence[str]], runs: Sequence[RunConfig], folder: Path) -> list[Job]:
-    """The runs of a sweep with their results, in their order."""
+    """Return the runs of a sweep in a folder, with their results. `combinations`: the overrides of each."""
     where = folders(folder)
     first = combinations[0]
     varying = [i for i, value in enumerate(first) if any(c[i] != value for c in combinations)]
@@ -94,7 +77,10 @@ def result_of(directory: Path | None) -> dict[str, Any]:
 
 
 def show(console: Console, table_jobs: Sequence[Job], folder: Path) -> None:
-    """Print the table of a sweep, the run with the lowest validation loss marked."""
+    """Print the table of a sweep, the run with the lowest validation loss marked; none of one run alone, or
+    where no run has a result."""
+    if len(table_jobs) < 2 or not any(job.result for job in table_jobs):
+        return
     keys = list(table_jobs[0].values)
     ebc = any(job.with_ebc for job in table_jobs)
     budget = (">c", ">KL/δ*") if ebc else ()
@@ -118,15 +104,11 @@ def _short(key: str, keys: Sequence[str]) -> str:
 def _cells(job: Job, ebc: bool, best: bool) -> list[RenderableType]:
     result = job.result
     took = clock(result["wall_s"]) if "wall_s" in result else NOTHING
-    cells: list[RenderableType] = [str(job.number), *job.values.values(), _number(result.get("val_loss"), 4)]
+    cells: list[RenderableType] = [str(job.number), *job.values.values(), fixed(result.get("val_loss"), 4)]
     if ebc:
-        c = "1" if job.never_clipped else part(result.get("c_median"))
-        cells += [c if job.with_ebc else NOTHING, _number(result.get("kl_ratio_median"), 2)]
+        c = "1" if job.never_clipped else format_share(result.get("c_median"))
+        cells += [c if job.with_ebc else NOTHING, fixed(result.get("kl_ratio_median"), 2)]
     return [*cells, took, _ended(job, best)]
-
-
-def _number(value: float | None, digits: int) -> str:
-    return NOTHING if value is None else fixed(value, digits)
 
 
 def _ended(job: Job, best: bool) -> Text:

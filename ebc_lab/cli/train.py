@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import itertools
 import shlex
-import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import chdir, nullcontext, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ebc_lab.config import machine
-from ebc_lab.config.checks import check_run, warnings_of
+from ebc_lab.config.checks import warnings_of
 from ebc_lab.config.choices import conf_dir
 from ebc_lab.config.compose import (
     begun_from,
     compose,
     default_scale,
     hydra_base,
+    hydra_settings,
     hydra_words,
     implied,
     register_schema,
@@ -31,7 +31,7 @@ from ebc_lab.config.compose import (
 from ebc_lab.config.dicts import from_dict, run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.overrides import check_overrides, expand
-from ebc_lab.config.own.parts import refuse_edited, with_names, with_sources
+from ebc_lab.config.own.parts import refuse_edited
 from ebc_lab.config.parts.init import InitConfig
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.records.figures import FINISHED
@@ -40,13 +40,13 @@ from ebc_lab.records.locks import run_lock
 from ebc_lab.records.paths import RunFiles, SpecRecord
 from ebc_lab.study.inspect.reproduce import override_value
 from ebc_lab.study.trackers import following
-from ebc_lab.workloads.starts import pinned, pinned_start, placed
+from ebc_lab.workloads.starts import pinned_start, placed
 from ebc_lab.workloads.text import check_length_of, checked_text
 
 from .hydra.flags import Given
 from .hydra.launchers import JobFailed, defaults, is_submitit, launching
-from .options import print_json
-from .sweep_view import jobs, result_of, tabulated
+from .options import console, print_json
+from .sweep_view import Job, jobs, result_of, show
 from .train_view import RunView, closing_lines
 
 OTHER_FOLDER = "choose another hydra.run.dir, or delete this one"
@@ -101,7 +101,7 @@ class _Job:
                     "hydra.sweep.dir=…"
                 )
         self.recorded = begun_from(check_overrides(self.combinations[0], hydra_keys=True), study=False)
-        self.settings = _hydra_settings(*hydra_words(self.combinations[0], self.recorded))
+        self.settings = hydra_settings(*hydra_words(self.combinations[0], self.recorded))
         if not self.multirun and any(o.startswith("hydra/launcher=") for o in asked_for):
             raise UserError("hydra/launcher starts the runs of a sweep, also of one run: it needs -m.")
         self.directory = Path((self.settings.sweep if self.multirun else self.settings.run).dir)
@@ -112,19 +112,20 @@ class _Job:
         import hydra
 
         around: Any = nullcontext()
-        after: Any = nullcontext()
         if self.asked.trains:
             self._prepare()
             if is_submitit(self.settings.launcher):
                 around = launching(self.settings.launcher, str(self.directory))
-            if self.multirun:
-                after = tabulated(self.run_overrides, self.configs, self.directory)
         name, words = hydra_words(self.asked.overrides, self.recorded)
         begun = [o for o in self.asked.overrides if o.startswith("from=")]
         sys.argv = [shlex.join(["ebc-lab", "train", *begun]), *self.asked.words, *words, *self.extra]
-        with after, around:
-            main = hydra.main(config_path=str(conf_dir().resolve()), config_name=name, **hydra_base())
-            main(self.train_composed)()
+        main = hydra.main(config_path=str(conf_dir().resolve()), config_name=name, **hydra_base())
+        try:
+            with around:
+                main(self.train_composed)()
+        finally:
+            if self.asked.trains and self.multirun:
+                show(console(), self._jobs(), self.directory)
 
     def train_composed(self, _: Any) -> float | None:
         """What Hydra calls for each run: train it in its folder. -> its validation loss, for sweepers.
@@ -196,12 +197,14 @@ class _Job:
         about = {"folder": str(self.directory), "warnings": self.warnings, "exit_code": code}
         if not self.multirun:
             return {**_ended(self.directory), **about}
-        finished = jobs(self.run_overrides, self.configs, self.directory)
         runs = [
             {"overrides": list(overrides), "folder": str(job.directory or ""), **_ended(job.directory)}
-            for overrides, job in zip(self.run_overrides, finished, strict=True)
+            for overrides, job in zip(self.run_overrides, self._jobs(), strict=True)
         ]
         return {"outcome": "done" if code == 0 else "stopped", "runs": runs, **about}
+
+    def _jobs(self) -> list[Job]:
+        return jobs(self.run_overrides, self.configs, self.directory)
 
 
 def _ended(directory: Path | None) -> dict[str, Any]:
@@ -237,24 +240,6 @@ def _refuse_impossible(configs: Sequence[Config], directory: Path) -> list[str]:
     return list(dict.fromkeys(warning for warning in warnings if warning))
 
 
-def _hydra_settings(name: str, overrides: Sequence[str]) -> Any:
-    """Return Hydra's own part of the composed configuration. Raises UserError."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
-
-    try:
-        with initialize_config_dir(**hydra_base(), config_dir=str(conf_dir().resolve())):
-            composed = hydra_compose(name, list(overrides), return_hydra_config=True)
-    except HydraException as error:
-        message = f"{error}\n{error.__cause__ or ''}".partition("Config search path")[0]
-        lines = [line.strip() for line in message.splitlines() if not line.startswith(("To append", " "))]
-        raise UserError(" ".join(filter(None, lines))) from None
-    HydraConfig.instance().set_config(composed)  # for ${hydra:…}
-    return composed.hydra
-
-
 def train_one(
     run: RunConfig,
     directory: Path,
@@ -262,19 +247,23 @@ def train_one(
     job_cores: int | None = None,
     processes: int = 1,
 ) -> dict[str, Any]:
-    """Resolve what is left to choose, train in `directory`, and print the outcome. Raises UserError.
+    """Resolve what is left to choose, train in `directory`, and print the outcome. -> it. Raises UserError.
 
     `job_cores`: of a launcher's job; `processes`: how many train the run together.
     """
     from ebc_lab.config.identity import digest, identity
     from ebc_lab.records.json_files import read_json, write_json
+    from ebc_lab.study.resolve import resolve_run
+    from ebc_lab.training.ends import until_done
     from ebc_lab.training.outcome import run_and_record
 
-    warning = checked_text(run)[0].warning  # a resolved run names the text that was taken instead
-    known = RunFiles(directory).spec
-    earlier = read_json(known, SpecRecord, OTHER_FOLDER) if known.exists() else None
+    corpus_warning = checked_text(run)[0].warning  # a resolved run names the text that was taken instead
+    files = RunFiles(directory)
+    earlier = read_json(files.spec, SpecRecord, OTHER_FOLDER) if files.spec.exists() else None
     begun = from_dict(RunConfig, earlier["config"]) if earlier else None
-    run = _resolved(run, begun, job_cores, processes)
+    run = resolve_run(run, begun, print, cores_of_job=job_cores, processes=processes)
+    if begun:
+        refuse_edited(run, begun, OTHER_FOLDER)
     if run.lr_schedule.name == "replay":
         from ebc_lab.components.lr_schedule import recorded_rates, source_folder
 
@@ -283,85 +272,25 @@ def train_one(
     if earlier and earlier["run_id"] != run_id:
         remedy = "choose another hydra.run.dir, or delete it"
         raise UserError(f"{directory} holds another run ({earlier['run_id']}): {remedy}.")
-    for warning in [*warnings_of(run), *_crowded(run, processes, job_cores or machine.cores())]:
-        print(f"note: {warning}")
+    notes = warnings_of(run)
+    threads, cores = processes * run.threads_per_run, job_cores or machine.cores()
+    if processes > 1 and run.device == "cpu" and threads > cores:
+        notes.append(f"{processes} processes of {run.threads_per_run} thread(s) share {cores} core(s).")
+    for note in notes:
+        print(f"note: {note}")
     directory.mkdir(parents=True, exist_ok=True)
     spec: SpecRecord = {"run_id": run_id, "kind": "train", "identity": identity(run), "config": to_dict(run)}
-    write_json(known, spec)
-    earlier = RunFiles(directory).result.exists()
+    write_json(files.spec, spec)
+    done_before = files.result.exists()
     with run_lock(directory) as mine:
         if not mine:
             raise UserError(f"another process is training in {directory}: wait for it, or stop it.")
         hooks: dict[str, Any] = {"checkpoint_every_s": checkpoint_every_s, "say": print}
-        hooks |= {"processes": processes, "corpus_warning": warning}
+        hooks |= {"processes": processes, "corpus_warning": corpus_warning}
         with RunView(run, directory).shown() as hooks["on_progress"]:
-            result = _until_done(
+            result = until_done(
                 lambda stop: run_and_record(run, directory, run_id, should_stop=stop, **hooks)
             )
-    for line in closing_lines(run, result, directory, earlier=earlier):
+    for line in closing_lines(run, result, directory, earlier=done_before):
         print(line)
     return result
-
-
-def _crowded(run: RunConfig, processes: int, cores: int) -> list[str]:
-    """A remark on processes that have to share cores."""
-    threads = run.threads_per_run
-    crowded = processes > 1 and run.device == "cpu" and processes * threads > cores
-    return [f"{processes} processes of {threads} thread(s) share {cores} core(s)."] if crowded else []
-
-
-def _resolved(run: RunConfig, begun: RunConfig | None, job_cores: int | None, processes: int) -> RunConfig:
-    """The run with corpus, device and speed settings chosen, as `begun` has them. Raises UserError."""
-    from ebc_lab.bench.speeds import CHOSEN, choose, is_open, one_run
-    from ebc_lab.config.machine import chosen_device
-
-    for key in (*CHOSEN, "device"):
-        if begun and is_open(run, key):
-            setattr(run, key, getattr(begun, key))
-    run = with_sources(with_names(pinned(run, *checked_text(run))))
-    if begun:
-        refuse_edited(run, begun, OTHER_FOLDER)
-    run.device = chosen_device(run.device)
-    if any(is_open(run, key) for key in CHOSEN):
-        each = None if job_cores is None else max(1, job_cores // processes)
-        choice = choose(run, work=one_run, limit=1, job_cores=each, together=processes, say=print)
-        print("\n".join(choice.reasons(run)))
-        run = choice.apply_to(run)
-    check_run(run)
-    if run.stabilizer.name == "ebc" and run.controller.name == "energy" and run.controller.a is None:
-        raise UserError(
-            "controller=energy needs controller.a, natural KL over the median predicted decrease; a study "
-            "finds it."
-        )
-    return run
-
-
-def _until_done(attempt: Callable[[Callable[[], bool]], dict[str, Any]]) -> dict[str, Any]:
-    """Train; at the next checkpoint a signal's own handler runs or, without one, Interrupted is raised.
-
-    submitit's handlers requeue the job on USR2 (time-out, pre-emption) and ignore TERM: whether a kill or a
-    restart follows is up to Slurm, and until then the run continues.
-    """
-    from ebc_lab.training.ends import Interrupted
-
-    handlers: dict[int, Any] = {
-        s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-    }
-    ends = (signal.SIGINT, signal.SIGTERM)
-    heard = [s for s, handler in handlers.items() if callable(handler) or s in ends]
-    asked: list[int] = []
-    for s in heard:
-        signal.signal(s, lambda number, _: asked.append(number))
-    try:
-        while True:
-            try:
-                return attempt(lambda: bool(asked))
-            except Interrupted:
-                while asked:
-                    number = asked.pop(0)
-                    if not callable(handlers[number]):
-                        raise
-                    handlers[number](number, None)
-    finally:
-        for s in heard:
-            signal.signal(s, handlers[s])

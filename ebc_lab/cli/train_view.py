@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean, median
@@ -18,9 +18,10 @@ from rich.text import Text
 from ebc_lab.config.errors import clock
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records.paths import RunFiles
-from ebc_lab.report.text.words import fixed, part
+from ebc_lab.records.streams import NewRows
+from ebc_lab.report.text.words import fixed, format_share
 
-from .ebm_view import CsvTail, Evaluations, Row
+from .ebm_view import Evaluations
 from .options import console as made_console
 from .options import live
 
@@ -46,8 +47,8 @@ class RunView:
         files = RunFiles(directory)
         self.run = run
         self.console = console or made_console()
-        self.steps = CsvTail(files.steps)
-        self.evals = CsvTail(files.evals)
+        self.steps = NewRows(files.steps)
+        self.evals = NewRows(files.evals)
         self.evaluations = Evaluations(run, files) if run.workload.name == "ebm" else None
         self.every_s = DRAWN_EVERY_S if self.console.is_terminal else line_every_s
         self.first: tuple[float, int] | None = None  # when this attempt took its first step, and which
@@ -100,21 +101,17 @@ class RunView:
 
     def _read(self) -> None:
         """Bring the figures up to date with the rows that were flushed since they were read."""
-        rows = self.steps.rows()
+        rows = self.steps.read()
         if rows:
             self.figures["loss"] = fixed(fmean(row["loss"] for row in rows), 3)
-        for row in self.evals.rows():
+        for row in self.evals.read():
             self.figures["val"] = fixed(row["val_loss"], 3)
         if rows and self.run.stabilizer.name == "ebc":
-            self.figures["c"] = part(median(row["c"] for row in rows))
-            self.figures |= _audited(rows)
-
-
-def _audited(rows: Sequence[Row]) -> dict[str, str]:
-    """The applied KL over its target at the latest audit among these rows of steps.csv, if there is one."""
-    ratios = [row["applied_kl"] / row["target_kl"] for row in rows if row["target_kl"] > 0]
-    known = [ratio for ratio in ratios if not math.isnan(ratio)]
-    return {"KL/δ*": fixed(known[-1], 2)} if known else {}
+            self.figures["c"] = format_share(median(row["c"] for row in rows))
+            ratios = [row["applied_kl"] / row["target_kl"] for row in rows if row["target_kl"] > 0]
+            audited = [ratio for ratio in ratios if not math.isnan(ratio)]
+            if audited:
+                self.figures["KL/δ*"] = fixed(audited[-1], 2)
 
 
 # -- at the end ----------------------------------------------------------------------------------------------
@@ -156,7 +153,7 @@ def _budget_in_words(run: RunConfig, result: Mapping[str, Any]) -> str:
     if not result["clip_rate"]:
         return f"c = 1 throughout: the budget never limited an update{_unlimited(target, result)}."
     share = f"{result['clip_rate']:.0%}" if result["clip_rate"] >= 0.005 else "less than 1%"
-    c = f"c: median {part(result['c_median'])}, {share} of the steps clipped"
+    c = f"c: median {format_share(result['c_median'])}, {share} of the steps clipped"
     if run.budget.radius is not None:
         c += f"; the KL ruled {result['kl_ruled']:.0%} of the steps, the radius {result['radius_ruled']:.0%}"
         c += f"; a KL was measured at {result['measured']:.0%}"

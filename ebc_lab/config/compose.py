@@ -450,6 +450,25 @@ def hydra_words(overrides: Sequence[str], recorded: Recorded | None = None) -> t
     return PRIMARY if recorded else "config", others
 
 
+def hydra_settings(name: str, overrides: Sequence[str]) -> Any:
+    """Return Hydra's own part of the configuration that `name` and the overrides compose. Hydra then resolves
+    `${hydra:…}` from it. Raises UserError."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+
+    try:
+        with initialize_config_dir(**hydra_base(), config_dir=str(conf_dir().resolve())):
+            composed = hydra_compose(name, list(overrides), return_hydra_config=True)
+    except HydraException as error:
+        message = f"{error}\n{error.__cause__ or ''}".partition("Config search path")[0]
+        lines = [line.strip() for line in message.splitlines() if not line.startswith(("To append", " "))]
+        raise UserError(" ".join(filter(None, lines))) from None
+    HydraConfig.instance().set_config(composed)  # for ${hydra:…}
+    return composed.hydra
+
+
 # -- mine=: own parts as arms --------------------------------------------------------------------------------
 
 

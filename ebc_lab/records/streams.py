@@ -141,3 +141,40 @@ def read_columns(path: Path, needed: Iterable[str] = (), *, alone: bool = False)
         raise UserError(f"{path} is damaged ({error}): {remedy}.") from None
     body = body.reshape(-1, len(header))
     return {name: np.ascontiguousarray(body[:, i]) for i, name in enumerate(header)}
+
+
+class NewRows:
+    """The rows of a stream that grows, as they come: column -> value, NaN where a cell is empty.
+
+    A row that is still being written waits for its end. A stream that is replaced, as another attempt
+    replaces it, is read from its beginning.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.inode = -1
+        self.size = 0  # bytes that have been read
+        self.columns: Sequence[str] = ()
+
+    def read(self) -> list[dict[str, float]]:
+        """Return the rows that were written since the last call; none where there is no file."""
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            return []
+        if status.st_ino != self.inode:
+            self.inode, self.size = status.st_ino, 0
+        if status.st_size <= self.size:
+            return []
+        with open(self.path, "rb") as file:
+            file.seek(self.size)
+            whole, end, _ = file.read().rpartition(b"\n")
+        lines = whole.decode().split("\n") if end else []
+        if not self.size and lines:
+            self.columns = lines.pop(0).split(",")
+        self.size += len(whole) + len(end)
+        rows = []
+        for line in lines:
+            values = [float(cell) if cell else math.nan for cell in line.split(",")]
+            rows.append(dict(zip(self.columns, values, strict=True)))
+        return rows

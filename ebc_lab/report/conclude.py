@@ -16,12 +16,13 @@ from ebc_lab.records.paths import PAPERS, PICTURES
 from ebc_lab.records.spec import RunSpec
 from ebc_lab.study.autopilot import Listener
 from ebc_lab.study.launch.pool import Say
-from ebc_lab.study.stages import verdict
-from ebc_lab.study.stages.stage import decision_that_shows, planned_runs, stage_of
+from ebc_lab.study.stages.stage import planned_runs, stage_of
 from ebc_lab.study.store import crate, manifest
 from ebc_lab.study.store.changes import describe_earlier_looks
 from ebc_lab.study.store.snapshot import read
 from ebc_lab.study.store.study import Study
+
+from . import kinds
 
 
 def concluding(**calls: Any) -> Listener:
@@ -51,27 +52,25 @@ def write_conclusions(
     from .text import papers, summaries
 
     header = study.header()  # the corpus itself need not be here any more
-    corpus = {"corpus": header["corpus"]["title"], "warning": header["corpus"]["warning"]}
-    about = {"study": header["study"], **corpus}
+    corpus = header["corpus"]
+    about = {"study": header["study"], "corpus": corpus["title"], "warning": corpus["warning"]}
     accepted: Acceptance | None = None
-    tables = (study.ablation_file, study.modes_file, study.units_file, study.profiles_file)
-    made = (study.acceptance_file, *tables, study.results_file)
-    manifest.remove_entries(study.root, *(path.name for path in made), *PAPERS)
-    if final := decision_that_shows("verdict", decisions):
-        accepted = cast(Acceptance, {**about, **verdict.acceptance(config, final)})
-        write_json(study.acceptance_file, accepted)
-    if suite := decision_that_shows("arms", decisions):
-        summaries.write_ablation(study.ablation_file, suite)
-    if compared := decision_that_shows("modes", decisions):
-        summaries.write_modes(study.modes_file, compared, study.results_of(compared))
-    if carried := decision_that_shows("units", decisions):
-        summaries.write_units(study.units_file, carried)
-    if profiled := decision_that_shows("profiles", decisions):
-        summaries.write_profiles(study.profiles_file, profiled)
+    files = [kind.file for kind in kinds.KINDS.values() if kind.file]
+    manifest.remove_entries(study.root, study.acceptance_file.name, study.results_file.name, *files, *PAPERS)
+    for decision in decisions.values():
+        kind = kinds.kind_of(decision)
+        if not kind.concludes:
+            continue
+        found = kinds.Evidence(decision, config, decisions, study.results_of(decision))
+        if kind.file:
+            summaries.write_rows(study.root / kind.file, kind.rows(found), kind.columns)
+        if tables := kind.papers(found):
+            source = papers.source(config, corpus, kind.seeds(found), describe_earlier_looks(header))
+            papers.write(study.root, config.study.name, tables, source)
+        if judged := kind.acceptance(found):
+            accepted = cast(Acceptance, {**about, **judged})
+            write_json(study.acceptance_file, accepted)
     write_json(study.results_file, {**about, **decisions[config.study.stages[-1]]})
-    papers.write(
-        study.root, config, corpus, decisions, accepted, study.result, describe_earlier_looks(header)
-    )
     _draw(study, decisions, say)
     html.write_page(study.root)
     return accepted

@@ -1,7 +1,8 @@
 """study.json: a study's settings, its corpus, and what was chosen automatically when the study began.
 
 Every later command on the study adopts what the first one resolved (corpus, device, precision, threads,
-compiling). So no change of machine, network or default causes finished runs to be trained again.
+compiling). So no change of machine, network or default causes finished runs to be trained again. A run of
+`ebc-lab train` is resolved alike, from the spec.json in its folder.
 """
 
 from __future__ import annotations
@@ -12,13 +13,24 @@ from dataclasses import replace
 from typing import Any
 
 from ebc_lab import __version__
-from ebc_lab.bench.speeds import CHOSEN, Choice, Work, choose_for_study, chosen_by_rule, is_open, job_cores
+from ebc_lab.bench.speeds import (
+    CHOSEN,
+    Choice,
+    Work,
+    choose,
+    choose_for_study,
+    chosen_by_rule,
+    is_open,
+    job_cores,
+    one_run,
+)
 from ebc_lab.config.checks import check_run
 from ebc_lab.config.choices import changed, with_size
 from ebc_lab.config.dicts import run_part, study_part, to_dict
 from ebc_lab.config.errors import UserError, naming
 from ebc_lab.config.identity import study_environment
 from ebc_lab.config.machine import chosen_device, cores, git_revision, hardware, versions
+from ebc_lab.config.own.parts import with_names, with_sources
 from ebc_lab.config.schema import STAGES, Config, RunConfig
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.records.spec import RunSpec
@@ -248,3 +260,30 @@ def _resolve(
         chosen = {k: choice.why[k] for k in CHOSEN if is_open(config, k)}
         config = choice.apply_to(config)
     return config, chosen
+
+
+def resolve_run(
+    run: RunConfig, begun: RunConfig | None, say: Say, *, cores_of_job: int | None = None, processes: int = 1
+) -> RunConfig:
+    """Return a run outside studies with nothing left open; what it leaves open is as in the run that was
+    `begun` in its folder, if one was. Raises UserError if it cannot be trained.
+
+    `cores_of_job`: those of a launcher's job; `processes`: how many train the run together.
+    """
+    for key in (*CHOSEN, "device"):
+        if begun and is_open(run, key):
+            setattr(run, key, getattr(begun, key))
+    run = with_sources(with_names(pinned(run, *checked_text(run))))
+    run.device = chosen_device(run.device)
+    if any(is_open(run, key) for key in CHOSEN):
+        each = None if cores_of_job is None else max(1, cores_of_job // processes)
+        choice = choose(run, work=one_run, limit=1, job_cores=each, together=processes, say=say)
+        say("\n".join(choice.reasons(run)))
+        run = choice.apply_to(run)
+    check_run(run)
+    if run.stabilizer.name == "ebc" and run.controller.name == "energy" and run.controller.a is None:
+        raise UserError(
+            "controller=energy needs controller.a, natural KL over the median predicted decrease; a study "
+            "finds it."
+        )
+    return run

@@ -43,7 +43,7 @@ from ebc_lab.records.paths import RunFiles
 
 from .batches import windows
 from .corpus import Corpus
-from .kept import build, sampling_of, settings_of, write_model
+from .kept import JUDGED, SAMPLED, build, sampling_of, settings_of, write_model
 from .losses import autocast
 from .partition import TextSplits
 from .text import tokenised_of, tokenizer_of
@@ -51,9 +51,7 @@ from .text import tokenised_of, tokenizer_of
 PRESENT = 8192  # states of training text that a revival or new splats are chosen from
 REVIVED_AT = (10, 20)  # steps, beside every ebm.revive_every
 EVALUATED = 1024  # states of validation text at every evaluation
-SAMPLED = 512  # tokens of validation text for the sampled loss
-SAMPLES = 8
-JUDGED = 4096  # states of validation text at the end
+SAMPLES = 8  # latents a token, of the sampled loss
 PURPOSES = (
     "losses",
     "noise",

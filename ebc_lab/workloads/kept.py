@@ -1,4 +1,4 @@
-"""An energy-based model that a run has kept: model.pt, whole and checked, and the model in it.
+"""An energy-based model that a run has kept: model.pt, whole and checked, the model in it, and its figures.
 
 model.pt is what `torch.save` writes of plain values and tensors, and nothing in it is executed: its format's
 number, the run's settings, the tokenizer, the step, the weights with the splats, what its evaluations found.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,27 @@ import torch
 from torch import Tensor, nn
 
 from ebc_lab.config.dicts import from_dict, to_dict
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, blamed, visible
 from ebc_lab.config.schema import RunConfig
+from ebc_lab.ebm.diagnose import Diagnosis, as_markdown, as_plain, diagnosed
+from ebc_lab.ebm.evaluate import held_out, ngram_baselines, sampled_loss
 from ebc_lab.ebm.generate import Sampling
 from ebc_lab.ebm.index import chosen
-from ebc_lab.ebm.model import EnergyModel, ModelSettings
+from ebc_lab.ebm.model import EnergyModel, ModelSettings, level_name
 from ebc_lab.records.files import opened, write_atomic
+from ebc_lab.records.json_files import write_json
+from ebc_lab.records.paths import DIAGNOSES, RunFiles
 
+from .batches import windows
+from .corpus import locate
 from .gpt import Block, draw_weights
-from .tokens import Tokenizer, from_json
+from .losses import evaluate
+from .tokens import Tokenizer, from_json, tokenised
 
 FORMAT = 1
+PATTERNS = ("model.pt", "models/step_*.pt")  # of kept models, in a run's folder
+JUDGED = 4096  # states of held-out text that a model is judged by
+SAMPLED = 512  # tokens of it for the sampled loss
 
 
 class Blocks(nn.Module):
@@ -129,7 +140,7 @@ def _interned(rows: Sequence[dict[str, float]]) -> list[dict[str, float]]:
     return strings
 
 
-def read_model(path: Path, device: str = "cpu") -> KeptModel:
+def read_model(path: Path) -> KeptModel:
     """The model that `write_model` wrote. Raises UserError where it is missing, truncated, another program's,
     of another format, or its weights do not fit its settings."""
     try:
@@ -152,7 +163,7 @@ def read_model(path: Path, device: str = "cpu") -> KeptModel:
             f"{path} has format {content['format']}, this version reads {FORMAT}: train it again."
         )
     try:
-        return _built(path, content, device)
+        return _built(path, content)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         first = str(error).splitlines()[0][:200]
         raise UserError(
@@ -160,7 +171,36 @@ def read_model(path: Path, device: str = "cpu") -> KeptModel:
         ) from None
 
 
-def _built(path: Path, content: dict[str, Any], device: str) -> KeptModel:
+def load_model(path: Path) -> KeptModel:
+    """Return a kept model on its run's device, if that is here, and with its run's threads, on which
+    bits depend. Raises UserError as `read_model` does."""
+    kept = read_model(path)
+    device = "cuda" if kept.run.device == "cuda" and torch.cuda.is_available() else "cpu"
+    if kept.run.threads_per_run > 0 and kept.run.threads_per_run != torch.get_num_threads():
+        torch.set_num_threads(kept.run.threads_per_run)
+    kept.model.to(device)
+    return replace(kept, run=replace(kept.run, device=device))
+
+
+def run_folder(path: Path) -> Path:
+    """Return the folder of the run that has kept the model at `path`."""
+    above = path.parent
+    return above.parent if above.name == RunFiles(above.parent).models.name else above
+
+
+def models_below(folder: Path) -> list[Path]:
+    """Return every model kept below a folder, by run and step. Raises UserError if there is none."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give one that holds runs of workload=ebm.")
+    paths = [path for pattern in PATTERNS for path in folder.rglob(pattern)]
+    if not paths:
+        raise UserError(
+            f"{folder} holds no model.pt: give a folder that holds finished runs of workload=ebm."
+        )
+    return sorted(paths, key=lambda path: (str(run_folder(path)), len(path.name), path.name))
+
+
+def _built(path: Path, content: dict[str, Any]) -> KeptModel:
     try:
         run: RunConfig = from_dict(RunConfig, json.loads(content["run"]))
     except UserError as error:  # which cannot name the file
@@ -168,5 +208,73 @@ def _built(path: Path, content: dict[str, Any], device: str) -> KeptModel:
     tokenizer = from_json(content["tokenizer"]["kind"], content["tokenizer"]["json"])
     model = build(run, tokenizer.vocabulary)
     model.load_state_dict(content["weights"])
-    model.to(device).eval()
+    model.eval()
     return KeptModel(path, model, run, tokenizer, content["step"], content["curve"])
+
+
+# -- how good it is ------------------------------------------------------------------------------------------
+
+
+def measure(kept: KeptModel, split: str, samples: int) -> dict[str, Any]:
+    """Return what `ebc-lab ebm evaluate --json` says of a model on a split of its run's text.
+
+    Raises UserError where the text is not at hand, has changed, or is shorter than a window.
+    """
+    run, model, context = kept.run, kept.model, kept.run.model.context
+    text = tokenised(kept.tokenizer, locate(run.data, quiet=True))
+    ids = torch.from_numpy(text.splits[split]).to(run.device)
+    if len(ids) <= context:
+        raise UserError(
+            f"the {split} split has {len(ids)} tokens, a window of this model {context}: take another."
+        )
+    loss = evaluate(model, run, windows(ids, context))
+    model.eval()
+    [(judged, _)] = windows(ids, context, max(1, JUDGED // context))
+    figures = held_out(model, judged, torch.Generator().manual_seed(run.seed), run.ebm.noise)
+    unigram, bigram = ngram_baselines(text.splits["train"], text.splits[split], text.vocabulary)
+    characters = text.characters_per_token()[split]
+    levels = []
+    for sigma in run.ebm.levels if run.ebm.splats else ():
+        kinds = ("r2", "r2_se", "matched")
+        levels.append({"sigma": sigma} | {kind: figures.pop(f"{kind}_{level_name(sigma)}") for kind in kinds})
+    return {
+        "tokens": int(loss["tokens"]),
+        "characters_per_token": characters,
+        "loss": loss["loss"],
+        "loss_se": loss["se"],
+        "perplexity": math.exp(loss["loss"]),
+        "bits_per_character": loss["loss"] / characters / math.log(2),
+        "sampled_loss": _sampled(kept, ids, samples),
+        "baselines": {"unigram": unigram, "bigram": bigram},
+        **figures,
+        "levels": levels,
+    }
+
+
+def _sampled(kept: KeptModel, ids: Tensor, samples: int) -> dict[str, Any]:
+    """Measure the sampled loss of a few windows of a split, beside the settled one on the same tokens."""
+    run = kept.run
+    [(inputs, targets)] = windows(ids, run.model.context, max(1, SAMPLED // run.model.context))
+    losses: dict[str, Any] = {"tokens": targets.numel(), "samples": samples}
+    chance = torch.Generator().manual_seed(run.seed)
+    try:
+        return losses | sampled_loss(kept.model, inputs, targets, sampling_of(run), chance, samples)
+    except ValueError as error:  # a chain that left the finite numbers
+        return losses | {"settled": None, "sampled": None, "problem": str(error)}
+
+
+def diagnose(path: Path) -> Diagnosis:
+    """Return the diagnosis of the model at `path`. Raises UserError as `read_model` does."""
+    kept = read_model(path)
+    pile = kept.model.pile
+    with blamed(str(path), "train it again"):
+        curve = [{name: float(value) for name, value in row.items()} for row in kept.curve]
+        return diagnosed(curve, [] if pile is None else pile.sizes)
+
+
+def write_diagnosis(path: Path, diagnosis: Diagnosis) -> tuple[Path, Path]:
+    """Write the diagnosis of the model at `path` beside it, as Markdown and as JSON. -> the two files."""
+    page, plain = (path.with_suffix(ending) for ending in DIAGNOSES)
+    write_atomic(page, as_markdown(f"Diagnosis of {visible(path.name)}", diagnosis))
+    write_json(plain, {"model": path.name, **as_plain(diagnosis)})
+    return page, plain

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import re
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -18,18 +17,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from ebc_lab.bench import compared, costs, measure, plain_loop
-from ebc_lab.bench.loops import Loop, interval, opened, take_steps, warm_steps
+from ebc_lab.bench.loops import WARM_STEPS, Loop, interval, opened, warm_steps
 from ebc_lab.bench.memory import reachable
 from ebc_lab.bench.pairs import (
     MIN_ROUNDS,
-    PlainProcess,
-    interleaved,
+    Effort,
     overhead_run,
     overheads,
-    paired_overhead,
+    plain_process,
     step_run,
+    take_turns,
 )
 from ebc_lab.bench.shares import PARTS, Clock
+from ebc_lab.bench.speeds import compile_cost, measured_rates
 from ebc_lab.cli import bench_screen
 from ebc_lab.cli.commands import app
 from ebc_lab.components.stabilizers import STABILIZERS
@@ -168,16 +168,6 @@ def test_the_record_describes_the_machine_but_names_no_host_and_no_file(called, 
     assert str(text_file) not in text
 
 
-@pytest.mark.slow
-def test_a_full_measurement_prints_its_tables(tiny, tmp_path):
-    command = [sys.executable, "-c", "from ebc_lab.cli import main; main()", "bench", *settings(tiny)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "Where a step's time goes" in done.stdout
-    assert "--quick" not in done.stdout
-    assert not (tmp_path / "benchmarks").exists()
-
-
 def test_a_second_record_of_a_day_leaves_the_first_alone(tmp_path):
     (tmp_path / "a.json").touch()
     (tmp_path / "a-2.json").touch()
@@ -211,6 +201,7 @@ def test_only_the_sections_that_are_asked_for_are_measured(tiny, tmp_path, monke
     asked = ["bench", *settings(tiny), "--quick", "--only", "memory", "--only", "shares", "--json"]
     done = CliRunner().invoke(app, asked, catch_exceptions=False)
     assert list(json.loads(done.stdout)) == ["about", "shares", "memory"]  # in the bench's own order
+    assert not (tmp_path / "benchmarks").exists()
 
 
 def test_a_section_of_another_workload_is_refused_before_anything_is_measured(tiny):
@@ -221,13 +212,6 @@ def test_a_section_of_another_workload_is_refused_before_anything_is_measured(ti
 
 
 # -- pairs ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.thorough
-def test_overhead_is_measured_in_pairs_of_audit_intervals(shape):
-    found = paired_overhead(shape)
-    assert found["pairs"] == 2
-    assert found["plain_steps_per_s"] > 0
 
 
 @pytest.mark.parametrize("stabilizer", ["none", "ebc"])
@@ -276,7 +260,7 @@ def test_a_measurement_shows_that_it_goes_on_after_every_block(shape, tmp_path, 
     steps = [step for _, step in told]
     assert steps == sorted(steps)
     taken = sum(count for kind, count in blocks if kind == "ebc")
-    assert steps[-1] == taken - (warm_steps(run) if measurement is overhead_run else 0)
+    assert steps[-1] == taken - (warm_steps(run) if measurement is overhead_run else WARM_STEPS)
 
 
 def test_a_failed_measurement_is_recorded_as_failed(shape, tmp_path):
@@ -288,21 +272,23 @@ def test_a_failed_measurement_is_recorded_as_failed(shape, tmp_path):
 
 def test_sides_take_turns_in_a_rotating_order():
     calls = []
-    sides = [lambda n, name=name: calls.append((name, n)) or float(len(calls)) for name in "abc"]
-    took = interleaved(sides, 5, 3)
+    sides = {name: lambda n, name=name: calls.append((name, n)) or float(len(calls)) for name in "abc"}
+    turns = take_turns(sides, 5, 3, warm=0)
     assert "".join(name for name, _ in calls) == "abcbcacab"
     assert {n for _, n in calls} == {5}
-    assert took == [[1.0, 6.0, 8.0], [2.0, 4.0, 9.0], [3.0, 5.0, 7.0]]
+    assert turns.seconds == {"a": [1.0, 6.0, 8.0], "b": [2.0, 4.0, 9.0], "c": [3.0, 5.0, 7.0]}
+    assert turns.ratios("b", "a") == [2.0, 4.0 / 6.0, 9.0 / 8.0]
 
 
 def test_turns_end_at_the_time_limit_but_not_before_a_minimum():
-    assert [len(t) for t in interleaved([lambda n: 1.0], 1, 99, limit_s=0.0)] == [MIN_ROUNDS]
+    turns = take_turns({"a": lambda n: 1.0}, 1, 99, limit_s=0.0)
+    assert len(turns.seconds["a"]) == MIN_ROUNDS
 
 
 @pytest.mark.thorough
 def test_a_budget_that_the_settings_rule_out_says_why(shape, monkeypatch):
     monkeypatch.setattr("ebc_lab.bench.pairs.STABILIZERS", {"ebc": STABILIZERS["ebc"]})
-    rows = overheads(replace(shape, budget=replace(shape.budget, target_kl=1e-8)), 2, 1.0, lambda text: None)
+    rows = overheads(replace(shape, budget=replace(shape.budget, target_kl=1e-8)), Effort(2, limit_s=1.0))
     refused = {row["stabilizer"]: row["refused"] for row in rows}
     assert "the smallest KL" in refused.pop("ebc shadow")
     assert "the smallest KL" in refused.pop("ebc tracked")
@@ -312,18 +298,19 @@ def test_a_budget_that_the_settings_rule_out_says_why(shape, monkeypatch):
 def test_the_bare_loop_makes_the_lab_s_own_steps(shape):
     """Without EBC the wrapper is the plain optimizer, bit for bit: so must the loop without it be."""
     plain = changed(shape, {"stabilizer": {"name": "none"}})
-    with opened(plain) as a, opened(plain) as b, opened(plain) as c:
-        Loop(a, bare=True).steps(3)
-        Loop(b).steps(3)
-        take_steps(c, 3)
-        for other in (b, c):
-            assert all(map(torch.equal, a.model.parameters(), other.model.parameters()))
+    with opened(plain, bare=True) as bare, opened(plain) as loop, opened(plain) as recorded:
+        bare.steps(3)
+        loop.steps(3)
+        recorded.recorded_steps(3)
+        weights = [list(one.training.model.parameters()) for one in (bare, loop, recorded)]
+        for other in weights[1:]:
+            assert all(map(torch.equal, weights[0], other))
 
 
 def test_a_run_that_diverges_is_no_measurement(shape):
     wild = changed(shape, {"optimizer": {"lr": 1e30}, "stabilizer": {"name": "none"}})
-    with opened(wild) as training, pytest.raises(UserError, match="diverged"):
-        take_steps(training, 20)
+    with opened(wild) as loop, pytest.raises(UserError, match="diverged"):
+        loop.recorded_steps(20)
 
 
 # -- the plain loop ------------------------------------------------------------------------------------------
@@ -352,13 +339,20 @@ def test_the_plain_model_takes_the_lab_s_weights_and_gives_the_same_losses(shape
     torch.testing.assert_close(plain_losses, losses.flatten())
 
 
-def test_a_plain_process_that_ends_early_says_why(shape, tmp_path, monkeypatch):
+def test_a_measuring_process_that_ends_early_says_why(shape, tmp_path, monkeypatch):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho there is no torch >&2\nexit 1\n")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    with pytest.raises(UserError, match="plain loop's process ended: there is no torch"):
-        PlainProcess(shape)
+    with (
+        pytest.raises(UserError, match="plain loop's process ended: there is no torch"),
+        plain_process(shape) as child,
+    ):
+        child.answer()
+    with pytest.raises(UserError, match=r"measuring the speed failed \(there is no torch\): give dtype="):
+        measured_rates(shape, [(1, 1, "float32")])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert compile_cost(shape) == "torch.compile fails here (there is no torch)"
 
 
 # -- shares, arithmetic, memory ------------------------------------------------------------------------------

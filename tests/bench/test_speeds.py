@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import subprocess
 from dataclasses import replace
 
 import pytest
@@ -22,7 +21,6 @@ from ebc_lab.bench.speeds import (
 from ebc_lab.config import machine as machine_module
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
-from ebc_lab.config.errors import UserError
 from ebc_lab.config.parts.data import DataConfig
 from ebc_lab.config.schema import LauncherConfig, RunConfig
 from ebc_lab.study.inspect.forecast import expected_work
@@ -71,17 +69,30 @@ def would_measure(machine, rates, compile_cost=None):
 # -- the rules -----------------------------------------------------------------------------------------------
 
 
+ONE_TYPE = replace(OPEN, dtype="float32")
+
+
 @pytest.mark.parametrize(
-    ("cores", "tried"), [(1, [1]), (2, [1, 2]), (3, [1, 2]), (6, [1, 2, 4]), (64, [1, 2, 4, 8])]
+    ("run", "cores", "limit", "cases"),
+    [
+        # powers of two up to the cores
+        (ONE_TYPE, 1, 0, [(1, 1)]),
+        (ONE_TYPE, 3, 0, [(1, 3), (2, 1)]),
+        (ONE_TYPE, 64, 0, [(1, 64), (2, 32), (4, 16), (8, 8)]),
+        # runs fill the cores, unless fewer are allowed or one needs more
+        (ONE_TYPE, 6, 0, [(1, 6), (2, 3), (4, 1)]),
+        (ONE_TYPE, 6, 2, [(1, 2), (2, 2), (4, 1)]),
+        (GIVEN, 1, 0, [(2, 1)]),
+        # only what is open is tried
+        (OPEN, 2, 0, [(1, 2), (2, 1)]),
+        (OPEN, 2, 1, [(1, 1), (2, 1)]),
+        (replace(OPEN, dtype="bfloat16", threads_per_run=2), 8, 0, [(2, 4)]),
+        (replace(OPEN, device="cuda", threads_per_run=1), 8, 0, [(1, 1)]),
+    ],
 )
-def test_thread_counts_are_powers_of_two_up_to_the_cores(cores, tried):
-    assert [threads for threads, _, _ in cases_of(replace(OPEN, dtype="float32"), cores, 0)] == tried
-
-
-def test_parallel_runs_fill_the_cores_unless_fewer_are_allowed():
-    for limit, runs in ((0, [6, 3, 1]), (2, [2, 2, 1])):
-        assert [n for _, n, _ in cases_of(replace(OPEN, dtype="float32"), 6, limit)] == runs
-    assert cases_of(GIVEN, 1, 0) == [(2, 1, "float32")], "more threads than cores"
+def test_cases_are_the_threads_and_parallel_runs_that_fit_the_cores(run, cores, limit, cases):
+    dtypes = ("float32", "bfloat16") if run.dtype == "auto" else (run.dtype,)
+    assert cases_of(run, cores, limit) == [(t, n, d) for t, n in cases for d in dtypes]
 
 
 @pytest.mark.parametrize(
@@ -143,14 +154,6 @@ def test_a_gpu_and_a_slurm_job_need_no_measurement_of_threads_or_compiling():
     assert speeds.job_cores(LauncherConfig(name="slurm", slots=4)) == 1
     assert speeds.job_cores(LauncherConfig(name="slurm", slots=4, cpus_per_task=6)) == 6
     assert speeds.job_cores(LauncherConfig(name="local")) is None
-
-
-def test_only_what_is_open_is_tried():
-    assert cases_of(OPEN, 2, 0) == [(t, n, d) for t, n in ((1, 2), (2, 1)) for d in ("float32", "bfloat16")]
-    assert cases_of(OPEN, 2, 1)[0] == (1, 1, "float32")
-    assert cases_of(replace(OPEN, dtype="bfloat16", threads_per_run=2), 8, 0) == [(2, 4, "bfloat16")]
-    on_gpu = replace(OPEN, device="cuda", threads_per_run=1)
-    assert cases_of(on_gpu, 8, 0) == [(1, 1, "float32"), (1, 1, "bfloat16")]
 
 
 # -- from measurements to a choice ---------------------------------------------------------------------------
@@ -216,15 +219,6 @@ def test_a_study_is_as_long_as_all_its_runs_and_as_wide_as_its_launcher(machine)
 
 
 # -- real measurements ---------------------------------------------------------------------------------------
-
-
-def test_a_measurement_that_fails_says_what_to_give_instead(machine):
-    machine.undo()
-    failed = subprocess.CompletedProcess((), 1, "", "Traceback …\nMemoryError: no\n")
-    machine.setattr(subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(UserError, match=r"measuring the speed failed \(MemoryError: no\): give dtype="):
-        speeds.measured_rates(OPEN, [(1, 1, "float32")])
-    assert speeds.compile_cost(GIVEN) == "torch.compile fails here (MemoryError: no)"
 
 
 @pytest.mark.slow

@@ -169,7 +169,7 @@ def test_filters_show_the_runs_that_fit_and_say_how_many(reader, studies):
         return reader.run(SHOWN)
 
     assert len(shown()) == total
-    Select(reader.one("[data-filter=outcome]")).select_by_visible_text("diverged")
+    Select(reader.one("[data-filter=Outcome]")).select_by_visible_text("diverged")
     assert len(shown()) == 4
     assert count.text == f"4 of {total} runs shown"
     assert all("diverged" in row for row in shown())
@@ -177,7 +177,7 @@ def test_filters_show_the_runs_that_fit_and_say_how_many(reader, studies):
     assert len(shown()) == 2
     reader.one("[data-filter-clear]").click()
     assert len(shown()) == total
-    Select(reader.one("[data-filter=stage]")).select_by_visible_text("calibrate")
+    Select(reader.one("[data-filter=Stage]")).select_by_visible_text("calibrate")
     assert shown()
     assert all(row.startswith("calibrate") for row in shown())
     find.send_keys("no such run at all")
@@ -325,6 +325,20 @@ def test_the_first_screen_has_a_sentence_and_figures_beside_a_picture_on_a_phone
     assert said[3] <= figures[1] < figures[3] <= picture[1]
 
 
+EDGES = """return [...document.querySelectorAll("#verdict .table")].map((box) =>
+  [...box.querySelectorAll("tbody tr:nth-child(2) > *")].slice(0, 3).map((cell) =>
+    Math.round(cell.getBoundingClientRect().right)))"""
+
+
+@pytest.mark.parametrize("name", ["suite", "smoke"])
+def test_on_a_phone_the_difference_and_the_verdict_are_on_screen(reader, studies, name):
+    reader.open(studies[name], (390, 844))
+    tables = reader.run(EDGES)
+    assert tables
+    for edges in tables:
+        assert max(edges) <= 390 - 16
+
+
 AT = "return [...document.querySelectorAll('.arms output')].map((o) => o.textContent)"
 LINES = "return document.querySelectorAll('.plot path.line').length"
 SPAN = "return [...document.querySelectorAll('.plot text')].map((t) => t.textContent).join()"
@@ -425,7 +439,7 @@ def test_every_table_can_be_had_as_csv(reader, studies):
     for run_id in list(by_id)[:: len(rows) // 5]:
         result = json.loads((studies["many"] / "runs" / run_id / "result.json").read_text())
         if result["outcome"] == "completed":
-            assert float(by_id[run_id]["Validation loss"]) == result["val_loss"]
+            assert float(by_id[run_id]["Validation loss"]) == pytest.approx(result["val_loss"], rel=1e-8)
         else:
             assert HOSTILE in by_id[run_id]["Outcome"]
     reader.run("document.querySelector('#settings td').textContent = '=1+1, \"x\"'")

@@ -13,7 +13,7 @@ from ebc_lab.cli import ebm_view
 from ebc_lab.cli.train import train_one
 from ebc_lab.cli.train_view import RunView
 from ebc_lab.records.paths import RunFiles
-from ebc_lab.records.streams import read_columns
+from ebc_lab.records.streams import NewRows, read_columns
 from ebc_lab.training.ends import Interrupted
 from ebc_lab.training.outcome import run_and_record
 
@@ -125,16 +125,16 @@ def test_alerts_are_shown_with_the_evaluation_that_raised_them(run, trained, tmp
 def test_a_line_that_is_still_being_written_waits(tmp_path):
     path = tmp_path / "evals.csv"
     path.write_text("step,val_loss\n10,2.5\n20,2.")
-    rows = ebm_view.CsvTail(path)
-    assert rows.rows() == [{"step": 10, "val_loss": 2.5}]
-    assert rows.rows() == []
+    rows = NewRows(path)
+    assert rows.read() == [{"step": 10, "val_loss": 2.5}]
+    assert rows.read() == []
     with path.open("a") as file:
         file.write("25\n")
-    assert rows.rows() == [{"step": 20, "val_loss": 2.25}]
+    assert rows.read() == [{"step": 20, "val_loss": 2.25}]
     other = tmp_path / "other"
     other.write_text("step,val_loss\n10,\n")
     other.replace(path)  # another attempt begins
-    [row] = rows.rows()
+    [row] = rows.read()
     assert row["step"] == 10
     assert row["val_loss"] != row["val_loss"]
 

@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -59,13 +58,12 @@ def defaults(launcher: Any, overrides: Sequence[str]) -> list[str]:
         raise UserError(f"hydra.launcher.{key} is not a setting of {kind}{nearest(key, known)}.")
     if kind == "SlurmLauncher":
         if 60 * launcher.timeout_min <= launcher.signal_delay_s:
-            told = f"hydra.launcher.signal_delay_s={launcher.signal_delay_s} seconds before the end"
+            warned = f"hydra.launcher.signal_delay_s={launcher.signal_delay_s} seconds before the end"
             raise UserError(
-                f"hydra.launcher.timeout_min={launcher.timeout_min} leaves no time to train: jobs are told "
-                f"to write their checkpoint {told}."
+                f"hydra.launcher.timeout_min={launcher.timeout_min} leaves no time to train: jobs are warned "
+                f"{warned}, to write their checkpoint."
             )
-        missing = [command for command in ("sbatch", "srun") if shutil.which(command) is None]
-        if missing:
+        if missing := [command for command in ("sbatch", "srun") if shutil.which(command) is None]:
             raise UserError(
                 f"hydra/launcher=submitit_slurm needs Slurm, and {missing[0]} is not on the PATH."
             )
@@ -85,7 +83,7 @@ def launching(launcher: Any, sweep_dir: str) -> Iterator[None]:
     for name in [n for n in os.environ if n.startswith(SCRUBBED) and n not in variables]:
         del os.environ[name]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print a traceback and exit; the messages are ours
-    if slurm and not _accounting():
+    if slurm:
         _watch_the_queue()
     again = f"the same command with {shlex.quote(f'hydra.sweep.dir={override_value(sweep_dir)}')}"
     try:
@@ -112,19 +110,12 @@ def _leave(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _accounting() -> bool:
-    """Whether sacct answers, and with nothing but jobs: without it submitit waits forever for a job that was
-    cancelled or killed, and a site's notice would be taken for the names of its columns."""
-    try:
-        command = ["sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", "1"]
-        asked = subprocess.run(command, capture_output=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return asked.returncode == 0 and re.fullmatch(rb"(\d\S*\|.*\s*)*", asked.stdout) is not None
-
-
 def _watch_the_queue() -> None:
-    """Have submitit ask squeue for its jobs' states instead of sacct."""
+    """Have submitit ask squeue for its jobs' states.
+
+    By itself it asks sacct, and where there is no accounting it waits forever for a job that was cancelled or
+    killed; a site's notice it takes for the names of its columns.
+    """
     from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
     class QueueWatcher(SlurmInfoWatcher):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from ebc_lab.ebc.options import LAGGED
 
 from ..fields import SEED, setting
-from ..part import Figure, Mode, Part, Run, Tail
+from ..part import Figure, Head, Mode, Part, Run, Tail
 
 PACKED = ("int4",)
 
@@ -30,20 +30,31 @@ class MemoryConfig(Part):
         Mode.SEVERAL_PROCESSES: "it works on one process's gradients and activations; choose memory=none",
     }
     figures = (
-        Figure("state_bytes", "bytes", "of the optimizer's state", averaged=False),
+        Figure(
+            "state_bytes",
+            "bytes",
+            "of the optimizer's state",
+            Head("State", "state", "size"),
+            averaged=False,
+        ),
         Figure(
             "gradient_bytes",
             "bytes",
             "of gradients at their height: all of them, or with hooks the largest tensor's",
+            Head("Gradients", "gradients", "size"),
             averaged=False,
         ),
         Figure(
             "activation_bytes",
             "bytes",
             "of activations that a forward saves for backward, packed",
+            Head("Activations, packed", "activations", "size"),
             averaged=False,
         ),
     )
+
+    table = "Beside the weights"
+    note = "bytes beside the weights: gradients at their height, activations where they are packed"
 
     def changes_nothing(self) -> bool:
         # hooks change no bit until a gradient is not finite: then some tensors have already been updated

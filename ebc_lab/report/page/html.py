@@ -100,6 +100,7 @@ def render(root: Path, evidence_of: Mapping[str, Any], live: Mapping[str, Any] |
     `live`: what `inspect.status` says, for a page that follows a study.
     """
     shown, left_out = chosen_pictures(pictures(root), _judged(evidence_of))
+    checked = any(answer["checks"] for answer in evidence_of["answers"])
     first = opening_picture(catalogue(root))
     opening = next((p for p in shown if p.name == first), None)
     static = [p for p in shown if shows_curves(p.name) and p is not opening]
@@ -108,6 +109,8 @@ def render(root: Path, evidence_of: Mapping[str, Any], live: Mapping[str, Any] |
         if picture is not opening and picture not in static:
             by_section.setdefault(picture.section, []).append(picture)
     said = str({k: v for k, v in evidence_of.items() if k not in NOT_SAID})
+    sections = evidence_of["sections"]
+    compares_arms = not sections or any(section["arms"] for section in sections)
     ebc = words.has_ebc(evidence_of["header"]["config"])
     rest = {
         "pictures": by_section,
@@ -118,7 +121,7 @@ def render(root: Path, evidence_of: Mapping[str, Any], live: Mapping[str, Any] |
         "named": evidence.NAMED,
         "words": words,
         "curves_data": _ours(as_script(evidence_of["curves"])),
-        **words.explanation(ebc, bool(evidence_of["verdict"]), said),
+        **(words.explanation(ebc, checked, said) if compares_arms else {"method": (), "terms": {}}),
     }
     return _rendered("page.html.j2", **evidence_of, **rest)
 
@@ -144,7 +147,6 @@ def _rendered(template: str, **values: Any) -> str:
 
 
 # -- figures -------------------------------------------------------------------------------------------------
-# --------------
 
 
 def pictures(root: Path) -> list[Picture]:
@@ -185,16 +187,11 @@ def chosen_pictures(all_of_them: list[Picture], about: set[str]) -> tuple[list[P
 
 
 def _judged(evidence_of: Mapping[str, Any]) -> set[str]:
-    """Return the arms that the verdict is about: those it compares; of a suite the reference and the best."""
-    lines = [line for v in evidence_of["verdict"] for line in v["lines"]]
-    about = {line[k] for line in lines for k in ("arm", "reference") if line.get(k)}
-    for track in (evidence_of["suite"] or {"tracks": []})["tracks"]:
-        about |= track["judged"]
-    return about
+    """Return the arms that the answers are about."""
+    return {arm for answer in evidence_of["answers"] for arm in answer["arms"]}
 
 
 # -- templates -----------------------------------------------------------------------------------------------
-# --------------
 
 
 @functools.cache
@@ -210,13 +207,20 @@ def _environment() -> Any:
     )
     names = ("fixed", "signed", "brief", "percent", "setting", "interval", "plural", "breakable", "clock")
     made.filters.update({name: getattr(words, name) for name in names})
+    made.filters["exact"] = _exact
     return made
+
+
+def _exact(value: float | None) -> str:
+    """Return what a cell sorts by, with the digits of the CSV files."""
+    return "" if value is None else f"{value:.9g}"
 
 
 @functools.cache
 def _source(name: str) -> Any:
-    """Return a file of ours that the page holds whole."""
-    return _ours((TEMPLATES / name).read_text(encoding="utf-8"))
+    """Return a file of ours that the page holds whole, without its indentation."""
+    lines = (TEMPLATES / name).read_text(encoding="utf-8").splitlines()
+    return _ours("\n".join(line.strip() for line in lines if line.strip()))
 
 
 def _ours(text: str) -> Any:

@@ -18,7 +18,7 @@ from ebc_lab.config.parts import PARTS
 from ebc_lab.records.decisions import SuiteTrack
 from ebc_lab.study.stages.stage import candidates_of
 
-from ..text.words import mine_of, optimizer, short, signed, tuned_arms
+from ..text.words import arm_label, mine_of, optimizer, signed, tuned_arms
 from .arms.arm import Rival, draw_clip, draw_kl, draw_loss
 from .arms.clip import Course, course_of, draw_steps
 from .arms.curvature import Steps, draw_curvature, steps_of
@@ -71,11 +71,13 @@ def final_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
     for track, compared in tracks.items():
         tail, arms = f"_{track}" * (len(tracks) > 1), compared["arms"]
         baseline = compared["roles"]["baseline"]
-        shown = {short(name, arm): arm for name, arm in arms.items()}
-        named = replace(facts, looks={short(name, arm): facts.look(name) for name, arm in arms.items()})
+        shown = {arm_label(name, arm): arm for name, arm in arms.items()}
+        named = replace(facts, looks={arm_label(name, arm): facts.look(name) for name, arm in arms.items()})
         ebc = [label for label, arm in shown.items() if arm["ebc"]]
         whom = f"{optimizer(track)}: the final arms over each other, those with EBC thick"
-        yield from _overlaid(root, named, f"curves{tail}", whom, shown, ebc, short(baseline, arms[baseline]))
+        yield from _overlaid(
+            root, named, f"curves{tail}", whom, shown, ebc, arm_label(baseline, arms[baseline])
+        )
         results = {name: read_results(root, arm) for name, arm in arms.items()}
         draw = partial(draw_efficiency, track=track, decision=compared, results=results)
         yield Picture(f"efficiency{tail}", section, draw, facts)
@@ -96,7 +98,7 @@ def final_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
             draw = partial(draw_states, track=track, label="the baseline", arm=arms[baseline], states=states)
             yield Picture(f"ebm{tail}", section, draw, facts)
         if found.tight:
-            names = {name: short(name, arms[name]) for name in found.tight}
+            names = {name: arm_label(name, arms[name]) for name in found.tight}
             draw = partial(draw_tightness, track=track, arms=arms, measured=found.tight, names=names)
             yield Picture(f"tightness{tail}", section, draw, facts)
 

@@ -1,7 +1,7 @@
-"""The table of a study's arms, of a study with few levels the table of what these took and cost, and of one
-with energy-based models the table of what their splats know of the states.
+"""The table of a study's arms, that of what parts of a run say of them, and, of energy-based models, that of
+what their splats know of the states.
 
-Everything is told from decisions as they were recorded; `results` (run id -> result) adds spreads and times.
+They show decisions as recorded; `results` (run id -> result) adds spreads and times.
 """
 
 from __future__ import annotations
@@ -31,32 +31,21 @@ def point_in_words(arm: Arm | TunedArm) -> str:
     return suite.point_in_words(arm.get("point"))
 
 
-def _drift(form: str, symbol: str) -> Column:
-    title = f"{symbol} early→late"
-    return Column(
-        title, form=lambda ends: f"{ends[0]:{form}}→{ends[1]:{form}}" if ends else "", on=(TERMINAL,)
-    )
+def _drift(symbol: str) -> Column:
+    form = lambda ends: f"{ends[0]:.2g}→{ends[1]:.2g}" if ends else ""  # noqa: E731
+    return Column(f"{symbol} early→late", form=form, on=(TERMINAL,))
 
 
-def _of_page(title: str, form: Callable[[Any], str], *also: str) -> Column:
+def _page_column(title: str, form: Callable[[Any], str], *also: str) -> Column:
     return Column(title, "figure", form, title, on=(PAGE, *also), optional=True)
 
 
-def three_digits(value: float | None) -> str:
-    return fixed(value, 3)
+BITS_TITLE = "Bits per character"
 
 
-def bits_column() -> Column:
+def bits_column(**how: Any) -> Column:
     """Make the column of bits per character, in studies where these are not nats by another factor."""
-    return Column("Bits per character", "figure", three_digits, "bits/char", optional=True)
-
-
-def times(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.1f}×"
-
-
-def factor(value: float | None) -> str:
-    return NOTHING if value is None else f"×{brief(value)}"
+    return Column(BITS_TITLE, "figure", lambda bits: fixed(bits, 3), "bits/char", optional=True, **how)
 
 
 FORMS: dict[str, Callable[[Any], str]] = {  # of a `Figure` -> how its value is written
@@ -65,14 +54,19 @@ FORMS: dict[str, Callable[[Any], str]] = {  # of a `Figure` -> how its value is 
     "four_digits": fixed,
     "percent": percent,
     "tenths_of_percent": lambda x: percent(x, 1),
-    "times": times,
-    "factor": factor,
+    "times": lambda x: NOTHING if x is None else f"{x:.1f}×",
+    "factor": lambda x: NOTHING if x is None else f"×{brief(x)}",
+    "size": words.size,
 }
-BESIDE_LOSS = (TERMINAL, PAGE)  # a paper has them in a table of their own
-BESIDE: dict[str, dict[str, Head]] = {
-    where: {key: f.head for key, f in PART_FIGURES.items() if f.head and f.head.beside == where}
-    for where in ("loss", "steps")
-}
+SCREENS = (TERMINAL, PAGE)  # a paper has no room
+
+
+def _part_columns(place: str) -> dict[str, Head]:
+    """Return the columns that parts of a run ask for beside the loss or beside the steps."""
+    return {key: f.head for key, f in PART_FIGURES.items() if f.head and f.head.beside == place}
+
+
+LOSS_COLUMNS, STEPS_COLUMNS = _part_columns("loss"), _part_columns("steps")
 
 
 def _column_of(head: Head, on: Sequence[str], optional: bool = True) -> Column:
@@ -83,26 +77,25 @@ ARMS = (
     Column("Arm", "name", short="arm", head=True),
     Column("What it is", "prose", on=(PAGE,), optional=True),
     Column("Tuned to", on=(PAGE,), optional=True),
-    _of_page("Learning rate", brief),
-    _of_page("δ*", brief),
+    _page_column("Learning rate", brief),
+    _page_column("δ*", brief),
     Column("Seeds completed", "figure", short="seeds"),
     loss_column("Validation loss", "val. loss"),
     loss_column("Test loss", "test loss"),
     bits_column(),
-    *(_column_of(head, BESIDE_LOSS) for head in BESIDE["loss"].values()),
-    Column("ms per step", "figure", brief, "ms/step", on=BESIDE_LOSS, optional=True),
+    *(_column_of(head, SCREENS) for head in LOSS_COLUMNS.values()),
+    Column("ms per step", "figure", brief, "ms/step", on=SCREENS, optional=True),
     Column("Median c", "figure", two_digits, "c", optional=True),
-    _drift(".2g", "c"),
-    _drift(".2g", "S"),
-    _drift(".2g", "β"),
-    _of_page("Clipped", percent),
-    _of_page("KL per step", brief, TERMINAL),
+    _drift("c"),
+    _drift("S"),
+    _drift("β"),
+    _page_column("Clipped", percent),
+    _page_column("KL per step", brief, TERMINAL),
     Column("KL/δ*", "figure", two_digits, optional=True),
-    _of_page("KL within ±30%", percent, TERMINAL),
-    *(_column_of(head, (TERMINAL,), optional=False) for head in BESIDE["steps"].values()),
-    _of_page("Steps to the baseline’s loss", brief),
-    _of_page("Time to it", words.clock),
-    Column("tokens/s", "figure", lambda x: fixed(x, 0), on=(PAPER,)),
+    _page_column("KL within ±30%", percent, TERMINAL),
+    *(_column_of(head, (TERMINAL,), optional=False) for head in STEPS_COLUMNS.values()),
+    _page_column("Steps to the baseline’s loss", brief),
+    _page_column("Time to it", words.clock),
     Column("Outcomes", "prose", short="outcomes", on=(TERMINAL, PAGE), optional=True),
 )
 
@@ -112,65 +105,54 @@ def arms(
     track: ComparedTrack,
     results: Results | None = None,
     names: Iterable[str] | None = None,
-    timed: Results | None = None,
 ) -> Table:
     """Return the arms of the finals or of a suite, in the order of `names`: their figures, means over
     completed seeds; where any has few levels or a policy, also bits per weight, how much smaller the whole
-    model is, and the time of a step.
-
-    Without `results` the means are those of the decision, and no spread is known but that of the test loss;
-    times, which no decision holds, are then taken from `timed`.
+    model is, and the time of a step. Without `results`, the means of the decision, no spreads and no times.
     """
-    reached = track.get("efficiency")
-    measured = _low_bit_of(track, results)
-    timed = results if timed is None else timed
+    timed = bool(_figures_present(track, results))
     rows = []
     for label in names or track["arms"]:
-        arm = track["arms"][label]
-        chosen = label == track.get("reference")
-        runs = results_of(arm, results)
-        ms_per_step = _ms_per_step(results_of(arm, timed)) if measured else None
-        values = _arm(label, arm, runs, reached, chosen, ms_per_step)
-        rows.append(filled(ARMS, values, chosen=chosen))
+        values = _arm(label, track, results, timed)
+        rows.append(filled(ARMS, values, chosen=label == track.get("reference")))
     note = "means over the completed seeds; losses in nats per token, ± one standard deviation over the seeds"
-    note += "; smaller: the whole model, packed, against float32" if "compression" in measured else ""
+    note += (
+        "; smaller: the whole model, packed, against float32"
+        if "compression" in _figures_present(track, results)
+        else ""
+    )
     return Table(name, "Arms", ARMS, rows, note)
 
 
-def _arm(
-    label: str,
-    arm: Arm,
-    results: Sequence[RunResult] | None,
-    efficiency: Mapping[str, Efficiency | None] | None,
-    reference: bool,
-    ms_per_step: float | None,
-) -> tuple[Any, ...]:
-    """Return the cells of an arm. `own`: its runs' results, where they are known."""
-    outcomes = _outcomes(arm, results)
-    done = outcomes.get("completed", 0)
-    runs = len(arm["runs"])
+def _arm(label: str, track: ComparedTrack, results: Results | None, timed: bool) -> tuple[Any, ...]:
+    """Return the cells of an arm."""
+    arm = track["arms"][label]
+    own = results_of(arm, results)
+    outcomes = _outcomes(arm, own)
+    done, runs = outcomes.get("completed", 0), len(arm["runs"])
     diverged = outcomes.get("diverged")
     lost = Cell(f"{diverged} of {runs} diverged", page=f"{diverged} diverged") if diverged else None
 
     def mean(key: str) -> float | None:
-        return _mean(arm, results, key)
+        return _mean(arm, own, key)
 
+    loss = _with_spread(arm, own, "test_loss")
+    efficiency = track.get("efficiency")
     reached = (efficiency or {}).get(label)
     ebc = arm["ebc"]
     in_suite = "about" in arm  # the finals' table has other columns instead
     return (
-        _named(label, arm, reference),
+        _named(label, arm, label == track.get("reference")),
         arm.get("about"),
         point_in_words(arm),
         arm.get("lr"),
         arm.get("delta_star"),
         Cell(f"{done} of {runs}" if done < runs else str(runs), done),
-        lost
-        or replace(_with_spread(arm, results, "val_loss"), page=fixed(mean("val_loss"))),  # the page is full
-        lost or _with_spread(arm, results, "test_loss"),
-        None if lost else bits_of(arm, results),
-        *map(mean, BESIDE["loss"]),
-        ms_per_step,
+        lost or mean("val_loss"),
+        lost or replace(loss, text=fixed(loss.value), page=loss.text),
+        bits_of(arm, results),
+        *map(mean, LOSS_COLUMNS),
+        _ms_per_step(own) if timed else None,
         mean("c_median") if ebc else None,
         _ends(arm, "c") if ebc else None,
         _ends(arm, "surrogate"),
@@ -179,10 +161,9 @@ def _arm(
         mean("kl_median"),
         mean("kl_ratio_median") if ebc else None,
         mean("kl_within_30pct") if ebc and in_suite else None,
-        *map(mean, BESIDE["steps"]),
+        *map(mean, STEPS_COLUMNS),
         _unless_baseline(efficiency, reached),
         reached["train_s"] if reached else None,
-        mean("tokens_per_s"),
         ", ".join(f"{n} {o}" for o, n in outcomes.items()) if in_suite and done < runs else "",
     )
 
@@ -195,7 +176,16 @@ def _outcomes(arm: Arm, results: Sequence[RunResult] | None) -> dict[str, int]:
 
 
 def results_of(arm: Arm, results: Results | None) -> list[RunResult] | None:
-    return None if results is None else [results.get(run_id, RunResult()) for run_id in arm["runs"].values()]
+    """Return the results of an arm's runs; None where no results are known at all."""
+    return [results.get(run_id, RunResult()) for run_id in arm["runs"].values()] if results else None
+
+
+def test_loss(arm: Arm, results: Results | None) -> Cell:
+    """Return an arm's mean test loss with its spread over the seeds, or how many of its runs diverged."""
+    runs = results_of(arm, results)
+    if diverged := _outcomes(arm, runs).get("diverged"):
+        return Cell(f"{diverged} of {len(arm['runs'])} diverged")
+    return _with_spread(arm, runs, "test_loss")
 
 
 def _mean(arm: Arm, results: Sequence[RunResult] | None, key: str) -> float | None:
@@ -212,11 +202,13 @@ def _completed(results: Sequence[RunResult]) -> list[RunResult]:
     return [r for r in results if r.get("outcome") == "completed"]
 
 
-def bits_of(arm: Arm, results: Sequence[RunResult] | None = None) -> float | None:
-    """Return mean bits per character on the test split, None where the decision tells losses in nats
-    alone."""
-    figures = arm.get("figures", arm)
-    return _mean(arm, results, BITS) if BITS in figures else None
+def bits_of(arm: Arm, results: Results | None = None) -> float | None:
+    """Return mean bits per character on the test split; None where a run diverged, and where the decision
+    gives losses in nats alone."""
+    runs = results_of(arm, results)
+    if BITS not in arm.get("figures", arm) or _outcomes(arm, runs).get("diverged"):
+        return None
+    return _mean(arm, runs, BITS)
 
 
 def _with_spread(arm: Arm, results: Sequence[RunResult] | None, key: str) -> Cell:
@@ -238,7 +230,7 @@ def _named(label: str, arm: Arm, reference: bool) -> Cell:
     """Return a suite's arm by its own name, a final one in words where there is room for them."""
     if "about" not in arm and "roles" in arm:
         roles = ", ".join(map(words.role, arm["roles"]))
-        return Cell(label, page=words.short(label, arm), note=roles, code=label)
+        return Cell(label, page=words.arm_label(label, arm), note=roles, code=label)
     remarks = ["reference"] if reference else []
     remarks += [] if arm.get("comparable", True) else ["judged on another text"]
     return Cell(label, note=", ".join(remarks))
@@ -250,29 +242,29 @@ def _unless_baseline(efficiency: Any, reached: Efficiency | None) -> Any:
     return reached["steps"] if reached else Cell("not reached")
 
 
-# -- few levels ----------------------------------------------------------------------------------------------
+# -- figures of parts ----------------------------------------------------------------------------------------
 
 
 TABLED = tuple(part for part in PARTS if part.table)  # whose figures have a table of their own
-OF_LEVELS = {  # figure of an arm -> its column
+FIGURE_COLUMNS = {  # figure of an arm -> its column
     figure.key: _column_of(figure.head, figure.head.places)
     for part in TABLED
     for figure in part.figures
     if figure.head
 }
-LOW_BIT = (
+PART_COLUMNS = (
     Column("Arm", "name", short="arm", head=True),
-    *OF_LEVELS.values(),
+    *FIGURE_COLUMNS.values(),
     Column("ms per step", "figure", brief, "ms/step", on=(PAPER,), optional=True),
 )
 
 
-def low_bit(
+def part_figures(
     name: str, track: ComparedTrack, results: Results | None = None, names: Iterable[str] | None = None
 ) -> Table | None:
-    """Return what few levels took, and what a policy did, in the order of `names`; None where no arm has
-    either."""
-    present = _low_bit_of(track, results)
+    """Return what parts of a run say of the arms, such as what few levels took or what is kept beside the
+    weights, in the order of `names`; None where no arm has any of it."""
+    present = _figures_present(track, results)
     if not present:
         return None
     parts = {part.table: part.note for part in TABLED if present & {figure.key for figure in part.figures}}
@@ -281,17 +273,17 @@ def low_bit(
         arm = track["arms"][label]
         runs = results_of(arm, results)
         chosen = label == track.get("reference")
-        figures = (_mean(arm, runs, key) for key in OF_LEVELS)
+        figures = (_mean(arm, runs, key) for key in FIGURE_COLUMNS)
         values = (_named(label, arm, chosen), *figures, _ms_per_step(runs))
-        rows.append(filled(LOW_BIT, values, chosen=chosen))
+        rows.append(filled(PART_COLUMNS, values, chosen=chosen))
     note = "; ".join(("means over the completed seeds", *parts.values()))
-    return Table(name, " and ".join(parts).capitalize(), LOW_BIT, rows, note)
+    return Table(name, " and ".join(parts).capitalize(), PART_COLUMNS, rows, note)
 
 
-def _low_bit_of(track: ComparedTrack, results: Results | None) -> set[str]:
-    """Return the low-bit figures that any arm has."""
+def _figures_present(track: ComparedTrack, results: Results | None) -> set[str]:
+    """Return the figures of parts that any arm has."""
     every = [(arm, results_of(arm, results)) for arm in track["arms"].values()]
-    return {key for arm, runs in every for key in OF_LEVELS if _mean(arm, runs, key) is not None}
+    return {key for arm, runs in every for key in FIGURE_COLUMNS if _mean(arm, runs, key) is not None}
 
 
 def _ms_per_step(results: Sequence[RunResult] | None) -> float | None:
@@ -304,16 +296,15 @@ def _ms_per_step(results: Sequence[RunResult] | None) -> float | None:
 # -- energy-based models -------------------------------------------------------------------------------------
 
 
-BESIDE_PAPER = (TERMINAL, PAGE)  # a paper has no room
-OF_STATES = {  # key of `workload` in result.json -> its column; the levels' columns stand before `winners`
+STATE_COLUMNS = {  # key of `workload` in result.json -> its column; those of levels stand before `winners`
     "sampled": loss_column("Sampled loss", "sampled", optional=True),
-    "settled": loss_column("The same, settled", "settled", on=BESIDE_PAPER, optional=True),
-    "energy": Column("Energy", "figure", two_digits, "energy", on=BESIDE_PAPER, optional=True),
-    "winners": Column("Splats that win", "figure", percent, "winning", on=BESIDE_PAPER, optional=True),
+    "settled": loss_column("The same, settled", "settled", on=SCREENS, optional=True),
+    "energy": Column("Energy", "figure", two_digits, "energy", on=SCREENS, optional=True),
+    "winners": Column("Splats that win", "figure", percent, "winning", on=SCREENS, optional=True),
     "state_coverage": Column("States covered", "figure", percent, "covered", optional=True),
-    "kappa_median": Column("Median κ", "figure", two_digits, "κ", on=BESIDE_PAPER, optional=True),
-    "kappa_at_limit": Column("κ at a limit", "figure", percent, "at limit", on=BESIDE_PAPER, optional=True),
-    "state_spread": Column("Spread", "figure", two_digits, "spread", on=BESIDE_PAPER, optional=True),
+    "kappa_median": Column("Median κ", "figure", two_digits, "κ", on=SCREENS, optional=True),
+    "kappa_at_limit": Column("κ at a limit", "figure", percent, "at limit", on=SCREENS, optional=True),
+    "state_spread": Column("Spread", "figure", two_digits, "spread", on=SCREENS, optional=True),
 }
 SCORED = "r2_"
 SCORES_BEFORE = "winners"
@@ -321,11 +312,8 @@ STATES_NOTE = (
     "means over the completed seeds, on validation text; R²: share of the score explained of states noised "
     "by so many radians / what states spread as their own splats would give; covered: states no further from "
     "their splat than its concentration expects; sampled: nats per token over a few tokens, an upper bound "
-    "from several latents"
-)
-PAGE_NOTE = (
-    "; settled: without chance, on the same tokens; energy in nats, less that of the uniform law; κ per "
-    "degree of freedom; spread: 0 where all states are one"
+    "from several latents; settled: without chance, on the same tokens; energy in nats, less that of the "
+    "uniform law; κ per degree of freedom; spread: 0 where all states are one"
 )
 
 
@@ -334,16 +322,19 @@ def states(
 ) -> Table | None:
     """Return what the splats of energy-based models know of held-out states, in the order of `names`; None
     where no arm is such a model."""
-    every = {label: _of_workload(results_of(arm, results) or ()) for label, arm in track["arms"].items()}
+    every = {label: _workload_means(results_of(arm, results) or ()) for label, arm in track["arms"].items()}
     there = {key for figures in every.values() for key in figures}
     if not there:
         return None
     levels = sorted((key for key in there if re.match(rf"{SCORED}\d", key)), key=_sigma)
-    shown = [*OF_STATES]
+    shown = [*STATE_COLUMNS]
     place = shown.index(SCORES_BEFORE)
     shown[place:place] = levels
     scores = {key: Column(f"R² at {_sigma(key):g}", "figure", short=f"R² {_sigma(key):g}") for key in levels}
-    columns = [Column("Arm", "name", short="arm", head=True), *((OF_STATES | scores)[key] for key in shown)]
+    columns = [
+        Column("Arm", "name", short="arm", head=True),
+        *((STATE_COLUMNS | scores)[key] for key in shown),
+    ]
     rows = []
     for label in names or track["arms"]:
         figures = every[label]
@@ -367,7 +358,7 @@ def _score(figures: Mapping[str, float], key: str) -> Cell:
     return Cell(f"{r2:.2g}{beside}".replace("-", "−"), r2)
 
 
-def _of_workload(results: Sequence[RunResult]) -> dict[str, float]:
+def _workload_means(results: Sequence[RunResult]) -> dict[str, float]:
     """Return the figures of the completed runs' models, as means."""
     done = [r["workload"] for r in results if r.get("outcome") == "completed" and r.get("workload")]
     keys = {key for figures in done for key, value in figures.items() if isinstance(value, int | float)}

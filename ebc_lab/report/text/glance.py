@@ -1,5 +1,4 @@
-"""What the page shows first, under the answer: one small table of the arms that it rests on, and, where arms
-were tuned, what was tried of each."""
+"""Is mine better? The arm that is asked about beside every other, and how much was tried of each."""
 
 from __future__ import annotations
 
@@ -7,28 +6,23 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ebc_lab.records.decisions import Arm, Decision, Difference, FinalsTrack, StepCost, SuiteTrack, TunedArm
+from ebc_lab.records.decisions import Arm, Decision, Difference, StepCost, SuiteTrack, TunedArm
 from ebc_lab.study.stages.stage import candidates_of
 from ebc_lab.study.stages.statistics import by_interval, centre_of, in_octaves, level
 
 from . import words
 from .arms import point_in_words
-from .table import PAGE, PAPER, Cell, Column, Row, Table, filled, loss_column
+from .table import PAGE, Cell, Column, Row, Table, filled, loss_column
 from .words import NOTHING, brief, signed
 
-WIDE = (PAPER, PAGE)  # where there is room for all columns
 NATS = "nats per token; below zero is better"
-DIFFERENCE = Column("Difference", "figure", short="difference")
-INTERVAL = Column("Interval, all comparisons together", "figure", short="joint interval")
-VERDICT = Column("Verdict", short="verdict")
-WINDOW = Column("LR window, octaves", "figure", short="LR window", optional=True)
 
 
-def intervals_in_words(differences: Iterable[Difference | None], joint: bool = True) -> str:
-    """Say what a table's intervals are: how sure, for how many comparisons, and what they allow for."""
+def intervals_in_words(differences: Iterable[Difference | None]) -> str:
+    """Return what a table's intervals are: how sure, for how many comparisons, and what they allow for."""
     known = [d for d in differences if d]
     luck = "; tuning noise included" if any("luck" in d for d in known) else ""
-    return f"{level(known)} intervals{', joint over all comparisons' if joint else ''}{luck}"
+    return f"{level(known)} intervals, joint over all comparisons{luck}"
 
 
 def pair_cells(difference: Difference | None) -> tuple[Cell, Cell, Cell]:
@@ -47,7 +41,10 @@ def pair_cells(difference: Difference | None) -> tuple[Cell, Cell, Cell]:
 
 
 def verdict_cell(difference: Difference) -> Cell:
-    """Return what a suite says of a difference: the joint interval beside 0."""
+    """Return what a suite says of a difference: the joint interval beside 0; nothing without a pair of
+    runs."""
+    if not difference["seeds"]:
+        return Cell(NOTHING)
     verdict = words.verdict_of(difference)
     return Cell(verdict, tone=words.BADGES[verdict])
 
@@ -61,16 +58,16 @@ def is_better(name: str, label: str, track: SuiteTrack, tuned: Mapping[str, Tune
 
     `tuned`: what `tune` chose for each arm; empty where nothing was tuned.
     """
-    columns = (
+    columns = (  # on a phone the first three are on screen
         Column("Arm", "name", short="arm", head=True),
-        Column("Best learning rate", "figure", brief, "best lr"),
-        Column("Schedule", short="schedule", on=WIDE, optional=True),
-        Column("Warm-up, steps", "figure", brief, "warm-up", on=WIDE, optional=True),
-        WINDOW,
-        loss_column("Test loss", "test loss"),
         Column(f"{label} minus this arm", "figure", short="difference"),
-        INTERVAL,
         Column(f"{label} is", short=f"{label} is"),
+        Column("Joint interval", "figure", short="joint interval"),
+        loss_column("Test loss", "test loss"),
+        Column("Best learning rate", "figure", brief, "best lr"),
+        Column("Schedule", short="schedule", on=(PAGE,), optional=True),
+        Column("Warm-up, steps", "figure", brief, "warm-up", on=(PAGE,), optional=True),
+        Column("LR window, octaves", "figure", short="LR window", optional=True),
         Column("Time of a step", "figure", short="step", optional=True),
     )
     answer = track["answers"][label]
@@ -79,25 +76,28 @@ def is_better(name: str, label: str, track: SuiteTrack, tuned: Mapping[str, Tune
     rows = []
     for arm in (label, *rivals):
         settings = track["arms"][arm]
-        against = [Cell("itself"), Cell(), Cell()] if arm == label else pair_cells(answer["against"].get(arm))
+        difference, limits, verdict = pair_cells(answer["against"].get(arm))
         values = (
             _named(arm, track, answer["rival"]),
+            Cell("itself") if arm == label else difference,
+            Cell() if arm == label else verdict,
+            Cell() if arm == label else limits,
+            _loss(settings),
             settings["lr"],
             schedule_in_words(settings),
             settings.get("warmup_steps"),
             _window(tuned.get(arm)),
-            _loss(settings),
-            *against,
             _cost(costs.get(arm)),
         )
         rows.append(filled(columns, values, chosen=arm == label))
     note = f"{NATS}; {intervals_in_words(answer['against'].values())}"
     note += "; time of a step against the reference’s, with the spread of the pairs" if costs else ""
-    return Table(name, f"Is {label} better?", columns, rows, note)
+    paper = ("Arm", "Test loss", f"{label} minus this arm", "Joint interval", f"{label} is")
+    return Table(name, f"{label} beside the others", columns, rows, note, paper=paper)
 
 
 def _place(name: str, track: SuiteTrack, rival: str | None) -> tuple[bool, float]:
-    """Return the rival that was picked beforehand comes first, then by test loss."""
+    """Return the key that puts the rival that was picked beforehand first, then orders by test loss."""
     median = track["arms"][name]["test_median"]
     return name != rival, math.inf if median is None else median
 
@@ -182,59 +182,3 @@ def tried(name: str, decision: Decision, track: str, arms: Iterable[str], grids:
 def _values(grid: Mapping[str, Sequence[Any]], key: str) -> str:
     """Return the values of a setting that were tried."""
     return ", ".join(v.replace("_", " ") if isinstance(v, str) else brief(v) for v in grid.get(key, ()))
-
-
-# -- other suites, and the finals ----------------------------------------------------------------------------
-
-
-SUITE = (
-    Column("Arm", "name", short="arm", head=True),
-    Column("Tuned to", short="tuned to", optional=True),
-    loss_column("Test loss", "test loss"),
-    Column("Against", short="against", optional=True),
-    DIFFERENCE,
-    INTERVAL,
-    VERDICT,
-)
-
-
-def suite(name: str, track: SuiteTrack, ranked: Sequence[str]) -> Table:
-    """Return a suite's arms, best first, each with its difference from its reference."""
-    versus = {track["arms"][n]["versus"] for n in ranked} - {None}
-    rows = []
-    for label in ranked:
-        arm = track["arms"][label]
-        itself = label == track["reference"]
-        cells = (Cell("reference"), Cell(), Cell()) if itself else pair_cells(arm["difference"])
-        against = arm["versus"] if len(versus) > 1 else ""
-        rows.append(filled(SUITE, (label, point_in_words(arm), _loss(arm), against, *cells), chosen=itself))
-    compared = (arm["difference"] for arm in track["arms"].values())
-    return Table(name, "The arms at a glance", SUITE, rows, f"{NATS}; {intervals_in_words(compared)}")
-
-
-FINALS = (
-    Column("Arm", "name", head=True),
-    Column("Learning rate", "figure", brief),
-    loss_column("Test loss", "test loss"),
-    Column("Minus the baseline", "figure"),
-    INTERVAL,
-    VERDICT,
-    Column("Minus the fair control", "figure"),
-    INTERVAL,
-    VERDICT,
-)
-
-
-def finals(name: str, track: FinalsTrack) -> Table:
-    """Return the final arms, each with its differences from the baseline and from the fair control."""
-    rows = []
-    for label, arm in track["arms"].items():
-        pairs: list[Cell] = []
-        for family in ("baseline", "control"):
-            itself = label == track["roles"].get(family)
-            difference = track["differences"].get(family, {}).get(label)
-            pairs += [Cell("itself"), Cell(), Cell()] if itself else pair_cells(difference)
-        values = (words.short(label, arm), arm["lr"], _loss(arm), *pairs)
-        rows.append(filled(FINALS, values, chosen=label == track["roles"]["baseline"]))
-    compared = (d for family in track["differences"].values() for d in family.values())
-    return Table(name, "The arms at a glance", FINALS, rows, f"{NATS}; {intervals_in_words(compared)}")

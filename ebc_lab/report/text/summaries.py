@@ -6,28 +6,15 @@ Units and meanings are data, in `records.columns`; `ebc-lab columns` prints them
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ebc_lab.records.columns import (
-    ABLATION_MEANINGS,
-    COLUMNS,
-    DIFFERENCE_FIGURES,
-    MODE_MEANINGS,
-    PROFILE_MEANINGS,
-    TUNED,
-    UNIT_MEANINGS,
-)
-from ebc_lab.records.decisions import Decision
+from ebc_lab.records.columns import COLUMNS
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.files import write_atomic
 from ebc_lab.records.spec import setting_columns
 
-from . import profiles, units
-from .modes import figures
-
-ABOUT_AN_ARM = ("about", "lr", "lr_scale", "delta_star", "lr_schedule", "warmup_steps", "delta_schedule")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet computes
 
 if TYPE_CHECKING:
@@ -62,70 +49,13 @@ def summary(specs: Sequence[RunSpec], results: Mapping[str, RunResult]) -> pd.Da
     return pd.DataFrame(list(rows.values()), columns=list(COLUMNS))
 
 
-def ablation(decision: Decision) -> pd.DataFrame:
-    """Return one row per arm of a suite: its figures (means over completed seeds) and its paired difference
-    in test loss. Columns that no arm has are left out."""
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[str]) -> None:
+    """Write rows as a table of these columns. Columns that no row has are left out."""
     import pandas as pd
 
-    rows = []
-    for track, suite in decision["tracks"].items():
-        for label, arm in suite["arms"].items():
-            d = arm["difference"] or {}
-            tuned = {f"{TUNED}{k}": v for k, v in (arm["point"] or {}).items()}
-            rows.append(
-                {
-                    "track": track,
-                    "arm": label,
-                    **{k: arm[k] for k in ABOUT_AN_ARM if k in arm},
-                    **tuned,
-                    "strength": arm["strength"],
-                    "seeds": len(arm["runs"]),
-                    "completed": arm["outcomes"].get("completed", 0),
-                    "diverged": arm["outcomes"].get("diverged", 0),
-                    **arm["figures"],
-                    "versus": arm["versus"],
-                    "pairs": d.get("seeds"),
-                    "difference": d.get("mean"),
-                    **{k: d.get(k) for k in DIFFERENCE_FIGURES},
-                }
-            )
-    there = {key for row in rows for key in row}
-    return pd.DataFrame(rows, columns=[key for key in ABLATION_MEANINGS if key in there])
-
-
-def write_modes(path: Path, decision: Decision, results: Mapping[str, RunResult]) -> None:
-    """Write the table of the modes of determinism that a study compares."""
-    import pandas as pd
-
-    rows = [row for track in decision["tracks"] for row in figures(decision, track, results)]
-    _write(path, pd.DataFrame(rows, columns=list(MODE_MEANINGS)))
-
-
-def write_units(path: Path, decision: Decision) -> None:
-    """Write the table of the arms of a study that carries their constants, in each setting."""
-    _write_tracks(path, decision, units.figures, UNIT_MEANINGS)
-
-
-def write_profiles(path: Path, decision: Decision) -> None:
-    """Write the table of the methods on each workload."""
-    _write_tracks(path, decision, profiles.figures, PROFILE_MEANINGS)
-
-
-def _write_tracks(
-    path: Path,
-    decision: Decision,
-    figures: Callable[[Decision, str], Iterable[Mapping[str, Any]]],
-    columns: Iterable[str],
-) -> None:
-    import pandas as pd
-
-    rows = [row for track in decision["tracks"] for row in figures(decision, track)]
-    _write(path, pd.DataFrame(rows, columns=list(columns)))
-
-
-def write_ablation(path: Path, decision: Decision) -> None:
-    """Write the table of a suite's arms."""
-    _write(path, ablation(decision))
+    made = list(rows)
+    there = {key for row in made for key in row}
+    _write(path, pd.DataFrame(made, columns=[key for key in columns if key in there]))
 
 
 def write_summary(path: Path, specs: Sequence[RunSpec], results: Mapping[str, RunResult]) -> None:

@@ -6,8 +6,8 @@ page.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .words import NOTHING, fixed
@@ -28,17 +28,18 @@ class Cell:
     tone: str = ""  # pass, fail or undecided of a judgement; strong of what was chosen
     link: str = ""  # id of the row on the page that it leads to
     files: Sequence[tuple[str, str]] = ()  # on the page: words, and the file of the study that they lead to
-    drawing: Any = None  # a `Drawn` interval, on the page only
+    interval: Any = None  # a `Difference`, which the page draws
+    drawing: Any = None  # the same, drawn
 
     @property
     def empty(self) -> bool:
-        return self.text in ("", NOTHING) and self.drawing is None and not self.files
+        return self.text in ("", NOTHING) and self.interval is None and not self.files
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column. `kind`: text, name (a recorded one, in code type), prose (wraps) or figure (to the right); on
-    the page also code, drawing and links."""
+    """A column. `kind`: text, name (a recorded one, in code type), label (a short one), prose (wraps) or
+    figure (to the right); on the page also code, drawing and links."""
 
     title: str
     kind: str = "text"
@@ -65,12 +66,11 @@ def two_digits(value: float | None) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """`data`: what the page filters by; `chosen`: the row stands out; `id`: links lead to it."""
+    """`chosen`: the row stands out; `id`: links lead to it."""
 
     cells: Sequence[Cell]
     id: str = ""
     chosen: bool = False
-    data: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,19 +83,29 @@ class Table:
     columns: Sequence[Column]
     rows: Sequence[Row]
     note: str = ""
-    caption: Sequence[str] = ()  # sentences below it in a paper
+    caption: str = ""  # in a paper
+    paper: Sequence[str] = ()  # titles of the columns of a paper, in their order there; empty: as columns say
+    places: Sequence[str] = EVERYWHERE
+    target: float | None = None  # of its drawn intervals: how much worse still counts as no worse
 
     def on(self, place: str) -> Table:
         """Return the columns shown in a place. The terminal is narrow: there every empty column is left
         out."""
+        if place == PAPER and self.paper:
+            titles = [column.title for column in self.columns]
+            there = [titles.index(title) for title in self.paper]
+        else:
+            there = [i for i, column in enumerate(self.columns) if place in column.on]
 
-        def wanted(i: int, column: Column) -> bool:
-            droppable = column.optional or place == TERMINAL
-            return place in column.on and not (droppable and all(row.cells[i].empty for row in self.rows))
+        def wanted(i: int) -> bool:
+            droppable = self.columns[i].optional or place == TERMINAL
+            return not (droppable and all(row.cells[i].empty for row in self.rows))
 
-        columns = [i for i, column in enumerate(self.columns) if wanted(i, column)]
-        rows = [replace(row, cells=[row.cells[i] for i in columns]) for row in self.rows]
-        return replace(self, columns=[self.columns[i] for i in columns], rows=rows)
+        return self._with_columns([i for i in there if wanted(i)])
+
+    def _with_columns(self, places: Sequence[int]) -> Table:
+        rows = [replace(row, cells=[row.cells[i] for i in places]) for row in self.rows]
+        return replace(self, columns=[self.columns[i] for i in places], rows=rows)
 
     def shortened(self, most: int, where: str, keep: Collection[str] = ()) -> Table:
         """Return the first rows of a long table, among them those that were chosen and those whose ids are to

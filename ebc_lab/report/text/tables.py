@@ -1,195 +1,46 @@
 """The tables of a study: what stands in each, for the terminal, the papers and the page alike.
 
-Everything is told from decisions as they were recorded; `results` (run id -> result) adds what these leave
-out.
+They show decisions as recorded; `results` (run id -> result) adds what decisions leave out.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from ebc_lab.records.columns import BITS
-from ebc_lab.records.decisions import (
-    Arm,
-    Candidate,
-    Decision,
-    Difference,
-    Diverged,
-    FinalsTrack,
-    Line,
-    SuiteTrack,
-    Sweep,
-)
+from ebc_lab.records.decisions import Arm, Difference, Diverged, FinalsTrack, Line, SuiteTrack, Sweep
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.paths import SpecRecord
 from ebc_lab.study.stages.compare_arms import reference_of
-from ebc_lab.study.stages.lr_sweep.fair_control import schedule_in_words
-from ebc_lab.study.stages.rules import band_distance
 from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves, level
 
 from . import words
-from .arms import PAGE_NOTE as PAGE_NOTE
+from .arms import BITS_TITLE, bits_column, bits_of, part_figures, point_in_words, states, test_loss
 from .arms import Results as Results
 from .arms import arms as arms
-from .arms import bits_column, point_in_words
-from .arms import bits_of as bits_of
-from .arms import low_bit as low_bit
-from .arms import states as states
-from .beside import beside_weights as beside_weights
 from .glance import intervals_in_words, verdict_cell
-from .modes import modes as modes
-from .profiles import ratios as ratios
-from .profiles import scores as scores
-from .table import PAGE, PAPER, TERMINAL, Cell, Column, Row, Table, filled, loss_column, two_digits
-from .units import settings as settings
-from .units import units as units
-from .words import NOTHING, brief, fixed, percent, signed
+from .table import PAGE, TERMINAL, Cell, Column, Row, Table, filled, loss_column, two_digits
+from .words import NOTHING, brief, fixed, signed
 
-Draw = Callable[[Difference], Any]
+# -- arms ----------------------------------------------------------------------------------------------------
 
 
-# -- decisions -----------------------------------------------------------------------------------------------
-
-
-CANDIDATES = (
-    Column("Result", short=""),
-    Column("Arm", "name", short="arm", head=True),
-    Column("Part", short="part"),
-    Column("Learning rate", "figure", brief, "lr"),
-    Column("Scale", "figure", lambda x: f"×{brief(x)}", "scale", optional=True),
-    Column("δ*", "figure", brief, optional=True),
-    Column("Seed", "figure", str, "seed", optional=True),
-    loss_column("Validation loss", "val loss"),
-    loss_column("± s.e.", "±"),
-    Column("Behind", "figure", signed, "behind", on=(PAGE,)),
-    Column("Median c", "figure", two_digits, "c", optional=True),
-    Column("Clipped", "figure", percent, "clipped", optional=True),
-    Column("Notes", "prose", short="notes", optional=True),
-)
-
-
-def candidates(stage: str, decision: Decision, band: Sequence[float] | None) -> Table:
-    """Return the runs that a stage chose from, with what became of each. `band`: where the rule wants their
-    median c; None where it does not ask for one."""
-    tracks = decision["tracks"].values()
-    remarks = _of_the_sweep(tracks)
-    chosen = {d["run_id"] for d in tracks if "run_id" in d}
-    ranked = {run_id for d in tracks for run_id in d.get("ranked", ())}
-    inert = {
-        r["run_id"]
-        for d in tracks
-        for of_role in d.get("arms", {}).values()
-        for r in of_role
-        if r.get("inert")
-    }
-    best = min((d["val_loss"] for d in tracks if d.get("val_loss") is not None), default=None)
-    best_of_grid = min((d["grid"]["val_loss"] for d in tracks if "grid" in d), default=best)
-    scales = {c.get("lr_scale") for c in decision["candidates"] if c["role"] not in UNSCALED}
-    seeds = sorted({c["seed"] for c in decision["candidates"]})
-    parts = PARTS if any(has_control(d) for d in tracks) else {**PARTS, "control": "on a schedule"}
-    rows: list[Row] = []
-    for c in decision["candidates"]:
-        lead = best_of_grid if c["role"] == "grid" else best  # a grid's runs are shorter than the others
-        loss = c["val_loss"]
-        won = c["run_id"] in chosen
-        ebc = c["delta_star"] is not None  # without EBC nothing is clipped
-        values = (
-            _became(c, won, ranked),
-            Cell(c["arm"], link=f"run-{c['run_id']}"),
-            parts.get(c["role"]) or words.role(c["role"]),
-            c["lr"],
-            c["lr_scale"] if len(scales) > 1 else Cell(),
-            c["delta_star"],
-            c["seed"] if len(seeds) > 1 else Cell(),
-            loss,
-            c["val_se"],
-            loss - lead if loss is not None and lead is not None else None,
-            c.get("c_median") if ebc else None,
-            c["clip_rate"] if ebc else None,
-            "; ".join([*remarks.get((c["role"], c["run_id"]), ()), *_notes(c, inert, band)]),
-        )
-        chosen -= {c["run_id"]} if won else set()  # a run that two roles share is marked once
-        rows.append(filled(CANDIDATES, values, chosen=won))
-    note = "losses in nats per token, KL in nats" + (f"; seed {seeds[0]}" if len(seeds) == 1 else "")
-    return Table(f"{stage}-candidates", f"Candidates of {stage}", CANDIDATES, rows, note)
-
-
-UNSCALED = (
-    "grid",
-    "baseline",
-    "replicate",
-    "control",
-)  # roles that come before a best learning rate is known
-PARTS = {"baseline": "constant rate", "control": "control’s search"}  # roles that say else in the finals
-
-
-def _of_the_sweep(tracks: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[str]]:
-    """Return (role, run id) -> what the sweep's decision says of it: its schedule, and what it was taken
-    for."""
-    remarks: dict[tuple[str, str], list[str]] = {}
-    for d in tracks:
-        control = d.get("control", {})
-        for point in control.get("grid", ()):
-            schedule = schedule_in_words({"name": point["schedule"], **point})
-            fair = has_control(d) and point["run_id"] == control["run_id"]
-            taken = ["taken as the fair control"] if fair else []
-            remarks["control", point["run_id"]] = [schedule, *taken]
-    return remarks
-
-
-def has_control(track: Mapping[str, Any]) -> bool:
-    """Tell whether anything in the study is compared with the fair control."""
-    return bool(track.get("control", {}).get("used", True))
-
-
-def _became(candidate: Candidate, chosen: bool, ranked: Iterable[str]) -> Cell:
-    if chosen:
-        return Cell("→ chosen", tone="strong")
-    if candidate["outcome"] != "completed":
-        return Cell(candidate["outcome"] or "open")
-    return Cell("qualified" if candidate["run_id"] in ranked else "")
-
-
-def _notes(c: Candidate, inert: Iterable[str], band: Sequence[float] | None) -> list[str]:
-    """Return what a reader must know of a candidate beyond its figures."""
-    notes = []
-    middle = c.get("c_median")
-    if c["outcome"] != "completed":
-        notes.append(c["cause"] or "no result")
-    elif band and c["delta_star"] is not None and middle is not None and band_distance(middle, band):
-        notes.append(f"median c {'below' if middle < band[0] else 'above'} the band")
-    return [*notes, *(["LR inert"] if c["run_id"] in inert else [])]
-
-
-TUNED = (
-    Column("Arm", "name", short="arm", head=True),
-    Column("Best point", short="best point"),
-    loss_column("Validation loss", "val loss"),
-    loss_column("Its worst seed", "worst seed"),
-    Column("Margin", "figure", fixed, "margin"),
-    Column("Runs", "figure", brief, "runs"),
-    Column("Edge of its grid", "prose", short="edge of its grid"),
-)
-
-
-def tuned(stage: str, decision: Decision) -> Table:
-    """Return each arm's best point."""
-    rows = []
-    for track in decision["tracks"].values():
-        for name, arm in track["arms"].items():
-            edges = ", ".join(f"{k}: {e}" for k, e in arm["edges"].items())
-            sigmas = arm["margin_sigma"]
-            margin = None if sigmas is None else sigmas * track["sigma"]
-            worst = arm.get("worst_loss")
-            values = (name, point_in_words(arm), arm["val_loss"], worst, margin, arm["runs"], edges)
-            rows.append(filled(TUNED, values))
-    note = (
-        "validation loss in nats per token, mean of the tuning seeds and its worst one, by which a point is "
-        "chosen; margin: to the second best point by its worst seed, in nats"
-    )
-    return Table(f"{stage}-tuned", "Each arm’s best point", TUNED, rows, note)
+def further_arms(
+    name: str,
+    track: FinalsTrack | SuiteTrack,
+    results: Results | None,
+    names: Sequence[str] | None = None,
+) -> list[Table]:
+    """Return the tables of arms that only some studies have: what parts of a run say of them, and the splats
+    of energy-based models. `name`: a template of their names."""
+    made = [part_figures(name.format("-parts"), track, results, names)]
+    made.append(states(name.format("-states"), track, results or {}, names))
+    return [
+        replace(table, caption=f"{table.title}, means over the seeds.") for table in made if table is not None
+    ]
 
 
 # -- windows and regrets of a suite --------------------------------------------------------------------------
@@ -275,17 +126,21 @@ def spans(track: SuiteTrack, name: Callable[[str], str]) -> list[Table]:
 # -- differences ---------------------------------------------------------------------------------------------
 
 
-DIFFERENCES = (
+DIFFERENCES = (  # on a phone the first three are on screen
     Column("Arm", "name", short="arm", head=True),
-    Column("Interval", "drawing", on=(PAGE,)),
-    Column("Seeds", "figure", brief, "seeds"),
-    Column("Diverged", "figure", short="diverged", on=(TERMINAL, PAPER), optional=True),
     Column("Difference", "figure", short="difference"),
-    Column("Interval by itself", "figure", short="interval"),
-    Column("Interval, all comparisons together", "figure", short="joint", optional=True),
-    Column("Detectable, all together", "figure", lambda x: fixed(x, 3), "detectable"),
-    Column("Judged", short="judged", optional=True),
+    Column("Verdict", short="verdict"),
+    Column("Drawn", "drawing", on=(PAGE,)),
+    Column("Joint interval", "figure", short="joint interval"),
+    loss_column("Test loss", "test loss", on=(PAGE,)),
+    bits_column(on=(PAGE,)),
+    Column("Tuned to", on=(PAGE,), optional=True),
+    Column("Seeds", "figure", brief, "seeds"),
+    Column("Diverged", "figure", short="diverged", on=(TERMINAL,), optional=True),
+    Column("Interval by itself", "figure", short="by itself"),
+    Column("Detectable, jointly", "figure", lambda x: fixed(x, 3), "detectable"),
 )
+PAPER_TITLES = ("Arm", "Test loss", BITS_TITLE, "Difference", "Joint interval", "Verdict")
 
 
 def differences(
@@ -293,33 +148,36 @@ def differences(
     title: str,
     pairs: Mapping[str, Difference],
     track: FinalsTrack | SuiteTrack,
-    draw: Draw = lambda difference: None,
+    reference: str = "",
+    results: Results | None = None,
     family: str = "",
 ) -> Table:
-    """Return paired differences in test loss, arm -> difference. `draw`: an interval's drawing for the page;
-    `family`: of the finals' differences, where each arm may have a reference of its own."""
+    """Return paired differences in test loss, arm -> difference, below their `reference`, if they have one
+    in common. `results` adds the spreads; `family`: of the finals' differences."""
     rows = []
+    arms = track["arms"]
+    if reference:
+        rows.append(_reference(reference, arms[reference], results))
     for label, d in pairs.items():
-        arm = track["arms"].get(label, {})
-        elsewhere = arm.get("versus") not in (None, track.get("reference"))
+        arm = arms.get(label, {})
         lost = d.get("diverged")
-        rival = reference_of(cast(FinalsTrack, track), family, label) if family == "rate" else ""
-        beside = f"against {words.short(rival, track['arms'][rival])}" if rival else ""
         values = (
-            _compared(label, arm, elsewhere, lost, beside),
-            Cell(page="none", drawing=draw(d)),
+            _compared(label, track, lost, reference, family),
+            _centre(d),
+            _judged(d) if "roles" in track else verdict_cell(d),
+            Cell(page="none", interval=d),
+            Cell(_interval(d, "joint_low", "joint_high"), d.get("joint_low")),
+            test_loss(arm, results),
+            bits_of(arm, results),
+            point_in_words(arm),
             d["seeds"],
             Cell(f"{lost['arm']} / {lost['reference']}" if lost else "", lost["arm"] if lost else None),
-            _centre(d),
             Cell(_interval(d, "low", "high"), d.get("low")),
-            Cell(_interval(d, "joint_low", "joint_high"), d.get("joint_low")),
             d.get("joint_detectable", d.get("detectable")),
-            _judged(d) if "roles" in track else _said(d),
         )
         rows.append(filled(DIFFERENCES, values))
-    note = "nats per token, arm minus reference; below zero is better; detectable by the interval that "
-    note += f"judges; {intervals_in_words(pairs.values(), joint=False)}"
-    return Table(name, title, DIFFERENCES, rows, note)
+    note = f"nats per token; below zero is better; {intervals_in_words(pairs.values())}"
+    return Table(name, title, DIFFERENCES, rows, note, paper=PAPER_TITLES)
 
 
 def suite_pairs(track: SuiteTrack, names: Iterable[str]) -> dict[str, Difference]:
@@ -337,16 +195,33 @@ def ranked(track: SuiteTrack) -> list[str]:
     return sorted(track["arms"], key=place)
 
 
-def _compared(label: str, arm: Arm, elsewhere: bool, lost: Diverged | None, beside: str) -> Cell:
-    """Return the arm, what it is compared with if not with the reference, and on the page what diverged and
-    what is its `own` reference."""
-    against = f"against {arm['versus']}" if elsewhere else ""
-    name = label if "about" in arm or "roles" not in arm else words.short(label, arm)
-    text = f"{label} ({against})" if against else label
-    by_rank = (
-        f"by rank: {lost['arm']} of its runs diverged, {lost['reference']} of the reference’s" if lost else ""
-    )
-    return Cell(text, page=name, note="; ".join(filter(None, (against, beside, by_rank))))
+def _reference(name: str, arm: Arm, results: Results | None) -> Row:
+    """Return the row of the arm that the others are compared with."""
+    cells: dict[str, Any] = {
+        "Arm": Cell(name, page=words.arm_label(name, arm)),
+        "Difference": Cell("reference"),
+        "Test loss": test_loss(arm, results),
+        BITS_TITLE: bits_of(arm, results),
+        "Tuned to": Cell(point_in_words(arm)),
+    }
+    return filled(DIFFERENCES, [cells.get(column.title, Cell()) for column in DIFFERENCES], chosen=True)
+
+
+def _compared(
+    name: str, track: FinalsTrack | SuiteTrack, lost: Diverged | None, reference: str, family: str
+) -> Cell:
+    """Return an arm, with what it is compared with if not with the reference, and what diverged."""
+    arm = track["arms"].get(name, {})
+    versus = arm.get("versus")
+    if family == "rate":
+        versus = reference_of(cast(FinalsTrack, track), family, name)
+    notes = []
+    if versus and versus not in (reference, track.get("reference")):
+        notes.append(f"against {words.arm_label(versus, track['arms'][versus])}")
+    if lost:
+        notes.append(f"by rank: {lost['arm']} of its runs diverged, {lost['reference']} of the reference’s")
+    text = f"{name} ({notes[0]})" if notes and notes[0].startswith("against") else name
+    return Cell(text, page=words.arm_label(name, arm), note="; ".join(notes))
 
 
 def _centre(d: Mapping[str, Any]) -> Cell:
@@ -360,7 +235,7 @@ def _centre(d: Mapping[str, Any]) -> Cell:
 
 
 def _interval(d: Mapping[str, Any], low: str, high: str) -> str:
-    """Return a limit that is absent is infinite by rank, and not known by t."""
+    """Return an interval: a limit that is absent is infinite by rank, and not known by t."""
     if low not in d or (d[low] is None and d[high] is None and d.get("method") != "rank"):
         return NOTHING
     left = "(−∞" if d[low] is None else f"[{signed(d[low], 3)}"
@@ -368,15 +243,11 @@ def _interval(d: Mapping[str, Any], low: str, high: str) -> str:
     return f"{left}, {right}"
 
 
-def _said(d: Difference) -> Cell:
-    return verdict_cell(d) if d["seeds"] else Cell(NOTHING)
-
-
 def _judged(d: Difference) -> Cell:
     if not d.get("judged"):
         return Cell(NOTHING)
-    tone, words_of = words.JUDGED[d["judged"]]
-    return Cell(d["judged"], page=words_of, tone=tone)
+    tone, shown = words.JUDGED[d["judged"]]
+    return Cell(d["judged"], page=shown, tone=tone)
 
 
 # -- verdict and runs ----------------------------------------------------------------------------------------
@@ -445,8 +316,7 @@ def runs(
             Cell(files=files(run_id)),
             run_id,
         )
-        data = {"stage": spec["stage"], "outcome": outcome}
-        rows.append(filled(RUNS, values, id=f"run-{run_id}", data=data))
+        rows.append(filled(RUNS, values, id=f"run-{run_id}"))
     title = words.plural(len(rows), "run")
     return Table("runs-table", title, RUNS, rows, "losses in nats per token, KL in nats per step")
 

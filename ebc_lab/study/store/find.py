@@ -1,4 +1,5 @@
-"""Find the study that a command's argument stands for: a name, a folder, a pattern or a bundle."""
+"""Find the study that a command's argument stands for: a name, a folder, a pattern or a bundle; and the model
+that one has kept."""
 
 from __future__ import annotations
 
@@ -11,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.errors import UserError, visible
+from ebc_lab.config.errors import UserError, any_of, nearest, visible
 from ebc_lab.config.own.suites import ENDINGS, read
-from ebc_lab.records.paths import matching_paths
+from ebc_lab.config.schema import STAGES
+from ebc_lab.records.paths import RunFiles, matching_paths
 
 from .bundle import SUFFIX, Bundled, is_bundle, unpack, verify
 from .study import Study, studies_in
@@ -146,3 +148,38 @@ def verify_named(name: str | None, output_dir: str, sha256: str | None, say: Say
     if sha256:
         raise UserError("--sha256 is for bundles: a study's manifest.json has those of its files.")
     return verify_study(Study(path) if path else find(None, output_dir))
+
+
+def find_model(name: str, arm: str | None, output_dir: str, say: Say) -> Path:
+    """Return the path of a kept model.pt: a run's folder names its last, and with `arm` a study names that of
+    the arm's run in the latest stage with the lowest seed. Raises UserError if a study has no such model."""
+    path = Path(name).expanduser()
+    if arm is None and not Study(path).exists():
+        return RunFiles(path).model if path.is_dir() else path
+    study = Study(path) if arm is None else find(name, output_dir, say)
+    study.must_exist()
+    models = _models_in(study)
+    if arm in models:
+        return models[arm]
+    if not models:
+        raise UserError(f"the study {study.root} has no model: it is of another workload, or not done yet.")
+    arms = any_of([*models])
+    if arm is None:
+        raise UserError(f"{path} is a study: name one of its arms with --arm, {arms}.")
+    raise UserError(
+        f"no run of {study.root} with arm {arm}{nearest(arm, [*models])} has a model: it has {arms}."
+    )
+
+
+def _models_in(study: Study) -> dict[str, Path]:
+    """Return, by arm, the model.pt of the run in the latest stage, with the lowest seed, that has one."""
+    models = []
+    for record in study.records():
+        path = study.run_files(record.run_id).model
+        if record.spec is not None and record.spec["kind"] == "train" and path.is_file():
+            place = STAGES.index(record.spec["stage"]) if record.spec["stage"] in STAGES else -1
+            models.append((-place, record.spec["config"]["seed"], record.run_id, record.spec["arm"], path))
+    first: dict[str, Path] = {}
+    for *_, arm, path in sorted(models):
+        first.setdefault(arm, path)
+    return first

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from support.called import CLI, SMALL_RUN, called, refused
 
-from ebc_lab.cli.hydra import launchers
 from ebc_lab.records.json_files import read_json
 from ebc_lab.records.streams import read_columns
 
@@ -110,19 +109,6 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(run, tmp_path, words, 
 @pytest.mark.thorough
 def test_a_launcher_without_m_is_refused(run, tmp_path):
     assert "it needs -m" in refused("train", *run, *LOCAL, cwd=tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("answer", "usable"), [("", True), ("1|COMPLETED\n", True), ("*** downtime | on Monday ***\n", False)]
-)
-def test_sacct_is_relied_on_only_where_it_answers_with_nothing_but_jobs(
-    answer, usable, tmp_path, monkeypatch
-):
-    sacct = tmp_path / "sacct"
-    sacct.write_text(f"#!/bin/sh\nprintf '{answer}'\n")
-    sacct.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert launchers._accounting() is usable
 
 
 def test_two_processes_do_not_train_in_one_folder(run, tmp_path):

@@ -12,7 +12,6 @@ from ebc_lab.report.pictures.compared import highlighted_arms
 from ebc_lab.report.pictures.drawing.looks import assign_looks
 from ebc_lab.report.pictures.drawing.sheet import Facts
 from ebc_lab.report.pictures.windows import window_pictures
-from ebc_lab.report.text.words import suite_answer
 
 FACTS = Facts("sweeps", "tiny Shakespeare", None, "smoke", 32, 64, (0.5, 0.7))
 WIDE = {1: 2.0, 2: 2.01, 4: 2.0, 8: 2.02}
@@ -113,37 +112,3 @@ def test_of_a_sweep_only_the_best_point_and_the_reference_have_pictures_of_their
 
 def test_a_suite_without_sweeps_has_no_such_pictures():
     assert drawn(found_of({})) == {}
-
-
-def test_the_answer_names_the_widest_window():
-    found = found_of(RATES)
-    said = suite_answer(found)
-    assert said["word"].startswith("The loss stays within 0.05 nats of an arm’s own best: ebc over ≥ 3.0 oct")
-    assert "ebc ≥ 3.0 octaves; plain" in said["text"]
-
-
-def test_the_answer_of_rules_is_which_of_them_forget_their_start():
-    windows = {
-        "fixed": {"delta": sweep(NARROW, "fixed", yardstick="fixed", worst=None, every_start=False)},
-        "rule": {"delta": sweep(WIDE, "rule", yardstick="fixed", worst=0.02, every_start=True)},
-        "lost": {"delta": sweep(NARROW, "lost", yardstick="fixed", worst=None, every_start=False)},
-    }
-    found = found_of(windows)
-    said = suite_answer(found)
-    assert said["word"] == "rule ends within 0.02 nats of a tuned δ* from every start."
-    assert "rule +0.020; lost a start diverged." in said["text"]
-    windows["rule"]["delta"]["every_start"] = False
-    assert suite_answer(found)["word"].startswith("None of 2 rules ends within")
-
-
-def test_the_answer_of_a_transfer_is_its_regrets():
-    arms = {
-        "plain_long": arm("plain", mean=0.1),
-        "ebc_long": arm("EBC", ebc=True, mean=0.02),
-        "again": arm("again"),
-    }
-    sizes = [{"shape": "4× steps", "tuned": "again", "kept": ["plain_long", "ebc_long"], "against_kept": {}}]
-    said = suite_answer({"reference": "again", "arms": arms, "windows": {}, "transfer": sizes})
-    cost = "Settings kept from another size cost at most +0.020 nats with EBC and +0.100 nats without EBC."
-    assert said["word"] == cost
-    assert "plain_long +0.100; ebc_long +0.020." in said["text"]

@@ -19,6 +19,7 @@ from ebc_lab.cli import screen
 from ebc_lab.config.compose import compose
 from ebc_lab.config.schema import ArmConfig
 from ebc_lab.report.conclude import report
+from ebc_lab.report.kinds import Evidence, kind_of
 from ebc_lab.report.page import evidence
 from ebc_lab.report.text import tables, words
 from ebc_lab.report.text.table import PAGE, PAPER, TERMINAL, Table
@@ -78,6 +79,11 @@ def concluded(study: Study, monkeypatch) -> Study:
     return study
 
 
+def tables_of(shown: dict[str, Any]) -> dict[str, Table]:
+    """The tables of the sections of a page, by name."""
+    return {table.name: table for section in shown["sections"] for table in section["tables"]}
+
+
 def titles(table: Table, place: str = PAGE) -> list[str]:
     return [column.title for column in table.on(place).columns]
 
@@ -103,9 +109,12 @@ def test_bits_per_character_stand_beside_the_test_loss_on_page_paper_and_termina
     assert {arm["figures"]["test_bits_per_char"] for arm in found["arms"].values()} == {BITS}
     results = {r: suite.result(r) for arm in found["arms"].values() for r in arm["runs"].values()}
     for made in (tables.arms("t", found, results), tables.arms("t", found)):
-        for place in (PAGE, PAPER, TERMINAL):
+        for place in (PAGE, TERMINAL):
             assert column(made, BITS_TITLE, place) == [f"{BITS:.3f}"] * len(ARMS)
-    assert "bits/char" in on_the_terminal(screen.suite(decision))
+    shown = Evidence(decision, recorded_config(suite.header()), results=results)
+    assert "bits/char" in on_the_terminal(screen.evidence(shown))
+    [paper, *_] = kind_of(decision).papers(shown)["ablation"]
+    assert column(paper, BITS_TITLE, PAPER) == [f"{BITS:.3f}"] * len(ARMS)
 
 
 def test_the_runs_on_the_page_and_the_csv_of_a_suite_have_bits_too(suite, monkeypatch):
@@ -127,8 +136,7 @@ def test_finals_tell_bits_and_keep_to_the_schema_of_their_results(finals, result
     with pytest.raises(jsonschema.ValidationError):
         results_schema.validate(results)
     paper = (finals.root / "summary_final.md").read_text()
-    assert "| arm | seeds | val. loss | test loss | bits/char |" in paper
-    assert "bits per character on the test split" in paper
+    assert "| arm | test loss | bits/char |" in paper
 
 
 def test_an_arm_of_which_a_run_diverged_has_no_bits():
@@ -154,9 +162,8 @@ def test_the_best_of_a_window_is_told_in_bits(suite):
 def test_a_gpt_on_characters_says_nothing_new(usual, monkeypatch):
     concluded(usual, monkeypatch)
     shown = evidence.gather(usual)
-    [track] = shown["suite"]["tracks"]
-    assert track["states"] is None
-    assert BITS_TITLE not in titles(track["arms"])
+    assert "suite-states-adam_none" not in tables_of(shown)
+    assert BITS_TITLE not in titles(tables_of(shown)["suite-adam_none"])
     assert BITS_TITLE not in titles(shown["runs"])
     assert "test_bits_per_char" not in pd.read_csv(usual.ablation_file).columns
     assert [name for name, _ in shown["facts"]][:3] == ["Corpus", "Model", "Optimizer"]
@@ -179,9 +186,8 @@ def test_byte_pairs_are_named_and_told_in_bits(tmp_path, corpus, monkeypatch):
     assert dict(shown["facts"])["Tokens"] == "byte pairs of the training split, 300 at the most"
     assert dict(shown["facts"])["Model"].startswith("GPT, ")
     assert "tokens are byte pairs of the training split, 300 at the most." in study.page_file.read_text()
-    [track] = shown["suite"]["tracks"]
-    assert column(track["arms"], BITS_TITLE) == [f"{BITS:.3f}"] * 2
-    assert track["states"] is None
+    assert column(tables_of(shown)["suite-adam_none"], BITS_TITLE) == [f"{BITS:.3f}"] * 2
+    assert "suite-states-adam_none" not in tables_of(shown)
     assert "Tokens: byte pairs" in (study.root / "ablation.md").read_text()
 
 
@@ -230,8 +236,7 @@ def test_the_page_and_the_papers_name_the_model(finals, monkeypatch):
 
 def test_what_the_splats_know_is_a_table_of_its_own(suite, monkeypatch):
     concluded(suite, monkeypatch)
-    [track] = evidence.gather(suite)["suite"]["tracks"]
-    table = track["states"]
+    table = tables_of(evidence.gather(suite))["suite-states-adam_none"]
     assert set(column(table, "R² at 0.05")) == {"0.012/0.013", words.NOTHING}
     by_arm = dict(zip(column(table, "Arm"), column(table, "R² at 0.5"), strict=True))
     assert by_arm == {"full": "0.41/0.49", "no_splats": words.NOTHING, "twice": "0.41/0.49"}

@@ -2,37 +2,58 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 from support.drawn import sweep
 
+from ebc_lab.config.compose import compose
 from ebc_lab.records import columns
 from ebc_lab.report.conclude import report
+from ebc_lab.report.kinds import Evidence, candidates, finals, suite
 from ebc_lab.report.text import papers, summaries, tables
 from ebc_lab.report.text.table import PAGE, PAPER, TERMINAL, Cell, Column, Row, Table, filled
 from ebc_lab.report.text.words import NOTHING
 from ebc_lab.study.stages.ablation import _figures
 from ebc_lab.study.stages.verdict import verdict_of
-from ebc_lab.study.store.study import Study
+from ebc_lab.study.store.study import Study, recorded_config
 
-ABOUT = papers.About("a_study", "tiny Shakespeare", None, "laptop", (0, 1, 2), 0.01)
 LOSSES = {"base": (2.0, 2.1, 2.2), "good": (1.9, 2.0, 2.1), "broken": (1.8, None, 2.0)}
-DIFFERENCES = {
-    "good": {"seeds": 3, "mean": -0.1, "low": -0.12, "high": -0.08, "detectable": 0.03},
+COMPARED = {"seeds": 3, "comparisons": 2, "margin": 0.01, "alone": "beats"}
+DIFFERENCES: dict[str, dict[str, Any]] = {
+    "good": {
+        **COMPARED,
+        "method": "t",
+        "mean": -0.1,
+        "median": -0.1,
+        "low": -0.12,
+        "high": -0.08,
+        "detectable": 0.03,
+        "joint_low": -0.14,
+        "joint_high": -0.06,
+        "joint_detectable": 0.05,
+        "looks": 3,
+        "judged": "beats",
+    },
     "broken": {
-        "seeds": 3,
+        **COMPARED,
+        "method": "rank",
         "mean": None,
-        "low": None,
+        "median": -0.2,
+        "low": -0.2,
         "high": None,
         "detectable": None,
+        "joint_low": None,
+        "joint_high": None,
+        "joint_detectable": None,
         "diverged": {"arm": 1, "reference": 0},
+        "judged": "undecided",
     },
 }
 
@@ -60,31 +81,14 @@ def finals_of(**changed: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     roles = {"baseline": "base", "control": "base"}
     return {
         "tracks": {
-            "adam_none": {"arms": arms, "roles": roles, "differences": dict.fromkeys(roles, differences)}
+            "adam_none": {
+                "arms": arms,
+                "roles": roles,
+                "differences": dict.fromkeys(roles, differences),
+                "verdict": [],
+            }
         }
     }, results
-
-
-JOINT = {
-    "good": {
-        "joint_low": -0.14,
-        "joint_high": -0.06,
-        "joint_detectable": 0.05,
-        "comparisons": 2,
-        "looks": 3,
-        "judged": "beats",
-    },
-    "broken": {
-        "method": "rank",
-        "median": -0.2,
-        "low": -0.2,
-        "high": None,
-        "joint_low": None,
-        "joint_high": None,
-        "comparisons": 2,
-        "judged": "undecided",
-    },
-}
 
 
 def cells(text: str, first: str) -> list[list[str]]:
@@ -98,7 +102,6 @@ def cells(text: str, first: str) -> list[list[str]]:
 
 
 # -- CSV -----------------------------------------------------------------------------------------------------
-# --------------
 
 
 def test_every_summary_has_the_documented_columns_in_their_order(finished):
@@ -111,11 +114,12 @@ def test_every_summary_has_the_documented_columns_in_their_order(finished):
 
 
 def test_a_candidate_is_told_what_became_of_it_and_what_it_was_for(finished):
-    decisions = json.loads((finished[1].study.root / "auto_decisions.json").read_text())
+    study = finished[1].study
+    decisions, config = study.decisions(), recorded_config(study.header())
     for stage in ("lr_sweep", "calibrate"):
         decision = decisions[stage]
         [track] = decision["tracks"].values()
-        table = tables.candidates(stage, decision, None)
+        [table] = candidates.KIND.tables(Evidence(decision, config))
         ranked = track.get("ranked", ())
         for row, run in zip(table.rows, decision["candidates"], strict=True):
             if (what := row.cells[0].text) != "→ chosen":
@@ -125,7 +129,7 @@ def test_a_candidate_is_told_what_became_of_it_and_what_it_was_for(finished):
     for used, part in ((True, "control’s search"), (False, "on a schedule")):
         track = decisions["lr_sweep"]["tracks"]["adam_none"]
         asked = {"tracks": {"adam_none": track | {"control": track["control"] | {"used": used}}}}
-        table = tables.candidates("lr_sweep", {**decisions["lr_sweep"], **asked}, None)
+        [table] = candidates.KIND.tables(Evidence({**decisions["lr_sweep"], **asked}, config))
         assert [row.cells[2].text for row in table.rows].count(part) == len(control) > 0
 
 
@@ -135,14 +139,13 @@ def test_every_column_of_a_suite_is_documented():
 
     named = (*FIGURES, *columns.PART_FIGURES, columns.BITS)
     figures = dict.fromkeys(named, 1.0)
-    arm = dict.fromkeys((*summaries.ABOUT_AN_ARM, "strength", "difference", "versus"))
+    arm = dict.fromkeys((*suite.ABOUT_AN_ARM, "strength", "difference", "versus"))
     arm |= {"point": dict.fromkeys(TUNABLE, 1.0), "runs": {}, "outcomes": {}, "figures": figures}
-    table = summaries.ablation({"tracks": {"adam_none": {"arms": {"arm": arm}}}})
-    assert list(table.columns) == list(columns.ABLATION_MEANINGS)
+    [row] = suite.KIND.rows(evidence_of({"adam_none": {"arms": {"arm": arm}}}))
+    assert set(row) == set(columns.ABLATION_MEANINGS)
 
 
 # -- the model -----------------------------------------------------------------------------------------------
-# --------------
 
 
 def test_a_place_shows_its_own_columns_and_leaves_out_optional_ones_that_are_empty():
@@ -175,82 +178,54 @@ def test_a_long_table_shows_its_first_rows_what_was_chosen_and_where_the_rest_is
 def test_a_suites_table_says_of_an_interval_what_its_answer_says():
     against_margin = {"judged": "undecided", "joint_low": 0.004, "joint_high": 0.02, "margin": 0.01}
     pairs = {"good": {"seeds": 3, "mean": 0.012, "low": 0.006, "high": 0.018, **against_margin}}
-    suite = {"arms": {"good": {}}, "reference": "base"}
-    table = tables.differences("t", "T", pairs, suite)
-    assert [row[-1] for row in table.on(TERMINAL).texts()] == [verdict_of(pairs["good"])] == ["worse"]
+    arm = {"outcomes": {}, "runs": {}, "test_loss": 2.0}
+    table = tables.differences("t", "T", pairs, {"arms": {"good": arm}, "reference": "base"})
+    assert [row[2] for row in table.on(PAGE).texts()] == [verdict_of(pairs["good"])] == ["worse"]
 
 
 # -- for papers ----------------------------------------------------------------------------------------------
 
 
-def test_an_arm_has_mean_and_spread_over_its_seeds():
-    text = papers.markdown(papers.finals(ABOUT, *finals_of()))
-    assert cells(text, "good")[0] == [
-        "`good`",
-        "3",
-        "2.0000 ± 0.1000",
-        "2.0000 ± 0.1000",
-        "0.60",
-        "0.98",
-        "1000",
-    ]
-    assert cells(text, "base")[0] == ["`base`", "3", "2.1000 ± 0.1000", "2.1000 ± 0.1000", "–", "–", "1000"]
+def evidence_of(tracks: Any, results: Any = None) -> Evidence:
+    config: Any = SimpleNamespace(finals=SimpleNamespace(margin=0.01))
+    decision: Any = {"tracks": tracks, "sequential": None}
+    return Evidence(decision, config, results=results or {})
 
 
-def test_a_diverged_run_takes_the_mean_with_it_and_is_counted():
-    text = papers.markdown(papers.finals(ABOUT, *finals_of()))
-    [arm, *differences] = cells(text, "broken")
-    assert arm[1:4] == ["2 of 3", "1 of 3 diverged", "1 of 3 diverged"]
-    assert [row[2:4] for row in differences] == [["1 / 0", "–"]] * 2
+def paper_of(decision: dict[str, Any], results: dict[str, Any]) -> list[Table]:
+    made = finals.KIND.papers(evidence_of(decision["tracks"], results))["summary_final"]
+    return [table.on(PAPER) for table in made]
 
 
-def test_differences_show_both_intervals_and_how_they_were_judged():
-    text = papers.markdown(papers.finals(ABOUT, *finals_of(**JOINT)))
-    assert cells(text, "good")[1] == [
-        *("`good`", "3", "", "−0.100", "[−0.120, −0.080]", "[−0.140, −0.060]", "0.050", "beats")
-    ]
-    assert cells(text, "broken")[1][2:] == [
-        "1 / 0",
-        "median −0.200",
-        "[−0.200, ∞)",
-        "(−∞, ∞)",
-        "–",
-        "undecided",
-    ]
-    assert "all 2 comparisons together" in text
-    assert "divided by 3, for looks" in text
-    assert "Nothing corrects" not in text
-
-
-def test_a_table_without_joint_intervals_says_that_nothing_corrects_them():
-    text = papers.markdown(papers.finals(ABOUT, *finals_of()))
-    assert "Nothing corrects for the 2 comparisons." in text
-    assert "judged" not in text
+def test_a_paper_has_one_table_of_five_columns_whose_caption_says_what_they_are():
+    [table] = paper_of(*finals_of())
+    text = papers.markdown([table], "Study a_study: tiny Shakespeare.")
+    good, base, broken = (cells(text, label)[0][1:] for label in ("good", "base", "broken"))
+    assert len(table.columns) == 5
+    assert good == ["2.0000 ± 0.1000", *["−0.100 [−0.140, −0.060]"] * 2, "beats"]
+    assert base == ["2.1000 ± 0.1000", "itself", "itself", ""]
+    assert broken[0] == "1 of 3 diverged"  # a mean over the survivors would flatter it
+    assert broken[1].startswith("−0.200")
+    assert "joint" in table.caption
+    assert "98.33%" in table.caption  # three looks
+    assert len(f"Table 10: {table.caption}") < 150  # two lines of an article
+    assert "tiny Shakespeare" in text
 
 
 def test_one_seed_alone_has_neither_spread_nor_interval():
-    decision, results = finals_of(good={"seeds": 1, "low": None, "high": None, "detectable": None})
+    decision, results = finals_of(good=dict.fromkeys(("joint_low", "joint_high")))
     for arm in decision["tracks"]["adam_none"]["arms"].values():
         arm["runs"] = {"0": arm["runs"]["0"]}
-    arm, *differences = cells(papers.markdown(papers.finals(ABOUT, decision, results)), "good")
-    assert arm[2] == "1.9000"
-    assert differences[0][3:] == ["−0.100", "–", "–"]
+    [good] = cells(papers.markdown(paper_of(decision, results), ""), "good")
+    assert good[1:3] == ["1.9000", "−0.100"]
 
 
-def test_captions_say_what_where_and_what_the_spread_is():
-    [sheet, *_] = papers.finals(ABOUT, *finals_of())
-    caption = " ".join(sheet.caption)
-    for told in (
-        "After 40 steps",
-        "± the standard deviation over seeds",
-        "a_study",
-        "tiny Shakespeare",
-        "laptop",
-        "seeds 0, 1, 2",
-    ):
-        assert told in caption
-    warned = papers.About("s", "Python's documentation", "not Shakespeare", "smoke", (0,), 0.01)
-    assert "Corpus: not Shakespeare." in " ".join(papers.finals(warned, *finals_of())[0].caption)
+def test_papers_say_where_they_are_from_and_what_to_know_of_the_corpus():
+    config = compose(["scale=smoke", "study.name=a_study", "data=pydoc"])
+    text = papers.source(config, {"title": "Python’s documentation", "warning": "not Shakespeare"}, (0, 1))
+    for said in ("a_study", "Python’s documentation", "smoke", "seeds 0, 1", "Corpus: not Shakespeare."):
+        assert said in text
+    assert "seeds 0, 1" not in papers.source(config, {"title": "", "warning": None}, (0,))
 
 
 def test_the_lines_of_the_verdict_are_as_judged(finished):
@@ -283,14 +258,14 @@ NASTY = r"50% of #1 & 2_$x$ {a} ~b ^c <d> |e| \f `g` *h* [i](j) δ* ± −1 × �
 def nasty_table() -> Table:
     columns = [Column("arm", "name"), Column("words", "prose"), Column("figure", "figure", str)]
     rows = [filled(columns, values) for values in ((NASTY, NASTY, NASTY), ("a_b", "", ""))]
-    return Table("n", NASTY, columns, rows, caption=[NASTY])
+    return Table("n", NASTY, columns, rows, caption=NASTY)
 
 
 def test_a_cell_stays_one_cell_in_markdown():
-    rows = [line for line in papers.markdown([nasty_table()]).splitlines() if line.startswith("|")]
+    rows = [line for line in papers.markdown([nasty_table()], "").splitlines() if line.startswith("|")]
     assert [len(re.split(r"(?<!\\)\|", row)) for row in rows] == [5, 5, 5, 5]
     assert (
-        papers.markdown([nasty_table()]).count(r"\*h\*") == 4
+        papers.markdown([nasty_table()], "").count(r"\*h\*") == 4
     )  # the title, the caption, two cells; code stays as it is
     assert r"[i\](j)" in rows[2]
 
@@ -312,7 +287,7 @@ def test_no_character_of_a_text_means_anything_to_latex():
 
 
 def test_no_text_becomes_html_in_markdown():
-    text = papers.markdown([nasty_table()])
+    text = papers.markdown([nasty_table()], "")
     without_code = re.sub(r"``.*?``(?!`)", "", text)
     assert "<" not in without_code
     assert "&lt;d>" in without_code
@@ -321,7 +296,7 @@ def test_no_text_becomes_html_in_markdown():
 def test_a_bracket_at_the_beginning_of_a_row_is_no_argument_of_the_line_break():
     columns = [Column("words", "text"), Column("figure", "figure", str)]
     made = Table("n", "t", columns, [filled(columns, ("[1cm]", "2"))])
-    assert r"{}[1cm] & 2 \tabularnewline".replace("\\\\", "\\") in papers.latex([made], "s")
+    assert r"{}[1cm] & 2 \tabularnewline".replace("\\\\", "\\") in papers.latex([made], "s", "")
 
 
 def test_no_text_in_a_csv_is_a_formula_and_figures_stay_as_they_are(tmp_path):
@@ -337,13 +312,15 @@ def test_no_text_in_a_csv_is_a_formula_and_figures_stay_as_they_are(tmp_path):
 
 def test_a_row_of_latex_has_as_many_cells_as_columns():
     rows = [
-        line for line in papers.latex([nasty_table()], "s").splitlines() if line.endswith(r"\tabularnewline")
+        line
+        for line in papers.latex([nasty_table()], "s", "").splitlines()
+        if line.endswith(r"\tabularnewline")
     ]
     assert [len(re.split(r"(?<!\\)&", row)) for row in rows] == [3, 3, 3]
 
 
 def test_labels_hold_nothing_but_letters_digits_and_hyphens():
-    made = papers.latex([Table("adam_none-arms", "t", [Column("x")], [])], "my study_2.1")
+    made = papers.latex([Table("adam_none-arms", "t", [Column("x")], [])], "my study_2.1", "")
     assert r"\label{tab:my-study-2-1-adam-none-arms}" in made
 
 
@@ -352,19 +329,17 @@ LONG = "muon_none_ebc_d0p0774_shadow_x4_lindelta_lrdecay"
 
 def long_named() -> list[Table]:
     """The finals with an arm of a name as long as they get."""
-    decision, results = finals_of(good=JOINT["good"])
+    decision, results = finals_of()
     [found] = decision["tracks"].values()
     found["arms"] = {LONG: found["arms"]["good"]}
-    found["differences"] = {
-        role: {LONG: {**DIFFERENCES["good"], **JOINT["good"]}} for role in found["differences"]
-    }
-    return papers.finals(ABOUT, decision, results)
+    found["differences"] = {role: {LONG: DIFFERENCES["good"]} for role in found["differences"]}
+    return paper_of(decision, results)
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="no pdflatex on this machine")
 @pytest.mark.parametrize(("sheets", "fits"), [(long_named, True), (lambda: [nasty_table()], False)])
 def test_the_latex_compiles_and_what_is_usual_fits_the_page(sheets, fits, tmp_path):
-    (tmp_path / "tables.tex").write_text(papers.latex(sheets(), "a_b"))
+    (tmp_path / "tables.tex").write_text(papers.latex(sheets(), "a_b", "Study a_b."))
     body = r"\begin{document}\input{tables}\end{document}"
     (tmp_path / "p.tex").write_text(r"\documentclass{article}\usepackage{booktabs}" + body)
     made = subprocess.run(
@@ -466,7 +441,6 @@ def test_few_levels_stand_beside_the_losses_on_the_page_and_on_the_terminal():
     assert told(page, PAGE, "ternary").items() >= beside.items()
     assert told(page, PAGE, "float")["Bits per weight"] == NOTHING
     assert told(page, PAGE, "float")["ms per step"] == "5.5"
-    assert told(tables.arms("t", found, timed=results), TERMINAL, "ternary").items() >= beside.items()
     untimed = told(tables.arms("t", found), TERMINAL, "ternary")
     assert untimed["Smaller by"] == "11.0×"
     assert "ms per step" not in untimed  # a decision holds no times
@@ -475,12 +449,12 @@ def test_few_levels_stand_beside_the_losses_on_the_page_and_on_the_terminal():
 
 def test_what_few_levels_took_is_a_table_of_its_own_with_what_was_measured():
     found, results = low_bit_suite(**TERNARY)
-    of_page = told(tables.low_bit("t", found, results), PAGE, "ternary")
+    of_page = told(tables.part_figures("t", found, results), PAGE, "ternary")
     assert list(of_page.values()) == ["ternary", "1.60", "1.52", "31%", "0.4%", "2.33", "19%", "16.25"]
-    of_paper = told(tables.low_bit("t", found, results), PAPER, "ternary")
+    of_paper = told(tables.part_figures("t", found, results), PAPER, "ternary")
     assert (of_paper["Smaller by"], of_paper["ms per step"]) == ("11.0×", "5.5")
     steered, results = low_bit_suite(lr_factor=0.7, radius_factor=1.25)
-    made = tables.low_bit("t", steered, results)
+    made = tables.part_figures("t", steered, results)
     assert made is not None
     assert made.title == "Policies"
     assert "entropy" not in made.note
@@ -493,24 +467,25 @@ def test_finals_with_few_levels_are_told_from_their_results():
     for run_id, result in results.items():
         if run_id.startswith("good"):
             result |= TERNARY
-    text = papers.markdown(papers.finals(ABOUT, decision, results))
-    assert "Few levels in the arms of the finals, Adam" in text
-    assert cells(text, "good")[1][1:4] == ["1.60", "11.0×", "1.52"]
+    [_, table] = paper_of(decision, results)
+    assert cells(papers.markdown([table], ""), "good")[0][1:4] == ["1.60", "11.0×", "1.52"]
 
 
 def test_a_study_without_few_levels_says_nothing_of_them():
     found, results = low_bit_suite()
-    assert tables.low_bit("t", found, results) is None
-    assert tables.low_bit("t", found) is None
+    assert tables.part_figures("t", found, results) is None
+    assert tables.part_figures("t", found) is None
     for place in (PAGE, PAPER, TERMINAL):
         shown = told(tables.arms("t", found, results), place, "ternary")
         assert not {"Bits per weight", "Smaller by", "ms per step"} & set(shown)
-    assert "Few levels" not in papers.markdown(papers.finals(ABOUT, *finals_of()))
+    assert len(paper_of(*finals_of())) == 1
 
 
-def test_the_csv_of_a_suite_has_its_columns_in_the_documented_order_whichever_arm_has_them():
+def test_the_csv_of_a_suite_has_its_columns_in_the_documented_order_whichever_arm_has_them(tmp_path):
     found, _ = low_bit_suite(**TERNARY)
-    table = summaries.ablation({"tracks": {"adam_none": found}})
+    made = tmp_path / "ablation.csv"
+    summaries.write_rows(made, suite.KIND.rows(evidence_of({"adam_none": found})), suite.KIND.columns)
+    table = pd.read_csv(made)
     own = [name for name in columns.ABLATION_MEANINGS if name in table.columns]
     assert list(table.columns) == own
     assert {"bits_per_weight", "compression", "state_bits"} < set(own)

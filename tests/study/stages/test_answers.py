@@ -9,7 +9,7 @@ from support.played import DECIDED, DIVERGED, config_of, done, played
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
-from ebc_lab.report.text.words import suite_answer
+from ebc_lab.report.kinds import suite
 from ebc_lab.results import tables
 from ebc_lab.study.stages import ablation
 from ebc_lab.study.stages.stage import stage_of
@@ -137,7 +137,7 @@ def test_an_arm_that_could_not_be_tuned_has_no_verdict_but_a_sentence(results_sc
     assert own["sentence"] == f"muon could not be tuned: {why}"
     assert set(found["tracks"]["adam_none"]["arms"]) == {"adam"}
     assert any("muon could not be tuned, and was not trained" in note for note in found["notes"])
-    assert suite_answer(found["tracks"]["adam_none"])["word"] == "muon could not be tuned."
+    assert suite.answer_of(found["tracks"]["adam_none"])[1] == "muon could not be tuned."
     assert list(tables.verdict({"ablation": found})["verdict"]) == ["untuned"]
     results_schema.validate({"study": "mine", "corpus": "a text", "warning": None} | found)
 
@@ -252,9 +252,9 @@ def test_an_arm_without_a_finished_run_is_said_first_and_has_no_verdict():
     [line] = stage_of("ablation").headlines(found)
     assert line.startswith(f"{lost}; 2 arms; ")
     assert "lion" not in line.removeprefix(lost)
-    said = suite_answer(track)
-    assert said["text"].startswith(lost)
-    assert "of 2 arms" not in said["word"]
+    _, sentence, findings, _ = suite.answer_of(track)
+    assert findings[0].startswith(lost)
+    assert "of 2 arms" not in sentence
     told = tables.verdict({"ablation": found}).to_dict("records")
     assert [row["name"] for row in told] == ["muon"]
     mine = decision({"adam": 0.0, "muon": 0.0}, answer=failing("muon"))
@@ -270,8 +270,8 @@ def test_a_suite_without_mine_says_how_many_seeds_would_decide_and_names_no_trac
     [line] = stage_of("ablation").headlines(found)
     assert line.startswith("2 arms; ")
     assert f"not told apart: muon (about {needed} seeds would decide it)" in line
-    text = suite_answer(found["tracks"]["adam_none"])["text"]
-    assert f"Not told apart (about so many seeds would): muon ({needed})." in text
+    findings = suite.answer_of(found["tracks"]["adam_none"])[2]
+    assert any(f"muon ({needed})" in line for line in findings)
     [row] = tables.verdict({"ablation": found}).to_dict("records")
     assert (row["verdict"], row["question"]) == ("undecided", "Is muon better than adam?")
 

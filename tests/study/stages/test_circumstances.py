@@ -10,7 +10,7 @@ from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity, matches_run_id
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.report.text import modes as tables
+from ebc_lab.report.kinds import Evidence, modes
 from ebc_lab.study.stages import circumstances
 from ebc_lab.study.stages.rules import Undecidable
 from ebc_lab.study.stages.stage import stage_of
@@ -61,6 +61,31 @@ def test_circumstances_name_a_run_only_where_they_are_asked_about():
     assert digest(identity(plain)) != digest(identity(replace(plain, capability="avx2")))
 
 
+def answered(config, decision):
+    """The answer of the comparison, in a sentence."""
+    [found] = modes.KIND.answers(Evidence(decision, config))
+    return found.sentence
+
+
+def test_distinct_weights_are_counted_for_each_mode():
+    config = study(EVERY)
+    decision = decided("circumstances", config, {}, lambda s: answer(s, verity=1))
+    [track] = decision["tracks"].values()
+    counts = {"runs": 18, "completed": 18, "diverged": 0, "checksums": 1}
+    assert track["modes"]["verity"] == {**counts, "loss_range": 0.0}
+    assert track["modes"]["none"]["checksums"] == track["modes"]["torch"]["checksums"] == 18
+    assert track["modes"]["none"]["loss_range"] == pytest.approx(1e-8)
+    assert decision["notes"] == []
+    [line] = stage_of("circumstances").headlines(decision)
+    many = "18 checksums in 18 runs"
+    assert line == f"none {many}, torch {many}, verity 1 checksum in 18 runs"
+    assert answered(config, decision) == "The same bits under verity."
+    results = {c["run_id"]: {"steps": 10, "train_s": 2.0} for c in decision["candidates"]}
+    [table] = modes.KIND.tables(Evidence(decision, config, results=results))
+    assert table.texts()[2] == ["verity", "18", "18", "0", "1", "0", "5"]
+    assert [row.chosen for row in table.rows] == [False, False, True]
+
+
 @pytest.mark.parametrize(
     ("more", "why"),
     [
@@ -73,9 +98,9 @@ def test_where_nothing_differs_without_it_the_table_says_that_it_shows_nothing(m
     decision = decided("circumstances", config, {}, lambda s: answer(s, none=1, torch=1, verity=1))
     told = f"the comparison shows nothing: {why}"
     assert told in decision["notes"]
-    assert told in tables.modes("m", decision, "adam_none").note
+    assert told in modes.KIND.tables(Evidence(decision, config))[0].note
     assert "the comparison shows nothing" in stage_of("circumstances").headlines(decision)[0]
-    assert tables.answer(decision["tracks"]["adam_none"])["word"] == "The comparison shows nothing."
+    assert answered(config, decision) == "The comparison shows nothing."
 
 
 def test_runs_without_a_result_and_instructions_not_tried_are_noted():
@@ -97,11 +122,13 @@ def test_one_checksum_is_no_claim_where_some_runs_diverged():
     def fate(spec):
         return DIVERGED if spec.role == "verity" and spec.run.threads_per_run == 2 else answer(spec, verity=1)
 
-    decision = decided("circumstances", study(EVERY), {}, fate)
+    config = study(EVERY)
+    decision = decided("circumstances", config, {}, fate)
     [track] = decision["tracks"].values()
     assert track["modes"]["verity"]["checksums"] == 1
-    assert tables.answer(track)["word"] == "Under no mode the same bits."
-    assert not any(row.chosen for row in tables.modes("m", decision, "adam_none").rows)
+    assert answered(config, decision) == "Under no mode the same bits."
+    [table] = modes.KIND.tables(Evidence(decision, config))
+    assert not any(row.chosen for row in table.rows)
 
 
 def test_instructions_that_this_cpu_lacks_are_left_out_with_a_sentence(monkeypatch):

@@ -11,9 +11,9 @@ from support.played import DIVERGED, FAILED, config_of, decided, done, played
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.config.study_checks import validate
+from ebc_lab.report.kinds import Evidence, profiles
 from ebc_lab.report.pictures.drawing.sheet import Facts
 from ebc_lab.report.pictures.profiles import draw_profiles, draw_ratios
-from ebc_lab.report.text import profiles as tables
 from ebc_lab.study.stages.profiles import scores
 from ebc_lab.study.stages.rules import Undecidable
 from ebc_lab.study.stages.stage import stage_of
@@ -72,7 +72,7 @@ def test_the_yardstick_sets_the_targets_and_one_configuration_is_scored_on_all()
     config = study("profiles.asked_about=[muon]")
     waves, specs, results = played("profiles", config, {}, answer)
     decision = stage_of("profiles").decide(config, specs, results, {})
-    [(name, track)] = decision["tracks"].items()
+    [track] = decision["tracks"].values()
     for target in track["workloads"].values():
         assert (target["point"], target["steps"], target["longest"]) == ({"optimizer.lr": 0.004}, 100, 200)
         assert target["loss"] == 2.0
@@ -119,11 +119,12 @@ def test_the_yardstick_sets_the_targets_and_one_configuration_is_scored_on_all()
     [line] = stage_of("profiles").headlines(decision)
     assert " scores highest, 0." in line
     assert "; muon 0.000 [0.00, 0.00], place " in line
-    table = tables.ratios("ratios", decision, name)
+    shown = Evidence(decision, config)
+    _, table = profiles.KIND.tables(shown)
     cells = {row.cells[0].text: [cell.text for cell in row.cells[1:]] for row in table.rows}
     assert cells["adamw"][0] == "2.00"
     assert "missed" in cells["double"]
-    assert len(tables.figures(decision, name)) == places * len(track["methods"])
+    assert len(list(profiles.KIND.rows(shown))) == places * len(track["methods"])
     facts = Facts("profiles", "tiny Shakespeare", None, "smoke", 32, 64, (0.5, 0.7))
     for draw in (draw_profiles, draw_ratios):
         figure = settled(draw, facts, track)

@@ -18,7 +18,7 @@ from ebc_lab.config.study_checks import validate
 from ebc_lab.records.columns import PART_FIGURES
 from ebc_lab.records.streams import read_columns
 from ebc_lab.report.conclude import concluding
-from ebc_lab.report.text.words import suite_answer
+from ebc_lab.report.kinds.suite import answer_of
 from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.stages import ablation
 from ebc_lab.study.stages.stage import stage_of
@@ -365,7 +365,7 @@ def test_only_arms_of_the_references_size_and_on_its_text_are_called_the_best(ti
     more = {"long": ArmConfig(steps=2), "few": ArmConfig(settings={"final_windows": 4})}
     losses = {"plain": 2.1, "b": 2.0, "long": 1.5, "few": 1.0}
     track = suite_found(named(tiny, TWO | more), lambda s: losses[s.role])
-    assert "best" not in suite_answer(track)["word"].lower()
+    assert "best" not in answer_of(track)[1].lower()
     assert set(track["best_by_seed"].values()) == {"b"}
     assert not track["arms"]["few"]["comparable"]
     told = stage_of("ablation").headline(track)

@@ -50,7 +50,7 @@ def test_a_recorded_study_is_read_where_what_trained_it_is_not_installed(path, t
 def test_the_page_of_the_earlier_recipe_says_why_its_delta_drifts_in_the_words_of_the_docs(tmp_path):
     [path] = (path for path in EVIDENCE if path.stem == "published")
     answered("report", str(path), "--output", str(tmp_path / "unpacked"), cwd=tmp_path)
-    said = words.OF_PI.rstrip(".")
+    said = words.DELTA_DRIFT.rstrip(".")
     for page in (tmp_path / "unpacked/report.html", ROOT / "docs/findings.md"):
         assert said in " ".join(page.read_text().split()), page.name
 

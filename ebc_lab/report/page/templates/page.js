@@ -76,11 +76,14 @@
     if (!table) return;
     const rows = [...table.tBodies[0].rows], text = box.querySelector("[data-filter-text]"), choices = all("[data-filter]", box);
     const words = rows.map((row) => row.textContent.toLowerCase());
+    const heads = [...table.tHead.rows[0].cells].map((th) => th.textContent.trim());
+    const kindOf = (row, choice) => row.cells[heads.indexOf(choice.dataset.filter)].textContent.trim().split(/\s/)[0];
+    for (const choice of choices) choice.append(...new Set(rows.map((row) => kindOf(row, choice))).values().map((kind) => make("option", kind)));
     const apply = () => {
       const wanted = text.value.toLowerCase().split(/\s+/).filter(Boolean);
       let shown = 0;
       rows.forEach((row, i) => {
-        const fits = wanted.every((w) => words[i].includes(w)) && choices.every((c) => !c.value || row.dataset[c.dataset.filter] === c.value);
+        const fits = wanted.every((w) => words[i].includes(w)) && choices.every((c) => !c.value || kindOf(row, c) === c.value);
         row.hidden = !fits;
         shown += fits;
       });

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from ebc_lab.ebc.options import RULED
 from ebc_lab.records.figures import KL_BAND, PLATEAU_C, WARM_STEPS, limited_by_kl
 
-from ...text.words import optimizer, words
+from ...text.words import arm_title, optimizer
 from ..drawing.curves import (
     Line,
     Run,
@@ -61,7 +61,7 @@ def arm_sheet(
     if "about" in arm:
         about = [optimizer(arm["track"]), *about[1:], *([f"δ* {arm['delta_star']:g}"] if arm["ebc"] else [])]
     notes = (count_seeds(len(runs)), *about)
-    sheet = Sheet(facts, what, (words(name, arm), finding), notes, trouble(runs))
+    sheet = Sheet(facts, what, (arm_title(name, arm), finding), notes, trouble(runs))
     last = max((float(r.steps["step"][-1]) for r in runs if r.steps), default=0.0)
     over_steps(facts, sheet.panels, last)
     return sheet

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from ebc_lab.study.stages import compare_arms
 
-from ...text.words import optimizer, short
+from ...text.words import arm_label, optimizer
 from ..drawing.looks import ALERT, Look
 from ..drawing.sheet import INK, SEED, SMALL, Facts, Sheet, count_seeds, entry, format_tick, name_rows
 
@@ -35,7 +35,7 @@ def draw_efficiency(facts: Facts, track: str, decision: Mapping[str, Any], resul
     )
     [axes] = sheet.panels
     axes.set_xlabel(f"training steps  (one step = {facts.tokens_per_step:,} tokens)")
-    name_rows(axes, [short(name, arm) for name, arm in arms.items()])
+    name_rows(axes, [arm_label(name, arm) for name, arm in arms.items()])
     characters = 30 if facts.narrow else 80
     for row, (name, arm) in enumerate(arms.items()):
         _draw_row(axes, row, facts.look(name), len(arm["runs"]), reached.get(name), seeds[name], characters)
@@ -75,7 +75,7 @@ def _first_there(decision: Mapping[str, Any]) -> str:
     if not there:
         return "No other arm gets to the baseline's final loss"
     first, last = min(there, key=lambda name: there[name]["steps"]), reached[baseline]
-    finding = f"First: {short(first, arms[first])}, at step {there[first]['steps']:.0f}"
+    finding = f"First: {arm_label(first, arms[first])}, at step {there[first]['steps']:.0f}"
     finding += f", {there[first]['steps'] / last['steps']:.0%} of the baseline's" if last else ""
     return f"{finding}; {len(there)} of {len(arms) - 1} other arms get there"
 

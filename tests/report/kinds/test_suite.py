@@ -1,11 +1,14 @@
-"""The answer about arms of one's own, and the tables that it rests on."""
+"""What a suite answers, and the tables that the answer rests on."""
 
 from __future__ import annotations
 
 import math
 
+from support.drawn import sweep
+
+from ebc_lab.report.kinds.suite import answer_of
 from ebc_lab.report.text import glance, papers, words
-from ebc_lab.report.text.table import PAGE
+from ebc_lab.report.text.table import PAGE, PAPER
 from ebc_lab.study.stages.statistics import paired, window
 
 LOSSES = {"adam": (2.00, 2.01, 2.02), "muon": (1.90, 1.91, 1.92), "mine": (1.80, 1.815, 1.82)}
@@ -48,23 +51,32 @@ def cells(table):
 
 
 def test_the_headline_is_about_mine_and_not_about_the_lowest_arm():
-    answer = words.suite_answer(found_of())
-    assert answer["word"] == "mine is better than muon."
-    assert answer["text"] == "mine against muon: −0.0983 nats: better."
-    assert answer["judged"] == "beats"
-    open_one = words.suite_answer(found_of(verdict="undecided"))
-    assert open_one["word"] == "mine is not told apart from muon."
-    assert open_one["judged"] == "undecided"
+    judged, sentence, findings, tiles = answer_of(found_of())
+    assert judged == "beats"
+    assert sentence == "mine is better than muon."
+    assert findings == ["mine against muon: −0.0983 nats: better."]
+    assert tiles[0].value == "−0.098"
+    judged, sentence, *_ = answer_of(found_of(verdict="undecided", seeds_needed=9))
+    assert judged == "undecided"
+    assert "9 seeds would decide" in sentence
+
+
+def test_of_many_arms_of_ones_own_the_answer_counts_and_each_has_a_line():
+    found = found_of()
+    own = found["answers"]["mine"]
+    found["answers"] = {f"mine{i}": own | {"sentence": f"mine{i}: better"} for i in range(6)}
+    _, sentence, findings, _ = answer_of(found)
+    assert "mine3" not in sentence
+    assert "6" in sentence
+    assert findings == [f"mine{i}: better." for i in range(6)]
 
 
 def test_mine_stands_beside_every_other_arm_with_what_it_was_tuned_to():
     table = glance.is_better("t", "mine", found_of(), TUNED)
-    assert table.title == "Is mine better?"
     mine, rival, reference = cells(table)
-    assert mine[:7] == ["mine", "0.012", "cosine", "20", "0.4", "1.8117", "itself"]
-    assert rival[0] == "muon"  # before adam: it was picked by validation
-    assert rival[6] == "−0.098"
-    assert rival[8] == "better"
+    assert mine[:2] == ["mine", "itself"]
+    assert mine[4:9] == ["1.8117", "0.012", "cosine", "20", "0.4"]
+    assert rival[:3] == ["muon", "−0.098", "better"]  # before adam: it was picked by validation
     assert reference[0] == "adam"
     assert mine[-1] == "×1.25 [1.20, 1.30]"
     assert table.rows[0].chosen
@@ -89,13 +101,11 @@ def test_what_was_tried_of_each_shows_that_all_were_tuned_alike():
     assert glance.tried("t", decision, "adam_none", ["plain"], grids) is None
 
 
-def test_papers_answer_about_mine_first():
-    about = papers.About("own", "tiny Shakespeare", None, "smoke", [0, 1, 2], 0.01)
-    found = found_of()
-    made = papers.suite(about, {"tracks": {"adam_none": found}, "rule": ""}, {})
-    assert made[0].title == "Is mine better?"
-    assert made[0].caption[0] == "mine against muon: −0.0983 nats: better."
-    assert "better" in papers.latex(made, "own")
+def test_a_paper_has_five_columns_of_mine_beside_the_others():
+    table = glance.is_better("t", "mine", found_of(), TUNED).on(PAPER)
+    assert len(table.columns) == 5
+    assert ["muon", "1.9100", "−0.098"] in [row[:3] for row in table.texts()]
+    assert "better" in papers.latex([table], "own", "")
 
 
 def suite_of(**shifts):
@@ -113,25 +123,19 @@ def suite_of(**shifts):
 
 
 def test_the_lowest_of_undecided_arms_is_not_called_the_best():
-    answer = words.suite_answer(suite_of(lucky=(-0.5, 0.4, -0.3, 0.3), other=(0.2, -0.2, 0.1, -0.1)))
-    assert answer["word"] == "None of 2 arms is told apart from plain."
-    assert "Not told apart: lucky, other." in answer["text"]
-    assert "est arm" not in answer["word"] + answer["text"]
+    found = suite_of(lucky=(-0.5, 0.4, -0.3, 0.3), other=(0.2, -0.2, 0.1, -0.1))
+    judged, sentence, findings, _ = answer_of(found)
+    assert judged == "undecided"
+    assert "None of 2 arms" in sentence
+    assert not any("best" in line for line in (sentence, *findings))
 
 
 def test_arms_that_are_told_apart_are_named_by_side():
     good, bad = (-0.1, -0.101, -0.102, -0.1), (0.2, 0.201, 0.2, 0.202)
-    answer = words.suite_answer(suite_of(good=good, bad=bad, lucky=(-0.5, 0.4, -0.3, 0.3)))
-    assert answer["word"] == "good is better than plain, bad is worse; 1 of 3 arms is not told apart."
-    assert "Better: good. Worse: bad. Not told apart: lucky." in answer["text"]
-
-
-def test_a_fair_control_that_is_worse_than_the_baseline_is_warned_of():
-    losses = {"0": 2.3, "1": 2.31}, {"0": 2.0, "1": 2.02}
-    worse, better = paired(*losses), paired(*losses[::-1])
-    found = {"roles": {"control": "c"}, "differences": {"baseline": {"c": worse}}}
-    assert "came out worse than the baseline" in words.control_warning(found)
-    assert words.control_warning({**found, "differences": {"baseline": {"c": better}}}) == ""
+    _, sentence, findings, _ = answer_of(suite_of(good=good, bad=bad, lucky=(-0.5, 0.4, -0.3, 0.3)))
+    assert "good is better" in sentence
+    assert "bad is worse" in sentence
+    assert findings[:3] == ["Better: good.", "Worse: bad.", "Not told apart: lucky."]
 
 
 def test_studies_without_ebc_do_not_explain_it():
@@ -155,14 +159,84 @@ def test_studies_without_ebc_do_not_explain_it():
 
 def test_a_label_tells_schedules_as_recorded_and_does_not_take_an_own_optimizers_name_for_one():
     own = arm("mine", 0.004, track="my_cosine_none", lr_scale=2.0, roles=["ebc_lindelta"], ebc=False)
+    del own["about"]
     own |= {"lr_schedule": "constant", "warmup_steps": None, "delta_schedule": None}
-    assert words.short("my_cosine_none_baseline_x2", own) == "plain ×2"
+    assert words.arm_label("my_cosine_none_baseline_x2", own) == "plain ×2"
     own |= {"lr_schedule": "trapezoid", "warmup_steps": 7}
     assert (
-        words.short("my_cosine_none_baseline_x2_trapezoid_w7", own)
+        words.arm_label("my_cosine_none_baseline_x2_trapezoid_w7", own)
         == "plain ×2, trapezoid LR, 7 steps of warm-up"
     )
 
 
 def test_a_track_of_an_own_optimizer_is_told_in_words():
     assert words.tracks_in_words("my_adam_none: lr 0.004", ["my_adam_none"]) == "my_adam: lr 0.004"
+
+
+# -- sweeps and transfers ------------------------------------------------------------------------------------
+
+WIDE = {1: 2.0, 2: 2.01, 4: 2.0, 8: 2.02}
+NARROW = {1: 2.3, 2: 2.0, 4: 2.4, 8: None}
+
+
+def of_windows(windows, **more):
+    points = [p["arm"] for sweeps in windows.values() for own in sweeps.values() for p in own["points"]]
+    done = {"comparable": True, "outcomes": {"completed": 2}, "test_median": 2.0}
+    return {"reference": points[0], "arms": dict.fromkeys(points, done), "windows": windows} | more
+
+
+def test_the_answer_names_the_widest_window_and_every_arm_has_a_line():
+    rates = {"plain": sweep(NARROW, "plain", delta_star=None), "ebc": sweep(WIDE, "ebc", delta_star=0.01)}
+    _, sentence, findings, tiles = answer_of(of_windows({name: {"lr_scale": x} for name, x in rates.items()}))
+    assert "ebc beyond the rates" in sentence
+    assert ["ebc" in findings[0], "plain" in findings[1]] == [True, True]
+    assert tiles[0].value == "≥ 3.0"
+
+
+def test_the_answer_of_rules_is_which_of_them_forget_their_start():
+    windows = {
+        "fixed": {"delta": sweep(NARROW, "fixed", yardstick="fixed", worst=None, every_start=False)},
+        "rule": {"delta": sweep(WIDE, "rule", yardstick="fixed", worst=0.02, every_start=True)},
+        "lost": {"delta": sweep(NARROW, "lost", yardstick="fixed", worst=None, every_start=False)},
+    }
+    _, sentence, findings, _ = answer_of(of_windows(windows))
+    assert sentence.startswith("rule ends within 0.02 nats")
+    assert "+0.020" in findings[0]
+    assert "a start diverged" in findings[1]
+    windows["rule"]["delta"]["every_start"] = False
+    judged, sentence, *_ = answer_of(of_windows(windows))
+    assert (judged, sentence[:15]) == ("misses", "None of 2 rules")
+
+
+def test_the_answer_of_a_transfer_is_its_regrets():
+    def regret(mean):
+        return {
+            "mean": mean,
+            "low": mean - 0.05,
+            "high": mean + 0.05,
+            "seeds": 2,
+            "method": "t",
+            **dict.fromkeys(("joint_low", "joint_high", "joint_detectable"), None),
+            "comparisons": 2,
+            "judged": "undecided",
+        }
+
+    done = {"comparable": True, "outcomes": {"completed": 2}, "test_median": 2.0, "difference": None}
+    arms = {
+        "plain_long": {**done, "ebc": False, "difference": regret(0.1)},
+        "ebc_long": {**done, "ebc": True, "difference": regret(0.02)},
+        "again": {**done, "ebc": False},
+    }
+    sizes = [{"shape": "4× steps", "tuned": "again", "kept": ["plain_long", "ebc_long"], "against_kept": {}}]
+    found = {"reference": "again", "arms": arms, "windows": {}, "transfer": sizes}
+    _, sentence, findings, _ = answer_of(found)
+    assert "+0.020 nats with EBC" in sentence
+    assert "+0.100 nats without EBC" in sentence
+    assert ["plain_long: +0.100" in findings[0], "ebc_long: +0.020" in findings[1]] == [True, True]
+
+
+def test_two_windows_that_do_not_end_are_not_set_against_each_other():
+    rates = {name: {"lr_scale": sweep(WIDE, name)} for name in ("one", "other")}
+    _, sentence, _, _ = answer_of(of_windows(rates))
+    assert "≥" not in sentence
+    assert "one, other beyond" in sentence

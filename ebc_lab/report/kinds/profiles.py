@@ -1,0 +1,158 @@
+"""Profiles: each method's score, and its time on each workload over the best's."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ebc_lab.records.columns import PROFILE_MEANINGS
+from ebc_lab.records.decisions import Profiled, ProfilesTrack
+from ebc_lab.study.stages.profiles import STAGE
+from ebc_lab.study.stages.statistics import in_octaves
+
+from ..text.table import Cell, Column, Table, filled, two_digits
+from ..text.words import NOTHING, brief, fixed
+from .kind import MOST_TILES, Answer, Evidence, Kind, Tile
+
+SCORES = (
+    Column("Place", "figure", brief, "place"),
+    Column("Method", "name", short="method", head=True),
+    Column("Score, by steps", "figure", lambda x: fixed(x, 3), "score"),
+    Column("Interval", short="interval"),
+    Column("By seconds of training", "figure", lambda x: fixed(x, 3), "by seconds"),
+    Column("On the workloads that chose nothing", "figure", lambda x: fixed(x, 3), "on the others"),
+    Column("Configuration", "prose", short="configuration"),
+    Column("LR sensitivity", "figure", lambda x: fixed(x, 3), "LR sens.", optional=True),
+    Column("LR window", short="LR window", optional=True),
+    Column("Missed", "prose", short="missed", optional=True),
+)
+
+
+class Profiles(Kind):
+    shows = "profiles"
+    file = "profiles.csv"
+    columns = PROFILE_MEANINGS
+
+    def rows(self, found: Evidence) -> Iterator[dict[str, Any]]:
+        """Yield a row for each method on each workload."""
+        for track, decided in found.tracks.items():
+            for method, profiled in _ranked(decided):
+                for place in profiled["workloads"]:
+                    yield {"track": track, "method": method, **_row(decided, profiled, place)}
+
+    def tables(self, found: Evidence) -> list[Table]:
+        made = []
+        for name, decided in found.tracks.items():
+            made += [_scores(f"scores-{name}", decided), _ratios(f"ratios-{name}", decided)]
+        return made
+
+    def answers(self, found: Evidence) -> list[Answer]:
+        return [self._answer(name, track) for name, track in found.tracks.items()]
+
+    def _answer(self, name: str, track: ProfilesTrack) -> Answer:
+        """Return who scores highest, and where the methods stand that the study asks about."""
+        methods = track["methods"]
+        first = [method for method, found in _ranked(track) if found["place"] == 1]
+        score = fixed(methods[first[0]]["score"], 2)
+        sentence = f"{' and '.join(first)} {'scores' if len(first) == 1 else 'score'} highest, {score} of 1."
+        tiles = []
+        for method in [m for m in track["asked_about"] if m in methods] or list(methods):
+            found = methods[method]
+            remark = f"{_span(found)}, over the seeds" if found["low"] is not None else ""
+            place = f"place {found['place']} of {len(methods)}"
+            tiles.append(Tile(f"Score of {method}", f"{found['score']:.2f}", place, remark))
+        tiles.sort(key=lambda tile: -float(tile.value))
+        return Answer(name, "undecided", sentence, [f"{STAGE.headline(track)}."], tiles[:MOST_TILES])
+
+
+KIND = Profiles()
+
+
+def _row(decided: ProfilesTrack, found: Profiled, place: str) -> dict[str, Any]:
+    there, rate = found["workloads"][place], found["sensitivity"].get(place)
+    span = rate["window"] if rate else None
+    row = {
+        "workload": place,
+        "point": _point(found["point"]),
+        "target": decided["workloads"][place]["loss"],
+        "chose": decided["workloads"][place]["calibrates"],
+        "seeds": len(there["steps"]),
+        "reached": sum(steps is not None for steps in there["steps"].values()),
+        "diverged": len(there["diverged"]),
+        "steps": there["median_steps"],
+        "train_s": there["median_seconds"],
+        "ratio": there["ratio"],
+        "ratio_seconds": there["ratio_seconds"],
+        "lr_sensitivity": rate["sensitivity"] if rate else None,
+        "lr_window": span["octaves"] if span else None,
+    }
+    whole = ("score", "low", "high", "score_seconds", "score_others", "place")
+    return row | {key: found[key] for key in whole}  # type: ignore[literal-required]
+
+
+def _ranked(track: ProfilesTrack) -> list[tuple[str, Profiled]]:
+    return sorted(track["methods"].items(), key=lambda item: (item[1]["place"], item[0]))
+
+
+def _point(point: Mapping[str, Any] | None) -> str:
+    """Write `lr 0.004, horizon 0.5`, a method's configuration."""
+    values = {key.rpartition(".")[2]: value for key, value in (point or {}).items()}
+    return ", ".join(f"{key} {brief(value)}" for key, value in values.items()) or NOTHING
+
+
+def _span(found: Profiled) -> str:
+    """Write `0.70 to 0.90`, a score's interval."""
+    if found["low"] is None or found["high"] is None:
+        return NOTHING
+    return f"{found['low']:.2f} to {found['high']:.2f}"
+
+
+def _scores(name: str, decided: ProfilesTrack) -> Table:
+    """Return the methods by their scores, the highest first."""
+    rows = []
+    for method, found in _ranked(decided):
+        missed = [place for place, at in found["workloads"].items() if at["median_steps"] is None]
+        known = [at["sensitivity"] for at in found["sensitivity"].values() if at["sensitivity"] is not None]
+        windows = [f"{place} {in_octaves(at['window'])}" for place, at in found["sensitivity"].items()]
+        values = [
+            found["place"],
+            method,
+            found["score"],
+            _span(found),
+            found["score_seconds"],
+            found["score_others"],
+            _point(found["point"]),
+            statistics.fmean(known) if known else Cell(NOTHING),
+            "; ".join(windows) or NOTHING,
+            ", ".join(missed) or NOTHING,
+        ]
+        rows.append(filled(SCORES, values, chosen=method in decided["asked_about"]))
+    note = (
+        f"score: mean share of the workloads within a ratio τ of the best method's time, τ from 1 to "
+        f"{decided['most']:g}; interval: bootstrap over the seeds, of these workloads and configurations; LR "
+        "sensitivity in nats, mean over the workloads of the calibration, and the LR window on each"
+    )
+    return Table(name, "Scores", SCORES, rows, note)
+
+
+def _ratios(name: str, decided: ProfilesTrack) -> Table:
+    """Return each method's median steps to the target over those of the best method on the workload."""
+    places = decided["workloads"]
+    columns = [
+        Column("Method", "name", short="method", head=True),
+        *(Column(place, "figure", two_digits, place) for place in places),
+    ]
+    rows = []
+    for method, found in _ranked(decided):
+        at = [found["workloads"].get(place) for place in places]
+        shown = [Cell("missed") if r and r["ratio"] is None else r and r["ratio"] for r in at]
+        rows.append(filled(columns, [method, *shown], chosen=method in decided["asked_about"]))
+    best = [
+        f"{place} {brief(w['best_steps'])} steps to {fixed(w['loss'])}"
+        for place, w in places.items()
+        if w["best_steps"] is not None
+    ]
+    return Table(
+        name, "Steps to the target, over those of the best method", columns, rows, f"best: {'; '.join(best)}"
+    )
