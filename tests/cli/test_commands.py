@@ -258,6 +258,9 @@ def test_plan_of_a_study_that_has_begun_counts_what_is_done(own_copy, tiny, tmp_
     shown = call("plan", *own, cwd=tmp_path).stdout
     assert "done" in shown
     assert "finished run(s) of this study" in shown
+    assert "other settings" not in shown
+    other = call("plan", *own, "calibrate.steps=30", cwd=tmp_path).stdout
+    assert "begun with other settings (calibrate.steps: 25 → 30" in other
 
 
 def test_plan_counts_every_stage_and_writes_nothing(tmp_path):
@@ -267,7 +270,9 @@ def test_plan_counts_every_stage_and_writes_nothing(tmp_path):
     total = found["stages"]["total"]
     assert total["min"]["runs"] <= total["expected"]["runs"] <= total["max"]["runs"]
     assert total["expected"]["tokens"] == total["expected"]["steps"] * 16 * 64
-    assert "finals" in call("plan", "scale=smoke", cwd=tmp_path).stdout
+    shown = call("plan", "scale=smoke", cwd=tmp_path).stdout
+    assert "finals" in shown
+    assert "other settings" not in shown  # no study of this name has begun
     assert list(tmp_path.iterdir()) == []
 
 

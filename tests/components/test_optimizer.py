@@ -84,6 +84,15 @@ def test_the_table_is_whole():
     assert set(CONFIGS) == set(OPTIMIZERS)
 
 
+def test_each_moves_every_weight(model):
+    for name, config in CONFIGS.items():
+        moved = copy.deepcopy(model)
+        take_steps(moved, build(moved, config), 2)
+        for p, q in zip(moved.parameters(), model.parameters(), strict=True):
+            assert p.isfinite().all(), name
+            assert not torch.equal(p, q), name
+
+
 @every
 def test_every_parameter_belongs_to_exactly_one_optimizer(model, name):
     held = [

@@ -126,12 +126,14 @@ def test_cancel_reaches_a_driver_through_the_study_and_records_the_runs_in_progr
 
     def watch(progress):
         if progress.running and not commands:
-            commands.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            pipe = subprocess.PIPE
+            commands.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True))
 
     with pytest.raises(Cancelled, match="study x was cancelled"):
         autopilot(config, Listener(watch=watch))
-    out, _ = commands[0].communicate()
+    out, err = commands[0].communicate()
     assert commands[0].returncode == 0
+    assert f"asking process {os.getpid()} on " in err
     found = json.loads(out)
     assert found["driver"]["pid"] == os.getpid()
     assert found["runs"]

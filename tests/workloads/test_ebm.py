@@ -244,6 +244,20 @@ def test_rows_that_hold_something_new_are_told(run):
     assert len(model.store) == 24  # of the third phase
 
 
+def test_the_rows_of_splats_that_a_pile_makes_are_told(run):
+    """Their optimizer's state is that of another splat, which won least."""
+    workload, model = loaded(eventful(run))
+    store, told = model.store, []
+    inputs, targets = batch(workload)
+    logits, tape = workload.forward(model, inputs)
+    workload.loss(logits, targets, tape, 6)
+    before = store.mu.detach().clone()
+    store.frequency.zero_()
+    found = workload.after_step(6, stats(), tape, lambda _, rows: told.extend(rows.tolist()))
+    assert found["consolidations"] > 0
+    assert set(told) == set((store.mu.detach() != before).any(1).nonzero().flatten().tolist()) != set()
+
+
 # -- what it is to the rest of the lab -----------------------------------------------------------------------
 
 

@@ -232,6 +232,12 @@ def test_a_factor_is_told_from_the_gradient_in_bfloat16():
     assert "logits_of=lambda z: 10 * z" in wrong
 
 
+def test_two_temperatures_are_not_one_factor_where_rounding_hides_the_difference():
+    y = classes(54)
+    z = numbers(54, V, spread=0.1).bfloat16()
+    assert told(z, lambda z: 0.3 * F.cross_entropy(z, y) + 0.7 * F.cross_entropy(2 * z, y))[0] is None
+
+
 @pytest.mark.parametrize("hardness", [20, 30])
 def test_a_factor_before_sharper_targets_is_refused(hardness):
     z = numbers(B, T, 64, spread=0.15)

@@ -13,7 +13,7 @@ import threading
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from support.called import CLI
@@ -364,6 +364,22 @@ def test_figures_are_embedded_as_svg_where_there_is_one(own):
     shown = {p.name: p for p in html_module.pictures(own)}
     assert shown["lr_scale"].uri.startswith("data:image/svg+xml,")
     assert shown["pareto"].uri.startswith("data:image/png;base64,")
+
+
+def test_a_phone_gets_the_drawing_that_was_made_for_it(own):
+    (own / "lr_scale.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg' width='9'/>")
+    (own / "lr_scale_phone.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg' width='4'/>")
+    listed = [{"name": "lr_scale", "section": "lr_scale", "title": "How far?", "alt": "", "arm": ""}]
+    (own / "figures.json").write_text(json.dumps(listed))
+    html_module.write_page(own)
+    [address] = re.findall('<source media="[^"]*" srcset="([^"]*)">', (own / "report.html").read_text())
+    assert unquote(address).endswith("svg' width='4'/>")
+    assert " " not in address  # it would end there
+
+
+def test_settings_of_several_values_are_all_shown(told):
+    page = (told / "report.html").read_text()
+    assert re.search(r"<code>seeds</code>.{0,80}\[0, 1, 2\]", page, re.DOTALL)
 
 
 def test_the_list_of_figures_says_their_order_place_and_words(own):

@@ -12,9 +12,11 @@ from support.drivers import held_at_first, sessions, until_true, without_timing
 from support.nodes import kill, state_of
 from support.s3 import BUCKET
 
+from ebc_lab.config.compose import compose
+from ebc_lab.config.errors import UserError
 from ebc_lab.study.mirror.place import Place
 from ebc_lab.study.mirror.pull import pull
-from ebc_lab.study.mirror.upload import kept_elsewhere
+from ebc_lab.study.mirror.upload import kept_elsewhere, refuse_unusable
 from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
 from ebc_lab.study.store.verify import verify
@@ -106,3 +108,12 @@ def test_a_mirror_out_of_reach_is_said_once_and_caught_up_with(mirrored, tmp_pat
     mirrored.mirror()
     pull(mirrored.address, tmp_path / "there")
     assert (tmp_path / "there" / "done" / "acceptance.md").read_text() == "still later\n"
+
+
+@pytest.mark.parametrize("mirror", ["lab", "lab/done/copies", ""], ids=["the study", "in it", "around it"])
+def test_a_mirror_is_neither_the_studys_folder_nor_in_or_around_it(mirror, tmp_path):
+    config = compose(["scale=smoke", "study.name=done", f"study.mirror=file://{tmp_path}/{mirror}"])
+    root = tmp_path / ("lab/done" if mirror else "done/done")
+    with pytest.raises(UserError, match="is the study's own folder: choose another"):
+        refuse_unusable(config, Study(root))
+    assert not root.exists()

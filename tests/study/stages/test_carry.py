@@ -106,6 +106,7 @@ def test_the_constant_is_chosen_on_the_other_settings_and_judged_on_the_one_left
     assert track["verdicts"] == {"kl": "earns"}
     [line] = stage_of("carry").headlines(decision)
     assert "kl earns its cost: -0.1500 nats" in line
+    assert not any("on the edge" in note for note in decision["notes"])  # where it was, the grid has grown
 
 
 @pytest.mark.thorough
@@ -131,6 +132,14 @@ def test_of_starts_the_worst_in_each_setting_counts_and_no_best_is_theirs():
     assert "of starts the worst in the setting counts" in decision["rule"]
     with pytest.raises(UserError, match="must name one without starts"):
         study(*(f"carry.arms.{arm}.starts=true" for arm in track["arms"]))
+
+
+def test_a_best_constant_on_the_edge_of_what_was_tried_is_noted():
+    decision, _ = carried("carry.arms.lr.starts=true", "carry.max_extensions=0")
+    edge = "the best constant lies on the edge of what was tried in"
+    notes = [note for note in decision["notes"] if edge in note]
+    assert notes[:2] == [f"kl: {edge} wide (low)", f"radius: {edge} muon (high)"]
+    assert not any(note.startswith("lr:") for note in notes)
 
 
 @pytest.mark.thorough

@@ -171,6 +171,8 @@ def test_published_calibrates_its_own_targets_by_the_band():
     assert (run.budget.name, run.budget.aggregate, run.budget.grouping) == ("surrogate", "l1", "matrices")
     assert (run.budget.cadence, run.budget.beta_init) == ("published", "first")
     assert (run.controller.name, run.controller.kp, run.controller.ki) == ("pi", 0.15, 0.02)
+    # the fixed radius: 0.6 of the median surrogate S at ×1, which is 1 here, and the bound of KL is (S / 2)²
+    assert {s.run.budget.target_kl for s in found["lr_scale", "fixed_tau"]} == {(0.6 / 2) ** 2}
     _, found = as_published(c=0.2)
     assert [s.run.budget.target_kl for s in found["calibrate", "ebc"]][3:] == [0.14, 0.28, 0.56]
 

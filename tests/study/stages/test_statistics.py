@@ -258,6 +258,13 @@ def test_the_luck_of_a_choice_is_how_the_points_spread_by_their_chance_of_being_
     assert found.freedom == 2  # of three points and two seeds
 
 
+def test_the_luck_of_one_of_two_points_is_that_of_a_coin():
+    """It falls on the better one where two means, each with its noise, do not change places."""
+    share = stats.norm.cdf(0.01 / (0.02 * math.sqrt(2)))
+    found = luck_of_choice([[2.0], [2.01]], 0.02)
+    assert found.sd == pytest.approx(0.01 * math.sqrt(share * (1 - share)), rel=1e-3)
+
+
 def test_there_is_no_luck_where_one_point_is_far_ahead_or_nothing_was_chosen():
     assert luck_of_choice([[2.0, 2.01], [3.0, 3.02], [3.1, 3.11]], 0.01).sd < 1e-6
     assert luck_of_choice([[2.0, 2.01]], 0.01) == Luck()

@@ -183,6 +183,7 @@ def test_the_status_survives_an_edited_study_json(study):
 def test_another_torch_is_refused_says_what_it_would_train_and_force_says_it_too(own_copy, monkeypatch):
     config, study = own_copy
     monkeypatch.setattr(identity, "_torch_version", lambda: "99.0")
+    monkeypatch.setattr(identity, "_NAMES", {})  # as in a process that has named no run yet
     found = stages(study)
     assert "torch is 99.0 here and was 2." in found["lr_sweep"]["stale_because"]
     assert found["lr_sweep"]["would_train"] == 3  # its grid; the rest depends on its winner
