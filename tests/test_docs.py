@@ -93,6 +93,7 @@ batches = [(torch.randint(64, (16, 64)), torch.randint(64, (16, 64))) for _ in r
 """
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [n for n in NAMES if blocks(n, "python") and n != WITH_A_STUDY])
 def test_the_code_of_a_page_runs_from_top_to_bottom(name, tmp_path):
     script = tmp_path / "page.py"
@@ -165,6 +166,7 @@ def own_parts(tmp_path, monkeypatch):
 PARTS = 12  # of the commands, which share what the fixtures set up
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("part", range(PARTS))
 def test_commands_exist_and_their_settings_compose(part, own_parts):
     for line in commands()[part::PARTS]:
@@ -212,6 +214,7 @@ def understood(line: str) -> None:
         configurations(settings, multirun="-m" in words)
 
 
+@pytest.mark.thorough
 def test_own_parts_are_trained_by_the_commands_of_their_page(tiny, own_parts, tmp_path):
     """Those of `train` that name one run, on the tests' text; each of the page's files is used."""
     lines = [shlex.split(line) for body in blocks(OWN_PARTS, "") for line in body.splitlines()]
@@ -255,6 +258,7 @@ def test_targets_of_make_are_there():
     assert named - {target for rule in rules for target in rule.split()} == set()
 
 
+@pytest.mark.thorough
 def test_the_suite_of_the_suites_page_runs(tiny, tmp_path, own_parts):
     here = ["launcher=inline", f"output_dir={tmp_path}"]
     config = compose([*tiny, "study=./mine.yaml", "ablation.steps=20", *here])

@@ -125,7 +125,7 @@ def test_a_part_is_added_by_two_files_and_the_choices_of_its_folder(copy, tiny):
     for name in ("none", "halved"):
         (copy / f"conf/halving/{name}.yaml").write_text(f"name: {name}\n")
     settings = [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))]
-    overrides = [*settings, "stabilizer=none", "halving=halved", "halving.times=2", "output_dir=outputs"]
+    overrides = [*settings, "stabilizer=none", "halving=halved", "halving.times=2"]
     train = ("-c", "from ebc_lab.cli import main; main()", "train")
     run_in(copy, *train, *overrides)
     [steps] = (copy / "outputs").rglob("steps.csv")

@@ -115,6 +115,7 @@ def test_every_section_is_there_and_progress_keeps_out_of_the_json(called, found
     assert found["compute"]["peak_flops_per_s"] == max(found["compute"]["matmul_flops_per_s"].values())
 
 
+@pytest.mark.thorough
 def test_every_stabilizer_and_budget_is_compared_with_the_bare_step(found):
     for rows in (found["overhead"], found["memory"]["stabilizers"]):
         assert {row["stabilizer"] for row in rows} == VARIANTS
@@ -124,6 +125,7 @@ def test_every_stabilizer_and_budget_is_compared_with_the_bare_step(found):
         assert low <= row["overhead_pct"] <= high
 
 
+@pytest.mark.thorough
 def test_shares_add_up_and_every_part_was_on_the_clock(found):
     assert list(found["shares"]) == ["none", *(f"ebc {b}" for b in BUDGETS)]
     for name, s in found["shares"].items():
@@ -140,6 +142,7 @@ def test_shares_add_up_and_every_part_was_on_the_clock(found):
     assert found["shares"]["ebc shadow"]["times_entered"]["probe"] >= found["shares"]["ebc shadow"]["steps"]
 
 
+@pytest.mark.thorough
 def test_ebc_holds_at_most_two_copies_of_the_parameters(found):
     held = found["memory"]["bare_bytes"]
     scalars = 4096  # bytes: controllers and the like
@@ -153,6 +156,7 @@ def test_ebc_holds_at_most_two_copies_of_the_parameters(found):
     assert rows["ebc shadow"]["held_bytes"] > 1.9 * held["parameters"]
 
 
+@pytest.mark.thorough
 def test_the_record_describes_the_machine_but_names_no_host_and_no_file(called, text_file):
     found, _, project = called
     [path] = (project / "benchmarks").iterdir()
@@ -174,6 +178,7 @@ def test_a_second_record_of_a_day_leaves_the_first_alone(tmp_path):
     assert measure.unused_path(tmp_path, "a").name == "a-3.json"
 
 
+@pytest.mark.thorough
 def test_the_tables_show_what_was_measured(found):
     out = io.StringIO()
     console = Console(file=out, width=160)
@@ -394,6 +399,7 @@ def test_tensors_are_found_in_attributes_containers_closures_and_methods():
     assert sorted(t.numel() for t in found) == [1, 2, 3]
 
 
+@pytest.mark.thorough
 def test_low_bit_and_exact_steps_are_compared_with_the_plain_one_and_memory_is_counted(found):
     assert [row["what"] for row in found["low_bit"]] == list(compared.LOW_BIT)
     for row in found["low_bit"]:

@@ -350,7 +350,7 @@ def test_loss_curves_are_read_off_by_mouse_and_keyboard(reader, studies):
     reader.run("arguments[0].scrollIntoView({behavior: 'instant', block: 'center'})", plot)
     data = json.loads(reader.run("return document.getElementById('curves-data').textContent"))
     names = [label.text for label in reader.all(".arms label")]
-    arm = next(i for i, a in enumerate(data["arms"]) if a == {"stage": "finals", "name": names[0]})
+    arm = next(i for i, a in enumerate(data["arms"]) if (a["stage"], a["name"]) == ("finals", names[0]))
     runs = [run["validation"] for run in data["runs"] if run["arm"] == arm]
     steps = data["steps"][runs[0][0]]
 

@@ -283,6 +283,7 @@ def test_data_describes_the_corpus(text_file, tmp_path):
     assert "train" in call("data", "data=pydoc", cwd=tmp_path).stdout
 
 
+@pytest.mark.thorough
 def test_doctor_measures_and_plan_then_knows_the_time(tiny, tmp_path):
     done = answered("doctor", *tiny, "--json", cwd=tmp_path)
     found = json.loads(done.stdout)

@@ -96,6 +96,7 @@ def test_a_config_changed_later_is_checked_before_anything_runs():
         benchmark.run_all_benchmarks()
 
 
+@pytest.mark.thorough
 def test_every_operation_has_every_backend_and_its_anchors(report: Report):
     anchors = {
         "codes, step given,": {"numpy vectorised", "torch eager", "quantize_per_tensor"},

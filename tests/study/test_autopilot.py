@@ -42,7 +42,11 @@ def test_a_study_leaves_every_file_it_promises(finished):
     expected = {"study.json", "auto_decisions.json", "results_final.json", "acceptance.json", "manifest.json"}
     expected |= {"runs", "report.html"}
     expected |= {f"summary_{s}.csv" for s in ("lr_sweep", "calibrate", "lr_scale", "final")}
-    expected |= {f"{arm}_{kind}.png" for arm in arms for kind in ("loss", "clip", "kl")} | {"lr_scale.png"}
+    expected |= {f"{arm}_{kind}.png" for arm in arms for kind in ("loss", "kl")}
+    expected |= {f"{name}_clip.png" for name, arm in arms.items() if arm["ebc"]} | {
+        "lr_scale.png",
+        "figure.pdf",
+    }
     assert expected <= names
     for run in (root / "runs").iterdir():
         kept = {p.name for p in run.iterdir() if not p.name.startswith(".")}

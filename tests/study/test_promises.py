@@ -145,6 +145,7 @@ def test_checkpoints_damaged_after_kill_9_are_set_aside_and_change_no_byte(finis
     assert verify(study)["ok"]
 
 
+@pytest.mark.thorough
 def test_clocks_that_jump_change_nothing(finished, tiny, tmp_path):
     jumping = {**os.environ, "PYTHONPATH": site(tmp_path, JUMPING)}
     done = begin(tiny, tmp_path, "launcher.slots=1", env=jumping)

@@ -143,6 +143,7 @@ def test_what_one_process_has_begun_two_finish_and_the_other_way_round(run, tmp_
         same(tmp_path / "whole", folder)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("broken", ["damaged", "unreadable"])
 def test_what_the_first_process_finds_of_a_checkpoint_holds_for_all(run, broken, tmp_path):
     run = plain(run)

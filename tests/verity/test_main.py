@@ -24,6 +24,7 @@ def printed(**environment: str) -> str:
     return found.stdout
 
 
+@pytest.mark.thorough
 def test_other_instructions_give_the_known_checksums():
     output = printed(ATEN_CPU_CAPABILITY="default", OMP_NUM_THREADS="1")
     assert "DEFAULT, 1 thread" in output

@@ -130,8 +130,8 @@ def escaped(text: str) -> str:
 
 
 def latex(made: Sequence[Table], study: str, about: str) -> str:
-    """Return one table environment for each table, under the label `tab:<study>-<its name>`. A table wider than
-    the column of its paper is scaled down to it."""
+    """Return one table environment for each table, under the label `tab:<study>-<its name>`. A table that is
+    wider than the column of its paper is scaled down to it."""
     parts = ["% needs \\usepackage{booktabs,graphicx}\n"]
     for table in made:
         kinds = [column.kind for column in table.columns]

@@ -41,6 +41,7 @@ def test_fsdp_takes_the_bits_of_ddp(told: Told, name: str, like: str) -> None:
     same_bits(told, name, like)
 
 
+@pytest.mark.thorough
 def test_a_radius_is_of_all_parts_of_the_weights(told: Told) -> None:
     """The norms are summed in another order than under DDP: not the same last bits."""
     agree(told, "fsdp double")

@@ -74,6 +74,7 @@ def test_every_picture_tells_its_study_corpus_and_scale_and_only_one_that_stands
         assert "study tiny · smoke scale · tiny Shakespeare. Corpus: not Shakespeare" in alone, name
 
 
+@pytest.mark.thorough
 def test_no_text_of_a_picture_is_too_small_to_read_where_it_is_shown(study):
     """Wide pictures are shown in 736 CSS pixels at least, narrow ones in 330 on a phone."""
     for name, picture in svgs(study).items():

@@ -216,6 +216,7 @@ def trained(tiny, tmp_path_factory):
     return config, autopilot(config, concluding())
 
 
+@pytest.mark.thorough
 def test_stopped_runs_are_results_are_said_to_be_and_are_not_trained_again(trained):
     config, outcome = trained
     study = outcome.study

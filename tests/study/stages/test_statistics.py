@@ -312,6 +312,7 @@ def test_the_noise_of_runs_is_free_of_what_a_point_or_a_seed_does_and_of_points_
     assert luck_of_choice(one_seed, 0.01, 6) == Luck(luck_of_choice(one_seed, 0.01).sd, 6)
 
 
+@pytest.mark.thorough
 def test_what_is_as_good_as_a_control_at_its_best_seldom_beats_the_one_that_a_search_of_one_seed_chose():
     found = null_studies.searched_once(0.01, 8, 400)
     assert found["luck"] <= 0.09

@@ -57,6 +57,7 @@ def test_a_missing_run_makes_its_stage_and_all_after_it_stale(study):
     assert why(study, "calibrate")["calibrate"]["stale_because"] == found["calibrate"]["stale_because"]
 
 
+@pytest.mark.thorough
 def test_runs_missing_in_a_later_stage_leave_the_earlier_ones_decided_and_are_trained_as_before(own_copy):
     config, study = own_copy
     gone = sorted(study.runs.glob("*_n25_s0-*"))[:3]

@@ -100,6 +100,7 @@ def test_a_study_tells_its_end_and_its_failure_and_keeps_the_command_to_itself(t
         assert "my tools" not in kept.read_text(), kept
 
 
+@pytest.mark.thorough
 def test_a_study_whose_runs_do_not_move_tells_so_once(tiny, tmp_path, script):
     told = tmp_path / "told"
     path = script(f"echo {FACTS} >> {told}")

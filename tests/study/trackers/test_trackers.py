@@ -227,6 +227,7 @@ def followed_alone(name: str, study: Study, folder: Path, **settings: str):
     return subprocess.run(command, input=asked + "\n", capture_output=True, text=True)
 
 
+@pytest.mark.thorough
 def test_wandb_loses_nothing_of_a_run_that_is_interrupted_and_continues_it(own_copy, logged_out):
     study, run, whole, end = begun(own_copy[1])
     (run / "steps.csv").write_text("".join(whole[:9]))
@@ -250,6 +251,7 @@ def of_trackio(folder: Path, *words: str) -> dict:
     return json.loads(subprocess.run(command, env=places, capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.thorough
 def test_trackio_reads_every_step_once_and_settings_and_the_outcome(tracked):
     study, said = tracked
     folder = study.root / ".trackers"
