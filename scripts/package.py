@@ -58,6 +58,8 @@ SHORT = (
     *("lr_sweep.steps=10", *(f"{stage}.steps={STEPS}" for stage in ("finals", "tune", "ablation"))),
 )
 SHOWN = f"""
+import sys, ebc_lab
+study = ebc_lab.load("cautious_smoke")
 assert len(study.steps(arm="cautious", seed=0)) == {STEPS}
 assert set(study.arms().arm) >= {{"adam", "muon", "cautious"}}, study.arms()
 assert "torch" not in sys.modules
@@ -213,17 +215,13 @@ def lab(wheel: Path) -> dict[str, str]:
     return hashes(metadata)
 
 
-def readme_lines(language: str) -> list[str]:
-    """The lines of the README's blocks in a language, without remarks; commands in none."""
-    bodies = [body for kind, body in FENCE.findall(README) if kind == language]
-    return [line.partition(" #")[0].strip() for body in bodies for line in body.splitlines()]
-
-
 def as_the_readme_says() -> None:
     """An empty environment, an empty folder, and every command of the README, its studies shortened."""
     there = Environment("readme")
     programs = ("pip", "make", "ebc-lab")
-    lines = [line.partition(" && ")[0] for line in readme_lines("") if line.split(" ")[0] in programs]
+    blocks = [body for language, body in FENCE.findall(README) if not language]
+    lines = [line.partition(" #")[0].strip() for body in blocks for line in body.splitlines()]
+    lines = [line.partition(" && ")[0] for line in lines if line.split(" ")[0] in programs]
     assert {line.split(" ")[0] for line in lines} == set(programs)
     for line in lines:
         program, *words = shlex.split(line)
@@ -235,9 +233,9 @@ def as_the_readme_says() -> None:
             make(words[0], there)
         else:
             there.run(program, *words, *(shorter(words) if words[0] == "autopilot" else ()))
-    print(there.run("python", "-m", "pytest", "-q", "test_cautious.py").strip())
-    shown = [line.removeprefix(">>> ") for line in readme_lines("pycon")]
-    print(there.run("python", "-c", "\n".join(["import sys, ebc_lab", *shown, SHOWN])).strip())
+    for test in (["test_cautious.py"], ["-m", "pytest", "-q", "test_cautious.py"]):
+        print(there.run("python", *test).strip())
+    print(there.run("python", "-c", SHOWN).strip())
 
 
 def shorter(given: Sequence[str] = ()) -> list[str]:

@@ -69,6 +69,7 @@ print(*sorted(set(sys.modules) - before))
 """
 
 
+@pytest.mark.thorough
 def test_the_method_loads_nothing_but_torch():
     done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, check=True)
     loaded = done.stdout.split()
@@ -103,6 +104,7 @@ def test_the_bill_of_materials_lists_what_runs_with_version_and_licence():
     assert "://" not in json.dumps(list(parts.values()))
 
 
+@pytest.mark.thorough
 def test_the_bill_of_materials_is_the_same_bytes_from_another_process(tmp_path):
     command = [sys.executable, ROOT / "scripts" / "sbom.py", tmp_path / sbom.NAME]
     subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": "1"}, check=True)

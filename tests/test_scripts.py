@@ -28,6 +28,7 @@ def example(monkeypatch, capsys):
     return call
 
 
+@pytest.mark.thorough
 def test_the_example_loop_learns_and_holds_its_budget(example):
     lines = [re.findall(r"\d+\.\d+", line) for line in example("own_loop.py", "--steps", "101")]
     losses = [float(line[0]) for line in lines]

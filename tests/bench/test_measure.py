@@ -201,6 +201,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(
     assert said == []
 
 
+@pytest.mark.thorough
 def test_only_the_sections_that_are_asked_for_are_measured(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = ["bench", *settings(tiny), "--quick", "--only", "memory", "--only", "shares", "--json"]

@@ -57,6 +57,7 @@ def test_what_lies_in_the_working_folder_is_named(folder, monkeypatch):
         assert "there is no study in outputs/ebc_ablation, but this folder has broken, done.zip" in said
 
 
+@pytest.mark.thorough
 def test_columns_explains_every_column_of_a_study_s_files_and_of_its_tables(finished):
     explained = json.loads(told("columns", "--json").output)
     study = finished[1].study

@@ -305,6 +305,7 @@ def test_doctor_measures_and_plan_then_knows_the_time(tiny, tmp_path):
     assert planned["stages"]["total"]["expected"]["eta_s"] > 0
 
 
+@pytest.mark.thorough
 def test_train_offers_what_hydra_offers(text_file, tmp_path):
     run = [*SMALL_RUN, "data=path", f"data.file={text_file}", "steps=12", "eval_every=6"]
     shown = answered("train", *run, "--cfg", "job", cwd=tmp_path)
@@ -405,6 +406,7 @@ def test_a_terminal_that_says_it_has_no_size_gets_the_answer_nevertheless(study,
 OTHER = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_a_study_of_another_user_is_read_and_not_changed(study):
     """Its lock cannot even be opened."""

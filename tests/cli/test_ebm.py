@@ -85,6 +85,7 @@ def test_generate_prints_the_prompt_and_what_follows_the_same_for_the_same_seed(
     assert told(*given, "--seed", "1", cwd=tmp_path)["text"] != found["text"]
 
 
+@pytest.mark.thorough
 def test_generate_without_chance_takes_the_likeliest_token_each_time(run, tmp_path):
     still = ("--temperature", "0", "--langevin-temperature", "0", "--tokens", "12", "--seed", "5")
     text = told("generate", str(run / "model.pt"), "--prompt", "sat", *still, cwd=tmp_path)["text"]

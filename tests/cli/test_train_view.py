@@ -54,6 +54,7 @@ def test_off_a_terminal_a_line_says_how_far_the_run_is(run, tmp_path):
     assert float(shown[4]) in [pytest.approx(ratio, abs=0.006) for ratio in audits]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("width", "shown"), [(60, r"loss .*…"), (80, r"loss \d\.\d+, val \d\.\d+, c 0\.\d+, KL/δ\* \S+")]
 )

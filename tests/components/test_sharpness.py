@@ -59,6 +59,7 @@ def test_it_is_the_largest_eigenvalue_of_the_dense_hessian_under_adam_between_it
         assert found[column].item() == pytest.approx(largest, rel=1e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("of", [plain, ebc])
 def test_it_leaves_every_other_bit_of_a_run_as_it_is_also_of_one_that_was_interrupted(run, tmp_path, of):
     rows, results = {}, {}

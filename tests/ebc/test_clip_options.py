@@ -308,6 +308,7 @@ def test_a_grouping_that_was_made_elsewhere(make_gpt, batches, train):
         clip(make_gpt(), grouping="kmeans")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("budget", ["shadow", "tracked", "surrogate", "fisher"])
 def test_a_factor_on_the_radius_widens_one_step(make_gpt, batches, backward, budget):
     found = []

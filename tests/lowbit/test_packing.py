@@ -88,6 +88,7 @@ def test_sizes(levels):
         packed_size(-1, levels)
 
 
+@pytest.mark.thorough
 @levels
 def test_all_bytes_that_are_no_codes_are_refused_and_all_others_are_taken(levels):
     n = {"ternary": 5, "five": 24}[levels]

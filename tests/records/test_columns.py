@@ -34,6 +34,7 @@ def trained(text_file, tmp_path_factory) -> RunFiles:
     return RunFiles(directory)
 
 
+@pytest.mark.thorough
 def test_every_column_that_a_run_writes_has_a_meaning_and_every_meaning_a_column(trained):
     for path, usual, meanings in (
         (trained.steps, STEP_COLUMNS, WORKLOAD_STEP_MEANINGS),

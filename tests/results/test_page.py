@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ebc_lab.records import columns
 
 ROOT = Path(__file__).parents[2]
@@ -13,6 +15,7 @@ PAGE = (ROOT / "docs" / "results.md").read_text()
 OF_RUNS = {k: columns.RUN_MEANINGS[k] for k in columns.RUN_MEANINGS if k not in columns.COLUMN_MEANINGS}
 
 
+@pytest.mark.thorough
 def test_the_code_of_the_page_runs(finished, tmp_path):
     """In a folder of its own, in which a finished study is called laptop."""
     (tmp_path / "outputs" / "ebc_ablation").mkdir(parents=True)

@@ -83,6 +83,7 @@ def interval(study):
     return d["joint_low"], d["joint_high"]
 
 
+@pytest.mark.thorough
 def test_the_command_that_is_printed_rests_on_fresh_seeds_alone(undecided, place):
     told = answered(*printed(undecided[1]), cwd=place).stdout
     study = study_at(place, "mine_seeds_2_to_5")
@@ -97,6 +98,7 @@ def test_the_command_that_is_printed_rests_on_fresh_seeds_alone(undecided, place
     assert "earlier" not in first.header()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["by hand", "in a copy of the folder", "others", "force"])
 def test_seeds_that_are_judged_again_are_said_and_corrected(place, text_file, how):
     outputs, name, more = "outputs/ebc_ablation", "hand", []
@@ -128,6 +130,7 @@ def test_seeds_that_are_judged_again_are_said_and_corrected(place, text_file, ho
     assert replay(study)["same"]
 
 
+@pytest.mark.thorough
 def test_every_answer_counts_once_and_none_that_came_later(place, text_file):
     def ask(name, seeds):
         answered(*asked(text_file, f"seeds={seeds}", f"study.name={name}"), cwd=place)
@@ -152,6 +155,7 @@ def test_another_question_on_the_same_seeds_is_no_look(place, text_file):
     assert interval(study_at(place, "longer")) == expected(study_at(place, "longer"), looks=1)
 
 
+@pytest.mark.thorough
 def test_the_finals_of_another_study_with_more_seeds_are_corrected(own_copy, undrawn):
     config, _ = own_copy
     seeds = config.seeds

@@ -139,6 +139,7 @@ def test_a_fallback_corpus_is_named_in_every_call(tiny, tmp_path, monkeypatch):
         assert "NOT Shakespeare" in outcome.warning
 
 
+@pytest.mark.thorough
 def test_of_a_study_that_is_not_decided_report_says_how_far_it_is_and_how_to_go_on(tiny, tmp_path):
     config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=begun"])
     command = ["ebc-lab", "autopilot", "study.name=begun"]
@@ -223,6 +224,7 @@ def test_stages_one_by_one_are_the_autopilot(finished, tiny, tmp_path):
     assert without_timing(tmp_path / "x" / table) == without_timing(outcome.study.root / table)
 
 
+@pytest.mark.thorough
 def test_multirun_makes_one_named_study_per_combination():
     made = configurations(["scale=smoke", "optimizer=adam,sgd", "seeds=[0],[1]"], multirun=True)
     assert len({c.study.name for c in made}) == 4

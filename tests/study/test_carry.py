@@ -37,6 +37,7 @@ def trained(tiny, tmp_path_factory):
     return said, autopilot(config, concluding(say=said.append))
 
 
+@pytest.mark.thorough
 def test_a_constant_is_carried_and_every_command_reads_it(trained, results_schema, capsys):
     said, outcome = trained
     study = outcome.study

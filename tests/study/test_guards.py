@@ -115,6 +115,7 @@ def test_max_runs_holds_with_workers_that_have_spare_time(tiny, tmp_path):
     assert len(list(tmp_path.glob("x/runs/*/attempts.jsonl"))) == 4
 
 
+@pytest.mark.thorough
 def test_cancel_reaches_a_driver_through_the_study_and_records_the_runs_in_progress(tiny, tmp_path):
     """The command cancels; the driver is this process, whose listener gives the command once a run is in
     progress."""

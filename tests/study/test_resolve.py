@@ -92,6 +92,7 @@ def test_a_study_begun_before_parts_of_ones_own_is_the_same_study(config):
     assert changes.differences(older, now) == [("optimizer.arguments", None, {"x": 1})]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("change", "words"),
     [

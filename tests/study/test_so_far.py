@@ -101,6 +101,7 @@ def test_the_finals_are_told_from_the_seeds_that_have_both_runs(luck, is_open):
     assert line_of(config, decisions, nobody).startswith("nothing to compare yet (")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("suite", ["optimizers", "stabilizers"])
 def test_every_stage_of_a_suite_says_something_while_its_last_run_trains(suite):
     config = config_of(f"study={suite}", "study.name=s")

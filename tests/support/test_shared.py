@@ -29,6 +29,7 @@ def test_what_takes_long_is_made_once_and_every_caller_has_its_own(tmp_path):
     assert asked[1] == made
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "overrides",
     [

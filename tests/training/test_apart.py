@@ -109,6 +109,7 @@ def test_a_process_that_is_killed_leaves_a_failed_run_with_its_cause(there, tmp_
     assert run_and_record(there, tmp_path / "killed", "x")["outcome"] == "completed"
 
 
+@pytest.mark.thorough
 def test_what_is_refused_there_and_what_this_cpu_lacks_is_said_here(there, tmp_path, monkeypatch):
     run_and_record(there, tmp_path / "a", "x")
     with pytest.raises(UserError, match="is another run's result"):

@@ -27,6 +27,7 @@ EVERYTHING = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "settings",
     [

@@ -57,6 +57,7 @@ def test_other_instructions_give_the_pages_checksums():
     assert done.stdout.split()[1:] == STATED
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("kind", "which"), [("Llama", 0), ("CNN", 1)])
 @pytest.mark.parametrize(
     ("engine", "parts", "threads", "order"),

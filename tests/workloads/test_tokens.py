@@ -94,6 +94,7 @@ def test_what_is_no_list_of_characters_is_refused(text):
         from_json("characters", text)
 
 
+@pytest.mark.thorough
 @given(st.text(min_size=1))
 def test_characters_come_back_from_json(text):
     cut = Characters(sorted(set(text)))

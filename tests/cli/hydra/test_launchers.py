@@ -89,6 +89,7 @@ def test_a_run_that_fails_in_its_job_is_a_sentence_and_the_others_are_done(run, 
     assert read_json(tmp_path / "sweep/1/result.json")["outcome"] == "completed"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("words", "answer"),
     [

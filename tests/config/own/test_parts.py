@@ -62,6 +62,7 @@ def name_of(*overrides):
     return digest(identity(composed(*overrides)))
 
 
+@pytest.mark.thorough
 def test_a_target_its_arguments_and_its_file_name_a_run(folder):
     (folder / "own_others.py").write_text(TEXT)
     base = name_of(*CUSTOM)
@@ -82,6 +83,7 @@ def test_a_target_its_arguments_and_its_file_name_a_run(folder):
     assert len({base, *others}) == 10
 
 
+@pytest.mark.thorough
 def test_settings_that_an_own_part_is_not_given_do_not_name_a_run(folder):
     sizes = identity(composed(*MODEL))["model"]
     assert set(sizes) == {"name", "context", "target", "arguments", "sha256"}

@@ -141,6 +141,7 @@ def test_a_suite_that_is_not_there_names_those_that_are(folder):
         composed("study=mien")
 
 
+@pytest.mark.thorough
 def test_new_arms_are_overrides_and_an_arm_is_left_out_by_one(folder):
     hot = "{about: hot, lr_scale: 4, settings: {stabilizer: {name: agc}}}"
     for sign in ("", "+", "++"):
@@ -235,6 +236,7 @@ def test_an_arm_that_mine_makes_is_set_like_any_other(folder, sign):
         composed(*asked, "ablation.arms.cautios.tune.lr=[1e-4]")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("override", "words"),
     [

@@ -11,6 +11,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import identity
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import ClassVar
 
+import pytest
 from rich.console import Console
 from support.invented import invent
 
@@ -40,6 +41,7 @@ class Elsewhere(Kind):
         return {"elsewhere": self.tables(found)}
 
 
+@pytest.mark.thorough
 def test_what_a_kind_says_reaches_page_terminal_csv_and_papers(tmp_path, text_file, monkeypatch, undrawn):
     asked = ["study=controls", "data=path", f"data.file={text_file}", "study.name=own"]
     study = invent(tmp_path, asked, drawn=False)

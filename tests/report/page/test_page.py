@@ -144,6 +144,7 @@ def test_a_suite_with_few_levels_shows_what_they_took(tmp_path, text_file):
     assert told == sorted(told)
 
 
+@pytest.mark.thorough
 def test_a_suite_that_asks_about_an_own_optimizer_answers_about_it_first(tmp_path, text_file, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_opt.py").write_text("import torch\n\n\nclass Cautious(torch.optim.AdamW):\n    pass\n")

@@ -12,6 +12,7 @@ def shocked(name, peak, back):
     return result, {"shock": {"name": name, "step": None, "size": 10.0}}
 
 
+@pytest.mark.thorough
 def test_recovery_has_a_panel_for_each_kind_of_shock_and_a_line_for_each_arm(tmp_path):
     shocks = {
         PLAIN: shocked("lr_spike", 0.4, 12),

@@ -115,6 +115,7 @@ def test_of_many_ebc_arms_those_that_moved_most_are_named(tmp_path):
     assert any(text.startswith("15 other arms") for text in words_of(sheet))
 
 
+@pytest.mark.thorough
 def test_no_text_of_a_suite_leaves_the_page(tmp_path):
     long = "a_label_that_" + "goes_on_" * 8
     gains = {PLAIN: (0.0, 0.0), GOOD: (-0.05, -0.04), long: (0.01, 0.02)}

@@ -81,6 +81,7 @@ def test_settings_after_the_file_win_and_a_group_is_chosen_anew(place, text_file
         compose([began, "optimizer.lr=1e-3"], here=False)
 
 
+@pytest.mark.thorough
 def test_a_run_begins_from_its_spec_under_its_own_name(place, text_file):
     asked = ["study=optimizers", "mine=./my_opt.py:Cautious", "data=path", f"data.file={text_file}"]
     study = invent(place / "out", asked, drawn=False)

@@ -114,6 +114,7 @@ HELD = [  # tests/config/test_machine.py has the other ways to name GPUs, withou
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("count", "mig", "inherited", "launcher", "held"), HELD)
 def test_each_worker_has_the_gpus_of_a_run_and_no_other_has_them(
     count, mig, inherited, launcher, held, bench, machine_with, monkeypatch

@@ -188,6 +188,7 @@ def test_who_went_on_elsewhere_shuts_the_first_folder_out(mirrored, tmp_path):
     assert contents(tmp_path / "last" / "done") == contents(second.study.root)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("address", ["folder", "s3"], indirect=True)
 @pytest.mark.parametrize("later", [0, 3], ids=["its number taken", "its number free again"])
 def test_of_two_that_begin_together_the_second_knows(mirrored, tmp_path, monkeypatch, later):
@@ -211,6 +212,7 @@ def test_of_two_that_begin_together_the_second_knows(mirrored, tmp_path, monkeyp
     assert contents(tmp_path / "there" / "done") == contents(mirrored.study.root)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("address", "why"),
     [

@@ -66,6 +66,7 @@ def test_calibration_and_baseline_start_while_the_search_for_the_control_goes_on
     assert [s.run_id for s in early] == [replicate]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("suite", ["default", "published"])
 @pytest.mark.parametrize("seed", range(2))
 def test_whatever_ends_first_a_study_makes_every_run_that_started_early_and_no_more_than_its_forecast(

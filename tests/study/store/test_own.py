@@ -74,6 +74,7 @@ def elsewhere(own, tmp_path, monkeypatch):
     return bundle.unpack(tmp_path / "carried.zip", tmp_path / "carried")
 
 
+@pytest.mark.thorough
 def test_its_files_are_copied_recorded_and_checked_and_runs_have_its_name(own):
     study = own[0]
     names = ["carried.yaml", "carried_help.py", "carried_opt.py"]
@@ -126,6 +127,7 @@ def test_a_run_is_trained_again_elsewhere_with_the_same_result(own, elsewhere, t
         assert one.get("weights_checksum") == other.get("weights_checksum")
 
 
+@pytest.mark.thorough
 def test_an_edited_file_is_named_and_texts_may_be_edited_without_force(own, monkeypatch, undrawn):
     study, asked, folder = own
     monkeypatch.setenv(PLACES, "")

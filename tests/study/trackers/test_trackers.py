@@ -117,6 +117,7 @@ def own_copy(plain, tmp_path):
     return replace(config, output_dir=str(tmp_path)), Study(tmp_path / "done")
 
 
+@pytest.mark.thorough
 def test_a_tracked_study_has_the_same_numbers_and_no_other_files(plain, tracked):
     plain = plain[1]
     study, said = tracked
@@ -287,6 +288,7 @@ again.log(one, [(2, {"loss": 1.0})])
 """
 
 
+@pytest.mark.thorough
 def test_trackio_continues_a_run_and_a_failure_of_its_is_not_taken_for_shown(tmp_path, logged_out):
     command = [sys.executable, "-c", WRITES, str(tmp_path)]
     assert subprocess.run(command).returncode == 0
@@ -426,6 +428,7 @@ CASES = [pytest.param(*case, id=name) for name, case in DOWN.items()]
 CASES += [pytest.param(*case, id=name, marks=pytest.mark.slow) for name, case in DOWN_TOO.items()]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "settings", "code", "words"), CASES)
 def test_a_tracker_that_is_down_never_harms_a_run(
     untracked, logged_out, small_run, tmp_path, monkeypatch, name, settings, code, words
@@ -461,6 +464,7 @@ def test_ebc_lab_train_continues_without_a_tracker_that_is_down(tmp_path, text_f
     assert scalars(tmp_path / "run/.trackers/tensorboard/run" / run_id)["loss"][29][0] == 29
 
 
+@pytest.mark.thorough
 def test_a_tracker_ends_when_its_driver_is_gone(tmp_path, own_copy):
     """However it ended: the end of the tracker's input is the end."""
     study = own_copy[1]
@@ -500,6 +504,7 @@ def test_a_missing_extra_is_refused_with_the_command_that_installs_it(monkeypatc
         configurations(["scale=smoke", f"tracker={name}"])
 
 
+@pytest.mark.thorough
 def test_trackers_may_change_between_calls_and_their_address_is_not_recorded(own_copy):
     config, study = own_copy
     before = (study.root / "study.json").read_bytes()
