@@ -236,6 +236,7 @@ def test_own_parts_are_trained_by_the_commands_of_their_page(tiny, own_parts, tm
         train_one(run_part(compose([*trained[again], *smaller], study=False)), tmp_path / str(again), 1e9)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("launcher", ["inline", pytest.param("local", marks=pytest.mark.slow)])
 def test_a_suite_with_an_own_stabilizer_runs(tiny, tmp_path, own_parts, launcher):
     shorter = ["study=./share.yaml", "ablation.steps=15", f"launcher={launcher}", f"output_dir={tmp_path}"]

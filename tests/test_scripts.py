@@ -36,6 +36,7 @@ def test_the_example_loop_learns_and_holds_its_budget(example):
     assert all(0.003 < float(line[2]) < 0.03 for line in lines)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "options",
     [

@@ -95,6 +95,7 @@ def test_the_plan_of_the_full_size_says_gpu_hours_and_that_they_are_an_estimate(
     assert "GPU hours" not in answered("plan", *study_of(folder), cwd=tmp_path).stdout
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_processes_train_the_workload_as_one_does(folder, tmp_path, accumulate):
     """But for the rounding of sums in another order, as in tests/training/test_ranks.py."""

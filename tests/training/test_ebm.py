@@ -115,6 +115,7 @@ def written(folder):
     return evals, *((folder / name).read_bytes() for name in ("steps.csv", "model.pt"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "settings",
     [

@@ -166,6 +166,7 @@ def test_what_the_first_process_finds_of_a_checkpoint_holds_for_all(run, broken,
     assert (tmp_path / "whole" / "steps.csv").read_bytes() == (folder / "steps.csv").read_bytes()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "victim",
     [
@@ -266,6 +267,7 @@ def test_a_run_that_diverges_does_so_in_all_of_them_and_one_that_fails_ends_them
     assert run_and_record(plain(run), tmp_path / "next", "x", processes=2)["outcome"] == "completed"
 
 
+@pytest.mark.thorough
 def test_signals_are_for_the_process_that_started_them(run, tmp_path):
     run_and_record(plain(run), tmp_path / "before", "x", processes=2)
     started = launcher()

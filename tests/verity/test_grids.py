@@ -38,6 +38,7 @@ def test_without_grids_the_order_changes_nothing_and_the_split_does():
     assert trained(grids=False, parts=2) != golden
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("share", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_two_workers_are_as_good_as_one(share, tmp_path):
     """Each with its share of the rows, the second one's in two parts."""

@@ -242,6 +242,7 @@ def test_a_worker_that_never_starts_is_killed_in_the_end(bench, slow_to_import):
     assert bench.said == ["worker 0: no sign of life since it was started, for 0.4 s; it is killed"] * 3
 
 
+@pytest.mark.thorough
 def test_a_run_that_takes_longer_than_allowed_is_given_up_as_lost_and_the_others_continue(bench):
     [slow] = bench.idle(1, at=2, do="hold")
     quick = bench.spec(steps=3, seed=9)
