@@ -1,7 +1,7 @@
 """Why a fixed KL budget fixes no step: the KL of steps against their length, and the curvature between them.
 
 The columns `applied_kl`, `applied_norm`, `sharpness` and `preconditioned_sharpness` of steps.csv, which
-docs/files.md explains. Drawn where a run recorded its sharpness.
+`ebc-lab columns` explains. Drawn where a run recorded its sharpness.
 """
 
 from __future__ import annotations

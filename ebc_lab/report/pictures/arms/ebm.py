@@ -1,6 +1,6 @@
 """Training an energy-based model: the parts of its loss over the run, and what its splats know of the score.
 
-The columns of workload=ebm in steps.csv and evals.csv, which docs/files.md explains.
+The columns of workload=ebm in steps.csv and evals.csv, which `ebc-lab columns` explains.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 it, and a policy's factors over the run.
 
 The keys `kl_curve` and `kl_law` of result.json and the columns `lr_factor` and `radius_factor` of steps.csv,
-which docs/files.md explains.
+which `ebc-lab columns` explains.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the clip coefficient follows from, where it was measured: the groups' contributions s_g, and how tight
 their sum is.
 
-The columns `s_<group>`, `surrogate`, `radius` and `tightness` of steps.csv, which docs/files.md explains.
+The columns `s_<group>`, `surrogate`, `radius` and `tightness` of steps.csv, which `ebc-lab columns` explains.
 """
 
 from __future__ import annotations
