@@ -141,7 +141,9 @@ def test_a_text_and_a_shard_of_its_tokens_train_alike_bit_for_bit(tmp_path, text
 @pytest.mark.thorough
 def test_a_run_goes_on_from_its_checkpoint_and_a_graph_reads_the_batch_of_its_step(folder, tmp_path):
     for order in ("in_order", "random"):
-        run = run_of(folder, f"data.order={order}", "optimizer=muon", "stabilizer=none", "accumulate=2")
+        # without audits: on a CPU they compare the rotary tables, which reads values (on a GPU they do not)
+        settings = ("optimizer=muon", "stabilizer=none", "accumulate=2", "audit_every=1000")
+        run = run_of(folder, f"data.order={order}", *settings)
         whole = run_and_record(run, tmp_path / f"{order} whole", "x")
         assert untimed(resumed_after(run, tmp_path / f"{order} broken", [7, 18])) == untimed(whole)
         rows = {}
