@@ -97,7 +97,7 @@ def changed(node: ast.AST) -> ast.AST | None:
             return ast.IfExp(test, orelse, body)
         case ast.Constant(value=bool(value)):
             return ast.Constant(not value)
-        case ast.Constant(value=int() | float() as value):
+        case ast.Constant(value=int() | float() as value) if value + 1 != value:
             return ast.Constant(value + 1)
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in NAMES:
             return ast.Call(ast.Name(NAMES[name]), args, [k for k in keywords if NAMES[name] != "list"])

@@ -14,14 +14,14 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 from msgspec import Meta
 
-LINES = (  # that a verdict always has; `lr_window` is there if the finals have two rates
-    "kl_on_target",
-    "c_in_band",
-    "no_plateau",
-    "x2_no_worse_than_baseline",
-    "best_ebc_no_worse_than_control",
-    "overhead",
-)
+KL_ON_TARGET = "kl_on_target"
+C_IN_BAND = "c_in_band"
+NO_PLATEAU = "no_plateau"
+NO_WORSE_THAN_BASELINE = "x2_no_worse_than_baseline"
+NO_WORSE_THAN_CONTROL = "best_ebc_no_worse_than_control"
+OVERHEAD = "overhead"
+# the lines that a verdict always has; `lr_window` is there if the finals have two rates
+LINES = (KL_ON_TARGET, C_IN_BAND, NO_PLATEAU, NO_WORSE_THAN_BASELINE, NO_WORSE_THAN_CONTROL, OVERHEAD)
 
 
 def _one_of(*words: str) -> Meta:

@@ -17,6 +17,12 @@ from typing import Any, cast
 
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import (
+    C_IN_BAND,
+    KL_ON_TARGET,
+    NO_PLATEAU,
+    NO_WORSE_THAN_BASELINE,
+    NO_WORSE_THAN_CONTROL,
+    OVERHEAD,
     Acceptance,
     Answer,
     Decision,
@@ -49,8 +55,8 @@ MOST_NAMED = 5  # the most arms that a list names; the rest are counted
 MOST_TOLD = 3  # comparisons with arms other than the rival are only counted from this number on
 PASSED = {"beats": True, "meets": True, "misses": False, "undecided": None}  # judgement -> whether it passes
 COMPARISONS = {  # rival -> the name of its line, and its question
-    "baseline": ("x2_no_worse_than_baseline", "EBC at LR ×2 ≤ baseline"),
-    "control": ("best_ebc_no_worse_than_control", "the best EBC arm (by validation) ≤ fair control"),
+    "baseline": (NO_WORSE_THAN_BASELINE, "EBC at LR ×2 ≤ baseline"),
+    "control": (NO_WORSE_THAN_CONTROL, "the best EBC arm (by validation) ≤ fair control"),
 }
 COUNTED = {
     "better": "better than",
@@ -94,13 +100,13 @@ def _ebc_lines(config: Config, finished: Sequence[Mapping[str, Any]]) -> Iterato
     passed, figure = None, "no step was clipped"
     if share is not None:
         passed, figure = share > 0.5, f"{100 * share:.0f}% of {clipped} steps; median KL/δ* {ratio:.2f}"
-    yield _line("kl_on_target", question, passed, figure, share=share, median_ratio=ratio)
+    yield _line(KL_ON_TARGET, question, passed, figure, share=share, median_ratio=ratio)
 
     c, band = median("c_median"), config.study.band
     passed, figure = None, "–"
     if c is not None:
         passed, figure = band_distance(c, band) == 0, f"{c:.3f}"
-    yield _line("c_in_band", f"median c in {band[0]:g}–{band[1]:g}", passed, figure, c_median=c)
+    yield _line(C_IN_BAND, f"median c in {band[0]:g}–{band[1]:g}", passed, figure, c_median=c)
 
     steps = config.finals.steps
     limit = max(100, math.ceil(0.05 * steps))
@@ -108,7 +114,7 @@ def _ebc_lines(config: Config, finished: Sequence[Mapping[str, Any]]) -> Iterato
     passed = None if longest is None or steps < limit else longest < limit
     figure = "–" if longest is None else f"longest {longest} of {steps} steps"
     question = f"never {limit} steps in a row with c < {PLATEAU_C:g}"
-    yield _line("no_plateau", question, passed, figure, longest=longest)
+    yield _line(NO_PLATEAU, question, passed, figure, longest=longest)
 
 
 def _comparison(config: Config, track: FinalsTrack, rival: str, arm: str) -> Line:
@@ -158,14 +164,14 @@ def _overhead(measured: RunResult, limit_pct: float) -> Line:
         if overhead is not None:
             figure += f" (quartiles {low:.1f} to {high:.1f})"
     question = f"EBC's overhead ≤ {limit_pct:g}% of the step time"
-    return _line("overhead", question, passed, figure, overhead_pct=overhead)
+    return _line(OVERHEAD, question, passed, figure, overhead_pct=overhead)
 
 
 def remedy(line: Line) -> str:
     """Return a phrase for what could change a line that failed or is undecided."""
     name, failed = line["name"], line["verdict"] == "fail"
     recipe = "another recipe (budget, schedules, calibrate.multiples=…)"
-    if name == "overhead":
+    if name == OVERHEAD:
         cheaper = "a cheaper recipe (audit_every=…, budget.probe_sequences=…), or longer steps,"
         return cheaper if failed else "a measurement on a quieter machine"
     if failed:
@@ -175,8 +181,8 @@ def remedy(line: Line) -> str:
     if "difference" in line:
         return "more seeds, fresh ones in another study (seeds=… study.name=…),"
     undecided = {
-        "no_plateau": "longer runs (finals.steps=…)",
-        "kl_on_target": f"{recipe} under which EBC clips",
+        NO_PLATEAU: "longer runs (finals.steps=…)",
+        KL_ON_TARGET: f"{recipe} under which EBC clips",
     }
     return undecided.get(name, "a run that ends")
 
