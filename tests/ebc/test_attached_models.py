@@ -98,12 +98,16 @@ class Later(Tokenwise):
         return z + 0.5 * noise
 
 
-def test_what_nothing_shows_is_seen_when_c_collapses():
+def test_what_nothing_shows_is_seen_when_c_collapses_and_a_checkpoint_keeps_it():
     with pytest.warns(EBCWarning, match=r"without what it does in training alone.*fresh_logits=True"):
         seen, ebc = trained(Later(), steps=20)
     assert ebc.clip.prober.fresh_logits
     assert held(seen[-12:])
     assert sum(kl < 0.1 for kl in seen) <= 2  # the step in which it began, and the one that looked
+    resumed = Tokenwise()
+    again = attach(resumed, torch.optim.Adam(resumed.parameters(), lr=LR), **OPTIONS)
+    again.load_state_dict(ebc.state_dict())
+    assert again.clip.prober.fresh_logits
 
 
 @pytest.mark.parametrize("asked", [True, False])
@@ -114,14 +118,10 @@ def test_what_was_asked_for_is_not_changed(asked):
     assert "fresh_logits" not in ebc.state_dict()
 
 
-def test_it_resumes_as_it_was_found_out():
-    model = Later()
-    with pytest.warns(EBCWarning, match="in training alone"):
-        _, ebc = trained(model, steps=12)
-    resumed = Tokenwise()
-    ebc_again = attach(resumed, torch.optim.Adam(resumed.parameters(), lr=LR), **OPTIONS)
-    ebc_again.load_state_dict(ebc.state_dict())
-    assert ebc_again.clip.prober.fresh_logits
+def test_dropout_of_a_recurrent_layer_is_known_from_the_start():
+    model = nn.Sequential(nn.Embedding(11, 8), nn.LSTM(8, 8, 2, dropout=0.3))
+    ebc = attach(model, torch.optim.Adam(model.parameters()), **OPTIONS)
+    assert ebc.clip.prober.fresh_logits
 
 
 class Coin(Tokenwise):
