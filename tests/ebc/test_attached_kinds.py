@@ -389,7 +389,8 @@ def test_gradients_that_something_else_rewrites_are_looked_at_as_they_came(befor
     model = Tokenwise()
     kind = Scratch if before == "the step" else torch.optim.SGD
     optimizer = kind(model.parameters(), lr=0.01)
-    ebc = attach(model, optimizer, logits_of=logits_of, **OPTIONS)
+    options = {"audit_every": 1, "probe_sequences": 12}
+    ebc = attach(model, optimizer, logits_of=logits_of, **{**OPTIONS, **options})
     with warnings.catch_warnings():
         warnings.simplefilter("error", EBCWarning)
         for tokens in batches(4):
@@ -399,6 +400,7 @@ def test_gradients_that_something_else_rewrites_are_looked_at_as_they_came(befor
                     p.grad.div_(p.grad.norm() / 100)
             optimizer.step()
             optimizer.zero_grad()
+            assert ebc.last.slope < 0
     assert all(0.7 < s.share < 1.3 for s in ebc.look.steps)
     assert not any(p._backward_hooks for p in model.parameters())
 

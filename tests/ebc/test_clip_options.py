@@ -101,31 +101,16 @@ def test_schedule_frees_z_is_scaled_as_the_weights_are(make_gpt, batches, backwa
 
 
 @every_budget
-def test_agreement_asks_for_targets(make_gpt, batches, backward, budget):
-    (batch,) = batches(1)
+def test_agreement_asks_for_targets_at_audits_alone(make_gpt, batches, backward, budget):
+    batch, other = batches(2)
     for given in ({}, {"targets": batch[:, 1:], "probe": (batch[:, :-1], None)}):
         model = make_gpt()
         logits = backward(model, batch)
         with pytest.raises(ValueError, match=r"compares losses: give step\(tokens, logits, targets=\.\.\.\)"):
             clip(model, budget=budget, controller="agreement").step(batch[:, :-1], logits, **given)
-
-
-@pytest.mark.thorough
-@every_budget
-def test_agreement_needs_targets_at_audits_only_and_widens_what_keeps_its_promise(
-    make_gpt, batches, backward, budget
-):
-    model = make_gpt()
-    optimizer = clip(model, budget=budget, controller="agreement", target_kl=1e-4, audit_every=3)
-    deltas = []
-    ratios = []
-    for t, batch in enumerate(batches(7)):
-        logits = backward(model, batch)
-        stats = optimizer.step(batch[:, :-1], logits, targets=batch[:, 1:] if t % 3 == 0 else None)
-        deltas.append(stats.delta.item())
-        ratios += [stats.agreement.item()] if stats.agreement is not None else []
-    assert ratios == pytest.approx([1, 1, 1], abs=0.2)  # small steps: the linear prediction holds
-    assert deltas == pytest.approx([1e-4] + 3 * [1.5e-4] + 3 * [2.25e-4])
+    optimizer = clip(model, budget=budget, controller="agreement")
+    go(model, optimizer, batch, backward)
+    assert not optimizer.step(other[:, :-1], backward(model, other)).skipped
 
 
 @pytest.mark.thorough
@@ -302,10 +287,6 @@ def test_a_grouping_that_was_made_elsewhere(make_gpt, batches, train):
         assert stats.contributions.shape == (2,)
     assert list(optimizer.groups) == list(groups)
     assert set(optimizer.state_dict()["filters"]) == set(groups)
-    with pytest.raises(ValueError, match="is in no group"):
-        clip(make_gpt(), grouping={"cluster0": names[::2]})
-    with pytest.raises(ValueError, match="grouping='kmeans' is unknown"):
-        clip(make_gpt(), grouping="kmeans")
 
 
 @pytest.mark.thorough

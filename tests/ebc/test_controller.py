@@ -43,10 +43,6 @@ def test_golden_schedule(golden, own_golden, kind):
     assert got == pytest.approx(values[kind], rel=1e-6)
 
 
-def test_a_constant_schedule_needs_no_length():
-    assert [schedule_multiplier("constant", t, None) for t in range(4)] == [1.0] * 4
-
-
 @given(st.integers(1, 1000), st.sampled_from(tuple(LEAST_MULTIPLIER)))
 def test_a_schedule_over_a_run_only_falls_from_1_to_5_per_cent(total, kind):
     values = [schedule_multiplier(kind, t, total) for t in range(total + 20)]
@@ -60,12 +56,6 @@ def test_lr_squared_follows_the_learning_rate_alone(ratio, factor):
     m = schedule_multiplier("lr_squared", 0, None, ratio)
     assert m == pytest.approx(ratio**2)
     assert schedule_multiplier("lr_squared", 70, 100, factor * ratio) == pytest.approx(factor**2 * m)
-
-
-@given(kls)
-def test_fixed_never_moves(audits):
-    controller = make_controller("fixed", 0.02)
-    assert all(controller.update(kl, clipped) == 0.02 for kl, clipped in audits)
 
 
 @given(kls)
@@ -147,13 +137,6 @@ def test_agreement_knows_r_on_a_quadratic_and_moves_by_it(seed, c, curvature):
         assert controller.ratio.item() == pytest.approx(r, rel=1e-6, abs=1e-6)
         widened = 1.5 if r > 0.75 and clipped else 1
         assert moved == pytest.approx(1 / 1.5 if r < 0.25 else widened)
-
-
-def test_agreement_takes_a_whole_step_unless_told():
-    told = make("agreement")
-    untold = make("agreement")
-    assert torch.equal(told.update(0.05, True, **SIGNALS, c=1.0), untold.update(0.05, True, **SIGNALS))
-    assert untold.ratio.item() == pytest.approx(8 / 9)
 
 
 @pytest.mark.parametrize(("slope", "q"), [(0.1, 0.0), (0.0, 0.0), (-0.1, 0.2)])
@@ -245,17 +228,6 @@ def test_confidence_forgets_its_start_where_boldness_follows_delta(times, unit):
     assert sum(map(math.log, ends)) / 30 == pytest.approx(math.log(natural), abs=0.15)
 
 
-def test_confidence_rests_as_its_schedule_falls():
-    whole = make("confidence")
-    tenth = make("confidence")
-    for controller in (whole, tenth):
-        watched(controller, [0.0] * 30)
-    tenth.rescale(0.005)
-    before = tenth.delta.item()
-    moves = [math.log(watched(whole, [0.5] * 10) / 0.05), math.log(watched(tenth, [0.5] * 10) / before)]
-    assert moves == pytest.approx([-0.25, -0.025])
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_schedule_may_touch_zero(kind):
     controller = make(kind)
@@ -279,17 +251,6 @@ def test_a_schedule_moves_delta_and_its_target_together(kind):
     controller.rescale(0.05 * 0.5)
     assert controller.delta.item() == pytest.approx(0.5 * before)
     assert controller.target.item() == pytest.approx(0.025)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_state_round_trip_is_exact(kind):
-    first = make(kind)
-    second = make(kind)
-    for kl in (0.02, 0.09, 0.03):
-        first.update(kl, True, **SIGNALS)
-    second.load_state_dict(first.state_dict())
-    for kl in (0.01, 0.2):
-        assert torch.equal(first.update(kl, True, **SIGNALS), second.update(kl, True, **SIGNALS))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -328,18 +289,9 @@ def test_gains_and_start_can_be_chosen():
     assert controller.update(0.025, True).item() == pytest.approx(0.2)
 
 
-def test_unknown_names_are_refused():
-    with pytest.raises(
-        ValueError,
-        match="controller='pid' is unknown; it takes fixed, log_pi, rsl, agreement, energy, confidence",
-    ):
-        make_controller("pid", 0.05)
+def test_an_unknown_gain_is_refused():
     with pytest.raises(ValueError, match="no gain kd"):
         make_controller("log_pi", 0.05, kd=1.0)
-    with pytest.raises(
-        ValueError, match="schedule='step' is unknown; it takes constant, linear, cosine, hold_decay"
-    ):
-        schedule_multiplier("step", 0, 10)
 
 
 def test_what_a_kind_cannot_do_without_is_asked_for():

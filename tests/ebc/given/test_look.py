@@ -145,29 +145,6 @@ def test_a_head_outside_the_model_hides_no_idle_positions():
     assert told == []
 
 
-def test_looking_through_a_head_leaves_its_buffers_and_random_numbers_alone():
-    class Hidden(Tokenwise):
-        def __init__(self):
-            super().__init__()
-            self.head = nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.3), self.head)
-
-        def forward(self, ids):
-            return self.embedding(ids)
-
-    def after(check):
-        torch.manual_seed(0)
-        model = Hidden()
-
-        def logits(hidden):
-            return model.head(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
-
-        ebc, _ = trained(model, lambda m, t: loss_of(logits(m(t)), t), logits_of=logits, check=check)
-        assert not check or len(ebc.look.steps) == 3
-        return [*model.parameters(), *model.buffers(), torch.rand(2)]
-
-    assert all(torch.equal(p, q) for p, q in zip(after(True), after(False), strict=True))
-
-
 def test_a_loss_that_is_no_softmaxs():
     def loss(model, tokens):
         return F.mse_loss(model(tokens), F.one_hot(tokens, 11).float())
@@ -313,31 +290,6 @@ def test_a_forward_that_is_not_trained():
     assert any("no gradient comes back to the last training forward before a step" in t for t in told)
 
 
-def test_rows_that_must_be_sorted_are_looked_at_in_their_order():
-    class Packed(Tokenwise):
-        """Its rows must come with the longest first."""
-
-        def forward(self, tokens, lengths):
-            x = nn.utils.rnn.pack_padded_sequence(self.embedding(tokens), lengths, batch_first=True)
-            x, _ = nn.utils.rnn.pad_packed_sequence(x, batch_first=True, total_length=tokens.shape[1])
-            return self.head(x)
-
-    model = Packed()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
-    ebc = attach(model, optimizer, target_kl=TARGET, audit_every=0, mask_of=lambda given: counted(given))
-
-    def counted(given):
-        return torch.arange(12) < given["lengths"][:, None]
-
-    for step in range(4):
-        tokens = integers(48, 12, seed=step)
-        lengths = torch.linspace(12, 1, 48).long()
-        learn(model, optimizer, tokens, lengths)
-        assert 0 < ebc.last.clip_coefficient < 1
-    assert ebc.look.failed is None
-    assert len(ebc.look.steps) == 3
-
-
 def test_a_look_that_fails_says_so_and_training_goes_on():
     class Frail(Called):
         def forward(self, tokens):
@@ -349,17 +301,6 @@ def test_a_look_that_fails_says_so_and_training_goes_on():
     assert told.endswith("a forward failed meanwhile (RuntimeError: no memory for so many).")
     assert ebc.look.finding is None
     assert 0 < ebc.last.clip_coefficient < 1
-
-
-def test_steps_that_move_nothing_are_not_looked_at():
-    model = Called()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.0)
-    ebc = attach(model, optimizer, target_kl=TARGET, audit_every=0)
-    for step in range(6):
-        if step == 3:
-            optimizer.param_groups[0]["lr"] = 0.05
-        learn(model, optimizer, integers(48, 12, seed=step))
-        assert len(ebc.look.steps) == max(0, step - 2)
 
 
 def test_without_a_budget_nothing_is_looked_at():
