@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ebc_lab.components.forensics import PI
@@ -84,17 +84,6 @@ def test_log_pi_brings_a_loose_bound_to_its_target():
     assert controller.delta.item() / 30 == pytest.approx(0.01, rel=1e-3)
 
 
-@given(st.floats(1e-6, 10), st.booleans(), st.floats(0.6, 1.6), st.floats(1e-4, 1))
-def test_rsl_moves_against_the_error_and_rests_in_its_band(kl, clipped, inside, target):
-    def moved(kl, clipped):
-        return make("rsl", target).update(kl, clipped).item() / target
-
-    assert moved(2.1 * target + kl, clipped) == pytest.approx(1 / 1.5)
-    assert moved(inside * target, clipped) == 1
-    assert moved(0.4 * target, True) == pytest.approx(1.5)
-    assert moved(0.4 * target, False) == 1
-
-
 @pytest.mark.parametrize("kind", ["rsl", "agreement"])
 @pytest.mark.parametrize(("good", "end"), [(True, 12), (False, -12)])
 def test_rsl_and_agreement_stop_at_the_end_of_their_reach(kind, good, end):
@@ -104,39 +93,16 @@ def test_rsl_and_agreement_stop_at_the_end_of_their_reach(kind, good, end):
     assert math.log(controller.delta / controller.target) == pytest.approx(end)
 
 
-def quadratic(seed, c, curvature):
-    """The signals of a step c·dW on loss = g·w + curvature·½·w'Hw, q = ½·dW'H dW, and r by hand."""
-    draw = {"dtype": torch.float64, "generator": torch.Generator().manual_seed(seed)}
-    root = torch.randn(4, 4, **draw)
-    w, dw, g = (torch.randn(4, **draw) for _ in range(3))
-    h = root @ root.T
-
-    def loss(w):
-        return g @ w + curvature * 0.5 * w @ h @ w
-
-    w.requires_grad_()
-    (gradient,) = torch.autograd.grad(loss(w), w)
-    dw = dw * -torch.sign(gradient @ dw)  # downhill
-    w.requires_grad_(False)
-    q = 0.5 * dw @ h @ dw
-    dw = dw * (-(gradient @ dw) / (2 * q))  # a proposal as long as it may promise most: -slope = 2q
-    slope = gradient @ dw
-    q = 0.5 * dw @ h @ dw
-    r = (2 - c * curvature) / (2 - c)
-    return {"loss_drop": loss(w) - loss(w + c * dw), "slope": slope, "q": q, "c": c}, r
-
-
-@given(st.integers(0, 2**32 - 1), st.floats(0.05, 1), st.floats(-1, 30))
-def test_agreement_knows_r_on_a_quadratic_and_moves_by_it(seed, c, curvature):
-    signals, r = quadratic(seed, c, curvature)
-    assume(min(abs(r - 0.25), abs(r - 0.75)) > 1e-6)
-    for clipped in (True, False):
-        controller = make("agreement")
-        assert controller.ratio.isnan()
-        moved = controller.update(0.05, clipped, **signals).item() / 0.05
-        assert controller.ratio.item() == pytest.approx(r, rel=1e-6, abs=1e-6)
-        widened = 1.5 if r > 0.75 and clipped else 1
-        assert moved == pytest.approx(1 / 1.5 if r < 0.25 else widened)
+@pytest.mark.parametrize(
+    ("r", "clipped", "moved"),
+    [(0.24, False, 1 / 1.5), (0.26, True, 1), (0.74, True, 1), (0.76, True, 1.5), (0.76, False, 1)],
+)
+def test_agreement_moves_by_the_fall_over_what_was_promised(r, clipped, moved):
+    promised = 0.5 * 0.1 - 0.5**2 * 0.01  # of the step c·dW: -c·slope - c²·q
+    controller = make("agreement")
+    delta = controller.update(0.05, clipped, loss_drop=r * promised, slope=-0.1, q=0.01, c=0.5)
+    assert controller.ratio.item() == pytest.approx(r)
+    assert delta.item() / 0.05 == pytest.approx(moved)
 
 
 @pytest.mark.parametrize(("slope", "q"), [(0.1, 0.0), (0.0, 0.0), (-0.1, 0.2)])
@@ -184,22 +150,6 @@ def test_confidence_moves_against_the_mean_of_what_it_saw(values, clipped):
     moved = len(values) * (rate if clipped else min(rate, 0))
     assert math.log(watched(controller, values, clipped=clipped) / before) == pytest.approx(moved, abs=1e-9)
     assert watched(controller, [0.0]) == pytest.approx(before * math.exp(moved))  # nothing is counted twice
-
-
-def test_confidence_does_not_rise_in_the_first_steps_and_then_has_limits():
-    controller = make("confidence")
-    assert watched(controller, [-9.0] * 20) == pytest.approx(0.05)
-    assert watched(controller, [-9.0] * 10) == pytest.approx(0.05 * 1.25)
-    assert watched(make("confidence"), [9.0] * 10) == pytest.approx(0.05 / 2)
-
-
-@pytest.mark.parametrize(("now", "rises"), [(-2.1, True), (-1.9, False)])
-@pytest.mark.parametrize("steps", [5, 20])
-def test_confidence_waits_while_timidity_halves_within_ten_steps(now, rises, steps):
-    controller = make("confidence")
-    before = watched(controller, [0.0] * 30 + [-4 * 31])
-    after = watched(controller, [now * 2 * 0.5 ** (steps / 10)] * steps)
-    assert (after > before) == rises
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -306,10 +256,3 @@ def test_what_a_kind_cannot_do_without_is_asked_for():
     for target in (0.0, math.nan):
         with pytest.raises(ValueError, match="target must be > 0"):
             make_controller("fixed", target)
-
-
-def test_log_pi_waits_for_a_kl_anywhere_below_its_target_while_nothing_is_clipped():
-    controller = make_controller("log_pi", 0.05)
-    for kl in (0.049, 0.03, 0.001):
-        assert float(controller.update(kl, False)) == 0.05
-    assert float(controller.update(0.06, False)) < 0.05
