@@ -140,6 +140,24 @@ def test_a_head_outside_the_model_hides_no_idle_positions():
     assert told == []
 
 
+def test_looking_through_a_head_leaves_its_buffers_and_random_numbers_alone():
+    ends = []
+    for check in (True, False):
+        torch.manual_seed(0)
+        model = Tokenwise()
+        model.norm = nn.BatchNorm1d(11)
+
+        def logits(z, norm=model.norm):
+            return norm(F.dropout(z, 0.3).movedim(-1, 1)).movedim(1, -1)
+
+        def loss(model, tokens, logits=logits):
+            return loss_of(logits(model(tokens)), tokens)
+
+        trained(model, loss, logits_of=logits, check=check)
+        ends.append([*model.parameters(), *model.buffers(), torch.rand(2)])
+    assert all(torch.equal(p, q) for p, q in zip(*ends, strict=True))
+
+
 def test_a_loss_that_is_no_softmaxs():
     def loss(model, tokens):
         return F.mse_loss(model(tokens), F.one_hot(tokens, 11).float())
@@ -281,6 +299,21 @@ def test_a_forward_that_is_not_trained():
 
     _, told = trained(Tokenwise(), loss)
     assert any("no gradient comes back to the last training forward before a step" in t for t in told)
+
+
+def test_rows_that_must_be_sorted_are_looked_at_in_their_order():
+    class Packed(Tokenwise):
+        def forward(self, tokens):
+            if (tokens[:, 0].diff() > 0).any():
+                raise RuntimeError("the longest come first")
+            return super().forward(tokens)
+
+    def loss(model, tokens):
+        return entropy(model, tokens[tokens[:, 0].argsort(descending=True)])
+
+    ebc, told = trained(Packed(), loss)
+    assert told == []
+    assert len(ebc.look.steps) == 3
 
 
 def test_a_look_that_fails_says_so_and_training_goes_on():
