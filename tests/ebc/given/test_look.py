@@ -329,6 +329,14 @@ def test_a_look_that_fails_says_so_and_training_goes_on():
     assert 0 < ebc.last.clip_coefficient < 1
 
 
+def test_steps_that_move_nothing_are_not_looked_at():
+    model = Tokenwise()
+    optimizer, ebc = attached_adam(model, lr=0.0)
+    for step in range(3):
+        learn(model, optimizer, integers(48, 12, seed=step))
+    assert ebc.look.steps == []
+
+
 def test_without_a_budget_nothing_is_looked_at():
     ebc, told = trained(Called(), entropy, target_kl=math.inf)
     assert ebc.look is None
