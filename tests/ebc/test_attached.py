@@ -438,20 +438,6 @@ def test_a_bad_gradient_of_a_closure_touches_nothing():
     assert not ebc.last.skipped
 
 
-def test_what_is_loaded_between_two_steps_stays():
-    model, bases, _ = attached(muon)
-    loop(model, bases, data(2))
-    saved = copy.deepcopy((model.state_dict(), [base.state_dict() for base in bases]))
-    (tokens,) = data(1, start=5)
-    loss_of(model(tokens), tokens).backward()
-    bases[0].step()  # the other one has not stepped yet
-    model.load_state_dict(saved[0])
-    for base, state in zip(bases, saved[1], strict=True):
-        base.load_state_dict(state)
-    model(tokens)
-    assert identical(model.parameters(), saved[0].values())
-
-
 def test_optimizers_step_in_any_order_and_need_not_all_step():
     runs = []
     for order in (1, -1):

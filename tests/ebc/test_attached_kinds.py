@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pytorch_optimizer import LOMO, SAM, Lookahead, ScheduleFreeAdamW, ScheduleFreeSGD, ScheduleFreeWrapper
-from support.tokenwise import Tokenwise, integers, learn, loss_of
+from support.tokenwise import Tokenwise, attached_adam, integers, learn, loss_of
 from torch import nn
 
 from ebc_lab.ebc import EBCWarning, EllipsotopeClip, attach, mean_kl
@@ -74,8 +74,7 @@ def test_what_a_subclass_does_after_its_parents_step_is_limited():
 
 def test_after_a_step_that_failed_the_next_one_is_a_new_one():
     model = Tokenwise()
-    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
-    ebc = attach(model, optimizer, **OPTIONS)
+    optimizer, ebc = attached_adam(model, **OPTIONS)
     data = batches(4)
     trained(model, ebc, lambda closure: optimizer.step(), data[:1])
     optimizer.param_groups[0]["betas"] = None
@@ -272,8 +271,7 @@ def log_p(z):
 def test_a_softmax_of_columns_is_refused_and_right_as_the_sentence_says():
     def train(steps, **options):
         model = Pairs()
-        optimizer = torch.optim.Adam(model.parameters(), lr=3e-2)
-        ebc = attach(model, optimizer, target_kl=3e-4, audit_every=0, probe_sequences=256, **options)
+        optimizer, ebc = attached_adam(model, lr=3e-2, target_kl=3e-4, probe_sequences=256, **options)
         ratios = []
         for seed in range(steps):
             others = points(1000 + seed)
@@ -310,8 +308,7 @@ def test_a_factor_that_shows_after_the_first_step_is_a_finding():
     model = nn.Linear(16, 10)
     nn.init.zeros_(model.weight)
     nn.init.zeros_(model.bias)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    ebc = attach(model, optimizer, target_kl=1e-3)
+    optimizer, ebc = attached_adam(model, lr=1e-3, target_kl=1e-3)
 
     def train():
         for seed in range(3):
@@ -346,9 +343,8 @@ class Carried(nn.Module):
 @pytest.mark.parametrize("own_mask", [False, True])
 def test_positions_at_which_nothing_is_predicted_do_not_count(low, own_mask):
     model = Carried(low)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-2)
     given = {"mask_of": lambda given: given["mask"]} if own_mask else {}
-    ebc = attach(model, optimizer, target_kl=5e-4, audit_every=0, **given)
+    optimizer, ebc = attached_adam(model, lr=3e-2, target_kl=5e-4, **given)
     ratios = []
     with warnings.catch_warnings():
         warnings.simplefilter("error", EBCWarning)
@@ -494,18 +490,6 @@ def test_a_state_dict_of_its_own_carries_the_state_too(make, named):
     assert "ebc" not in optimizer.state_dict()
 
 
-def test_a_state_that_is_no_dict_is_told():
-    class Listing(torch.optim.SGD):
-        def state_dict(self):
-            return [super().state_dict()]
-
-    model = Tokenwise()
-    optimizer = Listing(model.parameters(), lr=LR)
-    attach(model, optimizer, **OPTIONS)
-    with pytest.warns(EBCWarning, match=r"returns a list, .*save ebc.state_dict\(\) beside it"):
-        optimizer.state_dict()
-
-
 def test_a_copy_of_an_optimizer_saves_its_own_state():
     model = Tokenwise()
     optimizer = Calling(model.parameters())
@@ -637,9 +621,7 @@ class Waves(nn.Module):
 @pytest.mark.parametrize("budget", ["shadow", "tracked", "fisher", "surrogate", "calibrated"])
 def test_complex_weights_are_pairs_of_real_ones(budget):
     model = Waves()
-    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
-    given = {"target_kl": TARGET, "probe_sequences": 12, "audit_every": 1, "budget": budget}
-    ebc = attach(model, optimizer, **given)
+    optimizer, ebc = attached_adam(model, probe_sequences=12, audit_every=1, budget=budget)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*[Cc]omplex")
         for tokens in batches(4):

@@ -137,35 +137,3 @@ def test_another_axis_of_rows_is_named():
     loss_of(model(ids), ids.expand(3, 48, 12)).backward()
     with pytest.warns(EBCWarning, match=r"axis 1 has: logits_of=lambda z: z\.movedim\(1, 0\)"):
         optimizer.step()
-
-
-def test_a_part_that_cannot_be_called_in_the_middle_of_a_run():
-    """Pictures lie behind one another; from the fourth step on a row has two of them and another none."""
-
-    class Sees(Tokenwise):
-        def forward(self, ids, pictures):
-            if len(pictures) != int((ids == 0).sum()):
-                raise ValueError("pictures for other places")
-            return super().forward(ids).masked_scatter((ids == 0)[..., None], pictures)
-
-    def trained(steps, start=0, state=None):
-        model = Sees()
-        optimizer, _ = attached_adam(model, lr=0.03, target_kl=TARGET, audit_every=20)
-        if state is not None:
-            model.load_state_dict(state[0])
-            optimizer.load_state_dict(state[1])
-        for step in range(start, steps):
-            ids = integers(48, 12, seed=step) % 10 + 1
-            ids[:, 0] = 0
-            if step in (4, 5):
-                ids[0, 0], ids[40, 1] = 1, 0
-            learn(model, optimizer, ids, torch.zeros(48, 11))
-        return model.state_dict(), optimizer.state_dict()
-
-    with pytest.warns(EBCWarning, match="pictures for other places") as told:
-        whole = trained(9)
-    assert len([w for w in told if "pictures" in str(w.message)]) == 1
-    with pytest.warns(EBCWarning, match="pictures for other places"):
-        state = trained(6)
-    resumed = trained(9, 6, state)
-    assert all(torch.equal(p, q) for p, q in zip(whole[0].values(), resumed[0].values(), strict=True))
