@@ -23,7 +23,7 @@ from ebc_lab.axiom.distributed import AXIOM_DDP, AxiomDDPState, axiom_hook
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())["ddp"]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-MODES = ("plain", "axiom", "forgetful", "power")
+MODES = ("plain", "axiom", "forgetful")
 
 
 def slow(g: Tensor, k: int) -> Tensor:
@@ -442,7 +442,7 @@ def test_a_bad_gradient_of_one_worker_reaches_all_and_leaves_its_residuals(both)
 
 
 @pytest.mark.slow
-def test_200_steps_beside_all_reduce_and_powersgd(text_file, tmp_path):
+def test_200_steps_beside_all_reduce(text_file, tmp_path):
     first, second = gloo.start("long", tmp_path, text=str(text_file), steps=200, lr=0.5)
     told = {}
     for mode in MODES:
@@ -456,4 +456,3 @@ def test_200_steps_beside_all_reduce_and_powersgd(text_file, tmp_path):
     assert all(map(torch.equal, first["axiom"]["weights"], first["again"]["weights"]))
     assert told["axiom"] < told["forgetful"] - 0.05
     assert first["axiom"]["dense"] / first["axiom"]["sent"] == pytest.approx(39.4, rel=0.01)
-    assert first["power"]["dense"] / first["power"]["sent"] < 30

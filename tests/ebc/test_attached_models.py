@@ -10,25 +10,22 @@ import numpy
 import pytest
 import torch
 import torch.nn.functional as F
-from support.tokenwise import Tokenwise, integers, learn, loss_of
+from support.tokenwise import Tokenwise, attached_adam, integers, learn, loss_of
 from torch import nn
 
 from ebc_lab.ebc import EBCWarning, EllipsotopeClip, attach, mean_kl
 
 LR = 0.05
 TARGET = 0.002
-OPTIONS = {"target_kl": TARGET, "audit_every": 0}
 
 
-def trained(model, steps=12, rows=48, start=0, loss=None, optimizer=None, ebc=None, **options):
+def trained(model, steps=12, loss=None, **options):
     """-> (KL of each limited step on other rows, over the target), and what is attached."""
-    if optimizer is None:
-        optimizer = torch.optim.Adam(model.parameters(), lr=LR)
-        ebc = attach(model, optimizer, **{**OPTIONS, **options})
+    optimizer, ebc = attached_adam(model, **options)
     seen = []
-    for step in range(start, start + steps):
-        tokens = integers(rows, 12, seed=step)
-        others = integers(rows, 12, seed=1000 + step)
+    for step in range(steps):
+        tokens = integers(48, 12, seed=step)
+        others = integers(48, 12, seed=1000 + step)
         (loss or entropy)(model, tokens).backward()
         before = said(model, others)
         optimizer.step()
@@ -98,12 +95,15 @@ class Later(Tokenwise):
         return z + 0.5 * noise
 
 
-def test_what_nothing_shows_is_seen_when_c_collapses():
+def test_what_nothing_shows_is_seen_when_c_collapses_and_a_checkpoint_keeps_it():
     with pytest.warns(EBCWarning, match=r"without what it does in training alone.*fresh_logits=True"):
         seen, ebc = trained(Later(), steps=20)
     assert ebc.clip.prober.fresh_logits
     assert held(seen[-12:])
     assert sum(kl < 0.1 for kl in seen) <= 2  # the step in which it began, and the one that looked
+    _, again = attached_adam(Tokenwise())
+    again.load_state_dict(ebc.state_dict())
+    assert again.clip.prober.fresh_logits
 
 
 @pytest.mark.parametrize("asked", [True, False])
@@ -114,14 +114,10 @@ def test_what_was_asked_for_is_not_changed(asked):
     assert "fresh_logits" not in ebc.state_dict()
 
 
-def test_it_resumes_as_it_was_found_out():
-    model = Later()
-    with pytest.warns(EBCWarning, match="in training alone"):
-        _, ebc = trained(model, steps=12)
-    resumed = Tokenwise()
-    ebc_again = attach(resumed, torch.optim.Adam(resumed.parameters(), lr=LR), **OPTIONS)
-    ebc_again.load_state_dict(ebc.state_dict())
-    assert ebc_again.clip.prober.fresh_logits
+def test_dropout_of_a_recurrent_layer_is_known_from_the_start():
+    model = nn.Sequential(nn.Embedding(11, 8), nn.LSTM(8, 8, 2, dropout=0.3))
+    _, ebc = attached_adam(model)
+    assert ebc.clip.prober.fresh_logits
 
 
 class Coin(Tokenwise):
@@ -137,8 +133,7 @@ def test_numbers_that_are_drawn_in_evaluation_are_the_same_at_both_weights():
     with warnings.catch_warnings():
         warnings.simplefilter("error", EBCWarning)
         model = Coin()
-        optimizer = torch.optim.Adam(model.parameters(), lr=LR)
-        attach(model, optimizer, **OPTIONS)
+        optimizer, _ = attached_adam(model)
         for step in range(16):
             entropy(model, integers(48, 12, seed=step)).backward()
             before = copy.deepcopy(model)
@@ -163,9 +158,9 @@ def test_measuring_draws_nothing_of_what_training_would(draw):
         torch.manual_seed(0)
         numpy.random.seed(0)
         model = Draws()
-        optimizer = torch.optim.Adam(model.parameters(), lr=LR)
-        if limited:
-            attach(model, optimizer, target_kl=1e9, audit_every=2)
+        optimizer, ebc = attached_adam(model, target_kl=1e9, audit_every=2)
+        if not limited:
+            ebc.detach()
         for step in range(8):
             learn(model, optimizer, integers(48, 12, seed=step))
         runs.append([p.detach().clone() for p in model.parameters()])
@@ -208,8 +203,7 @@ def test_rows_whose_length_is_that_of_the_longest_are_called_together():
 
     model = Shortened()
     model.rate = nn.Dropout(0.1)  # z(W) is computed anew, on some rows
-    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
-    attach(model, optimizer, mask_of=lambda given: given["tokens"] >= 0, **OPTIONS, probe_sequences=12)
+    optimizer, _ = attached_adam(model, mask_of=lambda given: given["tokens"] >= 0, probe_sequences=12)
     lengths = torch.tensor([6] * 24 + [12] * 24)
     tokens = integers(48, 12)
     loss_of(model(tokens, lengths), tokens).backward()
@@ -244,8 +238,7 @@ def test_logits_that_are_written_to_are_computed_again():
 )
 def test_rows_are_chosen_by_their_tokens_and_it_says_so(rows, length, audit_every, chosen):
     model = Tokenwise()
-    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
-    ebc = attach(model, optimizer, target_kl=TARGET, audit_every=audit_every)
+    optimizer, ebc = attached_adam(model, audit_every=audit_every)
     tokens = integers(rows, length)
     entropy(model, tokens).backward()
     optimizer.step()
@@ -274,6 +267,9 @@ def test_a_model_of_one_batch_size_is_called_on_whole_batches():
     assert len([w for w in told if "all 48 rows" in str(w.message)]) == 1
     assert held(seen)
     assert ebc.last.applied_kl is None or ebc.last.audit_tokens == 27 * 12
+    _, again = attached_adam(Baked(48))
+    again.load_state_dict(ebc.state_dict())
+    assert again.clip.prober.whole
     seen, _ = trained(Baked(48), probe_sequences="all")
     assert held(seen)
 
@@ -345,8 +341,7 @@ def test_a_model_whose_logits_cannot_be_found_names_its_arguments():
         r"no logits, and called without labels, num_items_in_batch .*of ids, weights too, in drop=\('labels'"
     )
     model = Never()
-    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
-    attach(model, optimizer, **OPTIONS)
+    optimizer, _ = attached_adam(model)
     tokens = integers(48, 12)
     model(ids=tokens, labels=tokens, weights=torch.ones(3)).loss.backward()
     with pytest.raises(ValueError, match=message):
@@ -371,8 +366,7 @@ class Words(nn.Module):
 def test_time_first_batches_that_are_flattened():
     rows, length = 48, 12
     model = Words()
-    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
-    ebc = attach(model, optimizer, logits_of=lambda out: out[0], **OPTIONS)
+    optimizer, ebc = attached_adam(model, logits_of=lambda out: out[0])
     hidden = (torch.zeros(1, rows, 16), torch.zeros(1, rows, 16))
     model(integers(length, rows), hidden)[0].mean().backward()
     with pytest.raises(ValueError, match=r"z.unflatten\(0, \(T, -1\)\) and batch_dim=1"):
@@ -380,7 +374,7 @@ def test_time_first_batches_that_are_flattened():
     ebc.detach()
 
     given = {"logits_of": lambda out: out[0].unflatten(0, (length, -1)), "batch_dim": 1, "audit_every": 3}
-    ebc = attach(model, optimizer, **{**OPTIONS, **given})
+    ebc = attach(model, optimizer, target_kl=TARGET, **given)
     kls = []
     for step in range(9):
         tokens = integers(length, rows, seed=step)
@@ -443,8 +437,7 @@ class Underived(nn.Module):
 )
 def test_a_model_without_forward_mode_derivatives_is_told_what_takes_it(name, options, instead):
     model = Underived(name)
-    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
-    attach(model, optimizer, **{**OPTIONS, "check": False, **options})
+    optimizer, _ = attached_adam(model, check=False, **options)
     tokens = integers(8, 12)
     z = model(tokens)
     F.cross_entropy(z.flatten(0, -2), tokens[:, : z.shape[1]].flatten()).backward()
@@ -462,22 +455,3 @@ def test_a_controller_that_needs_a_derivative_is_named():
     entropy(model, tokens).backward()
     with pytest.raises(ValueError, match=r": use a controller other than 'agreement'\.$"):
         clip.step(tokens, z, targets=tokens)
-
-
-@pytest.mark.slow  # torchao compiles its step
-def test_an_optimizer_of_torchao_is_left_as_it_was():
-    """What cannot be copied is torchao's own state: EBC copies none of it, and detaches."""
-    optim = pytest.importorskip("torchao.optim")
-    runs = []
-    for detaches in (False, True):
-        model = Tokenwise()
-        optimizer = optim.AdamW8bit(model.parameters(), lr=LR)
-        if detaches:
-            ebc = attach(model, optimizer, **{**OPTIONS, "target_kl": math.inf})
-        for step in range(3):
-            learn(model, optimizer, integers(48, 12, seed=step))
-            if detaches and step == 1:
-                ebc.detach()
-        runs.append([p.detach().clone() for p in model.parameters()])
-    assert "ebc" not in optimizer.state_dict()
-    assert all(torch.equal(p, q) for p, q in zip(*runs, strict=True))

@@ -16,37 +16,6 @@ def identical(first, second):
     return all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
 
 
-@pytest.mark.thorough
-def test_at_most_two_copies_of_the_parameters_are_held(make_gpt, batches, train):
-    surrogate = {"budget": "surrogate"}
-    for copies, options in (
-        (2, {}),
-        (2, {"sensitivity_every": 1}),
-        (1, surrogate),
-        (1, {"target_kl": math.inf}),
-    ):
-        model = make_gpt()
-        optimizer = adam_clip(model, audit_every=1, **options)
-        train(model, optimizer, batches(3))
-        known = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        known |= {p.grad.untyped_storage().data_ptr() for p in model.parameters()}
-
-        def held(value, known):
-            """Numbers in tensors reachable from `value`, each storage once."""
-            if isinstance(value, torch.Tensor):
-                new = value.untyped_storage().data_ptr() not in known
-                known.add(value.untyped_storage().data_ptr())
-                return value.numel() if new else 0
-            if isinstance(value, dict):
-                value = list(value.values())
-            if isinstance(value, list | tuple):
-                return sum(held(v, known) for v in value)
-            return held(vars(value), known) if type(value).__module__.startswith("ebc_lab.ebc") else 0
-
-        parameters = sum(p.numel() for p in model.parameters())
-        assert copies * parameters <= held(vars(optimizer), known) < copies * parameters + 100
-
-
 # -- schedulers, scalers, groups -----------------------------------------------------------------------------
 
 

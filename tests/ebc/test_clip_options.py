@@ -101,31 +101,16 @@ def test_schedule_frees_z_is_scaled_as_the_weights_are(make_gpt, batches, backwa
 
 
 @every_budget
-def test_agreement_asks_for_targets(make_gpt, batches, backward, budget):
-    (batch,) = batches(1)
+def test_agreement_asks_for_targets_at_audits_alone(make_gpt, batches, backward, budget):
+    batch, other = batches(2)
     for given in ({}, {"targets": batch[:, 1:], "probe": (batch[:, :-1], None)}):
         model = make_gpt()
         logits = backward(model, batch)
         with pytest.raises(ValueError, match=r"compares losses: give step\(tokens, logits, targets=\.\.\.\)"):
             clip(model, budget=budget, controller="agreement").step(batch[:, :-1], logits, **given)
-
-
-@pytest.mark.thorough
-@every_budget
-def test_agreement_needs_targets_at_audits_only_and_widens_what_keeps_its_promise(
-    make_gpt, batches, backward, budget
-):
-    model = make_gpt()
-    optimizer = clip(model, budget=budget, controller="agreement", target_kl=1e-4, audit_every=3)
-    deltas = []
-    ratios = []
-    for t, batch in enumerate(batches(7)):
-        logits = backward(model, batch)
-        stats = optimizer.step(batch[:, :-1], logits, targets=batch[:, 1:] if t % 3 == 0 else None)
-        deltas.append(stats.delta.item())
-        ratios += [stats.agreement.item()] if stats.agreement is not None else []
-    assert ratios == pytest.approx([1, 1, 1], abs=0.2)  # small steps: the linear prediction holds
-    assert deltas == pytest.approx([1e-4] + 3 * [1.5e-4] + 3 * [2.25e-4])
+    optimizer = clip(model, budget=budget, controller="agreement")
+    go(model, optimizer, batch, backward)
+    assert not optimizer.step(other[:, :-1], backward(model, other)).skipped
 
 
 @pytest.mark.thorough
@@ -171,26 +156,6 @@ def test_confidence_asks_for_logits_and_targets_at_every_step(make_gpt, batches,
 # -- low precision and checkpoints ---------------------------------------------------------------------------
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("grouping", ["block", "matrices"])
-@every_budget
-def test_bfloat16_parameters(make_gpt, batches, backward, budget, grouping):
-    model = make_gpt(dtype=torch.bfloat16)
-    options = {
-        "target_kl": 0.01 if grouping == "block" else 1e-3,
-        "controller": "agreement",
-        "sensitivity_every": 1,
-    }
-    optimizer = clip(model, budget=budget, grouping=grouping, audit_every=3, **options)
-    steps = [go(model, optimizer, batch, backward) for batch in batches(7)]
-    assert not any(step.skipped for step in steps)
-    assert all(0 < step.clip_coefficient <= 1 for step in steps)
-    assert steps[0].clip_coefficient < 1
-    assert all(torch.isfinite(step.surrogate) and step.surrogate > 0 for step in steps)
-    assert all(step.agreement.isfinite() for step in steps[::3])
-    assert all(p.dtype == torch.bfloat16 and p.isfinite().all() for p in model.parameters())
-
-
 def test_the_length_of_a_bfloat16_step_has_more_digits_than_bfloat16(make_gpt, batches, backward):
     model = make_gpt(dtype=torch.bfloat16)
     optimizer = clip(model, radius=1e-3, radius_unit="initial", budget="shadow", target_kl=1.0)
@@ -224,6 +189,21 @@ def test_a_checkpoint_restores_every_rule_bit_for_bit(
     assert_resumes(build, batches(20), backward)
 
 
+@pytest.mark.thorough
+@every_budget
+def test_a_state_with_every_budgets_numbers_is_read(make_gpt, batches, backward, budget):
+    """As they were when one class carried the numbers of every budget."""
+    formerly = {"trial": 0.1, "kl_rate": 0.0, "log_ratio": math.nan, "variance": math.nan, "log_k": math.nan}
+    model = make_gpt()
+    optimizer = clip(model, budget=budget)
+    go(model, optimizer, *batches(1), backward)
+    state = optimizer.state_dict()
+    assert set(state) & set(formerly) == set(optimizer.budget.initial) - {"flicker"}  # which came later
+    resumed = clip(model, budget=budget)
+    resumed.load_state_dict({name: torch.tensor(value) for name, value in formerly.items()} | state)
+    assert str(resumed.state_dict()) == str(state)
+
+
 # -- measuring one step in k ---------------------------------------------------------------------------------
 
 
@@ -246,16 +226,6 @@ def test_between_measurements_c_follows_from_the_last_kl_per_squared_norm(make_g
                 min(1, math.sqrt(0.002 / measured) / norm), rel=1e-3
             )
     assert carried == 6
-
-
-@pytest.mark.parametrize("k", [2, 3])
-@pytest.mark.parametrize("audit_every", [1, 4, 10])
-def test_audits_fall_on_measured_and_carried_steps_alike(make_gpt, k, audit_every):
-    optimizer = clip(make_gpt(), measure_every=k, refine_steps=0, audit_every=audit_every)
-    steps = range(60 * audit_every)
-    assert sum(optimizer.budget.measures_kl(t) for t in steps) == pytest.approx(len(steps) / k, rel=0.05)
-    audited = [optimizer.budget.measures_kl(t) for t in steps if t % audit_every == 0]
-    assert sum(audited) / len(audited) == pytest.approx(1 / k, abs=0.05)
 
 
 def test_every_step_is_measured_by_default_and_never_none(make_gpt, batches, train):
@@ -302,10 +272,6 @@ def test_a_grouping_that_was_made_elsewhere(make_gpt, batches, train):
         assert stats.contributions.shape == (2,)
     assert list(optimizer.groups) == list(groups)
     assert set(optimizer.state_dict()["filters"]) == set(groups)
-    with pytest.raises(ValueError, match="is in no group"):
-        clip(make_gpt(), grouping={"cluster0": names[::2]})
-    with pytest.raises(ValueError, match="grouping='kmeans' is unknown"):
-        clip(make_gpt(), grouping="kmeans")
 
 
 @pytest.mark.thorough

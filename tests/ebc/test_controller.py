@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ebc_lab.components.forensics import PI
@@ -43,10 +43,6 @@ def test_golden_schedule(golden, own_golden, kind):
     assert got == pytest.approx(values[kind], rel=1e-6)
 
 
-def test_a_constant_schedule_needs_no_length():
-    assert [schedule_multiplier("constant", t, None) for t in range(4)] == [1.0] * 4
-
-
 @given(st.integers(1, 1000), st.sampled_from(tuple(LEAST_MULTIPLIER)))
 def test_a_schedule_over_a_run_only_falls_from_1_to_5_per_cent(total, kind):
     values = [schedule_multiplier(kind, t, total) for t in range(total + 20)]
@@ -60,12 +56,6 @@ def test_lr_squared_follows_the_learning_rate_alone(ratio, factor):
     m = schedule_multiplier("lr_squared", 0, None, ratio)
     assert m == pytest.approx(ratio**2)
     assert schedule_multiplier("lr_squared", 70, 100, factor * ratio) == pytest.approx(factor**2 * m)
-
-
-@given(kls)
-def test_fixed_never_moves(audits):
-    controller = make_controller("fixed", 0.02)
-    assert all(controller.update(kl, clipped) == 0.02 for kl, clipped in audits)
 
 
 @given(kls)
@@ -94,17 +84,6 @@ def test_log_pi_brings_a_loose_bound_to_its_target():
     assert controller.delta.item() / 30 == pytest.approx(0.01, rel=1e-3)
 
 
-@given(st.floats(1e-6, 10), st.booleans(), st.floats(0.6, 1.6), st.floats(1e-4, 1))
-def test_rsl_moves_against_the_error_and_rests_in_its_band(kl, clipped, inside, target):
-    def moved(kl, clipped):
-        return make("rsl", target).update(kl, clipped).item() / target
-
-    assert moved(2.1 * target + kl, clipped) == pytest.approx(1 / 1.5)
-    assert moved(inside * target, clipped) == 1
-    assert moved(0.4 * target, True) == pytest.approx(1.5)
-    assert moved(0.4 * target, False) == 1
-
-
 @pytest.mark.parametrize("kind", ["rsl", "agreement"])
 @pytest.mark.parametrize(("good", "end"), [(True, 12), (False, -12)])
 def test_rsl_and_agreement_stop_at_the_end_of_their_reach(kind, good, end):
@@ -114,46 +93,16 @@ def test_rsl_and_agreement_stop_at_the_end_of_their_reach(kind, good, end):
     assert math.log(controller.delta / controller.target) == pytest.approx(end)
 
 
-def quadratic(seed, c, curvature):
-    """The signals of a step c·dW on loss = g·w + curvature·½·w'Hw, q = ½·dW'H dW, and r by hand."""
-    draw = {"dtype": torch.float64, "generator": torch.Generator().manual_seed(seed)}
-    root = torch.randn(4, 4, **draw)
-    w, dw, g = (torch.randn(4, **draw) for _ in range(3))
-    h = root @ root.T
-
-    def loss(w):
-        return g @ w + curvature * 0.5 * w @ h @ w
-
-    w.requires_grad_()
-    (gradient,) = torch.autograd.grad(loss(w), w)
-    dw = dw * -torch.sign(gradient @ dw)  # downhill
-    w.requires_grad_(False)
-    q = 0.5 * dw @ h @ dw
-    dw = dw * (-(gradient @ dw) / (2 * q))  # a proposal as long as it may promise most: -slope = 2q
-    slope = gradient @ dw
-    q = 0.5 * dw @ h @ dw
-    r = (2 - c * curvature) / (2 - c)
-    return {"loss_drop": loss(w) - loss(w + c * dw), "slope": slope, "q": q, "c": c}, r
-
-
-@given(st.integers(0, 2**32 - 1), st.floats(0.05, 1), st.floats(-1, 30))
-def test_agreement_knows_r_on_a_quadratic_and_moves_by_it(seed, c, curvature):
-    signals, r = quadratic(seed, c, curvature)
-    assume(min(abs(r - 0.25), abs(r - 0.75)) > 1e-6)
-    for clipped in (True, False):
-        controller = make("agreement")
-        assert controller.ratio.isnan()
-        moved = controller.update(0.05, clipped, **signals).item() / 0.05
-        assert controller.ratio.item() == pytest.approx(r, rel=1e-6, abs=1e-6)
-        widened = 1.5 if r > 0.75 and clipped else 1
-        assert moved == pytest.approx(1 / 1.5 if r < 0.25 else widened)
-
-
-def test_agreement_takes_a_whole_step_unless_told():
-    told = make("agreement")
-    untold = make("agreement")
-    assert torch.equal(told.update(0.05, True, **SIGNALS, c=1.0), untold.update(0.05, True, **SIGNALS))
-    assert untold.ratio.item() == pytest.approx(8 / 9)
+@pytest.mark.parametrize(
+    ("r", "clipped", "moved"),
+    [(0.24, False, 1 / 1.5), (0.26, True, 1), (0.74, True, 1), (0.76, True, 1.5), (0.76, False, 1)],
+)
+def test_agreement_moves_by_the_fall_over_what_was_promised(r, clipped, moved):
+    promised = 0.5 * 0.1 - 0.5**2 * 0.01  # of the step c·dW: -c·slope - c²·q
+    controller = make("agreement")
+    delta = controller.update(0.05, clipped, loss_drop=r * promised, slope=-0.1, q=0.01, c=0.5)
+    assert controller.ratio.item() == pytest.approx(r)
+    assert delta.item() / 0.05 == pytest.approx(moved)
 
 
 @pytest.mark.parametrize(("slope", "q"), [(0.1, 0.0), (0.0, 0.0), (-0.1, 0.2)])
@@ -203,22 +152,6 @@ def test_confidence_moves_against_the_mean_of_what_it_saw(values, clipped):
     assert watched(controller, [0.0]) == pytest.approx(before * math.exp(moved))  # nothing is counted twice
 
 
-def test_confidence_does_not_rise_in_the_first_steps_and_then_has_limits():
-    controller = make("confidence")
-    assert watched(controller, [-9.0] * 20) == pytest.approx(0.05)
-    assert watched(controller, [-9.0] * 10) == pytest.approx(0.05 * 1.25)
-    assert watched(make("confidence"), [9.0] * 10) == pytest.approx(0.05 / 2)
-
-
-@pytest.mark.parametrize(("now", "rises"), [(-2.1, True), (-1.9, False)])
-@pytest.mark.parametrize("steps", [5, 20])
-def test_confidence_waits_while_timidity_halves_within_ten_steps(now, rises, steps):
-    controller = make("confidence")
-    before = watched(controller, [0.0] * 30 + [-4 * 31])
-    after = watched(controller, [now * 2 * 0.5 ** (steps / 10)] * steps)
-    assert (after > before) == rises
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_confidence_takes_no_notice_of_a_step_without_a_number(value):
     told = make("confidence")
@@ -245,17 +178,6 @@ def test_confidence_forgets_its_start_where_boldness_follows_delta(times, unit):
     assert sum(map(math.log, ends)) / 30 == pytest.approx(math.log(natural), abs=0.15)
 
 
-def test_confidence_rests_as_its_schedule_falls():
-    whole = make("confidence")
-    tenth = make("confidence")
-    for controller in (whole, tenth):
-        watched(controller, [0.0] * 30)
-    tenth.rescale(0.005)
-    before = tenth.delta.item()
-    moves = [math.log(watched(whole, [0.5] * 10) / 0.05), math.log(watched(tenth, [0.5] * 10) / before)]
-    assert moves == pytest.approx([-0.25, -0.025])
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_schedule_may_touch_zero(kind):
     controller = make(kind)
@@ -279,17 +201,6 @@ def test_a_schedule_moves_delta_and_its_target_together(kind):
     controller.rescale(0.05 * 0.5)
     assert controller.delta.item() == pytest.approx(0.5 * before)
     assert controller.target.item() == pytest.approx(0.025)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_state_round_trip_is_exact(kind):
-    first = make(kind)
-    second = make(kind)
-    for kl in (0.02, 0.09, 0.03):
-        first.update(kl, True, **SIGNALS)
-    second.load_state_dict(first.state_dict())
-    for kl in (0.01, 0.2):
-        assert torch.equal(first.update(kl, True, **SIGNALS), second.update(kl, True, **SIGNALS))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -328,18 +239,9 @@ def test_gains_and_start_can_be_chosen():
     assert controller.update(0.025, True).item() == pytest.approx(0.2)
 
 
-def test_unknown_names_are_refused():
-    with pytest.raises(
-        ValueError,
-        match="controller='pid' is unknown; it takes fixed, log_pi, rsl, agreement, energy, confidence",
-    ):
-        make_controller("pid", 0.05)
+def test_an_unknown_gain_is_refused():
     with pytest.raises(ValueError, match="no gain kd"):
         make_controller("log_pi", 0.05, kd=1.0)
-    with pytest.raises(
-        ValueError, match="schedule='step' is unknown; it takes constant, linear, cosine, hold_decay"
-    ):
-        schedule_multiplier("step", 0, 10)
 
 
 def test_what_a_kind_cannot_do_without_is_asked_for():
@@ -354,10 +256,3 @@ def test_what_a_kind_cannot_do_without_is_asked_for():
     for target in (0.0, math.nan):
         with pytest.raises(ValueError, match="target must be > 0"):
             make_controller("fixed", target)
-
-
-def test_log_pi_waits_for_a_kl_anywhere_below_its_target_while_nothing_is_clipped():
-    controller = make_controller("log_pi", 0.05)
-    for kl in (0.049, 0.03, 0.001):
-        assert float(controller.update(kl, False)) == 0.05
-    assert float(controller.update(0.06, False)) < 0.05

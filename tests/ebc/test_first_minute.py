@@ -132,28 +132,3 @@ def test_hooks_that_come_after_attach_do_not_move_the_weights_past_it_in_silence
     backward_on(model, *batch())
     with pytest.raises(ValueError, match=r"remove_hooks\(\), or use LaggedClip"):
         optimizer.step()
-
-
-class Withheld(torch.autograd.Function):
-    """The weight itself; its gradient is none."""
-
-    @staticmethod
-    def forward(ctx, weight):
-        return weight.view_as(weight)
-
-    @staticmethod
-    def backward(ctx, _):
-        return None
-
-
-def test_a_weight_whose_function_returns_no_gradient_is_left_alone():
-    model = small_model()
-    spare = nn.Parameter(torch.ones(()))
-    model.register_parameter("spare", spare)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    ebc = attach(model, optimizer, target_kl=1e-4, probe_sequences="all")
-    inputs, targets = batch()
-    (nn.functional.cross_entropy(model(inputs), targets) + Withheld.apply(spare)).backward()
-    optimizer.step()
-    assert 0 < ebc.last.clip_coefficient <= 1
-    assert spare == 1

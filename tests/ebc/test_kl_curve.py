@@ -61,16 +61,6 @@ def test_it_is_that_of_the_whole_proposal_on_the_rows_of_an_audit(make_gpt, batc
             assert kl == pytest.approx(mean_kl(z, model(rows)).item(), rel=1e-6)
 
 
-def test_a_retraction_is_part_of_it(make_gpt, batches, backward):
-    model = make_gpt()
-    calls = []
-    optimizer = wrapped(model, None, retract=lambda: calls.append(1))
-    for batch in batches(5):
-        calls.clear()
-        go(model, optimizer, batch, backward)
-    assert len(calls) == len(CURVE_SCALES) + 1
-
-
 def test_a_skipped_step_has_none_and_what_is_not_finite_is_nan(make_gpt, batches, backward):
     model = make_gpt()
     broken = [False]

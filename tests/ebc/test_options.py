@@ -8,10 +8,6 @@ from ebc_lab.ebc import options
 from ebc_lab.ebc.controller import CONTROLLERS
 
 
-def test_targets_are_refused_below_ten_floors():
-    assert {kind: 10 * floor for kind, floor in options.KL_FLOOR.items()} == options.LEAST_TARGET_KL
-
-
 def test_the_registry_and_the_settings_hold_the_names():
     assert set(CONTROLLERS) == set(options.CONTROLLERS)
     assert set(groups()["budget"]) == {*options.BUDGETS, options.LAGGED}

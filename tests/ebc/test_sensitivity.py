@@ -1,4 +1,4 @@
-"""beta_g: measured by both probes, smoothed, and when."""
+"""beta_g: measured by both probes, smoothed, and when; and S, which it makes."""
 
 import itertools
 import math
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import functional_call
 
-from ebc_lab.ebc import SensitivityFilter
-from ebc_lab.ebc.options import CADENCES
+from ebc_lab.ebc import SensitivityFilter, aggregate, centre, group_parameters, rms_norm
+from ebc_lab.ebc.options import AGGREGATES, CADENCES
 from ebc_lab.ebc.sensitivity import due_groups, probe_fd, probe_jvp
 
 PROBES = {"jvp": probe_jvp, "fd": probe_fd}
@@ -51,31 +51,26 @@ def test_a_mask_keeps_only_its_tokens(golden, probe):
     )
 
 
-@pytest.fixture
-def proposal(make_gpt, batches, backward, weights_of):
-    """The 30th step of Adam on a GPT in float32: (z of the weights, the weights, their update)."""
-    model = make_gpt(width=32)
-    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
-    data = batches(30)
-    for batch in data:
-        backward(model, batch)
-        old = dict(zip(dict(model.named_parameters()), weights_of(model), strict=True))
-        optimizer.step()
-    moved = {name: p.detach() - old[name] for name, p in model.named_parameters()}
-    return lambda weights: functional_call(model, weights, (data[-1][:2, :-1],)), old, moved
-
-
 @pytest.mark.thorough
 @pytest.mark.parametrize("guess", [1.0, 1e-2, 1e2])
-@pytest.mark.parametrize(
-    "group", ["token_embedding", "position_embedding", "blocks.0", "blocks.1", "norm", "head"]
-)
-def test_fd_agrees_with_jvp_to_one_per_cent_in_float32(proposal, group, guess):
-    forward, weights, moved = proposal
-    moved = {name: dw for name, dw in moved.items() if name.startswith(group)}
-    norm = math.sqrt(sum(dw.square().sum().item() for dw in moved.values()))
-    direction = {name: dw / norm for name, dw in moved.items()}
-    with torch.no_grad():
+@torch.no_grad()
+def test_fd_agrees_with_jvp_to_one_per_cent_in_float32(make_gpt, batches, backward, weights_of, guess):
+    """In the 30th step of Adam, group by group."""
+    model = make_gpt(width=32)
+    optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
+    for batch in batches(30):
+        with torch.enable_grad():
+            backward(model, batch)
+        weights = dict(zip(dict(model.named_parameters()), weights_of(model), strict=True))
+        optimizer.step()
+    moved = {name: p - weights[name] for name, p in model.named_parameters()}
+
+    def forward(weights):
+        return functional_call(model, weights, (batch[:2, :-1],))
+
+    for members in group_parameters(moved).values():
+        norm = torch.nn.utils.get_total_norm([moved[name] for name in members])
+        direction = {name: moved[name] / norm for name in members}
         exact = probe_jvp(forward, weights, direction, None).item()
         assert probe_fd(forward, weights, direction, None, guess).item() == pytest.approx(exact, rel=0.01)
 
@@ -151,3 +146,39 @@ def test_no_group_is_forgotten(n, cadence):
         assert len(set(due)) == len(due)
         seen.update(dict.fromkeys(due, t))
         assert t - min(seen.values()) <= longest
+
+
+# -- S, and which aggregates bound the movement --------------------------------------------------------------
+
+contributions = st.lists(st.one_of(st.just(0.0), st.floats(1e-3, 1e3)), min_size=1, max_size=20)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6))
+def test_bounds_hold_on_a_linear_model(seed, layers):
+    generator = torch.Generator().manual_seed(seed)
+    draw = {"dtype": torch.float64, "generator": generator}
+    x = torch.randn(layers, 7, 4, **draw)
+    dw = torch.randn(layers, 4, 5, **draw)
+    moves = x @ dw  # each layer's share of the logits' movement
+    s = torch.stack([rms_norm(centre(move)) for move in moves])
+    movement = rms_norm(centre(moves.sum(0)))
+    assert aggregate(s, "l1") >= movement * (1 - 1e-12)
+    assert aggregate(s, "sqrtl_l2") >= movement * (1 - 1e-12)
+
+
+@given(contributions)
+def test_order_of_the_aggregates(values):
+    s = torch.tensor(values, dtype=torch.float64)
+    l1, sqrtl_l2, l2 = (aggregate(s, kind) for kind in ("l1", "sqrtl_l2", "l2"))
+    assert l2 <= l1 * (1 + 1e-12)
+    assert l1 <= sqrtl_l2 * (1 + 1e-12)
+
+
+@given(contributions, st.integers(1, 5), st.floats(1e-3, 1e3))
+def test_groups_at_rest_do_not_count_and_all_scale(values, resting, factor):
+    s = torch.tensor(values, dtype=torch.float64)
+    for kind in AGGREGATES:
+        assert aggregate(torch.cat([s, torch.zeros(resting)]), kind).item() == pytest.approx(
+            aggregate(s, kind).item()
+        )
+        assert aggregate(factor * s, kind).item() == pytest.approx(factor * aggregate(s, kind).item())

@@ -3,7 +3,7 @@
 What a process does is a list of cases, each a `Case`'s fields as a dictionary; `gloo_worker.start` begins the
 processes. Rank r of n has rows r, r+n, ... of each batch.
 
-usage: as gloo_worker.py; the scenarios are `train` and `train_and_refuse`.
+usage: as gloo_worker.py; the scenario is `train`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -33,7 +34,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from support.gloo_worker import main  # noqa: E402
 
 from ebc_lab.components.stabilizers.rivals import NormClip  # noqa: E402
-from ebc_lab.ebc import EllipsotopeClip, InBackward, LaggedClip, attach, flat, probe, stabilized  # noqa: E402
+from ebc_lab.ebc import EllipsotopeClip, InBackward, LaggedClip, attach  # noqa: E402
 from ebc_lab.ebc.parallel import workers  # noqa: E402
 from ebc_lab.ebc.stabilized import StabilizedOptimizer  # noqa: E402
 from ebc_lab.ebc.step import Arithmetic  # noqa: E402
@@ -93,7 +94,6 @@ class Case:
     scaler: bool = False
     closure: bool = False
     compiled: str = ""  # inside of the wrapper, or around it: without a compiler, by torch.compile's "eager"
-    evaluate_at: int | None = None  # a step before which the model is evaluated, by a base's own weights
     max_norm: float | None = None  # clip_grad_norm_
     frozen: list[str] = field(default_factory=list)  # prefixes of names
     bfloat16: list[str] = field(default_factory=list)  # of weights of that type
@@ -102,7 +102,6 @@ class Case:
     columns: bool = False  # FSDP shares out the last dimension where two can halve that
     resume_at: int | None = None
     folder: str = ""  # for torch.distributed.checkpoint
-    trap: str = ""  # own_kl, stale, pointed, kept
     attach_first: bool = False  # before the model is wrapped
     group: str = "auto"  # auto, none, given
 
@@ -125,46 +124,8 @@ def batch(case: Case, step: int, part: int, rank: int, world: int) -> tuple[Tens
     return tokens, targets.masked_fill(mask == 0, -100), mask
 
 
-def pointed(weights: list[Tensor], scaled: set[int], written: bool) -> flat.Layout:
-    return flat.Layout(weights, scaled)
-
-
-@contextmanager
-def trapped(trap: str) -> Iterator[None]:
-    """Meanwhile one of the remedies is left out."""
-    patches = {
-        "own_kl": lambda: mock.patch.object(workers.Workers, "mean", lambda self, value, count: value),
-        "stale": lambda: mock.patch.object(probe, "resharded", nullcontext),
-        "pointed": lambda: mock.patch.object(stabilized, "Layout", pointed),
-        "kept": lambda: mock.patch.object(probe.Prober, "forget"),
-        "": nullcontext,
-    }
-    with patches[trap]():
-        yield
-
-
-class Ahead(torch.optim.SGD):
-    """Takes its gradients where the smallest weight, of which but one process has a part, is larger."""
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
-        small = min((p for group in self.param_groups for p in group["params"]), key=torch.Tensor.numel)
-        small.mul_(2)
-        with torch.enable_grad():
-            value = closure()
-        small.div_(2)
-        super().step()
-        return value
-
-
 def optimizer_of(name: str, model: nn.Module) -> list[torch.optim.Optimizer]:
     trained = [p for p in model.parameters() if p.requires_grad]
-    if name == "schedule_free":
-        from ebc_lab.components.library_optimizers import ScheduleFree
-
-        return [ScheduleFree(trained, lr=0.05)]
-    if name == "ahead":
-        return [Ahead(trained, lr=0.5)]
     if name == "two":
         matrices = [p for p in trained if p.ndim == 2]
         rest = [p for p in trained if p.ndim != 2]
@@ -202,7 +163,7 @@ class Run:
             self.swap_parameters(before)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10) if case.scaler else None
         self.told: dict[str, list[Any]] = {"c": [], "kl": [], "trial_kl": [], "tokens": [], "measured": []}
-        self.told |= {"norm": [], "skipped": [], "all_reduces": [], "forwards": []}
+        self.told |= {"norm": [], "skipped": [], "all_reduces": []}
 
     def wrap(self) -> None:
         self.called: nn.Module = self.model
@@ -288,27 +249,10 @@ class Run:
 
     def run(self, steps: range) -> Run:
         for step in steps:
-            if step == self.case.evaluate_at:
-                self.evaluate()
-            forward = self.prober.as_trained
-            with (
-                mock.patch.object(workers.dist, "all_reduce", wraps=dist.all_reduce) as reduced,
-                mock.patch.object(self.prober, "as_trained", wraps=forward) as measured,
-            ):
+            with mock.patch.object(workers.dist, "all_reduce", wraps=dist.all_reduce) as reduced:
                 self.step(step)
-            self.told["forwards"].append(measured.call_count)
             self.record(reduced.call_count)
         return self
-
-    @torch.no_grad()
-    def evaluate(self) -> None:
-        tokens = batch(self.case, 0, 0, 0, 1)[0]
-        trained = self.weights()
-        self.ebc.eval()
-        self.told["evaluated"] = [self.called(tokens)]
-        self.ebc.train()
-        after = self.weights()
-        self.told["back"] = [torch.equal(a, b) for a, b in zip(trained, after, strict=True)]
 
     def record(self, all_reduces: int) -> None:
         stats = self.ebc.last
@@ -324,17 +268,11 @@ class Run:
         self.told["measured"].append(stats.measurements)
         self.told["all_reduces"].append(all_reduces)
 
-    @property
-    def prober(self) -> probe.Prober:
-        return (self.ebc.clip if self.attached else self.ebc).prober
-
-    def weights(self) -> list[Tensor]:
-        whole = [getattr(p, "full_tensor", lambda p=p: p)() for p in self.model.parameters()]
-        return [w.detach().clone() for w in whole]
-
     def result(self) -> dict[str, Any]:
         engine = self.ebc.clip if self.attached else self.ebc
-        return {**self.told, "weights": self.weights(), "floor": engine.budget.floor}
+        whole = [getattr(p, "full_tensor", lambda p=p: p)() for p in self.model.parameters()]
+        weights = [w.detach().clone() for w in whole]
+        return {**self.told, "weights": weights, "floor": engine.budget.floor}
 
 
 def resumed(first: Run) -> Run:
@@ -373,9 +311,7 @@ def through_files(first: Run, second: Run) -> None:
 
 
 def trained(case: Case, rank: int, world: int) -> dict[str, Any]:
-    with ExitStack() as stack:
-        stack.enter_context(trapped(case.trap))
-        stack.enter_context(warnings.catch_warnings())
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run = Run(case, rank, world)
         half = case.steps if case.resume_at is None else case.resume_at
@@ -383,10 +319,6 @@ def trained(case: Case, rank: int, world: int) -> dict[str, Any]:
         if case.resume_at is not None:
             run = resumed(run).run(range(half, case.steps))
         return run.result()
-
-
-def train(rank: int, cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {name: trained(Case(**given), rank, dist.get_world_size()) for name, given in cases.items()}
 
 
 def one_step(model: nn.Module, ebc: Any, optimizers: list[torch.optim.Optimizer]) -> None:
@@ -400,20 +332,17 @@ def one_step(model: nn.Module, ebc: Any, optimizers: list[torch.optim.Optimizer]
             optimizer.step()
 
 
-def hsdp() -> None:
-    model = Tiny()
-    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
-    fully_shard(model, mesh=mesh)
-    attached_step(model)
-
-
 def attached_step(model: nn.Module, **options: Any) -> None:
     optimizers = optimizer_of("adam", model)
     one_step(model, attach(model, optimizers, **{"target_kl": 0.01, **options}), optimizers)
 
 
-def tensor_parallel() -> None:
-    model = Tiny()
+def hsdp(model: Tiny) -> None:
+    fully_shard(model, mesh=init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard")))
+    attached_step(model)
+
+
+def tensor_parallel(model: Tiny) -> None:
     mesh = init_device_mesh("cpu", (2,))
     for block in model.blocks:
         block.up, block.down = nn.Linear(6, 14), nn.Linear(14, 6)
@@ -421,56 +350,48 @@ def tensor_parallel() -> None:
     attached_step(model)
 
 
-def older_fsdp() -> None:
-    attached_step(FullyShardedDataParallel(Tiny(), device_id=torch.device("cpu"), use_orig_params=True))
+def older_fsdp(model: Tiny) -> None:
+    attached_step(FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True))
 
 
-def blocks_alone() -> None:
-    model = Tiny()
+def blocks_alone(model: Tiny) -> None:
     for block in model.blocks:
         fully_shard(block)
     attached_step(model)
 
 
-def two_meshes() -> None:
-    model = Tiny()
+def two_meshes(model: Tiny) -> None:
     for block in model.blocks:
         fully_shard(block, mesh=DeviceMesh("cpu", [1, 0]))
-    fully_shard(model)
-    attached_step(model)
+    sharded(model)
 
 
-def inner_module() -> None:
-    inner = Tiny()
-    outer = nn.Sequential(inner)
+def inner_module(model: Tiny) -> None:
+    outer = nn.Sequential(model)
     fully_shard(outer)
-    optimizers = optimizer_of("adam", inner)
-    one_step(outer, attach(inner, optimizers, target_kl=0.01), optimizers)
+    optimizers = optimizer_of("adam", model)
+    one_step(outer, attach(model, optimizers, target_kl=0.01), optimizers)
 
 
-def optimizer_before_sharding() -> None:
-    model = Tiny()
+def optimizer_before_sharding(model: Tiny) -> None:
     optimizers = optimizer_of("adam", model)
     ebc = attach(model, optimizers, target_kl=0.01)
     fully_shard(model)
     one_step(model, ebc, optimizers)
 
 
-def sharded(**options: Any) -> None:
-    model = Tiny()
+def sharded(model: Tiny, **options: Any) -> None:
     fully_shard(model)
     attached_step(model, **options)
 
 
-def rival() -> None:
-    model = Tiny()
+def rival(model: Tiny) -> None:
     fully_shard(model)
     optimizers = optimizer_of("adam", model)
     one_step(model, NormClip(model, optimizers, audit_every=0), optimizers)
 
 
-def replicated(**options: Any) -> None:
-    model = Tiny()
+def replicated(model: Tiny, **options: Any) -> None:
     optimizers = optimizer_of("adam", model)
     ebc = EllipsotopeClip(model, optimizers, target_kl=0.01, **options)
     one_step(DistributedDataParallel(model), ebc, optimizers)
@@ -483,8 +404,7 @@ class Hooked(torch.optim.SGD):
     hooked = True
 
 
-def moving_in_backward(kind: type[InBackward], **options: Any) -> None:
-    model = Tiny()
+def moving_in_backward(model: Tiny, kind: type[InBackward], **options: Any) -> None:
     kind(model, Hooked(model.parameters(), lr=0.01), **options).begin_step()
 
 
@@ -503,55 +423,55 @@ class Exploding(torch.optim.SGD):
             )
 
 
-def not_finite() -> None:
-    model = Tiny()
+def not_finite(model: Tiny) -> None:
     fully_shard(model)
     optimizers: list[torch.optim.Optimizer] = [Exploding(model.parameters(), lr=0.1)]
     one_step(model, attach(model, optimizers, target_kl=0.01), optimizers)
 
 
-WRONG: dict[str, Callable[[], None]] = {
-    "hsdp": hsdp,
-    "tensor parallel": tensor_parallel,
-    "older fsdp": older_fsdp,
-    "blocks alone": blocks_alone,
-    "two meshes": two_meshes,
-    "inner module": inner_module,
-    "optimizer before sharding": optimizer_before_sharding,
-    "fisher": lambda: sharded(budget="fisher"),
-    "surrogate": lambda: sharded(budget="surrogate"),
-    "calibrated": lambda: sharded(budget="calibrated"),
-    "sensitivity_every": lambda: sharded(sensitivity_every=5),
-    "rival": rival,
-    "not finite": not_finite,
-    "retract": lambda: sharded(retract=lambda: None),
-    "arithmetic": lambda: replicated(arithmetic=OwnSums()),
-    "agreement": lambda: replicated(controller="agreement"),
-    "confidence": lambda: replicated(controller="confidence"),
-    "in backward": lambda: moving_in_backward(InBackward),
-    "lagged": lambda: moving_in_backward(LaggedClip, target_kl=0.01),
+# what raises, of a new model, and what it says
+REFUSED: dict[str, tuple[Callable[[Tiny], None], str]] = {
+    "hsdp": (hsdp, "several dimensions"),
+    "tensor parallel": (tensor_parallel, "tensor parallelism"),
+    "older fsdp": (older_fsdp, "use fully_shard"),
+    "blocks alone": (blocks_alone, "fully_shard to the whole model"),
+    "two meshes": (two_meshes, "several meshes"),
+    "inner module": (inner_module, "the module that it was applied to last"),
+    "optimizer before sharding": (
+        optimizer_before_sharding,
+        "after anything that replaces them, as fully_shard does",
+    ),
+    "fisher": (partial(sharded, budget="fisher"), "budget='fisher' takes derivatives"),
+    "surrogate": (partial(sharded, budget="surrogate"), "budget='surrogate' takes derivatives"),
+    "calibrated": (partial(sharded, budget="calibrated"), "budget='calibrated' takes derivatives"),
+    "sensitivity_every": (partial(sharded, sensitivity_every=5), "sensitivity_every takes derivatives"),
+    "retract": (partial(sharded, retract=lambda: None), "use DDP"),
+    "rival": (rival, "NormClip needs whole tensors"),
+    "arithmetic": (partial(replicated, arithmetic=OwnSums()), "process_group=None"),
+    "agreement": (partial(replicated, controller="agreement"), "controller='agreement'"),
+    "confidence": (partial(replicated, controller="confidence"), "controller='confidence'"),
+    "in backward": (partial(moving_in_backward, kind=InBackward), "process_group=None"),
+    "lagged": (partial(moving_in_backward, kind=LaggedClip, target_kl=0.01), "process_group=None"),
+    "not finite": (not_finite, "NonFiniteUpdateError: step 0"),
 }
 
 
 def refusals() -> dict[str, str]:
-    """What each of `WRONG` raises: the kind and the words."""
+    """What each of `REFUSED` raises: the kind and the words."""
     told: dict[str, str] = {}
-    for name, wrong in WRONG.items():
+    for name, (wrong, _) in REFUSED.items():
         try:
-            wrong()
+            wrong(Tiny())
         except Exception as error:
             told[name] = f"{type(error).__name__}: {error}"
     return told
 
 
-def train_and_refuse(rank: int, cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {**train(rank, cases), "refused": refusals()}
+def train(rank: int, cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What every case comes to, and under `refused` what is refused."""
+    told = {name: trained(Case(**given), rank, dist.get_world_size()) for name, given in cases.items()}
+    return {**told, "refused": refusals()}
 
-
-SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
-    "train": train,
-    "train_and_refuse": train_and_refuse,
-}
 
 if __name__ == "__main__":
-    main(SCENARIOS, *sys.argv[1:])
+    main({"train": train}, *sys.argv[1:])

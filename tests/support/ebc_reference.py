@@ -349,23 +349,10 @@ class ReferenceClip:
 
         noise = 9 / proposal.tokens.numel()
 
-        def update(y: float) -> tuple[float, float, float, float]:
-            """y -> x, v, w, and ln(KL/P) of this very step."""
-            if v is None or x is None:
-                return y, w + noise, w, y
-            off = y - x
-            spread = v + w + noise
-            extra = off**2 - spread if off**2 > 16 * spread else 0.0
-            gain = (v + extra) / (spread + extra)
-            here = (v + extra + w) / (spread + extra)
-            new_w = max(0.0, w + 0.02 * (min(off**2, 16 * spread) - spread))
-            return x + gain * off, gain * (w + noise), new_w, x + here * off
-
         def scale(kl: float, trial: float) -> float:
             whole = kl / trial**2
-            return math.sqrt(
-                self.delta / (P * math.exp(update(math.log(whole / P) + noise / 2)[3]) if P else whole)
-            )
+            here = self._measured(v, math.log(whole / P) + noise / 2, noise)[3] if P else 0.0
+            return math.sqrt(self.delta / (P * math.exp(here) if P else whole))
 
         self._search(done, proposal, t, first or self.trial, scale)
         trial, kl = done.trace[-1]
@@ -374,7 +361,7 @@ class ReferenceClip:
         elif P > 0:
             y = math.log(max(kl, self.floor) / trial**2 / P)
             if kl >= self.floor:
-                self.x, self.v, self.w, _ = update(y + noise / 2)
+                self.x, self.v, self.w, _ = self._measured(v, y + noise / 2, noise)
             else:
                 self.x, self.v = y, None
             if v is not None and x is not None and kl >= self.floor:
@@ -390,13 +377,21 @@ class ReferenceClip:
         assert done.applied_kl is not None
         assert done.P is not None
         noise = 9 / self.audited_tokens
-        off = math.log(done.applied_kl / done.c**2 / done.P) + noise / 2 - self.x
-        spread = self.v + self.w + noise
+        y = math.log(done.applied_kl / done.c**2 / done.P) + noise / 2
+        self.x, self.v, self.w, _ = self._measured(self.v, y, noise)
+
+    def _measured(self, v: float | None, y: float, noise: float) -> tuple[float, float, float, float]:
+        """What is seen, y, beside x of variance v -> x, v, w, and ln(KL/P) of this very step."""
+        x, w = self.x, self.w
+        if v is None or x is None:
+            return y, w + noise, w, y
+        off = y - x
+        spread = v + w + noise
         extra = off**2 - spread if off**2 > 16 * spread else 0.0
-        gain = (self.v + extra) / (spread + extra)
-        self.x += gain * off
-        self.v = gain * (self.w + noise)
-        self.w = max(0.0, self.w + 0.02 * (min(off**2, 16 * spread) - spread))
+        gain = (v + extra) / (spread + extra)
+        here = (v + extra + w) / (spread + extra)
+        new_w = max(0.0, w + 0.02 * (min(off**2, 16 * spread) - spread))
+        return x + gain * off, gain * (w + noise), new_w, x + here * off
 
     def _most(self, proposal: Proposal, t: int) -> float:
         """r/||dW||, at most 1."""

@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from ebc_lab.axiom.distributed import AXIOM_DDP, AxiomDDPState, axiom_hook
@@ -104,7 +103,7 @@ class Spy:
 class Trained:
     """A model wrapped for one mode, its optimizer and its losses.
 
-    mode: `plain`, `axiom`, `forgetful` (axiom without error feedback) or `power` (PowerSGD of rank 4).
+    mode: `plain`, `axiom` or `forgetful` (axiom without error feedback).
     """
 
     def __init__(
@@ -119,11 +118,8 @@ class Trained:
         self.wrapped = DistributedDataParallel(model, **settings)
         self.losses: list[float] = []
         self.spy = Spy()
-        self.state: Any = None
-        if mode == "power":
-            self.state = PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=2)
-            self.wrapped.register_comm_hook(self.state, powerSGD_hook)
-        elif mode != "plain":
+        self.state: AxiomDDPState | None = None
+        if mode != "plain":
             self.state = AxiomDDPState(error_feedback=mode == "axiom")
             self.wrapped.register_comm_hook(self.state, self.spy.hook)
 
@@ -138,17 +134,14 @@ class Trained:
 
     def result(self) -> dict[str, Any]:
         told: dict[str, Any] = {"weights": weights_of(self.model), "losses": self.losses}
-        if isinstance(self.state, AxiomDDPState):
+        if self.state is not None:
             told |= {"sent": self.state.sent, "dense": self.state.dense, "buckets": self.spy.sizes}
             told["residuals"] = own_residuals(self.state)
-        elif self.state is not None:
-            told["sent"] = 4 * self.state.total_numel_after_compression
-            told["dense"] = 4 * self.state.total_numel_before_compression
         return told
 
 
 def short(rank: int) -> dict[str, Any]:
-    """Every mode for a few steps, `axiom` in several ways that should come to the same, and bad gradients."""
+    """`axiom` for a few steps, in several ways that should come to the same; `forgetful`; bad gradients."""
 
     def loss_of(model: nn.Module, step: int) -> Tensor:
         return small_loss(model, rank, step)
@@ -156,7 +149,7 @@ def short(rank: int) -> dict[str, Any]:
     every = range(SHORT_STEPS)
     told = {
         mode: Trained(mode, small_model(), sgd).run(every, loss_of).result()
-        for mode in ("plain", "axiom", "forgetful", "power")
+        for mode in ("axiom", "forgetful")
     }
     views = {"gradient_as_bucket_view": True, **SMALL_BUCKETS}
     told["small buckets"] = Trained("axiom", small_model(), sgd, **SMALL_BUCKETS).run(every, loss_of).result()
@@ -238,7 +231,7 @@ def long(rank: int, text: str, steps: int, lr: float) -> dict[str, Any]:
         model = nn.Sequential(read, nn.Linear(256, 512), nn.Tanh(), nn.Linear(512, len(alphabet)))
         return Trained(mode, model, plain_sgd).run(range(steps), loss_of).result()
 
-    told = {mode: run(mode) for mode in ("plain", "axiom", "forgetful", "power")}
+    told = {mode: run(mode) for mode in ("plain", "axiom", "forgetful")}
     return {**told, "again": run("axiom")}
 
 

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ebc_lab.ebc import attach
+
 
 class Tokenwise(nn.Module):
     """Logits of a token depend on that token alone: (..., ) integers -> (..., V)."""
@@ -36,3 +38,9 @@ def learn(model, optimizer, ids, *given, **named):
     loss_of(model(ids, *given, **named), ids).backward()
     optimizer.step()
     model.zero_grad()
+
+
+def attached_adam(model, lr=0.05, **options):
+    """Return an Adam of what the model trains, and the EBC on it; without audits unless `options` ask."""
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr)
+    return optimizer, attach(model, optimizer, **{"target_kl": 0.002, "audit_every": 0, **options})

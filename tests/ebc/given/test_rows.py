@@ -1,14 +1,12 @@
 """Which rows of a batch choose c, and batches that cannot be cut by their tensors."""
 
-import warnings
-
 import pytest
 import torch
-from support.tokenwise import Tokenwise, integers, learn, loss_of
+from support.tokenwise import Tokenwise, attached_adam, integers, learn, loss_of
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ebc_lab.ebc import EBCWarning, attach, mean_kl
+from ebc_lab.ebc import EBCWarning, mean_kl
 
 TARGET = 1e-3
 
@@ -28,9 +26,8 @@ class Labelled(Tokenwise):
 def test_rows_that_count_are_chosen_from_the_whole_batch(rows):
     """Unlabelled rows come first, after a start without any."""
     model = Labelled()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     counts = {"mask_of": lambda given: given["labels"] != -100}
-    ebc = attach(model, optimizer, target_kl=TARGET, probe_sequences=rows, audit_every=4, **counts)
+    optimizer, ebc = attached_adam(model, target_kl=TARGET, probe_sequences=rows, audit_every=4, **counts)
     audited = 0
     for step in range(16):
         ids = integers(48, 12, seed=step)
@@ -92,97 +89,51 @@ class Box:
 
 
 @pytest.mark.parametrize("how", ["whole", "cut", "opaque"])
-def test_batches_that_no_tensor_gives_the_rows_of(how):
+def test_batches_that_no_tensor_gives_the_rows_of(how, recwarn):
     class Boxed(Graphs):
         def forward(self, data):
             return super().forward(data.data if isinstance(data, Box) else data)
 
     torch.manual_seed(0)
     model = Boxed()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", EBCWarning)
-        ebc = attach(
-            model, optimizer, target_kl=TARGET, audit_every=4, rows_of=some_graphs if how == "cut" else None
-        )
-        ratios = []
-        for step in range(14):
-            data, labels = graphs(step)
-            others, _ = graphs(1000 + step)
-            before = said(model, others)
-            cross_entropy(model(Box(data) if how == "opaque" else data), labels).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            ratios.append(float(mean_kl(before, said(model, others))) / TARGET)
-    sentences = [str(w.message) for w in told if issubclass(w.category, EBCWarning)]
+    rows_of = some_graphs if how == "cut" else None
+    optimizer, ebc = attached_adam(model, lr=0.03, target_kl=TARGET, audit_every=4, rows_of=rows_of)
+    ratios = []
+    for step in range(14):
+        data, labels = graphs(step)
+        others, _ = graphs(1000 + step)
+        before = said(model, others)
+        cross_entropy(model(Box(data) if how == "opaque" else data), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        ratios.append(float(mean_kl(before, said(model, others))) / TARGET)
+    sentences = [str(w.message) for w in recwarn if issubclass(w.category, EBCWarning)]
     assert len(sentences) == (0 if how == "cut" else 1), sentences
     assert all("rows_of=lambda given, rows" in sentence for sentence in sentences)
     assert 0.7 < sorted(ratios[4:])[5] < 1.3
     assert ebc.clip.chosen_by == (225, 225)
 
 
-def test_an_empty_batch_takes_the_last_c_and_another_axis_of_rows_is_named():
+def test_an_empty_batch_takes_the_last_c():
     model = Tokenwise()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
-    ebc = attach(model, optimizer, target_kl=TARGET)
-    for step, rows in enumerate((48, 48, 48, 48, 0)):
-        (
-            model(integers(rows, 12, seed=step)).square().sum() if rows == 0 else step_loss(model, step)
-        ).backward()
-        last = ebc.last
-        optimizer.step()
-        optimizer.zero_grad()
+    optimizer, ebc = attached_adam(model, target_kl=TARGET)
+    for step in range(4):
+        learn(model, optimizer, integers(48, 12, seed=step))
+    last = ebc.last
+    model(integers(0, 12)).square().sum().backward()
+    optimizer.step()
     assert ebc.last is not last
     assert 0 < ebc.last.clip_coefficient < 1
 
+
+def test_another_axis_of_rows_is_named():
     class Heads(Tokenwise):
         def forward(self, ids):
             return super().forward(ids.expand(3, *ids.shape))
 
     model = Heads()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
-    attach(model, optimizer, target_kl=TARGET)
+    optimizer, _ = attached_adam(model)
     ids = integers(48, 12)
     loss_of(model(ids), ids.expand(3, 48, 12)).backward()
     with pytest.warns(EBCWarning, match=r"axis 1 has: logits_of=lambda z: z\.movedim\(1, 0\)"):
         optimizer.step()
-
-
-def step_loss(model, step):
-    ids = integers(48, 12, seed=step)
-    return loss_of(model(ids), ids)
-
-
-def test_a_part_that_cannot_be_called_in_the_middle_of_a_run():
-    """Pictures lie behind one another; from the fourth step on a row has two of them and another none."""
-
-    class Sees(Tokenwise):
-        def forward(self, ids, pictures):
-            if len(pictures) != int((ids == 0).sum()):
-                raise ValueError("pictures for other places")
-            return super().forward(ids).masked_scatter((ids == 0)[..., None], pictures)
-
-    def trained(steps, state=None):
-        model = Sees()
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
-        attach(model, optimizer, target_kl=TARGET)
-        start = 0
-        if state is not None:
-            model.load_state_dict(state[0])
-            optimizer.load_state_dict(state[1])
-            start = state[2]
-        for step in range(start, steps):
-            ids = integers(48, 12, seed=step) % 10 + 1
-            ids[:, 0] = 0
-            if step in (4, 5):
-                ids[0, 0], ids[40, 1] = 1, 0
-            learn(model, optimizer, ids, torch.zeros(48, 11))
-        return model.state_dict(), optimizer.state_dict(), steps
-
-    with pytest.warns(EBCWarning, match="pictures for other places") as told:
-        whole = trained(9)
-    assert len([w for w in told if "pictures" in str(w.message)]) == 1
-    with pytest.warns(EBCWarning, match="pictures for other places"):
-        state = trained(6)
-    resumed = trained(9, state)
-    assert all(torch.equal(p, q) for p, q in zip(whole[0].values(), resumed[0].values(), strict=True))

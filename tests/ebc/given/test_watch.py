@@ -5,17 +5,16 @@ import warnings
 
 import pytest
 import torch
-from support.tokenwise import Tokenwise, integers, loss_of
+from support.tokenwise import Tokenwise, attached_adam, integers, loss_of
 
-from ebc_lab.ebc import EBCWarning, attach
+from ebc_lab.ebc import EBCWarning
 
 
 def said(model, steps=25, loss=lambda value: value, forward=None, **options):
     """What is said of `steps` steps in a row, without what is said of the first."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+    optimizer, ebc = attached_adam(model, lr=0.03, **options)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", EBCWarning)
-        ebc = attach(model, optimizer, **{"target_kl": 0.002, "audit_every": 0, **options})
         for step in range(steps):
             ids = integers(48, 12, seed=step)
             loss(loss_of(model(ids), ids)).backward()

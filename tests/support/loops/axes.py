@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from .data import V, log_softmax, padding, shifted, text
+from .data import V, log_softmax, shifted
 from .loop import Loop
 from .parts import adam, class_step, seeded, token_step
 
@@ -53,87 +51,6 @@ CHARACTERS = Loop(
     quick=True,
 )
 
-# -- translation with nn.Transformer -------------------------------------------------------------------------
-
-
-class Translator(nn.Module):
-    """Sentences (S, B) and (T, B), masks of both (B, S) and (B, T) that are true at padding -> (T, B, V)."""
-
-    def __init__(self, width: int = 48):
-        super().__init__()
-        self.source = nn.Embedding(V + 1, width)
-        self.target = nn.Embedding(V + 1, width)
-        self.positions = nn.Parameter(0.1 * torch.randn(32, 1, width))
-        self.transformer = nn.Transformer(width, 4, 1, 1, 2 * width, dropout=0.1)
-        self.generator = nn.Linear(width, V)
-
-    def forward(
-        self,
-        src: Tensor,
-        trg: Tensor,
-        src_mask: Tensor,
-        tgt_mask: Tensor,
-        src_padding_mask: Tensor,
-        tgt_padding_mask: Tensor,
-        memory_key_padding_mask: Tensor,
-    ) -> Tensor:
-        out = self.transformer(
-            self.source(src) + self.positions[: len(src)],
-            self.target(trg) + self.positions[: len(trg)],
-            src_mask,
-            tgt_mask,
-            None,
-            src_padding_mask,
-            tgt_padding_mask,
-            memory_key_padding_mask,
-        )
-        return self.generator(out)
-
-
-def sentences(number: int, rows: int = 48) -> tuple[Tensor, Tensor]:
-    """(14, rows) and its translation (13, rows), padded by V."""
-    source = text(number, rows, 14)
-    kept = padding(number, rows, 14, longest=14, shortest=5)
-    target = ((source + 1) % V).masked_fill(~kept, V)
-    return source.masked_fill(~kept, V).t(), target[:, 1:].t()
-
-
-def translator_arguments(src: Tensor, trg: Tensor) -> tuple[Tensor, ...]:
-    given = trg[:-1]
-    ahead = nn.Transformer.generate_square_subsequent_mask(len(given)).isinf()
-    everything = torch.zeros(len(src), len(src), dtype=torch.bool)
-    src_padding, trg_padding = (src == V).t(), (given == V).t()
-    return src, given, everything, ahead, src_padding, trg_padding, src_padding
-
-
-def translator_step(
-    model: nn.Module, optimizers: list[Optimizer], batch: Any, carried: dict[str, Any]
-) -> None:
-    (optimizer,) = optimizers
-    logits = model(*translator_arguments(*batch))
-    optimizer.zero_grad()
-    wanted = batch[1][1:]
-    loss = F.cross_entropy(logits.reshape(-1, V), wanted.reshape(-1), ignore_index=V)
-    loss.backward()
-    optimizer.step()
-
-
-def translator_log_p(model: nn.Module, batch: Any) -> Tensor:
-    return log_softmax(model(*translator_arguments(*batch)))[(batch[1][:-1] != V).flatten()]
-
-
-TRANSLATOR = Loop(
-    name="translation with nn.Transformer",
-    like="(T, B), four masks by their places, those of padding (B, T) and true where there is none",
-    build=partial(seeded, Translator),
-    optimizers=partial(adam, lr=3e-3),
-    batch=sentences,
-    step=translator_step,
-    log_p=translator_log_p,
-    options={"batch_dim": 1, "mask_of": lambda given: ~given["tgt_padding_mask"].t()},
-    target_kl=0.0005,
-)
-
 # -- classes on the second axis ------------------------------------------------------------------------------
 
 
@@ -171,4 +88,4 @@ WAVENET = Loop(
     quick=True,
 )
 
-LOOPS = [CHARACTERS, TRANSLATOR, WAVENET]
+LOOPS = [CHARACTERS, WAVENET]

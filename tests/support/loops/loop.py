@@ -9,7 +9,6 @@ both, since EBC answers for the weights alone.
 from __future__ import annotations
 
 import copy
-import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -116,13 +115,6 @@ class Played:
     def limited(self, start: int) -> list[float]:
         """Return the ratios of the clipped steps from the `start`-th on."""
         return [r for r, c in zip(self.ratios[start:], self.c[start:], strict=True) if c < LIMITED]
-
-    def figures(self, start: int) -> str:
-        limited = self.limited(start)
-        if not limited:
-            return "no step was clipped"
-        of = f"of {len(limited)} clipped steps, median c {statistics.median(self.c[start:]):.2g}"
-        return f"median {statistics.median(limited):.3g}, worst {max(limited):.3g} {of}"
 
 
 def played(loop: Loop, steps: int) -> Played:
