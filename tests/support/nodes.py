@@ -44,10 +44,6 @@ def state_of(pid: int) -> str | None:
     return None if state in "ZX" else state
 
 
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 @dataclass(frozen=True)
 class At:
     """A worker on a node, and the runs that it is on."""
@@ -175,10 +171,6 @@ class NodesStudy:
 
     def events(self, run_id: str) -> list[str]:
         return [event["event"] for event in attempts.log(self.study.run_dir(run_id))]
-
-    def begun(self) -> int:
-        """How many attempts at runs have begun."""
-        return sum(self.events(run_id).count("begin") for run_id in self.study.run_ids())
 
 
 def bytes_of(root: Path) -> dict[str, bytes]:
