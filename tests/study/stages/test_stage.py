@@ -27,11 +27,14 @@ class WarmUp(Choice):
     figures = (Figure("warmup_steps", "steps of warm-up"),)
 
     def runs(self, config, earlier, results):
-        [name] = tracks_of(earlier, "warm_up")
-        track = earlier["lr_sweep"]["tracks"][name]
-        run = plain_run(config, track, config.warm_up.steps, config.study.stage_seed, 1.0)
-        warmed = {steps: scheduled(run, "trapezoid", steps) for steps in config.warm_up.choices}
-        return [spec_of("warm_up", f"{n} steps", run, 1.0, f"_w{n}") for n, run in warmed.items()]
+        specs = []
+        for name in tracks_of(earlier, "warm_up"):
+            track = earlier["lr_sweep"]["tracks"][name]
+            run = plain_run(config, track, config.warm_up.steps, config.study.stage_seed, 1.0)
+            for steps in config.warm_up.choices:
+                warmed = scheduled(run, "trapezoid", steps)
+                specs.append(spec_of("warm_up", f"{steps} steps", warmed, 1.0, f"_w{steps}"))
+        return specs
 
     def decide(self, config, specs, results, earlier):
         winner = best(specs, results)
