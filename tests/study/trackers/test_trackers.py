@@ -5,9 +5,11 @@ import shutil
 import subprocess
 import sys
 import threading
+import warnings
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from support.called import CLI
@@ -26,7 +28,7 @@ from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.store import manifest
 from ebc_lab.study.store.study import Study
 from ebc_lab.study.store.verify import verify
-from ebc_lab.study.trackers import process
+from ebc_lab.study.trackers import backends, process
 from ebc_lab.training.outcome import run_and_record
 
 TIMES = ("wall_s", "train_s", "tokens_per_s", "probe_pct", "curve", "streams", "checksum")
@@ -333,6 +335,15 @@ def test_nothing_is_shown_during_a_measurement_of_time(own_copy):
     overhead.mkdir()
     (overhead / "progress.json").write_text("{}")
     assert reader.measuring()
+
+
+def test_a_run_that_failed_is_so_in_mlflow_and_what_trackio_only_warns_of_is_a_failure():
+    tracker = Mock()
+    backends.MLflow.end(tracker, Mock(), "failed", {})
+    assert tracker.client.set_terminated.call_args.args[1] == "FAILED"
+    tracker.trackio.init.return_value.finish = lambda: warnings.warn("trackio failed", stacklevel=1)
+    with pytest.raises(OSError, match="trackio failed"):
+        backends.Trackio._log(tracker, Mock(), [])
 
 
 # -- down, broken, hanging -----------------------------------------------------------------------------------
