@@ -343,7 +343,7 @@ def test_a_run_that_failed_is_so_in_mlflow_and_what_trackio_only_warns_of_is_a_f
     assert tracker.client.set_terminated.call_args.args[1] == "FAILED"
     tracker.trackio.init.return_value.finish = lambda: warnings.warn("trackio failed", stacklevel=1)
     with pytest.raises(OSError, match="trackio failed"):
-        backends.Trackio._log(tracker, Mock(), [])
+        backends.Trackio._log(tracker, Mock(settings={}, identity={}), [])
 
 
 # -- down, broken, hanging -----------------------------------------------------------------------------------
