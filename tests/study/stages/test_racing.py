@@ -91,16 +91,30 @@ def beyond(spec):
     return DIVERGED if spec.lr_scale > 0.2 else answer(spec, best=0.1)
 
 
+# a strength that limits nothing makes ties, and racing trains the middle of a grid before its head
+TIES = {"stabilizer": {"name": "zclip"}}
+TIED = {"other": ArmConfig(settings=TIES, tune={"strength": [1.5, 2, 2.5, 3, 4]})}
+
+
 @pytest.mark.thorough
-@pytest.mark.parametrize("made", [answer, lambda spec: answer(spec, best=30.0), beyond])
-def test_the_same_point_wins_as_without_racing_and_no_arm_loses_its_search(made):
+@pytest.mark.parametrize(
+    ("made", "raced_at", "arms", "raced"),
+    [
+        (answer, 5, {}, True),
+        (lambda spec: answer(spec, best=30.0), 5, {}, True),
+        (beyond, 5, {}, False),
+        (answer, 1000, TIED, False),
+    ],
+)
+def test_the_same_point_wins_as_without_racing_and_no_arm_loses_its_search(made, raced_at, arms, raced):
     outcomes, choices = [], []
-    for sigmas in (0, 5):
-        decision, _, results = decided(suite("tune.max_extensions=6", sigmas=sigmas), made)
+    for sigmas in (0, raced_at):
+        config = suite("tune.max_extensions=6", sigmas=sigmas, arms=ARMS | arms)
+        decision, _, results = decided(config, made)
         outcomes.append({r["outcome"] for r in results.values()})
-        arms = decision["tracks"]["adam_none"]["arms"]
-        choices.append({k: (arm["point"], arm["val_loss"], arm["extended"]) for k, arm in arms.items()})
-    assert ["raced" in ended for ended in outcomes] == [False, made is not beyond]
+        tuned = decision["tracks"]["adam_none"]["arms"]
+        choices.append({k: (arm["point"], arm["val_loss"], arm["extended"]) for k, arm in tuned.items()})
+    assert ["raced" in ended for ended in outcomes] == [False, raced]
     assert choices[0] == choices[1]
 
 
