@@ -8,11 +8,8 @@ tests/study/test_promises.py and tests/study/test_autopilot.py.
 import fcntl
 import json
 import os
-import pty
 import select
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,15 +38,6 @@ def bench(tmp_path):
     made = Bench(tmp_path)
     yield made
     made.close()
-
-
-def watch(pids) -> dict[int, int]:
-    """Process -> a descriptor that becomes readable when it has ended."""
-    return {pid: os.pidfd_open(pid) for pid in pids}
-
-
-def gone(watched: dict[int, int]) -> bool:
-    return all(select.select([fd], [], [], PATIENCE_S)[0] for fd in watched.values())
 
 
 # -- what workers see ----------------------------------------------------------------------------------------
@@ -110,35 +98,22 @@ def test_a_job_has_the_cores_and_gpus_of_all_processes_of_its_run(bench):
 # -- no process is left --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["kill -9", "Ctrl-C"])
-def test_no_process_is_left_when_the_driver_goes(tmp_path, how):
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGHUP, -1)], ids=str
+)
+def test_no_process_is_left_when_the_driver_goes(tmp_path, number, code):
+    """Killed, interrupted, or its terminal closed."""
     driver = started(idle.driver(tmp_path))
     until(driver, "both are held")
-    processes = watch(family(driver.pid))
+    processes = [os.pidfd_open(pid) for pid in family(driver.pid)]
     assert len(processes) == 2
-    driver.send_signal({"kill -9": signal.SIGKILL, "Ctrl-C": signal.SIGINT}[how])
+    driver.send_signal(number)
     out, _ = driver.communicate()
-    assert gone(processes)
-    assert driver.returncode == {"kill -9": -9, "Ctrl-C": 130}[how], out
+    assert all(select.select([process], [], [], PATIENCE_S)[0] for process in processes)
+    assert driver.returncode == code, out
     assert "Traceback" not in out
-    for log in (tmp_path / "s/runs").glob("*/checkpoint.pt"):
-        assert json.loads(log.read_text()) == {"step": 1}, "a worker left no checkpoint"
-
-
-@pytest.mark.thorough
-def test_no_process_is_left_when_the_terminal_is_closed(tmp_path):
-    ours, theirs = pty.openpty()
-    login = "import os, pty, sys; os.login_tty(0); os.execv(sys.argv[1], sys.argv[1:])"
-    command = [sys.executable, "-c", login, *idle.driver(tmp_path)]
-    driver = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
-    os.close(theirs)
-    seen = b""
-    while b"both are held" not in seen:
-        seen += os.read(ours, 65536)
-    processes = watch([driver.pid, *family(driver.pid)])
-    os.close(ours)
-    assert driver.wait(timeout=PATIENCE_S) != 0
-    assert gone(processes)
+    for checkpoint in (tmp_path / "s/runs").glob("*/checkpoint.pt"):
+        assert json.loads(checkpoint.read_text()) == {"step": 1}, "a worker left no checkpoint"
 
 
 # -- workers that die, hang, or take too long ----------------------------------------------------------------
