@@ -64,12 +64,6 @@ class SlurmStudy:
     def live(self) -> list[str]:
         return [key for key, job in jobs(self.study).items() if job.live]
 
-    def results(self) -> list[dict]:
-        return [json.loads(path.read_text()) for path in self.study.runs.glob("*/result.json")]
-
-    def events(self) -> list[dict]:
-        return [line for path in self.study.runs.iterdir() for line in attempts.log(path)]
-
 
 @pytest.fixture
 def idle(tmp_path):
@@ -108,10 +102,10 @@ def test_array_jobs_give_the_same_bytes_as_one_process_and_leave_nothing_in_the_
 def test_one_job_trains_a_run_by_two_processes_with_the_cores_of_both(study, tmp_path):
     stage = ["study.stages=[lr_sweep]", "lr_sweep.grids.adam=[1e-2,2e-2]", "lr_sweep.baseline_scales=[1.0]"]
     study.finish(*stage, "launcher.slots=1", "launcher.processes_per_run=2")
-    begun = [event for event in study.events() if event["event"] == "begin"]
-    assert begun
-    assert {event["processes"] for event in begun} == {2}
-    assert all(result["outcome"] == "completed" for result in study.results())
+    records = study.study.records()
+    assert {record.result["outcome"] for record in records} == {"completed"}
+    logs = [attempts.log(study.study.run_dir(record.run_id)) for record in records]
+    assert {event["processes"] for log in logs for event in log if event["event"] == "begin"} == {2}
     assert all("NumCPUs=2 " in show_job(key) for key in jobs(study.study))
 
 
@@ -277,37 +271,6 @@ def test_a_queue_that_does_not_answer_for_a_while_is_asked_again(finished, study
     said = study.finish()
     assert "the queue does not answer (slurm_load_jobs error: timed out); trying again" in said
     same_as(finished, study)
-
-
-@pytest.mark.slow
-def test_a_smoke_study_survives_preemption_time_out_scancel_and_kill_9_of_its_driver(tmp_path, text_file):
-    """One study, with finals long enough for Slurm's shortest time-outs, which are minutes."""
-    asked = ["scale=smoke", "data=path", f"data.file={text_file}", "device=cpu", "finals.steps=1500"]
-    study = SlurmStudy(asked, tmp_path)
-    short = ["launcher.timeout_min=2", "launcher.signal_delay_s=60"]
-    driver = study.start(*short)
-    until(driver, "submitted", "2 job(s) running", "calibrate: ")
-    first = set(study.live())
-    shell(*WHOLE_NODE)
-    until(driver, "waiting", "2 job(s) running", "finals: ")
-    driver.kill()
-    driver.communicate()
-    driver = study.start(*short)
-    assert "adopted" in until(driver, "finals: ")
-    victim, survivor = sorted(study.live())
-    shell("scancel", victim)
-    out, _ = driver.communicate()
-    assert driver.returncode == 0, out
-    assert f"job {victim} was cancelled by somebody; 1 job(s) share what is left" in out
-    assert study.live() == []
-    shown = show_job(survivor)
-    assert survivor in first
-    assert int(re.search(r"Restarts=(\d+)", shown)[1]) >= 2, "once for the preemption, and for the time-out"
-    inline = [*CLI, "autopilot", *asked, "launcher=inline", f"output_dir={tmp_path}", "study.name=inline"]
-    shell(*inline)
-    for stage in ("lr_sweep", "calibrate", "lr_scale", "final"):
-        table = f"summary_{stage}.csv"
-        assert without_timing(tmp_path / "s" / table) == without_timing(tmp_path / "inline" / table)
 
 
 @pytest.mark.slow
