@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.called import CLI
 from support.drivers import end_jobs, held_at_first, started, until_true
-from support.nodes import NAMES, Node, NodesStudy, Witness, bytes_of, kill, state_of
+from support.nodes import NAMES, Node, NodesStudy, bytes_of, kill, state_of
 
 from ebc_lab.study.store.verify import verify
 
@@ -43,30 +43,29 @@ def undisturbed(tiny, out: Path) -> subprocess.Popen:
 def test_a_lost_node_a_killed_worker_and_a_killed_driver_change_no_byte(tiny, study, tmp_path, monkeypatch):
     # every run stays at step 100 until all four nodes are at one
     monkeypatch.setenv("PYTHONPATH", held_at_first(tmp_path, blocks=100))
-    with Witness(study.study) as witness:
-        driver = study.start()
-        lost, drained, killed, _ = until_true(study.on_all)
-        # a node hangs, and Slurm gives it up
-        kill(lost.pid, signal.SIGSTOP)
-        Node(lost.node).cut_off()
-        Node(lost.node).set("down")
-        Node(drained.node).set("drain")
-        kill(killed.pid)
-        os.killpg(driver.pid, signal.SIGKILL)
-        driver.wait()
-        driver = study.start()
-        (tmp_path / "go").touch()
-        here = undisturbed(tiny, tmp_path / "here")  # while the other one waits for what is lost
-        assert driver.wait() == 0, study.log.read_text()[-3000:]
-        assert verify(study.study)["ok"]
-        # the worker that was stopped goes on, may write no more, and says so
-        kill(lost.pid, signal.SIGCONT)
-        until_true(lambda: state_of(lost.pid) is None)
-        assert "what it still had to write is refused, and it ends here" in study.said()
-        assert verify(study.study)["ok"]
-    assert witness.two_at_once() == []
-    for run_id in lost.runs:
-        assert study.events(run_id)[:3] == ["begin", "lost", "begin"]
+    driver = study.start()
+    lost, drained, killed, _ = until_true(study.on_all)
+    # a node hangs, and Slurm gives it up
+    kill(lost.pid, signal.SIGSTOP)
+    Node(lost.node).cut_off()
+    Node(lost.node).set("down")
+    Node(drained.node).set("drain")
+    kill(killed.pid)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    driver = study.start()
+    (tmp_path / "go").touch()
+    here = undisturbed(tiny, tmp_path / "here")  # while the other one waits for what is lost
+    assert driver.wait() == 0, study.log.read_text()[-3000:]
+    assert verify(study.study)["ok"]
+    # the worker that was stopped goes on, may write no more, and says so
+    kill(lost.pid, signal.SIGCONT)
+    until_true(lambda: state_of(lost.pid) is None)
+    assert "what it still had to write is refused, and it ends here" in study.said()
+    assert verify(study.study)["ok"]
+    assert study.events(lost.run_id)[:3] == ["begin", "lost", "begin"]
+    for run_id in study.study.run_ids():
+        assert study.events(run_id).count("end") == 1, run_id
     out, _ = here.communicate()
     assert here.returncode == 0, out
     assert bytes_of(study.study.root) == bytes_of(tmp_path / "here" / "s")
