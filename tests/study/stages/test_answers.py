@@ -1,6 +1,5 @@
 """Is mine better? What a suite says of the arms that it was made for."""
 
-import json
 import random
 from dataclasses import replace
 
@@ -190,22 +189,6 @@ def own_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.thorough
-def test_mine_makes_an_arm_under_its_own_name(own_file):
-    config = compose(["scale=smoke", "study=optimizers", "mine=compared_opt:Cautious"])
-    assert config.mine == ["compared_opt:Cautious"]
-    assert config.ablation.mine.arms == ["cautious"]
-    arm, adam = config.ablation.arms["cautious"], config.ablation.arms["adam"]
-    assert arm.tune == adam.tune  # tuned alike
-    assert arm.settings["optimizer"]["target"] == "compared_opt:Cautious"
-    two = compose(["scale=smoke", "study=optimizers", "mine=[compared_opt:Cautious,compared_opt:Second]"])
-    assert two.ablation.mine.arms == ["cautious", "second"]
-    assert "custom" not in json.dumps(list(two.ablation.arms))
-    for study in ("stabilizers", "schedules"):
-        config = compose(["scale=smoke", f"study={study}", "mine=compared_opt:Cautious"])
-        assert config.ablation.mine.arms == ["cautious"]
-
-
-@pytest.mark.thorough
 def test_mine_is_refused_where_there_is_no_place_for_it(own_file):
     with pytest.raises(UserError, match="study=optimizers, study=stabilizers or study=schedules"):
         compose(["scale=smoke", "mine=compared_opt:Cautious"])
@@ -274,11 +257,11 @@ def test_a_comparison_is_in_the_differences_once():
     assert "sigmas" not in told.columns
 
 
-def test_mine_gets_a_grid_of_its_own_by_the_template(own_file):
-    config = compose(
-        ["study=optimizers", "mine=compared_opt:Cautious", "ablation.mine.template.tune.lr=[2e-5,4e-5,8e-5]"]
-    )
-    arms = config.ablation.arms
-    assert arms["cautious"].tune["lr"] == [2e-5, 4e-5, 8e-5]
-    assert arms["cautious"].tune["schedule"] == arms["adam"].tune["schedule"]
+def test_each_of_mine_is_tuned_like_the_others_by_the_template(own_file):
+    mine = "mine=[compared_opt:Cautious,compared_opt:Second]"
+    asked = ["study=optimizers", mine, "ablation.mine.template.tune.lr=[2e-5,4e-5,8e-5]"]
+    arms = compose(asked).ablation.arms
+    for name in ("cautious", "second"):
+        assert arms[name].tune["lr"] == [2e-5, 4e-5, 8e-5]
+        assert arms[name].tune["schedule"] == arms["adam"].tune["schedule"]
     assert arms["adam"].tune["lr"] == [2e-3, 4e-3, 8e-3]
