@@ -17,9 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-
-from support.many import SMALLEST
+from many import SMALLEST
 
 from ebc_lab.config.compose import compose
 from ebc_lab.report.conclude import concluding

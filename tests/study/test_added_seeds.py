@@ -5,10 +5,10 @@ import json
 import shlex
 import shutil
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 from support.called import answered
-from support.many import SMALLEST, hurried
 
 import ebc_lab
 from ebc_lab.report.conclude import concluding, report
@@ -19,7 +19,8 @@ from ebc_lab.study.store.replay import replay
 from ebc_lab.study.store.study import Study
 
 ASKED = [
-    *SMALLEST,
+    *("scale=smoke", "data=path", "device=cpu", "model.blocks=1", "model.width=8", "model.context=8"),
+    *("batch_size=4", "budget.probe_sequences=1", "eval_windows=2"),
     *("dtype=float32", "threads_per_run=1", "compile=off", "launcher=inline"),
     *("study.stages=[lr_sweep,ablation]", "lr_sweep.optimizers=[adam]", "lr_sweep.grids={adam:[1e-2]}"),
     *("lr_sweep.steps=12", "lr_sweep.max_extensions=0", "ablation.steps=12", "ablation.step_cost=false"),
@@ -39,7 +40,7 @@ def undecided(text_file, once):
     """(folder of a study of 2 seeds that ended undecided, what the terminal said)."""
 
     def make(folder):
-        with hurried():
+        with mock.patch("ebc_lab.report.conclude._draw"):
             return folder, answered(*asked(text_file, "study.name=mine"), cwd=folder).stdout
 
     return once("undecided", make)
@@ -51,41 +52,31 @@ def place(undecided, tmp_path, undrawn):
     return tmp_path
 
 
-def study_at(place, name, outputs="outputs/ebc_ablation"):
-    return Study(place / outputs / name)
+def study_at(place, name):
+    return Study(place / "outputs/ebc_ablation" / name)
 
 
 def decision_of(study):
     return study.decisions()["ablation"]
 
 
-def difference_of(study):
-    return decision_of(study)["tracks"]["adam_none"]["answers"]["second"]["difference"]
-
-
-def printed(said):
-    """The command that the terminal gives to decide an answer, in words."""
-    [line] = [line for line in said.splitlines() if line.startswith("decide")]
-    return shlex.split(line.removeprefix("decide"))[1:]
+def interval(study):
+    d = decision_of(study)["tracks"]["adam_none"]["answers"]["second"]["difference"]
+    return d["joint_low"], d["joint_high"]
 
 
 def expected(study, looks):
     """The interval at 95%, its error divided by `looks`, from all the seeds of the two arms."""
     arms = decision_of(study)["tracks"]["adam_none"]["arms"]
     results = study.results_of(decision_of(study))
-    own, other = (losses(arms[name], results) for name in ("second", "first"))
-    found = paired(own, other, looks=looks)
+    found = paired(losses(arms["second"], results), losses(arms["first"], results), looks=looks)
     return found["joint_low"], found["joint_high"]
-
-
-def interval(study):
-    d = difference_of(study)
-    return d["joint_low"], d["joint_high"]
 
 
 @pytest.mark.thorough
 def test_the_command_that_is_printed_rests_on_fresh_seeds_alone(undecided, place):
-    told = answered(*printed(undecided[1]), cwd=place).stdout
+    [line] = [line for line in undecided[1].splitlines() if line.startswith("decide")]
+    told = answered(*shlex.split(line)[2:], cwd=place).stdout
     study = study_at(place, "mine_seeds_2_to_5")
     assert seeds_of(decision_of(study)) == [2, 3, 4, 5]
     assert interval(study) == expected(study, looks=1)
@@ -94,38 +85,28 @@ def test_the_command_that_is_printed_rests_on_fresh_seeds_alone(undecided, place
     assert ebc_lab.load(study.root).verdict.attrs["looks"] == []
     first = study_at(place, "mine")
     report(first)  # whose page asks for seeds that nobody has used
-    assert "seeds=[6,7,8,9]" in (first.root / "report.html").read_text()
+    assert "seeds=[6,7,8,9]" in first.page_file.read_text()
     assert "earlier" not in first.header()
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("how", ["by hand", "in a copy of the folder", "others", "force"])
+@pytest.mark.parametrize("how", ["by hand", "others", "force"])
 def test_seeds_that_are_judged_again_are_said_and_corrected(place, text_file, how):
-    outputs, name, more = "outputs/ebc_ablation", "hand", []
-    if how == "in a copy of the folder":
-        outputs = "elsewhere"
-        shutil.copytree(place / "outputs/ebc_ablation", place / outputs)
-        shutil.rmtree(place / "outputs")
-    if how == "force":
-        name, more = "mine", ["--force"]
+    name, more = ("mine", ["--force"]) if how == "force" else ("hand", [])
     seeds = [1, 2] if how == "others" else [0, 1, 2]
-    own = [f"seeds={seeds}".replace(" ", ""), f"study.name={name}", f"output_dir={outputs}", "--json", *more]
+    own = [f"seeds={seeds}".replace(" ", ""), f"study.name={name}", "--json", *more]
     told = json.loads(answered(*asked(text_file, *own), cwd=place).stdout)
-    study = study_at(place, name, outputs)
+    study = study_at(place, name)
     assert told["looks"] == [2]
     assert seeds_of(decision_of(study)) == seeds
     assert interval(study) == expected(study, looks=2)
-    rule = decision_of(study)["rule"]
-    assert "97.5% intervals" in rule
-    assert "divided by 2" in rule
-    for others in study.root.parent.iterdir() if how == "by hand" else ():
-        if others.name != name:
-            shutil.rmtree(others)
+    assert "97.5% intervals" in decision_of(study)["rule"]
+    if how == "by hand":
+        shutil.rmtree(study_at(place, "mine").root)
     report(study)
-    for text in ((study.root / "report.html").read_text(), (study.root / "ablation.md").read_text()):
+    for text in (study.page_file.read_text(), (study.root / "ablation.md").read_text()):
         assert f"{AGAIN} (mine, 2 seeds, {len({0, 1} & {*seeds})} of them here)" in text
         assert "divided by 2: 97.5% instead of 95%" in text
-    assert "97.5% intervals, joint over all comparisons" in (study.root / "report.html").read_text()
     assert ebc_lab.load(study.root).verdict.attrs["looks"] == [2]
     assert replay(study)["same"]
 

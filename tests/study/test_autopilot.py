@@ -11,7 +11,7 @@ from support.called import called
 from support.drivers import without_timing
 
 from ebc_lab.components import optimizer as optimizers
-from ebc_lab.config.compose import compose, configurations
+from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.columns import COLUMNS, STEP_COLUMNS
 from ebc_lab.records.streams import read_columns
@@ -22,13 +22,6 @@ from ebc_lab.study.inspect.status import status
 from ebc_lab.study.store.study import Study
 from ebc_lab.training import run as run_module
 from ebc_lab.workloads import corpus
-
-
-def test_what_is_trained_and_what_is_measured_are_counted_apart(finished):
-    told = [text for text in finished[2] if "to train" in text]
-    assert told[0].startswith("lr_sweep: ")
-    assert any(re.search(r"\d+ runs to train, then 1 measurement of time", text) for text in told)
-    assert not any("run(s)" in text for text in told)
 
 
 def test_a_study_leaves_every_file_it_promises(finished):
@@ -113,32 +106,6 @@ def test_force_changes_a_study_and_keeps_nothing_that_was_concluded_from_the_old
     assert 0 < again.trained < 5  # the runs of earlier stages are still the same
 
 
-def test_a_stage_decides_the_earlier_ones_again_from_their_runs(own_copy):
-    config, study = own_copy
-    decisions = study.decisions()
-    right = decisions["lr_sweep"]["tracks"]["adam_none"]["lr"]
-    decisions["lr_sweep"]["tracks"]["adam_none"]["lr"] = 99.0
-    decisions["lr_sweep"]["inputs_sha256"] = "edited"
-    study.decisions_file.write_text(json.dumps(decisions))
-    assert autopilot(config, Listener(), stages=["calibrate"]).trained == 0
-    assert study.decisions()["lr_sweep"]["tracks"]["adam_none"]["lr"] == right
-
-
-@pytest.mark.thorough
-def test_a_fallback_corpus_is_named_in_every_call(tiny, tmp_path, monkeypatch):
-    def offline(target, quiet):
-        raise corpus.CorpusUnavailable("no network")
-
-    monkeypatch.setattr(corpus, "_download", offline)
-    overrides = [o for o in tiny if not o.startswith("data")]
-    config = compose([*overrides, "data=auto", "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
-    for _ in range(2):
-        said: list[str] = []
-        outcome = autopilot(config, Listener(say=said.append), stages=["lr_sweep"])
-        assert any("NOT Shakespeare" in line for line in said)
-        assert "NOT Shakespeare" in outcome.warning
-
-
 @pytest.mark.thorough
 def test_of_a_study_that_is_not_decided_report_says_how_far_it_is_and_how_to_go_on(tiny, tmp_path):
     config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=begun"])
@@ -166,23 +133,26 @@ def test_of_a_study_that_is_not_decided_report_says_how_far_it_is_and_how_to_go_
 
 
 @pytest.mark.thorough
-def test_one_crashing_run_never_stops_the_study_and_never_wins(tiny, tmp_path, monkeypatch):
+def test_one_crashing_run_never_stops_the_study_and_a_diverging_one_is_a_result(tiny, tmp_path, monkeypatch):
     build = optimizers.build
 
     def crash_at_one_lr(model, config, *given):
-        if config.lr == 2e-2 and len({id(model)}) == 1 and not (tmp_path / "crashed").exists():
+        if config.lr == 2e-2 and not (tmp_path / "crashed").exists():
             (tmp_path / "crashed").write_text("")
             raise RuntimeError("a bug that strikes once")
         return build(model, config, *given)
 
     monkeypatch.setattr(optimizers, "build", crash_at_one_lr)
-    config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
+    own = ["launcher=inline", f"output_dir={tmp_path}", "study.name=x"]
+    config = compose([o for o in tiny if "grids" not in o] + ["lr_sweep.grids.adam=[1e-2,2e-2,3.0]", *own])
     outcome = autopilot(config, Listener(), stages=["lr_sweep"])
-    assert len(outcome.failed) == 1
+    [failed] = outcome.failed
     decision = outcome.study.decisions()["lr_sweep"]
-    assert decision["tracks"]["adam_none"]["run_id"] not in outcome.failed
-    [failed] = [c for c in decision["candidates"] if c["outcome"] == "failed"]
-    assert "a bug that strikes once" in failed["cause"]
+    assert decision["tracks"]["adam_none"]["run_id"] != failed
+    grid = {c["lr"]: c for c in decision["candidates"] if c["role"] == "grid"}
+    assert [grid[lr]["outcome"] for lr in (1e-2, 2e-2, 3.0)] == ["completed", "failed", "diverged"]
+    assert "a bug that strikes once" in grid[2e-2]["cause"]
+    assert decision["tracks"]["adam_none"]["lr"] < 1
 
 
 def test_a_stage_whose_first_runs_fail_for_one_cause_is_stopped_early(tiny, tmp_path, monkeypatch):
@@ -200,18 +170,6 @@ def test_a_stage_whose_first_runs_fail_for_one_cause_is_stopped_early(tiny, tmp_
 
 
 @pytest.mark.thorough
-def test_a_diverging_arm_is_a_result(tiny, tmp_path):
-    overrides = [o for o in tiny if "grids" not in o]
-    settings = ["lr_sweep.grids.adam=[1e-2,2e-2,3.0]", "launcher=inline", f"output_dir={tmp_path}"]
-    outcome = autopilot(compose([*overrides, *settings, "study.name=x"]), Listener(), stages=["lr_sweep"])
-    candidates = outcome.study.decisions()["lr_sweep"]["candidates"]
-    outcomes = {c["lr"]: c["outcome"] for c in candidates if c["role"] == "grid"}
-    assert outcomes[3.0] == "diverged"
-    assert outcome.study.decisions()["lr_sweep"]["tracks"]["adam_none"]["lr"] < 1
-    assert outcome.failed == []
-
-
-@pytest.mark.thorough
 def test_stages_one_by_one_are_the_autopilot(finished, tiny, tmp_path):
     _, outcome, _ = finished
     config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
@@ -222,18 +180,6 @@ def test_stages_one_by_one_are_the_autopilot(finished, tiny, tmp_path):
         autopilot(config, Listener(tabulate=write_table), stages=[stage])
     table = "summary_final.csv"
     assert without_timing(tmp_path / "x" / table) == without_timing(outcome.study.root / table)
-
-
-@pytest.mark.thorough
-def test_multirun_makes_one_named_study_per_combination():
-    made = configurations(["scale=smoke", "optimizer=adam,sgd", "seeds=[0],[1]"], multirun=True)
-    assert len({c.study.name for c in made}) == 4
-    assert {tuple(c.lr_sweep.optimizers) for c in made} == {("adam",), ("sgd",)}
-    assert all(c.study.name.startswith("smoke_optimizer_") for c in made)
-    globbed = configurations(["scale=smoke", "optimizer=glob(s*)"], multirun=True)
-    assert [c.lr_sweep.optimizers for c in globbed] == [["schedule_free"], ["scion"], ["sgd"], ["soap"]]
-    with pytest.raises(UserError, match="adan"):
-        configurations(["scale=smoke", "optimizer=adam,adan"], multirun=True)
 
 
 LIGHT = {"torch", "numpy", "scipy", "pandas", "matplotlib", "hydra", "omegaconf", "submitit", "jinja2"}

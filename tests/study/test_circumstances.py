@@ -60,18 +60,13 @@ def test_every_command_reads_it(trained, results_schema):
     _, study = trained
     assert verify(study)["ok"]
     assert replay(study)["same"]
-    assert status(study)["state"] == "finished"
+    state = status(study)
+    assert state["state"] == "finished"
+    assert state["stages"][0]["outcomes"] == {"completed": len(study.run_ids())}
     page = study.page_file.read_text()
-    assert "One run in many circumstances" in page
-    assert "The same bits under verity." in page
-    assert "No answer yet" not in page
+    for words in ("One run in many circumstances", "The same bits under verity."):
+        assert words in page
     results_schema.validate(json.loads(study.results_file.read_text()))
-    weights = compare(study, study)["runs"]["weights"]
-    assert weights["equal"] == weights["compared"] == len(study.run_ids())
-    shown = subprocess.run([*CLI, "why", str(study.root)], capture_output=True, text=True)
-    assert "distinct checksums" in shown.stdout, shown.stderr
-    again = status(study)["stages"][0]
-    assert again["outcomes"] == {"completed": len(study.run_ids())}
 
 
 @pytest.mark.thorough

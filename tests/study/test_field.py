@@ -3,19 +3,17 @@ tokens and a target."""
 
 import csv
 import json
-from dataclasses import replace
 
 import pytest
 from support.called import answered, refused
-from support.shards import VOCABULARY, folder_of_shards, overrides_of
+from support.shards import folder_of_shards, overrides_of
 
 from ebc_lab.config.choices import changed
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.schema import ArmConfig, CarrySettingConfig, ProfiledWorkloadConfig
 from ebc_lab.records.json_files import read_json
-from ebc_lab.study.resolve import adopt, check_lengths
+from ebc_lab.study.resolve import adopt
 from ebc_lab.study.store.changes import from_recorded
 from ebc_lab.workloads.starts import arms_pinned, pinned
 from ebc_lab.workloads.text import checked_text
@@ -96,35 +94,6 @@ def test_the_plan_of_the_full_size_says_gpu_hours_and_that_they_are_an_estimate(
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_two_processes_train_the_workload_as_one_does(folder, tmp_path, accumulate):
-    """But for the rounding of sums in another order, as in tests/training/test_ranks.py."""
-    overrides = [
-        *("scale=smoke", "model=modern", "optimizer=muon", *A_THOUSANDTH[:5], f"accumulate={accumulate}"),
-        *("optimizer.update_size=shape", "optimizer.rest_decay=0.001", "optimizer.head_scale=0.16"),
-        *("optimizer.lr=0.02", "stabilizer=ebc", "budget.target_kl=0.01", "budget.probe_sequences=2"),
-        *("steps=20", "eval_every=10", "eval_windows=32", "device=cpu", "target=loss", "target.loss=4.7"),
-    ]
-    results = {}
-    for count in (1, 2):
-        to = tmp_path / str(count)
-        told = answered(
-            *("train", *overrides, *overrides_of(folder), f"launcher.processes_per_run={count}"),
-            f"hydra.run.dir={to}",
-            cwd=tmp_path,
-        )
-        assert "target loss 4.7:" in told.stdout
-        results[count] = read_json(to / "result.json")
-    one, two = results[1], results[2]
-    assert one["outcome"] == two["outcome"] == "completed"
-    assert one["identity"] == two["identity"]
-    for key in ("val_loss", "test_loss", "last_loss"):
-        assert two[key] == pytest.approx(one[key], rel=2e-4)
-    assert two["steps_to_target"] == one["steps_to_target"]
-    assert two["curve"][0][:1] == [10]
-
-
-@pytest.mark.thorough
 def test_steps_of_the_command_line_stand_in_the_place_of_a_suites_tokens():
     assert compose(["study=fineweb", "ablation.steps=10"]).ablation.steps == 10
     both = ["study=fineweb", "ablation.steps=10", "ablation.train_tokens=null"]
@@ -143,36 +112,6 @@ def test_what_is_longer_than_its_shards_is_refused_before_anything_is_written(fo
     said = refused("autopilot", *study_of(folder, setting), cwd=tmp_path)
     assert said.startswith("error: ablation.arms.long: " if "arms" in setting else "error: 391 steps")
     assert "steps are too many" in said
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize(
-    ("study", "stage", "places", "made", "longest"),
-    [
-        ("optimizers", "ablation", "arms", ArmConfig, 1),
-        ("units", "carry", "settings", CarrySettingConfig, 1),
-        ("calibrated", "profiles", "workloads", ProfiledWorkloadConfig, 2),
-    ],
-)
-def test_a_part_of_a_study_with_too_few_shards_of_its_own_is_refused_before_the_study_begins(
-    folder, study, stage, places, made, longest
-):
-    files = {key: [f"{folder}/*_{split}_*.bin"] for key, split in (("files", "train"), ("val_files", "val"))}
-    data = {"name": "bin", **files, "vocabulary": VOCABULARY, "val_tokens": 1024}
-    whole = 20_000 // (8 * 32) // longest
-
-    def check(steps: int) -> None:
-        small = ("scale=smoke", "batch_size=8", "model.context=32", "device=cpu", f"{stage}.steps={steps}")
-        config = compose([f"study={study}", *small])
-        settings = getattr(config, stage)
-        own = {**getattr(settings, places), "own": made(about="theirs", settings={"data": data})}
-        config = replace(config, **{stage: replace(settings, **{places: own})})
-        corpus, tokenizer = checked_text(config)
-        check_lengths(pinned(config, corpus, tokenizer), corpus)
-
-    check(whole - 1)
-    with pytest.raises(UserError, match=rf"^{stage}\.{places}\.own: .* steps are too many"):
-        check(whole + 1)
 
 
 def test_an_arm_may_read_the_same_shards_in_another_order(folder):

@@ -1,6 +1,5 @@
 """What is chosen by measurement is chosen once a study, and a later change of mind retrains nothing."""
 
-import json
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -9,20 +8,18 @@ import pytest
 from ebc_lab.bench import speeds
 from ebc_lab.bench.speeds import Choice
 from ebc_lab.config import machine as machine_module
-from ebc_lab.config.choices import OWN_GROUPS
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import identity
-from ebc_lab.config.schema import Config, RunConfig
-from ebc_lab.records.json_files import as_json, write_json
+from ebc_lab.config.schema import Config
+from ebc_lab.records.json_files import write_json
 from ebc_lab.report.conclude import concluding
 from ebc_lab.study import resolve
 from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.inspect.forecast import planned
 from ebc_lab.study.launch import submit
 from ebc_lab.study.launch.pool import slots
-from ebc_lab.study.store import changes
 from ebc_lab.study.store.study import Study
 from ebc_lab.training import run as run_module
 
@@ -81,17 +78,6 @@ def test_another_machine_later_retrains_nothing_and_keeps_every_name(config, mon
     assert planned(config)["stages"]["lr_sweep"]["expected"]["done"] > 0
 
 
-def test_a_study_begun_before_parts_of_ones_own_is_the_same_study(config):
-    older = changes.requested(config)
-    for group in OWN_GROUPS:
-        older[group] = {k: v for k, v in older[group].items() if k not in ("target", "arguments", "sha256")}
-    del older["train_tokens"]
-    now = changes.requested(config)
-    assert changes.differences(older, now) == []
-    now["optimizer"] = {**now["optimizer"], "arguments": {"x": 1}}
-    assert changes.differences(older, now) == [("optimizer.arguments", None, {"x": 1})]
-
-
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("change", "words"),
@@ -114,24 +100,19 @@ def test_a_value_given_to_a_study_that_chose_is_a_change(config, monkeypatch, ch
     assert set(outcome.study.header()["chosen"]) == set(resolve.CHOSEN)
 
 
-def test_of_any_tokens_a_change_says_what_it_would_train(config, monkeypatch):
-    config = replace(config, tokens=replace(config.tokens, name="bytes"))
-    begun(config, monkeypatch)
-    with pytest.raises(UserError, match=r"audit_every: \d+ → 5.*--force.*lr_sweep: all 3 would be trained"):
-        autopilot(replace(config, audit_every=5), concluding())
-
-
 def test_slurm_jobs_take_their_cores_and_only_precision_is_measured_on_a_node(config, monkeypatch, tmp_path):
     study, other = (Study(tmp_path / name) for name in ("jobs", "others"))
     for folder in (study.root, other.root):
         folder.mkdir()
     asked = []
 
-    def on_node(config, study):
+    def job_that_chooses(config, folder, name, commands):
         asked.append((config.threads_per_run, config.compile))
-        return Choice("bfloat16", config.threads_per_run, config.compile, {"dtype": "measured there"})
+        choice = Choice("bfloat16", *asked[-1], {"dtype": "measured there"}, (1, 1, "bfloat16", 3.5))
+        write_json(commands[0].args[1], asdict(choice))
+        return [SimpleNamespace(job_id="1", paths=SimpleNamespace(stdout="log"))]
 
-    monkeypatch.setattr(resolve, "choice_on_node", on_node)
+    monkeypatch.setattr(submit, "submit_jobs", job_that_chooses)
     monkeypatch.setattr(speeds, "measured_rates", None)
     slurm = replace(config.launcher, name="slurm", slots=4, cpus_per_task=3)
     found, _ = resolve.resolve_study(replace(config, launcher=slurm), study, lambda text: None, force=False)
@@ -142,21 +123,6 @@ def test_slurm_jobs_take_their_cores_and_only_precision_is_measured_on_a_node(co
     found, _ = resolve.resolve_study(one, other, lambda text: None, force=False)
     assert (found.dtype, found.threads_per_run) == ("float32", 1)
     assert len(asked) == 1
-
-
-def test_what_a_node_chose_is_read_as_it_was_written(config, monkeypatch, tmp_path):
-    written = []
-
-    def job_that_chooses(config, folder, name, commands):
-        run, path = commands[0].args
-        dtype = from_dict(RunConfig, json.loads(run)).dtype
-        written.append(asdict(Choice(dtype, 1, "off", {"dtype": "as given"}, (1, 1, dtype, 3.5))))
-        write_json(path, written[0])
-        return [SimpleNamespace(job_id="1", paths=SimpleNamespace(stdout="log"))]
-
-    monkeypatch.setattr(submit, "submit_jobs", job_that_chooses)
-    found = submit.choice_on_node(config, Study(tmp_path / "s"))
-    assert as_json(asdict(found)) == as_json(written[0])
 
 
 def test_a_plan_made_before_anything_is_measured_takes_one_thread(config, monkeypatch):

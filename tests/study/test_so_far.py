@@ -61,17 +61,6 @@ def test_runs_that_noise_explains_are_not_told_apart():
     assert "not told apart" not in line_of(config, decisions, results)
 
 
-def test_one_delta_by_two_budgets_is_told_apart_by_the_arms():
-    config = config_of("optimizer=adam", "calibrate.budgets=[tracked,surrogate]")
-    decisions = {"lr_sweep": decided("lr_sweep", config, {}, by_lr(4e-3))}
-    specs = stage_of("calibrate").runs(config, decisions, {})
-    one = specs[0].run
-    alike = [s for s in specs if (s.run.budget.target_kl, s.run.seed) == (one.budget.target_kl, one.seed)]
-    one, other = alike[:2]
-    words = line_of(config, decisions, {one.run_id: done(2.0), other.run_id: done(2.1)})
-    assert f"({one.arm}) leads, 0.1000 nats ahead of δ* {other.run.budget.target_kl:g} ({other.arm})" in words
-
-
 def test_a_band_that_one_result_or_none_lies_in_is_said_and_not_that_it_is_the_only_result():
     config = config_of("optimizer=adam", "calibrate.choose=band")
     decisions = {"lr_sweep": decided("lr_sweep", config, {}, by_lr(4e-3))}

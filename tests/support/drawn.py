@@ -253,26 +253,42 @@ def write_suite(
         losses: dict[str, dict[str, float]] = {}
         arms: dict[str, Any] = {}
         for label, own in gains.items():
-            ends = {s: outcomes.get((label, s), "completed") for s in SEEDS[: len(own)]}
-            runs = {str(seed): f"{track}_{label}_s{seed}" for seed in ends}
-            for (seed, outcome), gain in zip(ends.items(), own, strict=True):
-                folder = root / "runs" / runs[str(seed)]
-                write_run(folder, ebc=label in ebc, seed=seed, outcome=outcome)
-                if outcome != "missing":
-                    _judge(folder, 2 + gain if outcome == "completed" else None, more.get(label, ({}, {})))
-            losses[label] = {
-                str(s): 2 + gain if ends[s] == "completed" else math.inf
-                for s, gain in zip(ends, own, strict=True)
-                if ends[s] in ("completed", "diverged")
+            ends = [outcomes.get((label, seed), "completed") for seed in SEEDS[: len(own)]]
+            runs = {str(seed): f"{track}_{label}_s{seed}" for seed in range(len(own))}
+            result, config = more.get(label, ({}, {}))
+            losses[label] = {}
+            for (seed, run_id), outcome, gain in zip(runs.items(), ends, own, strict=True):
+                folder = root / "runs" / run_id
+                write_run(folder, ebc=label in ebc, seed=int(seed), outcome=outcome)
+                if outcome == "missing":
+                    continue
+                loss = 2 + gain if outcome == "completed" else None
+                ended = json.loads((folder / "result.json").read_text()) | {"test_loss": loss, **result}
+                (folder / "result.json").write_text(json.dumps(ended))
+                spec = {**SPEC, "run_id": run_id, "config": {"steps": 40, **config}}
+                (folder / "spec.json").write_text(json.dumps(spec))
+                if outcome in ("completed", "diverged"):
+                    losses[label][seed] = math.inf if loss is None else loss
+            known = [loss for loss in losses[label].values() if math.isfinite(loss)]
+            mean = float(np.mean(known)) if known else None
+            about = {"roles": [label], "track": track, "lr": 0.004, "lr_scale": 1.0, "ebc": label in ebc}
+            figures = {"c_early": 0.5, "c_late": 0.5 + own[0], "kl_ratio_median": 1.0}
+            arms[label] = {
+                **about,
+                "runs": runs,
+                "point": None,
+                "delta_star": 0.01 if label in ebc else None,
+                "about": f"what {label} is",
+                "figures": figures if label in ebc else {},
+                "outcomes": {o: ends.count(o) for o in sorted({*ends} - {"missing"})},
+                "test_loss": mean,
+                "val_loss": mean,
             }
-            arms[label] = _suite_arm(
-                label, track, runs, list(ends.values()), losses[label], own, label in ebc
-            )
         reference = next(iter(gains))
         for label, arm in arms.items():
             arm["versus"] = versus.get(label, reference) if label != reference else None
-            known = arm["versus"] in losses
-            arm["difference"] = paired(losses[label], losses[arm["versus"]]) if known else None
+            rival = losses.get(arm["versus"])
+            arm["difference"] = None if rival is None else paired(losses[label], rival)
         found[track] = {"reference": reference, "arms": arms}
     decisions = {"lr_sweep": {"tracks": {track: {"lr": 0.004, "natural_kl": 0.009} for track in tracks}}}
     if finals:
@@ -284,43 +300,6 @@ def write_suite(
     header["config"]["ablation"] = {"question": "Does it pay?", "arms": arms_asked}
     (root / "study.json").write_text(json.dumps(header))
     return root
-
-
-def _judge(folder: Path, test_loss: float | None, more: tuple[Mapping[str, Any], Mapping[str, Any]]) -> None:
-    """Give a run its test loss, and what its result and settings hold besides."""
-    result = json.loads((folder / "result.json").read_text()) | {"test_loss": test_loss, **more[0]}
-    (folder / "result.json").write_text(json.dumps(result))
-    config = {"steps": 40, **more[1]}
-    (folder / "spec.json").write_text(json.dumps({**SPEC, "run_id": folder.name, "config": config}))
-
-
-def _suite_arm(
-    label: str,
-    track: str,
-    runs: Mapping[str, str],
-    ends: Sequence[str],
-    losses: Mapping[str, float],
-    gains: Sequence[float],
-    ebc: bool,
-) -> dict[str, Any]:
-    finite = [x for x in losses.values() if np.isfinite(x)]
-    mean = float(np.mean(finite)) if finite else None
-    figures = {"c_early": 0.5, "c_late": 0.5 + gains[0], "kl_ratio_median": 1.0}
-    return {
-        "roles": [label],
-        "track": track,
-        "lr": 0.004,
-        "lr_scale": 1.0,
-        "ebc": ebc,
-        "runs": runs,
-        "point": None,
-        "delta_star": 0.01 if ebc else None,
-        "about": f"what {label} is",
-        "figures": figures if ebc else {},
-        "outcomes": {o: ends.count(o) for o in sorted({*ends} - {"missing"})},
-        "test_loss": mean,
-        "val_loss": mean,
-    }
 
 
 def words_of(figure: Figure) -> list[str]:

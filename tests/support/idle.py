@@ -81,9 +81,6 @@ class Bench:
         """The process id of the worker of the first slot."""
         return self.notes()["0"]["pid"]
 
-    def all_in(self, specs, file: str) -> bool:
-        return all((self.study.run_dir(s.run_id) / file).exists() for s in specs)
-
     def close(self) -> None:
         while self.pools:
             self.pools.pop().close()

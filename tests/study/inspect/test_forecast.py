@@ -11,23 +11,12 @@ from ebc_lab.study.inspect import pace
 from ebc_lab.study.inspect.forecast import forecast, planned
 from ebc_lab.study.inspect.status import status
 
-COLUMNS = ("runs", "steps", "tokens", "eta_s")
 ALIKE = ", of the same shape on this machine"  # how the source of an estimate from siblings ends
-
-
-def files(root):
-    return {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
-
-
-def ordered(found):
-    return all(
-        s["min"][k] <= s["expected"][k] <= s["max"][k] for s in found["stages"].values() for k in COLUMNS
-    )
 
 
 def test_a_finished_study_has_nothing_left(own_copy):
     config, study = own_copy
-    before = files(study.root)
+    before = {p: p.read_bytes() for p in study.root.rglob("*") if p.is_file()}
     found = planned(config)
     trained = sum("overhead" not in p.name for p in study.runs.iterdir())
     for scenario in ("min", "expected", "max"):
@@ -36,7 +25,7 @@ def test_a_finished_study_has_nothing_left(own_copy):
         assert total["eta_s"] == 0
     assert found["begun"]
     assert found["changed"] == []
-    assert files(study.root) == before
+    assert {p: p.read_bytes() for p in study.root.rglob("*") if p.is_file()} == before
 
 
 @pytest.mark.thorough
@@ -57,17 +46,9 @@ def test_known_results_are_used_and_only_the_rest_costs_time(own_copy):
     others = planned(replace(config, study=replace(config.study, name="fresh"), seeds=[5, 6]))
     left, all_of_them = (p["stages"]["finals"]["expected"]["eta_s"] for p in (found, others))
     assert 0 < left < all_of_them
-    assert ordered(found)
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("kept", [1, 5, 11])
-def test_min_expected_and_max_stay_in_order_whatever_is_known(own_copy, kept):
-    config, study = own_copy
-    (study.root / "auto_decisions.json").unlink()
-    for folder in sorted(study.runs.iterdir())[kept:]:
-        shutil.rmtree(folder)
-    assert ordered(planned(config))
+    for stage in found["stages"].values():
+        for key in ("runs", "steps", "tokens", "eta_s"):
+            assert stage["min"][key] <= stage["expected"][key] <= stage["max"][key]
 
 
 def test_the_least_of_all_stages_together_is_no_more_than_their_sum(tmp_path):

@@ -8,16 +8,16 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.called import CLI
-from support.drivers import end_jobs, jobs, sessions, shell, started, until, without_timing
+from support.drivers import end_jobs, jobs, shell, started, until, without_timing
 from support.idle import Bench
 from support.idle import driver as driver_of_idle_runs
 from support.smi import gpu_uuid
@@ -25,7 +25,6 @@ from support.smi import gpu_uuid
 from ebc_lab.config.compose import compose
 from ebc_lab.report.conclude import concluding
 from ebc_lab.study.autopilot import autopilot
-from ebc_lab.study.launch import queue
 from ebc_lab.study.launch.slurm import SlurmPool
 from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
@@ -65,59 +64,22 @@ class SlurmStudy:
     def live(self) -> list[str]:
         return [key for key, job in jobs(self.study).items() if job.live]
 
-    def results(self) -> list[dict]:
-        return [json.loads(path.read_text()) for path in self.study.runs.glob("*/result.json")]
-
-    def events(self) -> list[dict]:
-        return [line for path in self.study.runs.iterdir() for line in attempts.log(path)]
-
-
-class IdleStudy(Bench):
-    """Runs of kind `idle` on two jobs of one (fake) GPU each, for pools that run in this process."""
-
-    def __init__(self, out: Path):
-        super().__init__(out)
-        self.config = replace(self.config, launcher=replace(self.config.launcher, **IDLE))
-
-    def slurm_pool(self) -> SlurmPool:
-        return SlurmPool(self.config, self.study, 2, self.said.append)
-
-    def close(self) -> None:
-        end_jobs(self.study)
-
 
 @pytest.fixture
 def idle(tmp_path):
-    made = IdleStudy(tmp_path)
+    """Runs of kind `idle` on two jobs of one (fake) GPU each, for pools that run in this process."""
+    made = Bench(tmp_path)
+    made.config = replace(made.config, launcher=replace(made.config.launcher, **IDLE))
     yield made
-    made.close()
+    end_jobs(made.study)
+
+
+def slurm_pool(bench: Bench) -> SlurmPool:
+    return SlurmPool(bench.config, bench.study, 2, bench.said.append)
 
 
 def show_job(key: str) -> str:
     return shell("scontrol", "show", "job", key)
-
-
-def before_squeue(folder: Path, monkeypatch, command: str) -> Path:
-    """Have a shell's command done before each call of squeue. -> a file with a line for each call, $ASKED"""
-    asked, fake = folder / "asked", folder / "bin" / "squeue"
-    fake.parent.mkdir()
-    script = [
-        "#!/bin/sh",
-        f"ASKED={asked}",
-        "echo x >> $ASKED",
-        command,
-        f'exec {shell("which", "squeue")} "$@"',
-    ]
-    fake.write_text("\n".join(script))
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
-    return asked
-
-
-def rest(process: subprocess.Popen) -> str:
-    out, _ = process.communicate()
-    assert process.returncode == 0, out
-    return out
 
 
 def same_as(finished, study: SlurmStudy) -> None:
@@ -140,33 +102,29 @@ def test_array_jobs_give_the_same_bytes_as_one_process_and_leave_nothing_in_the_
 def test_one_job_trains_a_run_by_two_processes_with_the_cores_of_both(study, tmp_path):
     stage = ["study.stages=[lr_sweep]", "lr_sweep.grids.adam=[1e-2,2e-2]", "lr_sweep.baseline_scales=[1.0]"]
     study.finish(*stage, "launcher.slots=1", "launcher.processes_per_run=2")
-    begun = [event for event in study.events() if event["event"] == "begin"]
-    assert begun
-    assert {event["processes"] for event in begun} == {2}
-    assert all(result["outcome"] == "completed" for result in study.results())
+    records = study.study.records()
+    assert {record.result["outcome"] for record in records} == {"completed"}
+    logs = [attempts.log(study.study.run_dir(record.run_id)) for record in records]
+    assert {event["processes"] for log in logs for event in log if event["event"] == "begin"} == {2}
     assert all("NumCPUs=2 " in show_job(key) for key in jobs(study.study))
 
 
-def test_kill_9_of_the_driver_leaves_the_jobs_working_and_the_next_driver_adopts_them(tmp_path):
+def test_kill_9_of_the_driver_leaves_the_jobs_working_and_the_next_driver_adopts_them(idle, tmp_path):
     driver = started(driver_of_idle_runs(tmp_path, **IDLE))
     until(driver, "submitted 2 Slurm job(s)", "both are held")
     driver.kill()
     driver.communicate()
-    study = IdleStudy(tmp_path)
-    specs = study.idle(2)
-    study.release(*specs)
-    try:
-        pool = study.slurm_pool()
-        pool.run(specs, [], lambda done, busy: None, canary=False)
-        pool.close()
-    finally:
-        study.close()
-    assert study.said[0].startswith("adopted 2 Slurm job(s) of an earlier call: ")
-    assert not any("submitted" in line for line in study.said)
-    assert [study.kinds(spec) for spec in specs] == [["begin", "end"]] * 2
-    gpus = {study.events(spec)[0]["cuda_visible_devices"] for spec in specs}
+    specs = idle.idle(2)
+    idle.release(*specs)
+    pool = slurm_pool(idle)
+    pool.run(specs, [], lambda done, busy: None, canary=False)
+    pool.close()
+    assert idle.said[0].startswith("adopted 2 Slurm job(s) of an earlier call: ")
+    assert not any("submitted" in line for line in idle.said)
+    assert [idle.kinds(spec) for spec in specs] == [["begin", "end"]] * 2
+    gpus = {idle.events(spec)[0]["cuda_visible_devices"] for spec in specs}
     assert gpus == {"0", "1"}, "each job sees the one (fake) GPU that Slurm gave it"
-    assert not any(job.live for job in jobs(study.study).values())
+    assert not any(job.live for job in jobs(idle.study).values())
 
 
 def test_preemption_is_a_checkpoint_and_a_requeue(idle):
@@ -179,7 +137,7 @@ def test_preemption_is_a_checkpoint_and_a_requeue(idle):
         if all("stopped" in idle.kinds(spec) for spec in specs):
             idle.release(*specs)
 
-    pool = idle.slurm_pool()
+    pool = slurm_pool(idle)
     pool.run(specs, [], check_in, canary=False)
     shown = [show_job(key) for key in jobs(idle.study)]
     pool.close()
@@ -271,20 +229,28 @@ def test_scancel_of_all_its_jobs_stops_the_study_and_the_same_command_continues(
 
 
 @pytest.mark.slow
-def test_an_unknown_partition_is_named_and_no_job_is_left(study):
-    done = subprocess.run([*study.command, "launcher.partition=nope"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "invalid partition" in done.stderr
-    assert "launcher.partition" in done.stderr
+@pytest.mark.parametrize(
+    ("setting", "code", "words"),
+    [
+        ("launcher.partition=nope", 2, "invalid partition.*launcher.partition"),
+        ("launcher.setup=['exit 3']", 3, r"workers die before they take a run \(its job was FAILED.*read /"),
+    ],
+)
+def test_jobs_that_cannot_work_are_named_and_none_is_left(study, setting, code, words):
+    done = subprocess.run([*study.command, setting], capture_output=True, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert re.search(words, done.stderr, re.DOTALL)
     assert "Traceback" not in done.stderr
     assert study.live() == []
 
 
 @pytest.mark.slow
-def test_settings_reach_sbatch(study, tmp_path):
+def test_settings_reach_sbatch_and_precision_is_measured_on_a_node(study, tmp_path):
     asked = ["launcher.partition=high", "launcher.slots=1", "launcher.mem_gb=0.5", "launcher.timeout_min=7"]
     asked += ["+launcher.sbatch.comment=from-a-test", f"launcher.setup=['touch {tmp_path}/set-up']"]
-    study.finish("study.stages=[lr_sweep]", *asked)
+    said = study.finish("study.stages=[lr_sweep]", "dtype=auto", *asked)
+    in_each = r"dtype=(float32|bfloat16): steps/s [\d.]+ in float32 and [\d.]+ in bfloat16, one run of 1"
+    assert re.search(in_each, said)
     [key] = jobs(study.study)
     shown = show_job(key)
     for expected in ("Partition=high", "TimeLimit=00:07:00", "MinMemoryNode=512M", "Comment=from-a-test"):
@@ -294,81 +260,17 @@ def test_settings_reach_sbatch(study, tmp_path):
 
 
 @pytest.mark.slow
-def test_status_asks_the_queue_once_however_often_it_is_called(study, tmp_path, monkeypatch):
-    driver = study.start("calibrate.steps=20000")
-    until(driver, "2 job(s) running", "calibrate: ")
-    driver.kill()
-    driver.communicate()
-    asked = before_squeue(tmp_path, monkeypatch, "")
-    [session] = sessions(study.study, "slurm")
-    (session.root / "queue.json").unlink()
-    assert json.loads(study.call("status", "s", "--json").stdout)["queue"] == {"RUNNING": 2}
-    for _ in range(2):  # another process; its hour is for busy machines
-        jobs = queue.cached_jobs(session, every_s=3600.0)
-        assert Counter(job.state for job in jobs.values()) == {"RUNNING": 2}
-    assert asked.read_text().count("x") == 1
-
-
-@pytest.mark.slow
-def test_jobs_that_die_before_they_train_stop_the_study_and_name_their_log(study):
-    done = subprocess.run([*study.command, "launcher.setup=['exit 3']"], capture_output=True, text=True)
-    assert done.returncode == 3, done.stdout + done.stderr
-    assert re.search(r"workers die before they take a run \(its job was FAILED.*read /", done.stderr)
-    assert study.live() == []
-
-
-@pytest.mark.slow
 def test_a_queue_that_does_not_answer_for_a_while_is_asked_again(finished, study, tmp_path, monkeypatch):
-    late = "[ $(wc -l < $ASKED) -gt 4 ]"
-    before_squeue(
-        tmp_path, monkeypatch, f'{late} || {{ echo "slurm_load_jobs error: timed out" >&2; exit 1; }}'
-    )
+    late = f"echo x >> {tmp_path}/asked; [ $(wc -l < {tmp_path}/asked) -gt 4 ]"
+    fails = '{ echo "slurm_load_jobs error: timed out" >&2; exit 1; }'
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text(f'#!/bin/sh\n{late} || {fails}\nexec {shutil.which("squeue")} "$@"\n')
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(squeue.parent), prepend=":")
     said = study.finish()
     assert "the queue does not answer (slurm_load_jobs error: timed out); trying again" in said
     same_as(finished, study)
-
-
-@pytest.mark.slow
-def test_precision_is_measured_on_a_node(study):
-    overrides = [o for o in study.command if not o.startswith("dtype")]
-    done = subprocess.run(
-        [*overrides, "dtype=auto", "study.stages=[lr_sweep]"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(
-        r"dtype=(float32|bfloat16): steps/s [\d.]+ in float32 and [\d.]+ in bfloat16, one run of 1",
-        done.stdout,
-    )
-
-
-@pytest.mark.slow
-def test_a_smoke_study_survives_preemption_time_out_scancel_and_kill_9_of_its_driver(tmp_path, text_file):
-    """One study, with finals long enough for Slurm's shortest time-outs, which are minutes."""
-    asked = ["scale=smoke", "data=path", f"data.file={text_file}", "device=cpu", "finals.steps=1500"]
-    study = SlurmStudy(asked, tmp_path)
-    short = ["launcher.timeout_min=2", "launcher.signal_delay_s=60"]
-    driver = study.start(*short)
-    until(driver, "submitted", "2 job(s) running", "calibrate: ")
-    first = set(study.live())
-    shell(*WHOLE_NODE)
-    until(driver, "waiting", "2 job(s) running", "finals: ")
-    driver.kill()
-    driver.communicate()
-    driver = study.start(*short)
-    assert "adopted" in until(driver, "finals: ")
-    victim, survivor = sorted(study.live())
-    shell("scancel", victim)
-    out = rest(driver)
-    assert f"job {victim} was cancelled by somebody; 1 job(s) share what is left" in out
-    assert study.live() == []
-    shown = show_job(survivor)
-    assert survivor in first
-    assert int(re.search(r"Restarts=(\d+)", shown)[1]) >= 2, "once for the preemption, and for the time-out"
-    inline = [*CLI, "autopilot", *asked, "launcher=inline", f"output_dir={tmp_path}", "study.name=inline"]
-    shell(*inline)
-    for stage in ("lr_sweep", "calibrate", "lr_scale", "final"):
-        table = f"summary_{stage}.csv"
-        assert without_timing(tmp_path / "s" / table) == without_timing(tmp_path / "inline" / table)
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Is mine better? What a suite says of the arms that it was made for."""
 
-import json
 import random
 from dataclasses import replace
 
@@ -123,12 +122,6 @@ def test_every_comparison_that_is_undecided_says_what_would_decide_it():
     assert len(own["sentence"]) <= 250
 
 
-def test_many_rivals_are_counted():
-    rivals = dict.fromkeys(["adam", "lion", "sgd", "soap", "adamw"], 0.0)
-    said = answer_of(decision({**rivals, "muon": 0.05}, tuned={**dict.fromkeys(rivals, 2.0), "muon": 2.0}))
-    assert said["sentence"].endswith(": worse; of the other 4: worse than 4")
-
-
 def test_an_arm_that_could_not_be_tuned_has_no_verdict_but_a_sentence(results_schema):
     why = "no rate between 3e-08 and 0.008 completes"
     found = decision({"adam": 0.0, "muon": 0.0}, untuned={"muon": why})
@@ -176,13 +169,6 @@ def test_the_cost_of_a_step_is_told_beside_the_references():
     assert track["steps_cost"]["adam"]["ratio"] == 1.0
 
 
-def test_a_suite_without_mine_says_which_arms_are_lower_and_never_names_a_best_one():
-    track = decision({"adam": 0.0, "muon": -0.05}, mine=())["tracks"]["adam_none"]
-    assert (track["mine"], track["answers"]) == ([], {})
-    assert "best" not in ablation.STAGE.headline(track)
-    assert ablation.STAGE.headline(track).endswith("lower: muon")
-
-
 def test_seeds_needed_is_what_the_power_of_the_test_says():
     """Ten differences of mean 1 sd: by the textbook 80% power at 5% take 10 pairs, at two comparisons 13."""
     values = [1 + (-1) ** i for i in range(2)]
@@ -200,22 +186,6 @@ OWN = "import torch\n\nclass Cautious(torch.optim.Adam):\n    pass\n\nclass Seco
 def own_file(tmp_path, monkeypatch):
     (tmp_path / "compared_opt.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.mark.thorough
-def test_mine_makes_an_arm_under_its_own_name(own_file):
-    config = compose(["scale=smoke", "study=optimizers", "mine=compared_opt:Cautious"])
-    assert config.mine == ["compared_opt:Cautious"]
-    assert config.ablation.mine.arms == ["cautious"]
-    arm, adam = config.ablation.arms["cautious"], config.ablation.arms["adam"]
-    assert arm.tune == adam.tune  # tuned alike
-    assert arm.settings["optimizer"]["target"] == "compared_opt:Cautious"
-    two = compose(["scale=smoke", "study=optimizers", "mine=[compared_opt:Cautious,compared_opt:Second]"])
-    assert two.ablation.mine.arms == ["cautious", "second"]
-    assert "custom" not in json.dumps(list(two.ablation.arms))
-    for study in ("stabilizers", "schedules"):
-        config = compose(["scale=smoke", f"study={study}", "mine=compared_opt:Cautious"])
-        assert config.ablation.mine.arms == ["cautious"]
 
 
 @pytest.mark.thorough
@@ -262,7 +232,11 @@ def test_an_arm_without_a_finished_run_is_said_first_and_has_no_verdict():
     assert stage_of("ablation").headlines(mine)[0].startswith("muon: no run ended (5 failed: ")
 
 
-def test_a_suite_without_mine_says_how_many_seeds_would_decide_and_names_no_track():
+def test_a_suite_without_mine_says_which_arms_are_lower_or_how_many_seeds_would_decide_and_names_no_best():
+    track = decision({"adam": 0.0, "muon": -0.05}, mine=())["tracks"]["adam_none"]
+    assert (track["mine"], track["answers"]) == ([], {})
+    assert "best" not in ablation.STAGE.headline(track)
+    assert ablation.STAGE.headline(track).endswith("lower: muon")
     found = decision({"adam": 0.0, "muon": 0.02}, mine=(), seeds=(0, 1))
     arm = found["tracks"]["adam_none"]["arms"]["muon"]
     needed = arm["difference"]["seeds_needed"]
@@ -283,11 +257,11 @@ def test_a_comparison_is_in_the_differences_once():
     assert "sigmas" not in told.columns
 
 
-def test_mine_gets_a_grid_of_its_own_by_the_template(own_file):
-    config = compose(
-        ["study=optimizers", "mine=compared_opt:Cautious", "ablation.mine.template.tune.lr=[2e-5,4e-5,8e-5]"]
-    )
-    arms = config.ablation.arms
-    assert arms["cautious"].tune["lr"] == [2e-5, 4e-5, 8e-5]
-    assert arms["cautious"].tune["schedule"] == arms["adam"].tune["schedule"]
+def test_each_of_mine_is_tuned_like_the_others_by_the_template(own_file):
+    mine = "mine=[compared_opt:Cautious,compared_opt:Second]"
+    asked = ["study=optimizers", mine, "ablation.mine.template.tune.lr=[2e-5,4e-5,8e-5]"]
+    arms = compose(asked).ablation.arms
+    for name in ("cautious", "second"):
+        assert arms[name].tune["lr"] == [2e-5, 4e-5, 8e-5]
+        assert arms[name].tune["schedule"] == arms["adam"].tune["schedule"]
     assert arms["adam"].tune["lr"] == [2e-3, 4e-3, 8e-3]

@@ -56,26 +56,6 @@ def test_a_best_on_the_edge_extends_the_grid_at_its_own_spacing(best, more):
     assert any("est tried" in note for note in decision["notes"]) == on_edge
 
 
-@pytest.mark.thorough
-def test_several_seeds_of_each_target_count_by_their_mean():
-    def answer(s):
-        """0.0125 is best under seed 100 by far, 0.016 in the mean."""
-        lucky = -0.02 if (s.run.budget.target_kl, s.run.seed) == (0.0125, 100) else 0.0
-        return done(2 + lucky + abs(s.run.budget.target_kl - 0.016) * 10)
-
-    (_, specs, *_), _ = trained(answer, "calibrate.seeds=3")
-    assert {s.run.seed for s in specs} == {100, 101, 102}
-    assert len(specs) == 4 * 3
-    _, decision, found = calibrated(answer, "calibrate.seeds=3")
-    assert (found["delta_star"], found["seeds"]) == (0.016, 3)
-    assert found["losses"]["0.0125"] == pytest.approx(2 + 0.035 - 0.02 / 3)
-    assert len(found["ranked"]) == 4  # one run stands for each
-    [flips] = stage_of("calibrate").would_change(decision)
-    assert "band" not in flips  # another seed of a target is no other candidate
-    gap = sorted(found["losses"].values())[1] - found["val_loss"]
-    assert f"would have had to be {gap:.4f} nats better" in flips
-
-
 def test_a_target_of_which_one_seed_diverged_does_not_win():
     def answer(s):
         unlucky = (s.run.budget.target_kl, s.run.seed) == (0.016, 101)

@@ -71,20 +71,6 @@ def test_every_arm_is_trained_in_every_setting_and_equal_runs_once():
 
 
 @pytest.mark.thorough
-def test_a_text_of_its_own_has_its_own_name_and_is_looked_at_when_a_study_begins(tmp_path):
-    docs = "    docs: {settings: {data: {name: pydoc}}}\n"
-    (tmp_path / "docs.yaml").write_text(CARRY.read_text() + docs)
-    config = config_of(f"study={tmp_path / 'docs.yaml'}", scale="smoke")
-    specs = stage_of("carry").runs(config, {}, {})
-    assert len({s.run_id for s in specs}) == 2 * 5 * 8 + 2  # also in a plan, before any text is read
-    own = stage_of("carry").resolve(config, lambda text: None)
-    run = run_at(own, own.carry.arms["lr"], own.carry.settings["docs"], 0.01)
-    assert (run.data.name, run.data.file) == ("pydoc", None)
-    assert len(set(run.data.sha256)) > 5
-    assert own.carry.settings["base"] == config.carry.settings["base"]
-
-
-@pytest.mark.thorough
 def test_the_constant_is_chosen_on_the_other_settings_and_judged_on_the_one_left_out():
     decision, track = carried()
     kl, radius = track["arms"]["kl"], track["arms"]["radius"]
@@ -107,15 +93,6 @@ def test_the_constant_is_chosen_on_the_other_settings_and_judged_on_the_one_left
     [line] = stage_of("carry").headlines(decision)
     assert "kl earns its cost: -0.1500 nats" in line
     assert not any("on the edge" in note for note in decision["notes"])  # where it was, the grid has grown
-
-
-@pytest.mark.thorough
-def test_a_kept_setting_chooses_no_constant():
-    _, track = carried("carry.settings.long.kept=true")
-    radius = track["arms"]["radius"]["carried"]
-    constants = {name: c["constant"] for name, c in radius.items()}
-    assert constants == {"base": 1.0, "muon": 0.5, "long": 1.0, "wide": 1.0}
-    assert radius["long"]["regret"] == pytest.approx((0.1 + 0.1) / 2)
 
 
 def test_of_starts_the_worst_in_each_setting_counts_and_no_best_is_theirs():

@@ -1,9 +1,7 @@
 """The optional search for a controller."""
 
-import pytest
 from support.played import check_passed_over, config_of, decided_through, done, played
 
-from ebc_lab.study.inspect.forecast import planned
 from ebc_lab.study.stages.stage import stage_of
 
 SEARCH = "study.stages=[lr_sweep,calibrate,controller_search,lr_scale,finals]"
@@ -63,11 +61,3 @@ def test_ebcs_runs_wait_for_a_search_and_without_one_for_nothing():
     assert {s.role for s in stage_of("lr_scale").runs(config, decisions, {})} == {"none"}
     plain = config_of("optimizer=adam")
     assert any(s.role == "ebc" for s in stage_of("lr_scale").runs(plain, decisions, {}))
-
-
-@pytest.mark.thorough
-def test_a_study_with_a_search_can_be_planned():
-    found = planned(config_of("optimizer=adam", SEARCH, scale="smoke"))["stages"]
-    assert found["controller_search"]["expected"]["runs"] == 5  # of six, `fixed` is the calibrated run itself
-    for more in ("controller=log_pi", "study=published"):
-        assert planned(config_of(SEARCH, more, scale="smoke"))["stages"]["finals"]["max"]["runs"] > 0

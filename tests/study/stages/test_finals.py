@@ -9,34 +9,20 @@ from support.played import DIVERGED, config_of, decided, decided_through, done, 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
 from ebc_lab.study.stages import finals
-from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.stages.verdict import remedy
 
 TRACK = "adam_none"
-EARLIER = (
-    "baseline",
-    "control",
-    "ebc_x2",
-    "ebc_chosen",
-    "none_chosen",
-    "ebc_lindelta",
-    "ebc_lindelta_lrdecay",
-)
 
 
 def spread(spec):
     return done(2 + abs(spec.run.optimizer.lr - 4e-3) + 0.01 * (spec.run.seed % 100))
 
 
-def before(*overrides, chosen=None, control=None):
-    """A configuration and the decisions that its finals build on; baseline 2e-3.
-
-    `chosen`: the scale of lr_scale; `control`: the fair control's.
-    """
+def before(*overrides, control=None):
+    """A configuration and the decisions that its finals build on; baseline 2e-3, the fair control at
+    `control` times that."""
     config = config_of("optimizer=adam", "lr_sweep.baseline_scales=[0.5]", *overrides)
     decisions = decided_through("lr_scale", config, spread)
-    if chosen:
-        decisions["lr_scale"]["tracks"][TRACK]["lr_scale"] = chosen
     if control:
         found = decisions["lr_sweep"]["tracks"][TRACK]["control"]
         found |= {"lr_scale": control, "lr": 2e-3 * control}
@@ -45,10 +31,6 @@ def before(*overrides, chosen=None, control=None):
 
 def arms(*roles):
     return f"finals.arms=[{','.join(roles)}]"
-
-
-def trained(config, decisions):
-    return [s for s in stage_of("finals").runs(config, decisions, {}) if s.kind == "train"]
 
 
 # -- the arms ------------------------------------------------------------------------------------------------
@@ -61,23 +43,6 @@ def test_identical_runs_are_one_arm_with_two_roles():
     found = finals.STAGE.decide(config, specs, results, decisions)["tracks"][TRACK]
     assert found["roles"]["control"] == found["roles"]["control_x2"]
     assert found["arms"][found["roles"]["control"]]["roles"] == ["control", "control_x2"]
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize(("chosen", "runs"), [(2.0, 6), (1.0, 6), (4.0, 7)])
-def test_the_earlier_arms_pair_by_seed_and_merge_what_is_the_same(chosen, runs):
-    config, decisions = before("study.lr_schedule=constant", arms(*EARLIER), chosen=chosen)
-    train = trained(config, decisions)
-    assert {s.role for s in train} == set(EARLIER)
-    assert len({s.run_id for s in train}) == runs * 3
-    named = {}
-    for s in train:
-        named.setdefault(s.arm, set()).add((s.run.seed, s.run_id))
-    assert all(len(a) == 3 for a in named.values())  # two arms never share a name
-    falling = next(s for s in train if s.role == "ebc_lindelta")
-    found = decisions["calibrate"]["tracks"][TRACK]
-    assert falling.run.budget.target_kl == pytest.approx(2 * found["delta_star"], rel=1e-2)
-    assert falling.lr_scale == 2 * chosen
 
 
 @pytest.mark.parametrize(

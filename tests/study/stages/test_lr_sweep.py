@@ -131,18 +131,6 @@ def test_the_control_is_searched_one_factor_at_a_time_each_from_the_best_so_far(
     assert [point["lr"] for point in control["grid"]] == [lr for lr, _, _ in controls(specs)]
 
 
-def test_the_peaks_are_extended_at_their_edge_as_often_as_allowed():
-    config = config_of("optimizer=adam", "lr_sweep.control_extensions=1")
-    usual = landscape()
-    specs, decision, track = swept(
-        config, lambda s: done(2 - s.run.optimizer.lr) if s.role == "control" else usual(s)
-    )
-    peaks = [lr for lr, shape, warmup in controls(specs) if (shape, warmup) == ("trapezoid", 100)]
-    assert peaks == [4e-3, 8e-3, 16e-3]
-    assert track["control"]["edge"] == "high"
-    assert any("it may be under-tuned" in note for note in decision["notes"])
-
-
 def test_the_longest_warm_up_of_all_is_said_unless_the_study_does_not_use_the_control(config):
     _, decision, track = swept(config, landscape(warmup=200))
     assert track["control"]["longest_warmup"]

@@ -50,22 +50,6 @@ def test_idle_workers_foresee_certain_runs_only():
     assert speculative_runs(config, {}, "lr_sweep", extension, [], known(results)) == []
 
 
-def test_calibration_and_baseline_start_while_the_search_for_the_control_goes_on():
-    config = config_of("optimizer=adam")
-    _, specs, results = played("lr_sweep", config, {}, by_lr(4e-3))
-    searching = [s for s in specs if s.role == "control"]
-    there = {s.run_id: results[s.run_id] for s in specs if s.role != "control"}
-    early = speculative_runs(config, {}, "lr_sweep", searching, config.study.stages[1:], known(there))
-    decisions = {"lr_sweep": decided("lr_sweep", config, {}, by_lr(4e-3))}
-    wanted = stage_of("calibrate").runs(config, decisions, {})
-    wanted += [s for s in stage_of("finals").runs(config, decisions, {}) if s.role == "baseline"]
-    assert [s.run_id for s in early] == [s.run_id for s in wanted]
-    replicate = next(s.run_id for s in specs if s.role == "replicate")  # still trains
-    lacking = {k: v for k, v in there.items() if k != replicate}
-    early = speculative_runs(config, {}, "lr_sweep", searching, config.study.stages[1:], known(lacking))
-    assert [s.run_id for s in early] == [replicate]
-
-
 @pytest.mark.thorough
 @pytest.mark.parametrize("suite", ["default", "published"])
 @pytest.mark.parametrize("seed", range(2))

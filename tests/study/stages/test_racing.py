@@ -7,13 +7,13 @@ from itertools import pairwise
 import pytest
 from support.played import DECIDED, DIVERGED, SWEPT, config_of, done, played
 
+from ebc_lab.config.choices import changed
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import ArmConfig
 from ebc_lab.config.study_checks import validate
 from ebc_lab.report.conclude import concluding
 from ebc_lab.study.autopilot import Listener, autopilot
-from ebc_lab.study.inspect.forecast import SCENARIOS, forecast
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.inspect.why import why
 from ebc_lab.study.stages.runs import RACED_FROM, raced
@@ -56,12 +56,6 @@ def decided(config, made=answer):
     return stage_of("tune").decide(config, specs, results, DECIDED), waves, results
 
 
-def tuned(decision):
-    """What is chosen of each arm, its loss, and by what its grid grew."""
-    arms = decision["tracks"]["adam_none"]["arms"]
-    return {k: (arm["point"], arm["val_loss"], arm["extended"]) for k, arm in arms.items()}
-
-
 @pytest.fixture(scope="module")
 def plain():
     return decided(suite())
@@ -92,34 +86,35 @@ def test_the_middle_of_a_grid_comes_first_and_the_others_race_against_it(plain):
     assert any(note.startswith(f"{len(lost)} of ") for note in decision["notes"])
 
 
-def outcomes_and_choices(made, *overrides, sigmas=5, **arms):
-    """How runs end, and what is tuned, without racing and with it."""
-    outcomes, choices = [], []
-    for raced_at in (0, sigmas):
-        decision, _, results = decided(suite(*overrides, sigmas=raced_at, arms=ARMS | arms), made)
-        outcomes.append({r["outcome"] for r in results.values()})
-        choices.append(tuned(decision))
-    return outcomes, choices
-
-
 def beyond(spec):
     """The best point is far below the grid, where every rate diverges."""
     return DIVERGED if spec.lr_scale > 0.2 else answer(spec, best=0.1)
 
 
+# a strength that limits nothing makes ties, and racing trains the middle of a grid before its head
+TIES = {"stabilizer": {"name": "zclip"}}
+TIED = {"other": ArmConfig(settings=TIES, tune={"strength": [1.5, 2, 2.5, 3, 4]})}
+
+
 @pytest.mark.thorough
-@pytest.mark.parametrize("made", [answer, lambda spec: answer(spec, best=30.0), beyond])
-def test_the_same_point_wins_as_without_racing_and_no_arm_loses_its_search(made):
-    outcomes, choices = outcomes_and_choices(made, "tune.max_extensions=6")
-    assert ["raced" in ended for ended in outcomes] == [False, made is not beyond]
-    assert choices[0] == choices[1]
-
-
-def test_of_equal_points_the_same_one_wins_as_without_racing():
-    """A strength that limits nothing makes ties, and racing trains the middle of a grid before its head."""
-    other = ArmConfig(settings={"stabilizer": {"name": "zclip"}}, tune={"strength": [1.5, 2, 2.5, 3, 4]})
-    outcomes, choices = outcomes_and_choices(answer, sigmas=1000, other=other)
-    assert outcomes == [{"completed"}, {"completed"}]
+@pytest.mark.parametrize(
+    ("made", "raced_at", "arms", "raced"),
+    [
+        (answer, 5, {}, True),
+        (lambda spec: answer(spec, best=30.0), 5, {}, True),
+        (beyond, 5, {}, False),
+        (answer, 1000, TIED, False),
+    ],
+)
+def test_the_same_point_wins_as_without_racing_and_no_arm_loses_its_search(made, raced_at, arms, raced):
+    outcomes, choices = [], []
+    for sigmas in (0, raced_at):
+        config = suite("tune.max_extensions=6", sigmas=sigmas, arms=ARMS | arms)
+        decision, _, results = decided(config, made)
+        outcomes.append({r["outcome"] for r in results.values()})
+        tuned = decision["tracks"]["adam_none"]["arms"]
+        choices.append({k: (arm["point"], arm["val_loss"], arm["extended"]) for k, arm in tuned.items()})
+    assert ["raced" in ended for ended in outcomes] == [False, raced]
     assert choices[0] == choices[1]
 
 
@@ -141,19 +136,17 @@ def test_only_what_differs_in_rate_alone_is_a_rival(plain):
     _, waves, _ = plain
     pilot = [s for s in waves[0] if s.role == "plain"]
     results = {s.run_id: answer(s) for s in pilot}
-    run = replace(pilot[0].run, optimizer=replace(pilot[0].run.optimizer, lr=1.0))
+    run = changed(pilot[0].run, {"optimizer": {"lr": 1.0}})
     assert raced(run, [pilot], results, 0.05).race.above
     assert raced(replace(run, seed=7), [pilot], results, 0.05).race.above
-    schedule = run.lr_schedule
-    for other in (
-        replace(run, lr_schedule=replace(schedule, name="cosine")),
-        replace(run, lr_schedule=replace(schedule, warmup_share=0.3)),
-        replace(run, lr_schedule=replace(schedule, decay_share=0.5)),
-        replace(run, steps=1200),
-        replace(run, batch_size=32),
-        replace(run, optimizer=replace(run.optimizer, name="lion")),
-        replace(run, stabilizer=replace(run.stabilizer, name="agc")),
+    for own in (
+        {"lr_schedule": {"warmup_share": 0.3}},
+        {"steps": 1200},
+        {"batch_size": 32},
+        {"optimizer": {"name": "lion"}},
+        {"stabilizer": {"name": "agc"}},
     ):
+        other = changed(run, own)
         assert raced(other, [pilot], results, 0.05) == other
     for lost in ({}, DIVERGED, {**answer(pilot[0]), "curve": None}):
         assert raced(run, [pilot], results | {pilot[1].run_id: lost}, 0.05) == run
@@ -168,13 +161,6 @@ def test_what_a_run_races_against_does_not_depend_on_when_it_is_planned():
     for known in range(len(ids)):
         part = {run_id: results[run_id] for run_id in ids[:known]}
         assert {s.run_id for s in stage_of("tune").runs(config, DECIDED, part)} <= everything
-
-
-@pytest.mark.thorough
-def test_a_forecast_counts_the_same_runs():
-    for scenario in SCENARIOS:
-        without, raced = (forecast(suite(sigmas=sigmas), scenario=scenario)["tune"] for sigmas in (0, 5))
-        assert len(without) == len(raced)
 
 
 @pytest.mark.thorough
@@ -198,36 +184,24 @@ def test_a_curve_with_a_raced_point_has_no_window():
     assert arm["window"] is None
 
 
-# -- a study that trains -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def trained(tiny, tmp_path_factory):
-    """The configuration of a study in which runs are stopped, and its outcome."""
+@pytest.mark.thorough
+def test_stopped_runs_are_results_are_said_to_be_and_are_not_trained_again(tiny, tmp_path):
     clipped = {**TRAPEZOID, "stabilizer": {"name": "norm_clip", "strength": 0.5}}
     arms = {"plain": TRAPEZOID, "clipped": clipped}
     arms = {k: ArmConfig(settings=own, tune={"lr_scale": [0.125, 0.5, 2]}) for k, own in arms.items()}
-    place = [f"output_dir={tmp_path_factory.mktemp('raced')}", "study.name=raced"]
-    config = compose([*tiny, "launcher=inline", "seeds=[3]", "eval_every=5", *place])
-    ablation = replace(config.ablation, steps=10, arms=arms, reference="plain")
-    tune = replace(config.tune, steps=40, seeds=2, max_extensions=1, race_sigmas=2)
-    stages = replace(config.study, stages=["lr_sweep", "tune", "ablation"])
-    config = replace(config, study=stages, tune=tune, ablation=ablation)
-    return config, autopilot(config, concluding())
-
-
-@pytest.mark.thorough
-def test_stopped_runs_are_results_are_said_to_be_and_are_not_trained_again(trained):
-    config, outcome = trained
-    study = outcome.study
+    config = compose([*tiny, "launcher=inline", "seeds=[3]", "eval_every=5", f"output_dir={tmp_path}"])
+    config = replace(
+        config,
+        study=replace(config.study, stages=["lr_sweep", "tune", "ablation"]),
+        tune=replace(config.tune, steps=40, seeds=2, max_extensions=1, race_sigmas=2),
+        ablation=replace(config.ablation, steps=10, arms=arms, reference="plain"),
+    )
+    study = autopilot(config, concluding()).study
     state = status(study)
-    assert state["state"] == "finished"
-    assert not state["failures"]
+    assert (state["state"], state["failures"]) == ("finished", [])
     assert set(next(s for s in state["stages"] if s["stage"] == "tune")["outcomes"]) == {"completed", "raced"}
     decision = why(study, "tune")["tune"]
     assert decision["stale_because"] is None
     assert any(c.get("raced") in (30, 35) for c in decision["candidates"])
-    page = (study.root / "report.html").read_text()
-    assert "runs raced" in page
-    assert "it could not win any more" in page
+    assert "it could not win any more" in study.page_file.read_text()
     assert autopilot(config, Listener()).trained == 0

@@ -10,7 +10,7 @@ from support.played import DECIDED, DIVERGED, FAILED, config_of, done, played
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import ArmConfig
 from ebc_lab.config.study_checks import validate
-from ebc_lab.study.inspect.forecast import SCENARIOS, expected_left, forecast
+from ebc_lab.study.inspect.forecast import SCENARIOS, forecast
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.stages.statistics import WINDOW_NATS
 
@@ -94,24 +94,6 @@ def test_extensions_are_the_same_for_all_and_come_to_an_end():
     assert max(s.run.optimizer.lr for s in specs if s.role == "muon") == pytest.approx(0.128)
     assert arms["muon"]["edges"]["lr"] == "high"
     assert arms["muon"]["window"]["open_high"]  # of the points that there are
-
-
-@pytest.mark.thorough
-def test_what_is_expected_grows_right_as_the_runs_end():
-    """The whole that the progress line names is near the truth from the first run on."""
-    config = suite()
-    _, _, everything = played("tune", config, DECIDED, landscape)
-    wholes = []
-    for share in (0.3, 0.6, 0.9):
-        ids = set(list(everything)[: int(share * len(everything))])
-
-        def known(asked, ids=ids):
-            return {s.run_id: everything[s.run_id] for s in asked if s.run_id in ids}
-
-        left = expected_left(config, known, {})
-        assert left["done"] <= len(ids)
-        wholes.append(left["done"] + left["left"])
-    assert max(wholes) < 2 * min(wholes)
 
 
 @pytest.mark.parametrize(

@@ -157,16 +157,6 @@ def test_what_is_worse_by_the_margin_is_rarely_called_no_worse():
     assert found["best_no_worse"] <= 0.05
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_window_that_is_too_narrow_by_its_margin_is_rarely_called_wide(kind):
-    config = null_studies.settings(KINDS[kind])
-    narrow = null_studies.simulate(config, STUDIES, narrow=config.finals.window_margin)
-    assert narrow["window"] <= 0.05
-    if kind == "fixed":
-        assert null_studies.simulate(config, STUDIES)["window"] > narrow["window"]  # it can be found
-
-
 def test_the_plan_adds_seeds_only_while_the_verdict_is_undecided():
     config = null_studies.settings(KINDS["sequential"])
     decisions = null_studies.decided(config)
@@ -201,27 +191,6 @@ def test_added_seeds_are_new_and_none_of_the_stages(overrides, added):
     config = null_studies.settings(("seeds=[98,99]", *overrides))
     specs = null_studies.seeds_of(config, null_studies.decided(config))[-1]
     assert list(dict.fromkeys(s.run.seed for s in specs)) == [98, 99, *added]
-
-
-def test_a_window_that_stays_undecided_asks_for_more_seeds_by_itself():
-    config = null_studies.settings(KINDS["sequential"])
-    decisions = null_studies.decided(config)
-    specs = null_studies.seeds_of(config, decisions)[0]
-
-    def results(spread):
-        """EBC ahead of every plain arm, and its runs at ×8 off those at ×2 by seeds that contradict each
-        other."""
-        found = {}
-        for s in specs:
-            loss = 2.0 - 0.5 * (s.run.stabilizer.name == "ebc")
-            loss += spread * (s.run.seed - 1) * (s.role == "ebc_x8")
-            found[s.run_id] = {"outcome": "completed", "val_loss": loss, "test_loss": loss}
-        return found
-
-    assert compare_arms.next_seeds(config, specs, results(0.0), decisions) == []
-    assert compare_arms.next_seeds(config, specs, results(0.05), decisions) == [3, 4]
-    nothing = {s.run_id: {"outcome": "diverged", "val_loss": None, "test_loss": None} for s in specs}
-    assert finals.STAGE.runs(config, decisions, nothing) == specs  # more of what cannot be judged
 
 
 def test_a_window_reaches_to_where_the_loss_crosses_its_limit():

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from support.called import answered
 
-from ebc_lab.report.text import words
 from ebc_lab.study.store.bundle import unpack
 from ebc_lab.study.store.replay import replay
 from ebc_lab.study.store.verify import verify
@@ -43,16 +42,6 @@ def test_a_recorded_study_is_read_where_what_trained_it_is_not_installed(path, t
     assert state["state"].startswith("finished")
     assert {stage["state"] for stage in state["stages"]} == {"decided"}
     assert answered("why", str(path), cwd=tmp_path).stdout
-
-
-@pytest.mark.thorough
-@pytest.mark.usefixtures("undrawn")
-def test_the_page_of_the_earlier_recipe_says_why_its_delta_drifts_in_the_words_of_the_docs(tmp_path):
-    [path] = (path for path in EVIDENCE if path.stem == "published")
-    answered("report", str(path), "--output", str(tmp_path / "unpacked"), cwd=tmp_path)
-    said = words.DELTA_DRIFT.rstrip(".")
-    for page in (tmp_path / "unpacked/report.html", ROOT / "docs/findings.md"):
-        assert said in " ".join(page.read_text().split()), page.name
 
 
 @pytest.mark.usefixtures("plain", "undrawn")

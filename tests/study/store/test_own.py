@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import shutil
 import sys
 
 import pytest
@@ -14,7 +13,6 @@ from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.inspect.forecast import planned
 from ebc_lab.study.inspect.reproduce import again, continuing
 from ebc_lab.study.inspect.status import status
-from ebc_lab.study.resolve import resolve_study
 from ebc_lab.study.store import bundle, manifest
 from ebc_lab.study.store.find import find as find_study
 from ebc_lab.study.store.study import Study
@@ -92,39 +90,21 @@ def test_its_files_are_copied_recorded_and_checked_and_runs_have_its_name(own):
 
 
 @pytest.mark.thorough
-def test_a_changed_copy_is_found(own, tmp_path, monkeypatch):
-    copy = Study(shutil.copytree(own[0].root, tmp_path / "carried"))
-    (copy.own / "carried_help.py").write_text("rate = 0.5\n")
-    [bad] = verify(copy)["bad"]
-    assert (bad["file"], bad["what"]) == ("own/carried_help.py", "changed since it was recorded")
-    with pytest.raises(UserError, match=r"carried_help.py was changed after it was recorded"):
-        manifest.refuse_changed(copy.root)
-
-
-@pytest.mark.thorough
-def test_it_is_planned_anywhere_from_its_copies(elsewhere):
+def test_elsewhere_it_is_planned_from_its_copies_and_trained_again_with_the_same_result(own, elsewhere):
     words = shlex.split(again(elsewhere))[2:]
     config = compose([*words, "output_dir=."], here=False)
-    assert config.study.name == elsewhere.root.name
     assert config.ablation.arms["mine"].settings["optimizer"]["sha256"] == find("carried_opt:Carried").sha256
     found = planned(config)
     assert found["changed"] == []
     total = found["stages"]["total"]["expected"]
     assert total["done"] == total["runs"] > 0
     assert words[0] in continuing(elsewhere, elsewhere.header())
-
-
-@pytest.mark.thorough
-def test_a_run_is_trained_again_elsewhere_with_the_same_result(own, elsewhere, tmp_path):
-    words = shlex.split(again(elsewhere))[2:]
-    asked = [*words, "launcher=inline", f"output_dir={tmp_path / 'again'}"]
-    autopilot(compose(asked), Listener())
-    first, second = own[0], Study(tmp_path / "again" / "carried")
-    assert second.run_ids() == first.run_ids()
-    assert {path.name for path in second.own.iterdir()} == {path.name for path in first.own.iterdir()}
-    for run_id in first.run_ids():
-        one, other = first.result(run_id), second.result(run_id)
-        assert one.get("weights_checksum") == other.get("weights_checksum")
+    second = autopilot(compose([*words, "launcher=inline", "output_dir=again"]), Listener()).study
+    assert second.run_ids() == own[0].run_ids()
+    assert {path.name for path in second.own.iterdir()} == {path.name for path in own[0].own.iterdir()}
+    for run_id in second.run_ids():
+        sums = [study.result(run_id).get("weights_checksum") for study in (own[0], second)]
+        assert sums[0] == sums[1]
 
 
 @pytest.mark.thorough
@@ -153,26 +133,6 @@ def test_an_edited_file_is_named_and_texts_may_be_edited_without_force(own, monk
     finally:
         suite.write_text(before)
         autopilot(compose(asked), Listener())
-
-
-@pytest.mark.thorough
-def test_a_part_whose_runs_all_failed_is_mended_without_force(own, tmp_path, monkeypatch):
-    asked = own[1]
-    monkeypatch.setenv(PLACES, "")
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mended.yaml").write_text(SUITE.replace("carried_opt", "mended_opt"))
-    (tmp_path / "mended_opt.py").write_text(PART.replace("carried_help", "mended_help"))
-    words = [*(word for word in asked if not word.startswith("study=")), "study=./mended.yaml"]
-    study = Study(tmp_path / "out" / "mended")
-    study.prepare()
-    said = []
-    for rate in (0.9, 0.8):
-        (tmp_path / "mended_help.py").write_text(f"rate = {rate}\n")
-        resolve_study(compose(words), study, said.append, force=False)
-    [line] = [line for line in said if "mended_help.py was edited since" in line]
-    assert "no run of it had finished" in line
-    assert (study.own / "mended_help.py").read_text() == "rate = 0.8\n"
 
 
 def test_the_file_of_a_suite_is_no_study_and_its_name_is_said(own, monkeypatch):

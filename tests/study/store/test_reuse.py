@@ -12,7 +12,7 @@ from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.inspect.why import why
 from ebc_lab.study.stages.rules import FORM
-from ebc_lab.study.store.reuse import StageWork, remaining_work, reusable_results, work_in_words
+from ebc_lab.study.store.reuse import remaining_work, reusable_results, work_in_words
 from ebc_lab.study.store.snapshot import read
 from ebc_lab.study.store.verify import verify
 
@@ -33,15 +33,6 @@ def test_a_finished_study_is_kept_whole(finished, resolved):
     assert [look.missing for look in found] == [0, 0, 0, 0]
     assert work_in_words(found).startswith(f"lr_sweep: all {found[0].runs} kept; calibrate: all ")
     assert read(study).stale_decisions() == {}
-
-
-def test_the_words_for_what_would_be_trained():
-    looks = [StageWork("lr_sweep", 8, 0), StageWork("calibrate", 5, 3), *map(StageWork, LATER[1:])]
-    assert work_in_words(looks) == (
-        "lr_sweep: all 8 kept; calibrate: 3 of 5 would be trained; lr_scale, finals: decided again after that"
-    )
-    assert work_in_words([StageWork("lr_sweep", 8, 8)]) == "lr_sweep: all 8 would be trained"
-    assert "cannot be decided" in work_in_words([StageWork("lr_sweep", 8, 0, undecidable=True)])
 
 
 def test_a_missing_run_makes_its_stage_and_all_after_it_stale(study):

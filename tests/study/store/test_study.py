@@ -5,10 +5,8 @@ import sys
 
 import pytest
 
-from ebc_lab.config.dicts import to_dict
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import digest
-from ebc_lab.records.json_files import write_checksummed, write_json
+from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.store.find import find
 from ebc_lab.study.store.study import OfAnotherRun, Study
@@ -86,22 +84,6 @@ def test_a_result_of_another_run_is_refused(study, resolved):
     assert study.result(spec.run_id)
     with pytest.raises(OfAnotherRun, match=r"result\.json was not written by this run"):
         study.results([spec])
-
-
-def test_forget_removes_only_the_outcomes_and_stages_it_is_told(study, resolved):
-    spec = stage_of("lr_sweep").runs(resolved, {}, {})[0]
-    planned = {"identity": spec.identity, "config": to_dict(spec.run)}
-    ending = digest(spec.identity)
-    a, b, c, d = (f"{name}-{ending[:10]}" for name in "abcd")
-    outcomes = {a: "lost", b: "completed", c: "failed", d: "lost"}
-    for name, outcome in outcomes.items():
-        stage = "x" if name == d else "finals"
-        study.run_dir(name).mkdir()
-        about = {"run_id": name, "stage": stage, "role": "grid", "arm": name, "kind": "train"}
-        write_json(study.run_dir(name) / "spec.json", {**about, **planned})
-        write_checksummed(study.run_dir(name) / "result.json", {"outcome": outcome, "steps": 15})
-    assert study.forget(study.records(), ["lost"], ["finals"]) == [a]
-    assert [name for name in outcomes if study.result(name)] == [b, c, d]
 
 
 def test_the_working_folder_itself_is_a_study_by_its_own_name(own_copy, monkeypatch):

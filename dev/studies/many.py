@@ -12,6 +12,7 @@ import json
 import os
 import random
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 from support.drivers import CHANGED
 
@@ -169,14 +172,12 @@ def taken(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> dict[st
 def copying_workers(folder: Path, source: Study) -> Iterator[None]:
     """Workers copy runs of `source` in place of training: a driver has all of its work, they have none."""
     (folder / "site").mkdir(exist_ok=True)
-    change = "def change(module):\n    from support.many import taken\n    module.run_and_record = taken\n"
+    change = "def change(module):\n    from many import taken\n    module.run_and_record = taken\n"
     code = CHANGED.format(module="ebc_lab.training.outcome") + change
     (folder / "site" / "sitecustomize.py").write_text(code)
-    tests = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     paths = [
-        str(folder / "site"),
-        str(tests),
-        str(tests.parent),
+        *(str(path) for path in (folder / "site", Path(__file__).parent, root / "tests", root)),
         *filter(None, [os.environ.get("PYTHONPATH")]),
     ]
     environment = {"PYTHONPATH": os.pathsep.join(paths), "COPIED_FROM": str(source.root)}
