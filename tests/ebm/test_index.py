@@ -180,6 +180,13 @@ def test_two_builds_are_the_same_bytes(kind):
     assert torch.equal(first, second)
 
 
+@needs_faiss
+def test_lists_compare_with_their_centres_and_with_the_points_they_hold():
+    mu = uniform(400, 8)
+    index = NeighbourIndex("ivf", 1.0).build(mu)
+    assert 80 < index.computations(mu, 1) <= 480  # 4 sqrt(400) centres, at most all points
+
+
 # -- bytes ---------------------------------------------------------------------------------------------------
 
 
@@ -205,13 +212,3 @@ def test_bytes_of_something_else_are_refused():
         NeighbourIndex.from_bytes("exact", data + 1)
     with pytest.raises(ValueError, match="kind exact, not hnsw"):
         NeighbourIndex.from_bytes("hnsw", data)
-
-
-# -- how search scales ---------------------------------------------------------------------------------------
-
-
-@needs_faiss
-def test_lists_compare_with_their_centres_and_with_the_points_they_hold():
-    mu = uniform(400, 8)
-    index = NeighbourIndex("ivf", 1.0).build(mu)
-    assert 80 < index.computations(mu, 1) <= 480  # 4 sqrt(400) centres, at most all points
