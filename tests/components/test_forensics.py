@@ -36,38 +36,24 @@ def clip(model, base=None, **options):
 
 # -- when the lab chooses it ---------------------------------------------------------------------------------
 
-TRAPS = [
-    {"budget": {"guard": "shrink"}},
-    {"budget": {"beta_init": "zero"}},
-    {"budget": {"units": "per_lr"}},
-    {"budget": {"cadence": "published"}},
-    {"controller": {"name": "pi"}},
-]
+MISTAKES = {
+    "guard": "shrink",
+    "beta_init": "zero",
+    "units": "per_lr",
+    "cadence": "published",
+    "controller": "pi",
+}
 
 
-def built(make_gpt, trap):
-    budget = BudgetConfig(**{"name": "surrogate", "target_kl": 0.002, **trap.get("budget", {})})
-    controller = ControllerConfig(**{"name": "fixed", **trap.get("controller", {})})
+@pytest.mark.parametrize("mistake", [None, *MISTAKES])
+def test_a_run_that_asks_for_a_mistake_gets_the_subclass_and_any_other_the_method(make_gpt, mistake):
+    given = {key: value for key, value in MISTAKES.items() if key == mistake}
+    controller = ControllerConfig(given.pop("controller", "fixed"))
+    budget = BudgetConfig("surrogate", target_kl=0.002, **given)
     run = RunConfig(stabilizer=StabilizerConfig("ebc"), budget=budget, controller=controller)
     model = make_gpt()
-    return stabilizers.build(model, [torch.optim.Adam(model.parameters(), lr=LR)], None, run)
-
-
-@pytest.mark.parametrize("trap", TRAPS, ids=str)
-def test_a_run_that_asks_for_a_mistake_gets_the_subclass(make_gpt, trap):
-    assert type(built(make_gpt, trap)) is ForensicClip
-
-
-def test_any_other_run_gets_the_method(make_gpt):
-    assert type(built(make_gpt, {})) is EllipsotopeClip
-
-
-@pytest.mark.parametrize("key", ["guard", "beta_init", "units", "cadence", "controller"])
-def test_the_method_itself_takes_none_of_them(make_gpt, key):
-    model = make_gpt()
-    value = {"cadence": "published", "controller": "pi"}.get(key, "none")
-    with pytest.raises((TypeError, ValueError), match=key):
-        EllipsotopeClip(model, torch.optim.Adam(model.parameters()), target_kl=0.01, **{key: value})
+    built = stabilizers.build(model, [torch.optim.Adam(model.parameters(), lr=LR)], None, run)
+    assert type(built) is (EllipsotopeClip if mistake is None else ForensicClip)
 
 
 @pytest.mark.thorough
@@ -218,13 +204,6 @@ def test_golden_guard(golden, kind):
 
 
 @given(rhos)
-def test_no_guard_never_moves(values):
-    guard = Guard("none")
-    assert all(guard.audit(rho, 10 * i) == 1 for i, rho in enumerate(values))
-    assert (guard.factor, guard.count) == (1, 0)
-
-
-@given(rhos)
 def test_a_guard_never_widens_the_radius_and_counts_what_shrank_it(values):
     guard = Guard("shrink")
     for i, rho in enumerate(values):
@@ -269,34 +248,6 @@ def test_after_a_rho_that_is_not_finite_only_time_has_passed(kind, rho):
     for guard in (told, untold):
         guard.audit(0.5, 200)
     assert told.factor.item() == pytest.approx(untold.factor.item()) == pytest.approx(2**-0.5)
-
-
-def test_a_saved_guard_state_does_not_move_with_the_guard():
-    guard = Guard("shrink").to("cpu")
-    saved = guard.state_dict()
-    guard.audit(2.0, 0)
-    guard.load_state_dict(saved)
-    assert (guard.factor, guard.count, guard.last) == (1, 0, None)
-
-
-def published(make_gpt, batches, backward, guard):
-    """160 steps of the published recipe."""
-    model = make_gpt()
-    options = {"grouping": "matrices", "cadence": "published", "controller": "pi", "target_kl": 0.05}
-    optimizer = clip(model, budget="surrogate", guard=guard, audit_every=4, **options)
-    return [go(model, optimizer, batch, backward) for batch in batches(160)]
-
-
-@pytest.mark.thorough
-def test_the_guard_as_published_falls_without_end_where_shrink_settles(make_gpt, batches, backward):
-    """Fed with T/(c·S), T of the whole update: the less g lets through, the less S seems to be."""
-    steps = published(make_gpt, batches, backward, "shrink_published")
-    settled = published(make_gpt, batches, backward, "shrink")
-    falls = [float(s.guard) for s in steps]
-    assert falls[40] < 0.5 * falls[20] < 0.25 * falls[10]
-    assert min(falls) < 1e-6 < 1e-2 < min(float(s.guard) for s in settled)
-    assert all(math.isfinite(float(s.clip_coefficient)) for s in steps)
-    assert min(float(s.clip_coefficient) for s in steps) < 1e-6  # the matrices stand still
 
 
 @pytest.mark.parametrize("budget", ["shadow", "fisher", "calibrated"])

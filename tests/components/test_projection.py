@@ -5,13 +5,13 @@ order.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ebc_lab.components import projection as projections
 from ebc_lab.components.projection import Spectral, Stiefel, build, norm_bound
 from ebc_lab.config.identity import identity
 from ebc_lab.config.parts.data import DataConfig
@@ -141,52 +141,16 @@ def test_a_retracted_matrix_is_the_polar_factor(shape, seed, low, high, size):
     torch.testing.assert_close(matrix, again, rtol=0, atol=3e-6 * s)  # there already: rounding only
 
 
-@given(shapes, seeds)
-def test_on_the_manifold_it_moves_by_rounding_only(shape, seed):
-    matrix = normal(*shape, seed=seed)
-    retract = Stiefel([matrix])
-    there = matrix.clone()
-    for _ in range(20):
-        retract()
-    torch.testing.assert_close(matrix, there, rtol=0, atol=2e-6 * radius(there))  # and it does not drift
-
-
-@given(shapes, seeds)
-def test_along_a_tangent_it_agrees_to_first_order(shape, seed):
-    """W = sQ, Q^T xi skew: retract(W + t xi) = W + t xi - t^2/(2 s^2) W xi^T xi + O(t^3)."""
-    w = normal(*shape, seed=seed, dtype=torch.float64)
-    retract = Stiefel([w])
-    start = w.clone()
-    s = radius(w)
-    flip = shape[0] < shape[1]
-    q = (start.T if flip else start) / s
-    free = normal(*q.shape, seed=seed + 1, dtype=torch.float64)
-    xi = free - q @ (q.T @ free + free.T @ q) / 2  # the part normal to the manifold taken out
-    xi = s * xi / xi.norm().clamp(min=1.0)
-    tangent = xi.T if flip else xi
-    for t in (1e-2, 1e-3, 1e-4):
-        w.copy_(start + t * tangent)
-        retract()
-        curve = q @ (xi.T @ xi) / (2 * s)
-        expected = start + t * tangent - t**2 * (curve.T if flip else curve)
-        assert (w - expected).norm() <= (t**3 + 1e-13) * s
-
-
 @pytest.mark.parametrize("shape", [(8, 8), (32, 8), (8, 32)])
-def test_a_nearly_singular_matrix_is_left_to_an_svd(shape, monkeypatch):
-    asked = []
-    exact = projections.svd_polar
-    monkeypatch.setattr(projections, "svd_polar", lambda m: asked.append(m.shape) or exact(m))
+def test_a_nearly_singular_matrix_is_left_to_an_svd(shape):
     good = normal(*shape)
     bad = normal(*shape, seed=1)
     retract = Stiefel([good, bad])
     s = radius(good), radius(bad)
-    asked.clear()
     good.copy_(with_values(shape, 0.3 * s[0], 2 * s[0], 2))
     bad.copy_(with_values(shape, 1e-3 * s[1], 2 * s[1], 3))
     target = svd(bad)
     retract()
-    assert asked == [shape]  # the other of the stack settles without
     torch.testing.assert_close(bad.double(), s[1] * target[0] @ target[2], rtol=0, atol=1e-3 * s[1])
     for m, size in zip((good, bad), s, strict=True):
         values = torch.linalg.svdvals(m.double())
@@ -244,12 +208,9 @@ def test_each_says_when_it_acts(name, retracts):
 
 
 def test_only_spectral_is_named_by_its_bound():
-    def named(name, bound):
-        run = RunConfig(
-            dtype="float32", threads_per_run=1, compile="off", device="cpu", data=DataConfig(sha256="0" * 64)
-        )
-        run.projection = ProjectionConfig(name, bound)
-        return identity(run)["projection"]
-
-    assert named("spectral", 2.0) != named("spectral", 3.0)
-    assert named("stiefel", 2.0) == named("stiefel", 3.0) == {"name": "stiefel"}
+    data = DataConfig(sha256="0" * 64)
+    run = RunConfig(dtype="float32", threads_per_run=1, compile="off", device="cpu", data=data)
+    choices = [ProjectionConfig(name, bound) for name in ("spectral", "stiefel") for bound in (2.0, 3.0)]
+    named = [identity(replace(run, projection=choice))["projection"] for choice in choices]
+    assert named[0] != named[1]
+    assert named[2] == named[3] == {"name": "stiefel"}

@@ -1,7 +1,6 @@
 """The model: deterministic, causal, differentiable in both modes; its losses move what they should move."""
 
 import copy
-import math
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from ebc_lab.ebm.model import (
     EnergyModel,
     LossWeights,
     ModelSettings,
-    log_area,
     objective,
     r2_column,
     score_shift,
@@ -61,18 +59,6 @@ def test_a_call_and_the_detailed_forward_are_the_same_bits_each_time(settings, d
         torch.testing.assert_close(tensor.norm(dim=-1), torch.ones(tensor.shape[:-1]))
 
 
-@every
-def test_a_later_token_does_not_reach_back(settings):
-    model = energy_model(**settings)
-    tokens = some_tokens()
-    changed = tokens.clone()
-    changed[:, 7] = (changed[:, 7] + 1) % VOCABULARY
-    with torch.no_grad():
-        moved = (model(changed) - model(tokens)).abs().amax(-1)
-    assert moved[:, :7].max() < 1e-12  # other rows of an expert's product round otherwise
-    assert moved[:, 7].min() > 1e-6
-
-
 def test_at_first_the_encoder_is_the_last_token_and_fading_rotations():
     model = energy_model(window=4)
     for j, matrix in enumerate(model.encoder.mix):
@@ -88,17 +74,6 @@ def test_given_embeddings_are_the_first_ones():
     assert model.embeddings.data_ptr() != given.data_ptr()
 
 
-def test_lengths_of_embeddings_and_splats_change_nothing():
-    model = energy_model()
-    tokens = some_tokens()
-    before = model(tokens)
-    with torch.no_grad():
-        model.embeddings *= torch.linspace(0.5, 2, VOCABULARY, dtype=torch.float64)[:, None]
-        model.store.mu *= 3
-        model.pair_a *= 0.1
-    torch.testing.assert_close(model(tokens), before, rtol=1e-9, atol=1e-9)
-
-
 def test_unknown_parts_are_refused():
     with pytest.raises(ValueError, match="encoder='windows' is unknown; it takes window or transformer"):
         energy_model(encoder="windows")
@@ -108,15 +83,6 @@ def test_unknown_parts_are_refused():
         EnergyModel(ModelSettings(vocabulary=5, decoder="transformer"))
     with pytest.raises(ValueError, match="a model without splats has no energy of them"):
         energy_model(splats=0).splat_energy(torch.ones(1, 6, dtype=torch.float64))
-
-
-# -- the energy ----------------------------------------------------------------------------------------------
-
-
-def test_the_energy_of_the_uniform_law_is_the_log_area():
-    assert log_area(2) == pytest.approx(math.log(2 * math.pi))
-    assert log_area(3) == pytest.approx(math.log(4 * math.pi))
-    assert log_area(640) == pytest.approx(math.log(2) + 320 * math.log(math.pi) - math.lgamma(320))
 
 
 # -- derivatives ---------------------------------------------------------------------------------------------
@@ -136,6 +102,7 @@ def test_forward_derivatives_are_central_differences(settings):
     def logits_after(t):
         return functional_call(model, {name: w + t * step[name] for name, w in weights.items()}, (tokens,))
 
+    logits_after(0)  # what a store keeps of this has no tangent
     _, found = torch.func.jvp(lambda w: functional_call(model, w, (tokens,)), (weights,), (step,))
     h = 1e-6
     expected = (logits_after(h) - logits_after(-h)) / (2 * h)

@@ -35,12 +35,15 @@ def trained(request, text_file, tmp_path_factory):
     training.advance(13)
     training.recording.close()
     model = copy.deepcopy(training.model).double()
-    if model.store is not None:
-        assert len(model.store) == 96
-        with torch.no_grad():  # of two splats in one place, drawn from repeated words, either may act
-            model.store.mu += 1e-3 * torch.randn(
-                model.store.mu.shape, generator=torch.Generator().manual_seed(0)
-            )
+    with torch.no_grad():  # of what stands for a direction the length changes nothing
+        model.embeddings *= torch.linspace(0.5, 2, len(model.embeddings))[:, None]
+        model.pair_a *= 0.1
+        if model.store is not None:
+            assert len(model.store) == 96
+            # of two splats in one place, drawn from repeated words, either may act
+            noise = torch.Generator().manual_seed(0)
+            model.store.mu += 1e-3 * torch.randn(model.store.mu.shape, generator=noise)
+            model.store.mu *= 3
     return model, run
 
 

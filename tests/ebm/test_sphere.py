@@ -81,32 +81,14 @@ def test_transport_turns_the_geodesics_plane_and_leaves_the_rest(dtype, n, angle
     assert largest(transport(x.to(dtype), y.to(dtype), v.to(dtype)) - carried) <= TOLERANCE[dtype]
 
 
-def test_geodesics_take_a_time_for_each_row():
-    x, u = frames(5, rows=4)
-    times = torch.linspace(0.1, 2, 4, dtype=torch.float64)
-    points, velocities = geodesic(x, u, times)
-    for row, time in enumerate(times):
-        point, velocity = geodesic(x[row], u[row], float(time))
-        torch.testing.assert_close((points[row], velocities[row]), (point, velocity))
-
-
 def test_leading_shapes_broadcast():
     x, u = frames(6, rows=4)
     y = exp(x, u)
     assert distance(x.unsqueeze(1), y).shape == (4, 4)
     torch.testing.assert_close(log(x.unsqueeze(1), y)[2, 3], log(x[2], y[3]))
     torch.testing.assert_close(transport(x[0], y, u[0].expand(4, 6))[1], transport(x[0], y[1], u[0]))
-
-
-@pytest.mark.thorough
-def test_a_long_walk_stays_on_the_sphere_in_float32():
-    x, u = (t.float() for t in frames(640))
-    v = 3 * u
-    for _ in range(2000):
-        x, v = geodesic(x, v, 0.05)
-    assert float((x.norm(dim=-1) - 1).abs().max()) < 1e-6
-    assert float((x * v).sum(-1).abs().max()) < 1e-5
-    torch.testing.assert_close(v.norm(dim=-1), torch.full((64,), 3.0), rtol=1e-3, atol=0)
+    points, _ = geodesic(x, u, torch.linspace(0.1, 2, 4, dtype=torch.float64))
+    torch.testing.assert_close(points[3], geodesic(x[3], u[3], 2.0)[0])
 
 
 # -- edges ---------------------------------------------------------------------------------------------------
@@ -155,15 +137,11 @@ def test_half_precision_is_computed_in_float32_also_under_autocast():
     torch.testing.assert_close(found[1], expected)
 
 
-@pytest.mark.parametrize("function", [exp, log, project, distance, lambda x, v: geodesic(x, v, 0.7)[1]])
+@pytest.mark.parametrize(
+    "function", [normalise, exp, log, project, distance, lambda x, v: geodesic(x, v, 0.7)[1], transport]
+)
 def test_derivatives_agree_in_both_modes_with_differences(function):
     x, u = frames(4, rows=2)
-    inputs = (x.requires_grad_(True), exp(x, 0.8 * u).detach().requires_grad_(True))
+    count = {normalise: 1, transport: 3}.get(function, 2)
+    inputs = [t.detach().requires_grad_(True) for t in (x, exp(x, 0.8 * u), u)[:count]]
     assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
-
-
-def test_derivatives_of_transport_and_normalise_agree_in_both_modes_with_differences():
-    x, u = frames(4, rows=2)
-    inputs = (x.requires_grad_(True), exp(x, 0.8 * u).detach().requires_grad_(True), u.requires_grad_(True))
-    assert torch.autograd.gradcheck(transport, inputs, check_forward_ad=True)
-    assert torch.autograd.gradcheck(normalise, (inputs[0],), check_forward_ad=True)

@@ -85,15 +85,6 @@ def test_derivative_of_the_peak_is_one_less_the_ratio_in_both_modes():
         torch.testing.assert_close(slope, gradient)
 
 
-def test_gradients_of_float32_concentrations_are_float32():
-    raw = torch.tensor([5.0, 50.0], requires_grad=True)
-    log_peak(64, 63 * raw).sum().backward()
-    assert raw.grad.dtype == torch.float32
-    torch.testing.assert_close(
-        raw.grad.double(), 63 * (1 - bessel_ratio(64, 63 * raw.detach())), rtol=1e-5, atol=0
-    )
-
-
 # -- per degree of freedom -----------------------------------------------------------------------------------
 
 

@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from support.ebm_runs import eventful, tiny_ebm
@@ -70,18 +69,6 @@ def same(first, second):
 # -- the model -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.thorough
-@every
-def test_weights_and_splats_are_the_seeds(text_file, given):
-    run = tiny_ebm(text_file, *given)
-    first = weights_of(loaded(run)[1])
-    torch.manual_seed(99)
-    before = torch.get_rng_state()
-    assert same(first, weights_of(loaded(run)[1]))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert not same(first, weights_of(loaded(replace(run, seed=1))[1]))
-
-
 def test_first_splats_lie_among_the_states_of_the_text(run):
     workload, model = loaded(run)
     store = model.store
@@ -116,15 +103,6 @@ def test_a_steps_chance_is_a_function_of_seed_and_step_alone(run):
     assert parts(other, 3)["loss_dsm"] != first[0]["loss_dsm"]
 
 
-def test_each_purpose_of_a_step_has_numbers_of_its_own(run):
-    workload, _ = loaded(run)
-    seen = [
-        workload._rng(step, name).integers(2**62) for step in (0, 1) for name in ("losses", "noise", "grow")
-    ]
-    batches = np.random.Generator(np.random.Philox(key=[run.seed, 0])).integers(2**62)
-    assert len({*seen, batches}) == 7
-
-
 @pytest.mark.thorough
 def test_noised_tokens_of_blocks_are_whole_rows(text_file):
     run = tiny_ebm(text_file, "decoder=transformer", "ebm.states=40")
@@ -150,77 +128,43 @@ def test_no_more_states_are_noised_than_there_are(text_file):
 
 
 @pytest.mark.thorough
-def test_the_curriculum_opens_places_at_each_third(text_file, tmp_path):
+@pytest.mark.parametrize(("skipped", "first"), [(None, 3), (2, 4)])
+def test_the_curriculum_opens_places_at_each_third_and_a_skipped_step_only_delays_them(
+    text_file, tmp_path, skipped, first
+):
     run = tiny_ebm(text_file, "ebm.splats=160", "ebm.soc=false", "ebm.temperature=[4,2,1]", "eval_every=60")
-    training = Training(replace(run, steps=9), made(tmp_path / "run"))
-    store = training.model.store
-    seen = []
-    for _ in range(9):
-        seen.append((len(store), store.kappa_divisor))
-        training.advance(1)
-    assert seen == [(16, 4.0)] * 3 + [(96, 2.0)] * 3 + [(160, 1.0)] * 3
-
-
-@pytest.mark.thorough
-def test_a_skipped_step_at_the_end_of_a_third_only_delays_its_splats(text_file, tmp_path):
-    run = tiny_ebm(text_file, "ebm.splats=160", "ebm.soc=false", "eval_every=60")
     training = Training(replace(run, steps=9), made(tmp_path / "run"))
     after_step = training.workload.after_step
 
-    def skipping(step, taken, tape, renew):
-        return after_step(step, replace(taken, skipped=torch.tensor(step == 2)), tape, renew)
+    def skipping(step, taken, *given):
+        return after_step(step, replace(taken, skipped=torch.tensor(step == skipped)), *given)
 
     training.workload.after_step = skipping
-    seen = []
+    store = training.model.store
+    splats, divisors = [], []
     for _ in range(9):
-        seen.append(len(training.model.store))
+        splats.append(len(store))
+        divisors.append(store.kappa_divisor)
         training.advance(1)
-    assert seen == [16] * 4 + [96] * 2 + [160] * 3
+    assert splats == [16] * first + [96] * (6 - first) + [160] * 3
+    assert divisors == [4.0] * first + [2.0] * (6 - first) + [1.0] * 3
 
 
-@pytest.mark.thorough
-def test_dead_splats_move_to_states_at_their_steps(text_file, tmp_path):
-    run = tiny_ebm(text_file, "ebm.revive_every=6", "ebm.soc=false", "ebm.score=0")
-    training = Training(run, made(tmp_path / "run"))
-    looked = []
-    revive = training.model.store.revive
-
-    def counted(states, rng):
-        looked.append((training.step, len(states)))
-        return revive(states, rng)
-
-    training.model.store.revive = counted
-    training.advance(21)
-    assert [step for step, _ in looked] == [6, 10, 12, 18, 20]
-    assert all(count >= 8192 for _, count in looked)
-
-
-def test_a_skipped_step_changes_nothing_and_says_nothing(run):
+def test_a_skipped_step_changes_nothing_and_an_audit_where_no_weight_moved_sees_the_events_alone(run):
     workload, model = loaded(run)
     inputs, targets = batch(workload)
     logits, tape = workload.forward(model, inputs)
-    workload.loss(logits, targets, tape, 10)
+    workload.loss(logits, targets, tape, 1)
     before = weights_of(model)
-    found = workload.after_step(10, stats(skipped=torch.tensor(True)), tape, lambda parameter, rows: None)
-    assert found == {}
-    assert same(before, weights_of(model))
-
-
-def test_only_an_audited_step_is_looked_at_closely(run):
-    workload, model = loaded(run)
-    inputs, targets = batch(workload)
 
     def after(**given):
-        logits, tape = workload.forward(model, inputs)
-        workload.loss(logits, targets, tape, 1)
         return workload.after_step(1, stats(**given), tape, lambda parameter, rows: None)
 
-    plain = after()
-    assert set(plain) == {"splats", "kappa_median"}
-    audited = after(applied_kl=torch.tensor(0.01), audit_tokens=48)
-    assert set(audited) - set(plain) == {"route_flips", "splat_flips", "score_shift", "event_kl"}
-    assert audited["route_flips"] == audited["splat_flips"] == audited["score_shift"] == 0  # no weight moved
-    assert audited["event_kl"] > 0  # the widths followed the states
+    assert after(skipped=torch.tensor(True)) == {}
+    assert same(before, weights_of(model))
+    found = after(applied_kl=torch.tensor(0.01), audit_tokens=48)
+    assert found["route_flips"] == found["splat_flips"] == found["score_shift"] == 0
+    assert found["event_kl"] > 0  # the widths followed the states
 
 
 @pytest.mark.thorough
@@ -312,35 +256,11 @@ def test_groups_hold_every_parameter_once(text_file, given, kind):
     assert ("store.mu" in groups["splats"]) == (model.store is not None)
     assert {"log_tether", "pair_a", "pair_b", "pair_weight", "gains"} <= set(groups["splats"])
     assert workload.groups(names, "tensor") is None
-
-
-def test_groups_by_name(text_file):
-    moe, model = loaded(tiny_ebm(text_file))
-    names = [name for name, _ in model.named_parameters()]
-    block = moe.groups(names, "block")
-    assert set(block) == {
-        "embeddings",
-        "encoder",
-        "splats",
-        "expert0",
-        "expert1",
-        "expert2",
-        "expert3",
-        "head",
-    }
-    assert block["expert2"] == ["decoder.moe.experts.2.up.weight", "decoder.moe.experts.2.down.weight"]
-    assert "decoder.moe.router.weight" in block["head"]
-    assert set(moe.groups(names, "type")) == {"embeddings", "encoder", "splats", "experts", "norm", "head"}
-    blocks, model = loaded(tiny_ebm(text_file, "decoder=transformer"))
-    names = [name for name, _ in model.named_parameters()]
-    assert set(blocks.groups(names, "block")) == {
-        "embeddings",
-        "encoder",
-        "splats",
-        "block0",
-        "block1",
-        "head",
-    }
+    experts = ["expert0"] if "decoder.experts=1" in given else ["expert0", "expert1", "expert2", "expert3"]
+    parts = {"block": [*experts, "head"], "type": ["experts", "norm", "head"]}
+    if "decoder=transformer" in given:
+        parts = {"block": ["block0", "block1", "head"], "type": ["block", "norm", "head"]}
+    assert set(groups) == {"embeddings", "encoder", "splats", *parts[kind]}
 
 
 @every

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.perceptron import backward_on, batch, floats, gradients, joint, same, small_model
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ebc_lab.ebc import EBCWarning, energy_budget_clip, monitor_ebc_ratio
 from ebc_lab.ebc.energy.record import output_norm
@@ -35,31 +34,8 @@ def test_the_two_norms_of_an_output():
     assert float(output_norm(x, "rms")) == pytest.approx(math.sqrt(sum(rows) / 6))
     assert output_norm(torch.tensor(-3.0), "rms") == 3
     assert output_norm(torch.zeros(0, 4), "rms") == 0
-
-
-def test_low_precision_outputs_are_summed_in_float32():
-    x = torch.full((300, 300), 0.1, dtype=torch.bfloat16)
-    assert output_norm(x, "raw").dtype == torch.float32
-    assert float(output_norm(x, "raw")) == pytest.approx(300 * float(x[0, 0]), rel=1e-4)
-    assert output_norm(x.double(), "raw").dtype == torch.float64
-
-
-@given(st.integers(0, 999), st.integers(1, 9))
-def test_repeating_the_batch_leaves_rms_and_raises_raw_by_the_root_of_two(seed, rows):
-    model = small_model(seed)
-    x, y = batch(seed, rows)
-    measured = {}
-    for norm in ("rms", "raw"):
-        monitor = monitor_ebc_ratio(model, norm)
-        for n in (1, 2):
-            model.zero_grad()
-            backward_on(model, x.repeat(n, 1), y.repeat(n))  # the mean loss, so the gradient stays
-            measured[norm, n] = floats(monitor())
-        monitor.remove()
-    assert measured["rms", 2] == pytest.approx(measured["rms", 1], rel=1e-4)
-    assert measured["raw", 2] == pytest.approx(
-        {k: v / math.sqrt(2) for k, v in measured["raw", 1].items()}, rel=1e-4
-    )
+    low = torch.full((300, 300), 0.1, dtype=torch.bfloat16)  # summed in float32
+    assert float(output_norm(low, "raw")) == pytest.approx(300 * float(low[0, 0]), rel=1e-4)
 
 
 # -- the limit -----------------------------------------------------------------------------------------------
@@ -149,17 +125,6 @@ def test_evaluations_and_probes_do_not_count():
     assert floats(monitor())["0"] < measured["0"]
 
 
-def test_a_layer_that_stays_in_eval_mode_is_still_trained():
-    model = small_model()
-    x, y = batch()
-    model[0].eval()
-    monitor = monitor_ebc_ratio(model)
-    backward_on(model, x, y)
-    assert float(monitor()["0"]) == pytest.approx(
-        joint(model[0].parameters()) / float(output_norm(outputs(model, x)[0], "rms"))
-    )
-
-
 @pytest.mark.parametrize("evaluating", [("0",), ("",), ("", "0", "1", "2")])
 def test_in_evaluation_mode_all_is_limited_as_in_training(evaluating):
     model, plain = small_model(), small_model()
@@ -184,15 +149,6 @@ def made_late(model, x, y):
     return clip
 
 
-def without_gradients(model, x, y):
-    clip = energy_budget_clip(model)
-    with torch.no_grad():
-        model(x)
-    for p in model.parameters():
-        p.grad = torch.ones_like(p)
-    return clip
-
-
 def never_through(model, x, y):
     clip = energy_budget_clip(model)
     model.eval()(x)
@@ -201,7 +157,7 @@ def never_through(model, x, y):
     return clip
 
 
-@pytest.mark.parametrize("made", [made_late, without_gradients, never_through])
+@pytest.mark.parametrize("made", [made_late, never_through])
 def test_a_clip_that_can_limit_nothing_says_so(made):
     model = small_model()
     clip = made(model, *batch())
@@ -264,7 +220,8 @@ class Tied(nn.Module):
         self.unused = nn.Linear(3, 3)
 
     def forward(self, tokens):
-        return self.head(self.scale * self.norm(self.embedding(tokens)))
+        logits = self.head(self.scale * self.norm(self.embedding(tokens)))
+        return {"likeliest": logits.argmax(-1), "logits": logits}
 
 
 def test_tied_weights_are_the_first_modules_and_own_parameters_count():
@@ -272,7 +229,7 @@ def test_tied_weights_are_the_first_modules_and_own_parameters_count():
     model = Tied()
     tokens = torch.randint(11, (4, 5))
     clip = energy_budget_clip(model, ratio=1e-4)
-    logits = model(tokens)
+    logits = model(tokens)["logits"]
     F.cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
     assert list(clip()) == ["", "embedding", "norm", "head"]  # `unused` has no gradient
     own = {
@@ -300,27 +257,15 @@ def test_frozen_layers_and_layers_out_of_reach():
     assert model[0].weight.grad is None
 
 
-class Reader(nn.Module):
-    """Reads the weights of `inner` without calling it, as fused attention does."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = nn.Linear(5, 4)
-
-    def forward(self, x):
-        return {"largest": x.argmax(-1), "hidden": F.linear(x, self.inner.weight, self.inner.bias)}
-
-
 def test_a_layer_that_is_only_read_goes_by_the_module_around_it():
-    model = Reader()
+    model = nn.Sequential(nn.Linear(5, 4))
+    model.forward = lambda x: F.linear(x, model[0].weight, model[0].bias)  # as fused attention does
     x, y = batch()
     clip = energy_budget_clip(model, ratio=1e-3)
-    out = model(x)["hidden"]
-    F.cross_entropy(out, y).backward()
-    assert list(clip()) == ["inner"]
-    assert joint(model.parameters()) == pytest.approx(
-        1e-3 * float(output_norm(out.detach(), "rms")), rel=1e-5
-    )
+    backward_on(model, x, y)
+    assert list(clip()) == ["0"]
+    limit = 1e-3 * float(output_norm(model(x).detach(), "rms"))
+    assert joint(model.parameters()) == pytest.approx(limit, rel=1e-5)
 
 
 def test_torchs_attention_owns_some_weights_and_reads_others():
@@ -370,16 +315,6 @@ def test_skip_leaves_nothing_for_the_optimizer(value):
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
-def test_a_norm_that_overflows_is_not_a_bad_gradient():
-    model = small_model()
-    x, y = batch()
-    clip = energy_budget_clip(model, non_finite="raise")
-    backward_on(model, x, y)
-    model[0].weight.grad.fill_(1e30)
-    clip()
-    assert joint(model.parameters()) < math.inf
-
-
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_zero_takes_out_the_bad_layer_and_limits_the_others(value):
     model = small_model()
@@ -396,11 +331,13 @@ def test_zero_takes_out_the_bad_layer_and_limits_the_others(value):
     assert clip.skipped == 0
 
 
-def test_raise_names_the_layer_and_touches_nothing():
+def test_raise_names_the_layer_and_touches_nothing_but_a_norm_that_overflows_is_no_bad_gradient():
     model = small_model()
-    x, y = batch()
     clip = energy_budget_clip(model, ratio=1e-3, non_finite="raise")
-    backward_on(model, x, y)
+    backward_on(model, *batch())
+    model[0].weight.grad.fill_(1e30)
+    clip()
+    assert joint(model.parameters()) < math.inf
     model[2].bias.grad[0] = math.inf
     before = gradients(model)
     with pytest.raises(FloatingPointError, match="non-finite gradient in 2\\."):
@@ -464,27 +401,3 @@ def test_a_watched_model_can_be_copied_and_pickled(used):
     pair.zero_grad()
     backward_on(pair, x, y)
     assert list(copied()) == LAYERS
-
-
-class Waits(TorchDispatchMode):
-    """Counts how often a value is read on the host."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize(("non_finite", "waits"), [("skip", 1), ("zero", 0)])
-def test_the_host_does_not_wait_for_each_layer(non_finite, waits):
-    torch.manual_seed(0)
-    model = nn.Sequential(*(nn.Linear(5, 5) for _ in range(9)))
-    clip = energy_budget_clip(model, {"0": 1e-3, "5": 1e-4}, non_finite=non_finite)
-    backward_on(model, *batch())
-    with Waits() as mode:
-        clip()
-    assert mode.count == waits
-    with Waits() as mode, torch.no_grad():
-        model(torch.ones(1, 5))
-    assert mode.count == 0

@@ -98,12 +98,6 @@ def test_without_targets_it_says_what_it_needs_and_touches_nothing(cls):
     assert equal(values(model), before)
 
 
-def test_a_loss_below_the_expected_one_needs_no_warm_up():
-    model = small_model()
-    made = around(AdaptiveWarmUp, model, 0.1, strength=50.0)
-    assert take(model, made, 0, torch.float32).clip_coefficient == 1
-
-
 def test_adagc_lets_a_tensor_move_whose_first_gradients_are_zero(monkeypatch):
     monkeypatch.setattr(AdaGC, "warm_up", 3)
     model = small_model()

@@ -52,20 +52,9 @@ TABLE = (
     list(PROJECTIONS),
 )
 RARE = (  # other libraries', and the rivals of other papers
-    *(
-        "galore",
-        "adam8bit",
-        "adam4bit",
-        "prodigy",
-        "adopt",
-        "hyperball",
-        "lionar",
-        "scion",
-        "normuon",
-        "muonclip",
-    ),
-    *("d_adaptation", "dog", "ldog", "mechanic"),
-)
+    "galore", "adam8bit", "adam4bit", "prodigy", "adopt", "hyperball", "lionar", "scion", "normuon",
+    "muonclip", "d_adaptation", "dog", "ldog", "mechanic",
+)  # fmt: skip
 every_pair = contract(*TABLE, rare=RARE)
 every = contract(*TABLE, pairs=False)
 

@@ -4,10 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from support.perceptron import UPDATE, around, backward, grads, norm, small_model, values
-from torch import nn
 
 from ebc_lab.components.stabilizers.rivals import KLClip, RMSClip, TrustRegion
 from ebc_lab.ebc import EllipsotopeClip
@@ -45,44 +42,28 @@ def test_the_trust_region_is_ebc_with_sensitivity_one(schedule, monkeypatch):
     assert schedule != "constant" or sum(clipped) < 20  # both sides of the minimum were seen
 
 
-def two_groups(model, lr=0.5):
-    first = model[0].parameters()
-    last = model[2].parameters()
-    return torch.optim.SGD([{"params": first, "lr": lr}, {"params": last, "lr": lr / 10}])
+def two_groups(model, weight_decay=0.0):
+    groups = [{"params": model[0].parameters(), "lr": 0.5}, {"params": model[2].parameters(), "lr": 0.05}]
+    return torch.optim.SGD(groups, weight_decay=weight_decay)
 
 
 @pytest.mark.parametrize(("strength", "clips"), [(1e-4, True), (1.0, False)])
 def test_kl_clip_is_that_of_the_kfac_codes(strength, clips):
     model = small_model()
-    stabilizer = KLClip(model, two_groups(model), strength=strength, audit_every=0)
+    stabilizer = KLClip(model, two_groups(model, weight_decay=0.3), strength=strength, audit_every=0)
     backward(model)
     old = values(model)
     gradients = grads(model)
     rates = [0.5, 0.5, 0.05, 0.05]
-    predicted = sum(
-        lr**2 * float((g * g).sum()) for g, lr in zip(gradients, rates, strict=True)
-    )  # SGD's direction is g
+    directions = [g + 0.3 * w for g, w in zip(gradients, old, strict=True)]
+    products = [float((v * g).sum()) for v, g in zip(directions, gradients, strict=True)]
+    predicted = abs(sum(lr**2 * product for lr, product in zip(rates, products, strict=True)))
     c = min(1.0, math.sqrt(strength / predicted))
     assert (c < 1) == clips
     stats = stabilizer.step()
     assert float(stats.clip_coefficient) == pytest.approx(c, rel=1e-5)
-    expected = [w - c * lr * g for w, g, lr in zip(old, gradients, rates, strict=True)]
+    expected = [w - c * lr * v for w, v, lr in zip(old, directions, rates, strict=True)]
     torch.testing.assert_close(values(model), expected)
-
-
-def test_kl_clip_does_not_limit_what_is_orthogonal_to_the_gradient():
-    class Sideways(torch.optim.SGD):
-        @torch.no_grad()
-        def step(self, closure=None):
-            for p in self.param_groups[0]["params"]:
-                p += torch.tensor([-p.grad[1], p.grad[0]])
-
-    model = nn.Module()
-    model.w = nn.Parameter(torch.zeros(2))
-    model.w.grad = torch.tensor([3.0, 4.0])
-    stats = KLClip(model, Sideways(model.parameters(), lr=0.1), strength=1e-9, audit_every=0).step()
-    assert stats.clip_coefficient == 1
-    assert model.w.tolist() == [-4, 3]
 
 
 def test_rms_clip_limits_each_tensor_by_itself():
@@ -104,19 +85,6 @@ def test_rms_clip_limits_each_tensor_by_itself():
     assert float(stats.clip_coefficient) == pytest.approx(norm(applied) / norm(updates), rel=1e-5)
     for new, w, u, f in zip(values(model), old, updates, factors, strict=True):
         assert f < 1 or torch.equal(new, w + u)
-
-
-@given(st.floats(1e-3, 2), st.floats(1e-3, 1), st.integers(0, 99))
-def test_no_tensors_update_has_a_larger_rms(strength, lr, seed):
-    model = small_model(seed)
-    stabilizer = RMSClip(model, torch.optim.Adam(model.parameters(), lr=lr), strength=strength, audit_every=0)
-    for step in range(3):
-        backward(model, seed + step)
-        old = values(model)
-        stabilizer.step()
-        for new, w in zip(values(model), old, strict=True):
-            rounding = 1e-6 * float(w.abs().max()) / lr
-            assert norm([new - w]) / lr / math.sqrt(w.numel()) <= strength * (1 + 1e-4) + rounding
 
 
 class WithCopies(torch.optim.SGD):
