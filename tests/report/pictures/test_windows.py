@@ -108,7 +108,3 @@ def test_of_a_sweep_only_the_best_point_and_the_reference_have_pictures_of_their
     found = found_of(RATES)
     found["arms"]["unswept"] = arm("unswept")
     assert set(highlighted_arms(found)) == {"plain1", "plain2", "ebc1", "unswept"}
-
-
-def test_a_suite_without_sweeps_has_no_such_pictures():
-    assert drawn(found_of({})) == {}

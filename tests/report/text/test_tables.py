@@ -186,6 +186,7 @@ def test_the_page_shows_judgement_joint_interval_and_a_rank_where_a_run_diverged
         ["broken", "median −0.200", "misses", "", "(−∞, ∞)"],
     ]
     good, broken = draw_intervals(table).rows
+    assert good.cells[2].page == "beats it"
     drawing = good.cells[3].drawing
     assert drawing["low"] < drawing["middle"] < drawing["high"] < drawing["ruler"].zero
     assert not any(cell.drawing for cell in broken.cells)
