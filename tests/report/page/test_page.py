@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from support.called import CLI
 from support.invented import invent
+from support.recorded import EVIDENCE
 
 import ebc_lab
 from ebc_lab.config.errors import UserError
@@ -33,7 +34,6 @@ from ebc_lab.study.stages import compare_arms
 from ebc_lab.study.store.study import Study
 from ebc_lab.study.store.verify import verify
 
-EVIDENCE = Path(__file__).parents[3] / "docs/evidence"
 HOSTILE = "<script>alert('x')</script> \"quoted\" & more"
 
 

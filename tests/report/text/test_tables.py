@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from support.drawn import sweep
+from support.recorded import recorded
 
 from ebc_lab.config.compose import compose
 from ebc_lab.records import columns
@@ -307,27 +308,15 @@ def test_the_latex_compiles_and_what_is_usual_fits_the_page(sheets, fits, tmp_pa
 
 
 def test_the_windows_of_a_suite_are_a_table_widest_first():
-    swept = {
-        "narrow": {"lr_scale": sweep({1: 2.3, 2: 2.0, 4: 2.4, 8: None}, "narrow", delta_star=None)},
-        "wide": {
-            "delta": sweep({1: 2.1, 2: 2.02}, "wide", yardstick="fixed", worst=0.12),
-            "lr_scale": sweep({1: 2.0, 2: 2.01, 4: 2.0}, "wide"),
-        },
-        "lost": {"lr_scale": sweep({1: None, 2: None}, "lost", delta_star=None)},
-    }
-    table = tables.windows("w", {"windows": swept})
-    told = table.texts()
-    assert [row[:2] for row in told] == [
-        ["wide", "learning rate"],
-        ["narrow", "learning rate"],
-        ["lost", "learning rate"],
-        ["wide", "δ*"],
-    ]
-    span = swept["narrow"]["lr_scale"]["window"]
-    assert [row[2] for row in told] == ["≥ 2.0", f"{span['octaves']:.1f}", "every run diverged", "≥ 0.6"]
-    assert told[0][4] == "2.0000"
-    assert told[3][-1] == "+0.120"
-    assert table.rows[1].cells[2].value == span["octaves"]  # the page sorts by it
+    track = recorded("robustness")["ablation"]["tracks"]["adam_none"]
+    track["windows"]["constant"] = {"lr_scale": sweep({1: None, 2: None}, "lost", delta_star=None)}
+    table = tables.windows("w", track)
+    rows = table.texts()
+    assert rows[0][:5] == ["trust_region", "learning rate", "≥ 7.3", "0.128", "2.4435"]
+    assert [row[2] for row in rows[1:-2]] == ["≥ 7.2", "5.1", "3.8", "3.3", "1.5"]
+    assert rows[-2][:3] == ["constant", "learning rate", "every run diverged"]
+    assert rows[-1] == ["ebc", "δ*", "≥ 3.0", "0.00474", "2.4413", "–", "+0.008", "3.0", "+0.034"]
+    assert table.rows[2].cells[2].value == pytest.approx(5.1, abs=0.05)  # the page sorts by it
     assert tables.windows("w", {"windows": {}}) is None
 
 
