@@ -101,25 +101,6 @@ def test_arms_that_are_told_apart_are_named_by_side():
     assert findings[:3] == ["Better: good.", "Worse: bad.", "Not told apart: lucky."]
 
 
-def test_studies_without_ebc_do_not_explain_it():
-    plain = {
-        "study": {"stages": ["lr_sweep", "tune", "ablation"]},
-        "ablation": {"arms": {"adam": {"settings": {}}}},
-    }
-    ebc = {
-        "study": plain["study"],
-        "ablation": {"arms": {"ebc": {"settings": {"stabilizer": {"name": "ebc"}}}}},
-    }
-    assert not words.has_ebc(plain)
-    assert words.has_ebc(ebc)
-    assert words.has_ebc({"study": {"stages": ["lr_sweep", "finals"]}})
-    said = "the fair control at δ* 0.01, c and natural KL; σ of an arm"
-    told, untold = words.explanation(True, True, said), words.explanation(False, False, said)
-    assert set(told["terms"]) == {"δ*", "natural KL", "c", "fair control", "arm", "σ"}
-    assert set(untold["terms"]) == {"fair control", "arm", "σ"}  # of those used here, not all that there are
-    assert "EBC" not in " ".join(untold["method"])
-
-
 def test_a_label_tells_schedules_as_recorded_and_does_not_take_an_own_optimizers_name_for_one():
     own = {"track": "my_cosine_none", "lr": 0.004, "lr_scale": 2.0, "roles": ["ebc_lindelta"], "ebc": False}
     own |= {"lr_schedule": "constant", "warmup_steps": None, "delta_schedule": None}
@@ -175,24 +156,13 @@ def test_the_answer_of_rules_is_which_of_them_forget_their_start():
 
 
 def test_the_answer_of_a_transfer_is_its_regrets():
-    def regret(mean):
-        return {
-            "mean": mean,
-            "low": mean - 0.05,
-            "high": mean + 0.05,
-            "seeds": 2,
-            "method": "t",
-            **dict.fromkeys(("joint_low", "joint_high", "joint_detectable"), None),
-            "comparisons": 2,
-            "judged": "undecided",
-        }
+    def kept(regret, ebc):
+        difference = paired({"0": regret - 0.01, "1": regret + 0.01}, {"0": 0.0, "1": 0.0}, comparisons=2)
+        return {**done, "ebc": ebc, "difference": difference}
 
-    done = {"comparable": True, "outcomes": {"completed": 2}, "test_median": 2.0, "difference": None}
-    arms = {
-        "plain_long": {**done, "ebc": False, "difference": regret(0.1)},
-        "ebc_long": {**done, "ebc": True, "difference": regret(0.02)},
-        "again": {**done, "ebc": False},
-    }
+    done = {"comparable": True, "outcomes": {"completed": 2}, "test_median": 2.0}
+    arms = {"plain_long": kept(0.1, ebc=False), "ebc_long": kept(0.02, ebc=True)}
+    arms["again"] = {**done, "ebc": False, "difference": None}
     sizes = [{"shape": "4× steps", "tuned": "again", "kept": ["plain_long", "ebc_long"], "against_kept": {}}]
     found = {"reference": "again", "arms": arms, "windows": {}, "transfer": sizes}
     _, sentence, findings, _ = answer_of(found)

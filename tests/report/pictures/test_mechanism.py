@@ -43,19 +43,6 @@ def test_many_groups_share_a_layer_but_for_the_largest():
     assert not any("trust radius" in text for text in words_of(figure))
 
 
-def test_s_is_drawn_for_each_seed_and_as_their_mean():
-    steps = {"step": np.arange(4.0), "radius": np.full(4, np.nan)}
-    seeds = {
-        seed: steps | {"surrogate": np.full(4, s), "s_all": np.full(4, s)}
-        for seed, s in (("0", 3.0), ("1", 5.0))
-    }
-    figure = settled(
-        mechanism.draw_groups, FACTS, "arm", ARM, [Run(seed, {}, of, {}) for seed, of in seeds.items()]
-    )
-    lines = [line.get_ydata() for line in figure.axes[0].get_lines()]
-    assert sorted(float(line.max()) for line in lines if len(line) == 4) == [3.0, 4.0, 5.0]
-
-
 @pytest.mark.thorough
 def test_a_real_run_that_measures_its_groups_has_both_pictures(tiny, tmp_path):
     run = short_run(tiny, "steps=12", "stabilizer=ebc", "budget=surrogate", "budget.target_kl=0.02")

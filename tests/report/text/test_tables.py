@@ -6,7 +6,6 @@ import math
 import re
 import shutil
 import subprocess
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +16,6 @@ from support.recorded import recorded
 
 from ebc_lab.config.compose import compose
 from ebc_lab.records import columns
-from ebc_lab.report.conclude import report
 from ebc_lab.report.kinds import Evidence, candidates, finals, suite
 from ebc_lab.report.page.ruler import draw_intervals
 from ebc_lab.report.text import papers, summaries, tables
@@ -26,7 +24,7 @@ from ebc_lab.report.text.words import NOTHING
 from ebc_lab.study.stages.ablation import _figures
 from ebc_lab.study.stages.statistics import paired
 from ebc_lab.study.stages.verdict import verdict_of
-from ebc_lab.study.store.study import Study, recorded_config
+from ebc_lab.study.store.study import recorded_config
 
 LOSSES = {"base": (2.0, 2.1, 2.2), "good": (1.9, 1.995, 2.105), "broken": (1.8, math.inf, 2.0)}
 
@@ -210,17 +208,6 @@ def test_the_lines_of_the_verdict_are_as_judged(finished):
     ]
     assert [row[1] for row in rows] == [line["verdict"] for line in lines]
     assert [row[2].replace("\\", "") for row in rows] == [line["figure"] for line in lines]
-
-
-def test_a_study_leaves_the_same_bytes_each_time(finished, tmp_path, undrawn):
-    _, outcome, _ = finished
-    root = Path(shutil.copytree(outcome.study.root, tmp_path / "again"))
-    names = [f"{name}.{kind}" for name in ("acceptance", "summary_final") for kind in ("md", "tex")]
-    before = {name: (root / name).read_bytes() for name in names}
-    for name in names:
-        (root / name).unlink()
-    report(Study(root))
-    assert {name: (root / name).read_bytes() for name in names} == before
 
 
 # -- what each language reads as its own ---------------------------------------------------------------------
