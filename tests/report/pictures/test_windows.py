@@ -91,4 +91,5 @@ def test_regrets_stand_in_rows_at_each_size():
 def test_of_a_sweep_only_the_best_point_and_the_reference_have_pictures_of_their_own():
     best = {"constant_x1", "trapezoid_x4", "trapezoid_third_x2", "ebc_x32", "ebc_d1", "trust_region_x64"}
     best |= {"norm_clip_x1", "schedule_free_x2"}
-    assert highlighted_arms(ROBUSTNESS).keys() == best | {ROBUSTNESS["reference"]}
+    found = ROBUSTNESS | {"arms": {**ROBUSTNESS["arms"], "unswept": {}}}
+    assert highlighted_arms(found).keys() == best | {ROBUSTNESS["reference"], "unswept"}
