@@ -51,10 +51,12 @@ def test_mine_stands_beside_every_other_arm_with_what_it_was_tuned_to():
     mine, rival, reference = cells(table)
     assert mine[:2] == ["cautious", "itself"]
     assert mine[4:9] == ["1.9676", "0.004", "trapezoid", "100", "3.2"]
-    assert rival[:3] == ["muon", "+0.144", "worse"]  # before adam: it was picked by validation
+    assert rival[:3] == ["muon", "+0.144", "worse"]
     assert reference[0] == "adam"
     assert mine[-1] == "×1.09 [1.09, 1.10]"
     assert table.rows[0].chosen
+    picked = glance.is_better("t", "cautious", asked_about("cautious", rival="adam"), TUNED)
+    assert cells(picked)[1][0] == "adam"  # before muon, whose loss is lower: it was picked by validation
     paper = table.on(PAPER)
     assert len(paper.columns) == 5
     assert ["muon", "1.8235", "+0.144"] in [row[:3] for row in paper.texts()]
