@@ -16,7 +16,6 @@ import settings_page
 import typer
 import yaml
 from package import FENCE
-from support.invented import invent
 
 from ebc_lab.cli.commands import app
 from ebc_lab.cli.new import new
@@ -80,7 +79,6 @@ def test_what_the_architecture_names_is_in_the_file_it_names():
 # -- code ----------------------------------------------------------------------------------------------------
 
 
-WITH_A_STUDY = "docs/results.md"  # whose code tests/results runs, on a study
 README = "README.md"
 # what the README's loop is put in: a model, an optimizer and batches of one's own
 OWN_LOOP = """
@@ -94,8 +92,11 @@ batches = [(torch.randint(64, (16, 64)), torch.randint(64, (16, 64))) for _ in r
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("name", [n for n in NAMES if blocks(n, "python") and n != WITH_A_STUDY])
-def test_the_code_of_a_page_runs_from_top_to_bottom(name, tmp_path):
+@pytest.mark.parametrize("name", [n for n in NAMES if blocks(n, "python")])
+def test_the_code_of_a_page_runs_from_top_to_bottom(name, finished, tmp_path):
+    """In a folder of its own, in which a finished study is called laptop."""
+    (tmp_path / "outputs/ebc_ablation").mkdir(parents=True)
+    (tmp_path / "outputs/ebc_ablation/laptop").symlink_to(finished[1].study.root)
     script = tmp_path / "page.py"
     script.write_text("\n".join([OWN_LOOP * (name == README), *blocks(name, "python")]))
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -104,7 +105,13 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(name, tmp_path):
         cwd=tmp_path,  # where what it writes stays
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": path,
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "MPLBACKEND": "agg",
+        },
     )
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -271,20 +278,6 @@ def test_the_suite_of_the_suites_page_runs(tiny, tmp_path, own_parts):
     assert "`clipped`" in (tmp_path / "mine" / "ablation.md").read_text()
     assert arms["ebc"]["versus"] == "clipped"  # what its question asks
     assert arms["ebc"]["difference"]["seeds"] == 2
-
-
-# -- statistics ----------------------------------------------------------------------------------------------
-
-
-def test_the_suites_page_says_how_many_comparisons_an_interval_holds_for(tmp_path):
-    """A suite whose arms have two references: the correction is for all of its differences."""
-    study = invent(tmp_path, ["study=controls", "ablation.arms.ebc_first.versus=control"], drawn=False)
-    arms = study.decisions()["ablation"]["tracks"]["adam_none"]["arms"].values()
-    differences = [d for arm in arms if (d := arm["difference"])]
-    assert len({arm["versus"] for arm in arms if arm["difference"]}) > 1
-    assert {d["comparisons"] for d in differences} == {len(differences)}
-    for d in differences:
-        assert d["p_joint"] == pytest.approx(min(1.0, d["p"] * len(differences)))  # Bonferroni, not Holm
 
 
 # -- papers --------------------------------------------------------------------------------------------------

@@ -80,14 +80,6 @@ def test_the_method_loads_nothing_but_torch():
     assert others - sys.stdlib_module_names == set()
 
 
-def test_what_only_extras_need_is_not_brought_to_everybody():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    core = {canonicalize_name(Requirement(line).name) for line in project["dependencies"]}
-    assert not core & {"scikit-learn", "tqdm"}
-    for extra in ("lowbit", "ebm"):
-        assert any(line.startswith("scikit-learn") for line in project["optional-dependencies"][extra])
-
-
 def test_the_bill_of_materials_lists_what_runs_with_version_and_licence():
     parts = {part["name"]: part for part in json.loads(sbom.sbom())["components"]}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -1,24 +1,22 @@
-import contextlib
 import io
 import json
-import os
 import platform
 import re
 import sys
 import time
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, pairwise
 
 import pytest
 import torch
 from rich.console import Console
+from support.runs import short_run
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from ebc_lab.bench import compared, costs, measure, plain_loop
-from ebc_lab.bench.loops import WARM_STEPS, Loop, interval, opened, warm_steps
-from ebc_lab.bench.memory import reachable
+from ebc_lab.bench.loops import Loop, interval, opened
 from ebc_lab.bench.pairs import (
     MIN_ROUNDS,
     Effort,
@@ -40,53 +38,38 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.ebc.options import BUDGETS
 from ebc_lab.records.json_files import read_json
 from ebc_lab.workloads import gpt
-from ebc_lab.workloads.corpus import locate
 from ebc_lab.workloads.losses import token_losses
 
 VARIANTS = {*(set(STABILIZERS) - {"ebc"}), *(f"ebc {b}" for b in BUDGETS)}
 
 
+@pytest.fixture
+def shape(tiny):
+    return short_run(tiny, "steps=40", "optimizer.lr=4e-3")
+
+
+@pytest.fixture(scope="module")
 def settings(tiny):
     """The overrides of one run among those of a tiny study."""
     return [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))]
 
 
-@pytest.fixture
-def shape(tiny):
-    run = run_part(compose([*settings(tiny), "steps=40"], study=False))
-    return replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
-
-
 @pytest.fixture(scope="module")
-def called(tiny, tmp_path_factory):
+def called(settings, tmp_path_factory):
     """`ebc-lab bench` on a tiny run, from a folder inside a project.
 
-    -> (the JSON on its standard output, all lines on standard error, the project's folder)
+    -> (the JSON on its standard output, the lines on standard error, the project's folder)
     """
     project = tmp_path_factory.mktemp("project")
     (project / "pyproject.toml").touch()
     (project / "inside").mkdir()
-    with pytest.MonkeyPatch.context() as patch, stderr_to(project / "stderr.txt"):
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project / "inside")
         patch.setenv("OMP_NUM_THREADS", "1")  # for the plain loop's process
-        asked = ["bench", *settings(tiny), "audit_every=4", "--quick", "--json", "--record"]  # short blocks
+        asked = ["bench", *settings, "audit_every=4", "--quick", "--json", "--record"]  # short blocks
         done = CliRunner().invoke(app, asked, catch_exceptions=False)
     assert done.exit_code == 0, done.stderr
-    said = [*done.stderr.splitlines(), *(project / "stderr.txt").read_text().splitlines()]
-    return json.loads(done.stdout), said, project
-
-
-@contextlib.contextmanager
-def stderr_to(path):
-    """What other code than Python's writes to standard error goes to a file."""
-    with open(path, "w") as file:
-        kept = os.dup(2)
-        os.dup2(file.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
+    return json.loads(done.stdout), done.stderr.splitlines(), project
 
 
 @pytest.fixture
@@ -101,9 +84,7 @@ def found(called):
 def test_every_section_is_there_and_progress_keeps_out_of_the_json(called, found):
     sections = "throughput overhead low_bit shares fixed compute memory beside_weights exact"
     assert list(found) == ["about", *sections.split()]
-    said = called[1]
-    assert {f"overhead of {name}" for name in VARIANTS} <= set(said)
-    assert not [line for line in said if "profiler" in line]
+    assert {f"overhead of {name}" for name in VARIANTS} <= set(called[1])
     for side in ("lab", "plain", "plain_defaults"):
         assert found["throughput"][side]["tokens_per_s"]["median"] > 0
         assert found["throughput"][side]["threads"] >= 1
@@ -191,29 +172,31 @@ def test_the_tables_show_what_was_measured(found):
     assert "load average was 3.5 on 2 cores" in out.getvalue()
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(tiny, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(
+    settings, tmp_path, monkeypatch
+):
     (tmp_path / ".git").mkdir()
     (tmp_path / measure.FOLDER).touch()
     monkeypatch.chdir(tmp_path)
     said = []
     with pytest.raises(UserError, match="cannot be written"):
-        measure.bench(settings(tiny), record=True, say=said.append)
+        measure.bench(settings, record=True, say=said.append)
     assert said == []
 
 
 @pytest.mark.thorough
-def test_only_the_sections_that_are_asked_for_are_measured(tiny, tmp_path, monkeypatch):
+def test_only_the_sections_that_are_asked_for_are_measured(settings, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    asked = ["bench", *settings(tiny), "--quick", "--only", "memory", "--only", "shares", "--json"]
+    asked = ["bench", *settings, "--quick", "--only", "memory", "--only", "shares", "--json"]
     done = CliRunner().invoke(app, asked, catch_exceptions=False)
     assert list(json.loads(done.stdout)) == ["about", "shares", "memory"]  # in the bench's own order
     assert not (tmp_path / "benchmarks").exists()
 
 
-def test_a_section_of_another_workload_is_refused_before_anything_is_measured(tiny):
+def test_a_section_of_another_workload_is_refused_before_anything_is_measured(settings):
     said = []
     with pytest.raises(UserError, match=r"--only ebm.* choose among throughput, overhead, low_bit, shares"):
-        measure.bench(settings(tiny), only=["shares", "ebm"], say=said.append)
+        measure.bench(settings, only=["shares", "ebm"], say=said.append)
     assert said == []
 
 
@@ -221,13 +204,12 @@ def test_a_section_of_another_workload_is_refused_before_anything_is_measured(ti
 
 
 @pytest.mark.parametrize("stabilizer", ["none", "ebc"])
-def test_a_step_is_measured_in_turns_with_adams_and_recorded(shape, tmp_path, monkeypatch, stabilizer):
+def test_a_step_is_measured_beside_adams_and_recorded(shape, tmp_path, monkeypatch, stabilizer):
     monkeypatch.setattr("ebc_lab.bench.pairs.STEP_LIMIT_S", 0.0)  # the fewest turns
-    blocks, rates = [], {}
+    rates = {}
     taken = Loop.recorded_steps
 
     def steps(loop, count):
-        blocks.append(count)
         rates[loop.run.optimizer.name] = loop.run.optimizer.lr
         return taken(loop, count)
 
@@ -238,8 +220,6 @@ def test_a_step_is_measured_in_turns_with_adams_and_recorded(shape, tmp_path, mo
     low, high = result["step_ratio_iqr"]
     assert result["outcome"] == "completed"
     assert 0 < low <= result["step_ratio"] <= high
-    assert len(blocks) == 2 * (1 + MIN_ROUNDS)
-    assert len(set(blocks[2:])) == 1
     assert rates == {"muon": 0.25, "adam": optimizer_defaults("adam").lr}  # at 0.25 Adam is slow for its size
 
 
@@ -248,25 +228,12 @@ def test_a_step_is_measured_in_turns_with_adams_and_recorded(shape, tmp_path, mo
 def test_a_measurement_shows_that_it_goes_on_after_every_block(shape, tmp_path, monkeypatch, measurement):
     """At 64 × 256 tokens the warm-up of a surrogate takes longer than a worker may be silent."""
     monkeypatch.setattr("ebc_lab.bench.pairs.STEP_LIMIT_S", 0.0)
-    course = []
-    for name in ("steps", "recorded_steps"):
-
-        def noted(loop, count, taken=getattr(Loop, name)):
-            course.append(("bare" if loop.bare else loop.run.stabilizer.name, count))
-            return taken(loop, count)
-
-        monkeypatch.setattr(Loop, name, noted)
     run = changed(shape, {"stabilizer": {"name": "ebc"}, "budget": {"name": "surrogate"}})
-    block = interval(run)
-    measurement(run, tmp_path, "x", on_progress=lambda step: course.append(("told", step)))
-    blocks, told = course[::2], course[1::2]
-    assert {kind for kind, _ in told} == {"told"}
-    assert "told" not in {kind for kind, _ in blocks}
-    assert max(count for _, count in blocks) == block
-    steps = [step for _, step in told]
-    assert steps == sorted(steps)
-    taken = sum(count for kind, count in blocks if kind == "ebc")
-    assert steps[-1] == taken - (warm_steps(run) if measurement is overhead_run else WARM_STEPS)
+    seen = []
+    measurement(run, tmp_path, "x", on_progress=seen.append)
+    assert seen == sorted(seen)
+    assert seen[:2] == [0, 0]  # the warm-up too
+    assert max(b - a for a, b in pairwise(seen)) <= interval(run)
 
 
 def test_a_failed_measurement_is_recorded_as_failed(shape, tmp_path):
@@ -387,19 +354,6 @@ def test_matrix_operations_are_those_that_torch_counts(shape):
     assert costs.step_flops(m, shape)["attention"] == 12 * squares
 
 
-def test_tensors_are_found_in_attributes_containers_closures_and_methods():
-    class Holder:
-        def __init__(self):
-            self.own = {"a": [torch.zeros(1)]}
-
-        def method(self):
-            return None
-
-    in_closure = torch.zeros(2)
-    found = reachable([Holder().method, lambda: in_closure, (torch.zeros(3),)])
-    assert sorted(t.numel() for t in found) == [1, 2, 3]
-
-
 @pytest.mark.thorough
 def test_low_bit_and_exact_steps_are_compared_with_the_plain_one_and_memory_is_counted(found):
     assert [row["what"] for row in found["low_bit"]] == list(compared.LOW_BIT)
@@ -412,6 +366,19 @@ def test_low_bit_and_exact_steps_are_compared_with_the_plain_one_and_memory_is_c
     held = found["exact"]["bytes_per_weight"]
     assert held["sums"] == 8  # of every weight
     assert 6 < held["quantized"] < 8  # of all matrices but the embeddings
+
+
+@pytest.mark.thorough
+def test_an_energy_based_step_is_compared_with_a_gpts_and_with_itself_without_its_parts(tiny):
+    small = ["workload=ebm", "ebm.revive_every=2", "ebm.soc_every=2", "ebm.splats=8"]
+    usual = [o for o in tiny if not o.startswith("budget")]
+    run = short_run(usual, *small)
+    found = compared.energy_steps(run, Effort(rounds=1, limit_s=0.0))
+    assert [(c["what"], c["against"]) for c in found["compared"]] == [
+        (name, against) for name, (_, against) in compared.EBM.items()
+    ]
+    assert all(c["times"]["median"] > 0 for c in found["compared"])
+    assert 0 < found["after_step_pct"]["median"] < 100
 
 
 @pytest.mark.parametrize(

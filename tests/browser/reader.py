@@ -44,6 +44,23 @@ class Reader:
     def run(self, script: str, *values: Any) -> Any:
         return self.driver.execute_script(script, *values)
 
+    def show(self, element: Any) -> None:
+        """Scroll to it at once, as a click by the mouse needs."""
+        self.run("arguments[0].scrollIntoView({behavior: 'instant', block: 'center'})", element)
+
+    def unfold(self) -> None:
+        """Open all details."""
+        self.run("document.querySelectorAll('details').forEach((d) => (d.open = true))")
+
+    def violations(self, where: str = "html") -> list[str]:
+        """What axe finds wrong there, each with the first element that it is about."""
+        self.run(AXE.read_text())
+        self.set_script_timeout(120)
+        asked = "const [where, done] = arguments; axe.run(where, {resultTypes: ['violations']}).then(done)"
+        found = self.driver.execute_async_script(asked, where)
+        assert found["passes"]
+        return [f"{v['impact']}: {v['id']}: {v['nodes'][0]['html'][:120]}" for v in found["violations"]]
+
     def all(self, selector: str) -> list[Any]:
         return self.driver.find_elements("css selector", selector)
 

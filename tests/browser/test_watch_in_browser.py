@@ -6,7 +6,6 @@ import threading
 from pathlib import Path
 
 import pytest
-from browser.reader import AXE
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 from support.invented import invent
@@ -42,7 +41,7 @@ def test_it_takes_up_what_is_new_and_leaves_the_reader_in_peace(reader, watched)
     assert reader.all("#calibrate") == []
     reader.one("#all-settings summary").click()
     header = reader.one("#runs-table thead th:nth-child(7) button")
-    reader.run("arguments[0].scrollIntoView({behavior: 'instant', block: 'center'})", header)
+    reader.show(header)
     header.click()
     reader.one("[data-filter-text]").send_keys("adam")
     reader.one(".arms li:nth-child(2) input").send_keys(Keys.SPACE)
@@ -64,10 +63,7 @@ def test_it_takes_up_what_is_new_and_leaves_the_reader_in_peace(reader, watched)
     assert [row.text for row in reader.all(".arms li:has(input:not(:checked))")] == [hidden]
     assert reader.complaints() == []
     assert {url.rpartition("/")[2] for url in reader.asked_for()} == {"", "state"}
-    reader.run(AXE.read_text())
-    reader.set_script_timeout(60)
-    found = reader.execute_async_script("const done = arguments[0]; axe.run().then(done)")
-    assert [v["id"] for v in found["violations"]] == []
+    assert reader.violations() == []
 
 
 def test_a_run_under_way_shows_how_far_it_is(reader, watched):

@@ -12,15 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from support.called import CLI, SMALL_RUN, answered, refused
 from support.called import called as call
 
-from ebc_lab.cli import screen
-from ebc_lab.cli import train as train_module
 from ebc_lab.records.json_files import read_json, write_checksummed
 from ebc_lab.records.spec import RunSpec
-from ebc_lab.report.text import words
 
 
 @pytest.fixture(scope="module")
@@ -79,51 +75,20 @@ def test_status_of_a_finished_study_is_read_only(study, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in study.root.rglob("*")} == before
 
 
-def test_status_of_an_empty_study(tmp_path, study):
-    root = tmp_path / "outputs/ebc_ablation/fresh"
-    (root / "runs").mkdir(parents=True)
-    write_checksummed(root / "study.json", study.header())
-    done = answered("status", cwd=tmp_path)
-    assert "fresh empty" in done.stdout
-
-
-def test_a_failure_comes_with_a_command_that_does_it_again(study, tmp_path):
-    """The command that status prints, run as it is, trains the same run: same first losses, same final
-    loss.
-    """
-    root = tmp_path / "outputs/ebc_ablation/broken"
-    (root / "runs").mkdir(parents=True)
-    write_checksummed(root / "study.json", study.header())
-    spec = next(
-        p for p in sorted(study.runs.iterdir()) if "_ebc_" in p.name and not p.name.startswith("overhead")
-    )
-    copy = root / "runs" / spec.name
-    copy.mkdir()
-    (copy / "spec.json").write_bytes((spec / "spec.json").read_bytes())
-    write_checksummed(copy / "result.json", {"outcome": "failed", "cause": "RuntimeError: x", "steps": 0})
-    found = json.loads(call("status", "--json", cwd=tmp_path).stdout)
+def test_a_failure_comes_with_a_command_that_does_it_again(own_copy, tmp_path):
+    """The command that status prints, run as it is, trains the same run to the same loss."""
+    _, study = own_copy
+    chosen = study.decisions()["calibrate"]["tracks"]["adam_none"]["run_id"]
+    trained = study.result(chosen)
+    failed = {"outcome": "failed", "cause": "RuntimeError: x", "steps": 0}
+    write_checksummed(study.run_files(chosen).result, failed)
+    found = json.loads(call("status", str(study.root), "--json", cwd=tmp_path).stdout)
     [failure] = found["failures"]
     assert failure["cause"] == "RuntimeError: x"
     words = shlex.split(failure["command"])
     assert words[:2] == ["ebc-lab", "train"]
     answered(*words[1:], "hydra.run.dir=again", cwd=tmp_path)
-    assert (
-        read_json(tmp_path / "again/result.json")["val_loss"] == read_json(spec / "result.json")["val_loss"]
-    )
-
-
-def test_the_terminal_names_optimizers_in_words_and_explains_the_verdicts_terms(finished, capsys):
-    done = finished[1]
-    console = Console(width=200)
-    screen.outcome(console, done)
-    for stage, decision in done.study.decisions().items():
-        screen.View(console).decided(stage, decision)
-    text = " ".join(capsys.readouterr().out.split())
-    assert "adam_none:" not in text
-    assert "lr_sweep decided: Adam: baseline (" in text
-    assert "best without EBC): without EBC ×" in text
-    for term in ("c", "δ*", "fair control", "baseline"):
-        assert f"{term}: {words.TERMS[term]}" in text
+    assert read_json(tmp_path / "again/result.json")["val_loss"] == trained["val_loss"]
 
 
 def test_why_shows_candidates_rule_margin_and_what_would_have_changed_it(study, tmp_path):
@@ -250,19 +215,6 @@ def test_status_says_what_is_stale_why_and_what_would_be_trained(own_copy, tmp_p
     assert [s["would_train"] for s in found["stages"]] == [None, 1, None, None]
 
 
-@pytest.mark.thorough
-def test_plan_of_a_study_that_has_begun_counts_what_is_done(own_copy, tiny, tmp_path):
-    own = [*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=done"]
-    found = json.loads(call("plan", *own, "--json", cwd=tmp_path).stdout)
-    assert found["stages"]["total"]["expected"]["done"] == found["stages"]["total"]["expected"]["runs"]
-    shown = call("plan", *own, cwd=tmp_path).stdout
-    assert "done" in shown
-    assert "finished run(s) of this study" in shown
-    assert "other settings" not in shown
-    other = call("plan", *own, "calibrate.steps=30", cwd=tmp_path).stdout
-    assert "begun with other settings (calibrate.steps: 25 → 30" in other
-
-
 def test_plan_counts_every_stage_and_writes_nothing(tmp_path):
     done = call("plan", "scale=laptop", "--json", cwd=tmp_path)
     found = json.loads(done.stdout)
@@ -344,11 +296,6 @@ def test_relative_paths_mean_the_folder_of_the_command_also_where_hydra_would_le
     assert sorted(path.name for path in tmp_path.iterdir()) == ["book.txt", "first", "many", "mine.py"]
 
 
-def test_a_folder_is_taken_by_whoever_comes_first(tmp_path):
-    at = tmp_path / "2026-01-01/12-00-00"
-    assert [train_module.own_folder(at).name for _ in range(3)] == ["12-00-00", "12-00-00-2", "12-00-00-3"]
-
-
 def test_plan_status_diff_and_autopilot_count_the_runs_of_a_study_alike(own_copy, finished, tiny, tmp_path):
     """Also with a run that a worker began ahead and no decision uses, which is not one of them."""
     _, study = own_copy
@@ -362,6 +309,9 @@ def test_plan_status_diff_and_autopilot_count_the_runs_of_a_study_alike(own_copy
     done = answered("plan", *own, "--json", cwd=tmp_path)
     planned = json.loads(done.stdout)["stages"]
     runs = planned["total"]["expected"]["runs"]
+    assert planned["total"]["expected"]["done"] == runs
+    other = call("plan", *own, "calibrate.steps=30", cwd=tmp_path).stdout
+    assert "begun with other settings (calibrate.steps: 25 → 30" in other
     shown = call("status", str(study.root), cwd=tmp_path).stdout
     words = f"{runs} training runs, 1 measurement of time"
     assert f"{words}, 1 run that no decision uses" in shown
@@ -393,14 +343,12 @@ def test_a_terminal_without_unicode_gets_the_answer_nevertheless(study, command,
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("command", [["--help"], ["status"], ["why"], ["diff"]])
-def test_a_terminal_that_says_it_has_no_size_gets_the_answer_nevertheless(study, command, tmp_path):
-    words = [*command, *[str(study.root)] * {"--help": 0, "diff": 2}.get(command[0], 1)]
+@pytest.mark.parametrize("command", ["--help", "status"])
+def test_a_terminal_that_says_it_has_no_size_gets_the_answer_nevertheless(command, tmp_path):
     usual, sizeless = (
-        call(*words, cwd=tmp_path, COLUMNS=columns, LINES=columns).stdout for columns in ("", "0")
+        call(command, cwd=tmp_path, COLUMNS=columns, LINES=columns).stdout for columns in ("", "0")
     )
-    assert sizeless == usual
-    assert len(usual) > 100
+    assert sizeless == usual != ""
 
 
 OTHER = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
@@ -410,33 +358,28 @@ OTHER = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_a_study_of_another_user_is_read_and_not_changed(study):
     """Its lock cannot even be opened."""
-    shelf = Path(tempfile.mkdtemp(prefix="ebc-lab-"))
-    try:
-        copy = shelf / "done"
-        shutil.copytree(study.root, copy)
+    with tempfile.TemporaryDirectory(prefix="ebc-lab-") as shelf:
+        home = Path(shelf) / "home"
+        copy = shutil.copytree(study.root, Path(shelf) / "done")
         (copy / ".lock").touch()
         (copy / ".lock").chmod(0o600)
-        (shelf / "home").mkdir()
-        (shelf / "home").chmod(0o777)
-        shelf.chmod(0o755)
+        home.mkdir()
+        home.chmod(0o777)
+        Path(shelf).chmod(0o755)
+        places = {"XDG_STATE_HOME": str(home / "state"), "XDG_CACHE_HOME": str(home / "cache")}
+        env = {**os.environ, "HOME": str(home), **places}
         for command, code in (
             (["status"], 0),
             (["verify"], 0),
-            (["export", "--output", str(shelf / "home/mine.zip")], 0),
+            (["export", "--output", str(home / "mine.zip")], 0),
             (["report"], 2),
             (["cancel"], 2),
         ):
             words = [command[0], str(copy), *command[1:]]
-            done = subprocess.run(
-                [*OTHER, *CLI, *words], capture_output=True, text=True, cwd=shelf / "home",
-                env={**os.environ, "HOME": str(shelf / "home"), "XDG_STATE_HOME": str(shelf / "home/state"),
-                     "XDG_CACHE_HOME": str(shelf / "home/cache")},
-            )  # fmt: skip
+            done = subprocess.run([*OTHER, *CLI, *words], capture_output=True, text=True, cwd=home, env=env)
             assert done.returncode == code, (command, done.stdout, done.stderr)
             assert ("belongs to another user and cannot be changed" in done.stderr) == (code == 2)
             assert len(done.stderr.splitlines()) == (code == 2)
-    finally:
-        shutil.rmtree(shelf)
 
 
 @pytest.mark.parametrize(

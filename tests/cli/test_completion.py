@@ -1,14 +1,9 @@
 """What a shell is offered behind <TAB>."""
 
-import os
-import subprocess
-import sys
-
 import pytest
+from support.called import called
 
 from ebc_lab.cli import completion
-
-CLI = "from ebc_lab.cli import main; main()"
 
 
 @pytest.mark.parametrize(
@@ -48,25 +43,15 @@ def test_bash_which_breaks_words_at_the_sign_is_offered_values_alone(words, at, 
     assert completion.overrides(words.split()[at]) == offered
 
 
-def asked(line, cwd):
-    """What bash would be offered for the last word of this line."""
-    words = line.split(" ")
-    env = {
-        **os.environ,
-        "_EBC_LAB_COMPLETE": "complete_bash",
-        "COMP_WORDS": line,
-        "COMP_CWORD": str(len(words) - 1),
-    }
-    code = f"import sys; sys.argv = ['ebc-lab']; {CLI}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=env)
-    return done.stdout.split()
-
-
 def test_a_shell_gets_commands_settings_and_studies(tmp_path):
-    """In processes of their own, as a shell asks."""
+    def offered(line):
+        """What bash would be offered for the last word of this line."""
+        asked = {"_EBC_LAB_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+        return called(cwd=tmp_path, **asked).stdout.split()
+
     (tmp_path / "outputs/ebc_ablation/mine").mkdir(parents=True)
     (tmp_path / "outputs/ebc_ablation/mine/study.json").write_text("{}")
-    assert asked("ebc-lab auto", tmp_path) == ["autopilot"]
-    assert asked("ebc-lab train -m stabilizer=no", tmp_path) == ["stabilizer=none", "stabilizer=norm_clip"]
-    assert asked("ebc-lab status mi", tmp_path) == ["mine"]
-    assert asked("ebc-lab why mine lr_sw", tmp_path) == ["lr_sweep"]
+    assert offered("ebc-lab auto") == ["autopilot"]
+    assert offered("ebc-lab train -m stabilizer=no") == ["stabilizer=none", "stabilizer=norm_clip"]
+    assert offered("ebc-lab status mi") == ["mine"]
+    assert offered("ebc-lab why mine lr_sw") == ["lr_sweep"]

@@ -14,7 +14,6 @@ from ebc_lab.cli.train import train_one
 from ebc_lab.cli.train_view import RunView
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import NewRows, read_columns
-from ebc_lab.training.ends import Interrupted
 from ebc_lab.training.outcome import run_and_record
 
 ALERT = {"step": 20, "cause": "load_max", "figure": 0.7, "threshold": 0.6, "verdict": "alert"}
@@ -84,23 +83,6 @@ def test_a_model_without_splats_and_experts_shows_what_it_has(text_file, tmp_pat
     assert "val " in line
     assert not re.search("energy|R²|κ|covered|soc_rate|experts|dsm", line)
     assert "loss parts  total" in shown(run, tmp_path / "terminal", terminal=True)
-
-
-@pytest.mark.thorough
-def test_a_resumed_run_shows_the_evaluations_that_it_makes(run, tmp_path):
-    reached = []
-
-    def stop_at_15() -> bool:
-        reached.append(1)
-        return len(reached) == 15
-
-    with pytest.raises(Interrupted):
-        shown(run, tmp_path, should_stop=stop_at_15)
-    lines = [line for line in shown(run, tmp_path).splitlines() if line.startswith("step")]
-    assert [line.split()[1] for line in lines] == ["20/30", "30/30"]
-    steps = read_columns(RunFiles(tmp_path).steps)
-    assert f"ce {steps['loss'][10:20].mean():.3g}," in lines[0]  # of both attempts
-    assert "steps/s –" not in lines[0]
 
 
 @pytest.mark.parametrize("terminal", [False, True])

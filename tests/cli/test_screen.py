@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
-from support.invented import invent
+from support.recorded import EVIDENCE
 
+import ebc_lab
 from ebc_lab.cli import options, screen
+from ebc_lab.config.dicts import from_dict
+from ebc_lab.config.schema import Config
 from ebc_lab.report.kinds import Evidence
 from ebc_lab.study.autopilot import Progress, _Wave
-from ebc_lab.study.store.study import recorded_config
 
 LONG = "adam_ebc_fixed_tracked_x2_delta1p5_trapezoid"
 RUNNING = [
@@ -101,28 +103,16 @@ def test_no_figure_of_a_table_is_cut_where_room_is_short(width):
     assert LONG in "".join(line.partition(" ")[0] for line in lines)
 
 
-def test_nothing_is_minus_zero():
-    from ebc_lab.report.text.words import fixed, percent, signed
-
-    assert [fixed(-1e-9), signed(-1e-9), percent(-1e-9)] == ["0.0000", "+0.0000", "0%"]
-
-
-@pytest.mark.thorough
-def test_a_suite_about_ones_own_arm_answers_in_one_table_that_fits(tmp_path, text_file, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_opt.py").write_text("import torch\n\n\nclass Cautious(torch.optim.AdamW):\n    pass\n")
-    asked = ["study=optimizers", "mine=./my_opt.py:Cautious", "data=path", f"data.file={text_file}"]
-    study = invent(tmp_path, asked, drawn=False)
-    decisions = study.decisions()
+def test_a_suite_about_ones_own_arm_answers_in_one_table_that_fits():
+    study = ebc_lab.load(EVIDENCE / "cautious.zip")
+    decisions, config = study.decisions, from_dict(Config, study.config)
     console = Console(file=io.StringIO(), width=100, highlight=False)
-    config = recorded_config(study.header())
     console.print(screen.evidence(Evidence(decisions["ablation"], config, decisions)))
     title, head, first, *others = console.file.getvalue().splitlines()[:5]
     assert "cautious" in title
-    assert head.split("  ")[0] == "arm"
-    assert {"best lr", "test loss", "difference", "cautious is", "step"} <= {
-        x.strip() for x in head.split("  ")
-    }
+    columns = [column.strip() for column in head.split("  ") if column]
+    assert columns[0] == "arm"
+    assert {"best lr", "test loss", "difference", "cautious is", "step"} <= set(columns)
     assert first.split()[0] == "cautious"
     assert {line.split()[0] for line in others} == {"adam", "muon"}
     assert "steps/s" not in console.file.getvalue()  # beside the paired time of a step it misleads

@@ -71,17 +71,6 @@ def record(folder, overrides, result) -> None:
     write_checksummed(folder / "result.json", result | {"wall_s": 100.0})
 
 
-def test_one_run_needs_no_table_and_neither_does_a_sweep_without_a_result(tmp_path):
-    runs = [compose(c, study=False) for c in COMBINATIONS[:2]]
-    record(tmp_path / "0", COMBINATIONS[0], RESULTS[0])
-    record(tmp_path / "0/1", ["optimizer.lr=0.3"], RESULTS[0])  # of another sweep
-    text = ""
-    for combinations in (COMBINATIONS[:1], COMBINATIONS[1:2] * 2, COMBINATIONS[:2]):
-        assert text == ""
-        text = shown(combinations, runs[: len(combinations)], tmp_path, 120)
-    assert rows(text)[2] == ["1", "0.1", "–", "–", "–", "–", "not begun"]
-
-
 def shown(combinations, runs, folder, width) -> str:
     console = Console(file=io.StringIO(), width=width, highlight=False)
     sweep_view.show(console, sweep_view.jobs(combinations, runs, folder), folder)

@@ -14,6 +14,7 @@ from support.called import SMALL_RUN, answered, called, refused
 
 from ebc_lab.cli import screen
 from ebc_lab.records.json_files import read_json
+from ebc_lab.report.text import words
 from ebc_lab.study.store.study import Study
 
 RUN = [*SMALL_RUN, "steps=4", "dtype=float32", "threads_per_run=1", "compile=off"]
@@ -64,8 +65,8 @@ def test_train_tells_programs_its_result_and_everything_else_on_stderr(text_file
     assert (found["outcome"], found["exit_code"], found["folder"]) == ("completed", 0, "one")
     assert found["val_loss"] == read_json(tmp_path / "one/result.json")["val_loss"]
     assert "completed after 4 steps" in one.stderr
-    words = ["--json", "-m", "seed=1,2", "hydra.sweep.dir=many"]
-    many = json.loads(called("train", *RUN, *text, *words, cwd=tmp_path).stdout)
+    sweep = ["--json", "-m", "seed=1,2", "hydra.sweep.dir=many"]
+    many = json.loads(called("train", *RUN, *text, *sweep, cwd=tmp_path).stdout)
     assert [run["outcome"] for run in many["runs"]] == ["completed"] * 2
     assert [run["folder"] for run in many["runs"]] == ["many/0", "many/1"]
     assert refused("train", *RUN, "--json", "optimizer.lr=-1", cwd=tmp_path)
@@ -92,12 +93,20 @@ def test_autopilot_and_stage_tell_programs_what_came_of_a_study(own_copy, tiny, 
     assert json.loads(limited.stdout)["outcome"] == "stopped"
 
 
-def test_the_last_screen_ends_in_the_answer_the_page_and_the_next_command(finished):
+def test_the_last_screen_explains_its_terms_and_ends_in_the_answer_the_page_and_the_next_command(finished):
     console = Console(file=io.StringIO(), width=400, highlight=False)
+    for stage, decision in finished[1].study.decisions().items():
+        screen.View(console).decided(stage, decision)
     screen.outcome(console, finished[1])
     *_, page, watch, load = lines = console.file.getvalue().splitlines()
     [answer] = [line for line in lines if line.startswith("answer  ")]
     assert "EBC" in answer
+    text = " ".join(" ".join(lines).split())
+    assert "adam_none:" not in text
+    assert "lr_sweep decided: Adam: baseline (" in text
+    assert "best without EBC): without EBC ×" in text
+    for term in ("c", "δ*", "fair control", "baseline"):
+        assert f"{term}: {words.TERMS[term]}" in text
     assert page == f"page    {finished[1].study.page_file}"
     assert watch == f"next    ebc-lab why {finished[1].study.root}"
     assert load == f'        python: ebc_lab.load("{finished[1].study.root}").runs()'

@@ -6,27 +6,23 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
+from support.runs import plain as plain_run
+from support.runs import short_run
 
 from ebc_lab.cli import train_view
 from ebc_lab.cli.train import train_one
 from ebc_lab.cli.train_view import RunView
-from ebc_lab.config.compose import compose
-from ebc_lab.config.dicts import run_part
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import read_columns
 from ebc_lab.training.outcome import run_and_record
-from ebc_lab.workloads.corpus import locate
 
 
 @pytest.fixture(scope="module")
 def run(tiny):
     """A run of 120 steps whose every step is clipped, resolved."""
-    study = ("lr_sweep", "calibrate", "finals")
-    said = [o for o in tiny if not o.startswith(study)]
-    made = run_part(compose([*said, "dtype=float32", "optimizer.lr=2e-2", "steps=120"], study=False))
-    made = replace(made, threads_per_run=1, compile="off", audit_every=10)
-    made.budget.target_kl = 1e-3
-    return replace(made, data=replace(made.data, sha256=locate(made.data).sha256))
+    settled = ("dtype=float32", "threads_per_run=1", "compile=off")
+    asked = ("optimizer.lr=2e-2", "steps=120", "audit_every=10", "budget.target_kl=1e-3")
+    return short_run(tiny, *settled, *asked)
 
 
 def lines_of(run, directory, *, terminal: bool, width: int = 80) -> list[str]:
@@ -66,7 +62,7 @@ def test_on_a_terminal_a_line_keeps_step_and_speed_and_has_a_bar_below(run, tmp_
 
 
 def test_a_plain_run_shows_no_c(run, tmp_path):
-    plain = replace(run, stabilizer=replace(run.stabilizer, name="none"), steps=60)
+    plain = replace(plain_run(run), steps=60)
     assert re.search(r": loss \S+, val \d\.\d+$", lines_of(plain, tmp_path, terminal=False)[-1])
 
 
@@ -94,8 +90,7 @@ def test_a_run_that_was_never_clipped_says_so_and_what_that_means(run, tmp_path,
         "c = 1 throughout: the budget never limited an update; updates moved the predictions"
     )
     assert said.endswith("nats/token, less than target_kl=50, so this is the optimizer without EBC.")
-    plain = replace(run, stabilizer=replace(run.stabilizer, name="none"))
-    assert len(closing(plain, tmp_path / "plain", capsys)) == 1
+    assert len(closing(plain_run(run), tmp_path / "plain", capsys)) == 1
 
 
 RESULT = {"outcome": "completed", "steps": 9, "val_loss": 2.5, "test_loss": None, "c_median": 1.0}

@@ -3,12 +3,10 @@
 import copy
 import json
 import zipfile
-from pathlib import Path
 
 import jsonschema
 import pytest
-
-EVIDENCE = Path(__file__).parents[2] / "docs" / "evidence"
+from support.recorded import EVIDENCE
 
 
 @pytest.fixture

@@ -1,19 +1,14 @@
 """Of a study that asks about an optimizer of one's own: its answer, its arms, what they are compared with."""
 
 import pytest
-from support.invented import invent
+from support.recorded import EVIDENCE
 
 import ebc_lab
 
-OWN = "import torch\n\n\nclass Cautious(torch.optim.Adam):\n    pass\n"
-
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory, text_file):
-    folder = tmp_path_factory.mktemp("mine")
-    (folder / "my_opt.py").write_text(OWN)
-    asked = ["study=optimizers", f"mine={folder}/my_opt.py:Cautious", "data=path", f"data.file={text_file}"]
-    return ebc_lab.load(invent(folder / "out", asked, drawn=False).root)
+def study():
+    return ebc_lab.load(EVIDENCE / "cautious.zip")
 
 
 def test_the_answer_is_about_mine(study):

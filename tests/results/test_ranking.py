@@ -143,16 +143,6 @@ def test_a_board_is_json_and_html_and_says_when_there_is_nothing(board, tmp_path
         ebc_lab.board(tmp_path)
 
 
-def test_runs_that_another_study_has_copied_count_once(folder, tmp_path):
-    for name in ("near", "again"):
-        shutil.copytree(folder / "near", tmp_path / name)
-    header = read_checksummed(tmp_path / "again" / "study.json", "")
-    write_checksummed(tmp_path / "again" / "study.json", header | {"study": "again", "created": "later"})
-    found = ebc_lab.board(tmp_path).table
-    assert len(found) == len(ebc_lab.load(folder / "near").arms().query("stage == 'finals'"))
-    assert {frozenset(study.split(", ")) for study in found["study"]} == {frozenset(("near", "again"))}
-
-
 def test_the_same_runs_asked_for_in_another_order_of_seeds_count_once(tmp_path, text_file):
     settings = ["data=path", f"data.file={text_file}"]
     for name, seeds in (("one", "[0,1]"), ("turned", "[1,0]")):

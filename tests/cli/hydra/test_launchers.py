@@ -3,11 +3,11 @@ slurm)."""
 
 import os
 import subprocess
-import threading
 from pathlib import Path
 
 import pytest
 from support.called import CLI, SMALL_RUN, called, refused
+from support.drivers import shell, started, until_true
 
 from ebc_lab.records.json_files import read_json
 from ebc_lab.records.streams import read_columns
@@ -29,32 +29,11 @@ def run(text_file):
     return [*SMALL_RUN, "data=path", f"data.file={text_file}", "eval_every=1000", "steps=200"]
 
 
-def start(*words: str, cwd: Path, **env: str) -> subprocess.Popen:
-    driver = subprocess.Popen(
-        [*CLI, "train", "-m", *words],
-        cwd=cwd,
-        env={**os.environ, **env},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    threading.Thread(
-        target=driver.wait, daemon=True
-    ).start()  # to tail --pid an end that nobody has waited for is none
-    return driver
-
-
 def train(*words: str, cwd: Path, **env: str) -> tuple[int, str]:
     """-> exit code, and what was said on stderr."""
-    driver = start(*words, cwd=cwd, **env)
-    _, said = driver.communicate()
-    return driver.returncode, said
-
-
-def growing(path: Path, driver: subprocess.Popen) -> subprocess.Popen:
-    """A process whose output is what is in the file and what is appended, for as long as the driver lives."""
-    follow = ["tail", "--bytes=+1", "-F", "--sleep-interval=0.1", f"--pid={driver.pid}", str(path)]
-    return subprocess.Popen(follow, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    command = [*CLI, "train", "-m", *words]
+    done = subprocess.run(command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True)
+    return done.returncode, done.stderr
 
 
 def losses(directory: Path) -> list[float]:
@@ -135,20 +114,14 @@ def test_slurm_jobs_train_the_same_runs(run, swept, tmp_path):
 def test_a_job_that_slurm_warns_writes_its_checkpoint_and_goes_on_from_it_when_requeued(run, tmp_path):
     long = [*run, "steps=3000", "launcher.checkpoint_every_s=1e6"]
     name = f"warned-{os.getpid()}"
-    driver = start(*long, *SLURM, "hydra.sweep.dir=sweep", f"hydra.launcher.name={name}", cwd=tmp_path)
+    asked = [*long, *SLURM, "hydra.sweep.dir=sweep", f"hydra.launcher.name={name}"]
     directory = tmp_path / "sweep/0"
-    checkpoint = growing(directory / "checkpoint.pt", driver)
-    with growing(directory / "steps.csv", driver) as steps:
-        for _ in range(30):
-            steps.stdout.readline()
-        steps.terminate()
-    subprocess.run(
-        ["scancel", "--signal=USR2", f"--name={name}"], check=True
-    )  # what pre-emption and a time-out send
-    with checkpoint:
-        assert checkpoint.stdout.read(1), "no checkpoint"  # the only one: none is due before
-        checkpoint.terminate()
-    _, said = driver.communicate()
+    steps, checkpoint = directory / "steps.csv", directory / "checkpoint.pt"
+    with started([*CLI, "train", "-m", *asked], cwd=tmp_path) as driver:
+        until_true(lambda: steps.exists() and len(steps.read_text().splitlines()) > 30)
+        shell("scancel", "--signal=USR2", f"--name={name}")  # what pre-emption and a time-out send
+        until_true(checkpoint.exists)  # the only one: none is due before
+        said = driver.stdout.read()
     assert driver.returncode == 0, said
     assert read_json(directory / "result.json")["outcome"] == "completed"
     assert (directory / "log.txt").read_text().count("begins or resumes") == 2

@@ -5,45 +5,22 @@ from __future__ import annotations
 import math
 
 from support.drawn import sweep
+from support.recorded import recorded
 
 from ebc_lab.report.kinds.suite import answer_of
 from ebc_lab.report.text import glance, papers, words
 from ebc_lab.report.text.table import PAGE, PAPER
-from ebc_lab.study.stages.statistics import paired, window
+from ebc_lab.study.stages.statistics import paired
 
-LOSSES = {"adam": (2.00, 2.01, 2.02), "muon": (1.90, 1.91, 1.92), "mine": (1.80, 1.815, 1.82)}
-
-
-def arm(label, lr, **more):
-    runs = {str(seed): f"{label}_s{seed}" for seed in range(3)}
-    mean = sum(LOSSES[label]) / 3
-    figures = {"test_loss": mean, "val_loss": mean, "test_median": mean, "val_median": mean}
-    found = {"lr": lr, "runs": runs, "outcomes": {"completed": 3}, "ebc": False, "comparable": True}
-    schedule = {"lr_schedule": "cosine", "warmup_steps": 20, "delta_schedule": None, "delta_star": None}
-    return found | figures | schedule | {"track": "adam_none", "about": label, "point": None} | more
+CAUTIOUS = recorded("cautious")  # which asks about an optimizer of its own
+TUNED = words.tuned_arms(CAUTIOUS["tune"], "adam_none")
 
 
-def found_of(**verdicts):
-    """A decided suite that asks about `mine`."""
-    arms = {label: arm(label, 0.004 * (i + 1)) for i, label in enumerate(LOSSES)}
-    by_seed = {label: {str(i): x for i, x in enumerate(own)} for label, own in LOSSES.items()}
-    for label, own in arms.items():
-        own["versus"] = "adam" if label != "adam" else None
-        own["difference"] = paired(by_seed[label], by_seed["adam"], margin=0.01) if own["versus"] else None
-    against = {o: paired(by_seed["mine"], by_seed[o], margin=0.01, comparisons=2) for o in ("adam", "muon")}
-    told = {"rival": "muon", "difference": against["muon"], "against": against}
-    answer = {**told, "verdict": "better", "sentence": "mine against muon: −0.0983 nats: better", **verdicts}
-    costs = {"mine": {"ratio": 1.25, "low": 1.2, "high": 1.3}}
-    return {
-        "reference": "adam",
-        "arms": arms,
-        "mine": ["mine"],
-        "answers": {"mine": answer},
-        "steps_cost": costs,
-    }
-
-
-TUNED = {"mine": {"window": window({0.001: 2.2, 0.002: 2.0, 0.004: 2.3})}}
+def asked_about(*arms, **changed):
+    """The suite of `cautious`, which asks about these arms; `changed`: of the answers about them."""
+    track = CAUTIOUS["ablation"]["tracks"]["adam_none"]
+    own = track["answers"]["cautious"] | changed
+    return track | {"answers": {arm: own | {"sentence": f"{arm}: {own['sentence']}"} for arm in arms}}
 
 
 def cells(table):
@@ -51,61 +28,49 @@ def cells(table):
 
 
 def test_the_headline_is_about_mine_and_not_about_the_lowest_arm():
-    judged, sentence, findings, tiles = answer_of(found_of())
-    assert judged == "beats"
-    assert sentence == "mine is better than muon."
-    assert findings == ["mine against muon: −0.0983 nats: better."]
-    assert tiles[0].value == "−0.098"
-    judged, sentence, *_ = answer_of(found_of(verdict="undecided", seeds_needed=9))
+    judged, sentence, findings, tiles = answer_of(asked_about("cautious"), TUNED)
+    assert judged == "misses"
+    assert sentence == "cautious is worse than muon."
+    assert "against muon, the best of the others by validation: +0.1441 nats of test loss" in findings[0]
+    assert [tile.value for tile in tiles] == ["+0.144", "3.2", "×1.09"]
+    judged, sentence, *_ = answer_of(asked_about("cautious", verdict="undecided", seeds_needed=9))
     assert judged == "undecided"
     assert "9 seeds would decide" in sentence
 
 
 def test_of_many_arms_of_ones_own_the_answer_counts_and_each_has_a_line():
-    found = found_of()
-    own = found["answers"]["mine"]
-    found["answers"] = {f"mine{i}": own | {"sentence": f"mine{i}: better"} for i in range(6)}
-    _, sentence, findings, _ = answer_of(found)
+    arms = [f"mine{i}" for i in range(6)]
+    _, sentence, findings, _ = answer_of(asked_about(*arms))
     assert "mine3" not in sentence
     assert "6" in sentence
-    assert findings == [f"mine{i}: better." for i in range(6)]
+    assert [line.partition(":")[0] for line in findings] == arms
 
 
 def test_mine_stands_beside_every_other_arm_with_what_it_was_tuned_to():
-    table = glance.is_better("t", "mine", found_of(), TUNED)
+    table = glance.is_better("t", "cautious", asked_about("cautious"), TUNED)
     mine, rival, reference = cells(table)
-    assert mine[:2] == ["mine", "itself"]
-    assert mine[4:9] == ["1.8117", "0.012", "cosine", "20", "0.4"]
-    assert rival[:3] == ["muon", "−0.098", "better"]  # before adam: it was picked by validation
+    assert mine[:2] == ["cautious", "itself"]
+    assert mine[4:9] == ["1.9676", "0.004", "trapezoid", "100", "3.2"]
+    assert rival[:3] == ["muon", "+0.144", "worse"]
     assert reference[0] == "adam"
-    assert mine[-1] == "×1.25 [1.20, 1.30]"
+    assert mine[-1] == "×1.09 [1.09, 1.10]"
     assert table.rows[0].chosen
+    picked = glance.is_better("t", "cautious", asked_about("cautious", rival="adam"), TUNED)
+    assert cells(picked)[1][0] == "adam"  # before muon, whose loss is lower: it was picked by validation
+    paper = table.on(PAPER)
+    assert len(paper.columns) == 5
+    assert ["muon", "1.8235", "+0.144"] in [row[:3] for row in paper.texts()]
+    assert "worse" in papers.latex([paper], "own", "")
 
 
-def test_what_was_tried_of_each_shows_that_all_were_tuned_alike():
-    candidates = [
-        {"role": label, "arm": f"{label}_lr{lr}", "lr": lr, "seed": seed, "run_id": f"{label}_{lr}_{seed}"}
-        for label in ("mine", "adam")
-        for lr in (0.001, 0.002, 0.004)
-        for seed in (100, 101)
-    ]
-    own = {"extended": [{"lr": 0.004}], "runs": 6, "point": {"lr": 0.002, "schedule": "cosine"}}
-    decision = {"tracks": {"adam_none": {"arms": {"mine": own, "adam": own}}}, "candidates": candidates}
-    grids = {
-        label: {"lr": [0.001, 0.002], "schedule": ["cosine", "warmup_linear"]} for label in ("mine", "adam")
-    }
-    table = glance.tried("t", decision, "adam_none", ["mine", "adam", "plain"], grids)
-    mine, adam = cells(table)
-    assert mine[1:] == adam[1:]
-    assert mine[1:7] == ["3", "1", "2", "6", "0.001 to 0.004", "cosine, warmup linear"]
-    assert glance.tried("t", decision, "adam_none", ["plain"], grids) is None
-
-
-def test_a_paper_has_five_columns_of_mine_beside_the_others():
-    table = glance.is_better("t", "mine", found_of(), TUNED).on(PAPER)
-    assert len(table.columns) == 5
-    assert ["muon", "1.9100", "−0.098"] in [row[:3] for row in table.texts()]
-    assert "better" in papers.latex([table], "own", "")
+def test_what_was_tried_of_each_shows_whether_all_were_tuned_alike():
+    names = ["cautious", "adam", "plain"]
+    grids = {label: {"lr": [0.002, 0.004, 0.008], "schedule": ["cosine", "warmup_linear"]} for label in names}
+    mine, adam = cells(glance.tried("t", CAUTIOUS["tune"], "adam_none", names, grids))
+    assert mine[:6] == ["cautious", "12", "3", "2", "24", "0.001 to 0.032"]
+    assert adam[:6] == ["adam", "13", "2", "2", "26", "0.001 to 0.016"]
+    assert mine[6] == "cosine, warmup linear"
+    assert glance.tried("t", CAUTIOUS["tune"], "adam_none", ["plain"], grids) is None
 
 
 def suite_of(**shifts):
@@ -138,28 +103,8 @@ def test_arms_that_are_told_apart_are_named_by_side():
     assert findings[:3] == ["Better: good.", "Worse: bad.", "Not told apart: lucky."]
 
 
-def test_studies_without_ebc_do_not_explain_it():
-    plain = {
-        "study": {"stages": ["lr_sweep", "tune", "ablation"]},
-        "ablation": {"arms": {"adam": {"settings": {}}}},
-    }
-    ebc = {
-        "study": plain["study"],
-        "ablation": {"arms": {"ebc": {"settings": {"stabilizer": {"name": "ebc"}}}}},
-    }
-    assert not words.has_ebc(plain)
-    assert words.has_ebc(ebc)
-    assert words.has_ebc({"study": {"stages": ["lr_sweep", "finals"]}})
-    said = "the fair control at δ* 0.01, c and natural KL; σ of an arm"
-    told, untold = words.explanation(True, True, said), words.explanation(False, False, said)
-    assert set(told["terms"]) == {"δ*", "natural KL", "c", "fair control", "arm", "σ"}
-    assert set(untold["terms"]) == {"fair control", "arm", "σ"}  # of those used here, not all that there are
-    assert "EBC" not in " ".join(untold["method"])
-
-
 def test_a_label_tells_schedules_as_recorded_and_does_not_take_an_own_optimizers_name_for_one():
-    own = arm("mine", 0.004, track="my_cosine_none", lr_scale=2.0, roles=["ebc_lindelta"], ebc=False)
-    del own["about"]
+    own = {"track": "my_cosine_none", "lr": 0.004, "lr_scale": 2.0, "roles": ["ebc_lindelta"], "ebc": False}
     own |= {"lr_schedule": "constant", "warmup_steps": None, "delta_schedule": None}
     assert words.arm_label("my_cosine_none_baseline_x2", own) == "plain ×2"
     own |= {"lr_schedule": "trapezoid", "warmup_steps": 7}
@@ -185,12 +130,16 @@ def of_windows(windows, **more):
     return {"reference": points[0], "arms": dict.fromkeys(points, done), "windows": windows} | more
 
 
-def test_the_answer_names_the_widest_window_and_every_arm_has_a_line():
-    rates = {"plain": sweep(NARROW, "plain", delta_star=None), "ebc": sweep(WIDE, "ebc", delta_star=0.01)}
-    _, sentence, findings, tiles = answer_of(of_windows({name: {"lr_scale": x} for name, x in rates.items()}))
-    assert "ebc beyond the rates" in sentence
-    assert ["ebc" in findings[0], "plain" in findings[1]] == [True, True]
-    assert tiles[0].value == "≥ 3.0"
+def test_the_answer_names_the_windows_beyond_what_was_tried_and_every_arm_has_a_line():
+    track = recorded("robustness")["ablation"]["tracks"]["adam_none"]
+    _, sentence, findings, tiles = answer_of(track)
+    assert sentence == (
+        "The loss stays within 0.05 nats of an arm’s own best: trust_region, ebc beyond the rates that were "
+        "tried; trapezoid_third over 5.1 octaves."
+    )
+    assert findings[0] == "Learning-rate window of trust_region: ≥ 7.3 octaves (best at ×64)."
+    assert len(findings) == len(track["windows"])
+    assert tiles[0].value == "≥ 7.3"
 
 
 def test_the_answer_of_rules_is_which_of_them_forget_their_start():
@@ -209,34 +158,16 @@ def test_the_answer_of_rules_is_which_of_them_forget_their_start():
 
 
 def test_the_answer_of_a_transfer_is_its_regrets():
-    def regret(mean):
-        return {
-            "mean": mean,
-            "low": mean - 0.05,
-            "high": mean + 0.05,
-            "seeds": 2,
-            "method": "t",
-            **dict.fromkeys(("joint_low", "joint_high", "joint_detectable"), None),
-            "comparisons": 2,
-            "judged": "undecided",
-        }
+    def kept(regret, ebc):
+        difference = paired({"0": regret - 0.01, "1": regret + 0.01}, {"0": 0.0, "1": 0.0}, comparisons=2)
+        return {**done, "ebc": ebc, "difference": difference}
 
-    done = {"comparable": True, "outcomes": {"completed": 2}, "test_median": 2.0, "difference": None}
-    arms = {
-        "plain_long": {**done, "ebc": False, "difference": regret(0.1)},
-        "ebc_long": {**done, "ebc": True, "difference": regret(0.02)},
-        "again": {**done, "ebc": False},
-    }
+    done = {"comparable": True, "outcomes": {"completed": 2}, "test_median": 2.0}
+    arms = {"plain_long": kept(0.1, ebc=False), "ebc_long": kept(0.02, ebc=True)}
+    arms["again"] = {**done, "ebc": False, "difference": None}
     sizes = [{"shape": "4× steps", "tuned": "again", "kept": ["plain_long", "ebc_long"], "against_kept": {}}]
     found = {"reference": "again", "arms": arms, "windows": {}, "transfer": sizes}
     _, sentence, findings, _ = answer_of(found)
     assert "+0.020 nats with EBC" in sentence
     assert "+0.100 nats without EBC" in sentence
     assert ["plain_long: +0.100" in findings[0], "ebc_long: +0.020" in findings[1]] == [True, True]
-
-
-def test_two_windows_that_do_not_end_are_not_set_against_each_other():
-    rates = {name: {"lr_scale": sweep(WIDE, name)} for name in ("one", "other")}
-    _, sentence, _, _ = answer_of(of_windows(rates))
-    assert "≥" not in sentence
-    assert "one, other beyond" in sentence

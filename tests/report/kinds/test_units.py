@@ -1,18 +1,13 @@
 """What a study of units says, of the recorded one of larger models."""
 
-import json
-import zipfile
-from pathlib import Path
+from support.recorded import recorded
 
 from ebc_lab.config.compose import compose
 from ebc_lab.report.kinds import Evidence, kind_of
 
-RECORDED = Path(__file__).parents[3] / "docs/evidence/units_laptop.zip"
-
 
 def test_the_first_figures_are_the_best_challenger_the_least_excess_and_what_broke():
-    with zipfile.ZipFile(RECORDED) as bundle:
-        carry = json.loads(bundle.read("auto_decisions.json"))["carry"]
+    carry = recorded("units_laptop")["carry"]
     [answer] = kind_of(carry).answers(Evidence(carry, compose(["scale=smoke"])))
     shown = {tile.what: (tile.value, tile.remark) for tile in answer.tiles}
     assert shown["kl_x8 has the lowest mean excess"] == (

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
-import zipfile
-from pathlib import Path
 
 import pytest
 from matplotlib.text import Annotation
 from support.drawn import settled, words_of
+from support.recorded import recorded
 
 from ebc_lab.report.pictures.carry import draw_broken, draw_excess, draw_optima
 from ebc_lab.report.pictures.drawing.sheet import Facts
 
 FACTS = Facts("units_laptop", "tiny Shakespeare", None, "laptop", 1024, 64, (0.5, 0.7))
-RECORDED = Path(__file__).parents[3] / "docs/evidence/units_laptop.zip"
 
 
 @pytest.fixture(scope="module")
 def track():
-    with zipfile.ZipFile(RECORDED) as bundle:
-        [only] = json.loads(bundle.read("auto_decisions.json"))["carry"]["tracks"].values()
+    [only] = recorded("units_laptop")["carry"]["tracks"].values()
     return only
 
 

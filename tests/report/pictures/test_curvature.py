@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from support.drawn import check_sheet, drawn, words_of, write_suite
 
@@ -20,19 +21,17 @@ def suite(root: Path, exponent: float) -> Path:
     write_suite(root, gains=gains, versus={}, outcomes={}, ebc=(), more=more)
     paths = [(x, path) for k, x in LENGTHS.items() for path in root.glob(f"runs/adam_none_{k}_s*/steps.csv")]
     for length, path in paths:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        for row in rows:
-            audited = int(row["step"]) % 10 == 0
-            row["applied_norm"] = length if audited else ""
-            row["applied_kl"] = 0.01 * (length / 0.1) ** exponent if audited else ""
-            row["eta_eff"] = length
-            row["sharpness"] = 30 / length if audited else ""
-            row["preconditioned_sharpness"] = 8 / length if audited else ""
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        steps = pd.read_csv(path).assign(eta_eff=length)
+        audited = steps.step % 10 == 0
+        measured = {
+            "applied_norm": length,
+            "applied_kl": 0.01 * (length / 0.1) ** exponent,
+            "sharpness": 30 / length,
+            "preconditioned_sharpness": 8 / length,
+        }
+        for column, value in measured.items():
+            steps[column] = np.where(audited, value, np.nan)
+        steps.to_csv(path, index=False)
     return root
 
 

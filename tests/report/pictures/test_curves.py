@@ -25,12 +25,6 @@ def test_runs_of_different_lengths_stand_side_by_side_by_step():
     assert table.mask.tolist() == [[False, False, False], [False, True, True]]
 
 
-def test_no_streams_give_an_empty_table():
-    steps, table = by_step([{}, {}], "loss")
-    assert len(steps) == 0
-    assert table.count() == 0
-
-
 def test_the_running_mean_keeps_a_line_the_first_value_and_the_holes():
     n = 200
     line = np.arange(n, dtype=float)
@@ -62,11 +56,6 @@ def test_moving_quantiles_pool_the_rows_and_skip_the_holes():
     assert [low[1], middle[1], high[1]] == pytest.approx(np.quantile(seen, [0.1, 0.5, 0.9]).tolist())
     assert middle[0] == 0.5
     assert middle[2] == pytest.approx(np.median(table[:, n - 6 :].compressed()))
-
-
-def test_moving_quantiles_of_nothing_are_masked():
-    table = np.ma.masked_all((2, 4))
-    assert moving_quantiles(table, (0.5,), np.arange(4)).count() == 0
 
 
 def test_a_short_curve_keeps_every_step_and_a_long_one_its_ends():

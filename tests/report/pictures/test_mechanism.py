@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from matplotlib.collections import PolyCollection
 from support.drawn import BASELINE, FALLING, drawn, settled, words_of, write_study
+from support.runs import short_run
 
-from ebc_lab.config.compose import compose
-from ebc_lab.config.dicts import run_part
 from ebc_lab.records.streams import read_columns
 from ebc_lab.report.pictures.arms import mechanism
 from ebc_lab.report.pictures.drawing.curves import Run
 from ebc_lab.report.pictures.drawing.sheet import Facts
 from ebc_lab.training.outcome import run_and_record
-from ebc_lab.workloads.corpus import locate
 
 FACTS = Facts("tiny", "words", None, "smoke", 160, 8, (0.5, 0.7), narrow=True)
 ARM = {"roles": ["ebc"], "track": "adam_none", "lr": 0.01, "lr_scale": 1.0, "ebc": True}
@@ -47,26 +43,9 @@ def test_many_groups_share_a_layer_but_for_the_largest():
     assert not any("trust radius" in text for text in words_of(figure))
 
 
-def test_s_is_drawn_for_each_seed_and_as_their_mean():
-    steps = {"step": np.arange(4.0), "radius": np.full(4, np.nan)}
-    seeds = {
-        seed: steps | {"surrogate": np.full(4, s), "s_all": np.full(4, s)}
-        for seed, s in (("0", 3.0), ("1", 5.0))
-    }
-    figure = settled(
-        mechanism.draw_groups, FACTS, "arm", ARM, [Run(seed, {}, of, {}) for seed, of in seeds.items()]
-    )
-    lines = [line.get_ydata() for line in figure.axes[0].get_lines()]
-    assert sorted(float(line.max()) for line in lines if len(line) == 4) == [3.0, 4.0, 5.0]
-
-
 @pytest.mark.thorough
 def test_a_real_run_that_measures_its_groups_has_both_pictures(tiny, tmp_path):
-    asked = [o for o in tiny if not o.startswith(("lr_s", "cal", "fin"))] + ["optimizer.lr=1e-2", "steps=12"]
-    run = run_part(
-        compose([*asked, "stabilizer=ebc", "budget=surrogate", "budget.target_kl=0.02"], study=False)
-    )
-    run = replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
+    run = short_run(tiny, "steps=12", "stabilizer=ebc", "budget=surrogate", "budget.target_kl=0.02")
     result = run_and_record(run, tmp_path, "x")
     runs = [Run("0", result, read_columns(tmp_path / "steps.csv"), read_columns(tmp_path / "evals.csv"))]
     assert mechanism.groups_of(runs) == ["embeddings", "block0", "head"]

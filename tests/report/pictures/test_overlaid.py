@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pytest
 from support.drawn import (
     BASELINE,
     CONTROL,
@@ -62,6 +61,7 @@ def test_tuned_arms_lie_over_each_other_by_absolute_rate_with_windows_and_chosen
         "mine": tuned({0.0005: 2.2, 0.001: 1.98, 0.002: None}),
     }
     sheet = rates(curves, ["mine"])
+    check_sheet(sheet, "tuned")
     top = sheet.axes[0]
     assert top.get_xscale() == "log"
     [strong] = thick(top)
@@ -132,11 +132,3 @@ def test_a_suites_loss_curves_leave_out_arms_of_which_no_run_completed(tmp_path)
 def test_where_no_run_completed_there_is_no_picture_of_the_curves(tmp_path):
     lost = {(arm, seed): "missing" for arm in (BASELINE, CONTROL, FALLING) for seed in (0, 1)}
     assert "curves" not in drawn(write_study(tmp_path, outcomes=lost))
-
-
-@pytest.mark.parametrize("long", ["an_arm_" + "whose_name_goes_on_" * 6])
-def test_no_text_of_them_leaves_the_page(long):
-    sheet = rates(
-        {long: tuned({0.001: 2.1, 0.002: 2.0, 0.004: 2.4}), "adam": tuned({0.001: 2.0, 0.002: 2.1})}, [long]
-    )
-    check_sheet(sheet, "tuned")

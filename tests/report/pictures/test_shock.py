@@ -36,10 +36,6 @@ def test_recovery_has_a_panel_for_each_kind_of_shock_and_a_line_for_each_arm(tmp
     assert sum(line.get_alpha() is not None for line in lines) == 2 * len(SEEDS)
 
 
-def test_a_suite_without_shocks_has_no_recovery_picture(tmp_path):
-    assert "recovery" not in drawn(write_suite(tmp_path))
-
-
 def test_around_a_shock_no_mean_reaches_over_it():
     losses = np.concatenate([np.full(30, 2.0), [9.0], np.full(5, 3.0), np.full(20, 2.0)])
     offset = np.arange(-20, 40)

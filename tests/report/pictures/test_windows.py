@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from support.drawn import check_sheet, settled, sweep, words_of
+from support.recorded import recorded
 
 from ebc_lab.report.pictures.compared import highlighted_arms
 from ebc_lab.report.pictures.drawing.looks import assign_looks
@@ -14,24 +15,13 @@ from ebc_lab.report.pictures.drawing.sheet import Facts
 from ebc_lab.report.pictures.windows import window_pictures
 
 FACTS = Facts("sweeps", "tiny Shakespeare", None, "smoke", 32, 64, (0.5, 0.7))
-WIDE = {1: 2.0, 2: 2.01, 4: 2.0, 8: 2.02}
-NARROW = {1: 2.3, 2: 2.0, 4: 2.4, 8: None}
+ROBUSTNESS = recorded("robustness")["ablation"]["tracks"]["adam_none"]
 
 
-def arm(label, *, ebc=False, mean=0.1):
-    runs = {"0": f"{label}_s0", "1": f"{label}_s1"}
-    difference = {"mean": mean, "low": mean - 0.05, "high": mean + 0.05, "seeds": 2, "method": "t"}
-    figures = {"comparable": True, "test_median": 2.0, "difference": difference}
-    return {"ebc": ebc, "runs": runs, "outcomes": {"completed": 2}, "about": label, **figures}
-
-
-def found_of(windows, **more):
+def suite_of(windows):
     points = [p["arm"] for sweeps in windows.values() for own in sweeps.values() for p in own["points"]]
-    return {
-        "reference": points[0] if points else "",
-        "arms": {p: arm(p) for p in points},
-        "windows": windows,
-    } | more
+    arm = {"ebc": False, "runs": {}, "outcomes": {}}
+    return {"arms": dict.fromkeys(points, arm), "windows": windows}
 
 
 def drawn(found):
@@ -44,71 +34,62 @@ def drawn(found):
     return sheets
 
 
-RATES = {
-    "plain": {"lr_scale": sweep(NARROW, "plain", delta_star=None)},
-    "ebc": {"lr_scale": sweep(WIDE, "ebc", delta_star=0.01)},
-}
-
-
 def test_the_windows_of_the_learning_rate_are_bars_under_the_losses():
-    sheet = drawn(found_of(RATES))["lr_windows"]
+    sheet = drawn(ROBUSTNESS)["lr_windows"]
     top, bottom = sheet.axes
-    lines = [line for line in top.get_lines() if len(line.get_xdata()) == 4]
-    assert [list(line.get_ydata()) for line in lines][1] == list(WIDE.values())
-    assert np.isnan(lines[0].get_ydata()[3])  # broken where a seed diverged
-    assert any(line.get_marker() == "x" for line in top.get_lines())
-    bars = {line.get_ydata()[0]: list(line.get_xdata()) for line in bottom.get_lines() if line.get_lw() == 5}
-    assert bars[1] == pytest.approx([0.001, 0.008])
-    span = RATES["plain"]["lr_scale"]["window"]
-    assert bars[0] == pytest.approx([0.001 * span["low"], 0.001 * span["high"]])
-    assert [line.get_marker() for line in bottom.get_lines() if line.get_ydata()[0] == 1][-2:] == ["<", ">"]
-    said = words_of(sheet)
-    assert "ebc  ≥ 3.0 octaves" in said
-    assert sheet.alt.endswith("Beyond what was tried: ebc; widest of the others: plain, 0.3 octaves.")
+    swept = {label: own["lr_scale"] for label, own in ROBUSTNESS["windows"].items()}
+    lines = [line for line in top.get_lines() if len(line.get_xdata()) > 2]
+    assert [point["loss"] for point in swept["ebc"]["points"]] in [list(line.get_ydata()) for line in lines]
+    bars = [list(line.get_xdata()) for line in bottom.get_lines() if line.get_lw() == 5]
+    spans = [own["window"] for own in swept.values()]
+    assert bars == [pytest.approx([0.002 * span["low"], 0.002 * span["high"]]) for span in spans]
+    ends = [line.get_ydata()[0] for line in bottom.get_lines() if line.get_marker() == ">"]
+    assert ends == [row for row, span in enumerate(spans) if span["open_high"]]
+    assert "ebc  ≥ 7.2 octaves" in words_of(sheet)
+    beyond = "Beyond what was tried: ebc, trust_region; widest of the others: trapezoid_third, 5.1 octaves."
+    assert sheet.alt.endswith(beyond)
 
 
 def test_rules_are_drawn_by_size_and_judged_by_the_fixed_target():
+    narrow, wide = {1: 2.3, 2: 2.0, 4: 2.4, 8: None}, {1: 2.0, 2: 2.01, 4: 2.0, 8: 2.02}
     windows = {
-        "fixed": {"delta": sweep(NARROW, "fixed", yardstick="fixed", worst=None, every_start=False)},
-        "rule": {"delta": sweep(WIDE, "rule", yardstick="fixed", worst=0.02, every_start=True)},
-        "fixed_long": {"delta": sweep(WIDE, "long", shape="3× steps", yardstick="fixed_long", worst=0.02)},
+        "fixed": {"delta": sweep(narrow, "fixed", yardstick="fixed", worst=None, every_start=False)},
+        "rule": {"delta": sweep(wide, "rule", yardstick="fixed", worst=0.02, every_start=True)},
+        "fixed_long": {"delta": sweep(wide, "long", shape="3× steps", yardstick="fixed_long", worst=0.02)},
     }
-    sheet = drawn(found_of(windows))["delta_windows"]
+    sheet = drawn(suite_of(windows))["delta_windows"]
     assert [axes.get_title(loc="left") for axes in sheet.axes] == ["the usual length", "3× steps"]
+    assert np.isnan(
+        [line.get_ydata() for line in sheet.axes[0].get_lines() if len(line.get_ydata()) == 4]
+    ).any()
+    assert any(line.get_marker() == "x" for line in sheet.axes[0].get_lines())  # where a seed diverged
     assert "rule  worst start +0.020" in words_of(sheet)
     assert sheet.alt.endswith("Every start ends within 0.02 nats of the best fixed δ*: rule.")
 
 
 def test_a_sweep_in_which_every_run_diverged_is_drawn():
     lost = {"plain": {"lr_scale": sweep({1: None, 2: None}, "plain", delta_star=None)}}
-    sheet = drawn(found_of(lost))["lr_windows"]
-    assert "plain  none" in words_of(sheet)
+    assert "plain  none" in words_of(drawn(suite_of(lost))["lr_windows"])
 
 
 def test_regrets_stand_in_rows_at_each_size():
-    arms = {
-        "plain_long": arm("plain as tuned", mean=0.1),
-        "ebc_long": arm("EBC as tuned", ebc=True, mean=0.02),
-    }
+    arms = {}
+    for label, about, mean in (("plain_long", "plain as tuned", 0.1), ("ebc_long", "EBC as tuned", 0.02)):
+        difference = {"mean": mean, "low": mean - 0.05, "high": mean + 0.05, "seeds": 2, "method": "t"}
+        arms[label] = {"about": about, "ebc": label.startswith("ebc"), "runs": {}, "outcomes": {}}
+        arms[label]["difference"] = difference
     sizes = [{"shape": "4× steps", "tuned": "again", "kept": list(arms), "against_kept": {}}]
     sheet = drawn({"reference": "again", "arms": arms, "windows": {}, "transfer": sizes})["transfer"]
     [axes] = sheet.axes
     marks = {line.get_marker(): line.get_xdata()[0] for line in axes.get_lines() if line.get_marker() in "os"}
     assert marks == {"s": 0.1, "o": 0.02}
-    assert [t.get_text() for t in axes.get_yticklabels()] == [
-        "plain as tuned",
-        "EBC as tuned",
-    ]
-    assert sheet.alt.endswith(
-        "Largest regret of EBC +0.020 (ebc_long), of the plain optimizer +0.100 (plain_long)."
-    )
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["plain as tuned", "EBC as tuned"]
+    regrets = "Largest regret of EBC +0.020 (ebc_long), of the plain optimizer +0.100 (plain_long)."
+    assert sheet.alt.endswith(regrets)
 
 
 def test_of_a_sweep_only_the_best_point_and_the_reference_have_pictures_of_their_own():
-    found = found_of(RATES)
-    found["arms"]["unswept"] = arm("unswept")
-    assert set(highlighted_arms(found)) == {"plain1", "plain2", "ebc1", "unswept"}
-
-
-def test_a_suite_without_sweeps_has_no_such_pictures():
-    assert drawn(found_of({})) == {}
+    best = {"constant_x1", "trapezoid_x4", "trapezoid_third_x2", "ebc_x32", "ebc_d1", "trust_region_x64"}
+    best |= {"norm_clip_x1", "schedule_free_x2"}
+    found = ROBUSTNESS | {"arms": {**ROBUSTNESS["arms"], "unswept": {}}}
+    assert highlighted_arms(found).keys() == best | {ROBUSTNESS["reference"], "unswept"}
