@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support import low_bit
 
@@ -129,8 +129,14 @@ def ints(values: np.ndarray) -> Rows:
     return values.astype(int).tolist()
 
 
+EMPTIED = np.array([[0.0], [1.0], [2.0], [10.0], [-8.0]]), np.ones((3, 1)), 1  # 10 and -8 are as far from 1
+LONE = np.array([[0.0], [2.0], [100.0], [3.0]]), np.array([[1.0], [60.0], [1.0]]), 1  # 100 stays, 3 goes
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(problem=integer_problems())
+@example(problem=EMPTIED)
+@example(problem=LONE)
 def test_lloyd_is_its_definition(backend: str, problem: Problem) -> None:
     grid, start, max_iter = problem
     expected = plain_lloyd(ints(grid), ints(start), max_iter)
