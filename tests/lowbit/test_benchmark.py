@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
-import re
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,55 +20,15 @@ TINY = {"sizes": [1500], "iterations": 2, "kmeans": [[60, 5, 3]], "torch_compile
 
 
 @pytest.fixture(scope="module")
-def seen() -> tuple[Report, str]:
-    """The familiar snippet, with sizes of its `config` made tiny; what a terminal shows meanwhile."""
-    from ebc_lab.lowbit import PerformanceBenchmark
-
+def report() -> Report:
+    """Of the familiar snippet, with sizes of its `config` made tiny."""
     benchmark = PerformanceBenchmark()
     benchmark.config.update(TINY)
-    screen, terminal = pty.openpty()
-    shown = bytearray()
-
-    def read() -> None:
-        while not shown.endswith(b"\4"):
-            shown.extend(os.read(screen, 1000))
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    stderr = os.dup(2)
-    os.dup2(terminal, 2)
-    try:
-        report = benchmark.run_all_benchmarks()
-    finally:
-        os.dup2(stderr, 2)
-        os.write(terminal, b"\4")
-        reader.join()
-    return report, shown[:-1].decode()
-
-
-@pytest.fixture
-def report(seen: tuple[Report, str]) -> Report:
-    return seen[0]
-
-
-@pytest.mark.thorough
-def test_a_terminal_shows_a_line_for_each_operation(seen: tuple[Report, str]):
-    operations = dict.fromkeys(row.group for row in seen[0].rows)
-    lines = seen[1].splitlines()
-    for (operation, levels, _), line in zip(operations, lines, strict=True):
-        assert re.fullmatch(rf"{operation}( {levels})?, [\d,]+: numpy [\d.e+]+, .* ms", line)
+    return benchmark.run_all_benchmarks()
 
 
 def rows_of(report: Report, operation: str, levels: str | None) -> dict[str, Row]:
     return {row.candidate: row for row in report.rows if (row.operation, row.levels) == (operation, levels)}
-
-
-def test_the_full_benchmark_is_the_one_whose_figures_are_published():
-    config = PerformanceBenchmark(PerformanceBenchmark.FULL).config
-    assert config["sizes"] == [1_000_000, 10_000_000]
-    assert config["iterations"] >= 9
-    assert config["kmeans"] == [[10_000, 100, 10], [10_000, 128, 10]]
-    assert config["torch_compile"]
 
 
 @pytest.mark.parametrize(
@@ -87,13 +44,10 @@ def test_the_full_benchmark_is_the_one_whose_figures_are_published():
 def test_wrong_settings_are_refused(config: dict[str, object], error: type[Exception], message: str):
     with pytest.raises(error, match=message):
         PerformanceBenchmark(config)
-
-
-def test_a_config_changed_later_is_checked_before_anything_runs():
-    benchmark = PerformanceBenchmark()
-    benchmark.config["iterations"] = -3
-    with pytest.raises(ValueError, match="iterations is -3"):
-        benchmark.run_all_benchmarks()
+    changed = PerformanceBenchmark()
+    changed.config.update(config)
+    with pytest.raises(error, match=message):
+        changed.run_all_benchmarks()
 
 
 @pytest.mark.thorough
@@ -156,16 +110,6 @@ def test_the_report_prints_and_is_json(report: Report):
     assert any(line.startswith("dispatcher, values five, 1,500: chose") for line in report.ratios)
 
 
-def test_the_peak_of_memory_counts_what_a_call_takes():
-    _peak_of = load().runner._peak_of
-    small = _peak_of(lambda: None)
-    large = _peak_of(lambda: np.ones(8 << 20))  # 64 MiB
-    if small is None or large is None:
-        pytest.skip("the system does not let a process reset its peak")
-    assert small < 8
-    assert 60 < large < 80
-
-
 def written_by(call: Any, dtype: str, values: np.ndarray) -> np.ndarray:
     """The buffer of this dtype, other than the values, that a call of no arguments has written."""
     call()
@@ -173,7 +117,7 @@ def written_by(call: Any, dtype: str, values: np.ndarray) -> np.ndarray:
     return next(np.asarray(x) for x in held if dtype in str(getattr(x, "dtype", "")) and x is not values)
 
 
-def test_anchors_of_codes_do_the_same_work():
+def test_anchors_of_codes_and_values_do_the_same_work():
     """All but `quantize_per_tensor`, which does not clip, give the backends' codes (no tie among these)."""
     values = np.random.default_rng(0).standard_normal(1001).astype(np.float32)
     for levels in ("ternary", "five"):
@@ -182,14 +126,10 @@ def test_anchors_of_codes_do_the_same_work():
         anchors = cases._anchors_of_codes(values, levels, compiled=False)[:2]
         for candidate in (*anchors, *cases._anchors_of_codes(values, levels, False, step)[:2]):
             assert np.array_equal(written_by(candidate.make(), "int8", values), expected.codes)
-
-
-def test_anchors_of_values_do_the_same_work():
-    values = np.random.default_rng(0).standard_normal(1001).astype(np.float32)
-    expected = quantize(values, "five").values()
-    numpy_anchor, torch_anchor = cases._anchors_of_values(values, "five", compiled=False)
-    np.testing.assert_allclose(written_by(numpy_anchor.make(), "float32", values), expected, rtol=1e-5)
-    np.testing.assert_allclose(torch_anchor.make()().numpy(), expected, rtol=1e-5)
+        numpy_anchor, torch_anchor = cases._anchors_of_values(values, levels, compiled=False)
+        found = written_by(numpy_anchor.make(), "float32", values)
+        np.testing.assert_allclose(found, expected.values(), rtol=1e-5)
+        np.testing.assert_allclose(torch_anchor.make()().numpy(), expected.values(), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("levels", "digits"), [("ternary", 5), ("five", 3)])
