@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ebc_lab.lowbit import PerformanceBenchmark, available_backends, quantize
+from ebc_lab.lowbit.__main__ import main
 from ebc_lab.lowbit.benchmark import load
 
 Report, Row = load().Report, load().Row
@@ -97,12 +98,14 @@ def test_threads_do_not_count_as_one_thread_nor_as_others():
     assert Report(rows, [], {}, {}).ratios == ["values five, 100: c over numpy: 1.50 (target 1.3)"]
 
 
-def test_the_report_prints_and_is_json(report: Report):
-    text = str(report)
+def test_the_command_prints_the_report_and_writes_it(report: Report, monkeypatch, capsys, tmp_path: Path):
+    monkeypatch.setattr(load().PerformanceBenchmark, "run_all_benchmarks", lambda self: report)
+    assert main(["bench", "--json", str(tmp_path / "report.json")]) == 0
+    text = capsys.readouterr().out
     for part in ("codes ternary, 1,500", "numpy vectorised", "speed-up", "peak MB", "Ratios of minima:"):
         assert part in text
     assert not [line for line in text.splitlines() if line != line.rstrip()]
-    kept = json.loads(report.to_json())
+    kept = json.loads((tmp_path / "report.json").read_text())
     assert len(kept["rows"]) == len(report.rows)
     assert kept["ratios"] == report.ratios
     assert kept["config"]["sizes"] == [1500]
