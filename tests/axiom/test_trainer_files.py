@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,9 @@ from ebc_lab.axiom.trainer_files import header, read_checkpoint
 
 # -- resuming ------------------------------------------------------------------------------------------------
 
-QUICK = [(True, 0.05, torch.bfloat16), (False, None, torch.float32)]
-MATRIX = list(product([True, False], [None, 0.05], [torch.float32, torch.bfloat16]))
-
 
 @pytest.mark.parametrize(
-    ("hooks", "limit", "dtype"),
-    [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in MATRIX],
+    ("hooks", "limit", "dtype"), [(True, 0.05, torch.bfloat16), (False, None, torch.float32)]
 )
 def test_a_resumed_run_has_the_bits_of_one_that_was_not_interrupted(tmp_path, hooks, limit, dtype):
     pairs = batches(4)
