@@ -142,14 +142,6 @@ def test_adapters_on_a_model_in_8_bits_train(transformers, tmp_path):
     assert losses[-1] < losses[0]
 
 
-def test_four_bits_and_names_of_a_hub_say_what_to_type(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="for 4, use BitsAndBytesConfig"):
-        load_model(tmp_path, bits=4)
-    with pytest.raises(FileNotFoundError, match="hf download NAME --local-dir FOLDER"):
-        load_model("gpt2")
-
-
 def test_the_nearest_names_of_an_unknown_one_are_of_its_family():
     with pytest.raises(
         FileNotFoundError, match=r"nearest names known are google/gemma-3-1b-pt, google/gemma"
