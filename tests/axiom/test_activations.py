@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.low_bit import saved_and_loaded
 from support.tensors import normal
-from support.tiny_gpt import alphabet, batches, make_gpt  # noqa: F401
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -362,21 +361,19 @@ def sharing(x):
 
 
 def parted(x):
-    left, middle, right = (1 * x).split(32, 1)
-    return left * middle + right.sin() + left.T.reshape(64, 32).cos()
+    left, middle = (1 * x).split(32, 1)
+    return left * middle + left.T.reshape(64, 32).cos()
 
 
 @pytest.mark.parametrize(
-    ("make", "width", "slots", "values"),
+    ("make", "slots", "values"),
     [
-        (sharing, 64, 2, 4096),  # a, in three shapes; what exp made, its transpose alone
-        (parted, 96, 4, 2048),
+        (sharing, 2, 4096),  # a, in three shapes; what exp made, its transpose alone
+        (parted, 3, 2048),
     ],
 )
-def test_a_tensor_saved_by_several_nodes_is_packed_once_and_parts_of_one_are_packed_each(
-    make, width, slots, values
-):
-    x = normal(64, width).requires_grad_()
+def test_a_tensor_saved_by_several_nodes_is_packed_once_and_parts_of_one_each(make, slots, values):
+    x = normal(64, 64).requires_grad_()
     y, stats = saved_by(lambda: make(x))
     assert (stats["slots_used"], stats["original_bytes"]) == (slots, slots * 4 * values)
     (found,) = torch.autograd.grad(y.sum(), x)
@@ -519,11 +516,8 @@ def test_attention_keeps_its_tensors(sharpness):
     "function",
     [
         lambda x: x.softmax(-1),
-        lambda x: torch.softmax(x, -1),
-        lambda x: nn.Softmax(-1)(x),
         lambda x: F.log_softmax(x, -1),
-        lambda x: x.logsumexp(-1),
-        lambda x: F.cross_entropy(x, torch.arange(64)),
+        lambda x: torch.logsumexp(x, -1),
         lambda x: nn.CrossEntropyLoss()(x, torch.arange(64)),
     ],
 )

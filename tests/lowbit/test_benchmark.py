@@ -135,26 +135,7 @@ def test_anchors_of_codes_and_values_do_the_same_work():
         np.testing.assert_allclose(torch_anchor.make()().numpy(), expected.values(), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("levels", "digits"), [("ternary", 5), ("five", 3)])
-def test_anchors_of_packing_undo_each_other(levels: str, digits: int):
-    top = {"ternary": 1, "five": 2}[levels]
-    codes = np.random.default_rng(0).integers(-top, top + 1, 20 * digits).astype(np.int8)
-    data = cases._packed_neighbours(codes, levels)
-    table = np.arange(-top, top + 1, dtype=np.int8)
-    for candidate in cases._lookups(data, levels, table):
-        back = np.asarray(candidate.make()())
-        assert np.array_equal(back.reshape(-1), codes)
-
-
 def test_a_measuring_process_that_dies_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capfd):
     monkeypatch.setattr("sys.executable", "/bin/false" if os.path.exists("/bin/false") else "/usr/bin/false")
     with pytest.raises(ChildProcessError, match="the measuring process ended with code 1"):
         PerformanceBenchmark(TINY).run_all_benchmarks()
-
-
-@pytest.mark.slow
-def test_torch_compile_takes_part_where_it_works(tmp_path: Path):
-    config = TINY | {"torch_compile": True, "kmeans": []}
-    report = PerformanceBenchmark(config).run_all_benchmarks()
-    row = rows_of(report, "codes", "five")["torch.compile"]
-    assert row.minimum_ms is not None or row.note

@@ -56,19 +56,6 @@ def rewritten(path: Path, change) -> Path:
 # -- in memory -----------------------------------------------------------------------------------------------
 
 
-@levels
-@pytest.mark.parametrize("group", ["tensor", "row", 3, 100])
-@pytest.mark.parametrize("backend", ["numpy", "torch"])
-def test_a_packed_tensor_gives_back_codes_steps_and_values(levels, group, backend):
-    quantized = quantize(gaussian(17, 40), levels, group=group)
-    tensor = PackedTensor.of(quantized, backend=backend)
-    back = tensor.quantized(backend=backend)
-    assert (back.levels, back.group) == (levels, group)
-    assert_same_bits(back.codes, quantized.codes)
-    assert_same_bits(back.steps, quantized.steps)
-    assert_same_bits(tensor.values(backend=backend), quantized.values())
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -165,10 +152,12 @@ def test_what_is_written_is_read_back(tmp_path):
     assert list(found) == list(tensors)
     for name, tensor in tensors.items():
         if isinstance(tensor, PackedTensor):
-            assert (found[name].levels, found[name].group) == (tensor.levels, tensor.group)
             assert_same_bits(found[name].data, tensor.data)
-            assert_same_bits(found[name].steps, tensor.steps)
-            tensor, found[name] = tensor.values(), found[name].values()
+            back, quantized = found[name].quantized(backend="torch"), tensor.quantized()
+            assert (back.levels, back.group) == (quantized.levels, quantized.group)
+            assert_same_bits(back.codes, quantized.codes)
+            assert_same_bits(back.steps, quantized.steps)
+            tensor, found[name] = quantized.values(), found[name].values()
         assert_same_bits(found[name], torch.as_tensor(tensor).float())
     write_packed(tmp_path / "again", tensors)
     assert (tmp_path / "again").read_bytes() == (tmp_path / "all").read_bytes()
@@ -354,18 +343,3 @@ def test_a_link_is_followed_and_its_file_replaced(small):
     write_packed(link, {"only": gaussian(2)})
     assert link.is_symlink()
     assert list(read_packed(small)) == ["only"]
-
-
-def test_reading_holds_the_payload_once(tmp_path):
-    import tracemalloc
-
-    size = 8_000_000
-    tensor = PackedTensor(np.zeros(size, np.uint8), np.ones((), np.float32), (5 * size,), "ternary", "tensor")
-    write_packed(tmp_path / "large", {"w": tensor, "b": np.zeros(size // 4, np.float32)})
-    for read, most in ((read_packed, 2.6 * size), (inspect_packed, 0.5 * size)):
-        tracemalloc.start()
-        kept = read(tmp_path / "large")
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert kept
-        assert peak < most

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,18 +136,6 @@ def test_a_call_can_time_the_backends_anew(capsys: pytest.CaptureFixture[str]):
         always.quantize(values)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["quantize", "kmeans"] * 2 + ["quantize"] * 2
-
-
-def test_a_checkout_hides_no_benchmarks_module_of_yours(tmp_path: Path):
-    (tmp_path / "benchmarks.py").write_text("mine = True\n")
-    code = (
-        "import benchmarks; from ebc_lab.lowbit import PerformanceBenchmark\n"
-        "print(benchmarks.mine, PerformanceBenchmark().config['sizes'])"
-    )
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.stdout == "True [1000000]\n", done.stderr
 
 
 # -- a model of your own -------------------------------------------------------------------------------------

@@ -6,8 +6,6 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support import low_bit
 from support.low_bit import saved_and_loaded
 
@@ -36,29 +34,6 @@ def test_golden_factors_and_weights_after_one_feedback() -> None:
     assert network.b2 == pytest.approx(after["b2"], rel=1e-9)
     assert network.w1[0] == pytest.approx(after["W1_row0"], rel=1e-9)
     assert network.b1[:3] == pytest.approx(after["b1_first3"], rel=1e-9)
-
-
-@given(
-    z=st.lists(st.floats(-3, 3), min_size=6, max_size=6),
-    gradient=st.tuples(st.floats(-1, 1), st.floats(-1, 1)),
-)
-def test_feedback_descends_the_derivative_it_is_given(z: list[float], gradient: tuple[float, float]) -> None:
-    """The change of the weights is -rate times the numeric gradient of G1·ln f + G2·ln rho."""
-    network = golden_network()
-    before = network.state_dict()
-    network.predict(z)
-    network.feedback(gradient)
-
-    def objective(name: str, index: tuple[int, ...], change: float) -> float:
-        moved = AuxiliaryNetwork()
-        moved.load_state_dict(before)
-        getattr(moved, name)[index] += change
-        return float(np.dot(gradient, np.log(moved.predict(z))))
-
-    for name, index in (("w1", (3, 2)), ("b1", (5,)), ("w2", (1, 7)), ("b2", (0,))):
-        numeric = (objective(name, index, 1e-5) - objective(name, index, -1e-5)) / 2e-5
-        moved = getattr(network, name)[index] - np.array(before[name])[index]
-        assert moved == pytest.approx(-0.05 * numeric, abs=1e-9)
 
 
 def test_an_untrained_network_is_the_constant_policy() -> None:

@@ -5,22 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support.low_bit import LEVELS, NO_GPU
+from support.low_bit import LEVELS, NO_GPU, assert_same_bits
 from torch import Tensor, nn
 
 from ebc_lab.lowbit.levels import quantize
 from ebc_lab.lowbit.ste import codes_of, effective, flip_share, straight_through
 
 GROUPS: tuple[Any, ...] = ("tensor", "row", 1, 7, 1000)
-
-
-def same_bits(a: Tensor, b: Tensor | np.ndarray[Any, Any]) -> bool:
-    """Equal in every bit, so that -0 is not +0."""
-    return a.detach().numpy().tobytes() == np.asarray(b).tobytes()
 
 
 def weights(seed: int, *shape: int) -> Tensor:
@@ -37,11 +31,11 @@ def test_the_forward_is_quantize_to_the_bit_and_the_backward_the_identity(levels
     weight.requires_grad_(True)
     got = straight_through(weight, levels, group, scale)
     expected = quantize(weight, levels, group=group, scale=scale)
-    assert same_bits(got, expected.values())
-    assert same_bits(codes_of(weight, levels, group, scale), expected.codes)
+    assert_same_bits(got, expected.values())
+    assert_same_bits(codes_of(weight, levels, group, scale), expected.codes)
     upstream = weights(2, 30, 45)
     (gradient,) = torch.autograd.grad(got, weight, upstream)
-    assert same_bits(gradient, upstream)
+    assert_same_bits(gradient, upstream)
 
 
 @pytest.mark.parametrize("levels", LEVELS)
@@ -49,8 +43,8 @@ def test_forward_mode_is_the_identity_at_the_quantized_point(levels: str) -> Non
     weight = weights(4, 12, 10)
     tangent = weights(5, 12, 10)
     value, derivative = torch.func.jvp(lambda w: straight_through(w, levels), (weight,), (tangent,))
-    assert same_bits(value, quantize(weight.numpy(), levels).values())
-    assert same_bits(derivative, tangent)
+    assert_same_bits(value, quantize(weight.numpy(), levels).values())
+    assert_same_bits(derivative, tangent)
     x = weights(6, 4, 10)
     got = torch.func.jvp(lambda w: F.linear(x, straight_through(w, levels)), (weight,), (tangent,))[1]
     torch.testing.assert_close(got, F.linear(x, tangent))
@@ -63,7 +57,7 @@ def test_vmap_quantizes_each_matrix_by_itself_and_composes_with_derivatives() ->
         return straight_through(w, "five", "row")
 
     each = torch.stack([through(w) for w in stack])
-    assert same_bits(torch.func.vmap(through)(stack), each)
+    assert_same_bits(torch.func.vmap(through)(stack), each)
     gradient = torch.func.vmap(torch.func.grad(lambda w: (through(w) ** 2).sum()))(stack)
     assert torch.equal(gradient, 2 * each)
     both = torch.func.vmap(lambda w, t: torch.func.jvp(through, (w,), (t,)))(stack, stack)
@@ -83,7 +77,7 @@ def test_weights_swapped_behind_torchs_back_change_the_forward() -> None:
     for swap in (lambda: weight.data.copy_(new), lambda: setattr(weight, "data", -new)):
         swap()
         assert weight._version == version
-        assert same_bits(straight_through(weight, "ternary"), quantize(weight, "ternary").values())
+        assert_same_bits(straight_through(weight, "ternary"), quantize(weight, "ternary").values())
     assert torch.equal(first, kept)  # in memory of its own
 
 
@@ -96,8 +90,8 @@ def test_under_autocast_the_step_comes_from_the_float32_weight() -> None:
         out = F.linear(x, effective_weight)
         traced = torch.func.vmap(lambda w: straight_through(w, "ternary"))(weight[None])[0]
     assert effective_weight.dtype == torch.float32
-    assert same_bits(effective_weight, expected)
-    assert same_bits(traced, expected)
+    assert_same_bits(effective_weight, expected)
+    assert_same_bits(traced, expected)
     assert out.dtype == torch.bfloat16
     out.sum().backward()
     assert weight.grad is not None
@@ -109,7 +103,7 @@ def test_other_dtypes_are_read_as_float32(dtype: torch.dtype) -> None:
     weight = weights(15, 9, 8).to(dtype).requires_grad_(True)
     got = straight_through(weight, "five")
     assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    assert same_bits(got.float(), quantize(weight.detach().float().numpy(), "five").values())
+    assert_same_bits(got.float(), quantize(weight.detach().float().numpy(), "five").values())
     got.sum().backward()
     assert weight.grad is not None
     assert weight.grad.dtype == dtype
@@ -128,10 +122,10 @@ def test_a_diverged_weight_shows_and_does_not_raise(levels: str, bad: float) -> 
     assert not rows[2].isfinite().any()
     finite = [0, 1, 3, 4, 5]
     expected = quantize(weight[finite], levels, group="row")
-    assert same_bits(rows[finite], expected.values())
+    assert_same_bits(rows[finite], expected.values())
     codes = codes_of(weight, levels, "row")
     assert not codes[2].any()
-    assert same_bits(codes[finite], expected.codes)
+    assert_same_bits(codes[finite], expected.codes)
 
 
 def test_flip_share_counts_codes_that_differ() -> None:
@@ -164,10 +158,10 @@ def test_compiled_without_a_graph_break_the_bits_are_the_same(levels: str, backe
     )
     weight = weights(22, 30, 45).requires_grad_(True)
     got = compiled(weight)
-    assert same_bits(got, quantize(weight.detach().numpy(), levels, group="row").values())
+    assert_same_bits(got, quantize(weight.detach().numpy(), levels, group="row").values())
     upstream = weights(23, 30, 45)
     (gradient,) = torch.autograd.grad(got, weight, upstream)
-    assert same_bits(gradient, upstream)
+    assert_same_bits(gradient, upstream)
     torch.compiler.reset()
 
 
@@ -178,5 +172,5 @@ def test_compiled_without_a_graph_break_the_bits_are_the_same(levels: str, backe
 def test_a_gpu_gives_the_same_bits(levels: str, group: Any) -> None:
     weight = weights(24, 130, 70)
     on_gpu = straight_through(weight.cuda(), levels, group)
-    assert same_bits(on_gpu.cpu(), straight_through(weight, levels, group))
+    assert_same_bits(on_gpu.cpu(), straight_through(weight, levels, group))
     assert torch.equal(codes_of(weight.cuda(), levels, group).cpu(), codes_of(weight, levels, group))

@@ -15,7 +15,7 @@ from package import FENCE
 from torch.nn import functional as F
 
 from ebc_lab import verity
-from ebc_lab.verity import Grids, VerityAdam, ops, use_engine, weights_checksum
+from ebc_lab.verity import VerityAdam, ops, use_engine
 from ebc_lab.verity.engine import why_not_native
 
 PAGE = (Path(__file__).parents[2] / "docs" / "verity.md").read_text()
@@ -71,32 +71,6 @@ def test_neither_split_nor_order_nor_threads_nor_engine_changes_a_bit(
     finally:
         torch.set_num_threads(1)
         use_engine("auto")
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize(("kind", "which"), [("Llama", 0), ("CNN", 1)])
-def test_a_run_that_stops_after_a_step_goes_on_as_if_it_had_not(page, kind, which):
-    """Model, optimizer and grids come back from a file into new ones."""
-
-    def parts():
-        model = page[kind]()
-        return model, VerityAdam(model.parameters(), lr=1e-2), Grids(model)
-
-    run = parts()
-    page["begun"](run[0])
-    for x, y in page["text" if kind == "Llama" else "images"]:
-        finished = False
-        while not finished:
-            ops.cross_entropy(run[0](x), y).backward()
-            finished = run[2].finish(y.numel())
-        run[1].step()
-        file = io.BytesIO()
-        torch.save([part.state_dict() for part in run], file)
-        file.seek(0)
-        run = parts()
-        for part, state in zip(run, torch.load(file), strict=True):
-            part.load_state_dict(state)
-    assert weights_checksum(run[0]) == STATED[which]
 
 
 def test_threads_change_no_bit_of_what_torch_shares_among_them():
