@@ -238,10 +238,3 @@ def test_checkpoints_of_another_model_are_refused(receiver, tmp_path, kind):
     build, message = FOREIGN[kind]
     path = build().save_checkpoint(path=tmp_path / "foreign.pt")
     refused(receiver, path.read_bytes(), message)
-
-
-def test_a_file_that_is_not_there_is_an_os_error(receiver, tmp_path):
-    with pytest.raises(FileNotFoundError):
-        receiver[0].load_checkpoint(tmp_path / "nowhere.pt")
-    with pytest.raises(IsADirectoryError):
-        receiver[0].load_checkpoint(tmp_path)

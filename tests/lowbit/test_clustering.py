@@ -305,14 +305,11 @@ def test_suggest_k_finds_the_blobs(method: str) -> None:
     assert suggestion.warning is None
     assert list(suggestion.scores) == [2, 3, 4, 5, 6, 7]
     assert suggestion == suggest_k(X, range(2, 8), method=method)
+    if method == "silhouette":
+        from sklearn.metrics import silhouette_score
 
-
-def test_suggest_k_scores_with_scikit_learn() -> None:
-    from sklearn.metrics import silhouette_score
-
-    X = mixture(300, 4, 3, seed=8, spread=2.0)
-    expected = silhouette_score(X, kmeans(X, 3, seed=5, backend="numpy").labels)
-    assert suggest_k(X, [3, 2], seed=5).scores[3] == pytest.approx(expected, rel=1e-12)
+        expected = silhouette_score(X[:1500], kmeans(X[:1500], 3, seed=5, backend="numpy").labels)
+        assert suggest_k(X[:1500], [3, 2], seed=5).scores[3] == pytest.approx(expected, rel=1e-12)
 
 
 def test_suggest_k_says_when_nothing_stands_out() -> None:

@@ -14,8 +14,6 @@ from ebc_lab.lowbit.clustering import kmeans
 from ebc_lab.lowbit.dispatch import (
     BackendConfig,
     HybridDispatcher,
-    create_auto_dispatcher,
-    default_dispatcher,
 )
 from ebc_lab.lowbit.levels import quantize, quantize_stochastic
 from ebc_lab.lowbit.packing import pack
@@ -215,18 +213,6 @@ def test_a_backend_that_lies_later_loses_what_it_was_chosen_for(only):
     assert [(choice["size"], choice["backend"]) for choice in choices] == [(2048, "numpy")]
 
 
-def test_threads_go_to_the_backend_in_cpp(monkeypatch):
-    asked = []
-
-    def get(name: str, threads: int = 1):
-        asked.append((name, threads))
-        return get_backend("numpy")
-
-    monkeypatch.setattr(dispatch, "get_backend", get)
-    HybridDispatcher(BackendConfig(threads=3, prefer_gpu=False)).quantize(weights(10))
-    assert {("cpp", 3), ("c", 1)} <= set(asked)
-
-
 @pytest.mark.parametrize(
     ("setting", "near"), [("prefer_gpus", "prefer_gpu"), ("min_size_gpu", "min_size_for_gpu"), ("x", "")]
 )
@@ -235,14 +221,6 @@ def test_an_unknown_setting_names_the_nearest(setting, near):
         BackendConfig(**{setting: 1})
     with pytest.raises(ValueError, match="threads must be at least 1"):
         BackendConfig(threads=0)
-
-
-def test_dispatchers():
-    assert default_dispatcher() is default_dispatcher()
-    assert create_auto_dispatcher() is not create_auto_dispatcher()
-    assert create_auto_dispatcher().config == BackendConfig()
-    empty = {"total_operations": 0, "backend_summary": {}, "choices": [], "unavailable": {}}
-    assert create_auto_dispatcher().get_metrics() == empty
 
 
 def test_every_name_of_the_library_loads():

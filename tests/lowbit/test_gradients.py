@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.low_bit import GOLDEN, LEVELS, NO_GPU, saved_and_loaded
+from support.low_bit import GOLDEN, LEVELS, NO_GPU
 from torch import Tensor
 
 from ebc_lab.lowbit.gradients import GradientQuantizer, drawn_on_device, drawn_on_host
@@ -149,23 +149,6 @@ def test_gradients_that_are_not_finite_pass_unchanged_and_nothing_is_kept(bad: f
     quantizer.commit(True)
     assert equal(quantizer.state_dict()["residuals"], kept)
     assert all(s.isfinite().all() for s in quantizer.compress(gradients(11), 2))
-
-
-@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
-def test_a_resumed_quantizer_goes_on_bit_for_bit(rounding: str) -> None:
-    def quantizer() -> GradientQuantizer:
-        return GradientQuantizer("ternary", rounding=rounding, error_feedback=True, seed=4)
-
-    whole = quantizer()
-    for t in range(4):
-        whole.compress(gradients(t), t)
-        whole.commit()
-    resumed = quantizer()
-    resumed.load_state_dict(saved_and_loaded(whole.state_dict()))
-    for t in range(4, 8):
-        assert equal(resumed.compress(gradients(t), t), whole.compress(gradients(t), t))
-        for one in (resumed, whole):
-            one.commit()
 
 
 def test_the_state_is_a_copy_in_float32() -> None:

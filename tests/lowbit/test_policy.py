@@ -122,17 +122,6 @@ def test_a_policy_is_a_function_of_its_seed_and_resumes_exactly(name: str) -> No
     assert make_policy(name, 0).name == name
 
 
-def test_feedback_after_a_resume_meets_the_prediction_before_it() -> None:
-    whole = make_policy("auxnn", seed=5)
-    played(whole, range(9))
-    whole.factors(9, STEADY)
-    resumed = make_policy("auxnn", seed=6)
-    resumed.load_state_dict(whole.state_dict())
-    for policy in (whole, resumed):
-        policy.feedback(0.7, False)
-    assert resumed.state_dict() == whole.state_dict()
-
-
 def test_random_is_log_uniform_and_differs_by_seed_and_step() -> None:
     policy = make_policy("random", seed=2)
     drawn = np.log([policy.factors(t, STEADY) for t in range(500)]) / math.log(4)

@@ -145,18 +145,6 @@ def test_what_is_not_finite_stops_the_step_and_leaves_no_trace(where):
     assert weights_checksum(model) == weights_checksum(other)
 
 
-def test_a_state_goes_through_json_and_comes_back():
-    model = gpt()
-    grids = Grids(model)
-    for x, y in batches(3):
-        step_of(grids, x.numel(), lambda x=x, y=y: forward_backward(model, x, y))
-    state = json.loads(json.dumps(grids.state_dict()))
-    again = Grids(gpt())
-    again.load_state_dict(state)
-    assert again.state_dict() == grids.state_dict()
-    assert again.redone == grids.redone > 0
-
-
 @pytest.mark.parametrize(
     "damage",
     [

@@ -33,15 +33,6 @@ def test_other_instructions_give_the_known_checksums():
     assert "times plain float32" in output
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("threads", ["1", "2"])
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
-@pytest.mark.parametrize("mkl", ["", "SSE4_2", "AVX2"])
-def test_every_combination_gives_the_known_checksums(capability, threads, mkl):
-    output = printed(ATEN_CPU_CAPABILITY=capability, OMP_NUM_THREADS=threads, MKL_ENABLE_INSTRUCTIONS=mkl)
-    assert "differ" not in output
-
-
 def test_the_first_checksum_that_differs_is_named(monkeypatch, capsys):
     monkeypatch.setattr(program, "speeds", lambda kinds, device, rounds: {})
     monkeypatch.setitem(program.KNOWN, "whole", "0" * 16)
