@@ -63,6 +63,23 @@ def weights(model: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
+def without_hooks_and_with(make, loss_of_step, **settings) -> list[torch.Tensor]:
+    """The weights of `make()` after four steps down `loss_of_step(model, step)`, in both ways."""
+    ends = []
+    for hooks in (False, True):
+        model = make()
+        optimizer = AXIOM(model.parameters(), lr=0.01, **settings)
+        if hooks:
+            optimizer.register_hooks()
+        for step in range(4):
+            loss = loss_of_step(model, step)
+            loss.backward()
+            optimizer.step(loss=loss)
+            optimizer.zero_grad()
+        ends.append(weights(model))
+    return ends
+
+
 # -- hooks ---------------------------------------------------------------------------------------------------
 
 
@@ -171,18 +188,12 @@ def test_under_hooks_each_tensor_is_held_to_its_share():
 
 def test_hooks_limit_as_the_plain_step_where_each_tensors_part_is_its_share():
     """Of 9 and 16 equal elements the norms are 3/5 and 4/5 of the whole, and so are the two limits."""
-    ends = []
-    for hooks in (False, True):
-        model = nn.ParameterList([torch.ones(3, 3), torch.ones(16)])
-        optimizer = AXIOM(model.parameters(), lr=0.01, max_grad_norm=1.0)
-        if hooks:
-            optimizer.register_hooks()
-        for norm in (50.0, 0.8, 2.0, 0.1):  # of the gradient; over the limit and below it in turns
-            loss = norm / 5 * sum(p.sum() for p in model)
-            loss.backward()
-            optimizer.step(loss=loss)
-            optimizer.zero_grad()
-        ends.append(weights(model))
+    norms = (50.0, 0.8, 2.0, 0.1)  # of the gradient; over the limit and below it in turns
+    ends = without_hooks_and_with(
+        lambda: nn.ParameterList([torch.ones(3, 3), torch.ones(16)]),
+        lambda model, step: norms[step] / 5 * sum(p.sum() for p in model),
+        max_grad_norm=1.0,
+    )
     torch.testing.assert_close(*ends)
 
 
@@ -348,19 +359,13 @@ def test_memory_usage_counts_what_is_there(capsys):
 
 def test_gradients_that_share_memory_are_each_ones_own():
     """autograd gives both branches of a sum the same memory."""
-    ends = []
-    for hooks in (False, True):
-        draw = torch.Generator().manual_seed(0)
-        a, b, target = (torch.randn(8, 8, generator=draw) for _ in range(3))
-        pair = [nn.Parameter(a), nn.Parameter(b)]
-        optimizer = AXIOM(pair, lr=0.01, rank=2)
-        if hooks:
-            optimizer.register_hooks()
-        for _ in range(3):
-            (pair[0].view(-1) + pair[1].t().reshape(-1) - target.view(-1)).square().sum().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        ends.append(torch.stack([p.detach() for p in pair]))
+    draw = torch.Generator().manual_seed(0)
+    a, b, target = (torch.randn(8, 8, generator=draw) for _ in range(3))
+    ends = without_hooks_and_with(
+        lambda: nn.ParameterList([a.clone(), b.clone()]),
+        lambda pair, step: (pair[0].view(-1) + pair[1].t().reshape(-1) - target.view(-1)).square().sum(),
+        rank=2,
+    )
     assert torch.equal(*ends)
 
 
@@ -388,18 +393,13 @@ def test_a_tensor_unfrozen_later_is_told_of():
 @pytest.mark.cuda
 @pytest.mark.parametrize("rank", [0, 4])
 def test_hooks_change_no_bit_on_a_gpu(rank):
-    ends = []
-    for hooks in (False, True):
+    def make():
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)).cuda()
-        optimizer = AXIOM(model.named_parameters(), lr=0.01, rank=rank)
-        if hooks:
-            optimizer.register_hooks()
-        for step in range(5):
-            x = torch.randn(32, 64, generator=torch.Generator().manual_seed(step)).cuda()
-            loss = (model(x) - x).square().mean()
-            loss.backward()
-            optimizer.step(loss=loss)
-            optimizer.zero_grad()
-        ends.append(weights(model).cpu())
+        return nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)).cuda()
+
+    def loss(model, step):
+        x = torch.randn(32, 64, generator=torch.Generator().manual_seed(step)).cuda()
+        return (model(x) - x).square().mean()
+
+    ends = without_hooks_and_with(make, loss, rank=rank)
     assert torch.equal(*ends)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import pytest
@@ -72,21 +71,6 @@ def test_figures_that_are_not_finite_are_null(tmp_path, undrawn):
     assert results["val_improvement_pct"] is None
     text = (tmp_path / "axiom.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail) == results
-
-
-def test_a_write_that_fails_leaves_the_old_results(tmp_path, undrawn, monkeypatch):
-    trainer = quiet(tiny(), batches(), save_results=True, results_dir=tmp_path)
-    trainer.fit(1)
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        trainer.fit(1)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
-    assert trainer.results()["steps"] == 2
 
 
 def test_a_missing_matplotlib_is_found_before_training(monkeypatch, tmp_path):

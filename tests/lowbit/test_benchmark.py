@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-from ebc_lab.lowbit import PerformanceBenchmark, available_backends, quantize
+from ebc_lab.lowbit import PerformanceBenchmark, available_backends
 from ebc_lab.lowbit.__main__ import main
 from ebc_lab.lowbit.benchmark import load
 
@@ -111,28 +109,6 @@ def test_the_command_prints_the_report_and_writes_it(report: Report, monkeypatch
     assert kept["config"]["sizes"] == [1500]
     assert any(line.startswith("dispatcher, 1000 values:") for line in report.ratios)
     assert any(line.startswith("dispatcher, values five, 1,500: chose") for line in report.ratios)
-
-
-def written_by(call: Any, dtype: str, values: np.ndarray) -> np.ndarray:
-    """The buffer of this dtype, other than the values, that a call of no arguments has written."""
-    call()
-    held = [cell.cell_contents for cell in call.__closure__]
-    return next(np.asarray(x) for x in held if dtype in str(getattr(x, "dtype", "")) and x is not values)
-
-
-def test_anchors_of_codes_and_values_do_the_same_work():
-    """All but `quantize_per_tensor`, which does not clip, give the backends' codes (no tie among these)."""
-    values = np.random.default_rng(0).standard_normal(1001).astype(np.float32)
-    for levels in ("ternary", "five"):
-        expected = quantize(values, levels)
-        step = float(expected.steps)
-        anchors = cases._anchors_of_codes(values, levels, compiled=False)[:2]
-        for candidate in (*anchors, *cases._anchors_of_codes(values, levels, False, step)[:2]):
-            assert np.array_equal(written_by(candidate.make(), "int8", values), expected.codes)
-        numpy_anchor, torch_anchor = cases._anchors_of_values(values, levels, compiled=False)
-        found = written_by(numpy_anchor.make(), "float32", values)
-        np.testing.assert_allclose(found, expected.values(), rtol=1e-5)
-        np.testing.assert_allclose(torch_anchor.make()().numpy(), expected.values(), rtol=1e-5)
 
 
 def test_a_measuring_process_that_dies_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capfd):

@@ -229,25 +229,14 @@ def _entry(place=0, **fields):
     return change
 
 
-def _without(field):
-    def change(header):
-        del header["tensors"][0][field]
-        return header
-
-    return change
-
-
-def _top(**fields):
-    return lambda header: {**header, **fields}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_top(version=2), "unknown version 2: this program reads version 1"),
-        (_top(payload=10), "10 bytes of payload announced"),
-        (_top(more=1), "malformed"),
-        (_top(tensors=7), "malformed"),
+        (lambda header: header | {"version": 2}, "unknown version 2: this program reads version 1"),
+        (lambda header: header | {"payload": 10}, "10 bytes of payload announced"),
+        (lambda header: header | {"more": 1}, "malformed"),
+        (lambda header: header | {"tensors": 7}, "malformed"),
+        (lambda header: header | {"tensors": [{"name": "w", "kind": "packed"}]}, "malformed"),
         (lambda header: b"not JSON", "malformed"),
         (lambda header: b"[1]", "malformed"),
         (lambda header: b"[" * 100_000, "malformed"),
@@ -256,7 +245,6 @@ def _top(**fields):
         (_entry(1, name="w"), "two tensors are called 'w'"),
         (_entry(2, offsets=[0]), "overlap"),
         (_entry(2, surprise=1), "surprise"),
-        *[(_without(field), "malformed") for field in ("name", "kind", "shape", "offsets", "bytes", "group")],
         (_entry(offsets=[0, 10**6]), "outside the payload"),
         (_entry(offsets=[0, -4]), "offsets"),
         (_entry(offsets=[0, 5]), "multiples of 4"),
