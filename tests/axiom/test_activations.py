@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.low_bit import saved_and_loaded
 from support.tensors import normal
-from support.tiny_gpt import alphabet, batches, make_gpt  # noqa: F401
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -28,11 +27,6 @@ CPU = torch.device("cpu")
 def apart(a, b):
     """|a - b| / |b|."""
     return float((a - b).norm() / b.norm())
-
-
-def same(a, b):
-    """Whether two packed tensors have the same bits."""
-    return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("codes", "lo", "step"))
 
 
 # -- the format ----------------------------------------------------------------------------------------------
@@ -121,18 +115,18 @@ def test_the_range_is_covered_and_no_error_exceeds_a_step(values, dtype, stochas
     assert ((restored.to(wide) - x).abs() <= step * (1 + 1e-5) + rounded).all()
 
 
+def test_ranges_up_to_the_end_of_float32():
+    for x in (torch.linspace(0, 3e38, 64), torch.linspace(-1.5e38, 1.5e38, 64)):
+        packed = pack(x, Noise())
+        assert ((unpack(packed) - x).abs() <= packed.step.float() * 1.00001).all()
+
+
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,), (5, 13), (2, 3, 64)])
 def test_any_shape_comes_back_in_row_major_order(shape):
     x = normal(*shape)
     assert unpack(pack(x)).shape == x.shape
     turned = x.permute(list(reversed(range(x.ndim))))
     assert torch.equal(unpack(pack(turned)), unpack(pack(turned.contiguous())))
-
-
-def test_ranges_up_to_the_end_of_float32():
-    for x in (torch.linspace(0, 3e38, 64), torch.linspace(-1.5e38, 1.5e38, 64)):
-        packed = pack(x, Noise())
-        assert ((unpack(packed) - x).abs() <= packed.step.float() * 1.00001).all()
 
 
 NANS = [torch.tensor([n, 0], dtype=torch.int32).view(torch.float32) for n in (0x7FC00000, 0x7FFFFFFF, -1)]
@@ -168,7 +162,8 @@ def test_bits_do_not_depend_on_how_many_blocks_are_worked_on_at_a_time(stretches
     packed = pack(x, Noise(3))
     restored = unpack(packed)
     monkeypatch.setattr(packing, "_rows", lambda device: stretches * 1024)
-    assert same(pack(x, Noise(3)), packed)
+    again = pack(x, Noise(3))
+    assert all(torch.equal(getattr(again, name), getattr(packed, name)) for name in ("codes", "lo", "step"))
     assert torch.equal(unpack(packed), restored)
 
 
@@ -186,17 +181,6 @@ def test_a_stretch_holds_every_level_of_noise_once():
 
 
 # -- slots ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_slot_gives_back_shape_and_dtype(dtype):
-    slots = AXIOM_CHECKPOINT(max_slots=2)
-    x = normal(3, 5, 7, dtype=dtype)
-    slots.store(x.clone().requires_grad_(), 1)
-    back = slots.restore(1)
-    assert (back.shape, back.dtype, back.requires_grad) == (x.shape, dtype, False)
-    assert (back - x).abs().max() < 0.5
-    assert torch.equal(slots.restore(1), back)
 
 
 def test_bytes_of_slots_are_those_of_the_format():
@@ -253,7 +237,8 @@ def test_slots_repeat_their_bits_from_a_seed_and_from_a_state():
     x = normal(500)
 
     def next_of(slots):
-        slots.store(x, 0)
+        slots.store(x.clone().requires_grad_(), 0)
+        assert not slots.restore(0).requires_grad
         return slots.restore(0)
 
     first = AXIOM_CHECKPOINT(seed=1)
@@ -301,50 +286,27 @@ def test_gradients_are_unbiased_where_the_backward_pass_is_linear():
     assert apart(drawings.mean(0), exact) < 2 * apart(drawings[0], exact) / 200**0.5
 
 
-def test_gradients_and_bytes_of_a_network():
-    model, x = network(), normal(128, 32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_gradients_and_bytes_of_a_network(dtype):
+    model, x = network().to(dtype), normal(128, 32, dtype=dtype)
     around = compressed_activations()
+    generator = torch.random.get_rng_state()
+    state = saved_and_loaded(around.state_dict())
     compressed, plain = gradients(model, x, around), gradients(model, x)
+    assert torch.equal(torch.random.get_rng_state(), generator)
+    again = compressed_activations(seed=9)
+    again.load_state_dict(state)
+    assert torch.equal(gradients(model, x, again), compressed)
     assert 0 < apart(compressed, plain) < 0.1
     stats = around.memory_stats()
     # x, what GELU, the norm and the last layer are given, and the result, which its square needs
     assert stats["slots_used"] == 5
-    assert stats["original_bytes"] == 4 * 128 * (32 + 3 * 128 + 32)
-    assert stats["saved_pct"] == pytest.approx(85.9375)
-    assert stats["kept_bytes"] == 2 * 4 * 128  # the norm's means and scales
+    assert stats["original_bytes"] == dtype.itemsize * 128 * (32 + 3 * 128 + 32)
+    assert stats["compression_ratio"] == pytest.approx(dtype.itemsize * 64 / 36)
+    assert stats["kept_bytes"] == 2 * 128 * dtype.itemsize  # the norm's means and scales
     with around:
         pass
     assert around.memory_stats()["slots_used"] == around.memory_stats()["kept_bytes"] == 0
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_gradients_of_other_dtypes(dtype):
-    model, x = network().to(dtype), normal(128, 32, dtype=dtype)
-    around = compressed_activations()
-    assert apart(gradients(model, x, around), gradients(model, x)) < 0.1
-    assert around.memory_stats()["compression_ratio"] == pytest.approx(dtype.itemsize * 64 / 36)
-
-
-def test_under_autocast_copies_of_the_weights_are_packed_too():
-    model, x = network(), normal(128, 32)
-    around = compressed_activations()
-    with around, torch.autocast("cpu", torch.bfloat16):
-        loss = model(x).float().square().sum()
-    found = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
-    assert apart(found, gradients(model, x)) < 0.15
-    plain = compressed_activations()
-    gradients(model, x, plain)
-    assert around.memory_stats()["slots_used"] > plain.memory_stats()["slots_used"]
-
-
-def test_second_derivatives():
-    x = normal(4096).requires_grad_()
-    with compressed_activations():
-        y = ((1 * x) ** 3).sum()
-        (first,) = torch.autograd.grad(y, x, create_graph=True)
-    (second,) = torch.autograd.grad(first.sum(), x)
-    assert apart(first.detach(), 3 * x.detach() ** 2) < 0.2
-    assert apart(second, 6 * x.detach()) < 0.2
 
 
 # -- what is packed, and what is kept ------------------------------------------------------------------------
@@ -371,28 +333,20 @@ def test_parameters_and_their_views_are_kept_and_not_counted(view, frozen):
     assert torch.allclose(g, view(p).detach().sum())
 
 
-def test_memory_of_parameters_is_recognised_where_the_tensors_are_not():
-    flat = normal(2 * 64 * 64)
+def test_memory_of_parameters_is_recognised_at_each_forward_where_the_tensors_are_not():
     p = nn.Parameter(torch.empty(64, 64))
-    p.data = flat[:4096].view(64, 64)
     x = normal(64, 64).requires_grad_()
     for known, slots in (((), 2), ([p], 0)):  # the detached matrix and its neighbour in memory
-        y, stats = saved_by(lambda: (x @ p.detach()) * flat[4096:].view(64, 64), parameters=known)
-        assert (stats["slots_used"], stats["kept_bytes"]) == (slots, 0)
-    y.sum().backward()
-    assert torch.allclose(x.grad, flat[4096:].view(64, 64) @ p.detach().T, atol=1e-5)
-
-
-def test_memory_of_parameters_is_looked_up_at_each_forward():
-    p = nn.Parameter(normal(64, 64))
-    x = normal(64, 64).requires_grad_()
-    around = compressed_activations(64, parameters=[p])
-    for data in (normal(64, 64, seed=1), normal(64, 64, seed=2)):
-        p.data = data
-        with around:
-            y = x @ p.detach()
-        assert around.memory_stats()["slots_used"] == 0
-        assert y.requires_grad
+        around = compressed_activations(64, parameters=known)
+        for seed in (1, 2):
+            flat = normal(2 * 64 * 64, seed=seed)
+            p.data = flat[:4096].view(64, 64)
+            with around:
+                y = (x @ p.detach()) * flat[4096:].view(64, 64)
+            stats = around.memory_stats()
+            assert (stats["slots_used"], stats["kept_bytes"]) == (slots, 0)
+    (found,) = torch.autograd.grad(y.sum(), x)
+    assert torch.allclose(found, flat[4096:].view(64, 64) @ p.detach().T, atol=1e-5)
 
 
 def sharing(x):
@@ -401,21 +355,19 @@ def sharing(x):
 
 
 def parted(x):
-    left, middle, right = (1 * x).split(32, 1)
-    return left * middle + right.sin() + left.T.reshape(64, 32).cos()
+    left, middle = (1 * x).split(32, 1)
+    return left * middle + left.T.reshape(64, 32).cos()
 
 
 @pytest.mark.parametrize(
-    ("make", "width", "slots", "values"),
+    ("make", "slots", "values"),
     [
-        (sharing, 64, 2, 4096),  # a, in three shapes; what exp made, its transpose alone
-        (parted, 96, 4, 2048),
+        (sharing, 2, 4096),  # a, in three shapes; what exp made, its transpose alone
+        (parted, 3, 2048),
     ],
 )
-def test_a_tensor_saved_by_several_nodes_is_packed_once_and_parts_of_one_are_packed_each(
-    make, width, slots, values
-):
-    x = normal(64, width).requires_grad_()
+def test_a_tensor_saved_by_several_nodes_is_packed_once_and_parts_of_one_each(make, slots, values):
+    x = normal(64, 64).requires_grad_()
     y, stats = saved_by(lambda: make(x))
     assert (stats["slots_used"], stats["original_bytes"]) == (slots, slots * 4 * values)
     (found,) = torch.autograd.grad(y.sum(), x)
@@ -558,11 +510,8 @@ def test_attention_keeps_its_tensors(sharpness):
     "function",
     [
         lambda x: x.softmax(-1),
-        lambda x: torch.softmax(x, -1),
-        lambda x: nn.Softmax(-1)(x),
         lambda x: F.log_softmax(x, -1),
-        lambda x: x.logsumexp(-1),
-        lambda x: F.cross_entropy(x, torch.arange(64)),
+        lambda x: torch.logsumexp(x, -1),
         lambda x: nn.CrossEntropyLoss()(x, torch.arange(64)),
     ],
 )
@@ -590,32 +539,6 @@ def test_parts_of_a_forward_can_be_kept_exactly():
 
 
 # -- use and state -------------------------------------------------------------------------------------------
-
-
-def test_a_resumed_run_repeats_its_bits():
-    model, x = network(), normal(128, 32)
-    around = compressed_activations(seed=3)
-    gradients(model, x, around)
-    state = saved_and_loaded(around.state_dict())
-    wanted = [gradients(model, x, around), gradients(model, x, around)]
-    assert not torch.equal(*wanted)
-    resumed = compressed_activations(seed=8)
-    resumed.load_state_dict(state)
-    torch.manual_seed(99)
-    assert all(torch.equal(gradients(model, x, resumed), w) for w in wanted)
-    again = compressed_activations(seed=3)
-    assert torch.equal(gradients(model, x, again), gradients(model, x, compressed_activations(seed=3)))
-    assert not torch.equal(gradients(model, x, compressed_activations(seed=4)), wanted[0])
-    nearest = compressed_activations(stochastic=False)
-    assert torch.equal(gradients(model, x, nearest), gradients(model, x, nearest))
-
-
-def test_torch_s_own_generator_is_left_alone():
-    before = torch.random.get_rng_state()
-    model, x = nn.Linear(32, 128), normal(128, 32)
-    torch.random.set_rng_state(before)
-    gradients(model, x, compressed_activations())
-    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_entering_twice_is_refused_and_leaving_by_an_error_is_not():

@@ -93,18 +93,11 @@ def test_state_is_the_bytes_of_the_tensors_that_the_optimizer_keeps(shapes, rank
 
 PARAMETERS = {
     "gpt2-medium": 354_823_168,
-    "gpt2-xl": 1_557_611_200,
-    "huggyllama/llama-13b": 13_015_864_320,
-    "huggyllama/llama-30b": 32_528_943_616,
     "huggyllama/llama-65b": 65_285_660_672,
     "meta-llama/Llama-2-70b-hf": 68_976_648_192,
-    "01-ai/Yi-1.5-6B": 6_061_035_520,
-    "01-ai/Yi-1.5-9B": 8_829_407_232,
     "Qwen/Qwen-7B": 7_721_324_544,
     "microsoft/Phi-3-medium-4k-instruct": 13_960_238_080,
-    "Qwen/Qwen2.5-32B": 32_763_876_352,
     "google/gemma-2-27b": 27_227_128_320,
-    "google/gemma-2-9b": 9_241_705_984,
     "EleutherAI/gpt-j-6b": 6_050_882_784,
     "microsoft/phi-2": 2_779_683_840,
     "Qwen/Qwen2.5-7B": 7_615_616_512,
@@ -147,50 +140,25 @@ def built(config):
         return transformers.AutoModelForCausalLM.from_config(read)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, known in KNOWN.items() if known["model_type"] not in ("qwen", "ebc-gpt")]
-)
-def test_two_blocks_of_every_known_model_are_those_that_transformers_builds(name):
-    blocks = "n_layer" if "n_layer" in KNOWN[name] else "num_hidden_layers"
-    config = KNOWN[name] | {blocks: 2}
+TWO_BLOCKS = {"n_layer": 2, "num_hidden_layers": 2}
+BUILT = [known | TWO_BLOCKS for known in KNOWN.values() if known["model_type"] not in ("qwen", "ebc-gpt")]
+GROUPED = TINY | {"num_key_value_heads": 2}
+OTHERS = [
+    TINY_GPT2 | {"n_inner": 7, "tie_word_embeddings": False},
+    TINY | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    GROUPED | {"head_dim": 6, "attention_bias": True},
+    GROUPED | {"model_type": "qwen3", "head_dim": 6, "attention_bias": True},
+    *(GROUPED | {"model_type": family} for family in ("mistral", "phi", "phi3", "qwen2")),
+    *(GROUPED | {"model_type": family, "head_dim": 2} for family in ("gemma", "gemma2", "gemma3_text")),
+]
+
+
+@pytest.mark.parametrize("config", [*BUILT, *OTHERS])
+def test_models_are_those_that_transformers_builds(config):
+    """Two blocks of those that are known by name, and small ones with other settings."""
     model = built(config)
     assert weights_of(config) == weights_of(model)
     assert estimate_memory(model, rank=16, device_gb=24) == estimate_memory(config, rank=16, device_gb=24)
-
-
-NAMED_HEADS = ("gemma", "gemma2", "gemma3_text", "qwen3")
-
-
-@st.composite
-def configs(draw):
-    number = st.integers(1, 5)
-    if draw(st.booleans()):
-        config = TINY_GPT2 | {"n_embd": draw(number), "n_layer": draw(number), "vocab_size": draw(number)}
-        tied = {"tie_word_embeddings": draw(st.booleans())}
-        return config | tied | {"n_inner": draw(st.none() | number), "n_positions": draw(number)}
-    groups, keys = draw(number), draw(number)
-    even = st.sampled_from([2, 4, 6])  # rotary embeddings turn pairs; transformers refuses others
-    heads, head = groups * keys, draw(even)
-    config = {"num_attention_heads": heads, "num_key_value_heads": keys, "intermediate_size": draw(number)}
-    # None: the width over the heads
-    config |= {"hidden_size": heads * head, "head_dim": draw(st.none() | st.just(head) | even)}
-    config |= {"num_hidden_layers": draw(number), "tie_word_embeddings": draw(st.booleans())}
-    config |= {"attention_bias": draw(st.booleans()), "mlp_bias": draw(st.booleans())}
-    family = draw(st.sampled_from(["llama", "mistral", "phi", "phi3", "qwen2", *NAMED_HEADS]))
-    if family in NAMED_HEADS and config["head_dim"] is None:  # there transformers does not take null
-        config["head_dim"] = head
-    return TINY | config | {"model_type": family}
-
-
-@pytest.mark.thorough
-@given(configs())
-def test_small_models_have_the_shapes_that_transformers_builds(config):
-    # those without biases, or always with them, do not read what the configuration says of them
-    if config["model_type"] in ("mistral", "phi", "phi3", "qwen2"):
-        model = built({key: value for key, value in config.items() if not key.endswith("_bias")})
-    else:
-        model = built(config)
-    assert weights_of(config) == weights_of(model)
 
 
 def test_a_plain_module_counts_tied_weights_once_and_leaves_out_its_head():
@@ -237,18 +205,6 @@ def test_without_a_device_every_way_is_named():
     assert "INT8" not in only_linear  # nothing would train
 
 
-@given(st.sampled_from(list(KNOWN)), st.floats(1e-4, 2000))
-def test_whatever_is_said_to_fit_does(name, device_gb):
-    found = estimate_memory(name, device_gb=device_gb)
-    said = found["recommendation"]
-    fits = {"AdamW": found["adamw_fp32_training_gb"], "AXIOM with hooks": found["axiom_fp16_training_gb"]}
-    least = min([found["int8_gb"], *fits.values()])
-    assert not said.startswith("Nothing") or device_gb <= found["axiom_fp16_training_gb"]
-    assert said.startswith("Nothing") or least < device_gb
-    for way, size in fits.items():
-        assert not said.startswith(way) or size < device_gb
-
-
 # -- refusals ------------------------------------------------------------------------------------------------
 
 
@@ -291,12 +247,9 @@ def test_a_damaged_file_is_named(tmp_path, content):
     ("name", "value"),
     [*(("rank", rank) for rank in (-1, 1.5, True)), *(("device_gb", gb) for gb in (0, -8, math.nan))],
 )
-def test_a_senseless_rank_or_device_is_refused(name, value):
+def test_a_senseless_rank_or_device_is_refused_and_what_is_no_model(name, value):
     with pytest.raises(ValueError, match=name):
         estimate_memory("gpt2", **{name: value})
-
-
-def test_what_is_no_model_is_refused():
     with pytest.raises(TypeError, match="not of int"):
         estimate_memory(7)
     with pytest.raises(ValueError, match="no parameters"):

@@ -63,6 +63,23 @@ def weights(model: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
+def without_hooks_and_with(make, loss_of_step, **settings) -> list[torch.Tensor]:
+    """The weights of `make()` after four steps down `loss_of_step(model, step)`, in both ways."""
+    ends = []
+    for hooks in (False, True):
+        model = make()
+        optimizer = AXIOM(model.parameters(), lr=0.01, **settings)
+        if hooks:
+            optimizer.register_hooks()
+        for step in range(4):
+            loss = loss_of_step(model, step)
+            loss.backward()
+            optimizer.step(loss=loss)
+            optimizer.zero_grad()
+        ends.append(weights(model))
+    return ends
+
+
 # -- hooks ---------------------------------------------------------------------------------------------------
 
 
@@ -157,30 +174,26 @@ def test_the_plain_limit_is_torchs():
 
 
 def test_under_hooks_each_tensor_is_held_to_its_share():
-    model, optimizer = fresh(hooks=True, max_grad_norm=0.1)
-    for step in range(5):
-        train(model, optimizer, [step])
-        shares = [state["share"] for state in optimizer.state.values()]
-        assert sum(shares) <= 1 + 1e-12
-    elements = sum(p.numel() for p in model.parameters())
-    assert optimizer.state[model.mix.bias]["share"] != model.mix.bias.numel() / elements
-    assert min(shares) > 0
+    """Also one that joins late, whose part of the limit the others have taken by then."""
+    early, late = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
+    optimizer = AXIOM([early, late], max_grad_norm=1.0)
+    optimizer.register_hooks()
+    for _ in range(30):
+        (early * 100).sum().backward()
+        optimizer.step()
+    shares = [optimizer.state[p]["share"] for p in (early, late)]
+    assert sum(shares) == pytest.approx(1)
+    assert 0 < shares[1] < 0.05
 
 
 def test_hooks_limit_as_the_plain_step_where_each_tensors_part_is_its_share():
     """Of 9 and 16 equal elements the norms are 3/5 and 4/5 of the whole, and so are the two limits."""
-    ends = []
-    for hooks in (False, True):
-        model = nn.ParameterList([torch.ones(3, 3), torch.ones(16)])
-        optimizer = AXIOM(model.parameters(), lr=0.01, max_grad_norm=1.0)
-        if hooks:
-            optimizer.register_hooks()
-        for norm in (50.0, 0.8, 2.0, 0.1):  # of the gradient; over the limit and below it in turns
-            loss = norm / 5 * sum(p.sum() for p in model)
-            loss.backward()
-            optimizer.step(loss=loss)
-            optimizer.zero_grad()
-        ends.append(weights(model))
+    norms = (50.0, 0.8, 2.0, 0.1)  # of the gradient; over the limit and below it in turns
+    ends = without_hooks_and_with(
+        lambda: nn.ParameterList([torch.ones(3, 3), torch.ones(16)]),
+        lambda model, step: norms[step] / 5 * sum(p.sum() for p in model),
+        max_grad_norm=1.0,
+    )
     torch.testing.assert_close(*ends)
 
 
@@ -221,11 +234,7 @@ def test_under_hooks_the_tensor_stays_and_those_that_moved_are_named():
     handle.remove()
     train(model, optimizer, range(3, 5))
     assert weights(model).isfinite().all()
-
-
-def test_a_loss_that_is_not_finite_is_told_with_what_has_moved():
-    model, optimizer = fresh(hooks=True)
-    loss_of(model, 0).backward()
+    loss_of(model, 5).backward()
     with pytest.raises(AnomalyError, match=r"the loss is nan; .*conv.weight.* moved already"):
         optimizer.step(loss=torch.tensor(math.nan))
 
@@ -245,11 +254,13 @@ def test_a_second_backward_is_refused_before_anything_moves():
     train(model, optimizer, [1])
 
 
-def test_hooks_are_refused_twice_with_gradients_pending_and_without_a_scale():
+def test_hooks_are_refused_twice_with_gradients_pending_without_a_scale_and_of_workers(monkeypatch):
     model, optimizer = fresh()
-    loss_of(model, 0).backward()
-    with pytest.raises(RuntimeError, match=r"embedding\.weight.* has a gradient that no step has used"):
-        optimizer.register_hooks()
+    for _ in range(2):
+        loss_of(model, 0).backward()
+        with pytest.raises(RuntimeError, match=r"embedding\.weight.* has a gradient that no step has used"):
+            optimizer.register_hooks()
+        optimizer.step()
     optimizer.zero_grad()
     with pytest.raises(ValueError, match="lr_scale must be above 0"):
         optimizer.register_hooks(lr_scale=0)
@@ -260,13 +271,9 @@ def test_hooks_are_refused_twice_with_gradients_pending_and_without_a_scale():
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
     optimizer.remove_hooks()
     assert not optimizer.hooked
-
-
-def test_hooks_are_refused_with_several_workers(monkeypatch):
-    """The world of a real process group is tests/axiom/test_distributed.py's."""
     monkeypatch.setattr("ebc_lab.axiom.optimizer.workers", lambda: 2)
     with pytest.raises(RuntimeError, match="before 2 workers have exchanged gradients"):
-        AXIOM(net().parameters()).register_hooks()
+        optimizer.register_hooks()
 
 
 BAD = {
@@ -290,7 +297,7 @@ def test_settings_out_of_range_are_refused_by_name(name, value):
         AXIOM([nn.Parameter(torch.ones(2))], **{name: value})
 
 
-def test_what_cannot_be_trained_is_refused():
+def test_integers_and_sparse_gradients_are_refused():
     with pytest.raises(TypeError, match="floating ones"):
         AXIOM([torch.ones(3, dtype=torch.int64)])
     sparse = nn.Embedding(5, 3, sparse=True)
@@ -352,19 +359,13 @@ def test_memory_usage_counts_what_is_there(capsys):
 
 def test_gradients_that_share_memory_are_each_ones_own():
     """autograd gives both branches of a sum the same memory."""
-    ends = []
-    for hooks in (False, True):
-        draw = torch.Generator().manual_seed(0)
-        a, b, target = (torch.randn(8, 8, generator=draw) for _ in range(3))
-        pair = [nn.Parameter(a), nn.Parameter(b)]
-        optimizer = AXIOM(pair, lr=0.01, rank=2)
-        if hooks:
-            optimizer.register_hooks()
-        for _ in range(3):
-            (pair[0].view(-1) + pair[1].t().reshape(-1) - target.view(-1)).square().sum().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        ends.append(torch.stack([p.detach() for p in pair]))
+    draw = torch.Generator().manual_seed(0)
+    a, b, target = (torch.randn(8, 8, generator=draw) for _ in range(3))
+    ends = without_hooks_and_with(
+        lambda: nn.ParameterList([a.clone(), b.clone()]),
+        lambda pair, step: (pair[0].view(-1) + pair[1].t().reshape(-1) - target.view(-1)).square().sum(),
+        rank=2,
+    )
     assert torch.equal(*ends)
 
 
@@ -389,36 +390,16 @@ def test_a_tensor_unfrozen_later_is_told_of():
         train(model, optimizer, [0])
 
 
-def test_the_limit_holds_when_a_tensor_joins_late():
-    first, second = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
-    optimizer = AXIOM([first, second], max_grad_norm=1.0)
-    optimizer.register_hooks()
-    for _ in range(30):
-        (first * 100).sum().backward()
-        optimizer.step()
-    shares = [optimizer.state[p]["share"] for p in (first, second)]
-    assert sum(shares) == pytest.approx(1)
-    assert shares[1] < 0.05
-
-
 @pytest.mark.cuda
 @pytest.mark.parametrize("rank", [0, 4])
 def test_hooks_change_no_bit_on_a_gpu(rank):
-    ends = []
-    for hooks in (False, True):
-        model = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64))
+    def make():
         torch.manual_seed(0)
-        for p in model.parameters():
-            nn.init.normal_(p, 0.0, 0.05)
-        model.cuda()
-        optimizer = AXIOM(model.named_parameters(), lr=0.01, rank=rank)
-        if hooks:
-            optimizer.register_hooks()
-        for step in range(5):
-            x = torch.randn(32, 64, generator=torch.Generator().manual_seed(step)).cuda()
-            loss = (model(x) - x).square().mean()
-            loss.backward()
-            optimizer.step(loss=loss)
-            optimizer.zero_grad()
-        ends.append(weights(model).cpu())
+        return nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64)).cuda()
+
+    def loss(model, step):
+        x = torch.randn(32, 64, generator=torch.Generator().manual_seed(step)).cuda()
+        return (model(x) - x).square().mean()
+
+    ends = without_hooks_and_with(make, loss, rank=rank)
     assert torch.equal(*ends)

@@ -114,19 +114,6 @@ def test_golden(case):
         torch.testing.assert_close(optimizer.state[p]["row"], torch.tensor(case["row"]), **close)
 
 
-def test_golden_streak():
-    """Eight equal gradients, and then two of the other sign."""
-    p = nn.Parameter(torch.ones(3, 3))
-    optimizer = AXIOM([p], rank=2)
-    g = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
-    found = []
-    for sign in (1, 1, 1, 1, 1, 1, 1, 1, -1, -1):
-        p.grad = sign * g
-        optimizer.step()
-        found.append(optimizer.state[p]["streak"])
-    assert found == GOLDEN["streak_sequence"]
-
-
 SHAPES = st.sampled_from([(5, 3), (3, 7), (2, 2), (4, 3, 2), (1, 6), (6, 1), (5,), (), (1, 1)])
 
 

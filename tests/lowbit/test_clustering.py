@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support import low_bit
 
@@ -129,8 +129,14 @@ def ints(values: np.ndarray) -> Rows:
     return values.astype(int).tolist()
 
 
+EMPTIED = np.array([[0.0], [1.0], [2.0], [10.0], [-8.0]]), np.ones((3, 1)), 1  # 10 and -8 are as far from 1
+LONE = np.array([[0.0], [2.0], [100.0], [3.0]]), np.array([[1.0], [60.0], [1.0]]), 1  # 100 stays, 3 goes
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(problem=integer_problems())
+@example(problem=EMPTIED)
+@example(problem=LONE)
 def test_lloyd_is_its_definition(backend: str, problem: Problem) -> None:
     grid, start, max_iter = problem
     expected = plain_lloyd(ints(grid), ints(start), max_iter)
@@ -220,49 +226,6 @@ def test_a_near_tie_is_decided_exactly(backend: str) -> None:
     np.testing.assert_array_equal(centers, np.rint(sums))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_integers_that_float32_cannot_hold(backend: str) -> None:
-    grid = np.array([[2.0**25 + 1], [2.0**25 - 1], [-(2.0**25)], [1.0]])
-    start = np.array([[2.0**25 + 3], [2.0**25 - 1], [-3.0]])
-    expected = plain_lloyd(ints(grid), ints(start), 300)
-    labels, centers, passes = lloyd_of(backend)(grid, start, 300)
-    assert (labels.tolist(), ints(centers), passes) == expected
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_an_emptied_cluster_takes_the_farthest_point_and_no_label_is_stale(backend: str) -> None:
-    grid = np.array([[0.0], [1.0], [2.0], [10.0], [-8.0]])
-    start = np.array([[1.0], [1.0], [1.0]])
-    labels, centers, passes = lloyd_of(backend)(grid, start, 1)
-    # 10 and -8 are equally far from 1: the first goes to cluster 1, the second to cluster 2
-    assert centers.tolist() == [[1.0], [10.0], [-8.0]]
-    assert labels.tolist() == [0, 0, 0, 1, 2]  # in the pass itself all were 0
-    assert passes == 1
-    assert lloyd_of(backend)(grid, start, 300)[2] == 3
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_lone_point_is_not_taken_from_its_cluster(backend: str) -> None:
-    grid = np.array([[0.0], [2.0], [100.0], [3.0]])
-    start = np.array([[1.0], [60.0], [1.0]])
-    centers = lloyd_of(backend)(grid, start, 1)[1]
-    # 100 is the farthest from its centre, but alone there; then 3 goes
-    assert centers.tolist() == [[1.0], [100.0], [3.0]]
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_small_and_degenerate_inputs(backend: str) -> None:
-    lloyd_of(backend)
-    one = kmeans([[3.5]], 1, backend=backend)
-    assert (one.labels.tolist(), one.centroids.tolist(), one.inertia) == ([0], [[3.5]], 0.0)
-    equal = kmeans(np.full((6, 3), 0.1), 4, backend=backend)
-    assert equal.labels.tolist() == [0] * 6
-    assert equal.centroids.tolist() == [[0.1] * 3] * 4
-    each = kmeans(np.arange(7.0)[:, None] ** 2, 7, seed=1, backend=backend)
-    assert sorted(each.labels.tolist()) == list(range(7))
-    assert each.inertia == 0.0
-
-
 @pytest.mark.parametrize(
     ("d", "bits"), [(1, 24), (4, 24), (5, 23), (100, 21), (128, 21), (129, 21), (300, 20)]
 )
@@ -300,6 +263,7 @@ def test_tensors_and_other_types_are_the_same_points() -> None:
         ([[1.0, math.nan], [math.inf, 2.0]], 1, {}, r"2 values .* first at \(0, 1\)"),
         ([[1.0], [2.0]], 3, {}, "only 2 points"),
         ([[1.0], [2.0]], 0, {}, "k is 0"),
+        ([[1.0], [2.0]], 1.5, {}, "integer"),
         ([1.0, 2.0], 1, {}, "1 dimensions"),
         ([[1j]], 1, {}, "complex128"),
         (np.array([[None]]), 1, {}, "object"),
@@ -312,14 +276,9 @@ def test_tensors_and_other_types_are_the_same_points() -> None:
         ([[1.7e308], [1.6e308]], 1, {}, "scale it down"),
     ],
 )
-def test_refusals(X: Any, k: int, settings: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_refusals(X: Any, k: Any, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=words):
         kmeans(X, k, **settings)
-
-
-def test_a_number_of_clusters_is_whole() -> None:
-    with pytest.raises(TypeError, match="integer"):
-        kmeans([[1.0], [2.0], [3.0]], 1.5)  # type: ignore[arg-type]
 
 
 def test_the_familiar_class() -> None:
@@ -346,14 +305,11 @@ def test_suggest_k_finds_the_blobs(method: str) -> None:
     assert suggestion.warning is None
     assert list(suggestion.scores) == [2, 3, 4, 5, 6, 7]
     assert suggestion == suggest_k(X, range(2, 8), method=method)
+    if method == "silhouette":
+        from sklearn.metrics import silhouette_score
 
-
-def test_suggest_k_scores_with_scikit_learn() -> None:
-    from sklearn.metrics import silhouette_score
-
-    X = mixture(300, 4, 3, seed=8, spread=2.0)
-    expected = silhouette_score(X, kmeans(X, 3, seed=5, backend="numpy").labels)
-    assert suggest_k(X, [3, 2], seed=5).scores[3] == pytest.approx(expected, rel=1e-12)
+        expected = silhouette_score(X[:1500], kmeans(X[:1500], 3, seed=5, backend="numpy").labels)
+        assert suggest_k(X[:1500], [3, 2], seed=5).scores[3] == pytest.approx(expected, rel=1e-12)
 
 
 def test_suggest_k_says_when_nothing_stands_out() -> None:
@@ -439,33 +395,6 @@ def test_batches_refuse() -> None:
         DataClustering().rows(0, 4, "stratified")
 
 
-def model_tensors() -> dict[str, Any]:
-    rng = np.random.default_rng(0)
-    named: dict[str, Any] = {"embed": rng.normal(size=(65, 16)) * 0.02}
-    for block in range(2):
-        named[f"blocks.{block}.norm"] = np.ones(16)
-        named[f"blocks.{block}.q"] = torch.from_numpy(rng.normal(size=(16, 16))).float() * 0.02
-        named[f"blocks.{block}.in"] = ((64, 16), 0.02)
-        named[f"blocks.{block}.out"] = ((16, 64), 0.01)
-        named[f"blocks.{block}.bias"] = np.zeros(16)
-    return named
-
-
-def test_parameter_groups() -> None:
-    named = model_tensors()
-    groups = ParameterClustering(5, seed=0, backend="numpy").groups(named)
-    assert sorted(name for names in groups.values() for name in names) == sorted(named)
-    assert list(groups) == [f"cluster{i}" for i in range(len(groups))]
-    firsts = [list(named).index(names[0]) for names in groups.values()]
-    assert firsts == sorted(firsts)
-    assert groups == ParameterClustering(5, seed=0, backend="numpy").groups(named)
-    # tensors and what is told about them come to the same
-    told = {"q": ((2, 8), 3.0), "v": ((2, 8), 0.5)}
-    shown = {"q": np.full((2, 8), -3.0), "v": torch.full((2, 8), 0.5)}
-    two = ParameterClustering(2, backend="numpy")
-    assert two.groups(told) == two.groups(shown) == {"cluster0": ["q"], "cluster1": ["v"]}
-
-
 def test_parameter_groups_by_each_feature_alone() -> None:
     """Depth is in the order: tensors that differ in nothing else split into an earlier and a later half."""
     two = ParameterClustering(2, backend="numpy")
@@ -481,6 +410,9 @@ def test_parameter_groups_by_each_feature_alone() -> None:
         assert two.groups(named) == {"cluster0": ["w0", "w1"], "cluster1": ["w2", "w3", "w4", "w5"]}
     zeros = {"a": ((4, 4), 0.0), "b": ((4, 4), 0.0)}
     assert ParameterClustering(1, backend="numpy").groups(zeros) == {"cluster0": ["a", "b"]}
+    tensors = {"q": np.full((2, 8), -3.0), "v": torch.full((2, 8), 0.5)}
+    sizes = {"q": ((2, 8), 3.0), "v": ((2, 8), 0.5)}
+    assert two.groups(tensors) == two.groups(sizes) == {"cluster0": ["q"], "cluster1": ["v"]}
 
 
 def test_parameter_groups_refuse() -> None:

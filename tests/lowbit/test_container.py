@@ -6,8 +6,6 @@ import os
 import resource
 import signal
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -56,26 +54,6 @@ def rewritten(path: Path, change) -> Path:
 
 
 # -- in memory -----------------------------------------------------------------------------------------------
-
-
-@levels
-@pytest.mark.parametrize("group", ["tensor", "row", 3, 100])
-@pytest.mark.parametrize("backend", ["numpy", "torch"])
-def test_a_packed_tensor_gives_back_codes_steps_and_values(levels, group, backend):
-    quantized = quantize(gaussian(17, 40), levels, group=group)
-    tensor = PackedTensor.of(quantized, backend=backend)
-    back = tensor.quantized(backend=backend)
-    assert (back.levels, back.group) == (levels, group)
-    assert_same_bits(back.codes, quantized.codes)
-    assert_same_bits(back.steps, quantized.steps)
-    assert_same_bits(tensor.values(backend=backend), quantized.values())
-
-
-def test_bytes_and_bits_count_the_steps():
-    tensor = packed(10, 100, group=50)
-    assert tensor.nbytes == 200 + 4 * 20
-    assert tensor.bits_per_value == 8 * 280 / 1000
-    assert packed(0).bits_per_value == 0
 
 
 @pytest.mark.parametrize(
@@ -151,11 +129,6 @@ def test_a_layer_needs_a_matrix_of_codes():
         PackedLinear(bad)
 
 
-def test_the_library_loads_without_torch():
-    code = "import sys, ebc_lab.lowbit.container, ebc_lab.lowbit.backends; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 # -- the file ------------------------------------------------------------------------------------------------
 
 
@@ -179,10 +152,12 @@ def test_what_is_written_is_read_back(tmp_path):
     assert list(found) == list(tensors)
     for name, tensor in tensors.items():
         if isinstance(tensor, PackedTensor):
-            assert (found[name].levels, found[name].group) == (tensor.levels, tensor.group)
             assert_same_bits(found[name].data, tensor.data)
-            assert_same_bits(found[name].steps, tensor.steps)
-            tensor, found[name] = tensor.values(), found[name].values()
+            back, quantized = found[name].quantized(backend="torch"), tensor.quantized()
+            assert (back.levels, back.group) == (quantized.levels, quantized.group)
+            assert_same_bits(back.codes, quantized.codes)
+            assert_same_bits(back.steps, quantized.steps)
+            tensor, found[name] = quantized.values(), found[name].values()
         assert_same_bits(found[name], torch.as_tensor(tensor).float())
     write_packed(tmp_path / "again", tensors)
     assert (tmp_path / "again").read_bytes() == (tmp_path / "all").read_bytes()
@@ -198,15 +173,9 @@ def test_the_frame_is_the_documented_one(small):
     assert hashlib.sha256(content[:-32]).digest() == content[-32:]
     assert header["version"] == 1
     entry = header["tensors"][0]
-    assert {key: entry[key] for key in ("name", "kind", "levels", "group", "shape", "bytes")} == {
-        "name": "w",
-        "kind": "packed",
-        "levels": "ternary",
-        "group": 2,
-        "shape": [3, 5],
-        "bytes": [3, 36],
-    }
-    start = 16 + length + entry["offsets"][0]
+    start = 16 + length + entry.pop("offsets")[0]
+    expected = {"name": "w", "kind": "packed", "levels": "ternary", "group": 2, "shape": [3, 5]}
+    assert entry == expected | {"bytes": [3, 36]}
     assert content[start : start + 3] == packed(3, 5, group=2).data.tobytes()
 
 
@@ -219,6 +188,7 @@ def test_inspection_names_what_is_there(small):
     assert [t["bytes"] for t in found["tensors"]] == [3 + 36, 14 + 4, 12]
     assert [t["values"] for t in found["tensors"]] == [15, 30, 3]
     assert found["tensors"][1]["bits_per_value"] == 8 * 18 / 30
+    assert packed(0).bits_per_value == 0
     assert found["compression"] == 4 * 48 / (39 + 18 + 12)
     assert json.loads(json.dumps(found)) == found
 
@@ -235,23 +205,20 @@ def test_a_flip_in_any_byte_is_noticed(small):
                 read(small)
 
 
-def test_every_truncation_and_anything_appended_is_noticed(small):
+def test_every_truncation_anything_appended_and_foreign_files_are_noticed(small):
     content = small.read_bytes()
     for length in range(len(content)):
         small.write_bytes(content[:length])
         with pytest.raises(DamagedFileError, match="truncated"):
             read_packed(small)
-    small.write_bytes(content + b"\0")
-    with pytest.raises(DamagedFileError, match="checksum"):
-        inspect_packed(small)
-    small.write_bytes(content)
-    assert len(read_packed(small)) == 3
-
-
-def test_a_foreign_file_is_named_as_such(small):
-    small.write_bytes(b"PK\3\4" + bytes(100))
-    with pytest.raises(DamagedFileError, match="foreign: it does not begin with EBCPACK1"):
-        read_packed(small)
+    for other, message in (
+        (content + b"\0", "checksum"),
+        (b"PK\3\4" + bytes(100), "foreign: it does not begin with EBCPACK1"),
+        (content[:8] + struct.pack("<Q", 2**63) + content[16:], "a header of 9223372036854775808 bytes"),
+    ):
+        small.write_bytes(other)
+        with pytest.raises(DamagedFileError, match=message):
+            inspect_packed(small)
 
 
 def _entry(place=0, **fields):
@@ -262,25 +229,14 @@ def _entry(place=0, **fields):
     return change
 
 
-def _without(field):
-    def change(header):
-        del header["tensors"][0][field]
-        return header
-
-    return change
-
-
-def _top(**fields):
-    return lambda header: {**header, **fields}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_top(version=2), "unknown version 2: this program reads version 1"),
-        (_top(payload=10), "10 bytes of payload announced"),
-        (_top(more=1), "malformed"),
-        (_top(tensors=7), "malformed"),
+        (lambda header: header | {"version": 2}, "unknown version 2: this program reads version 1"),
+        (lambda header: header | {"payload": 10}, "10 bytes of payload announced"),
+        (lambda header: header | {"more": 1}, "malformed"),
+        (lambda header: header | {"tensors": 7}, "malformed"),
+        (lambda header: header | {"tensors": [{"name": "w", "kind": "packed"}]}, "malformed"),
         (lambda header: b"not JSON", "malformed"),
         (lambda header: b"[1]", "malformed"),
         (lambda header: b"[" * 100_000, "malformed"),
@@ -289,7 +245,6 @@ def _top(**fields):
         (_entry(1, name="w"), "two tensors are called 'w'"),
         (_entry(2, offsets=[0]), "overlap"),
         (_entry(2, surprise=1), "surprise"),
-        *[(_without(field), "malformed") for field in ("name", "kind", "shape", "offsets", "bytes", "group")],
         (_entry(offsets=[0, 10**6]), "outside the payload"),
         (_entry(offsets=[0, -4]), "offsets"),
         (_entry(offsets=[0, 5]), "multiples of 4"),
@@ -319,19 +274,8 @@ def test_a_header_that_lies_is_refused_though_its_checksum_is_right(small, chang
 
 @pytest.mark.parametrize("shape", [[0, 2**62], [0] * 100])
 def test_an_absurd_shape_without_values_is_refused(small, shape):
-    def change(header):
-        header["tensors"] = [{**header["tensors"][2], "shape": shape, "bytes": [0]}]
-        return header
-
-    rewritten(small, change)
+    rewritten(small, _entry(2, shape=shape, bytes=[0]))
     with pytest.raises(DamagedFileError, match="not what the header says"):
-        read_packed(small)
-
-
-def test_an_absurd_header_length_is_refused_without_reading_it(small):
-    content = small.read_bytes()
-    small.write_bytes(content[:8] + struct.pack("<Q", 2**63) + content[16:])
-    with pytest.raises(DamagedFileError, match="a header of 9223372036854775808 bytes"):
         read_packed(small)
 
 
@@ -370,20 +314,15 @@ def test_a_write_that_fails_leaves_the_last_file_and_nothing_else(small):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
-    for wrong in ({"c": np.ones(2, complex)}, {"i": np.array([2**24 + 1])}, {"i": torch.tensor([2**40 + 1])}):
-        with pytest.raises(ValueError, match=f"the tensor '{next(iter(wrong))}'"):
-            write_packed(small, wrong)
+    for wrong in (np.ones(2, complex), np.array([2**24 + 1]), torch.tensor([2**40 + 1])):
+        with pytest.raises(ValueError, match="the tensor 'w'"):
+            write_packed(small, {"w": wrong})
+    with pytest.raises(ValueError, match=r"'w' .* as quantize returns it: .* PackedTensor\.of"):
+        write_packed(small, {"w": quantize(gaussian(3, 5))})
     with pytest.raises(TypeError, match="not by 3"):
         write_packed(small, {3: gaussian(2)})  # type: ignore[dict-item]
     assert small.read_bytes() == content
     assert os.listdir(small.parent) == [small.name]
-
-
-def test_what_quantize_returns_is_refused_and_the_error_says_how_to_pack_it(tmp_path):
-    codes = quantize(gaussian(3, 5))
-    with pytest.raises(ValueError, match=r"'w' .* as quantize returns it: .* PackedTensor\.of"):
-        write_packed(tmp_path / "file", {"w": codes})
-    assert os.listdir(tmp_path) == []
 
 
 def test_a_link_is_followed_and_its_file_replaced(small):
@@ -392,18 +331,3 @@ def test_a_link_is_followed_and_its_file_replaced(small):
     write_packed(link, {"only": gaussian(2)})
     assert link.is_symlink()
     assert list(read_packed(small)) == ["only"]
-
-
-def test_reading_holds_the_payload_once(tmp_path):
-    import tracemalloc
-
-    size = 8_000_000
-    tensor = PackedTensor(np.zeros(size, np.uint8), np.ones((), np.float32), (5 * size,), "ternary", "tensor")
-    write_packed(tmp_path / "large", {"w": tensor, "b": np.zeros(size // 4, np.float32)})
-    for read, most in ((read_packed, 2.6 * size), (inspect_packed, 0.5 * size)):
-        tracemalloc.start()
-        kept = read(tmp_path / "large")
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert kept
-        assert peak < most

@@ -1,5 +1,6 @@
 """Steps and codes: against the golden file, exact fractions, and a plain transcription of docs/lowbit.md."""
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -83,25 +84,11 @@ def test_the_step_is_the_mean_magnitude_of_the_transcription(values):
 
 @pytest.mark.parametrize("n", [4095, 4096, 4097, 8192, 12289, 20000, 27 * 4096])
 def test_blocks_of_4096_are_counted_in_units_of_their_own_and_added_by_halves(n):
-    scales = 2.0 ** np.random.default_rng(1).integers(-60, 60, n // 4096 + 1)
+    scales = 2.0 ** np.random.default_rng(1).integers(-92, 60, n // 4096 + 1)
     values = gaussian(n) * np.repeat(scales, 4096)[:n].astype(np.float32)
     assert order_free_mean(np, values[None])[0] == plain_mean(values)
     assert order_free_mean(np, values[None], power=2)[0] == plain_mean(values, power=2)
     assert absmean(values) == np.float32(plain_mean(values))
-
-
-@pytest.mark.parametrize("exponent", [-91, -90, -89, -88, -60, 126])
-def test_units_fit_the_largest_magnitude_of_a_block(exponent):
-    values = np.float32(2.0**exponent) * np.random.default_rng(3).uniform(0, 2, 4000).astype(np.float32)
-    assert order_free_mean(np, values[None])[0] == plain_mean(values)
-    assert order_free_mean(np, values[None], power=2)[0] == plain_mean(values, power=2)
-
-
-@given(arrays, st.randoms(use_true_random=False))
-def test_the_order_within_a_block_does_not_matter(values, random):
-    shuffled = values[random.sample(range(len(values)), len(values))]
-    assert absmean(shuffled) == absmean(values)
-    assert root_mean_square(shuffled) == root_mean_square(values)
 
 
 def test_a_block_below_2_to_the_minus_90_counts_as_zero():
@@ -125,10 +112,6 @@ def test_absmax_is_the_largest_magnitude_over_top(levels):
     assert quantized.codes[1] == -TOP[levels]
 
 
-def test_a_given_step_is_rounded_to_float32():
-    assert_same_bits(quantize([1.0, 2.0], scale=0.1).steps, np.array(0.1, np.float32))
-
-
 @pytest.mark.parametrize("scale", SCALES)
 @levels
 def test_each_group_is_quantized_as_if_it_were_alone(levels, scale):
@@ -149,8 +132,8 @@ def test_each_group_is_quantized_as_if_it_were_alone(levels, scale):
 
 
 def test_a_given_step_fills_every_group():
-    steps = quantize(gaussian(2, 5), group=2, scale=0.5).steps
-    assert_same_bits(steps, np.full((2, 3), 0.5, np.float32))
+    steps = quantize(gaussian(2, 5), group=2, scale=0.1).steps
+    assert_same_bits(steps, np.full((2, 3), 0.1, np.float32))
 
 
 # -- codes ---------------------------------------------------------------------------------------------------
@@ -199,14 +182,6 @@ def test_the_value_is_step_times_code(values, levels):
     assert quantized.shape == values.shape
 
 
-def test_shapes_without_a_matrix():
-    assert quantize(np.float32(-3)).codes.shape == ()
-    assert quantize(np.float32(-3)).values() == -3
-    assert quantize(-3.0, "five").codes == -1
-    cube = gaussian(2, 3, 4)
-    assert_same_bits(quantize(cube).codes, quantize(cube.reshape(-1)).codes.reshape(2, 3, 4))
-
-
 @pytest.mark.parametrize(
     ("shape", "group", "steps"),
     [
@@ -219,8 +194,8 @@ def test_shapes_without_a_matrix():
     ],
 )
 def test_an_empty_array_has_no_codes_and_steps_of_zero(shape, group, steps):
-    for scale in (*SCALES, 0.5):
-        quantized = quantize(np.zeros(shape), group=group, scale=scale)
+    for scale, backend in itertools.product((*SCALES, 0.5), ("numpy", "torch")):
+        quantized = quantize(np.zeros(shape), group=group, scale=scale, backend=backend)
         assert quantized.codes.shape == quantized.values().shape == shape
         assert_same_bits(quantized.steps, np.zeros(steps, np.float32))
     assert absmean([]) == 0
@@ -230,47 +205,42 @@ def test_an_empty_array_has_no_codes_and_steps_of_zero(shape, group, steps):
 # -- what goes in --------------------------------------------------------------------------------------------
 
 
-def test_wider_floats_are_rounded_first_and_narrower_ones_widened():
+def test_numbers_of_any_type_and_layout_are_first_those_of_float32():
     just_above_half = 0.5 + 1e-12  # a tie once it is float32
     assert quantize(np.array([just_above_half]), scale=1.0).codes.tolist() == [0]
-    values = gaussian(40)
-    expected = quantize(values, "five")
-    for same in (values.astype(np.float64), values.tolist(), torch.tensor(values, requires_grad=True)):
-        assert_same_bits(quantize(same, "five").codes, expected.codes)
+    values = gaussian(6, 8)
+    expected = quantize(values, "five", group=3)
+    for same in (
+        values.astype(np.float64),
+        values.tolist(),
+        torch.tensor(values, requires_grad=True),
+        np.asfortranarray(values),
+        values.astype(">f4"),
+        np.repeat(values, 2, 1)[:, ::2],
+    ):
+        assert_same_bits(quantize(same, "five", group=3).codes, expected.codes)
     for dtype in (torch.bfloat16, torch.float16):
         narrow = torch.from_numpy(values).to(dtype)
         assert_same_bits(as_float32(narrow), narrow.float().numpy())
-        assert_same_bits(quantize(narrow).codes, quantize(narrow.float().numpy()).codes)
     assert_same_bits(as_float32(values.astype(np.float16)), values.astype(np.float16).astype(np.float32))
-
-
-def test_memory_layout_and_byte_order_do_not_matter():
-    values = gaussian(6, 8)
-    expected = quantize(values, "five", group=3)
-    for same in (np.asfortranarray(values), values.astype(">f4"), np.repeat(values, 2, 1)[:, ::2]):
-        assert_same_bits(quantize(same, "five", group=3).codes, expected.codes)
-
-
-def test_integers_are_taken_as_float32():
-    assert quantize([3, -1, 0]).codes.tolist() == quantize([3.0, -1.0, 0.0]).codes.tolist() == [1, -1, 0]
     assert as_float32(np.array([2**24 + 1]))[0] == np.float32(2**24)
     assert as_float32(np.array([True, False])).tolist() == [1.0, 0.0]
+    cube = gaussian(2, 3, 4)
+    assert_same_bits(quantize(cube).codes, quantize(cube.reshape(-1)).codes.reshape(2, 3, 4))
 
 
-@pytest.mark.parametrize("scale", [*SCALES, 0.5])
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf, 1e300])
-def test_what_is_not_finite_is_refused_with_count_and_place(wrong, scale):
-    values = np.ones((3, 4))
-    values[1, 2] = values[2, 0] = wrong
-    for group in ("tensor", "row", 2):
-        with pytest.raises(ValueError, match=r"2 of 12 values are NaN or infinite.*\(1, 2\)"):
-            quantize(values, group=group, scale=scale)
+def test_what_is_not_finite_is_refused_with_count_and_place(wrong):
+    """By `quantize` of each backend: backends/test_backends.py."""
     flat = np.array([0.0, wrong])
-    for refuses in (absmean, lambda x: stochastic_step(x, "five")):
-        with pytest.raises(ValueError, match=r"1 of 2 values .* index 1:"):
+    for refuses in (
+        quantize,
+        absmean,
+        lambda x: stochastic_step(x, "five"),
+        lambda x: quantize_stochastic(x, "five", step=1.0, key=0),
+    ):
+        with pytest.raises(ValueError, match=r"1 of 2 values .* index \(?1"):
             refuses(flat)
-    with pytest.raises(ValueError, match="1 of 2 values"):
-        quantize_stochastic(flat, "five", step=1.0, key=0)
 
 
 @pytest.mark.parametrize(
@@ -329,12 +299,6 @@ def test_uniforms_are_those_of_the_golden_file(case):
 @given(st.integers(0, 2**32 - 1))
 def test_uniforms_are_those_of_the_transcription(key):
     assert uniforms(50, key).tolist() == [plain_uniform(i, key) for i in range(50)]
-
-
-def test_a_negative_count_of_uniforms_is_refused():
-    assert uniforms(0, 1).shape == (0,)
-    with pytest.raises(ValueError, match="negative"):
-        uniforms(-1, 0)
 
 
 @given(arrays, st.sampled_from(sorted(TOP)), near_one, st.integers(0, 2**32 - 1))

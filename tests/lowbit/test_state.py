@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support import low_bit
-from support.low_bit import NO_GPU, saved_and_loaded
+from support.low_bit import NO_GPU
 from torch import Tensor, nn
 
 from ebc_lab.lowbit.levels import quantize_stochastic, rounding_key, uniforms
@@ -196,30 +196,6 @@ def test_a_step_is_torchs_on_the_unpacked_moments(state: str, decoupled: bool) -
         assert set(optimizer.state[params[2]]) == {"step", "exp_avg", "exp_avg_sq"}
 
 
-@pytest.mark.parametrize("state", STATES)
-def test_a_resumed_run_goes_on_bit_for_bit(state: str) -> None:
-    def build() -> tuple[list[nn.Parameter], QuantizedAdam]:
-        params = parameters()
-        return params, QuantizedAdam(params, 1e-2, state=state, quantized=params[:2], seed=6)
-
-    params, optimizer = build()
-    run(params, optimizer, range(4))
-    weights = [p.detach() for p in params]
-    saved = saved_and_loaded({"weights": weights, "optimizer": optimizer.state_dict()})
-    resumed, second = build()
-    with torch.no_grad():
-        for p, w in zip(resumed, saved["weights"], strict=True):
-            p.copy_(w)
-    second.load_state_dict(saved["optimizer"])
-    for p, q in zip(params, resumed, strict=True):
-        for name, value in optimizer.state[p].items():
-            assert second.state[q][name].dtype == value.dtype
-            assert torch.equal(second.state[q][name], value)
-    run(params, optimizer, range(4, 9))
-    run(resumed, second, range(4, 9))
-    assert same(params, resumed)
-
-
 def test_a_copy_goes_on_by_itself() -> None:
     params = parameters()
     optimizer = QuantizedAdam(params, 1e-2, state="five", quantized=params[:2], seed=6)
@@ -287,32 +263,6 @@ def test_a_gpu_packs_to_the_same_bits(state: str) -> None:
         assert torch.equal(value, device[name].cpu())
     for a, b in zip(form.unpack(host, 1000), form.unpack(device, 1000), strict=True):
         assert torch.equal(a, b.cpu())
-
-
-@pytest.mark.parametrize(
-    ("state", "share", "low", "high"),
-    [
-        ("int8", 0.1, 0.95, 1.05),
-        ("int8", 1e-3, 0.0, 0.1),
-        ("five", 1e-3, 0.0, 0.1),
-        ("ternary", 1e-3, 0.0, 0.1),
-        ("int8_linear", 0.03, 10.0, 1000.0),
-    ],
-)
-def test_how_far_elements_of_small_gradients_move(state: str, share: float, low: float, high: float) -> None:
-    """Compared with Adam, where one gradient in sixteen is larger than these by 1/share."""
-    draw = torch.Generator().manual_seed(0)
-    size = torch.full((16, 64), share).index_fill_(1, torch.arange(0, 64, 16), 1.0)
-    gradients = [size * torch.rand(16, 64, generator=draw) for _ in range(50)]
-    moved = []
-    for quantized in (True, False):
-        p = nn.Parameter(torch.zeros(16, 64))
-        optimizer = QuantizedAdam([p], state=state, quantized=[p]) if quantized else torch.optim.Adam([p])
-        for gradient in gradients:
-            p.grad = gradient
-            optimizer.step()
-        moved.append(float(p.detach()[size < 1].abs().mean()))
-    assert low <= moved[0] / moved[1] <= high
 
 
 def test_a_closure_and_hooks_are_called_once() -> None:

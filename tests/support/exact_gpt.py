@@ -18,8 +18,8 @@ def numbers(hexadecimal: list[str], *shape: int, dtype: torch.dtype = torch.floa
     return values.to(dtype).view(shape or (-1,))
 
 
-def gpt(seed: int = 7, device: str = "cpu") -> VerityGPT:
-    return VerityGPT(11, 8, 16, 2, 2, torch.Generator().manual_seed(seed)).to(device)
+def gpt(device: str = "cpu") -> VerityGPT:
+    return VerityGPT(11, 8, 16, 2, 2, torch.Generator().manual_seed(7)).to(device)
 
 
 def batches(count: int) -> list[tuple[Tensor, Tensor]]:
@@ -36,12 +36,11 @@ def trained(
     order: list[int] | None = None,
     device: str = "cpu",
     grids: bool = True,
-    lr: float = 0.01,
     spy: Callable[[float], None] = lambda loss: None,
 ) -> str:
     """The checksum of a small GPT after some steps; `order`: of the rows; `parts`: of each batch."""
-    model = gpt(device=device)
-    optimizer = VerityAdam(model.parameters(), lr=lr)
+    model = gpt(device)
+    optimizer = VerityAdam(model.parameters(), lr=0.01)
     sums = Grids(model) if grids else None
     for x, y in batches(steps):
         rows = order or list(range(len(x)))

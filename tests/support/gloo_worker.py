@@ -141,16 +141,14 @@ class Trained:
 
 
 def short(rank: int) -> dict[str, Any]:
-    """`axiom` for a few steps, in several ways that should come to the same; `forgetful`; bad gradients."""
+    """Our two modes for a few steps, `axiom` in several ways that come to the same, and bad gradients."""
 
     def loss_of(model: nn.Module, step: int) -> Tensor:
         return small_loss(model, rank, step)
 
     every = range(SHORT_STEPS)
-    told = {
-        mode: Trained(mode, small_model(), sgd).run(every, loss_of).result()
-        for mode in ("axiom", "forgetful")
-    }
+    modes = ("axiom", "forgetful")
+    told = {mode: Trained(mode, small_model(), sgd).run(every, loss_of).result() for mode in modes}
     views = {"gradient_as_bucket_view": True, **SMALL_BUCKETS}
     told["small buckets"] = Trained("axiom", small_model(), sgd, **SMALL_BUCKETS).run(every, loss_of).result()
     told["views"] = Trained("axiom", small_model(), sgd, **views).run(every, loss_of).result()

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import torch
-from support.exact_gpt import GOLDEN, gpt
+from support.exact_gpt import GOLDEN, gpt, trained
 
 from ebc_lab.verity import __main__ as program
-from ebc_lab.verity import ops, use_engine, weights_checksum
+from ebc_lab.verity import use_engine
 
 
 def printed(**environment: str) -> str:
@@ -31,15 +31,6 @@ def test_other_instructions_give_the_known_checksums():
     assert "platform cpu: ok" in output
     assert "engine eager: checksums ok" in output
     assert "times plain float32" in output
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("threads", ["1", "2"])
-@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
-@pytest.mark.parametrize("mkl", ["", "SSE4_2", "AVX2"])
-def test_every_combination_gives_the_known_checksums(capability, threads, mkl):
-    output = printed(ATEN_CPU_CAPABILITY=capability, OMP_NUM_THREADS=threads, MKL_ENABLE_INSTRUCTIONS=mkl)
-    assert "differ" not in output
 
 
 def test_the_first_checksum_that_differs_is_named(monkeypatch, capsys):
@@ -72,21 +63,5 @@ def test_a_gpu_gives_the_checksums_of_a_cpu():
 
 
 @pytest.mark.cuda
-def test_a_larger_model_trains_alike_on_a_gpu_and_on_a_cpu():
-    def run(device: str) -> str:
-        torch.manual_seed(0)
-        model = gpt(seed=3, device=device)
-        optimizer = program.VerityAdam(model.parameters(), lr=0.003, weight_decay=0.1)
-        grids = program.Grids(model)
-        generator = torch.Generator().manual_seed(1)
-        for _ in range(20):
-            rows = torch.randint(0, 11, (64, 9), generator=generator).to(device)
-            finished = False
-            while not finished:
-                for part in rows.chunk(2):
-                    ops.cross_entropy(model(part[:, :-1]), part[:, 1:]).backward()
-                finished = grids.finish(64 * 8)
-            optimizer.step()
-        return weights_checksum(model)
-
-    assert run("cuda") == run("cpu")
+def test_more_steps_on_a_gpu_end_as_on_a_cpu():
+    assert trained(steps=20, parts=2, device="cuda") == trained(steps=20, parts=2)

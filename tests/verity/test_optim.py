@@ -37,24 +37,6 @@ def test_it_is_adam(decay):
     assert torch.allclose(w, wide.float(), rtol=1e-5, atol=1e-6)
 
 
-def test_it_resumes_from_its_state_and_follows_a_schedule():
-    def run(stop: int | None) -> torch.Tensor:
-        draw = torch.Generator().manual_seed(0)
-        w = torch.nn.Parameter(torch.ones(9))
-        optimizer = VerityAdam([w], lr=0.1)
-        for step in range(6):
-            if step == stop:
-                state = optimizer.state_dict()
-                optimizer = VerityAdam([w], lr=0.5)
-                optimizer.load_state_dict(state)
-            optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
-            w.grad = torch.randn(9, generator=draw)
-            optimizer.step()
-        return w
-
-    assert torch.equal(run(3), run(None))
-
-
 def test_nothing_changes_where_a_gradient_is_missing_or_not_finite():
     a, b = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
     optimizer = VerityAdam([a, b])
