@@ -2,7 +2,7 @@
 
 usage: python dev/studies/engine_speed.py FOLDER [RUNS]    a study of 20,000 runs, made there; and units.zip
 
-The study is made of copies of a few trained runs (tests/support/many.py). It stays in FOLDER for the next
+The study is made of copies of a few trained runs (many.py). It stays in FOLDER for the next
 call, and so does docs/evidence/units.zip, rebuilt. PYTHONPATH says which checkout is measured: to compare
 two, call the script with each in turns, with a FOLDER for each. Each command runs in a process of its own,
 and the best of three calls counts. `cold` is without the index of runs.
@@ -67,8 +67,7 @@ def made(folder: Path, runs: int) -> Study:
     """Return the study of copied runs in a folder, made first where it is not there."""
     study = Study(folder / "out" / f"many{runs}")
     if not study.manifest_file.exists():
-        sys.path.insert(0, str(ROOT / "tests"))
-        from support import many
+        import many
 
         many.made(folder, runs, study.root.name)
     return study

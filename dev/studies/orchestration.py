@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from support.many import SMALLEST
+from support.called import SMALLEST
 
 from ebc_lab.config.compose import compose
 from ebc_lab.report.conclude import concluding

@@ -5,7 +5,7 @@
     python dev/studies/scale_figures.py FOLDER --driven RUNS  the same of a whole study, of copied runs
     python dev/studies/scale_figures.py FOLDER --studies N    `plan` in an output folder of N other studies
 
-The studies are made of copies of a few trained runs (tests/support/many.py) and stay in FOLDER for the next
+The studies are made of copies of a few trained runs (many.py) and stay in FOLDER for the next
 call. Each command runs in a process of its own: `cold` without the index of results, `warm` with it. The
 exponent is that of the last two sizes: seconds ~ runs ** exponent, start-up left out.
 """
@@ -28,8 +28,8 @@ from unittest import mock
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
+import many  # noqa: E402
 import support.idle  # noqa: E402, F401 - its workers know runs that train nothing
-from support import many  # noqa: E402
 
 from ebc_lab.records.json_files import write_json  # noqa: E402
 from ebc_lab.records.locks import study_lock  # noqa: E402

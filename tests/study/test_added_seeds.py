@@ -5,10 +5,10 @@ import json
 import shlex
 import shutil
 from dataclasses import replace
+from unittest import mock
 
 import pytest
-from support.called import answered
-from support.many import SMALLEST, hurried
+from support.called import SMALLEST, answered
 
 import ebc_lab
 from ebc_lab.report.conclude import concluding, report
@@ -39,7 +39,7 @@ def undecided(text_file, once):
     """(folder of a study of 2 seeds that ended undecided, what the terminal said)."""
 
     def make(folder):
-        with hurried():
+        with mock.patch("os.fsync"), mock.patch("ebc_lab.report.conclude._draw"):
             return folder, answered(*asked(text_file, "study.name=mine"), cwd=folder).stdout
 
     return once("undecided", make)

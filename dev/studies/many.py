@@ -12,6 +12,7 @@ import json
 import os
 import random
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +21,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+
+from support.called import SMALLEST
 from support.drivers import CHANGED
 
 from ebc_lab.config.compose import compose
@@ -36,17 +40,6 @@ from ebc_lab.study.store.study import Study
 
 SEEDS = 100  # of an arm: as many as a study may have
 TRACKS = 2
-SMALLEST = [  # a run
-    "scale=smoke",
-    "data=path",
-    "model.blocks=1",
-    "model.width=8",
-    "model.context=8",
-    "batch_size=4",
-    "budget.probe_sequences=1",
-    "eval_windows=2",
-    "device=cpu",
-]
 TRIVIAL = [
     *SMALLEST,
     "dtype=float32",
@@ -169,16 +162,12 @@ def taken(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> dict[st
 def copying_workers(folder: Path, source: Study) -> Iterator[None]:
     """Workers copy runs of `source` in place of training: a driver has all of its work, they have none."""
     (folder / "site").mkdir(exist_ok=True)
-    change = "def change(module):\n    from support.many import taken\n    module.run_and_record = taken\n"
+    change = "def change(module):\n    from many import taken\n    module.run_and_record = taken\n"
     code = CHANGED.format(module="ebc_lab.training.outcome") + change
     (folder / "site" / "sitecustomize.py").write_text(code)
-    tests = Path(__file__).parent.parent
-    paths = [
-        str(folder / "site"),
-        str(tests),
-        str(tests.parent),
-        *filter(None, [os.environ.get("PYTHONPATH")]),
-    ]
+    root = Path(__file__).parents[2]
+    given = filter(None, [os.environ.get("PYTHONPATH")])
+    paths = [str(folder / "site"), str(root / "dev" / "studies"), str(root), *given]
     environment = {"PYTHONPATH": os.pathsep.join(paths), "COPIED_FROM": str(source.root)}
     with mock.patch.dict(os.environ, environment):
         yield
