@@ -156,12 +156,14 @@ def test_an_entry_of_a_mapping_is_changed_or_added_in_any_spelling(prefix):
             f"{prefix}controller_search.candidates.log_pi_soft.controller.kp=0.3",
             f"{prefix}lr_sweep.grids.adam=[1e-3,5e-3]",
             f"{prefix}ablation.arms.agc.settings.eval_windows=8",
+            f"{prefix}ablation.arms.agc.tune.strength=[0.3,1,3]",
         ]
     )
     assert config.controller_search.candidates["mine"] == {"controller": {"name": "pi"}}
     assert config.controller_search.candidates["log_pi_soft"]["controller"]["kp"] == 0.3
     assert config.lr_sweep.grids["adam"] == [1e-3, 5e-3]
     assert config.ablation.arms["agc"].settings["eval_windows"] == 8
+    assert config.ablation.arms["agc"].tune["strength"] == [0.3, 1, 3]
 
 
 @pytest.mark.parametrize(
