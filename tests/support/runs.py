@@ -79,6 +79,33 @@ sys.stdin.read()
 """
 
 
+# the same by a process that has one other train, or torchrun's several, whose number is then in `pid`
+APART = """
+import json, sys
+from pathlib import Path
+from ebc_lab.config.dicts import from_dict
+from ebc_lab.config.schema import RunConfig
+from ebc_lab.training import apart
+from ebc_lab.training.outcome import run_and_record
+
+class Noted(apart._Process):
+    def __init__(self, *asked):
+        super().__init__(*asked)
+        (folder.parent / "pid").write_text(str(self.process.pid))
+
+def hold(step):
+    if step >= 11:
+        print("now", flush=True)
+        sys.stdin.read()
+
+folder = Path(sys.argv[2])
+apart._Process = Noted
+print("at 0", flush=True)
+run = from_dict(RunConfig, json.loads(sys.argv[1]))
+run_and_record(run, folder, "x", processes=PROCESSES, checkpoint_every_s=0.0, on_progress=hold)
+"""
+
+
 def assert_over(folder):
     """The process whose number is in `folder`/pid has ended, or does so in half a minute."""
     try:

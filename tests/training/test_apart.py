@@ -7,39 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.runs import assert_over, killed_in_mid_run, plain
+from support.runs import APART, assert_over, killed_in_mid_run, plain
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.streams import read_columns
 from ebc_lab.training import apart
 from ebc_lab.training.ends import Interrupted
 from ebc_lab.training.outcome import run_and_record
-
-# as `support.runs.TRAIN`, by a process that has another one train
-TOLD = """
-import json, sys
-from pathlib import Path
-from ebc_lab.config.dicts import from_dict
-from ebc_lab.config.schema import RunConfig
-from ebc_lab.training import apart
-from ebc_lab.training.outcome import run_and_record
-
-class Noted(apart._Process):
-    def __init__(self, *asked):
-        super().__init__(*asked)
-        (folder.parent / "pid").write_text(str(self.process.pid))
-
-def hold(step):
-    if step >= 11:
-        print("now", flush=True)
-        sys.stdin.read()
-
-folder = Path(sys.argv[2])
-apart._Process = Noted
-print("at 0", flush=True)
-run = from_dict(RunConfig, json.loads(sys.argv[1]))
-run_and_record(run, folder, "x", checkpoint_every_s=0.0, on_progress=hold)
-"""
 
 
 @pytest.fixture
@@ -89,7 +63,7 @@ def test_a_run_is_interrupted_there_and_resumed_to_the_same_bits(there, tmp_path
 @pytest.mark.slow
 def test_it_dies_with_the_process_that_started_it_and_the_run_goes_on_from_its_checkpoint(there, tmp_path):
     there = replace(there, steps=300)
-    killed_in_mid_run(there, tmp_path / "killed", TOLD)
+    killed_in_mid_run(there, tmp_path / "killed", APART.replace("PROCESSES", "1"))
     assert_over(tmp_path)
     assert not (tmp_path / "killed" / "result.json").exists()
     resumed = run_and_record(there, tmp_path / "killed", "x")
