@@ -89,17 +89,6 @@ def test_an_inherited_choice_is_read_as_cuda_reads_it(value, devices, divided, m
     assert machine.visible_gpus() == devices
 
 
-def test_the_names_that_instances_had_under_old_drivers_are_known(machine_with, monkeypatch):
-    old = [f"MIG-{GPU[0]}/{instance}/0" for instance in (1, 11)]
-    fake = machine_with(1, {0: ["3g.20gb", "3g.20gb"]})
-    fake.gpus[0]["instances"] = [["3g.20gb", name] for name in old]
-    fake.hold(0, 1, 1)
-    assert machine.visible_gpus() == old
-    machine.first_listing.cache_clear()
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"{old[0]},MIG-{GPU[0]}/2/0")  # the second is none of them
-    assert machine.visible_gpus() == old[:1]
-
-
 def test_an_index_stays_one_where_cuda_may_count_otherwise(machine_with, monkeypatch):
     """Without CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA's first GPU is the fastest one, whatever nvidia-smi's is."""
     machine_with(2).rename(1, "NVIDIA H100 80GB HBM3")

@@ -62,19 +62,8 @@ def test_what_is_not_exact_is_refused_with_the_way_out(settings, told):
 
 
 def test_what_changes_no_bit_names_no_run():
-    exact = name_of(VERITY)
-    for settings in (
-        {"threads_per_run": 2},
-        {"determinism": {"engine": "eager"}},
-        {"determinism": {"micro_batches": 4}},
-    ):
-        assert name_of(VERITY, settings) == exact
-    modes = {name_of(VERITY, {"determinism": {"name": name}}) for name in ("none", "torch", "verity")}
-    assert len(modes) == 3
-    assert name_of(VERITY, {"seed": 1}) != exact
-    assert "determinism" not in identity(run())
-    assert identity(run(VERITY))["determinism"] == {"name": "verity"}
-    assert identity(run(VERITY))["torch"]
+    for settings in ({"threads_per_run": 2}, {"determinism": {"engine": "eager", "micro_batches": 4}}):
+        assert name_of(VERITY, settings) == name_of(VERITY)
     assert "threads_per_run" in identity(run({"determinism": {"name": "torch"}}))
 
 
