@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.runs import APART, assert_over, killed_in_mid_run, plain
+from support.runs import assert_over, killed_in_mid_run, plain
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.records.streams import read_columns
@@ -63,7 +63,7 @@ def test_a_run_is_interrupted_there_and_resumed_to_the_same_bits(there, tmp_path
 @pytest.mark.slow
 def test_it_dies_with_the_process_that_started_it_and_the_run_goes_on_from_its_checkpoint(there, tmp_path):
     there = replace(there, steps=300)
-    killed_in_mid_run(there, tmp_path / "killed", APART.replace("PROCESSES", "1"))
+    killed_in_mid_run(there, tmp_path / "killed", processes=1)
     assert_over(tmp_path)
     assert not (tmp_path / "killed" / "result.json").exists()
     resumed = run_and_record(there, tmp_path / "killed", "x")
@@ -91,12 +91,3 @@ def test_what_is_refused_there_and_what_this_cpu_lacks_is_said_here(there, tmp_p
     monkeypatch.setattr(apart, "capabilities", lambda: ("default", "avx2"))
     with pytest.raises(UserError, match="capability=avx512: this CPU has default or avx2"):
         run_and_record(replace(there, capability="avx512"), tmp_path / "b", "x")
-
-
-@pytest.mark.thorough
-def test_a_process_that_already_has_the_instructions_trains_the_run_itself(there, tmp_path, monkeypatch):
-    monkeypatch.setenv(apart.VARIABLE, "default")
-    assert not apart.wanted(there)
-    monkeypatch.setenv(apart.VARIABLE, "avx2")
-    assert apart.wanted(there)
-    assert not apart.wanted(replace(there, capability="auto"))

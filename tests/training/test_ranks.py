@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from support.called import called
 from support.drivers import struck_once
-from support.runs import APART, assert_over, ebc, killed_in_mid_run, plain
+from support.runs import assert_over, ebc, killed_in_mid_run, plain
 from support.smi import BUSY
 
 from ebc_lab.config.choices import changed
@@ -25,7 +24,6 @@ from ebc_lab.records.streams import read_columns
 from ebc_lab.training import apart
 from ebc_lab.training.ends import DeviceFailed, Interrupted
 from ebc_lab.training.outcome import run_and_record
-from ebc_lab.training.ranks import Ranks
 
 # Two halves of a batch are added up in another order, which changes a float32 sum by some 1e-7; this grows
 # with every step by the sensitivity of training, to 1e-5 in 30 steps here. A row that is left out, or a KL
@@ -186,7 +184,7 @@ def environment(pid: int) -> dict[str, str]:
 @pytest.mark.slow
 def test_they_die_with_the_process_that_started_them(run, tmp_path):
     run = replace(plain(run), steps=300)
-    killed_in_mid_run(run, tmp_path / "killed", APART.replace("PROCESSES", "2"))
+    killed_in_mid_run(run, tmp_path / "killed", processes=2)
     assert_over(tmp_path)
     assert not (tmp_path / "killed" / "result.json").exists()
 
@@ -224,14 +222,6 @@ def test_signals_are_for_the_process_that_started_them(run, tmp_path):
     done = run_and_record(plain(run), tmp_path / "run", "x", processes=2, on_progress=alarm)
     assert done["outcome"] == "completed"
     assert launcher() is started
-
-
-@pytest.mark.thorough
-def test_every_row_is_one_processs_and_their_leading_rows_are_the_leading_ones():
-    batch = torch.arange(12)
-    parts = [Ranks(rank, 3).rows(batch) for rank in range(3)]
-    assert sorted(torch.cat(parts).tolist()) == batch.tolist()
-    assert sorted(torch.cat([part[:2] for part in parts]).tolist()) == [0, 1, 2, 3, 4, 5]
 
 
 def test_train_asks_for_several_processes_by_the_launcher(tiny, tmp_path):
