@@ -67,8 +67,8 @@ def two_optimizers(net):
     return [torch.optim.Adam(embedding.parameters(), 0.02), torch.optim.AdamW(linear.parameters(), 0.03)]
 
 
-class Model(pl.LightningModule):
-    """`through`: whether training_step calls the module itself, or its `net`."""
+class Steps:
+    """What a LightningModule does; `through`: whether training_step calls the module itself, or its `net`."""
 
     def __init__(self, through: bool = True, manual: bool = False):
         super().__init__()
@@ -101,6 +101,10 @@ class Model(pl.LightningModule):
         if self.automatic_optimization:
             return torch.optim.Adam(self.parameters(), lr=0.02)
         return two_optimizers(self.net)
+
+
+class Model(Steps, pl.LightningModule):
+    pass
 
 
 def fit(model, folder, *callbacks, trainer=pl.Trainer, loader=None, ckpt_path=None, **options):
@@ -267,16 +271,10 @@ def test_the_energy_clip_wants_one_process():
 def test_the_trainer_of_pytorch_lightning_takes_it_too(tmp_path):
     other = pytest.importorskip("pytorch_lightning")
 
-    class Other(other.LightningModule):
-        loss = Model.loss
-        forward = Model.forward
-        training_step = Model.training_step
-        validation_step = Model.validation_step
-        configure_optimizers = Model.configure_optimizers
+    class Other(Steps, other.LightningModule):
+        pass
 
     model = Other()
-    model.net = make_net()
-    model.through = True
     logger = other.loggers.CSVLogger(tmp_path)
     fit(model, tmp_path, EBC(**OPTIONS), trainer=other.Trainer, logger=logger)
     assert same(model.net, by_hand(2 * STEPS)[0])
