@@ -39,17 +39,6 @@ from ebc_lab.study.store.study import Study
 
 SEEDS = 100  # of an arm: as many as a study may have
 TRACKS = 2
-SMALLEST = [  # a run
-    "scale=smoke",
-    "data=path",
-    "model.blocks=1",
-    "model.width=8",
-    "model.context=8",
-    "batch_size=4",
-    "budget.probe_sequences=1",
-    "eval_windows=2",
-    "device=cpu",
-]
 TRIVIAL = [
     *SMALLEST,
     "dtype=float32",

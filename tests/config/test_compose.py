@@ -1,9 +1,12 @@
 import pytest
 from support.composed import refused
+from support.named import run
 
+from ebc_lab.config.checks import validate_run
 from ebc_lab.config.choices import changed, groups, read_choice
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
+from ebc_lab.config.errors import UserError
 from ebc_lab.config.overrides import expand
 
 
@@ -70,55 +73,29 @@ def test_groups_narrow_what_a_study_covers():
     assert config.calibrate.budgets == ["surrogate"]
 
 
-@pytest.mark.thorough
-def test_scales_hold_what_their_table_says():
-    laptop, paper = compose(["scale=laptop"]), compose(["scale=paper"])
-    assert (laptop.batch_size, laptop.model.context) == (16, 64)
-    assert (laptop.lr_sweep.steps, laptop.finals.steps) == (200, 600)
-    assert laptop.lr_sweep.grids["adam"] == [1e-3, 2e-3, 4e-3, 8e-3]
-    assert (paper.batch_size, paper.model.context, paper.finals.steps, len(paper.seeds)) == (64, 256, 2000, 5)
-    assert paper.lr_sweep.projections == ["none", "spectral"]
-    assert compose([]).scale == "laptop"  # no GPU in tests
-
-
-# choice -> what it needs beside it, and how the choices begin that it does not go with
-NEEDS = {
-    "data=path": "data.file=README.md",
-    "lr_schedule=replay": "lr_schedule.source=x",
-    "tokens=gpt2": "tokens.folder=x",
-}
-WITHOUT = {
-    "optimizer=muonclip": ("workload=", "model="),
-    "workload=ebm": ("quantizer=", "controller=", "model=", "stabilizer="),
-    "memory=hooks": ("optimizer=", "stabilizer=", "budget=", "shock=", "policy="),
-    "memory=all": ("optimizer=", "stabilizer=", "budget=", "shock=", "policy="),
-}
-ELSEWHERE = {  # each of these is composed, with what it needs, by the tests of its part or of what it does
-    *("workload=images", "data=digits", "data=bin", "model=cnn", "model=vit", "budget=lagged"),
-    *("determinism=verity", "race=bounds", "init=run", "adapter=lora"),
+NEED_MORE = {  # than a run has by default
+    *("data=bin", "data=digits", "data=path", "model=cnn", "model=vit", "workload=images", "tokens=gpt2"),
+    *("decoder=transformer", "encoder=transformer", "index=exact", "index=hnsw", "index=ivf"),
+    *("sampler=adjusted", "sampler=original", "projection=sphere", "memory=all", "memory=hooks"),
+    *("init=run", "lr_schedule=replay", "race=bounds"),
 }
 
 
 @pytest.mark.thorough
-def test_every_choice_of_every_group_composes():
+def test_every_choice_of_every_group_is_read_and_fits_a_usual_run_or_needs_more():
     """But for the suites, each of which test_extremes.py plans."""
-    of_a_run = {group: choices for group, choices in groups().items() if group != "study"}
-    for i in range(max(map(len, of_a_run.values()))):  # the i-th choice of every group at once
-        choices = [f"{group}={names[i % len(names)]}" for group, names in of_a_run.items()]
-        choices = [choice for choice in choices if choice not in ELSEWHERE]
-        if "quantizer=none" not in choices or "workload=ebm" not in choices:  # each goes without one
-            choices = [choice for choice in choices if not choice.startswith("projection=")]
-        for one, others in WITHOUT.items():
-            if one in choices:
-                choices = [choice for choice in choices if not choice.startswith(others)]
-        if "workload=ebm" not in choices:
-            of_ebm = ("encoder=", "decoder=", "index=", "sampler=", "ebm=")
-            choices = [choice for choice in choices if not choice.startswith(of_ebm)]
-        if {"memory=hooks", "memory=all"} & set(choices):
-            choices += ["optimizer=axiom", "stabilizer=none"]
-        choices += [NEEDS[choice] for choice in choices if choice in NEEDS]
-        choices += [f"{c.split('=')[0]}.target=json:loads" for c in choices if c.endswith("=custom")]
-        compose(choices, study=False)
+    refused = set()
+    for group, names in groups().items():
+        for name in names:
+            if group in ("scale", "launcher", "tracker"):
+                compose(["device=cpu", f"{group}={name}"])
+            elif group != "study":
+                own = {"target": "my_part:make", "sha256": "1" * 64} if name == "custom" else {}
+                try:
+                    validate_run(changed(run(), {group: {"name": name, **own}}))
+                except UserError:
+                    refused.add(f"{group}={name}")
+    assert refused == NEED_MORE
 
 
 @pytest.mark.parametrize(
@@ -147,26 +124,17 @@ def test_a_study_that_cannot_be_meant_is_refused(overrides, words):
 
 
 @pytest.mark.thorough
-def test_an_arm_can_be_changed_on_the_command_line():
-    config = compose(["scale=smoke", "study=forensics", "ablation.arms.shadow.lr_scale=3"])
-    assert config.ablation.arms["shadow"].lr_scale == 3
-    config = compose(["scale=smoke", "study=stabilizers", "ablation.arms.agc.tune.strength=[0.3,1,3]"])
-    assert config.ablation.arms["agc"].tune["strength"] == [0.3, 1, 3]
-
-
-@pytest.mark.thorough
 def test_a_named_choice_in_an_arm_is_what_its_file_says():
     """Gains of another controller, or another stabilizer's strength, do not come along."""
     base = run_part(compose(["scale=smoke", "controller=log_pi", "stabilizer=norm_clip"], study=False))
-    run = changed(
+    other = changed(
         base, {"controller": {"name": "fixed"}, "stabilizer": {"name": "agc"}, "optimizer": {"name": "lion"}}
     )
-    assert (run.controller.kp, run.controller.ki) == (None, None)
-    assert run.stabilizer.strength == read_choice("stabilizer", "agc")["strength"]
-    assert (run.optimizer.name, run.optimizer.beta2, run.optimizer.lr) == ("lion", 0.99, base.optimizer.lr)
-    assert (
-        changed(base, {"budget": {"name": "surrogate"}}).budget.probe_sequences == base.budget.probe_sequences
-    )
+    assert (other.controller.kp, other.controller.ki) == (None, None)
+    assert other.stabilizer.strength == read_choice("stabilizer", "agc")["strength"]
+    assert (other.optimizer.beta2, other.optimizer.lr) == (0.99, base.optimizer.lr)
+    surrogate = changed(base, {"budget": {"name": "surrogate"}}).budget
+    assert surrogate.probe_sequences == base.budget.probe_sequences
 
 
 @pytest.mark.thorough

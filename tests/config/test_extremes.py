@@ -2,19 +2,15 @@
 
 import dataclasses
 import functools
-import os
 import random
 import re
-import shutil
 import signal
-import time
 
 import pytest
 from support.called import answered
 from support.composed import refused
 
-from ebc_lab.config import choices, hints, study_checks
-from ebc_lab.config import compose as compose_module
+from ebc_lab.config import hints, study_checks
 from ebc_lab.config.choices import groups
 from ebc_lab.config.compose import compose, configurations
 from ebc_lab.config.dicts import flat, to_dict
@@ -134,23 +130,6 @@ def test_a_sweep_of_too_many_studies_is_counted_before_it_is_expanded(sweep):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        [f"seeds=[{','.join(map(str, range(200, 300)))}]"],
-        ["finals.max_seeds=100", "finals.seeds_per_look=10"],
-        ["lr_sweep.max_extensions=20", "lr_sweep.control_extensions=20", "calibrate.max_extra=20"],
-        [f"finals.arms=[baseline,control,ebc_x2,{','.join(f'ebc_x{i}' for i in range(3, 99))}]"],
-    ],
-    ids=lambda value: value[0][:40],
-)
-def test_the_most_that_is_allowed_is_planned(overrides, tmp_path):
-    [config] = configurations([*SMOKE, *overrides, f"output_dir={tmp_path / 'none'}", "device=cpu"])
-    assert 0 < planned(config)["stages"]["total"]["max"]["runs"] <= 2000
-    assert not (tmp_path / "none").exists()
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("study", groups()["study"])
 def test_every_suite_is_planned_and_asks_for_no_more_runs_than_are_counted_beforehand(study, tmp_path):
     config = compose(["scale=smoke", f"study={study}", f"output_dir={tmp_path}", "device=cpu"])
@@ -166,39 +145,6 @@ def test_every_suite_is_planned_and_asks_for_no_more_runs_than_are_counted_befor
     assert not study_checks.beyond_sensible(config)
 
 
-@pytest.fixture
-def own_conf(tmp_path, monkeypatch):
-    """A copy of conf/ that a test may change, and the program uses."""
-    shutil.copytree(choices.conf_dir(), tmp_path / "conf")
-    for module in (choices, compose_module):
-        monkeypatch.setattr(module, "conf_dir", lambda: tmp_path / "conf")
-    for cached in (choices.groups, choices.read_choice):
-        cached.cache_clear()
-    yield tmp_path / "conf"
-    for cached in (choices.groups, choices.read_choice):
-        cached.cache_clear()
-
-
-@pytest.mark.thorough
-def test_a_file_of_conf_cannot_read_the_environment_either(own_conf):
-    text = "# @package _global_\nstudy: {name: mine}\nablation: {question: '${oc.env:HOME}'}\n"
-    (own_conf / "study" / "mine.yaml").write_text(text)
-    assert "ablation.question" in refused(["study=mine"])
-
-
-@pytest.mark.thorough
-@pytest.mark.parametrize("prefix", ["", "+", "++"])
-def test_an_optimizer_without_a_grid_enters_a_study_by_the_command_of_the_hint(own_conf, prefix, tmp_path):
-    (own_conf / "optimizer" / "new.yaml").write_text((own_conf / "optimizer" / "lion.yaml").read_text())
-    new = (own_conf / "optimizer" / "new.yaml").read_text().replace("lion", "new")
-    (own_conf / "optimizer" / "new.yaml").write_text(new)
-    said = refused(["optimizer=new"])
-    [command] = re.findall(r"'(lr_sweep[^']*)'", said)
-    [config] = configurations([*SMOKE, "optimizer=new", prefix + command, f"output_dir={tmp_path / 'none'}"])
-    assert config.lr_sweep.grids["new"] == [1e-3, 2e-3, 4e-3]
-    assert planned(config)["stages"]["lr_sweep"]["min"]["runs"] > 3
-
-
 @pytest.mark.thorough
 @pytest.mark.parametrize("prefix", ["", "+", "++"])
 def test_an_entry_of_a_mapping_is_changed_or_added_in_any_spelling(prefix):
@@ -210,12 +156,14 @@ def test_an_entry_of_a_mapping_is_changed_or_added_in_any_spelling(prefix):
             f"{prefix}controller_search.candidates.log_pi_soft.controller.kp=0.3",
             f"{prefix}lr_sweep.grids.adam=[1e-3,5e-3]",
             f"{prefix}ablation.arms.agc.settings.eval_windows=8",
+            f"{prefix}ablation.arms.agc.tune.strength=[0.3,1,3]",
         ]
     )
     assert config.controller_search.candidates["mine"] == {"controller": {"name": "pi"}}
     assert config.controller_search.candidates["log_pi_soft"]["controller"]["kp"] == 0.3
     assert config.lr_sweep.grids["adam"] == [1e-3, 5e-3]
     assert config.ablation.arms["agc"].settings["eval_windows"] == 8
+    assert config.ablation.arms["agc"].tune["strength"] == [0.3, 1, 3]
 
 
 @pytest.mark.parametrize(
@@ -335,11 +283,6 @@ def mutated(draw):
     return overrides
 
 
-def names_in(override):
-    """Return the words of an override's setting, of which a refusal must use one."""
-    return re.findall(r"\w+", override.partition("=")[0])
-
-
 def too_long(number, frame):
     raise TimeoutError
 
@@ -349,29 +292,28 @@ def test_whatever_is_overridden_is_planned_or_refused_in_a_sentence(cases, tmp_p
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(study_checks, "MOST_RUNS", 2000)  # more may take longer to plan than is waited here
     draw = random.Random(cases)
-    slowest, plans = (0.0, []), 0
-    refusals: list[tuple[str, set[str]]] = []
+    plans = 0
     before = signal.signal(signal.SIGALRM, too_long)
     try:
-        for _ in range(int(os.environ.get("EBC_LAB_FUZZ_OVERRIDES", cases))):
+        for _ in range(cases):
             overrides = mutated(draw)
+            shown = [override[:200] for override in overrides]
             signal.alarm(20)
-            begun = time.process_time()
             try:
                 [config] = configurations(overrides)
                 plans += 1
                 assert planned(config)["stages"]["total"]["max"]["runs"] <= study_checks.MOST_RUNS
             except UserError as error:
-                refusals.append((str(error), {word for o in overrides for word in names_in(o)}))
+                said = str(error)
+                assert "\n" not in said, shown
+                assert len(said) <= 600, shown
+                settings = " ".join(override.partition("=")[0] for override in overrides)
+                assert any(word in said for word in re.findall(r"\w+", settings)), shown
             except BaseException as error:
-                raise AssertionError([o[:200] for o in overrides]) from error
+                raise AssertionError(shown) from error
             finally:
                 signal.alarm(0)
-            slowest = max(slowest, (time.process_time() - begun, [o[:80] for o in overrides]))
     finally:
         signal.signal(signal.SIGALRM, before)
-    print(f"{plans} plans, {len(refusals)} refusals; the slowest took {slowest[0]:.1f} s: {slowest[1]}")
     assert plans
-    assert not [said for said, _ in refusals if "\n" in said or len(said) > 600]
-    assert not [said for said, asked in refusals if not any(name in said for name in asked)]
     assert not list(tmp_path.iterdir())

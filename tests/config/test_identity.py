@@ -2,8 +2,6 @@ import functools
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ebc_lab.config import identity as names
 from ebc_lab.config.compose import compose
@@ -24,24 +22,9 @@ def config_with(*overrides: str, study: bool = False) -> Config:
 def test_identity_keeps_what_changes_numbers_and_nothing_else():
     base = config_with()
     name = digest(identity(base))
-    for change in (
-        "launcher=inline",
-        "output_dir=elsewhere",
-        "study.name=other",
-        "seeds=[7]",
-        "lr_sweep.steps=99",
-    ):
+    for change in ("launcher=inline", "output_dir=elsewhere", "seeds=[7]", "lr_sweep.steps=99"):
         assert digest(identity(config_with(change))) == name, change
-    changes = [
-        "seed=1",
-        "steps=61",
-        "optimizer.lr=1e-3",
-        "batch_size=25",
-        "threads_per_run=2",
-        "dtype=bfloat16",
-    ]
-    changes += ["compile=on", "budget.target_kl=0.02", "stabilizer=none", "projection=spectral"]
-    changes += ["lr_schedule=warmup_linear"]
+    changes = ("seed=1", "steps=61", "optimizer.lr=1e-3", "threads_per_run=2", "dtype=bfloat16", "compile=on")
     names = {digest(identity(config_with(c))) for c in changes}
     assert len(names) == len(changes)
     assert name not in names
@@ -54,18 +37,10 @@ def test_identity_wants_everything_resolved():
             identity(config_with(still_open))
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=10,
-)
-
-
-@pytest.mark.thorough
-@given(st.dictionaries(st.text(), json_values))
-def test_canonical_json_does_not_depend_on_the_order_of_keys(value):
-    backwards = dict(reversed(list(value.items())))
-    assert canonical_json(value) == canonical_json(backwards)
+def test_canonical_json_does_not_depend_on_the_order_of_keys():
+    assert canonical_json({"b": {"d": 1, "c": [2]}, "a": 3}) == canonical_json(
+        {"a": 3, "b": {"c": [2], "d": 1}}
+    )
 
 
 @pytest.mark.thorough
@@ -88,12 +63,7 @@ def test_a_replay_is_named_by_its_record_where_that_is_known():
 
 # -- libraries -----------------------------------------------------------------------------------------------
 
-PYTORCH_OPTIMIZER = (
-    *("lion", "soap", "schedule_free", "galore", "prodigy", "adopt", "lionar", "scion", "normuon"),
-    *("muonclip", "d_adaptation"),
-)
-LIBRARIES = {f"optimizer={name}": "pytorch-optimizer" for name in PYTORCH_OPTIMIZER}
-LIBRARIES |= {"optimizer=adam8bit": "torchao", "optimizer=adam4bit": "torchao"}
+LIBRARIES = {"optimizer=lion": "pytorch-optimizer", "optimizer=adam8bit": "torchao"}
 LIBRARIES |= {"stabilizer=agc": "pytorch-optimizer"}
 
 

@@ -4,7 +4,7 @@ import os
 import re
 
 import pytest
-from support.smi import MODEL, gpu_uuid, mig_uuid
+from support.smi import MODEL, NO_DRIVER, gpu_uuid, mig_uuid
 
 from ebc_lab.config import machine
 from ebc_lab.config.compose import compose
@@ -89,17 +89,6 @@ def test_an_inherited_choice_is_read_as_cuda_reads_it(value, devices, divided, m
     assert machine.visible_gpus() == devices
 
 
-def test_the_names_that_instances_had_under_old_drivers_are_known(machine_with, monkeypatch):
-    old = [f"MIG-{GPU[0]}/{instance}/0" for instance in (1, 11)]
-    fake = machine_with(1, {0: ["3g.20gb", "3g.20gb"]})
-    fake.gpus[0]["instances"] = [["3g.20gb", name] for name in old]
-    fake.hold(0, 1, 1)
-    assert machine.visible_gpus() == old
-    machine.first_listing.cache_clear()
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"{old[0]},MIG-{GPU[0]}/2/0")  # the second is none of them
-    assert machine.visible_gpus() == old[:1]
-
-
 def test_an_index_stays_one_where_cuda_may_count_otherwise(machine_with, monkeypatch):
     """Without CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA's first GPU is the fastest one, whatever nvidia-smi's is."""
     machine_with(2).rename(1, "NVIDIA H100 80GB HBM3")
@@ -133,9 +122,6 @@ def test_in_a_slurm_job_only_what_slurm_gave_is_used(environment, devices, machi
     assert machine.visible_gpus() == devices
 
 
-NO_DRIVER = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n"
-
-
 FAILURES = [
     (NO_DRIVER, 9, f"no GPU is found: nvidia-smi fails with exit code 9: {NO_DRIVER.strip()}"),
     ("No devices were found\n", 6, "nvidia-smi lists no GPU here."),
@@ -156,21 +142,22 @@ def test_where_nvidia_smi_fails_there_is_no_gpu_and_it_is_said_why(text, code, t
     refused_without_gpu(told)
 
 
-def test_an_nvidia_smi_that_hangs_is_given_up(machine_with, monkeypatch):
-    machine_with(2).replace("#!/bin/sh\nexec tail -f /dev/null\n")
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("#!/bin/sh\nexec tail -f /dev/null\n", "does not answer within 0.1 s"),
+        ("", "cannot be started (Exec format error)"),
+        (None, "is not on PATH"),
+    ],
+)
+def test_an_nvidia_smi_that_cannot_answer_is_none(command, told, machine_with, monkeypatch, tmp_path):
+    fake = machine_with(2)
     monkeypatch.setattr(machine, "SMI_PATIENCE_S", 0.1)
-    refused_without_gpu("no GPU is found: nvidia-smi does not answer within 0.1 s.")
-
-
-def test_an_nvidia_smi_that_is_no_program_is_none(machine_with):
-    machine_with(2).replace("")
-    refused_without_gpu("no GPU is found: nvidia-smi cannot be started (Exec format error).")
-
-
-def test_where_nvidia_smi_is_missing_that_is_said(monkeypatch, tmp_path, machine_with):
-    machine_with(2)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    refused_without_gpu("no GPU is found: nvidia-smi is not on PATH.")
+    if command is None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    else:
+        fake.replace(command)
+    refused_without_gpu(f"no GPU is found: nvidia-smi {told}.")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ def test_an_arm_is_the_same_from_graphs_after_a_resume_and_beside_another(name, 
     assert found.graphed is not False
     assert found.resumed
     assert found.given_back
-    assert found.sound
 
 
 def test_every_choice_is_tried():

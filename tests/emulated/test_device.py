@@ -1,4 +1,7 @@
-"""The emulated device notices each thing that it is there for: every fault here is planted."""
+"""The emulated device notices each thing that it is there for: every fault here is planted.
+
+That it computes what is right, and finds nothing wrong there, is what the arms of test_arms.py rest on.
+"""
 
 import pytest
 import torch
@@ -41,51 +44,6 @@ def on_gpu(*values):
     return torch.tensor(values, device="cuda")
 
 
-# -- what is right is found to be right ----------------------------------------------------------------------
-
-
-def test_a_graph_computes_nothing_when_it_is_captured_and_then_on_what_its_memory_holds():
-    x, total = on_gpu(1.0, 2.0), on_gpu(0.0, 0.0)
-    graph, y = captured(lambda: total.add_(x) * 2)
-    assert total.tolist() == [0, 0]
-    assert y.isnan().all()
-    for n in (1, 2):
-        replayed(graph)
-        assert y.tolist() == [2 * n, 4 * n]
-    x.fill_(10)
-    torch.cuda.synchronize()
-    replayed(graph)
-    assert y.tolist() == [2 * 12, 2 * 14]
-    assert not device.findings()
-
-
-def test_a_stream_that_waits_may_read_what_another_wrote():
-    with torch.cuda.stream(ONE):
-        x = torch.ones(3, device="cuda")
-        event = ONE.record_event()
-    with torch.cuda.stream(TWO):
-        event.wait()
-        y = x + 1
-    ONE.wait_stream(TWO)
-    with torch.cuda.stream(ONE):
-        assert (x + y).tolist() == [3, 3, 3]
-    assert not device.findings()
-
-
-def test_dropout_in_a_graph_draws_on_from_the_generator():
-    x = torch.ones(64, device="cuda")
-    torch.manual_seed(3)
-    eager = [torch.nn.functional.dropout(x, 0.5).tolist() for _ in range(2)]
-    torch.manual_seed(3)
-    graph, y = captured(lambda: torch.nn.functional.dropout(x, 0.5))
-    graphed = []
-    for _ in range(2):
-        replayed(graph)
-        graphed.append(y.tolist())
-    assert graphed == eager
-    assert eager[0] != eager[1]
-
-
 # -- the host ------------------------------------------------------------------------------------------------
 
 
@@ -111,16 +69,6 @@ def test_a_wait_of_the_host_is_counted_and_may_fail(wait):
     torch.cuda.set_sync_debug_mode("error")
     with pytest.raises(RuntimeError, match="synchronizing"):
         wait(x)
-
-
-def test_a_copy_from_pinned_memory_does_not_wait_and_a_kernel_neither():
-    host = torch.arange(4.0).pin_memory()
-    torch.cuda.set_sync_debug_mode("error")
-    x = host.to("cuda", non_blocking=True)
-    y = torch.zeros(4, device="cuda").add_(x).mul_(0.5).fill_(2.0)
-    torch.cuda.set_sync_debug_mode("default")
-    assert (x + y).tolist() == [2, 3, 4, 5]
-    assert not device.findings()
 
 
 def test_two_devices_do_not_mix_but_for_a_number():
@@ -199,16 +147,6 @@ def test_freed_memory_does_not_keep_what_it_held():
     assert y.isnan().all()
 
 
-def test_memory_is_given_back_with_its_last_tensor():
-    before = torch.cuda.memory_allocated()
-    x = torch.ones(1000, device="cuda")
-    y = x[:10]
-    del x
-    assert torch.cuda.memory_allocated() == before + 4096
-    del y
-    assert torch.cuda.memory_allocated() == before
-
-
 # -- the order of streams ------------------------------------------------------------------------------------
 
 
@@ -231,17 +169,6 @@ def test_memory_that_is_freed_while_another_stream_may_still_read_it():
     del x
     assert found(f"order: memory of stream {ONE.number} is freed while stream {TWO.number} reads it")
     del y
-
-
-def test_memory_that_a_stream_recorded_may_be_freed():
-    with torch.cuda.stream(ONE):
-        x = torch.ones(3, device="cuda")
-    TWO.wait_stream(ONE)
-    with torch.cuda.stream(TWO):
-        y = x + 1
-    x.record_stream(TWO)
-    del x, y
-    assert not device.findings()
 
 
 def test_pinned_memory_that_changes_before_its_copy_is_done():

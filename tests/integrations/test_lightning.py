@@ -27,6 +27,7 @@ pytestmark = [
 ]
 STEPS = 12
 OPTIONS = {"target_kl": 1e-3, "audit_every": 4}
+RATIO = 0.003  # of the energy clip
 
 
 class Loader:
@@ -57,13 +58,17 @@ def make_net():
     return nn.Sequential(nn.Embedding(64, 16), nn.Linear(16, 64))
 
 
+def one_optimizer(net):
+    return [torch.optim.Adam(net.parameters(), lr=0.02)]
+
+
 def two_optimizers(net):
     embedding, linear = net
     return [torch.optim.Adam(embedding.parameters(), 0.02), torch.optim.AdamW(linear.parameters(), 0.03)]
 
 
-class Model(pl.LightningModule):
-    """`through`: whether training_step calls the module itself, or its `net`."""
+class Steps:
+    """What a LightningModule does; `through`: whether training_step calls the module itself, or its `net`."""
 
     def __init__(self, through: bool = True, manual: bool = False):
         super().__init__()
@@ -98,17 +103,15 @@ class Model(pl.LightningModule):
         return two_optimizers(self.net)
 
 
-def fit(model, folder, *callbacks, trainer=pl.Trainer, ckpt_path=None, **options):
-    quiet = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
-    quiet |= {
-        "logger": CSVLogger(folder),
-        "default_root_dir": folder,
-        "log_every_n_steps": 1,
-        "max_epochs": 2,
-    }
-    own = trainer(callbacks=list(callbacks), **{**quiet, **options})
-    own.fit(model, Loader(), Loader(2), ckpt_path=ckpt_path)
-    return own
+class Model(Steps, pl.LightningModule):
+    pass
+
+
+def fit(model, folder, *callbacks, trainer=pl.Trainer, loader=None, ckpt_path=None, **options):
+    given = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+    given |= {"default_root_dir": folder, "log_every_n_steps": 1, "max_epochs": 2}
+    own = trainer(callbacks=list(callbacks), **{**given, "logger": CSVLogger(folder), **options})
+    own.fit(model, loader or Loader(), Loader(2), ckpt_path=ckpt_path)
 
 
 def logged(folder, key="ebc/c"):
@@ -123,11 +126,12 @@ def same(a, b):
     )
 
 
-def by_hand(steps, clip=None, accumulate=1):
-    """The same training in a plain loop -> (net, c of each step)."""
+def by_hand(steps, clip=None, accumulate=1, make_optimizers=one_optimizer, energy=False):
+    """The same training in a plain loop -> (net, c or the largest share of each step)."""
     net = make_net()
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
-    ebc = attach(net, optimizer, **OPTIONS)
+    optimizers = make_optimizers(net)
+    ebc = None if energy else attach(net, optimizers, **OPTIONS)
+    energy_clip = energy_budget_clip(net, RATIO) if energy else None
     batches = (Loader().batches * 2)[: steps * accumulate]
     found = []
     for i, batch in enumerate(batches, 1):
@@ -136,9 +140,13 @@ def by_hand(steps, clip=None, accumulate=1):
         if i % accumulate == 0:
             if clip:
                 nn.utils.clip_grad_norm_(net.parameters(), clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            found.append(float(ebc.last.clip_coefficient))
+            if energy:
+                found.append(max(map(float, energy_clip().values())))
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            if ebc:
+                found.append(float(ebc.last.clip_coefficient))
     return net, found
 
 
@@ -173,16 +181,7 @@ def test_a_resumed_fit_ends_at_the_same_bits_from_the_middle_of_an_epoch_too(tmp
 def test_of_two_optimizers_by_hand_both_are_limited_by_one_c(tmp_path):
     limited = Model(manual=True)
     fit(limited, tmp_path / "a", EBC(**OPTIONS), max_epochs=1)
-    net = make_net()
-    optimizers = two_optimizers(net)
-    ebc = attach(net, optimizers, **OPTIONS)
-    clipped = []
-    for batch in Loader():
-        F.cross_entropy(net(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten()).backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        clipped.append(float(ebc.last.clip_coefficient))
+    net, clipped = by_hand(STEPS, make_optimizers=two_optimizers)
     assert same(limited.net, net)
     assert [float(row["ebc/c"]) for row in logged(tmp_path / "a")] == pytest.approx(clipped)
     assert min(clipped) < 0.9
@@ -198,35 +197,23 @@ def test_the_submodule_that_is_called_has_to_be_named(tmp_path):
         fit(Model(), tmp_path, EBC(module="nett", **OPTIONS), logger=False)
 
 
-class Upcast(Model):
-    """Its logits are float32, computed in bfloat16 under autocast: the last line hides it."""
-
-    def forward(self, tokens):
-        return self.net(tokens).float()
-
-
-def test_mixed_precision_is_measured_in_the_precision_of_training(tmp_path):
+def test_mixed_precision_is_measured_in_the_precision_of_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(Model, "forward", lambda self, tokens: self.net(tokens).float())  # which hides it
     callback = EBC(**OPTIONS)
-    fit(Upcast(), tmp_path, callback, precision="bf16-mixed")
+    fit(Model(), tmp_path, callback, precision="bf16-mixed")
     assert callback.attached.clip.budget.floor == 1e-5
     rows = [row for row in logged(tmp_path) if row["loss"]]
     clipped = [float(row["ebc/c"]) for row in rows]
     assert clipped[:8] == pytest.approx(by_hand(STEPS)[1][:8], rel=0.1)
     with pytest.raises(ValueError, match="ten times 1e-05"):
-        fit(Upcast(), tmp_path, EBC(target_kl=5e-5), precision="bf16-mixed", logger=False)
-
-
-class WithAHead(Model):
-    """Its one optimizer trains more than the net."""
-
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Linear(64, 2)
+        fit(Model(), tmp_path, EBC(target_kl=5e-5), precision="bf16-mixed", logger=False)
 
 
 def test_an_optimizer_that_trains_more_than_the_submodule_is_refused(tmp_path):
+    model = Model()
+    model.head = nn.Linear(64, 2)
     with pytest.raises(ValueError, match="needs an optimizer of its own"):
-        fit(WithAHead(), tmp_path, EBC(module="net", **OPTIONS), logger=False)
+        fit(model, tmp_path, EBC(module="net", **OPTIONS), logger=False)
 
 
 @pytest.fixture
@@ -248,29 +235,6 @@ def test_under_ddp_which_calls_training_step_as_the_modules_forward(tmp_path, as
 
 # -- the energy clip -----------------------------------------------------------------------------------------
 
-RATIO = 0.003
-
-
-def energy_by_hand(make_optimizers, accumulate=1):
-    """One epoch in a plain loop -> (net, the largest share of each step)."""
-    net = make_net()
-    optimizers = make_optimizers(net)
-    clip = energy_budget_clip(net, RATIO)
-    worst = []
-    for i, batch in enumerate(Loader(), 1):
-        loss = F.cross_entropy(net(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
-        (loss / accumulate).backward()
-        if i % accumulate == 0:
-            worst.append(max(map(float, clip().values())))
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-    return net, worst
-
-
-def one_optimizer(net):
-    return [torch.optim.Adam(net.parameters(), lr=0.02)]
-
 
 @pytest.mark.parametrize(
     ("manual", "accumulate", "optimizers"), [(False, 2, one_optimizer), (True, 1, two_optimizers)]
@@ -279,7 +243,8 @@ def test_the_energy_clip_limits_the_steps_of_the_loop_by_hand(tmp_path, manual, 
     model = Model(manual=manual, through=False)
     options = {"accumulate_grad_batches": accumulate, "val_check_interval": 6, "max_epochs": 1}
     fit(model, tmp_path, EnergyClip(RATIO), **options)
-    net, worst = energy_by_hand(optimizers, accumulate)
+    steps = STEPS // accumulate
+    net, worst = by_hand(steps, accumulate=accumulate, make_optimizers=optimizers, energy=True)
     assert same(model.net, net)
     shares = [float(row["energy/worst"]) for row in logged(tmp_path, "energy/worst")]
     assert shares == pytest.approx(worst)
@@ -294,7 +259,7 @@ def test_the_energy_clip_sees_gradients_that_are_not_scaled(tmp_path, fused):
     model.configure_optimizers = lambda: torch.optim.Adam(model.parameters(), lr=0.02, fused=fused)
     fit(model, tmp_path, EnergyClip(RATIO), plugins=[scaled], max_epochs=1)
     shares = [float(row["energy/worst"]) for row in logged(tmp_path, "energy/worst")]
-    assert shares[:4] == pytest.approx(energy_by_hand(one_optimizer)[1][:4], rel=0.02)
+    assert shares[:4] == pytest.approx(by_hand(4, energy=True)[1], rel=0.02)
 
 
 def test_the_energy_clip_wants_one_process():
@@ -306,16 +271,10 @@ def test_the_energy_clip_wants_one_process():
 def test_the_trainer_of_pytorch_lightning_takes_it_too(tmp_path):
     other = pytest.importorskip("pytorch_lightning")
 
-    class Other(other.LightningModule):
-        loss = Model.loss
-        forward = Model.forward
-        training_step = Model.training_step
-        validation_step = Model.validation_step
-        configure_optimizers = Model.configure_optimizers
+    class Other(Steps, other.LightningModule):
+        pass
 
     model = Other()
-    model.net = make_net()
-    model.through = True
     logger = other.loggers.CSVLogger(tmp_path)
     fit(model, tmp_path, EBC(**OPTIONS), trainer=other.Trainer, logger=logger)
     assert same(model.net, by_hand(2 * STEPS)[0])

@@ -20,6 +20,10 @@ SMALL_RUN = [  # of some steps a second
     *("scale=smoke", "model.blocks=1", "model.width=16", "model.context=16", "batch_size=10"),
     *("budget.probe_sequences=2", "device=cpu"),
 ]
+SMALLEST = [  # a study's run
+    *("scale=smoke", "data=path", "model.blocks=1", "model.width=8", "model.context=8", "batch_size=4"),
+    *("budget.probe_sequences=1", "eval_windows=2", "device=cpu"),
+]
 
 
 def called(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:

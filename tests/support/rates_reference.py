@@ -8,6 +8,7 @@ import math
 import warnings
 
 import numpy as np
+import pytorch_optimizer
 import torch
 import torch.nn.functional as F
 from scipy.integrate import quad
@@ -133,17 +134,13 @@ class AdaptiveWarmUp(Plain):
         return self.peak if self.done else self.eta(gap, self.constants)
 
 
-class AdaGC:
+class AdaGC(Plain):
     """arXiv:2502.11034 as `pytorch_optimizer` has it: inside its Adam."""
 
     def __init__(self, model, peak, warm_up):
-        from pytorch_optimizer import AdaGC as Library
+        super().__init__(model, peak)
+        settings = {"weight_decay": 0.0, "warmup_steps": warm_up}
+        self.adam = pytorch_optimizer.AdaGC(model.parameters(), lr=peak, **settings)
 
-        self.model = model
-        self.adam = Library(model.parameters(), lr=peak, weight_decay=0.0, warmup_steps=warm_up)
-
-    def step(self, x, y):
-        self.model.zero_grad()
-        F.cross_entropy(self.model(x), y).backward()
-        self.adam.step()
-        return 1.0
+    def rate(self, *step):
+        return self.peak

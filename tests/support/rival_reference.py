@@ -9,42 +9,26 @@ import contextlib
 import io
 
 import torch
+from dadaptation import DAdaptAdam
+from dog import DoG, LDoG
+from mechanic_pytorch import mechanize
+from prodigyopt import Prodigy
 
 GENERAL = {"lr": 1.0, "betas": (0.9, 0.999), "eps": 1e-8}
 
 
-def prodigy(weights):
-    from prodigyopt import Prodigy
-
-    return Prodigy(weights, **GENERAL)
-
-
 def d_adaptation(weights):
-    from dadaptation import DAdaptAdam
-
     with contextlib.redirect_stdout(io.StringIO()):  # it prints how it decays
         return DAdaptAdam(weights, **GENERAL, decouple=True)
 
 
-def dog(weights):
-    from dog import DoG
-
-    return DoG(weights)
-
-
-def ldog(weights):
-    from dog import LDoG
-
-    return LDoG(weights)
-
-
-def mechanic(weights):
-    from mechanic_pytorch import mechanize
-
-    return mechanize(torch.optim.AdamW)(weights, **GENERAL, weight_decay=0.0)
-
-
-AUTHORS = {"prodigy": prodigy, "d_adaptation": d_adaptation, "dog": dog, "ldog": ldog, "mechanic": mechanic}
+AUTHORS = {
+    "prodigy": lambda weights: Prodigy(weights, **GENERAL),
+    "d_adaptation": d_adaptation,
+    "dog": DoG,
+    "ldog": LDoG,
+    "mechanic": lambda weights: mechanize(torch.optim.AdamW)(weights, **GENERAL, weight_decay=0.0),
+}
 
 
 def adopt(w, gradients, rates, hidden):
@@ -59,6 +43,12 @@ def adopt(w, gradients, rates, hidden):
     return w
 
 
+def on_its_sphere(w, u, lr, radius):
+    """R unit(w - lr R unit(u))"""
+    moved = w - lr * (u / u.norm()) * radius
+    return moved * (radius / moved.norm())
+
+
 def hyperball(w, gradients, rates, hidden):
     """Adam's update u: w <- R unit(w - lr R unit(u)), R the first norm; the rest by Adam at a tenth."""
     m, v, radius = torch.zeros_like(w), torch.zeros_like(w), w.norm()
@@ -67,8 +57,7 @@ def hyperball(w, gradients, rates, hidden):
         v = (v * 0.999).addcmul(g, g, value=1 - 0.999)
         if hidden:
             u = (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
-            moved = w - lr * (u / u.norm()) * radius
-            w = moved * (radius / moved.norm())
+            w = on_its_sphere(w, u, lr, radius)
         else:
             root = v.sqrt() / (1 - 0.999**t) ** 0.5 + 1e-8
             w = w.addcdiv(m, root, value=-(0.1 * lr / (1 - 0.9**t)))
@@ -81,11 +70,7 @@ def lionar(w, gradients, rates, hidden):
     for g, lr in zip(gradients, rates, strict=True):
         m = m.lerp(g, 1 - 0.9)
         u = g.lerp(m, 0.9).sign()
-        if hidden:
-            moved = w - lr * (u / u.norm()) * radius
-            w = moved * (radius / moved.norm())
-        else:
-            w = w - 0.1 * lr * u
+        w = on_its_sphere(w, u, lr, radius) if hidden else w - 0.1 * lr * u
     return w
 
 
@@ -140,11 +125,4 @@ def muonclip(w, gradients, rates, hidden):
     return w
 
 
-WRITTEN_OUT = {
-    "adopt": adopt,
-    "hyperball": hyperball,
-    "lionar": lionar,
-    "scion": scion,
-    "normuon": normuon,
-    "muonclip": muonclip,
-}
+WRITTEN_OUT = {f.__name__: f for f in (adopt, hyperball, lionar, scion, normuon, muonclip)}

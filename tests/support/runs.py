@@ -3,7 +3,6 @@
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -61,21 +60,29 @@ def resumed_after(run, folder, steps):
     return run_and_record(run, folder, "x")
 
 
-TRAIN = """
+# has one other process train, or torchrun's several: its number is then in the file `pid`
+APART = """
 import json, sys
 from pathlib import Path
 from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.training.run import Training
+from ebc_lab.training import apart
+from ebc_lab.training.outcome import run_and_record
 
+class Noted(apart._Process):
+    def __init__(self, *asked):
+        super().__init__(*asked)
+        (folder.parent / "pid").write_text(str(self.process.pid))
+
+def hold(step):
+    if step >= 11:
+        print("now", flush=True)
+        sys.stdin.read()
+
+folder = Path(sys.argv[2])
+apart._Process = Noted
 run = from_dict(RunConfig, json.loads(sys.argv[1]))
-training = Training(run, Path(sys.argv[2]))
-print("at", training.step, flush=True)
-training.advance(11)
-training.save_checkpoint()
-training.advance(4)
-print("now", flush=True)
-sys.stdin.read()
+run_and_record(run, folder, "x", processes=int(sys.argv[3]), checkpoint_every_s=0.0, on_progress=hold)
 """
 
 
@@ -91,16 +98,10 @@ def assert_over(folder):
         os.close(ended)
 
 
-def killed_in_mid_run(run, folder, script=TRAIN):
-    """Kill -9 a process that trains `run` in `folder` by `script`, once it says `now`, from step 0 on.
-
-    The usual one has then saved its checkpoint at step 11, and taken four further steps.
-    """
-    command = [sys.executable, "-c", script, json.dumps(to_dict(run)), str(folder)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ, text=True
-    ) as process:
+def killed_in_mid_run(run, folder, processes):
+    """Kill -9 a process that has so many others train `run` in `folder`, once they are at step 11."""
+    command = [sys.executable, "-c", APART, json.dumps(to_dict(run)), str(folder), str(processes)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "at 0\n"
         assert process.stdout.readline() == "now\n"
-        process.send_signal(signal.SIGKILL)
+        process.kill()

@@ -1,63 +1,48 @@
-"""What is made or read once for many tests is as if it were made for each."""
+"""What many tests rest on, and would hide faults if it were wrong."""
 
-import pickle
+import itertools
+import json
+import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support.composed import composed_once, conf_read_once
-from support.shared import made_once
+from support.pairwise import pairwise
 
 from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import to_dict
+
+ASKED = [
+    ["scale=smoke", "output_dir=/tmp/x-y", "study.name=done"],
+    ["scale=smoke", "study=optimizers", "optimizer.lr=0.5", "study.name=1e3"],
+    ["scale=laptop", "study.name=n1", "study.name=n2", "~ablation.arms.x"],
+]
 
 
-def test_what_takes_long_is_made_once_and_every_caller_has_its_own(tmp_path):
-    made = []
-
-    def make(folder):
-        (folder / "file").write_text("kept")
-        made.append(folder)
-        return [folder]
-
-    with ThreadPoolExecutor(4) as pool:
-        asked = list(pool.map(lambda _: made_once(tmp_path / "shared", "study", make), range(8)))
-    assert len(made) == 1
-    assert asked == [made] * 8
-    assert (made[0] / "file").read_text() == "kept"
-    asked[0].clear()
-    assert asked[1] == made
+def outcome(overrides):
+    try:
+        return to_dict(compose(overrides))
+    except Exception as error:
+        return repr(error)
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["scale=smoke", "output_dir=/tmp/x-y", "study.name=done"],
-        ["scale=smoke", "study=optimizers", "optimizer.lr=0.5", "study.name=1e3"],
-        ["scale=laptop", "study.name=n1", "study.name=n2", "~ablation.arms.x"],
-    ],
-)
-def test_a_remembered_composition_is_the_composition(overrides):
-    def outcome():
-        try:
-            return compose(overrides)
-        except Exception as error:
-            return repr(error)
-
+def test_a_remembered_composition_is_that_of_a_process_that_remembers_none():
     with composed_once(), conf_read_once():
-        remembered = [outcome(), outcome()]
-    assert remembered[0] == remembered[1]
-    assert remembered[0] is not remembered[1]
-    assert remembered[0] == alone(overrides)
-
-
-def alone(overrides):
-    """The same from a process in which nothing is remembered."""
-    program = (
-        "import pickle, sys\nfrom ebc_lab.config.compose import compose\n"
-        "try:\n    made = compose(sys.argv[1:])\nexcept Exception as error:\n    made = repr(error)\n"
-        "sys.stdout.buffer.write(pickle.dumps(made))"
+        remembered = [[outcome(overrides) for overrides in ASKED] for _ in range(2)]
+    program = "import json\nfrom support.test_shared import *\nprint(json.dumps(list(map(outcome, ASKED))))"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    alone = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=env
     )
-    done = subprocess.run([sys.executable, "-c", program, *overrides], stdout=subprocess.PIPE, check=True)
-    return pickle.loads(done.stdout)
+    assert remembered == [json.loads(alone.stdout)] * 2
+
+
+@pytest.mark.parametrize("columns", [("ab", "xyz"), ("abcdefghi", "ABCDEFGHIJK", "xyz")])
+def test_each_pair_occurs_in_a_pairwise_table_and_most_combinations_do_not(columns):
+    rows = pairwise(*columns)
+    for (i, one), (j, other) in itertools.combinations(enumerate(columns), 2):
+        assert {(row[i], row[j]) for row in rows} == set(itertools.product(one, other))
+    largest, second = sorted((len(column) for column in columns), reverse=True)[:2]
+    assert largest * second <= len(rows) <= 1.2 * largest * second

@@ -15,32 +15,6 @@ from ebc_lab.training import apart
 from ebc_lab.training.ends import Interrupted
 from ebc_lab.training.outcome import run_and_record
 
-# as `support.runs.TRAIN`, by a process that has another one train
-TOLD = """
-import json, sys
-from pathlib import Path
-from ebc_lab.config.dicts import from_dict
-from ebc_lab.config.schema import RunConfig
-from ebc_lab.training import apart
-from ebc_lab.training.outcome import run_and_record
-
-class Noted(apart._Process):
-    def __init__(self, *asked):
-        super().__init__(*asked)
-        (folder.parent / "pid").write_text(str(self.process.pid))
-
-def hold(step):
-    if step >= 11:
-        print("now", flush=True)
-        sys.stdin.read()
-
-folder = Path(sys.argv[2])
-apart._Process = Noted
-print("at 0", flush=True)
-run = from_dict(RunConfig, json.loads(sys.argv[1]))
-run_and_record(run, folder, "x", checkpoint_every_s=0.0, on_progress=hold)
-"""
-
 
 @pytest.fixture
 def there(run):
@@ -89,7 +63,7 @@ def test_a_run_is_interrupted_there_and_resumed_to_the_same_bits(there, tmp_path
 @pytest.mark.slow
 def test_it_dies_with_the_process_that_started_it_and_the_run_goes_on_from_its_checkpoint(there, tmp_path):
     there = replace(there, steps=300)
-    killed_in_mid_run(there, tmp_path / "killed", TOLD)
+    killed_in_mid_run(there, tmp_path / "killed", processes=1)
     assert_over(tmp_path)
     assert not (tmp_path / "killed" / "result.json").exists()
     resumed = run_and_record(there, tmp_path / "killed", "x")
@@ -117,12 +91,3 @@ def test_what_is_refused_there_and_what_this_cpu_lacks_is_said_here(there, tmp_p
     monkeypatch.setattr(apart, "capabilities", lambda: ("default", "avx2"))
     with pytest.raises(UserError, match="capability=avx512: this CPU has default or avx2"):
         run_and_record(replace(there, capability="avx512"), tmp_path / "b", "x")
-
-
-@pytest.mark.thorough
-def test_a_process_that_already_has_the_instructions_trains_the_run_itself(there, tmp_path, monkeypatch):
-    monkeypatch.setenv(apart.VARIABLE, "default")
-    assert not apart.wanted(there)
-    monkeypatch.setenv(apart.VARIABLE, "avx2")
-    assert apart.wanted(there)
-    assert not apart.wanted(replace(there, capability="auto"))

@@ -17,11 +17,6 @@ from ebc_lab.workloads.corpus import locate
 
 pytestmark = pytest.mark.thorough
 
-NONE = {"stabilizer": {"name": "none"}}
-TRACKED = {"stabilizer": {"name": "ebc"}, "budget": {"name": "tracked"}}
-SHADOW = {"stabilizer": {"name": "ebc"}, "budget": {"name": "shadow"}}
-SURROGATE = {"stabilizer": {"name": "ebc"}, "budget": {"name": "surrogate"}}
-FISHER = {"stabilizer": {"name": "ebc"}, "budget": {"name": "fisher"}}
 EVERY_SECOND = {"stabilizer": {"name": "ebc"}, "budget": {"name": "shadow", "measure_every": 2}}
 USUAL = range(21, 30)  # past the refinement; the surrogate's groups are due at 40
 AUDITED = 30
@@ -55,19 +50,20 @@ def counted(training):
 
 
 @pytest.mark.parametrize(
-    ("settings", "forwards", "launches", "reads", "copies"),
+    ("budget", "forwards", "launches", "reads", "copies"),
     [
-        pytest.param(NONE, 1, 115, 4, 0.5, id="none"),
+        (None, 1, 115, 4, 0.5),
         # the formulas for c have one spelling, on 0-dim tensors: 94 and 45 more launches than with floats,
         # 0.5% and 0.3% of a step of 16×64 tokens on a CPU; 16 more learn the flicker of tracked
-        pytest.param(TRACKED, 2, 304, 5, 1.5, id="tracked"),
-        pytest.param(SHADOW, 2, 210, 5, 1.5, id="shadow"),
-        pytest.param(SURROGATE, 1, 165, 6, 1.5, id="surrogate"),
-        pytest.param(FISHER, 2, 950, 6, 3, id="fisher"),  # one of them forward-mode, hence its launches
+        ("tracked", 2, 304, 5, 1.5),
+        ("shadow", 2, 210, 5, 1.5),
+        ("surrogate", 1, 165, 6, 1.5),
+        ("fisher", 2, 950, 6, 3),  # one of them forward-mode, hence its launches
     ],
 )
-def test_a_step_does_no_more_than_it_did(training, settings, forwards, launches, reads, copies):
-    made = training(settings)
+def test_a_step_does_no_more_than_it_did(training, budget, forwards, launches, reads, copies):
+    ebc = {"stabilizer": {"name": "ebc"}, "budget": {"name": budget}}
+    made = training(ebc if budget else {"stabilizer": {"name": "none"}})
     size = sum(p.numel() * p.element_size() for p in made.model.parameters())
     steps = counted(made)
     for step in USUAL:
@@ -82,15 +78,6 @@ def test_a_step_does_no_more_than_it_did(training, settings, forwards, launches,
     assert audit.launches <= launches + 160, audit.ops  # a forward, and the slope over the tensors
 
 
-def test_shadow_copies_the_weights_once_a_step(training):
-    bare = training(NONE)
-    weights = sum(p.numel() * p.element_size() for p in bare.model.parameters())
-    plain = counted(bare)
-    shadow = counted(training(SHADOW))
-    extra = shadow[21][0].bytes - plain[21][0].bytes
-    assert weights <= extra <= 1.01 * weights
-
-
 def test_measuring_every_second_step_saves_every_second_probe(training):
     steps = counted(training(EVERY_SECOND))
     assert [steps[t][1] for t in USUAL] == [1, 2, 1, 2, 1, 2, 1, 2, 1]
@@ -98,7 +85,7 @@ def test_measuring_every_second_step_saves_every_second_probe(training):
 
 
 def test_the_streams_are_not_synced_by_steps(training, monkeypatch):
-    made = training(SHADOW)
+    made = training(EVERY_SECOND)
     synced = []
     monkeypatch.setattr(os, "fsync", synced.append)
     made.advance(10)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from support.runs import killed_in_mid_run, made, resumed_after, untimed
+from support.runs import made, resumed_after, untimed
 
 from ebc_lab.components import quantizer as quantizers
 from ebc_lab.config.choices import changed
-from ebc_lab.ebc import StepStats
 from ebc_lab.lowbit import inspect_packed, load_packed, quantize
 from ebc_lab.records.streams import read_columns
 from ebc_lab.training.outcome import run_and_record
@@ -52,18 +53,6 @@ def test_a_low_bit_run_resumes_to_the_same_bytes(run, tmp_path, settings):
 
 
 @pytest.mark.thorough
-def test_kill_9_in_mid_run_changes_no_byte_of_the_model(run, tmp_path):
-    run = changed(run, EVERYTHING)
-    whole = run_and_record(run, tmp_path / "whole", "x")
-    killed = made(tmp_path / "killed")
-    killed_in_mid_run(run, killed)
-    assert Training(run, killed).step == 11
-    resumed = run_and_record(run, killed, "x")
-    assert (tmp_path / "whole/model.ebcpack").read_bytes() == (killed / "model.ebcpack").read_bytes()
-    assert untimed(whole) == untimed(resumed)
-
-
-@pytest.mark.thorough
 @pytest.mark.parametrize("levels", ["ternary", "five"])
 def test_the_packed_model_has_the_runs_own_loss(run, tmp_path, levels):
     run = changed(run, {"quantizer": {"name": levels}, "steps": 10})
@@ -95,10 +84,6 @@ def test_the_forward_uses_the_levels_and_the_optimizer_the_weights_beneath(run, 
     assert len(before.unique()) > 100
     assert len(layer.weight.detach().unique()) > 100
     assert len(layer.effective().unique()) == 5
-    assert [n for n, _ in training.model.named_parameters()][:2] == [
-        "token_embedding.weight",
-        "position_embedding.weight",
-    ]
 
 
 @pytest.mark.thorough
@@ -125,23 +110,16 @@ def test_a_skipped_step_keeps_the_residuals(run, tmp_path, monkeypatch):
     training.advance(3)
     [quantizer] = [h.quantizer for h in training.hooks if isinstance(h, quantizers.LowBit)]
     residuals = [r.clone() for r in quantizer.residuals]
-    skipped = {"skipped": torch.tensor(True), "bad_gradient": torch.tensor(False)}
     take = training.optimizer.take_step
-
-    def skip(inputs):
-        stats = take(inputs)
-        return StepStats(**{**vars(stats), **skipped})
-
-    monkeypatch.setattr(training.optimizer, "take_step", skip)
+    skipped = torch.tensor(True)
+    monkeypatch.setattr(training.optimizer, "take_step", lambda i: replace(take(i), skipped=skipped))
     training.advance(1)
     assert all(torch.equal(a, b) for a, b in zip(residuals, quantizer.residuals, strict=True))
 
 
 def test_a_run_that_diverges_is_a_result_without_a_model(run, tmp_path):
-    run = changed(run, {"quantizer": {"name": "ternary"}})
-    training = Training(run, made(tmp_path / "run"))
-    with torch.no_grad():
-        training.model.blocks[0].q.weight[0, 0] = torch.nan
+    training = Training(changed(run, {"quantizer": {"name": "ternary"}}), made(tmp_path / "run"))
+    training.model.blocks[0].q.weight.data.fill_(torch.nan)
     result = training.run()
     assert result["outcome"] == "diverged"
     assert "packed_bytes" not in result

@@ -11,6 +11,7 @@ from support.runs import plain
 
 from ebc_lab.components import optimizer as optimizers
 from ebc_lab.components import stabilizers
+from ebc_lab.config.choices import changed
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity
 from ebc_lab.records.json_files import write_checksummed
@@ -32,20 +33,15 @@ def test_an_edited_result_is_refused_with_the_remedy(run, tmp_path):
         run_and_record(run, tmp_path, "x")
 
 
-def test_a_non_finite_loss_ends_the_run_as_diverged(run, tmp_path):
-    huge = plain(replace(run, optimizer=replace(run.optimizer, name="sgd", lr=1e30, momentum=0.0)))
-    result = run_and_record(huge, tmp_path, "x")
-    assert result["outcome"] == "diverged"
-    assert result["steps"] < 30
-    assert result["val_loss"] is None
-    assert "step" in result["cause"]
-
-
-def test_a_loss_that_ends_above_its_start_is_diverged(run, tmp_path):
-    result = run_and_record(plain(replace(run, optimizer=replace(run.optimizer, lr=2.0))), tmp_path, "x")
-    assert result["outcome"] == "diverged"
-    assert "above the initial loss" in result["cause"]
-    assert result["steps"] == 30
+def test_a_loss_that_is_not_finite_or_ends_above_its_start_is_diverged(run, tmp_path):
+    huge = {"optimizer": {"name": "sgd", "lr": 1e30, "momentum": 0.0}}
+    ended = run_and_record(changed(plain(run), huge), tmp_path / "huge", "x")
+    assert (ended["outcome"], ended["val_loss"]) == ("diverged", None)
+    assert ended["steps"] < 30
+    assert "step" in ended["cause"]
+    above = run_and_record(changed(plain(run), {"optimizer": {"lr": 2.0}}), tmp_path / "above", "x")
+    assert (above["outcome"], above["steps"]) == ("diverged", 30)
+    assert "above the initial loss" in above["cause"]
 
 
 def test_ten_skipped_steps_in_a_row_are_diverged(run, tmp_path, monkeypatch):
@@ -86,7 +82,6 @@ def test_a_crash_becomes_an_outcome_with_its_traceback(run, tmp_path, monkeypatc
 OUT_OF_REACH = [
     "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
     "CUDA error: uncorrectable ECC error encountered",
-    "CUDA error: unspecified launch failure",
     "No CUDA GPUs are available",
     "CUDA driver initialization failed, you might not have a CUDA gpu.",
     "CUDA unknown error - this may be due to an incorrectly set up environment, e.g. changing env variable "
@@ -107,16 +102,6 @@ def test_a_gpu_that_cannot_be_used_is_no_outcome_of_the_run(run, tmp_path, monke
     assert not (tmp_path / "result.json").exists()
 
 
-def test_a_full_disk_is_not_the_runs_fault(run, tmp_path, monkeypatch):
-    def full(*_, **named):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(optimizers, "build", full)
-    with pytest.raises(OSError, match="No space"):
-        run_and_record(run, tmp_path, "x")
-    assert not (tmp_path / "result.json").exists()
-
-
 def test_a_run_that_evaluates_to_nan_is_diverged(run, tmp_path, monkeypatch):
     monkeypatch.setattr(
         run_module, "evaluate", lambda *_: {"loss": math.nan, "se": math.nan, "accuracy": 0.0, "tokens": 1.0}
@@ -125,16 +110,12 @@ def test_a_run_that_evaluates_to_nan_is_diverged(run, tmp_path, monkeypatch):
     assert (result["outcome"], result["val_loss"]) == ("diverged", None)
 
 
-def test_another_runs_result_is_not_taken_for_ones_own(run, tmp_path):
-    run_and_record(run, tmp_path, "x")
-    with pytest.raises(UserError, match="another run's result"):
-        run_and_record(replace(run, seed=run.seed + 1), tmp_path, "x")
-
-
-def test_a_finished_run_is_not_trained_again(run, tmp_path, monkeypatch):
+def test_a_finished_run_is_not_trained_again_nor_taken_for_another(run, tmp_path, monkeypatch):
     first = run_and_record(run, tmp_path, "x")
     monkeypatch.setattr(outcome_module, "Training", None)
     assert run_and_record(run, tmp_path, "x")["val_loss"] == first["val_loss"]
+    with pytest.raises(UserError, match="another run's result"):
+        run_and_record(replace(run, seed=run.seed + 1), tmp_path, "x")
 
 
 def test_a_limit_on_the_size_of_files_stops_a_run_like_a_full_disk_and_it_is_resumable(run, tmp_path):

@@ -11,12 +11,8 @@ from ebc_lab.components import optimizer as optimizers
 from ebc_lab.components import stabilizers
 from ebc_lab.config.identity import with_derived_settings
 from ebc_lab.training import process
-from ebc_lab.training import run as run_module
 from ebc_lab.training.outcome import run_and_record
-from ebc_lab.training.run import Training
 from ebc_lab.workloads import gpt
-
-COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 
 
 @pytest.mark.thorough
@@ -40,7 +36,7 @@ def test_a_cpu_spends_no_time_on_numbers_below_1e_38_unless_the_run_is_exact(run
         assert bool(small * 2 > 0) == kept
 
 
-@COMPILER
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.slow
 @pytest.mark.parametrize("budget", ["shadow", "surrogate"])
 def test_a_compiled_run_is_the_eager_one_up_to_rounding_and_repeats_its_bits(run, tmp_path, budget):
@@ -51,32 +47,3 @@ def test_a_compiled_run_is_the_eager_one_up_to_rounding_and_repeats_its_bits(run
     assert compiled[0]["val_loss"] == pytest.approx(eager["val_loss"], abs=2e-3)
     assert compiled[0]["kl_median"] == pytest.approx(eager["kl_median"], rel=0.05)
     assert (tmp_path / "0/steps.csv").read_bytes() == (tmp_path / "1/steps.csv").read_bytes()
-
-
-@COMPILER
-@pytest.mark.slow
-def test_what_is_measured_under_compiling_is_compiled_and_what_is_derived_is_not(run, tmp_path, monkeypatch):
-    original = run_module.forward_of
-    called = []
-
-    class Counted(torch.nn.Module):
-        def __init__(self, model, run_):
-            super().__init__()
-            self.inner = original(model, run_)
-
-        def forward(self, x):
-            called.append((len(x), torch.is_grad_enabled()))
-            return self.inner(x)
-
-    monkeypatch.setattr(run_module, "forward_of", Counted)
-    trained = Training(replace(ebc(run, name="surrogate", target_kl=0.005), compile="on"), tmp_path)
-    trained.advance(1)
-    audited = min(run.batch_size - run.budget.probe_sequences, -(-run.audit_tokens // run.model.context))
-    assert called == [
-        (run.batch_size, True),
-        (run.budget.probe_sequences, False),
-        (audited, False),
-    ]  # the step, the check of its logits, the audit; the budget's sensitivities took the model itself
-    called.clear()
-    trained.advance(1)
-    assert called == [(run.batch_size, True)]

@@ -27,18 +27,7 @@ def test_a_run_learns_and_records_every_step(run, tmp_path):
     assert result["val_loss"] < steps["loss"][0] - 0.3
     assert steps["step"].tolist() == list(range(30))
     assert set(steps) == set(STEP_COLUMNS)
-    for column in [
-        "loss",
-        "lr",
-        "c",
-        "eta_eff",
-        "delta",
-        "target_kl",
-        "trial",
-        "trial_kl",
-        "grad_norm",
-        "skipped",
-    ]:
+    for column in ("loss", "lr", "c", "delta", "target_kl", "trial", "trial_kl", "grad_norm", "skipped"):
         assert not np.isnan(steps[column]).any(), column
     assert np.flatnonzero(~np.isnan(steps["applied_kl"])).tolist() == [0, 10, 20]
     assert evals["step"].tolist() == [10, 20, 30]
@@ -56,8 +45,7 @@ def test_arms_of_one_seed_share_initial_weights_and_data(run, tmp_path):
     assert torch.equal(a.batches.at(5)[0], b.batches.at(5)[0])
 
 
-def test_infinite_budget_and_plain_arm_are_the_same_training(run, tmp_path):
-    """The baseline arm, audits included, against the base optimizer alone."""
+def test_the_plain_arm_audits_included_is_the_base_optimizer_alone(run, tmp_path):
     lab = Training(plain(run), tmp_path)
     bare = Training(plain(run), made(tmp_path / "bare"))
     for step in range(12):
@@ -89,33 +77,7 @@ def test_evaluation_is_the_mean_over_every_token_whatever_the_batching(run, tmp_
     assert found["se"] == pytest.approx(np.std(full, ddof=1) / math.sqrt(len(full)), rel=0.1)
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("controller", ["fixed", "log_pi", "pi"])
-def test_surrogate_runs_record_contributions_where_measured(run, tmp_path, controller):
-    run = ebc(run, name="surrogate", target_kl=0.02)
-    run = replace(run, controller=replace(run.controller, name=controller))
-    result = run_and_record(run, tmp_path, "x")
-    steps = read_columns(tmp_path / "steps.csv")
-    shares = [c for c in steps if c.startswith("s_")]
-    assert shares == ["s_embeddings", "s_block0", "s_head"]
-    total = sum(steps[c] for c in shares)
-    assert np.allclose(total, steps["surrogate"], rtol=1e-6)
-    measured = ~np.isnan(steps["beta_block0"])
-    assert measured[0]
-    assert not measured[1]
-    assert result["tightness_median"] > 0
-
-
-def test_warmup_and_decay_reach_the_optimizer(run, tmp_path):
-    decayed = plain(replace(run, lr_schedule=replace(run.lr_schedule, name="warmup_linear", warmup_steps=5)))
-    run_and_record(decayed, tmp_path, "x")
-    lr = read_columns(tmp_path / "steps.csv")["lr"]
-    assert lr[0] == pytest.approx(1e-2 / 5)
-    assert lr[5] == lr.max() == pytest.approx(1e-2)
-    assert lr[-1] == pytest.approx(1e-2 / 25)
-
-
-def test_a_target_that_follows_the_learning_rate_follows_that_of_its_own_step(run, tmp_path):
+def test_warmup_and_decay_reach_the_optimizer_and_a_target_that_follows_them(run, tmp_path):
     settings = {
         "lr_schedule": {"name": "warmup_linear", "warmup_steps": 5},
         "budget": {"target_kl": 0.005, "schedule": "lr_squared"},
@@ -123,6 +85,10 @@ def test_a_target_that_follows_the_learning_rate_follows_that_of_its_own_step(ru
     run_and_record(changed(ebc(run), settings), tmp_path, "x")
     steps = read_columns(tmp_path / "steps.csv")
     assert steps["target_kl"] == pytest.approx(0.005 * (steps["lr"] / run.optimizer.lr) ** 2)
+    lr = steps["lr"]
+    assert lr[0] == pytest.approx(1e-2 / 5)
+    assert lr[5] == lr.max() == pytest.approx(1e-2)
+    assert lr[-1] == pytest.approx(1e-2 / 25)
 
 
 @pytest.mark.thorough
@@ -132,7 +98,7 @@ def test_what_a_budget_measures_is_recorded_and_nothing_else(run, tmp_path):
         "shadow": {"budget": {"name": "shadow", "target_kl": 0.005}},
         "tracked": {"budget": {"name": "tracked", "target_kl": 0.005}},
         "fisher": {"budget": {"name": "fisher", "target_kl": 0.005}},
-        "surrogate": {"budget": {"name": "surrogate", "target_kl": 0.005, "grouping": "tensor"}},
+        "surrogate": {"budget": {"name": "surrogate", "target_kl": 0.005}},
         "agreement": {"controller": {"name": "agreement"}},
         "norm_clip": {"stabilizer": {"name": "norm_clip", "strength": 0.1}},
     }.items():
@@ -140,13 +106,10 @@ def test_what_a_budget_measures_is_recorded_and_nothing_else(run, tmp_path):
         steps = read_columns(tmp_path / name / "steps.csv")
         columns[name] = {c for c, values in steps.items() if not np.isnan(values).all()}
         if name == "surrogate":
-            measured = [c for c in steps if c.startswith("beta_")]
-            at = np.flatnonzero(~np.isnan(steps["beta_head.weight"]))
-            assert {0, 10, 20} >= set(at) >= {0, 10, 20}
-            assert len(measured) == len([c for c in steps if c.startswith("s_")]) > 10
-            assert np.nansum([steps[c.replace("beta_", "s_")] for c in measured], axis=0) == pytest.approx(
-                steps["surrogate"], rel=1e-6
-            )
+            groups = ("embeddings", "block0", "head")
+            assert [c for c in steps if c.startswith("s_")] == [f"s_{group}" for group in groups]
+            assert sum(steps[f"s_{group}"] for group in groups) == pytest.approx(steps["surrogate"], rel=1e-6)
+            assert np.flatnonzero(~np.isnan(steps["beta_head"])).tolist() == [0, 10, 20]
     assert columns["tracked"] - columns["shadow"] == {
         *("tracked_log_ratio", "tracked_variance", "tracked_flicker", "tracked_scale", "innovation")
     }
@@ -169,15 +132,16 @@ def test_held_back_text_is_neither_trained_on_nor_validation(run, tmp_path):
 
 
 def test_bfloat16_parameters_are_bfloat16_and_lose_small_steps(run, tmp_path):
-    made_of = {}
+    applied = {}
     for kind in ("float32", "bfloat16"):
-        r = replace(ebc(run, name="surrogate", target_kl=1e-4), param_dtype=kind)
-        fixed = replace(r, controller=replace(r.controller, name="fixed"))
-        training_run = Training(fixed, made(tmp_path / kind))
-        assert {p.dtype for p in training_run.model.parameters()} == {getattr(torch, kind)}
-        training_run.run()
-        made_of[kind] = np.nanmedian(read_columns(tmp_path / kind / "steps.csv")["applied_kl"])
-    assert made_of["bfloat16"] < made_of["float32"]
+        settings = {"param_dtype": kind, "controller": {"name": "fixed"}}
+        training = Training(
+            changed(ebc(run, name="surrogate", target_kl=1e-4), settings), made(tmp_path / kind)
+        )
+        assert {p.dtype for p in training.model.parameters()} == {getattr(torch, kind)}
+        training.run()
+        applied[kind] = np.nanmedian(read_columns(tmp_path / kind / "steps.csv")["applied_kl"])
+    assert applied["bfloat16"] < applied["float32"]
 
 
 def test_a_few_overlapping_windows_are_another_judgement_of_the_same_run(run, tmp_path):

@@ -1,4 +1,4 @@
-"""Low-bit settings: what they refuse, and that by default they add nothing to a run's name."""
+"""Low-bit settings: what they refuse, and what is said of them."""
 
 import sys
 
@@ -8,7 +8,6 @@ from support.named import run
 from ebc_lab.config.checks import warnings_of
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import identity
 
 
 @pytest.mark.thorough
@@ -34,14 +33,6 @@ def test_what_cannot_be_meant_is_named_in_one_sentence(overrides, words):
         compose(["scale=smoke", *overrides], study=False)
     assert all(word in str(refused.value) for word in words)
     assert str(refused.value).count("\n") == 0
-
-
-def test_defaults_leave_a_runs_name_as_it_was():
-    kept = identity(run())
-    assert not {"quantizer", "partition", "policy", "curve_every"} & set(kept)
-    assert not {"exponent", "clusters"} & set(kept["budget"])
-    rival = identity(run({"stabilizer": {"name": "trust_region"}}))
-    assert set(rival["stabilizer"]) == {"name", "strength", "schedule"}
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,6 @@ using Locked = std::lock_guard<std::recursive_mutex>;
 using Counts = std::map<std::string, int64_t>;
 Counts findings;  // rules that were broken
 Counts waits;     // why the host waited for the device
-Counts launches;  // operations
 
 void find(const std::string& sentence) { findings[sentence]++; }
 std::string named(int64_t stream) { return "stream " + std::to_string(stream); }
@@ -400,7 +399,6 @@ struct Launch {  // what one operation touches
   std::vector<std::pair<char*, bool>> touched;  // address, whether it is written
 
   void begin() {
-    launches[name]++;
     launched[current_stream]++;
     for (auto& [address, write] : touched) {
       touch(address, write, name);
@@ -910,7 +908,6 @@ const char* graph_end() {  // -> why it failed, or nothing
 }
 int graph_capturing() { return in_capture(); }
 int graph_pool(int64_t id) { return graphs.at(id).pool; }
-int64_t graph_nodes(int64_t id) { return graphs.at(id).nodes.size(); }
 const char* graph_replay(int64_t id) {  // -> why it failed, or nothing
   Locked lock(device_mutex);
   answer.clear();
@@ -933,6 +930,5 @@ void graph_destroy(int64_t id) {
 // what has happened since the last `forget`
 const char* told_findings() { Locked lock(device_mutex); check_transfers(true); return told(findings); }
 const char* told_waits() { return told(waits); }
-const char* told_launches() { return told(launches); }
-void forget() { Locked lock(device_mutex); check_transfers(true); findings.clear(); waits.clear(); launches.clear(); }
+void forget() { Locked lock(device_mutex); check_transfers(true); findings.clear(); waits.clear(); }
 }

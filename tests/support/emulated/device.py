@@ -14,8 +14,8 @@ from support.emulated.build import built
 if "torch" in sys.modules:
     raise ImportError(why_not() or "the emulated CUDA device must be there before torch looks for one")
 _library = ctypes.CDLL(str(built()), mode=ctypes.RTLD_GLOBAL)
-_NUMBERS = "stream_current event_record graph_begin graph_nodes random_size memory_allocated memory_reserved"
-_TEXTS = "graph_end graph_replay told_findings told_waits told_launches"
+_NUMBERS = "stream_current event_record graph_begin random_size memory_allocated memory_reserved"
+_TEXTS = "graph_end graph_replay told_findings told_waits"
 for _name in f"{_NUMBERS} memory_peak".split():
     getattr(_library, _name).restype = ctypes.c_int64
 for _name in _TEXTS.split():
@@ -130,10 +130,6 @@ class CUDAGraph:
     def pool(self) -> int:
         return int(_library.graph_pool(I64(self.number)))
 
-    def nodes(self) -> int:
-        """How many launches it holds."""
-        return int(_library.graph_nodes(I64(self.number)))
-
     def __del__(self) -> None:
         if self.number:
             _library.graph_destroy(I64(self.number))
@@ -217,11 +213,6 @@ def findings() -> dict[str, int]:
 def waits() -> dict[str, int]:
     """Return why the host waited for the device since `forget`, and how often."""
     return _counts(_library.told_waits())
-
-
-def launches() -> dict[str, int]:
-    """Return the operations that were launched since `forget`, and how often."""
-    return _counts(_library.told_launches())
 
 
 def forget() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from ebc_lab.workloads.starts import pinned
 from ebc_lab.workloads.text import checked_text
 
 RESUMED_AT = 31  # step; no evaluation and no audit
-SETTLED = 22  # from this step on, the host may wait no more than is counted
 
 
 @dataclass
@@ -36,36 +35,22 @@ class Trial:
     graphed: bool | None = None  # graphed = eager; None where nothing was captured
     resumed: bool = False  # resumed = whole
     graph_waits: dict[str, int] = field(default_factory=dict)  # of the host, in steps taken from a graph
-    eager_waits: dict[str, int] = field(default_factory=dict)  # in others, once settled
-    eager_steps: int = 0  # these
     findings: dict[str, int] = field(default_factory=dict)  # rules that were broken
     given_back: bool = False  # all memory, once the runs are gone
 
-    @property
-    def sound(self) -> bool:
-        same = self.graphed is not False and self.resumed
-        as_told = bool(self.kinds) == (not self.eager)
-        return same and as_told and not self.findings and not self.graph_waits and self.given_back
-
 
 class Watched(Training):
-    """Counts the waits of its steps as they are taken, before anything is read."""
+    """Counts the waits of steps that are taken from a graph, before anything is read."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        self.waits_eager: Counter[str] = Counter()  # of steps that were not taken from a graph
-        self.eager_steps = 0
-        self.graphed: Counter[str] = Counter()  # of those that were
+        self.graph_waits: Counter[str] = Counter()
 
     def _take_step(self, step: int) -> None:
         before = Counter(device.waits())
         super()._take_step(step)
-        waited = Counter(device.waits()) - before
         if self.optimizer.deferred:
-            self.graphed += waited
-        elif step >= SETTLED:
-            self.waits_eager += waited
-            self.eager_steps += 1
+            self.graph_waits += Counter(device.waits()) - before
 
 
 def run_of(overrides: Sequence[str], text: Path) -> RunConfig:
@@ -107,11 +92,7 @@ def trial(overrides: Sequence[str], folder: Path, text: Path) -> Trial:
     allocated = device.torch.cuda.memory_allocated()
 
     training, result, whole = trained(run, folder / "whole")
-    found = Trial(
-        result["outcome"], graph_waits=dict(training.graphed), eager_waits=dict(training.waits_eager)
-    )
-    found.eager_steps = training.eager_steps
-    found.eager = training.eager
+    found = Trial(result["outcome"], training.eager, graph_waits=dict(training.graph_waits))
     captured = training.graphs.graphs if training.graphs else {}
     found.kinds = [" ".join(kind) or "usual" for kind in captured]
     del training, captured
@@ -133,12 +114,3 @@ def trial(overrides: Sequence[str], folder: Path, text: Path) -> Trial:
     device.torch.cuda.empty_cache()
     shutil.rmtree(folder)
     return found
-
-
-def counted(found: Trial) -> str:
-    """The line of an arm in a table."""
-    mark: Callable[[bool | None], str] = {True: "yes", False: "NO", None: "–"}.__getitem__
-    cells = [", ".join(found.kinds) or "never", mark(found.graphed), mark(found.resumed)]
-    eager = f"{sum(found.eager_waits.values()) / found.eager_steps:.1f}" if found.eager_steps else "–"
-    cells += [str(sum(found.graph_waits.values())), eager, str(sum(found.findings.values()))]
-    return " | ".join(cells)
