@@ -23,6 +23,7 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
+from support.called import SMALLEST
 from support.drivers import CHANGED
 
 from ebc_lab.config.compose import compose
@@ -165,10 +166,8 @@ def copying_workers(folder: Path, source: Study) -> Iterator[None]:
     code = CHANGED.format(module="ebc_lab.training.outcome") + change
     (folder / "site" / "sitecustomize.py").write_text(code)
     root = Path(__file__).parents[2]
-    paths = [
-        *(str(path) for path in (folder / "site", Path(__file__).parent, root / "tests", root)),
-        *filter(None, [os.environ.get("PYTHONPATH")]),
-    ]
+    given = filter(None, [os.environ.get("PYTHONPATH")])
+    paths = [str(folder / "site"), str(root / "dev" / "studies"), str(root), *given]
     environment = {"PYTHONPATH": os.pathsep.join(paths), "COPIED_FROM": str(source.root)}
     with mock.patch.dict(os.environ, environment):
         yield

@@ -17,7 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from many import SMALLEST
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+
+from support.called import SMALLEST
 
 from ebc_lab.config.compose import compose
 from ebc_lab.report.conclude import concluding

@@ -8,7 +8,7 @@ from dataclasses import replace
 from unittest import mock
 
 import pytest
-from support.called import answered
+from support.called import SMALLEST, answered
 
 import ebc_lab
 from ebc_lab.report.conclude import concluding, report
@@ -19,8 +19,7 @@ from ebc_lab.study.store.replay import replay
 from ebc_lab.study.store.study import Study
 
 ASKED = [
-    *("scale=smoke", "data=path", "device=cpu", "model.blocks=1", "model.width=8", "model.context=8"),
-    *("batch_size=4", "budget.probe_sequences=1", "eval_windows=2"),
+    *SMALLEST,
     *("dtype=float32", "threads_per_run=1", "compile=off", "launcher=inline"),
     *("study.stages=[lr_sweep,ablation]", "lr_sweep.optimizers=[adam]", "lr_sweep.grids={adam:[1e-2]}"),
     *("lr_sweep.steps=12", "lr_sweep.max_extensions=0", "ablation.steps=12", "ablation.step_cost=false"),

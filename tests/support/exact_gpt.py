@@ -36,8 +36,8 @@ def trained(
     grids: bool = True,
     spy: Callable[[float], None] = lambda loss: None,
 ) -> str:
-    """The checksum of a small GPT after some steps; `order`: of the rows; `parts`: of each batch."""
-    model = gpt(device)
+    """The checksum of a small GPT after four steps; `order`: of the rows; `parts`: of each batch."""
+    model = gpt()
     optimizer = VerityAdam(model.parameters(), lr=0.01)
     sums = Grids(model) if grids else None
     for x, y in batches(4):
