@@ -21,7 +21,6 @@ from ebc_lab.study.guards import Limits, StageFailed
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.store.study import Study
 from ebc_lab.training import run as run_module
-from ebc_lab.workloads import corpus
 
 
 def test_a_study_leaves_every_file_it_promises(finished):
