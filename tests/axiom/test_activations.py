@@ -170,16 +170,6 @@ def test_bits_do_not_depend_on_how_many_blocks_are_worked_on_at_a_time(stretches
 # -- the noise -----------------------------------------------------------------------------------------------
 
 
-def test_a_stretch_holds_every_level_of_noise_once():
-    noise = Noise(7)
-    places = noise.places(3)
-    stretches = noise.at(places, CPU).view(3, 65536)
-    assert torch.equal(stretches[1], noise.at(places[1:2], CPU))
-    wanted = (torch.arange(65536) + 0.5) / 65536
-    assert all(torch.equal(stretch.sort().values, wanted) for stretch in stretches)
-    assert (stretches[0] == stretches[1]).sum() < 20
-
-
 # -- slots ---------------------------------------------------------------------------------------------------
 
 

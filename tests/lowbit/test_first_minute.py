@@ -89,6 +89,8 @@ def test_settings_take_the_other_spellings_given_or_assigned():
         TrainingConfig(parameter_clusters=4, use_trust_region=True)
     with pytest.raises(TypeError, match=r"no setting 'prefer_gup' .did you mean 'prefer_gpu'"):
         BackendConfig().prefer_gup = True
+    with pytest.raises(TypeError, match=r"TrainingConfig has no setting 'epochs' .did you mean 'max_epochs'"):
+        TrainingConfig(epochs=5)
     slow = BackendConfig()
     slow.threads = 0
     with pytest.raises(ValueError, match="threads must be at least 1"):
