@@ -473,17 +473,13 @@ def test_a_kept_tensor_that_is_changed_before_backward_is_noticed():
 # -- functions whose backward pass exponentiates -------------------------------------------------------------
 
 
-def attended(q, k, v):
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
 @pytest.mark.parametrize("sharpness", [1, 8])
 def test_attention_keeps_its_tensors(sharpness):
     leaves = [normal(2, 4, 64, 32, seed=i).requires_grad_() for i in range(3)]
 
     def make():
         q, k, v = leaves
-        return attended(sharpness * q, sharpness * k, 1 * v)
+        return F.scaled_dot_product_attention(sharpness * q, sharpness * k, 1 * v, is_causal=True)
 
     exact = torch.autograd.grad(make().square().sum(), leaves)
     y, stats = saved_by(lambda: make().square().sum(), min_numel=4096)

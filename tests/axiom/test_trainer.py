@@ -203,6 +203,7 @@ class Failing(Tiny):
     """Tiny, which at one of its forwards in training gives a loss, or a gradient, that is not finite."""
 
     def __init__(self, at: int, what: str):
+        torch.manual_seed(1)
         super().__init__()
         self.at = at
         self.what = what
@@ -222,14 +223,9 @@ class Failing(Tiny):
         raise KeyboardInterrupt
 
 
-def failing(at: int, what: str) -> Failing:
-    torch.manual_seed(1)
-    return Failing(at, what)
-
-
 @pytest.mark.parametrize("hooks", [True, False])
 def test_after_a_loss_that_is_not_finite_nothing_has_moved(tmp_path, hooks):
-    model = failing(3, "loss")
+    model = Failing(3, "loss")
     trainer = quiet(model, batches(), hooks=hooks, save_results=True, results_dir=tmp_path)
     with pytest.raises(AnomalyError, match="the loss of step 3 is inf: the weights are those of step 2"):
         trainer.fit(5)
@@ -244,7 +240,7 @@ def test_after_a_loss_that_is_not_finite_nothing_has_moved(tmp_path, hooks):
 @pytest.mark.parametrize("hooks", [True, False])
 @pytest.mark.parametrize(("what", "error"), [("gradient", AnomalyError), ("interrupt", KeyboardInterrupt)])
 def test_a_step_that_broke_off_leaves_the_trainer_usable(hooks, what, error):
-    model = failing(3, what)
+    model = Failing(3, what)
     trainer = quiet(model, batches(), hooks=hooks)
     with pytest.raises(error):
         trainer.fit(5)
