@@ -167,9 +167,6 @@ def test_bits_do_not_depend_on_how_many_blocks_are_worked_on_at_a_time(stretches
     assert torch.equal(unpack(packed), restored)
 
 
-# -- the noise -----------------------------------------------------------------------------------------------
-
-
 # -- slots ---------------------------------------------------------------------------------------------------
 
 
