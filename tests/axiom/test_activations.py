@@ -167,19 +167,6 @@ def test_bits_do_not_depend_on_how_many_blocks_are_worked_on_at_a_time(stretches
     assert torch.equal(unpack(packed), restored)
 
 
-# -- the noise -----------------------------------------------------------------------------------------------
-
-
-def test_a_stretch_holds_every_level_of_noise_once():
-    noise = Noise(7)
-    places = noise.places(3)
-    stretches = noise.at(places, CPU).view(3, 65536)
-    assert torch.equal(stretches[1], noise.at(places[1:2], CPU))
-    wanted = (torch.arange(65536) + 0.5) / 65536
-    assert all(torch.equal(stretch.sort().values, wanted) for stretch in stretches)
-    assert (stretches[0] == stretches[1]).sum() < 20
-
-
 # -- slots ---------------------------------------------------------------------------------------------------
 
 
@@ -483,17 +470,13 @@ def test_a_kept_tensor_that_is_changed_before_backward_is_noticed():
 # -- functions whose backward pass exponentiates -------------------------------------------------------------
 
 
-def attended(q, k, v):
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
 @pytest.mark.parametrize("sharpness", [1, 8])
 def test_attention_keeps_its_tensors(sharpness):
     leaves = [normal(2, 4, 64, 32, seed=i).requires_grad_() for i in range(3)]
 
     def make():
         q, k, v = leaves
-        return attended(sharpness * q, sharpness * k, 1 * v)
+        return F.scaled_dot_product_attention(sharpness * q, sharpness * k, 1 * v, is_causal=True)
 
     exact = torch.autograd.grad(make().square().sum(), leaves)
     y, stats = saved_by(lambda: make().square().sum(), min_numel=4096)

@@ -33,12 +33,6 @@ TINY = {
     "num_attention_heads": 4,
 }
 TINY_GPT2 = {"model_type": "gpt2", "vocab_size": 50, "n_positions": 9, "n_embd": 12, "n_layer": 2}
-KEYS = [
-    *("parameters", "largest_tensor", "fp32_gb", "fp16_gb", "int8_gb", "int4_gb"),
-    *("adamw_state_gb", "adamw_gradients_gb", "axiom_state_gb", "axiom_gradients_gb"),
-    *("state_compression", "gradient_compression", "total_compression"),
-    *("axiom_fp16_training_gb", "adamw_fp32_training_gb", "recommendation"),
-]
 
 
 # -- figures -------------------------------------------------------------------------------------------------
@@ -47,7 +41,7 @@ KEYS = [
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_values(name):
     found = estimate_memory(name)
-    assert list(found) == KEYS
+    assert found.keys() == {*GOLDEN[name], "recommendation"}
     assert {key: found[key] for key in GOLDEN[name]} == pytest.approx(GOLDEN[name], rel=1e-12)
 
 
@@ -116,10 +110,8 @@ def test_known_models_have_the_number_of_weights_that_their_authors_state(name):
         ("openai-community/gpt2", "gpt2"),
         ("Llama-7B", "huggyllama/llama-7b"),
         ("meta-llama/Llama-2-7b", "meta-llama/Llama-2-7b-hf"),
-        ("llama-2-13b-hf", "meta-llama/Llama-2-13b-hf"),
         ("yi-1.5-34b", "01-ai/Yi-1.5-34B"),
         ("google/gemma-2-9b-it", "google/gemma-2-9b"),
-        ("google/gemma-3-1b-it", "google/gemma-3-1b-pt"),
         ("phi-3-mini-4k-instruct", "microsoft/Phi-3-mini-4k-instruct"),
         ("meta-llama/Llama-2-7b-chat-hf", "meta-llama/Llama-2-7b-hf"),
         ("someone/llama-7b", None),
@@ -211,6 +203,8 @@ def test_without_a_device_every_way_is_named():
 def test_an_unknown_name_is_not_downloaded_and_a_folder_without_a_config_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing is downloaded.*meta-llama/Llama-2-7b-hf"):
         estimate_memory("meta-llama/Llama-3-7b")
+    with pytest.raises(FileNotFoundError, match=r"known are google/gemma-3-1b-pt, google/gemma"):
+        estimate_memory("google/gemma-3-4b-it")
     with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
         estimate_memory(tmp_path)
 

@@ -103,21 +103,6 @@ def test_hooks_change_no_bit(rank, dtype, begin):
     assert torch.equal(*ends)
 
 
-def test_hooks_hold_one_gradient_at_a_time():
-    model = net()
-    optimizer = AXIOM(model.parameters())
-    sizes = [p.nbytes for p in model.parameters()]
-    plain = AXIOM(model.parameters())
-    train(model, plain, [0])
-    assert plain.peak_gradient_bytes == sum(sizes) - model.unused.nbytes
-    optimizer.register_hooks()
-    loss = loss_of(model, 0)
-    loss.backward()
-    assert all(p.grad is None for p in model.parameters())
-    optimizer.step(loss=loss)
-    assert optimizer.peak_gradient_bytes == max(sizes)
-
-
 def test_a_closure_is_a_step_of_its_own():
     ends = []
     for hooks in (False, True):

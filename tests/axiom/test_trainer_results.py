@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -83,17 +84,13 @@ def test_a_missing_matplotlib_is_found_before_training(monkeypatch, tmp_path):
 
 
 def test_time_between_two_calls_of_fit_does_not_count(tmp_path, monkeypatch):
-    clock = [0.0]
-
-    def tick() -> float:
-        clock[0] += 1
-        return clock[0]
-
-    monkeypatch.setattr(module.time, "perf_counter", tick)
+    clock = itertools.count(0, 1.0)
+    monkeypatch.setattr(module.time, "perf_counter", clock.__next__)
     trainer = quiet(tiny(), batches())
     trainer.fit(1)
     minutes = trainer.results()["total_time_min"]
-    clock[0] += 1000
+    for _ in range(1000):
+        next(clock)
     path = trainer.save_checkpoint(path=tmp_path / "a.pt")
     trainer.load_checkpoint(path)
     assert trainer.results()["total_time_min"] == minutes

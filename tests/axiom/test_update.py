@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ebc_lab.axiom import update as module
 from ebc_lab.axiom.optimizer import AXIOM
-from ebc_lab.axiom.update import EPSILON, state_bytes, state_shapes
+from ebc_lab.axiom.update import EPSILON, state_bytes
 from ebc_lab.bench.memory import peak_on_cpu
 
 GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text())
@@ -190,14 +190,6 @@ def test_weights_that_are_not_contiguous_move_as_others_do():
         AXIOM([p], lr=0.1).step()
         found.append(p.detach().contiguous())
     assert torch.equal(*found)
-
-
-def test_the_state_of_a_matrix_is_its_sides_and_two_thin_factors():
-    assert state_shapes((512, 128), 0) == {"row": (512,), "col": (128,)}
-    assert state_shapes((512, 128), 4) == {"row": (512,), "col": (128,), "left": (4, 512), "right": (4, 128)}
-    assert state_shapes((4, 3, 2), 9) == {"row": (4,), "col": (6,), "left": (4, 4), "right": (4, 6)}
-    assert state_shapes((1, 7), 4) == {"square": (7,), "mean": (7,)}
-    assert state_shapes((7,), 0) == {"square": (7,)}
 
 
 def test_large_tensors_need_64_mib_beside_the_gradient_at_most():

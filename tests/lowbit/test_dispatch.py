@@ -213,16 +213,6 @@ def test_a_backend_that_lies_later_loses_what_it_was_chosen_for(only):
     assert [(choice["size"], choice["backend"]) for choice in choices] == [(2048, "numpy")]
 
 
-@pytest.mark.parametrize(
-    ("setting", "near"), [("prefer_gpus", "prefer_gpu"), ("min_size_gpu", "min_size_for_gpu"), ("x", "")]
-)
-def test_an_unknown_setting_names_the_nearest(setting, near):
-    with pytest.raises(TypeError, match=f"BackendConfig has no setting '{setting}' .did you mean '{near}"):
-        BackendConfig(**{setting: 1})
-    with pytest.raises(ValueError, match="threads must be at least 1"):
-        BackendConfig(threads=0)
-
-
 def test_every_name_of_the_library_loads():
     assert {"HAS_GPU", "BackendConfig", "create_auto_dispatcher"} < set(lowbit.__all__)
     for name in lowbit.__all__:

@@ -89,6 +89,8 @@ def test_settings_take_the_other_spellings_given_or_assigned():
         TrainingConfig(parameter_clusters=4, use_trust_region=True)
     with pytest.raises(TypeError, match=r"no setting 'prefer_gup' .did you mean 'prefer_gpu'"):
         BackendConfig().prefer_gup = True
+    with pytest.raises(TypeError, match=r"TrainingConfig has no setting 'epochs' .did you mean 'max_epochs'"):
+        TrainingConfig(epochs=5)
     slow = BackendConfig()
     slow.threads = 0
     with pytest.raises(ValueError, match="threads must be at least 1"):
@@ -166,15 +168,6 @@ def test_the_llama_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     summary = trainer.get_training_summary()
     assert summary["final_loss"] < 0.8 * summary["initial_loss"]
     assert torch.equal(logits(model), logits(trainer.model.eval()))
-    prompt = TOKENS[:1, :3]
-    assert torch.equal(
-        model.generate(prompt, max_new_tokens=9), trainer.model.generate(prompt, max_new_tokens=9)
-    )
-    plain = LlamaForCausalLM(left["shape"]).eval()
-    plain.load_state_dict(
-        trainer.model.state_dict()
-    )  # of the same names; its logits are those of the latents
-    assert not torch.equal(logits(model), logits(plain))
     layers = [m for m in model.modules() if isinstance(m, PackedLinear)]
     assert len(layers) == len(trainer.quantized_weights()) == 2 * 7
     assert Path("llama.ebcpack").stat().st_size < summary["compression"]["model_bytes_float32"] / 2

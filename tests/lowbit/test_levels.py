@@ -342,14 +342,6 @@ def test_the_stochastic_step_is_that_of_the_golden_file():
     assert stochastic_step(large_golden(), "ternary") == golden["large"]["ternary"]
 
 
-def test_the_stochastic_step_clips_outliers_at_two_and_a_half_rms():
-    values = np.ones(10_000, np.float32)
-    assert stochastic_step(values, "ternary") == 1
-    values[5] = 100
-    rms = math.sqrt((9999 + 100**2) / 10_000)
-    assert stochastic_step(values, "five") == pytest.approx(2.5 * rms / 2, rel=1e-6)
-
-
 # -- what codes are worth ------------------------------------------------------------------------------------
 
 

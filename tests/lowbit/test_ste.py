@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support.low_bit import LEVELS, NO_GPU, assert_same_bits
+from support.low_bit import LEVELS, assert_same_bits
 from torch import Tensor, nn
 
 from ebc_lab.lowbit.levels import quantize
@@ -36,18 +36,6 @@ def test_the_forward_is_quantize_to_the_bit_and_the_backward_the_identity(levels
     upstream = weights(2, 30, 45)
     (gradient,) = torch.autograd.grad(got, weight, upstream)
     assert_same_bits(gradient, upstream)
-
-
-@pytest.mark.parametrize("levels", LEVELS)
-def test_forward_mode_is_the_identity_at_the_quantized_point(levels: str) -> None:
-    weight = weights(4, 12, 10)
-    tangent = weights(5, 12, 10)
-    value, derivative = torch.func.jvp(lambda w: straight_through(w, levels), (weight,), (tangent,))
-    assert_same_bits(value, quantize(weight.numpy(), levels).values())
-    assert_same_bits(derivative, tangent)
-    x = weights(6, 4, 10)
-    got = torch.func.jvp(lambda w: F.linear(x, straight_through(w, levels)), (weight,), (tangent,))[1]
-    torch.testing.assert_close(got, F.linear(x, tangent))
 
 
 def test_vmap_quantizes_each_matrix_by_itself_and_composes_with_derivatives() -> None:
@@ -109,7 +97,7 @@ def test_other_dtypes_are_read_as_float32(dtype: torch.dtype) -> None:
     assert weight.grad.dtype == dtype
     tangent = torch.ones_like(weight)
     derivative = torch.func.jvp(lambda w: straight_through(w, "five"), (weight.detach(),), (tangent,))[1]
-    assert derivative.dtype == got.dtype
+    assert torch.equal(derivative, tangent.to(got.dtype))
 
 
 @pytest.mark.parametrize("levels", LEVELS)
@@ -163,14 +151,3 @@ def test_compiled_without_a_graph_break_the_bits_are_the_same(levels: str, backe
     (gradient,) = torch.autograd.grad(got, weight, upstream)
     assert_same_bits(gradient, upstream)
     torch.compiler.reset()
-
-
-@pytest.mark.cuda
-@NO_GPU
-@pytest.mark.parametrize("levels", LEVELS)
-@pytest.mark.parametrize("group", GROUPS)
-def test_a_gpu_gives_the_same_bits(levels: str, group: Any) -> None:
-    weight = weights(24, 130, 70)
-    on_gpu = straight_through(weight.cuda(), levels, group)
-    assert_same_bits(on_gpu.cpu(), straight_through(weight, levels, group))
-    assert torch.equal(codes_of(weight.cuda(), levels, group).cpu(), codes_of(weight, levels, group))

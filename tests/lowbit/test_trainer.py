@@ -37,15 +37,6 @@ def weights(trainer: HybridLLMTrainer) -> list[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "nearest"),
-    [("epochs", "max_epochs"), ("learningrate", "learning_rate"), ("batchsize", "batch_size")],
-)
-def test_an_unknown_setting_is_a_type_error_that_names_the_nearest(wrong: str, nearest: str):
-    with pytest.raises(TypeError, match=f"no setting '{wrong}' .did you mean '{nearest}'"):
-        TrainingConfig(**{wrong: 5})
-
-
-@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("batch_size", 0),

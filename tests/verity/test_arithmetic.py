@@ -4,15 +4,14 @@ import math
 
 import pytest
 import torch
-from support.exact_gpt import batches, gpt
+from support.exact_gpt import batches
 from support.tensors import normal
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ebc_lab.ebc import EllipsotopeClip, StabilizedOptimizer
-from ebc_lab.ebc.flat import lay_flat
 from ebc_lab.ebc.step import TorchArithmetic
-from ebc_lab.verity import Arithmetic, VerityAdam, ops, weights_checksum
+from ebc_lab.verity import Arithmetic
 
 EXACT, TORCH = Arithmetic(), TorchArithmetic()
 CLOSE = {"rel": 1e-12, "abs": 0}
@@ -113,38 +112,6 @@ def test_interpolation_rounds_once_and_is_exact_at_its_ends(c, as_tensor):
 
 
 # -- in the optimizer ----------------------------------------------------------------------------------------
-
-
-def budgeted(flat=False, arithmetic=EXACT):
-    """The checksum of a small GPT's weights after three steps, and the figures of these."""
-    model = gpt()
-    if flat:
-        lay_flat(model.parameters())
-    base = VerityAdam(model.parameters(), lr=0.05)
-    audits = {"audit_every": 2, "audit_tokens": 8, "probe_sequences": 1}
-    optimizer = EllipsotopeClip(model, base, target_kl=0.01, arithmetic=arithmetic, **audits)
-    steps = []
-    for x, y in batches(3):
-        logits = model(x)
-        model.zero_grad()
-        ops.cross_entropy(logits, y, reduction="mean").backward()
-        stats = optimizer.step(x, logits)
-        steps.append([float(v) for v in vars(stats).values() if isinstance(v, torch.Tensor) and not v.ndim])
-    return weights_checksum(model), repr(steps)  # in which NaN is NaN
-
-
-@pytest.mark.thorough
-def test_a_budgeted_step_is_the_same_whatever_the_layout_and_the_threads(engine):
-    before = torch.get_num_threads()
-    try:
-        found = set()
-        for flat, threads in ((False, 1), (True, 2)):
-            torch.set_num_threads(threads)
-            found.add(budgeted(flat))
-    finally:
-        torch.set_num_threads(before)
-    assert len(found) == 1
-    assert found != {budgeted(arithmetic=None)}
 
 
 @pytest.mark.parametrize("cls", [EllipsotopeClip, StabilizedOptimizer])

@@ -6,7 +6,6 @@ from support.exact_gpt import gpt
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ebc_lab.components.determinism import flush_subnormals
 from ebc_lab.verity import VerityError, check_model, check_platform, checks, ops
 
 
@@ -31,16 +30,6 @@ def test_flushing_subnormal_numbers_is_noticed_even_later():
             check_platform()
     finally:
         torch.set_flush_denormal(False)
-
-
-def test_a_thread_of_the_pool_that_still_flushes_is_noticed(beside_a_pool):
-    def checked():
-        with pytest.raises(VerityError, match=r"subnormal numbers are kept.* a new process"):
-            check_platform()
-        flush_subnormals(False)
-        check_platform()
-
-    beside_a_pool(checked, flushes=True)
 
 
 class Wrong(TorchFunctionMode):
