@@ -130,13 +130,21 @@ def test_a_study_that_cannot_be_meant_is_refused(overrides, words):
 @pytest.mark.thorough
 def test_a_named_choice_in_an_arm_is_what_its_file_says():
     """Gains of another controller, or another stabilizer's strength, do not come along."""
-    base = run_part(compose(["scale=smoke", "controller=log_pi", "stabilizer=norm_clip"], study=False))
+    asked = [
+        "scale=smoke",
+        "controller=log_pi",
+        "stabilizer=norm_clip",
+        "optimizer=axiom",
+        "optimizer.rank=4",
+    ]
+    base = run_part(compose(asked, study=False))
     other = changed(
         base, {"controller": {"name": "fixed"}, "stabilizer": {"name": "agc"}, "optimizer": {"name": "lion"}}
     )
     assert (other.controller.kp, other.controller.ki) == (None, None)
     assert other.stabilizer.strength == read_choice("stabilizer", "agc")["strength"]
-    assert (other.optimizer.beta2, other.optimizer.lr) == (0.99, base.optimizer.lr)
+    settings = other.optimizer
+    assert (settings.rank, settings.beta2, settings.lr) == (0, 0.99, base.optimizer.lr)
     surrogate = changed(base, {"budget": {"name": "surrogate"}}).budget
     assert surrogate.probe_sequences == base.budget.probe_sequences
 
