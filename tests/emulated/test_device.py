@@ -21,17 +21,16 @@ def fresh():
     device.forget()
 
 
-def captured(compute, *, stream=ONE, after=None):
-    """The graph of `compute` on a stream, in the pool of another graph, and what it returns."""
+def captured(compute, pool=None):
+    """The graph of `compute`, in the pool of another graph, and what it returns."""
     graph = torch.cuda.CUDAGraph()
-    pool = None if after is None else after.pool()
-    with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream, pool=pool):
+    with torch.cuda.stream(ONE), torch.cuda.graph(graph, stream=ONE, pool=pool):
         output = compute()
     return graph, output
 
 
-def replayed(graph, stream=ONE):
-    with torch.cuda.stream(stream):
+def replayed(graph):
+    with torch.cuda.stream(ONE):
         graph.replay()
     torch.cuda.synchronize()
 
@@ -131,7 +130,7 @@ def test_what_one_graph_makes_and_another_of_its_pool_reads():
         return x * 2
 
     graph, _ = captured(first)
-    other, _ = captured(lambda: x * kept[0], after=graph)
+    other, _ = captured(lambda: x * kept[0], graph.pool())
     replayed(graph)
     assert not device.findings()
     replayed(other)
