@@ -170,6 +170,17 @@ def test_memory_that_is_freed_while_another_stream_may_still_read_it():
     del y
 
 
+def test_a_stream_that_waits_may_read_and_memory_that_it_recorded_may_be_freed():
+    with torch.cuda.stream(ONE):
+        x = torch.ones(3, device="cuda")
+    TWO.wait_stream(ONE)
+    with torch.cuda.stream(TWO):
+        y = x + 1
+    x.record_stream(TWO)
+    del x, y
+    assert not device.findings()
+
+
 def test_pinned_memory_that_changes_before_its_copy_is_done():
     host = torch.ones(4).pin_memory()
     x = host.to("cuda", non_blocking=True)
