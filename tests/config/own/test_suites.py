@@ -164,20 +164,18 @@ def test_two_parts_of_one_name_are_told_apart_and_two_files_of_one_name_refused(
 
 
 CAUTIOUS = "settings: {optimizer: {name: cautious, target: './suite_opt.py:Cautious'}}"
+LION = "settings: {optimizer: {name: lion}}, grid: {optimizer.lr: [1e-3]}"
 
 
-@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("study", "key", "settings"),
     [
         ("units", "carry.arms", f"{CAUTIOUS}, unit: rate, over: optimizer.lr, grid: [1e-4, 2e-4]"),
         ("units", "carry.settings", f"{CAUTIOUS}, lr: 1e-3"),
-        (
-            "calibrated",
-            "profiles.methods",
-            "settings: {optimizer: {name: lion}}, grid: {optimizer.lr: [1e-3]}",
+        pytest.param("calibrated", "profiles.methods", LION, marks=pytest.mark.thorough),
+        pytest.param(
+            "calibrated", "profiles.workloads", "settings: {model: {name: gru}}", marks=pytest.mark.thorough
         ),
-        ("calibrated", "profiles.workloads", "settings: {model: {name: gru}}"),
     ],
 )
 def test_the_other_suites_take_new_entries_and_carry_own_parts_too(folder, study, key, settings):
