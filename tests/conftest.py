@@ -1,8 +1,8 @@
 """What every test starts from: one thread, so that bits repeat; Ctrl-C heard; a small text; own caches."""
 
-import functools
 import gc
 import os
+import pickle
 import random
 import signal
 from collections import Counter
@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 from support import emulated
-from support.shared import made_once
 
 emulated.install_if_wanted()
 
@@ -148,11 +148,28 @@ def composed_once():
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory, own_places):
-    """`once(name, make)`: what `make(folder)` returned in the first process of this test run that asked."""
+    """`once(name, make)`: what `make(folder)` returned in the first process of this test run that asked.
+
+    Every later one waits for it and gets its own copy. Files in the folder are the same for all: nobody may
+    change them.
+    """
     base = tmp_path_factory.getbasetemp()
     # xdist's workers have folders of their own in that of the run
     of_run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    return functools.partial(made_once, Path(os.environ.get("TESTS_SHARED", of_run / "shared")))
+    shared = Path(os.environ.get("TESTS_SHARED", of_run / "shared"))
+
+    def make_once(name, make):
+        result = shared / f"{name}.pickle"
+        shared.mkdir(parents=True, exist_ok=True)
+        with FileLock(shared / f"{name}.lock"):
+            if not result.exists():
+                folder = shared / name
+                folder.mkdir()
+                made = make(folder)
+                result.write_bytes(pickle.dumps(made))
+        return pickle.loads(result.read_bytes())
+
+    return make_once
 
 
 @pytest.fixture(scope="session")

@@ -163,7 +163,7 @@ def copying_workers(folder: Path, source: Study) -> Iterator[None]:
     """Workers copy runs of `source` in place of training: a driver has all of its work, they have none."""
     (folder / "site").mkdir(exist_ok=True)
     change = "def change(module):\n    from many import taken\n    module.run_and_record = taken\n"
-    code = CHANGED.format(module="ebc_lab.training.outcome") + change
+    code = change + CHANGED.format(module="ebc_lab.training.outcome")
     (folder / "site" / "sitecustomize.py").write_text(code)
     root = Path(__file__).parents[2]
     given = filter(None, [os.environ.get("PYTHONPATH")])

@@ -3,11 +3,12 @@ from support.composed import refused
 from support.named import run
 
 from ebc_lab.config.checks import validate_run
-from ebc_lab.config.choices import changed, groups, read_choice
+from ebc_lab.config.choices import changed, groups, read_choice, with_size
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.overrides import expand
+from ebc_lab.config.schema import ArmConfig
 
 
 @pytest.mark.parametrize(
@@ -90,6 +91,9 @@ def test_every_choice_of_every_group_is_read_and_fits_a_usual_run_or_needs_more(
             if group in ("scale", "launcher", "tracker"):
                 compose(["device=cpu", f"{group}={name}"])
             elif group != "study":
+                read = read_choice(group, name)
+                assert read["name"] == name
+                assert read.keys() <= vars(getattr(run(), group)).keys()
                 own = {"target": "my_part:make", "sha256": "1" * 64} if name == "custom" else {}
                 try:
                     validate_run(changed(run(), {group: {"name": name, **own}}))
@@ -126,15 +130,32 @@ def test_a_study_that_cannot_be_meant_is_refused(overrides, words):
 @pytest.mark.thorough
 def test_a_named_choice_in_an_arm_is_what_its_file_says():
     """Gains of another controller, or another stabilizer's strength, do not come along."""
-    base = run_part(compose(["scale=smoke", "controller=log_pi", "stabilizer=norm_clip"], study=False))
+    asked = [
+        "scale=smoke",
+        "controller=log_pi",
+        "stabilizer=norm_clip",
+        "optimizer=axiom",
+        "optimizer.rank=4",
+    ]
+    base = run_part(compose(asked, study=False))
     other = changed(
         base, {"controller": {"name": "fixed"}, "stabilizer": {"name": "agc"}, "optimizer": {"name": "lion"}}
     )
     assert (other.controller.kp, other.controller.ki) == (None, None)
     assert other.stabilizer.strength == read_choice("stabilizer", "agc")["strength"]
-    assert (other.optimizer.beta2, other.optimizer.lr) == (0.99, base.optimizer.lr)
+    settings = other.optimizer
+    assert (settings.rank, settings.beta2, settings.lr) == (0, 0.99, base.optimizer.lr)
     surrogate = changed(base, {"budget": {"name": "surrogate"}}).budget
     assert surrogate.probe_sequences == base.budget.probe_sequences
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"), [(2.5, (320, 40, 50)), (1.0, (128, 16, 20)), (1e-6, (4, 1, 1))], ids=str
+)
+def test_a_run_of_another_size_keeps_its_heads_and_is_never_empty(scale, expected):
+    made = with_size(run({"steps": 20}), ArmConfig(width_scale=scale, batch_scale=scale, steps=scale))
+    assert (made.model.width, made.batch_size, made.steps) == expected
+    assert made.model.heads == 4
 
 
 @pytest.mark.thorough

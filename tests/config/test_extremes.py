@@ -80,18 +80,13 @@ def test_an_extreme_is_refused_in_one_sentence_that_names_the_setting(overrides,
     assert all(word in said for word in words), said
 
 
-SUITE = ["study=stabilizers", "ablation.reference=adam_trapezoid_x1"]  # when it is swept
-
-
 @pytest.mark.thorough
 def test_a_study_of_more_runs_than_is_sensible_is_told_so_and_not_refused(tmp_path, monkeypatch):
     seeds, scales = (",".join(map(str, values)) for values in (range(200, 300), range(1, 21)))
-    many = compose([*SMOKE, *SUITE, f"seeds=[{seeds}]", f"ablation.lr_scales=[{scales}]"])
+    suite = ["study=stabilizers", "ablation.reference=adam_trapezoid_x1"]  # when it is swept
+    many = compose([*SMOKE, *suite, f"seeds=[{seeds}]", f"ablation.lr_scales=[{scales}]"])
     said = study_checks.beyond_sensible(many)
     assert re.match(r"this study may have 3\d,\d{3} runs, and more than 20,000 are not sensible: ", said)
-    others = ",".join(map(str, range(21, 60)))
-    beyond = [*SUITE, f"seeds=[{seeds}]", f"ablation.lr_scales=[{scales},{others}]"]
-    assert "may have more than 50000 runs" in refused(beyond)
     monkeypatch.setattr(study_checks, "SENSIBLE_RUNS", 1)
     assert "more than 1 are not sensible" in answered("plan", *SMOKE, "device=cpu", cwd=tmp_path).stdout
 

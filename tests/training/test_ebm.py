@@ -225,17 +225,7 @@ def test_events_are_no_part_of_the_audit_and_have_a_column_of_their_own(busy, tm
     assert moved["event_kl"][7] > 0
     assert moved["applied_kl"][7] > 0
     assert moved["revived"][7] > 0
-
-
-@pytest.mark.thorough
-def test_audits_measure_what_the_budget_does_not_see(busy, tmp_path):
-    _, seen = after_steps(replace(busy, audit_every=4), tmp_path / "run", 12)
-    audited = np.isfinite(seen["applied_kl"])
-    assert audited.tolist() == [step % 4 == 0 for step in range(12)]
-    for column in ("route_flips", "splat_flips", "score_shift", "event_kl"):
-        assert (np.isfinite(seen[column]) == audited).all(), column
-        assert (seen[column][audited] >= 0).all(), column
-    assert seen["score_shift"][audited].max() > 0
+    assert moved["score_shift"][7] > 0
 
 
 # -- rows that hold something new ----------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Runs whose optimizer, stabilizer, learning-rate schedule and model are functions of the user's."""
 
 import sys
-from dataclasses import replace
 
 import pytest
 from support.runs import made, resolved
@@ -9,11 +8,7 @@ from support.runs import made, resolved
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
-from ebc_lab.records.json_files import read_json
 from ebc_lab.records.streams import read_columns
-from ebc_lab.study.launch.worker import train_claimed
-from ebc_lab.study.stages.runs import spec_of
-from ebc_lab.study.store.study import Study
 from ebc_lab.training.ends import Interrupted
 from ebc_lab.training.outcome import run_and_record
 from ebc_lab.training.run import Training
@@ -221,12 +216,8 @@ def test_a_models_hidden_matrices_are_found_by_their_names(own, tmp_path, settin
     assert training.run()["outcome"] == "completed"
 
 
-def test_a_worker_refuses_a_file_that_was_edited_since_the_run_was_planned(own, tmp_path):
-    spec = spec_of("finals", "plain", replace(own(*part("optimizer", "optimizer")), evaluate=["val"]), 1.0)
-    study = Study(tmp_path / "study")
-    study.write_spec(spec)
+def test_a_file_that_was_edited_since_the_run_was_planned_is_refused(own, tmp_path):
+    run = own(*part("optimizer", "optimizer"))
     (tmp_path / "own_lab_parts.py").write_text(PARTS + "\n# edited\n")
-    assert train_claimed(study, spec.run_id, checkpoint_every_s=60, should_stop=lambda: False)
-    result = read_json(study.run_files(spec.run_id).result, dict)
-    assert result["outcome"] == "failed"
-    assert "own_lab_parts.py has changed since the run was planned" in result["cause"]
+    with pytest.raises(UserError, match=r"own_lab_parts.py has changed since the run was planned"):
+        run_and_record(run, tmp_path / "run", "run")

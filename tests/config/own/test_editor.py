@@ -88,10 +88,3 @@ def test_a_mistake_that_the_program_refuses_is_underlined(schemas, tmp_path, mon
             compose(["scale=smoke", "study=./mine.yaml"], here=False)
         [error] = schemas["suite.json"].iter_errors(settings(text))
         assert named in error.message
-
-
-def test_what_an_installed_package_offers_is_a_choice_too(monkeypatch):
-    monkeypatch.setattr(editor, "offered", {"optimizer": {"tiny": ("a:b",), "adam": ("a:b",)}}.get)
-    monkeypatch.setattr(editor, "OFFERED", ("optimizer",))
-    names = json.loads(editor.suite_schema())["definitions"]["choices_of_optimizer"]["enum"]
-    assert (names.count("adam"), names[-1]) == (1, "tiny")

@@ -9,7 +9,7 @@ from ebc_lab.config.compose import compose, register_schema
 from ebc_lab.config.dicts import from_dict, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity, run_id
-from ebc_lab.config.own.parts import own_name, with_sources
+from ebc_lab.config.own.parts import own_name
 from ebc_lab.config.schema import Config
 from ebc_lab.config.study_checks import validate
 
@@ -132,21 +132,17 @@ def test_a_study_sweeps_one_own_optimizer_and_keeps_its_file(folder):
         compose(["scale=smoke", "stabilizer=custom", "stabilizer.target=own_parts:made"])
 
 
-def test_arms_and_candidates_keep_their_files_too(folder):
-    suite = compose(["scale=smoke", "study=target_kl"])
-    own = {"stabilizer": {"name": "mine", "target": "own_parts.made", "strength": 1}}
-    arms = {**suite.ablation.arms, "own": replace(suite.ablation.arms["baseline"], settings=own)}
-    suite = with_sources(replace(suite, ablation=replace(suite.ablation, arms=arms)))
-    kept = suite.ablation.arms["own"].settings["stabilizer"]
+def test_arms_keep_their_files_too(folder):
+    def suite(arm):
+        return compose(["scale=smoke", "study=target_kl", f"+ablation.arms.own={{{arm}}}"])
+
+    arm = suite("settings: {stabilizer: {name: mine, target: own_parts.made, strength: 1}}")
+    kept = arm.ablation.arms["own"].settings["stabilizer"]
     assert (kept["target"], len(kept["sha256"])) == ("own_parts:made", 64)
-    validate(suite, study=True)
-    arms["own"] = replace(arms["own"], width_scale=2.0, settings={"model": {**own["stabilizer"]}})
-    del arms["own"].settings["model"]["strength"]
     with pytest.raises(UserError, match="width_scale goes with model=gpt"):
-        validate(replace(suite, ablation=replace(suite.ablation, arms=arms)), study=True)
-    arms["own"] = replace(arms["own"], settings={"stabilizer": {"name": "x", "target": "own_parts:gone"}})
+        suite("width_scale: 2, settings: {model: {name: mine, target: own_parts:made}}")
     with pytest.raises(UserError, match=r"^ablation.arms.own: stabilizer.target=own_parts:gone: there is no"):
-        with_sources(replace(suite, ablation=replace(suite.ablation, arms=arms)))
+        suite("settings: {stabilizer: {name: x, target: own_parts:gone}}")
 
 
 def test_what_an_installed_package_offers_is_custom_by_a_name(installed):

@@ -6,7 +6,6 @@ import pytest
 from support.named import run
 
 from ebc_lab.config.checks import validate_run
-from ebc_lab.config.choices import changed
 from ebc_lab.config.compose import compose, implied
 from ebc_lab.config.errors import UserError
 
@@ -62,13 +61,6 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatc
     for where, study in asked.items():
         with pytest.raises(UserError, match=rf"^{where}: optimizer=adam8bit {words}"):
             compose(["scale=smoke", *study])
-
-
-def test_an_arm_with_another_optimizer_has_that_ones_settings_alone():
-    axiom = run({"optimizer": {"name": "axiom", "rank": 4}})
-    adam = changed(axiom, {"optimizer": {"name": "adam"}})
-    assert (adam.optimizer.rank, adam.optimizer.relative) == (0, False)
-    assert adam.optimizer.lr == axiom.optimizer.lr
 
 
 def test_hooks_imply_the_plain_optimizer_where_nothing_else_is_asked_for():

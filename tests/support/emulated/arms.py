@@ -39,7 +39,7 @@ IMAGES = [
 OWN = "support.emulated.own:"
 
 # group of conf/ -> what each of its choices needs beside it; by default EBC on the small GPT
-BESIDE: dict[str, dict[str, list[str]]] = {
+NEEDED: dict[str, dict[str, list[str]]] = {
     "model": {"cnn": IMAGES, "vit": [*IMAGES, "model=vit"]},
     "workload": {"ebm": EBM, "images": IMAGES},
     "optimizer": {
@@ -149,7 +149,7 @@ WITHIN: dict[str, list[str]] = {
 
 
 def _of_conf() -> Iterator[tuple[str, list[str]]]:
-    for group, beside in BESIDE.items():
+    for group, beside in NEEDED.items():
         for name in groups()[group]:
             if name in NOT.get(group, {}):
                 continue

@@ -53,7 +53,7 @@ class Watched(Training):
             self.graph_waits += Counter(device.waits()) - before
 
 
-def run_of(overrides: Sequence[str], text: Path) -> RunConfig:
+def arm_run(overrides: Sequence[str], text: Path) -> RunConfig:
     """The run of an arm, on the text, or on the shards that lie beside it. Raises UserError."""
     data = ["data=path", f"data.file={text}"]
     if "data=bin" in overrides:
@@ -85,7 +85,7 @@ def made(run: RunConfig, folder: Path) -> Watched:
 
 def trial(overrides: Sequence[str], folder: Path, text: Path) -> Trial:
     """Try one arm, in new folders below `folder`."""
-    run = run_of(overrides, text)
+    run = arm_run(overrides, text)
     shutil.rmtree(folder, ignore_errors=True)
     gc.collect()
     device.forget()
