@@ -8,10 +8,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from support.tokenwise import Tokenwise, integers, loss_of
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim.swa_utils import AveragedModel
 
 from ebc_lab.ebc import EBCWarning, EllipsotopeClip, attach, mean_kl
@@ -309,26 +307,6 @@ def test_a_state_without_its_own_is_told_and_works():
     assert "ebc" not in plain
     other = adam(Net())[0]
     other.load_state_dict(optimizer.state_dict())  # a plain optimizer takes it too
-
-
-def test_torchs_distributed_checkpoints(tmp_path):
-    model, (optimizer,), ebc = attached()
-    loop(model, [optimizer], data(5))
-    state = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer), "ebc": ebc}
-    dcp.save(state, checkpoint_id=tmp_path / "saved")
-    wanted = loop(model, [optimizer], data(4, start=5), lambda: ebc.last)
-
-    resumed, (optimizer,), ebc = attached()
-    empty = get_optimizer_state_dict(resumed, optimizer)  # makes the state by a step of zero gradients
-    assert ebc.clip.step_index == 0
-    state = {"model": resumed.state_dict(), "optimizer": empty, "ebc": ebc}
-    dcp.load(state, checkpoint_id=tmp_path / "saved")
-    resumed.load_state_dict(state["model"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", EBCWarning)
-        set_optimizer_state_dict(resumed, optimizer, state["optimizer"])
-    same_steps(loop(resumed, [optimizer], data(4, start=5), lambda: ebc.last), wanted)
-    assert identical(resumed.parameters(), model.parameters())
 
 
 # -- detach, and misuse --------------------------------------------------------------------------------------

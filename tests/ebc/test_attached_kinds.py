@@ -243,64 +243,8 @@ def test_weights_that_another_optimizer_moves_do_not_count():
 # -- what a loss does to the logits --------------------------------------------------------------------------
 
 
-class Pairs(nn.Module):
-    """(B, 16) -> logits (B, B) of the rows, each seen in two ways."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 16))
-        self.other = nn.Linear(16, 16)
-        nn.init.constant_(self.other.bias, 0.6)
-        self.log_scale = nn.Parameter(torch.tensor(2.0))
-
-    def forward(self, x):
-        a, b = F.normalize(self.net(x), dim=-1), F.normalize(self.other(x), dim=-1)
-        return self.log_scale.exp() * a @ b.T
-
-
-def points(seed, rows=256):
-    return torch.randn(rows, 16, generator=torch.Generator().manual_seed(seed))
-
-
 def log_p(z):
     return z.double().log_softmax(-1)
-
-
-@pytest.mark.thorough
-def test_a_softmax_of_columns_is_refused_and_right_as_the_sentence_says():
-    def train(steps, **options):
-        model = Pairs()
-        optimizer, ebc = attached_adam(model, lr=3e-2, target_kl=3e-4, probe_sequences=256, **options)
-        ratios = []
-        for seed in range(steps):
-            others = points(1000 + seed)
-            with torch.no_grad():
-                before = log_p(both_ways(model(others)))
-            z = model(points(seed))
-            y = torch.arange(len(z))
-            (F.cross_entropy(z, y) + F.cross_entropy(z.T, y)).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            with torch.no_grad():
-                after = log_p(both_ways(model(others)))
-            ratios.append(float((before.exp() * (before - after)).sum(-1).mean()) / 3e-4)
-        return ratios, ebc
-
-    with pytest.raises(
-        ValueError, match=r"torch.stack\(\[z, z.T\], 1\), z being these logits, and probe_seq"
-    ):
-        train(1)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", "EBC's first steps look wrong")
-        ratios, ebc = train(16, logits_of=both_ways)
-    assert ebc.last.clip_coefficient < 1
-    assert statistics.median(ratios[4:]) == pytest.approx(1, abs=0.35)
-    assert max(ratios[4:]) < 1.8
-
-
-def both_ways(z):
-    return torch.stack([z, z.T], 1)
 
 
 def test_a_factor_that_shows_after_the_first_step_is_a_finding():
@@ -312,7 +256,7 @@ def test_a_factor_that_shows_after_the_first_step_is_a_finding():
 
     def train():
         for seed in range(3):
-            x = points(seed)
+            x = torch.randn(256, 16, generator=torch.Generator().manual_seed(seed))
             F.cross_entropy(model(x) / 0.1, x[:, :10].argmax(-1)).backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -539,6 +483,7 @@ def test_an_optimizer_that_evaluates_other_weights_is_asked_where_they_are(wrapp
 def test_what_schedule_free_optimizers_keep_is_scaled_with_the_weights(make):
     """The first step moves z by ΔW, and the weights by part of it: both by c of that."""
     moved = []
+    scales = []
     for target in (TARGET, float("inf")):
         model = Tokenwise()
         optimizer = make(model.parameters())
@@ -547,12 +492,10 @@ def test_what_schedule_free_optimizers_keep_is_scaled_with_the_weights(make):
         before = [p.detach().clone() for p in model.parameters()]
         seen = trained(model, ebc, lambda closure: optimizer.step(), batches(1))  # noqa: B023
         moved.append([optimizer.state[p]["z"] - w for p, w in zip(model.parameters(), before, strict=True)])
-        c = seen[0][1]
-        if target == TARGET:
-            limited = c
-    assert limited < 0.9
+        scales.append(seen[0][1])
+    assert scales[0] < 0.9
     for scaled, whole in zip(*moved, strict=True):
-        torch.testing.assert_close(scaled, limited * whole, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(scaled, scales[0] * whole, rtol=1e-4, atol=1e-6)
 
 
 def test_two_parameters_on_one_memory_are_refused_and_neighbours_are_not():
@@ -636,10 +579,6 @@ def test_complex_weights_are_pairs_of_real_ones(budget):
             )
             assert float(ebc.last.slope) == pytest.approx(float(fall / c), rel=1e-3)
             assert 0 < c < 1
-            if budget == "tracked":
-                norm = ebc.last.applied_norm
-                promised = torch.maximum(-fall / c, 0.05 * ebc.last.grad_norm * norm / c) * norm / c
-                assert float(ebc.last.tracked_scale) == pytest.approx(float(promised), rel=1e-3)
 
 
 def test_weights_without_a_shape_and_those_of_a_loss_are_told():

@@ -133,11 +133,11 @@ class Trained:
         return self
 
     def result(self) -> dict[str, Any]:
-        told: dict[str, Any] = {"weights": weights_of(self.model), "losses": self.losses}
+        results: dict[str, Any] = {"weights": weights_of(self.model), "losses": self.losses}
         if self.state is not None:
-            told |= {"sent": self.state.sent, "dense": self.state.dense, "buckets": self.spy.sizes}
-            told["residuals"] = own_residuals(self.state)
-        return told
+            results |= {"sent": self.state.sent, "dense": self.state.dense, "buckets": self.spy.sizes}
+            results["residuals"] = own_residuals(self.state)
+        return results
 
 
 def short(rank: int) -> dict[str, Any]:
@@ -147,18 +147,20 @@ def short(rank: int) -> dict[str, Any]:
         return small_loss(model, rank, step)
 
     every = range(SHORT_STEPS)
-    told = {
+    results = {
         mode: Trained(mode, small_model(), sgd).run(every, loss_of).result()
         for mode in ("axiom", "forgetful")
     }
     views = {"gradient_as_bucket_view": True, **SMALL_BUCKETS}
-    told["small buckets"] = Trained("axiom", small_model(), sgd, **SMALL_BUCKETS).run(every, loss_of).result()
-    told["views"] = Trained("axiom", small_model(), sgd, **views).run(every, loss_of).result()
-    told["resumed"] = resumed(loss_of)
-    told["bad"] = bad_gradient(rank)
-    told["bfloat16"] = in_bfloat16(rank)
-    told["summed"] = summed(rank)
-    return told
+    results["small buckets"] = (
+        Trained("axiom", small_model(), sgd, **SMALL_BUCKETS).run(every, loss_of).result()
+    )
+    results["views"] = Trained("axiom", small_model(), sgd, **views).run(every, loss_of).result()
+    results["resumed"] = resumed(loss_of)
+    results["bad"] = bad_gradient(rank)
+    results["bfloat16"] = in_bfloat16(rank)
+    results["summed"] = summed(rank)
+    return results
 
 
 def resumed(loss_of: Callable[[nn.Module, int], Tensor]) -> dict[str, Any]:
@@ -231,8 +233,8 @@ def long(rank: int, text: str, steps: int, lr: float) -> dict[str, Any]:
         model = nn.Sequential(read, nn.Linear(256, 512), nn.Tanh(), nn.Linear(512, len(alphabet)))
         return Trained(mode, model, plain_sgd).run(range(steps), loss_of).result()
 
-    told = {mode: run(mode) for mode in ("plain", "axiom", "forgetful")}
-    return {**told, "again": run("axiom")}
+    results = {mode: run(mode) for mode in ("plain", "axiom", "forgetful")}
+    return {**results, "again": run("axiom")}
 
 
 def exact(rank: int, share: int) -> dict[str, Any]:
@@ -268,8 +270,8 @@ def main(
 ) -> None:
     torch.set_num_threads(1)
     join(int(rank), int(world), store)
-    told = scenarios[scenario](int(rank), **json.loads(arguments))
-    torch.save(told, out)
+    results = scenarios[scenario](int(rank), **json.loads(arguments))
+    torch.save(results, out)
     dist.barrier()  # neither leaves while the other still needs it
     dist.destroy_process_group()
 

@@ -62,7 +62,10 @@ def test_where_all_is_well_nothing_is_said_and_no_bit_changes():
         assert 0.3 < step.unlike < 3
         assert 0.7 < step.share < 1.3
         assert step.idle == 0
+    assert " ".join(str(look).split()[:8]) == "step KL on other rows apart share idle"
     assert str(look).endswith("nothing wrong")
+    assert len(str(look).splitlines()) == 5
+    assert look.seconds > 0
     assert look.rows_unlike is None
 
 
