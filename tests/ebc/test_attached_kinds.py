@@ -185,15 +185,14 @@ def test_low_precision_weights_under_autocast():
     assert ebc.clip.budget.floor == 1e-5
 
 
+@pytest.mark.filterwarnings("error::ebc_lab.ebc.EBCWarning")
 def test_accumulation_is_no_contrast_where_the_logits_are_made_of_the_output():
     model = Tokenwise()
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     attach(model, optimizer, logits_of=lambda z: z * 1.0, **OPTIONS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", EBCWarning)
-        for tokens in batches(2):
-            loss_of(model(tokens), tokens).backward()
-        optimizer.step()
+    for tokens in batches(2):
+        loss_of(model(tokens), tokens).backward()
+    optimizer.step()
 
 
 @pytest.mark.parametrize("budget", ["shadow", "tracked"])
@@ -283,6 +282,7 @@ class Carried(nn.Module):
         return torch.where((tokens < 11)[..., None], carried, z)
 
 
+@pytest.mark.filterwarnings("error::ebc_lab.ebc.EBCWarning")
 @pytest.mark.parametrize("low", [-1e6, -math.inf])
 @pytest.mark.parametrize("own_mask", [False, True])
 def test_positions_at_which_nothing_is_predicted_do_not_count(low, own_mask):
@@ -290,22 +290,20 @@ def test_positions_at_which_nothing_is_predicted_do_not_count(low, own_mask):
     given = {"mask_of": lambda given: given["mask"]} if own_mask else {}
     optimizer, ebc = attached_adam(model, lr=3e-2, target_kl=5e-4, **given)
     ratios = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", EBCWarning)
-        for seed in range(12):
-            tokens = integers(64, 12, seed=seed)
-            counts = torch.ones_like(tokens)
-            counts[:, 10:] = 0
-            hidden = (integers(64, 12, seed=100 + seed) < 4) & (counts > 0 if own_mask else True)
-            seen = tokens.masked_fill(hidden, 11)
-            with torch.no_grad():
-                before = log_p(model(seen)[hidden])
-            F.cross_entropy(model(seen, counts)[hidden], tokens[hidden]).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            with torch.no_grad():
-                after = log_p(model(seen)[hidden])
-            ratios.append(float((before.exp() * (before - after)).sum(-1).mean()) / 5e-4)
+    for seed in range(12):
+        tokens = integers(64, 12, seed=seed)
+        counts = torch.ones_like(tokens)
+        counts[:, 10:] = 0
+        hidden = (integers(64, 12, seed=100 + seed) < 4) & (counts > 0 if own_mask else True)
+        seen = tokens.masked_fill(hidden, 11)
+        with torch.no_grad():
+            before = log_p(model(seen)[hidden])
+        F.cross_entropy(model(seen, counts)[hidden], tokens[hidden]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            after = log_p(model(seen)[hidden])
+        ratios.append(float((before.exp() * (before - after)).sum(-1).mean()) / 5e-4)
     assert ebc.last.clip_coefficient < 1
     assert statistics.median(ratios[3:]) == pytest.approx(1, abs=0.3)
 
@@ -323,6 +321,7 @@ class Scratch(torch.optim.Optimizer):
             p.sub_(p.grad, alpha=self.param_groups[0]["lr"])
 
 
+@pytest.mark.filterwarnings("error::ebc_lab.ebc.EBCWarning")
 @pytest.mark.parametrize("before", ["the step", "the loop"])
 @pytest.mark.parametrize("logits_of", [None, lambda z: 1.0 * z])
 def test_gradients_that_something_else_rewrites_are_looked_at_as_they_came(before, logits_of):
@@ -331,16 +330,14 @@ def test_gradients_that_something_else_rewrites_are_looked_at_as_they_came(befor
     optimizer = kind(model.parameters(), lr=0.01)
     options = {"audit_every": 1, "probe_sequences": 12}
     ebc = attach(model, optimizer, logits_of=logits_of, **{**OPTIONS, **options})
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", EBCWarning)
-        for tokens in batches(4):
-            loss_of(model(tokens), tokens).backward()
-            if before == "the loop":
-                for p in model.parameters():
-                    p.grad.div_(p.grad.norm() / 100)
-            optimizer.step()
-            optimizer.zero_grad()
-            assert ebc.last.slope < 0
+    for tokens in batches(4):
+        loss_of(model(tokens), tokens).backward()
+        if before == "the loop":
+            for p in model.parameters():
+                p.grad.div_(p.grad.norm() / 100)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert ebc.last.slope < 0
     assert all(0.7 < s.share < 1.3 for s in ebc.look.steps)
     assert not any(p._backward_hooks for p in model.parameters())
 
@@ -455,6 +452,7 @@ class Averaging(torch.optim.SGD):
         pass
 
 
+@pytest.mark.filterwarnings("error::ebc_lab.ebc.EBCWarning")
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_an_optimizer_that_evaluates_other_weights_is_asked_where_they_are(wrapped):
     model = Tokenwise()
@@ -463,13 +461,11 @@ def test_an_optimizer_that_evaluates_other_weights_is_asked_where_they_are(wrapp
         EBCWarning, match=r"Averaging has train\(\) and eval\(\).*optimizer.weight_copies = \("
     ):
         make(model, Averaging(model.parameters(), lr=LR), target_kl=TARGET)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", EBCWarning)
-        named = Averaging(model.parameters(), lr=LR)
-        named.weight_copies = ()
-        make(model, named, target_kl=TARGET)
-        other = Tokenwise()
-        make(other, Averaging(other.parameters(), lr=LR), target_kl=float("inf"))
+    named = Averaging(model.parameters(), lr=LR)
+    named.weight_copies = ()
+    make(model, named, target_kl=TARGET)
+    other = Tokenwise()
+    make(other, Averaging(other.parameters(), lr=LR), target_kl=float("inf"))
 
 
 @pytest.mark.parametrize(
