@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.stepping import assert_resumes, same, snapshot
+from support.stepping import assert_resumes, go, same, snapshot
 
 from ebc_lab.ebc import ClipSettings, EllipsotopeClip
 from ebc_lab.ebc.budgets.measured import shadow_search
@@ -125,6 +125,14 @@ def test_a_bad_step_observes_nothing_whether_deferred_or_not(make_gpt, batches, 
         found.append((snapshot(model), optimizer.budget.exponent.seen.nan_to_num(-1)))
     assert same(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
+
+
+def test_a_step_without_a_usable_c_observes_nothing(make_gpt, batches, backward):
+    model = make_gpt()
+    # of the probe's two rows, not of the audit's three
+    optimizer = clip(model, forward=lambda m, x: m(x) * (math.nan if len(x) == 2 else 1))
+    assert go(model, optimizer, *batches(1), backward).skipped
+    assert optimizer.budget.exponent.seen.isnan().all()
 
 
 @pytest.mark.parametrize(
