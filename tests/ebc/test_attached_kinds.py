@@ -1,7 +1,6 @@
 """`attach` on optimizers of unusual kinds: nested, subclassed, of two calls, compiled; and without hooks."""
 
 import copy
-import io
 import math
 import pickle
 import statistics
@@ -129,15 +128,13 @@ def test_nested_optimizers_are_limited_as_one_and_save_its_state():
         seen = trained(model, ebc, lambda closure: optimizer.step(), data[:6])  # noqa: B023
         assert on_target(seen)
         if saved:
-            kept = io.BytesIO()
-            torch.save(optimizer.state_dict(), kept)
-            kept.seek(0)
+            kept = copy.deepcopy(optimizer.state_dict())
             again = Tokenwise()
             again.load_state_dict(model.state_dict())
             model = again
             optimizer = Lookahead(torch.optim.Adam(model.parameters(), lr=LR), k=2)
             ebc = attach(model, optimizer, **OPTIONS)
-            optimizer.load_state_dict(torch.load(kept))
+            optimizer.load_state_dict(kept)
         runs.append(trained(model, ebc, lambda closure: optimizer.step(), data[6:]))  # noqa: B023
     assert runs[0] == runs[1]
 
@@ -185,15 +182,14 @@ def test_low_precision_weights_under_autocast():
     assert ebc.clip.budget.floor == 1e-5
 
 
+@pytest.mark.filterwarnings("error::ebc_lab.ebc.EBCWarning")
 def test_accumulation_is_no_contrast_where_the_logits_are_made_of_the_output():
     model = Tokenwise()
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     attach(model, optimizer, logits_of=lambda z: z * 1.0, **OPTIONS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", EBCWarning)
-        for tokens in batches(2):
-            loss_of(model(tokens), tokens).backward()
-        optimizer.step()
+    for tokens in batches(2):
+        loss_of(model(tokens), tokens).backward()
+    optimizer.step()
 
 
 @pytest.mark.parametrize("budget", ["shadow", "tracked"])
@@ -243,64 +239,8 @@ def test_weights_that_another_optimizer_moves_do_not_count():
 # -- what a loss does to the logits --------------------------------------------------------------------------
 
 
-class Pairs(nn.Module):
-    """(B, 16) -> logits (B, B) of the rows, each seen in two ways."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 16))
-        self.other = nn.Linear(16, 16)
-        nn.init.constant_(self.other.bias, 0.6)
-        self.log_scale = nn.Parameter(torch.tensor(2.0))
-
-    def forward(self, x):
-        a, b = F.normalize(self.net(x), dim=-1), F.normalize(self.other(x), dim=-1)
-        return self.log_scale.exp() * a @ b.T
-
-
-def points(seed, rows=256):
-    return torch.randn(rows, 16, generator=torch.Generator().manual_seed(seed))
-
-
 def log_p(z):
     return z.double().log_softmax(-1)
-
-
-@pytest.mark.thorough
-def test_a_softmax_of_columns_is_refused_and_right_as_the_sentence_says():
-    def train(steps, **options):
-        model = Pairs()
-        optimizer, ebc = attached_adam(model, lr=3e-2, target_kl=3e-4, probe_sequences=256, **options)
-        ratios = []
-        for seed in range(steps):
-            others = points(1000 + seed)
-            with torch.no_grad():
-                before = log_p(both_ways(model(others)))
-            z = model(points(seed))
-            y = torch.arange(len(z))
-            (F.cross_entropy(z, y) + F.cross_entropy(z.T, y)).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            with torch.no_grad():
-                after = log_p(both_ways(model(others)))
-            ratios.append(float((before.exp() * (before - after)).sum(-1).mean()) / 3e-4)
-        return ratios, ebc
-
-    with pytest.raises(
-        ValueError, match=r"torch.stack\(\[z, z.T\], 1\), z being these logits, and probe_seq"
-    ):
-        train(1)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", "EBC's first steps look wrong")
-        ratios, ebc = train(16, logits_of=both_ways)
-    assert ebc.last.clip_coefficient < 1
-    assert statistics.median(ratios[4:]) == pytest.approx(1, abs=0.35)
-    assert max(ratios[4:]) < 1.8
-
-
-def both_ways(z):
-    return torch.stack([z, z.T], 1)
 
 
 def test_a_factor_that_shows_after_the_first_step_is_a_finding():
@@ -312,7 +252,7 @@ def test_a_factor_that_shows_after_the_first_step_is_a_finding():
 
     def train():
         for seed in range(3):
-            x = points(seed)
+            x = torch.randn(256, 16, generator=torch.Generator().manual_seed(seed))
             F.cross_entropy(model(x) / 0.1, x[:, :10].argmax(-1)).backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -339,6 +279,7 @@ class Carried(nn.Module):
         return torch.where((tokens < 11)[..., None], carried, z)
 
 
+@pytest.mark.filterwarnings("error::ebc_lab.ebc.EBCWarning")
 @pytest.mark.parametrize("low", [-1e6, -math.inf])
 @pytest.mark.parametrize("own_mask", [False, True])
 def test_positions_at_which_nothing_is_predicted_do_not_count(low, own_mask):
@@ -346,22 +287,20 @@ def test_positions_at_which_nothing_is_predicted_do_not_count(low, own_mask):
     given = {"mask_of": lambda given: given["mask"]} if own_mask else {}
     optimizer, ebc = attached_adam(model, lr=3e-2, target_kl=5e-4, **given)
     ratios = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", EBCWarning)
-        for seed in range(12):
-            tokens = integers(64, 12, seed=seed)
-            counts = torch.ones_like(tokens)
-            counts[:, 10:] = 0
-            hidden = (integers(64, 12, seed=100 + seed) < 4) & (counts > 0 if own_mask else True)
-            seen = tokens.masked_fill(hidden, 11)
-            with torch.no_grad():
-                before = log_p(model(seen)[hidden])
-            F.cross_entropy(model(seen, counts)[hidden], tokens[hidden]).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            with torch.no_grad():
-                after = log_p(model(seen)[hidden])
-            ratios.append(float((before.exp() * (before - after)).sum(-1).mean()) / 5e-4)
+    for seed in range(12):
+        tokens = integers(64, 12, seed=seed)
+        counts = torch.ones_like(tokens)
+        counts[:, 10:] = 0
+        hidden = (integers(64, 12, seed=100 + seed) < 4) & (counts > 0 if own_mask else True)
+        seen = tokens.masked_fill(hidden, 11)
+        with torch.no_grad():
+            before = log_p(model(seen)[hidden])
+        F.cross_entropy(model(seen, counts)[hidden], tokens[hidden]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            after = log_p(model(seen)[hidden])
+        ratios.append(float((before.exp() * (before - after)).sum(-1).mean()) / 5e-4)
     assert ebc.last.clip_coefficient < 1
     assert statistics.median(ratios[3:]) == pytest.approx(1, abs=0.3)
 
@@ -379,6 +318,7 @@ class Scratch(torch.optim.Optimizer):
             p.sub_(p.grad, alpha=self.param_groups[0]["lr"])
 
 
+@pytest.mark.filterwarnings("error::ebc_lab.ebc.EBCWarning")
 @pytest.mark.parametrize("before", ["the step", "the loop"])
 @pytest.mark.parametrize("logits_of", [None, lambda z: 1.0 * z])
 def test_gradients_that_something_else_rewrites_are_looked_at_as_they_came(before, logits_of):
@@ -387,16 +327,14 @@ def test_gradients_that_something_else_rewrites_are_looked_at_as_they_came(befor
     optimizer = kind(model.parameters(), lr=0.01)
     options = {"audit_every": 1, "probe_sequences": 12}
     ebc = attach(model, optimizer, logits_of=logits_of, **{**OPTIONS, **options})
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", EBCWarning)
-        for tokens in batches(4):
-            loss_of(model(tokens), tokens).backward()
-            if before == "the loop":
-                for p in model.parameters():
-                    p.grad.div_(p.grad.norm() / 100)
-            optimizer.step()
-            optimizer.zero_grad()
-            assert ebc.last.slope < 0
+    for tokens in batches(4):
+        loss_of(model(tokens), tokens).backward()
+        if before == "the loop":
+            for p in model.parameters():
+                p.grad.div_(p.grad.norm() / 100)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert ebc.last.slope < 0
     assert all(0.7 < s.share < 1.3 for s in ebc.look.steps)
     assert not any(p._backward_hooks for p in model.parameters())
 
@@ -511,6 +449,7 @@ class Averaging(torch.optim.SGD):
         pass
 
 
+@pytest.mark.filterwarnings("error::ebc_lab.ebc.EBCWarning")
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_an_optimizer_that_evaluates_other_weights_is_asked_where_they_are(wrapped):
     model = Tokenwise()
@@ -519,13 +458,11 @@ def test_an_optimizer_that_evaluates_other_weights_is_asked_where_they_are(wrapp
         EBCWarning, match=r"Averaging has train\(\) and eval\(\).*optimizer.weight_copies = \("
     ):
         make(model, Averaging(model.parameters(), lr=LR), target_kl=TARGET)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", EBCWarning)
-        named = Averaging(model.parameters(), lr=LR)
-        named.weight_copies = ()
-        make(model, named, target_kl=TARGET)
-        other = Tokenwise()
-        make(other, Averaging(other.parameters(), lr=LR), target_kl=float("inf"))
+    named = Averaging(model.parameters(), lr=LR)
+    named.weight_copies = ()
+    make(model, named, target_kl=TARGET)
+    other = Tokenwise()
+    make(other, Averaging(other.parameters(), lr=LR), target_kl=float("inf"))
 
 
 @pytest.mark.parametrize(
@@ -539,6 +476,7 @@ def test_an_optimizer_that_evaluates_other_weights_is_asked_where_they_are(wrapp
 def test_what_schedule_free_optimizers_keep_is_scaled_with_the_weights(make):
     """The first step moves z by ΔW, and the weights by part of it: both by c of that."""
     moved = []
+    scales = []
     for target in (TARGET, float("inf")):
         model = Tokenwise()
         optimizer = make(model.parameters())
@@ -547,12 +485,10 @@ def test_what_schedule_free_optimizers_keep_is_scaled_with_the_weights(make):
         before = [p.detach().clone() for p in model.parameters()]
         seen = trained(model, ebc, lambda closure: optimizer.step(), batches(1))  # noqa: B023
         moved.append([optimizer.state[p]["z"] - w for p, w in zip(model.parameters(), before, strict=True)])
-        c = seen[0][1]
-        if target == TARGET:
-            limited = c
-    assert limited < 0.9
+        scales.append(seen[0][1])
+    assert scales[0] < 0.9
     for scaled, whole in zip(*moved, strict=True):
-        torch.testing.assert_close(scaled, limited * whole, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(scaled, scales[0] * whole, rtol=1e-4, atol=1e-6)
 
 
 def test_two_parameters_on_one_memory_are_refused_and_neighbours_are_not():
@@ -636,10 +572,6 @@ def test_complex_weights_are_pairs_of_real_ones(budget):
             )
             assert float(ebc.last.slope) == pytest.approx(float(fall / c), rel=1e-3)
             assert 0 < c < 1
-            if budget == "tracked":
-                norm = ebc.last.applied_norm
-                promised = torch.maximum(-fall / c, 0.05 * ebc.last.grad_norm * norm / c) * norm / c
-                assert float(ebc.last.tracked_scale) == pytest.approx(float(promised), rel=1e-3)
 
 
 def test_weights_without_a_shape_and_those_of_a_loss_are_told():

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import math
 import random
-import warnings
 
 import numpy
 import pytest
@@ -68,11 +67,10 @@ class Noisy(Tokenwise):
         return self.head(x)
 
 
+@pytest.mark.filterwarnings("error::ebc_lab.ebc.EBCWarning")
 def test_functional_dropout_is_seen_by_the_numbers_that_it_draws():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", EBCWarning)
-        torch.manual_seed(0)
-        seen, ebc = trained(Noisy(), steps=24)
+    torch.manual_seed(0)
+    seen, ebc = trained(Noisy(), steps=24)
     assert held(seen)
     assert ebc.clip.prober.fresh_logits
     assert ebc.state_dict()["fresh_logits"]
@@ -128,22 +126,21 @@ class Coin(Tokenwise):
         return 1.5 * z if random.random() < 0.5 else z
 
 
+@pytest.mark.filterwarnings("error::ebc_lab.ebc.EBCWarning")
 def test_numbers_that_are_drawn_in_evaluation_are_the_same_at_both_weights():
     random.seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", EBCWarning)
-        model = Coin()
-        optimizer, _ = attached_adam(model)
-        for step in range(16):
-            entropy(model, integers(48, 12, seed=step)).backward()
-            before = copy.deepcopy(model)
-            optimizer.step()
-            optimizer.zero_grad()
-            tokens = integers(48, 12, seed=1000 + step)
-            with torch.no_grad():
-                z, z_new = (Tokenwise.forward(m, tokens) for m in (before, model))
-                kls = [mean_kl(scale * z, scale * z_new) for scale in (1, 1.5)]
-            assert 0.5 * min(kls) < TARGET < 2 * max(kls)
+    model = Coin()
+    optimizer, _ = attached_adam(model)
+    for step in range(16):
+        entropy(model, integers(48, 12, seed=step)).backward()
+        before = copy.deepcopy(model)
+        optimizer.step()
+        optimizer.zero_grad()
+        tokens = integers(48, 12, seed=1000 + step)
+        with torch.no_grad():
+            z, z_new = (Tokenwise.forward(m, tokens) for m in (before, model))
+            kls = [mean_kl(scale * z, scale * z_new) for scale in (1, 1.5)]
+        assert 0.5 * min(kls) < TARGET < 2 * max(kls)
 
 
 @pytest.mark.parametrize("draw", [random.random, lambda: float(torch.rand(())), lambda: numpy.random.rand()])
@@ -211,15 +208,14 @@ def test_rows_whose_length_is_that_of_the_longest_are_called_together():
         optimizer.step()
 
 
+@pytest.mark.filterwarnings("error::ebc_lab.ebc.EBCWarning")
 def test_logits_that_are_written_to_are_computed_again():
     def masking(model, tokens):
         z = model(tokens)
         z[..., :3] = -math.inf
         return F.cross_entropy(z.flatten(0, 1), 3 + tokens.flatten() % 8)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", EBCWarning)
-        seen, _ = trained(Tokenwise(), loss=masking)
+    seen, _ = trained(Tokenwise(), loss=masking)
     assert held(seen)
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from support.stepping import adam_clip
-from torch import nn
+from support.tokenwise import Linear
 
 from ebc_lab.ebc import EllipsotopeClip, NonFiniteUpdateError, aggregate
 
@@ -14,23 +14,9 @@ def bits(tensors):
     return [t.detach().view(torch.uint8).tolist() if t.ndim else t.item() for t in tensors]
 
 
-class Linear(nn.Module):
-    """The golden linear model: inputs (rows, L, 4) -> logits (rows, V), one weight in each of L blocks."""
-
-    def __init__(self, weights):
-        super().__init__()
-        self.blocks = nn.ModuleList()
-        for w in weights:
-            self.blocks.append(nn.Module())
-            self.blocks[-1].weight = nn.Parameter(torch.tensor(w, dtype=torch.float64))
-
-    def forward(self, x):
-        return sum(x[:, i] @ block.weight for i, block in enumerate(self.blocks))
-
-
 def golden_step(values, **options):
     """One step whose proposal is the golden dW; the audit rows repeat the probe rows."""
-    model = Linear(values["W"])
+    model = Linear(torch.tensor(values["W"], dtype=torch.float64))
     for block, dw in zip(model.blocks, values["dW"], strict=True):
         block.weight.grad = -torch.tensor(dw, dtype=torch.float64)
     x = torch.tensor(values["X"], dtype=torch.float64).transpose(0, 1)

@@ -115,30 +115,17 @@ def test_agreement_asks_for_targets_at_audits_alone(make_gpt, batches, backward,
 
 @pytest.mark.thorough
 @every_budget
-def test_energy_rests_while_the_proposal_climbs_and_recovers(make_gpt, batches, backward, budget):
+def test_energy_rests_while_the_proposal_climbs(make_gpt, batches, backward, budget):
     model = make_gpt()
     uphill = torch.optim.SGD(model.parameters(), lr=0.5, maximize=True)
     optimizer = clip(model, uphill, budget=budget, controller="energy", audit_every=4)
-    data = batches(12)
-    assert go(model, optimizer, data[0], backward).slope > 0
+    first, *others = batches(4)
+    assert go(model, optimizer, first, backward).slope > 0
     before = snapshot(model)
-    for batch in data[1:4]:
+    for batch in others:
         stats = go(model, optimizer, batch, backward)
         assert (stats.skipped, stats.clip_coefficient, stats.delta) == (False, 0, 0)
-        assert same(snapshot(model), before)
-    uphill.param_groups[0]["maximize"] = False
-    stats = go(
-        model, optimizer, data[4], backward
-    )  # an audit: delta is 0 still, and the slope is seen to be good
-    assert (stats.skipped, stats.clip_coefficient) == (False, 0)
-    assert stats.slope < 0
-    slope = stats.slope.item()
-    for batch in data[5:8]:
-        stats = go(model, optimizer, batch, backward)
-        assert stats.delta.item() == pytest.approx(-0.1 * slope)
-        assert not stats.skipped
-        assert stats.clip_coefficient > 0
-    assert not same(snapshot(model), before)
+    assert same(snapshot(model), before)
 
 
 @every_budget

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import get_total_norm
 
 from ebc_lab.ebc import EllipsotopeClip
-from ebc_lab.ebc.flat import ALIGNMENT, Copy, joint_norm, lay_flat, segments
+from ebc_lab.ebc.flat import ALIGNMENT, joint_norm, lay_flat, segments
 
 
 def weights_of(*shapes, dtype=torch.float32):
@@ -38,28 +38,6 @@ def test_the_joint_norm_has_the_bits_of_torchs(dtypes, count):
     weights = [w for shape, dtype in zip(shapes, dtypes, strict=True) for w in weights_of(shape, dtype=dtype)]
     tensors = [w.detach() for w in weights[:count]]
     assert torch.equal(joint_norm(tensors), get_total_norm(tensors))
-
-
-@pytest.mark.parametrize("flat", [True, False])
-def test_a_copy_stands_in_for_the_weights_and_gives_way_even_after_an_error(flat):
-    weights = weights_of((3, 5), (7,))
-    if flat:
-        lay_flat(weights)
-    copy = Copy(weights, segments(weights, [True, True]))
-    copy.store()
-    assert all(torch.equal(v, w) for v, w in zip(copy.views, weights, strict=True))
-    copy.views[0].add_(1)
-    places = [w.data_ptr() for w in weights]
-
-    def interrupted():
-        with copy.standing_in(weights):
-            assert torch.equal(weights[0], copy.views[0])
-            raise RuntimeError("stop")
-
-    with pytest.raises(RuntimeError, match="stop"):
-        interrupted()
-    assert [w.data_ptr() for w in weights] == places
-    assert not torch.equal(weights[0], copy.views[0])
 
 
 @pytest.mark.thorough

@@ -7,10 +7,10 @@ import statistics
 
 import pytest
 import torch
-from support.loops import axes, language, others, transformers_models
+from support.loops import language, others, transformers_models
 from support.loops.loop import Training, played
 
-LOOPS = [*language.LOOPS, *axes.LOOPS, *transformers_models.LOOPS, *others.LOOPS]
+LOOPS = [*language.LOOPS, *transformers_models.LOOPS, *others.LOOPS]
 SETTLED = 8  # steps until c is found
 STEPS = 38
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from support.tokenwise import integers
+from support.tokenwise import Linear, integers
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
@@ -119,25 +119,12 @@ def test_how_a_matrix_is_written_changes_no_step(budget, probe, seed, factor):
     assert betas[1] == pytest.approx([betas[0][0], factor * betas[0][1], betas[0][2]], **close)
 
 
-class Linear(nn.Module):
-    """Inputs (rows, L, 4) -> logits (rows, 5), one matrix in each of L blocks."""
-
-    def __init__(self, layers, generator):
-        super().__init__()
-        self.blocks = nn.ModuleList(nn.Linear(4, 5, bias=False).double() for _ in range(layers))
-        for p in self.parameters():
-            p.data = torch.randn(p.shape, dtype=p.dtype, generator=generator)
-
-    def forward(self, x):
-        return sum(block(x[:, i]) for i, block in enumerate(self.blocks))
-
-
 @pytest.mark.parametrize("aggregate", ["l1", "sqrtl_l2"])
 @given(seed=seeds, layers=st.integers(1, 5), size=st.floats(1e-3, 1e3), delta=deltas)
 def test_no_step_moves_a_linear_model_further_than_its_bound(aggregate, seed, layers, size, delta):
     """Whatever dW and c are, T <= c·S <= tau, and so the KL is at most delta."""
     generator = torch.Generator().manual_seed(seed)
-    model = Linear(layers, generator)
+    model = Linear(torch.randn(layers, 4, 5, dtype=torch.float64, generator=generator))
     x = torch.randn(6, layers, 4, dtype=torch.float64, generator=generator)
     for p in model.parameters():
         p.grad = size * torch.randn(p.shape, dtype=p.dtype, generator=generator)

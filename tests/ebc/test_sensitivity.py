@@ -1,6 +1,5 @@
 """beta_g: measured by both probes, smoothed, and when; and S, which it makes."""
 
-import itertools
 import math
 
 import pytest
@@ -120,19 +119,6 @@ def test_warm_and_dense_cadences_sweep_early_then_ever_more_rarely(cadence):
 def test_sweep_cadence_measures_all_every_20_steps_and_nothing_between():
     due = [due_groups(t, GROUPS, "sweep") for t in range(1000)]
     assert due == [[] if t % 20 else GROUPS for t in range(1000)]
-
-
-@pytest.mark.parametrize(("cadence", "every"), [("warm", 20), ("dense", 5)])
-def test_between_sweeps_two_groups_take_turns(cadence, every):
-    turns = {t: due_groups(t, GROUPS, cadence) for t in range(1000)}
-    due = {t: groups for t, groups in turns.items() if groups}
-    sweeps = [t for t, groups in due.items() if len(groups) == 5] + [1000]
-    assert set(due) == set(range(0, 1000, every)) | set(sweeps[:-1])
-    for begin, end in itertools.pairwise(sweeps):
-        in_order = [g for t in due if begin < t < end for g in due[t]]
-        assert len(in_order) == 2 * sum(begin < t < end for t in due)
-        start = GROUPS.index(in_order[0]) if in_order else 0
-        assert in_order == [GROUPS[(start + i) % 5] for i in range(len(in_order))]
 
 
 @given(st.integers(1, 30), st.sampled_from(CADENCES))

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from support import ebc_gloo_worker, gloo_worker
-
-Told = list[dict[str, Any]]
+from support.gloo_worker import Results
 
 POLICY = {"param_dtype": "bfloat16", "reduce_dtype": "float32"}
 SHARDED = {"wrap": "fsdp", "steps": 5}
@@ -78,7 +77,7 @@ SLOW_CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def start(cases: dict[str, dict[str, Any]], folder: Path) -> Told:
+def start(cases: dict[str, dict[str, Any]], folder: Path) -> Results:
     """The result of each rank, by case."""
     placed = {
         name: {**case, "folder": str(folder / case["folder"])} if "folder" in case else case
@@ -93,9 +92,9 @@ def apart(one: dict[str, Any], other: dict[str, Any]) -> float:
     return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
 
 
-def agree(told: Told, name: str) -> None:
+def agree(results: Results, name: str) -> None:
     """Assert that all ranks took the same steps of a case, and limited some of them."""
-    first, second = (rank[name] for rank in told)
+    first, second = (rank[name] for rank in results)
     for figure in ("c", "measured", "kl"):
         assert first[figure] == second[figure], (name, figure)
     assert apart(first, second) == 0.0, name

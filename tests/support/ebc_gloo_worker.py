@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -162,8 +163,7 @@ class Run:
             self.wrap()
             self.swap_parameters(before)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10) if case.scaler else None
-        self.told: dict[str, list[Any]] = {"c": [], "kl": [], "trial_kl": [], "tokens": [], "measured": []}
-        self.told |= {"norm": [], "skipped": [], "all_reduces": []}
+        self.figures: dict[str, list[Any]] = defaultdict(list)  # one of each step
 
     def wrap(self) -> None:
         self.called: nn.Module = self.model
@@ -263,16 +263,16 @@ class Run:
             ("norm", stats.grad_norm),
             ("skipped", stats.skipped),
         ):
-            self.told[name].append(None if value is None else float(value))
-        self.told["tokens"].append(stats.audit_tokens)
-        self.told["measured"].append(stats.measurements)
-        self.told["all_reduces"].append(all_reduces)
+            self.figures[name].append(None if value is None else float(value))
+        self.figures["tokens"].append(stats.audit_tokens)
+        self.figures["measured"].append(stats.measurements)
+        self.figures["all_reduces"].append(all_reduces)
 
     def result(self) -> dict[str, Any]:
         engine = self.ebc.clip if self.attached else self.ebc
         whole = [getattr(p, "full_tensor", lambda p=p: p)() for p in self.model.parameters()]
         weights = [w.detach().clone() for w in whole]
-        return {**self.told, "weights": weights, "floor": engine.budget.floor}
+        return {**self.figures, "weights": weights, "floor": engine.budget.floor}
 
 
 def resumed(first: Run) -> Run:
@@ -284,7 +284,7 @@ def resumed(first: Run) -> Run:
         second.model.load_state_dict(first.model.state_dict())
         for old, new in zip(first.steppers, second.steppers, strict=True):
             new.load_state_dict(old.state_dict())
-    second.told = first.told
+    second.figures = first.figures
     return second
 
 
@@ -458,19 +458,19 @@ REFUSED: dict[str, tuple[Callable[[Tiny], None], str]] = {
 
 def refusals() -> dict[str, str]:
     """What each of `REFUSED` raises: the kind and the words."""
-    told: dict[str, str] = {}
+    results: dict[str, str] = {}
     for name, (wrong, _) in REFUSED.items():
         try:
             wrong(Tiny())
         except Exception as error:
-            told[name] = f"{type(error).__name__}: {error}"
-    return told
+            results[name] = f"{type(error).__name__}: {error}"
+    return results
 
 
 def train(rank: int, cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What every case comes to, and under `refused` what is refused."""
-    told = {name: trained(Case(**given), rank, dist.get_world_size()) for name, given in cases.items()}
-    return {**told, "refused": refusals()}
+    results = {name: trained(Case(**given), rank, dist.get_world_size()) for name, given in cases.items()}
+    return {**results, "refused": refusals()}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Processes that train one model together, by gloo on this machine: what each does, and what starts them.
 
 usage: python gloo_worker.py RANK WORLD STORE OUT SCENARIO ARGUMENTS
-    SCENARIO is `short`, `long` or `exact`, ARGUMENTS its keyword arguments as JSON; its result is saved at
+    SCENARIO is `short` or `exact`, ARGUMENTS its keyword arguments as JSON; its result is saved at
     OUT.
 """
 
@@ -101,10 +101,7 @@ class Spy:
 
 
 class Trained:
-    """A model wrapped for one mode, its optimizer and its losses.
-
-    mode: `plain`, `axiom` or `forgetful` (axiom without error feedback).
-    """
+    """A model wrapped for a mode, `axiom` or `forgetful` (without error feedback), and its optimizer."""
 
     def __init__(
         self,
@@ -116,28 +113,21 @@ class Trained:
         self.model = model
         self.optimizer = optimizer(model)
         self.wrapped = DistributedDataParallel(model, **settings)
-        self.losses: list[float] = []
         self.spy = Spy()
-        self.state: AxiomDDPState | None = None
-        if mode != "plain":
-            self.state = AxiomDDPState(error_feedback=mode == "axiom")
-            self.wrapped.register_comm_hook(self.state, self.spy.hook)
+        self.state = AxiomDDPState(error_feedback=mode == "axiom")
+        self.wrapped.register_comm_hook(self.state, self.spy.hook)
 
     def run(self, steps: range, loss_of: Callable[[nn.Module, int], Tensor]) -> Trained:
         for step in steps:
             self.optimizer.zero_grad()
-            loss = loss_of(self.wrapped, step)
-            loss.backward()
+            loss_of(self.wrapped, step).backward()
             self.optimizer.step()
-            self.losses.append(loss.item())
         return self
 
     def result(self) -> dict[str, Any]:
-        told: dict[str, Any] = {"weights": weights_of(self.model), "losses": self.losses}
-        if self.state is not None:
-            told |= {"sent": self.state.sent, "dense": self.state.dense, "buckets": self.spy.sizes}
-            told["residuals"] = own_residuals(self.state)
-        return told
+        state = self.state
+        sizes = {"sent": state.sent, "dense": state.dense, "buckets": self.spy.sizes}
+        return {**sizes, "weights": weights_of(self.model), "residuals": own_residuals(state)}
 
 
 def short(rank: int) -> dict[str, Any]:
@@ -204,35 +194,6 @@ def summed(rank: int) -> list[Tensor]:
     return list(payload)
 
 
-def long(rank: int, text: str, steps: int, lr: float) -> dict[str, Any]:
-    """A perceptron of about 150,000 parameters, from 16 characters of a file to the next, in every mode.
-
-    By gradient descent without momentum: what error feedback does is plainest there.
-    """
-    characters = Path(text).read_text()
-    alphabet = {c: i for i, c in enumerate(sorted(set(characters)))}
-    ids = torch.tensor([alphabet[c] for c in characters])
-    reading = torch.arange(17)
-
-    def loss_of(model: nn.Module, step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(2 * step + rank)
-        starts = torch.randint(len(ids) - 16, (128, 1), generator=generator)
-        rows = ids[starts + reading]
-        return F.cross_entropy(model(rows[:, :-1]), rows[:, -1])
-
-    def plain_sgd(model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.SGD(model.parameters(), lr=lr)
-
-    def run(mode: str) -> dict[str, Any]:
-        torch.manual_seed(0)
-        read = nn.Sequential(nn.Embedding(len(alphabet), 16), nn.Flatten())
-        model = nn.Sequential(read, nn.Linear(256, 512), nn.Tanh(), nn.Linear(512, len(alphabet)))
-        return Trained(mode, model, plain_sgd).run(range(steps), loss_of).result()
-
-    told = {mode: run(mode) for mode in ("plain", "axiom", "forgetful")}
-    return {**told, "again": run("axiom")}
-
-
 def exact(rank: int, share: int) -> dict[str, Any]:
     """A GPT of exact layers: the first worker has `share` rows of each batch, the second one the rest, one by
     one."""
@@ -252,7 +213,7 @@ def exact(rank: int, share: int) -> dict[str, Any]:
     return {"checksum": weights_checksum(model)}
 
 
-SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {"short": short, "long": long, "exact": exact}
+SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {"short": short, "exact": exact}
 
 
 def main(

@@ -1,4 +1,4 @@
-"""A model whose logits for a token depend on that token alone, and tokens for it."""
+"""Models whose logits for a token depend on that token alone, and tokens for them."""
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,20 @@ class Tokenwise(nn.Module):
     def forward(self, tokens):
         x = self.embedding(tokens)
         return self.head(x + torch.tanh(self.blocks[0](x)))
+
+
+class Linear(nn.Module):
+    """Inputs (rows, L, 4) -> logits (rows, V), one weight (4, V) in each of L blocks."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        for weight in weights:
+            self.blocks.append(nn.Module())
+            self.blocks[-1].weight = nn.Parameter(weight)
+
+    def forward(self, x):
+        return sum(x[:, i] @ block.weight for i, block in enumerate(self.blocks))
 
 
 def integers(*shape, seed=0):

@@ -129,16 +129,10 @@ def test_a_bad_step_observes_nothing_whether_deferred_or_not(make_gpt, batches, 
 
 def test_a_step_without_a_usable_c_observes_nothing(make_gpt, batches, backward):
     model = make_gpt()
-    broken = [True]
-    on_probe = lambda x: broken[0] and len(x) == 2  # noqa: E731  # the audit's three rows are fine
-    optimizer = clip(model, forward=lambda m, x: m(x) * (math.nan if on_probe(x) else 1))
-    first, *rest = batches(5)
-    assert go(model, optimizer, first, backward).skipped
+    # of the probe's two rows, not of the audit's three
+    optimizer = clip(model, forward=lambda m, x: m(x) * (math.nan if len(x) == 2 else 1))
+    assert go(model, optimizer, *batches(1), backward).skipped
     assert optimizer.budget.exponent.seen.isnan().all()
-    broken[0] = False
-    for batch in rest:
-        go(model, optimizer, batch, backward)
-    assert optimizer.budget.exponent.seen.isfinite().sum() == 1
 
 
 @pytest.mark.parametrize(
@@ -153,16 +147,3 @@ def test_a_step_without_a_usable_c_observes_nothing(make_gpt, batches, backward)
 def test_what_takes_kl_to_grow_as_a_square_is_refused(options, words):
     with pytest.raises(ValueError, match=words):
         ClipSettings(target_kl=0.01, **{"exponent": "auto", **options})
-
-
-def test_a_batch_too_short_for_an_audit_observes_nothing():
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Embedding(11, 8), torch.nn.Linear(8, 11))
-    optimizer = clip(model, audit_every=2)
-    for rows in (6, 6, 2):
-        tokens = torch.randint(0, 11, (rows, 16))
-        logits = model(tokens)
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
-        stats = optimizer.step(tokens, logits)
-    assert stats.applied_kl is None
-    assert optimizer.budget.exponent.seen.isfinite().sum() == 1

@@ -1,6 +1,5 @@
 """How c is found: the golden bound and the golden shadow searches, entry for entry."""
 
-import itertools
 import math
 
 import pytest
@@ -164,22 +163,6 @@ def test_golden_proposal_scale(own_golden):
     values = own_golden["tracked"]
     found = proposal_scale(*(f64(values[name]) for name in ("fall", "grad_norm", "norm")))
     assert found.tolist() == pytest.approx(values["scale"], rel=1e-12)
-
-
-@pytest.mark.thorough
-@given(st.floats(-5, 5), st.integers(8, 4096))
-def test_a_ratio_that_stays_is_known_exactly_from_the_first_measurement_on(ratio, tokens):
-    track = UNKNOWN
-    variances = []
-    for _ in range(300):
-        track = track.later(DRIFT).measured(f64(ratio), 9 / tokens)
-        assert track.log_ratio.item() == pytest.approx(ratio, abs=1e-12)
-        variances.append(track.variance.item())
-    assert variances[0] == FLICKER + 9 / tokens
-    assert all(0 < b < a * (1 + 1e-12) for a, b in itertools.pairwise(variances))
-    assert track.flicker == 0  # nothing flickered
-    prior = variances[-1] + DRIFT  # settled: what a measurement takes away is what a step adds
-    assert prior - prior**2 / (prior + 9 / tokens) == pytest.approx(variances[-1], rel=1e-3)
 
 
 @pytest.mark.thorough

@@ -158,22 +158,6 @@ def test_its_budget_is_spent(make_gpt, batches, train):
     assert ratios.median().item() == pytest.approx(1, abs=0.25)
 
 
-@pytest.mark.thorough
-def test_when_needed_measures_more_where_less_is_known_and_audits_see_every_distance(
-    make_gpt, batches, train
-):
-    shares = []
-    for above in (0.22, 0.3):
-        model = make_gpt()
-        options = {"measure": "when_needed", "measure_above": above, "audit_every": 5}
-        steps = train(model, clip(model, **options), batches(80))
-        shares.append(sum(s.measurements > 0 for s in steps))
-    assert shares[0] > shares[1]
-    last = [max(i for i in range(t + 1) if steps[i].measurements) for t in range(len(steps))]
-    since = {t - last[t] for t in range(20, 80, 5)}
-    assert len(since) >= 4
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

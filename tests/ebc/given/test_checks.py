@@ -93,21 +93,15 @@ def test_random_numbers_that_no_module_shows():
             z = super().forward(tokens)
             return nn.functional.dropout(z, 0.3, self.training)
 
-    steps = []
-    for told in (True, False):
-        torch.manual_seed(0)
-        model = Noisy()
-        optimizer = wrap(model, **({"fresh_logits": True} if told else {}))
-        tokens = integers(24, 12)
-        logits = model(tokens)
-        loss_of(logits, tokens).backward()
-        if told:
-            steps.append(optimizer.step(tokens, logits))
-            continue
-        with pytest.warns(EBCWarning, match=r"differ from the model's own, without what.*fresh_logits=True"):
-            steps.append(optimizer.step(tokens, logits))
-    assert 0 < steps[0].clip_coefficient < 1
-    assert steps[0].clip_coefficient == steps[1].clip_coefficient
+    torch.manual_seed(0)
+    model = Noisy()
+    optimizer = wrap(model)
+    tokens = integers(24, 12)
+    logits = model(tokens)
+    loss_of(logits, tokens).backward()
+    with pytest.warns(EBCWarning, match=r"differ from the model's own, without what.*fresh_logits=True"):
+        stats = optimizer.step(tokens, logits)
+    assert 0 < stats.clip_coefficient < 1
 
 
 def test_few_tokens_are_told_once():

@@ -34,7 +34,7 @@ def seen(output, loss, view=lambda z: z):
     return logits, gradient_of(logits, output.detach(), output.grad)
 
 
-def told(output, loss, view=lambda z: z):
+def judged(output, loss, view=lambda z: z):
     logits, gradient = seen(output, loss, view)
     return refusal(logits, gradient), doubt(gradient, are_log_probabilities(logits))
 
@@ -99,7 +99,7 @@ SOFTMAX = {
 )
 def test_classes_that_the_loss_leaves_out(loss, remedy):
     assert re.search(
-        rf"hold \d\d% of the softmax.*logits_of=lambda z: {remedy}", told(numbers(B, T, V), loss)[0]
+        rf"hold \d\d% of the softmax.*logits_of=lambda z: {remedy}", judged(numbers(B, T, V), loss)[0]
     )
 
 
@@ -108,12 +108,12 @@ def test_classes_that_the_loss_leaves_out(loss, remedy):
 @pytest.mark.parametrize("spread", [0.02, 2.0])
 def test_losses_of_a_softmax_are_taken_as_they_are(name, dtype, spread):
     logits = numbers(B, T, V, spread=spread).to(dtype)
-    assert told(logits, lambda z: SOFTMAX[name](z.float())) == (None, None)
+    assert judged(logits, lambda z: SOFTMAX[name](z.float())) == (None, None)
 
 
 def test_log_probabilities_are_logits():
     z = numbers(B, T, V).log_softmax(-1)
-    assert told(z, lambda z: F.nll_loss(z.flatten(0, 1), classes(B * T))) == (None, None)
+    assert judged(z, lambda z: F.nll_loss(z.flatten(0, 1), classes(B * T))) == (None, None)
 
 
 @pytest.mark.parametrize("shape", [(B, V, T), (B, V, 5, 7)])
@@ -121,11 +121,11 @@ def test_classes_on_another_axis_are_refused_and_right_as_the_sentence_says(shap
     def loss(z):
         return F.cross_entropy(z, classes(B, *shape[2:]))
 
-    wrong, _ = told(numbers(*shape), loss)
+    wrong, _ = judged(numbers(*shape), loss)
     assert "the classes are axis 1" in wrong
     assert "logits_of=lambda z: z.movedim(1, -1)" in wrong
-    assert told(numbers(*shape), loss, lambda z: z.movedim(1, -1)) == (None, None)
-    wrong, _ = told(numbers(*shape).log_softmax(1), lambda z: F.nll_loss(z, classes(B, *shape[2:])))
+    assert judged(numbers(*shape), loss, lambda z: z.movedim(1, -1)) == (None, None)
+    wrong, _ = judged(numbers(*shape).log_softmax(1), lambda z: F.nll_loss(z, classes(B, *shape[2:])))
     assert "axis 1" in wrong
 
 
@@ -136,7 +136,7 @@ def test_several_softmaxes_are_refused(sizes):
         parts = z.flatten(0, 1).split(sizes, -1)
         return sum(F.cross_entropy(part, c) for part, c in zip(parts, chosen, strict=True))
 
-    wrong, _ = told(numbers(B, T, sum(sizes)), loss)
+    wrong, _ = judged(numbers(B, T, sum(sizes)), loss)
     assert f"several softmaxes, the first of {sizes[0]} classes" in wrong
 
 
@@ -145,13 +145,13 @@ def test_a_rare_class_is_no_softmax_of_its_own(rare):
     z = numbers(200, T, V, spread=0.1)
     z[..., [0, -1]] += math.log(V * rare)
     targets = torch.distributions.Categorical(logits=z.flatten(0, 1)).sample()
-    assert told(z, lambda z: F.cross_entropy(z.flatten(0, 1), targets)) == (None, None)
+    assert judged(z, lambda z: F.cross_entropy(z.flatten(0, 1), targets)) == (None, None)
 
 
 def test_classes_that_are_never_meant_are_no_softmax_of_their_own():
     z = numbers(B, T, V)
     z[..., :4] = -30.0
-    assert told(z, lambda z: F.cross_entropy(z.flatten(0, 1), 4 + classes(B * T, of=V - 4))) == (None, None)
+    assert judged(z, lambda z: F.cross_entropy(z.flatten(0, 1), 4 + classes(B * T, of=V - 4))) == (None, None)
 
 
 def test_the_second_of_two_logits_that_is_a_probability():
@@ -162,15 +162,17 @@ def test_the_second_of_two_logits_that_is_a_probability():
 
 
 def test_probabilities_are_refused():
-    wrong, _ = told(numbers(B, T, V).softmax(-1), lambda p: F.nll_loss(p.log().flatten(0, 1), classes(B * T)))
+    wrong, _ = judged(
+        numbers(B, T, V).softmax(-1), lambda p: F.nll_loss(p.log().flatten(0, 1), classes(B * T))
+    )
     assert "returns probabilities" in wrong
     assert "logits_of=torch.log." in wrong
-    wrong, _ = told(numbers(1, V).softmax(-1), lambda p: -p.log()[0, 3])  # of one row, as a policy's
+    wrong, _ = judged(numbers(1, V).softmax(-1), lambda p: -p.log()[0, 3])  # of one row, as a policy's
     assert "logits_of=torch.log." in wrong
-    wrong, _ = told(numbers(B, V, T).softmax(1), lambda p: F.nll_loss(p.log(), classes(B, T)))
+    wrong, _ = judged(numbers(B, V, T).softmax(1), lambda p: F.nll_loss(p.log(), classes(B, T)))
     assert "lambda p: p.movedim(1, -1).log()" in wrong
     labels = classes(B, V, of=2).float()
-    wrong, _ = told(numbers(B, V).sigmoid(), lambda p: F.binary_cross_entropy(p, labels))
+    wrong, _ = judged(numbers(B, V).sigmoid(), lambda p: F.binary_cross_entropy(p, labels))
     assert "(1 - p).log(), p.log()" in wrong
 
 
@@ -183,7 +185,7 @@ def test_labels_by_themselves_are_refused(share, dtype):
     def loss(z):
         return F.binary_cross_entropy_with_logits(z.float(), labels)
 
-    wrong, _ = told(logits, loss)
+    wrong, _ = judged(logits, loss)
     assert "a label of its own" in wrong
     assert "torch.stack([torch.zeros_like(z), z], -1)" in wrong
 
@@ -211,37 +213,37 @@ def test_a_factor_in_the_loss_is_refused_with_its_remedy(written, smoothing, cla
     def loss(z):
         return F.cross_entropy((FACTORS[written] * z).flatten(0, 1), y, label_smoothing=smoothing)
 
-    wrong, _ = told(z, loss)
+    wrong, _ = judged(z, loss)
     assert f"logits_of=lambda z: {written} (where the factor is learnt" in wrong
     logits, gradient = seen(z * FACTORS[written], lambda z: loss(z / FACTORS[written]))
     assert refusal(logits, gradient) is None
 
 
 def test_a_factor_is_told_from_the_gradient_in_bfloat16():
-    wrong, _ = told(numbers(64, V).bfloat16(), lambda z: F.cross_entropy(z * 10, classes(64)))
+    wrong, _ = judged(numbers(64, V).bfloat16(), lambda z: F.cross_entropy(z * 10, classes(64)))
     assert "logits_of=lambda z: 10 * z" in wrong
 
 
 def test_two_temperatures_are_not_one_factor_where_rounding_hides_the_difference():
     y = classes(54)
     z = numbers(54, V, spread=0.1).bfloat16()
-    assert told(z, lambda z: 0.3 * F.cross_entropy(z, y) + 0.7 * F.cross_entropy(2 * z, y))[0] is None
+    assert judged(z, lambda z: 0.3 * F.cross_entropy(z, y) + 0.7 * F.cross_entropy(2 * z, y))[0] is None
 
 
 @pytest.mark.parametrize("hardness", [20, 30])
 def test_a_factor_before_sharper_targets_is_refused(hardness):
     z = numbers(B, T, 64, spread=0.15)
     q = (hardness * (z + numbers(B, T, 64, seed=4, spread=0.02))).softmax(-1)
-    wrong, _ = told(z, lambda z: -(q * (10 * z).log_softmax(-1)).sum(-1).mean())
+    wrong, _ = judged(z, lambda z: -(q * (10 * z).log_softmax(-1)).sum(-1).mean())
     assert "logits_of=lambda z: 10 * z, or about that" in wrong or "logits_of=lambda z: 9." in wrong
 
 
 def test_a_factor_of_two_classes_and_of_labels_by_themselves():
-    wrong, _ = told(numbers(64, 2), lambda z: F.cross_entropy(8 * z, classes(64, of=2)))
+    wrong, _ = judged(numbers(64, 2), lambda z: F.cross_entropy(8 * z, classes(64, of=2)))
     assert "let logits_of return 8 * z" in wrong
-    assert told(numbers(64, 2), lambda z: F.cross_entropy(z, classes(64, of=2))) == (None, None)
+    assert judged(numbers(64, 2), lambda z: F.cross_entropy(z, classes(64, of=2))) == (None, None)
     labels = classes(B, T, V, of=2).float()
-    wrong, _ = told(numbers(B, T, V), lambda z: F.binary_cross_entropy_with_logits(8 * z, labels))
+    wrong, _ = judged(numbers(B, T, V), lambda z: F.binary_cross_entropy_with_logits(8 * z, labels))
     assert "torch.stack([torch.zeros_like(z), 8 * z], -1)" in wrong
 
 
@@ -253,15 +255,15 @@ def pairs(z, rows, columns):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_softmax_over_columns_is_refused(dtype):
     z = (numbers(24, 24) + numbers(24, seed=1)).to(dtype)
-    wrong, _ = told(z, lambda z: pairs(z.float(), 0.5, 0.5))
+    wrong, _ = judged(z, lambda z: pairs(z.float(), 0.5, 0.5))
     assert (
         "logits_of=lambda z: torch.stack([z, z.T], 1), z being these logits, and probe_sequences=24" in wrong
     )
-    wrong, _ = told(z, lambda z: pairs(z.float(), 0, 1))
+    wrong, _ = judged(z, lambda z: pairs(z.float(), 0, 1))
     assert "logits_of=lambda z: z.T, z being" in wrong
-    wrong, _ = told(z, lambda z: pairs(10 * z.float() / 3, 0.5, 0.5))
+    wrong, _ = judged(z, lambda z: pairs(10 * z.float() / 3, 0.5, 0.5))
     assert "torch.stack([(z / 0.3), (z / 0.3).T], 1)" in wrong
-    assert told(z, lambda z: pairs(z.float(), 1, 0)) == (None, None)
+    assert judged(z, lambda z: pairs(z.float(), 1, 0)) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +277,7 @@ def test_a_softmax_over_columns_is_refused(dtype):
     ],
 )
 def test_other_losses_are_doubted(loss):
-    wrong, doubted = told(numbers(B, T, V), loss)
+    wrong, doubted = judged(numbers(B, T, V), loss)
     assert wrong is None
     assert "not one of a softmax over the last axis" in doubted
 
@@ -286,7 +288,7 @@ def test_logits_that_look_like_probabilities_are_taken_for_logits():
     assert refusal(z, None) is None
     z = numbers(B, T, V).softmax(-1)
     assert refusal(z, None) is not None
-    assert told(z, entropy) == (None, None)  # they are given to a softmax once more
+    assert judged(z, entropy) == (None, None)  # they are given to a softmax once more
 
 
 def test_without_a_gradient_nothing_is_said():
@@ -297,3 +299,9 @@ def test_without_a_gradient_nothing_is_said():
     _, gradient = seen(numbers(B, T, V), lambda z: (z * torch.inf).sum())
     assert not gradient.usable
     assert refusal(logits, None) is None
+
+
+def test_the_gradient_of_a_view_is_that_of_its_elements():
+    pair = numbers(2, B, V, T)
+    _, gradient = seen(pair, lambda z: (z * pair).sum(), lambda z: z[1].movedim(1, -1))
+    assert torch.equal(gradient.rows, pair[1].movedim(1, -1))

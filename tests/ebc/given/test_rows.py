@@ -1,5 +1,7 @@
 """Which rows of a batch choose c, and batches that cannot be cut by their tensors."""
 
+import warnings
+
 import pytest
 import torch
 from support.tokenwise import Tokenwise, attached_adam, integers, learn, loss_of
@@ -94,6 +96,7 @@ def test_batches_that_no_tensor_gives_the_rows_of(how, recwarn):
         def forward(self, data):
             return super().forward(data.data if isinstance(data, Box) else data)
 
+    warnings.simplefilter("always", EBCWarning)  # also where one was given before
     torch.manual_seed(0)
     model = Boxed()
     rows_of = some_graphs if how == "cut" else None

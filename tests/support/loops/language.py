@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from .data import V, log_softmax, shifted
 from .loop import Loop
-from .parts import Attention, Block, adam, seeded
+from .parts import Attention, Block, seeded
 
 # -- nanoGPT -------------------------------------------------------------------------------------------------
 
@@ -148,51 +148,4 @@ NANOCHAT = Loop(
     quick=True,
 )
 
-# -- a neural n-gram -----------------------------------------------------------------------------------------
-
-
-class Ngram(nn.Module):
-    """The words before are embedded side by side; the output layer is a softmax."""
-
-    def __init__(self, width: int = 32, hidden: int = 128):
-        super().__init__()
-        self.embedding = nn.Embedding(V, width)
-        self.hidden = nn.Linear(3 * width, hidden)
-        self.out = nn.Linear(hidden, V)
-
-    def forward(self, context: Tensor) -> Tensor:
-        h = torch.tanh(self.hidden(self.embedding(context).flatten(1)))
-        return F.softmax(self.out(h), dim=-1)
-
-
-def contexts(number: int) -> tuple[Tensor, Tensor]:
-    """Three words (512, 3) and those after them."""
-    x, y = shifted(number, 16, 34)
-    return x.unfold(1, 3, 1).reshape(-1, 3), y[:, 2:].flatten()
-
-
-def ngram_step(model: nn.Module, optimizers: list[Optimizer], batch: Any, carried: dict[str, Any]) -> None:
-    context, word = batch
-    (optimizer,) = optimizers
-    probabilities = model(context)
-    loss = F.nll_loss(torch.log(probabilities), word)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-
-
-NGRAM = Loop(
-    name="neural n-gram",
-    like="returns probabilities, and the loss takes their log",
-    build=partial(seeded, Ngram),
-    optimizers=partial(adam, lr=2e-2),
-    batch=contexts,
-    step=ngram_step,
-    log_p=lambda model, batch: log_softmax(model(batch[0]).double().log()),
-    options={"logits_of": torch.log},
-    target_kl=0.001,
-    refused=r"probabilities.*torch\.log",
-    quick=True,
-)
-
-LOOPS = [NANOGPT, NANOCHAT, NGRAM]
+LOOPS = [NANOGPT, NANOCHAT]
