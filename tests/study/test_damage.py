@@ -291,6 +291,7 @@ CASES = [  # file, damage, command, exit code, words
     ("study.json", a_device, "verify", 4, "study.json: not a file that can be read"),
     ("study.json", put(b"\xff"), "why", 2, "is damaged"),
     ("study.json", edited(config=[]), "status", 2, "config: expected `object`, got `array`"),
+    ("study.json", put("{}"), "status", 2, "delete the file: the study's command writes it again"),
     ("study.json", edited(created="x"), "autopilot", 2, "study.json was changed after it was recorded"),
     ("study.json", recorded_anew(edited(hardware={})), "autopilot", 2, "holds what ebc-lab never writes"),
     ("auto_decisions.json", put(" " * (65 << 20)), "status", 0, "is larger than"),

@@ -3,17 +3,19 @@ tokens and a target."""
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 from support.called import answered, refused
-from support.shards import folder_of_shards, overrides_of
+from support.shards import VOCABULARY, folder_of_shards, overrides_of
 
 from ebc_lab.config.choices import changed
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.schema import ProfiledWorkloadConfig
 from ebc_lab.records.json_files import read_json
-from ebc_lab.study.resolve import adopt
+from ebc_lab.study.resolve import adopt, check_lengths
 from ebc_lab.study.store.changes import from_recorded
 from ebc_lab.workloads.starts import arms_pinned, pinned
 from ebc_lab.workloads.text import checked_text
@@ -112,6 +114,26 @@ def test_what_is_longer_than_its_shards_is_refused_before_anything_is_written(fo
     said = refused("autopilot", *study_of(folder, setting), cwd=tmp_path)
     assert said.startswith("error: ablation.arms.long: " if "arms" in setting else "error: 391 steps")
     assert "steps are too many" in said
+
+
+@pytest.mark.thorough
+def test_a_workload_with_too_few_shards_of_its_own_is_refused_before_the_study_begins(folder):
+    files = {"files": [f"{folder}/*_train_*.bin"], "val_files": [f"{folder}/*_val_*.bin"]}
+    data = {"name": "bin", **files, "vocabulary": VOCABULARY, "val_tokens": 1024}
+    own = ProfiledWorkloadConfig(about="theirs", settings={"data": data})
+
+    def check(steps: int) -> None:
+        small = ("scale=smoke", "batch_size=8", "model.context=32", "device=cpu", f"profiles.steps={steps}")
+        config = compose(["study=calibrated", *small])
+        workloads = {**config.profiles.workloads, "own": own}
+        config = replace(config, profiles=replace(config.profiles, workloads=workloads))
+        corpus, tokenizer = checked_text(config)
+        check_lengths(pinned(config, corpus, tokenizer), corpus)
+
+    whole = 20_000 // (8 * 32) // 2  # a method may take twice the steps
+    check(whole - 1)
+    with pytest.raises(UserError, match=r"^profiles\.workloads\.own: .* steps are too many"):
+        check(whole + 1)
 
 
 def test_an_arm_may_read_the_same_shards_in_another_order(folder):

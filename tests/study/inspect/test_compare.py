@@ -16,26 +16,13 @@ def pair(finished, own_copy):
     return finished[1].study, own_copy[1]
 
 
-@pytest.mark.thorough
-def test_a_study_is_equal_to_its_copy(pair):
-    found = compare(*pair)
-    assert (found["settings"], found["resolved"], found["machine"]) == ({}, {}, {})
-    assert found["same_corpus"]
-    runs = found["runs"]
-    assert runs["counts"][0]["training"] == runs["common"] == runs["equal"] > 0
-    assert list(found["decisions"]) == ["lr_sweep", "calibrate", "lr_scale", "finals"]
-    pairs = [pair for d in found["decisions"].values() for track in d.values() for pair in track.values()]
-    assert all(x == y for x, y in pairs)
-    assert {"lr", "natural_kl"} <= set(found["decisions"]["lr_sweep"]["adam_none"])
-    assert "delta_star" in found["decisions"]["calibrate"]["adam_none"]
-    assert len(found["verdict"]) == 7
-    assert not any(line["flipped"] for line in found["verdict"])
-    assert all(arm["difference"] == 0 for arm in found["arms"].values())
-    assert "adam_none_baseline_x1" in found["arms"]
-
-
 def test_what_differs_is_named_and_timing_is_not(pair):
     a, b = pair
+    alike = compare(a, b)
+    assert alike["runs"]["counts"][0]["training"] == alike["runs"]["common"] == alike["runs"]["equal"] > 0
+    assert (alike["settings"], alike["machine"], alike["same_corpus"]) == ({}, {}, True)
+    assert not any(line["flipped"] for line in alike["verdict"])
+    assert {"lr", "natural_kl"} <= set(alike["decisions"]["lr_sweep"]["adam_none"])
     first, second = [r.run_id for r in b.records() if "_n25_s0-" in r.run_id][:2]
     path = b.run_dir(first) / "result.json"
     result = read_checksummed(path, "")

@@ -9,15 +9,13 @@ import pytest
 from support.invented import invent
 
 from ebc_lab.config.compose import compose
-from ebc_lab.config.dicts import from_dict, run_part
+from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import identity
 from ebc_lab.config.overrides import check_overrides
-from ebc_lab.config.schema import Config
 from ebc_lab.study.inspect.reproduce import (
     again,
     continuing,
-    deciding,
     departures,
     override_value,
     run_again,
@@ -147,25 +145,6 @@ def test_what_departs_from_the_scale_and_the_suite_is_listed_with_its_default(pl
     assert found["ablation.arms.new"] == (None, "another")
     assert found["ablation.arms.control"][1] is None
     assert not any(key.startswith(("ablation.arms.baseline", "study.name")) for key in found)
-
-
-@pytest.mark.thorough
-def test_the_command_that_decides_asks_for_fresh_seeds_and_for_nothing_else_anew(place, text_file):
-    asked = ["study=optimizers", "mine=./my_opt.py:Cautious", "data=path", f"data.file={text_file}"]
-    study = invent(place / "out", asked, stages=1, drawn=False)
-    header = study.header()
-    answers = {"cautious": {"verdict": "undecided", "seeds": list(range(9)), "seeds_needed": 9}}
-    decision = {"tracks": {"adam_none": {"answers": answers}}}
-    made = compose(words(deciding(study, header, decision), "autopilot"), here=False)
-    before = from_dict(Config, {**header["requested"], "data": header["config"]["data"]})
-    assert made.seeds == list(range(5, 14))
-    assert made.study.name == f"{header['study']}_seeds_5_to_13"
-    assert made.output_dir == str(place / "out")
-    assert (made.ablation, made.tune, made.scale) == (before.ablation, before.tune, before.scale)
-    invent(place / "out", [*asked, "seeds=[6,8]", "study.name=other"], stages=1, drawn=False)
-    assert "seeds=[5,7,9,10,11,12,13,14,15]" in deciding(study, header, decision)  # none trained with there
-    answers["cautious"]["verdict"] = "better"
-    assert deciding(study, header, decision) is None
 
 
 def test_a_study_that_was_moved_is_continued_where_it_is_now(own_copy, tmp_path):

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from support.called import CLI, called, refused
 from support.drivers import held_at_first, until_true, without_timing
-from support.idle import Bench
 
 from ebc_lab.study.launch.session import GUEST, sessions_in
 from ebc_lab.study.store import attempts
@@ -77,19 +76,6 @@ def test_workers_that_join_share_the_runs_and_may_be_killed_like_the_driver(tiny
     hosts = {e["host"] for log in events.values() for e in log if e["event"] == "begin"}
     assert len(hosts) == (2 if OTHER else 1)
     assert sum(e["event"] == "begin" for e in events[taken]) >= 2
-
-
-@pytest.mark.thorough
-def test_one_that_came_and_died_between_two_looks_of_the_driver_is_recorded(tmp_path):
-    bench = Bench(tmp_path)
-    [spec] = bench.idle(1)
-    pool = bench.pool(join=True)
-    pool.session.note("worker", f"{GUEST}gone", run_id=spec.run_id, ran=1, host="other")
-    pool.run([spec], [], lambda done, busy: None, canary=False)
-    assert not [worker for worker in pool.session.notes() if worker.startswith(GUEST)]
-    [lost] = [event for event in bench.events(spec) if event["event"] == "lost"]
-    assert lost["worker"] == f"{GUEST}gone"
-    assert bench.study.result(spec.run_id)["outcome"] == "completed"
 
 
 def test_a_worker_is_refused_in_a_sentence(finished, tmp_path):

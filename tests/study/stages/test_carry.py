@@ -75,6 +75,8 @@ def test_the_constant_is_chosen_on_the_other_settings_and_judged_on_the_one_left
     decision, track = carried()
     kl, radius = track["arms"]["kl"], track["arms"]["radius"]
     assert {name: c["constant"] for name, c in kl["carried"].items()} == dict.fromkeys(SETTINGS, 0.02)
+    # wide, which is kept, would have regretted it
+    assert [c["regret"] for c in kl["carried"].values()] == pytest.approx([0] * 4)
     # muon asks for 2, which is not on the common grid: it draws the others' constant to 1 where it is in
     # them, and gets theirs, 0.5, where it is left out
     constants = {name: c["constant"] for name, c in radius["carried"].items()}

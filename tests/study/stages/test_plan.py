@@ -50,6 +50,15 @@ def test_idle_workers_foresee_certain_runs_only():
     assert speculative_runs(config, {}, "lr_sweep", extension, [], known(results)) == []
 
 
+def test_calibration_and_baseline_start_while_the_search_for_the_control_goes_on():
+    config = config_of("optimizer=adam")
+    _, specs, results = played("lr_sweep", config, {}, by_lr(4e-3))
+    searching = [s for s in specs if s.role == "control"]
+    there = known({s.run_id: results[s.run_id] for s in specs if s.role != "control"})
+    early = speculative_runs(config, {}, "lr_sweep", searching, config.study.stages[1:], there)
+    assert {(s.stage, s.role) for s in early} == {("calibrate", "ebc"), ("finals", "baseline")}
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("suite", ["default", "published"])
 @pytest.mark.parametrize("seed", range(2))

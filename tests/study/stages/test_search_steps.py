@@ -129,6 +129,18 @@ def test_two_settings_after_one_another_and_the_first_again_next_to_the_best():
     assert list(found.along({"x": 2.0, "w": 3}, "x")) == [4.0, 2.0, 8.0]
 
 
+def test_while_all_diverge_a_setting_goes_down_and_what_was_leapt_over_is_tried():
+    points = [{"x": 1.0}, {"x": 2.0}]
+    waves, _ = asked(
+        points,
+        lambda point: "diverged" if point["x"] > 0.3 else point["x"],
+        lambda search: search.grow(2, lowering="x"),
+        ratios={"x": 2.0},
+        prefer_low="x",
+    )
+    assert waves == [points, [{"x": 0.25}], [{"x": 0.125}, {"x": 0.5}]]
+
+
 def test_a_point_without_settings_can_be_the_best_and_a_value_that_no_run_has_is_not_tried():
     assert asked([{}], lambda point: 1.0, lambda s: None, ratios={})[1].best() == {}
     held = {"fitted": lambda key, x: x if x < 3 else None, "ratios": {"x": 2.0}}

@@ -329,6 +329,14 @@ def test_a_point_of_which_a_run_failed_is_left_out_of_its_window_and_said(tiny):
     assert "b's windows leave out b_x4: a run failed or was lost" in decision["notes"]
 
 
+def test_a_target_that_was_raised_to_the_least_possible_counts_as_what_it_was(tiny):
+    arms = {"ebc": ArmConfig(settings={**EBC, "budget": {"schedule": "hold_decay"}})}
+    config = suite(tiny, arms, reference="ebc_d1", deltas=[0.0002, 0.0005, 0.5, 1])
+    points = suite_found(config, lambda s: 2.0, c_median=0.5)["windows"]["ebc"]["delta"]["points"]
+    assert [p["value"] for p in points] == pytest.approx([p["delta_star"] / 0.02 for p in points])
+    assert [p["value"] for p in points][1:] == [0.5, 1]  # the two lowest are one run
+
+
 def test_only_arms_of_the_references_size_and_on_its_text_are_called_the_best(tiny):
     more = {"long": ArmConfig(steps=2), "few": ArmConfig(settings={"final_windows": 4})}
     losses = {"plain": 2.1, "b": 2.0, "long": 1.5, "few": 1.0}

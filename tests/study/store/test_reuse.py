@@ -159,19 +159,6 @@ def test_an_edited_decision_is_stale_and_nothing_would_be_trained(study):
     assert (found["lr_scale"]["would_train"], found["calibrate"]["state"]) == (0, "decided")
 
 
-def test_the_status_survives_an_edited_study_json(study):
-    header = json.loads((study.root / "study.json").read_text())
-    header["config"]["study"]["band"] = [0.4, 0.8]
-    (study.root / "study.json").write_text(json.dumps(header))
-    found = status(study)
-    assert "study.json was edited" in found["problems"][0]
-    assert found["stages"][0]["state"] == "stale"  # decided with another band
-    (study.root / "study.json").write_text("{}")
-    remedy = "delete the file: the study's command writes it again"
-    with pytest.raises(UserError, match=rf"study\.json was edited.*{remedy}"):
-        status(study)
-
-
 def test_another_torch_is_refused_says_what_it_would_train_and_force_says_it_too(own_copy, monkeypatch):
     config, study = own_copy
     monkeypatch.setattr(identity, "_torch_version", lambda: "99.0")

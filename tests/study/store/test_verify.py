@@ -85,18 +85,20 @@ def test_a_run_that_is_another_one_is_named_even_where_the_manifest_agrees(study
 def test_no_later_command_accepts_an_edit_and_report_draws_an_edited_plot_again(own_copy):
     config, study = own_copy
     before = (study.root / "lr_scale.png").read_bytes()
-    edited = [f"runs/{a_run(study)}/{name}" for name in ("evals.csv", "steps.csv")]
+    edited = {f"runs/{a_run(study)}/{name}" for name in ("evals.csv", "steps.csv")}
     for path in (*edited, "lr_scale.png", "summary_final.csv"):
         flip_a_byte(study.root / path)
     gone = f"runs/{a_run(study, 25)}/log.txt"
     (study.root / gone).unlink()
-    of_runs = sorted([*edited, gone])
+    for mine in ("notes.txt", f"runs/{a_run(study)}/more.csv"):  # which nobody recorded
+        (study.root / mine).write_text("mine")
+        edited |= {mine}
     autopilot(config, concluding(), stages=["lr_sweep"])
-    assert bad(study) == ["lr_scale.png", *of_runs, "summary_final.csv"]
+    assert {*bad(study)} == {*edited, gone, "lr_scale.png", "summary_final.csv"}
     autopilot(config, concluding())  # writes the tables, has no reason to draw
-    assert bad(study) == ["lr_scale.png", *of_runs]
+    assert {*bad(study)} == {*edited, gone, "lr_scale.png"}
     report(study)
-    assert bad(study) == of_runs
+    assert {*bad(study)} == {*edited, gone}
     assert (study.root / "lr_scale.png").read_bytes() == before
 
 

@@ -1,7 +1,6 @@
 """A command of the user's hears how a study ends and that it stalls, and can do no harm to it."""
 
 import os
-import select
 import shlex
 import subprocess
 import time
@@ -9,6 +8,7 @@ import time
 import pytest
 from support.called import CLI, called
 from support.drivers import held_at_first
+from support.runs import assert_over
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
@@ -74,12 +74,7 @@ def test_one_that_hangs_is_ended_with_all_that_it_started(script, tmp_path, monk
     assert said == [
         "warning: notify: it takes longer than 1 s, and was ended; the study is as it would be without it"
     ]
-    try:
-        sleeping = os.pidfd_open(int((tmp_path / "pid").read_text()))
-    except ProcessLookupError:
-        return
-    assert select.select([sleeping], [], [], PATIENCE_S)[0]
-    os.close(sleeping)
+    assert_over(tmp_path)
 
 
 def test_a_study_tells_its_end_and_its_failure_and_keeps_the_command_to_itself(tiny, tmp_path, script):
