@@ -116,7 +116,7 @@ BAD = {
         "is no model of this program: give the model.pt of a run",
     ),
     "newer": (lambda path: changed(path, format=2), "has format 2, this version reads 1: train it again"),
-    "no weights": (lambda path: changed(path, weights={}), "weights that do not fit its settings"),
+    "nothing else": (lambda path: saved({"format": 1}), "weights that do not fit its settings"),
     "other sizes": (other_sizes, "weights that do not fit its settings"),
     "half a run": (lambda path: changed(path, run='{"ebm": 3}'), "weights that do not fit its settings"),
     "other tokens": (
