@@ -233,27 +233,21 @@ def test_on_the_stiefel_manifold_every_matrix_stays_there(name):
 
 
 def test_ebc_is_built_as_the_run_says():
-    budget = BudgetConfig(
-        "surrogate",
-        target_kl=0.02,
-        schedule="linear",
-        probe_sequences=3,
-        aggregate="sqrtl_l2",
-        grouping="type",
-        guard="shrink",
-        probe="fd",
-        cadence="published",
-        beta_init="zero",
-        units="per_lr",
-        sensitivity_every=7,
-    )
+    given = {
+        "target_kl": 0.02,
+        "schedule": "linear",
+        "aggregate": "sqrtl_l2",
+        "grouping": "type",
+        "probe": "fd",
+    }
+    given |= {"guard": "shrink", "cadence": "published", "beta_init": "zero", "units": "per_lr"}
+    budget = BudgetConfig("surrogate", probe_sequences=3, sensitivity_every=7, **given)
     controller = ControllerConfig("log_pi", kp=0.5)
     model, wrapped = prepare(run_of("adam", "ebc", "none", budget=budget, controller=controller, steps=100))
     chosen = wrapped.settings
-    assert (chosen.target_kl, chosen.budget, chosen.aggregate) == (0.02, "surrogate", "sqrtl_l2")
-    assert (chosen.schedule, chosen.total_steps, wrapped.probe_sequences) == ("linear", 100, 3)
-    assert (chosen.probe, chosen.cadence, wrapped.audit_every) == ("fd", "published", 4)
-    assert (chosen.units, chosen.guard, chosen.sensitivity_every) == ("per_lr", "shrink", 7)
+    assert {key: getattr(chosen, key) for key in given} == given
+    assert (chosen.budget, chosen.total_steps, chosen.sensitivity_every) == ("surrogate", 100, 7)
+    assert (wrapped.probe_sequences, wrapped.audit_every) == (3, 4)
     assert set(wrapped.groups) == {"embedding", "norm", "attention", "mlp", "head"}
     assert all((f.published, f.zero) == (True, True) for f in wrapped.sensitivities.filters.values())
     assert wrapped.controller.gain == {"kp": 0.5, "ki": 0.3}  # what is not given is the kind's own
