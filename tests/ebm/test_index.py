@@ -8,8 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.ebm_states import unit
 
 from ebc_lab.ebm.index import KINDS, NeighbourIndex, chosen, exact_search, largest
+from ebc_lab.ebm.sphere import normalise
 
 needs_faiss = pytest.mark.skipif(
     importlib.util.find_spec("faiss") is None, reason="faiss-cpu is not installed"
@@ -17,12 +19,8 @@ needs_faiss = pytest.mark.skipif(
 approximate = pytest.mark.parametrize("kind", ["hnsw", "ivf"])
 
 
-def unit(x):
-    return x / x.norm(dim=1, keepdim=True)
-
-
 def uniform(points, n, seed=0):
-    return unit(torch.randn(points, n, generator=torch.Generator().manual_seed(seed)))
+    return unit(points, n, seed=seed, dtype=torch.float32)
 
 
 def structured(points, n, seed=0):
@@ -30,13 +28,15 @@ def structured(points, n, seed=0):
     generator = torch.Generator().manual_seed(seed)
     plane = torch.randn(8, n, generator=torch.Generator().manual_seed(9)) / math.sqrt(8)
     near = torch.randn(points, 8, generator=generator) @ plane
-    return unit(near + 0.05 * torch.randn(points, n, generator=generator))
+    return normalise(near + 0.05 * torch.randn(points, n, generator=generator))
 
 
 def noisy(points, count, seed=1):
     generator = torch.Generator().manual_seed(seed)
     picked = points[torch.randint(len(points), (count,), generator=generator)]
-    return unit(picked + 0.3 * torch.randn(picked.shape, generator=generator) / math.sqrt(points.shape[1]))
+    return normalise(
+        picked + 0.3 * torch.randn(picked.shape, generator=generator) / math.sqrt(points.shape[1])
+    )
 
 
 def recall(found, exact):

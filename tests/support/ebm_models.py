@@ -8,7 +8,13 @@ from ebc_lab.ebm.model import EnergyModel, ModelSettings
 VOCABULARY = 11
 SIZES = {
     "vocabulary": VOCABULARY,
-    "n": 6, "splats": 20, "neighbours": 5, "hidden": 12, "window": 3, "width": 10, "context": 12,
+    "n": 6,
+    "splats": 20,
+    "neighbours": 5,
+    "hidden": 12,
+    "window": 3,
+    "width": 10,
+    "context": 12,
 }
 
 
