@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from support.perceptron import backward_on, batch, floats, gradients, joint, same, small_model
+from support.perceptron import backward_on, batch, floats, grads, joint, same, small_model
 
 from ebc_lab.components.optimizer import build as build_optimizers
 from ebc_lab.components.stabilizers import build
@@ -67,9 +67,9 @@ def test_only_what_the_optimizer_trains_is_limited():
         model, torch.optim.SGD(model[2].parameters(), lr=0.1), strength=1e-3, audit_every=0
     )
     backward_on(model, x, y)
-    before = gradients(model)
+    before = grads(model)
     stats = stabilizer.step()
-    assert same(gradients(model)[:2], before[:2])
+    assert same(grads(model)[:2], before[:2])
     assert float(stats.gradient_scale) == pytest.approx(
         joint(model[2].parameters()) / float(stats.grad_norm), rel=1e-5
     )

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.pairwise import contract
-from support.perceptron import equal, values
+from support.perceptron import same, values
 
 from ebc_lab.components import stabilizers
 from ebc_lab.components.optimizer import OPTIMIZERS
@@ -132,13 +132,13 @@ def test_steps_are_bounded_finite_repeatable_and_resume_bit_for_bit(optimizer, s
     kept = copy.deepcopy(twin.state_dict())
     state = saved(other)
     take(twin, other, range(3, 5))
-    assert equal(model.parameters(), twin.parameters())  # the same from the start
+    assert same(model.parameters(), twin.parameters())  # the same from the start
 
     third, resumed = prepare(run)
     third.load_state_dict(kept)
     resumed.load_state_dict(state)
     take(third, resumed, range(3, 5))
-    assert equal(model.parameters(), third.parameters())  # the same from a checkpoint
+    assert same(model.parameters(), third.parameters())  # the same from a checkpoint
 
 
 @every
@@ -193,7 +193,7 @@ def test_zero_gradients_move_nothing_and_bad_ones_touch_nothing(optimizer, stabi
         stats = step_on(wrapped, tokens, logits)
         assert stats.skipped
         assert stats.clip_coefficient == 0
-        assert equal(model.parameters(), before)
+        assert same(model.parameters(), before)
         flat, kept = (torch.utils._pytree.tree_leaves(s) for s in (saved(wrapped)["bases"], state))
         assert all(
             torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in zip(flat, kept, strict=True)
@@ -221,15 +221,6 @@ def test_the_runs_projection_is_applied(name):
         take(model, wrapped, [step])
         assert torch.linalg.matrix_norm(first.detach(), ord=2) <= limit * (1 + 1e-5)
     assert torch.linalg.matrix_norm(first.detach(), ord=2) > 0.9 * limit
-
-
-@pytest.mark.parametrize("name", [*STABILIZERS, CUSTOM])
-def test_on_the_stiefel_manifold_every_matrix_stays_there(name):
-    model, wrapped = prepare(run_of("adam", name, "stiefel"))
-    take(model, wrapped, range(4))
-    for matrix in hidden_matrices(model):
-        values = torch.linalg.svdvals(matrix.detach())
-        assert values.max() / values.min() < 1 + 1e-4
 
 
 def test_ebc_is_built_as_the_run_says():
