@@ -105,17 +105,14 @@ def test_auto_is_exact_for_few_splats_or_a_gpu():
     assert [chosen(kind, 10**6, on_gpu=True) for kind in KINDS] == list(KINDS)
 
 
-def test_an_unknown_kind_is_refused_with_the_nearest_name():
+def test_an_unknown_kind_is_refused_with_the_nearest_name_and_a_recall_outside_0_to_1():
+    for wanted in (0.0, 1.01, -1.0, math.nan):
+        with pytest.raises(ValueError, match="recall"):
+            NeighbourIndex("exact", wanted)
     with pytest.raises(ValueError, match="'hnws' is unknown, did you mean 'hnsw'"):
         NeighbourIndex("hnws")
     with pytest.raises(ValueError, match="did you mean 'auto'"):
         chosen("aut", 10, on_gpu=False)
-
-
-@pytest.mark.parametrize("wanted", [0.0, 1.01, -1.0, math.nan])
-def test_a_recall_outside_0_to_1_is_refused(wanted):
-    with pytest.raises(ValueError, match="recall"):
-        NeighbourIndex("exact", wanted)
 
 
 @approximate

@@ -1,7 +1,6 @@
 """The fast path is the slow plain transcription: a trained model's logits, energies, losses and gradients."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -157,14 +156,3 @@ def test_a_float32_model_is_the_same_up_to_rounding(trained):
     tokens, _ = tokens_of(model)
     error = single(tokens).double() - reference_of(model).forward(tokens)
     assert error.abs().max() < 1e-4
-
-
-def test_a_part_without_weight_is_left_out(trained):
-    model, run = trained
-    tokens, targets = tokens_of(model)
-    logits, kept = model.detailed(tokens)
-    draws = Draws(torch.arange(4), torch.arange(8), torch.Generator(), run.ebm.noise)
-    weights = replace(LossWeights(), mle=0.0, score=0.0, noised=0.0)
-    found = objective(model, logits, targets, kept, weights, draws)
-    assert {"loss_mle", "energy", "loss_dsm", "loss_noised"}.isdisjoint(found.parts)
-    assert found.scored is None

@@ -243,6 +243,7 @@ def test_what_a_loss_without_a_part_does_not_record(run):
     logits, tape = workload.forward(model, batch(workload)[0])
     _, parts = workload.loss(logits, batch(workload)[1], tape, 0)
     assert left_out.isdisjoint(parts)
+    assert tape.scored is None
 
 
 @every
