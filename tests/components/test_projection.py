@@ -5,25 +5,19 @@ order.
 """
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.named import name_of
+from support.tensors import normal
 
 from ebc_lab.components.projection import Spectral, Stiefel, build, norm_bound
-from ebc_lab.config.identity import identity
-from ebc_lab.config.parts.data import DataConfig
 from ebc_lab.config.parts.model import ModelConfig
 from ebc_lab.config.parts.projection import ProjectionConfig
-from ebc_lab.config.schema import RunConfig
 from ebc_lab.workloads.gpt import build as build_model
 from ebc_lab.workloads.gpt import hidden_matrices
-
-
-def normal(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def norms(matrices):
@@ -196,9 +190,6 @@ def test_each_says_when_it_acts(name, retracts):
 
 
 def test_only_spectral_is_named_by_its_bound():
-    data = DataConfig(sha256="0" * 64)
-    run = RunConfig(dtype="float32", threads_per_run=1, compile="off", device="cpu", data=data)
-    choices = [ProjectionConfig(name, bound) for name in ("spectral", "stiefel") for bound in (2.0, 3.0)]
-    named = [identity(replace(run, projection=choice))["projection"] for choice in choices]
-    assert named[0] != named[1]
-    assert named[2] == named[3] == {"name": "stiefel"}
+    choices = [{"name": name, "bound": bound} for name in ("spectral", "stiefel") for bound in (2.0, 3.0)]
+    names = [name_of({"projection": choice}) for choice in choices]
+    assert names[0] != names[1] != names[2] == names[3]

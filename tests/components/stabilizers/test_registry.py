@@ -4,13 +4,13 @@ One table: a new optimizer, stabilizer or projection is in it as soon as it is i
 """
 
 import copy
-import io
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from support.low_bit import saved_and_loaded
 from support.pairwise import contract
 from support.perceptron import same, values
 
@@ -99,14 +99,6 @@ def take(model, stabilizer, steps):
     return [step_on(stabilizer, *gradients(model, step)) for step in steps]
 
 
-def saved(stabilizer):
-    """What a checkpoint keeps of it: through a file, as data only."""
-    buffer = io.BytesIO()
-    torch.save(stabilizer.state_dict(), buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
-
-
 @every_pair
 def test_steps_are_bounded_finite_repeatable_and_resume_bit_for_bit(optimizer, stabilizer, projection):
     run = run_of(optimizer, stabilizer, projection)
@@ -130,7 +122,7 @@ def test_steps_are_bounded_finite_repeatable_and_resume_bit_for_bit(optimizer, s
     twin, other = prepare(run)
     take(twin, other, range(3))
     kept = copy.deepcopy(twin.state_dict())
-    state = saved(other)
+    state = saved_and_loaded(other.state_dict())
     take(twin, other, range(3, 5))
     assert same(model.parameters(), twin.parameters())  # the same from the start
 
@@ -187,14 +179,14 @@ def test_zero_gradients_move_nothing_and_bad_ones_touch_nothing(optimizer, stabi
     take(model, wrapped, range(1, 3))
     for bad in (math.nan, math.inf):
         before = values(model)
-        state = saved(wrapped)["bases"]
+        state = saved_and_loaded(wrapped.state_dict())["bases"]
         tokens, logits = gradients(model, 3)
         model.head.weight.grad[0, 0] = bad
         stats = step_on(wrapped, tokens, logits)
         assert stats.skipped
         assert stats.clip_coefficient == 0
         assert same(model.parameters(), before)
-        flat, kept = (torch.utils._pytree.tree_leaves(s) for s in (saved(wrapped)["bases"], state))
+        flat, kept = map(torch.utils._pytree.tree_leaves, (wrapped.state_dict()["bases"], state))
         assert all(
             torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in zip(flat, kept, strict=True)
         )
