@@ -11,11 +11,6 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.parts.lr_schedule import LRScheduleConfig
 
 
-def factors(name, steps, warmup=20):
-    config = LRScheduleConfig(name, warmup_steps=warmup)
-    return [lr_factor(config, t, steps) for t in range(steps)]
-
-
 def plainly(name, t, n, warmup, decay):
     """The formulas again, in the order in which they are said."""
     if t < warmup:
@@ -53,7 +48,9 @@ def test_every_factor_is_the_plain_formulas_and_lies_between_0_and_1(name, steps
 @pytest.mark.parametrize("steps", [1, 2, 10, 21])
 @pytest.mark.parametrize("name", LR_SCHEDULES)
 def test_a_short_run_still_moves_at_every_step_and_reaches_the_peak(name, steps):
-    got = factors(name, steps, warmup=20 if name != "trapezoid" else steps // 2)
+    warmup = 20 if name != "trapezoid" else steps // 2
+    config = LRScheduleConfig(name, warmup_steps=warmup)
+    got = [lr_factor(config, t, steps) for t in range(steps)]
     assert all(0 < f <= 1 for f in got)
     assert max(got) == 1
 

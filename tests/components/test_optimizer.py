@@ -1,7 +1,6 @@
 """The base optimizers, on one contract, and what each of them does in one step."""
 
 import copy
-import io
 import math
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_optimizer import Lion
+from support.low_bit import saved_and_loaded
 from support.rival_reference import AUTHORS, WRITTEN_OUT
 
 from ebc_lab.components import optimizer as optimizers
@@ -138,10 +138,7 @@ def test_state_round_trip_is_exact(model, name):
     twin = copy.deepcopy(model)
     others = build(twin, CONFIGS[name])
     for base, other in zip(bases, others, strict=True):
-        file = io.BytesIO()
-        torch.save(base.state_dict(), file)
-        file.seek(0)
-        other.load_state_dict(torch.load(file, weights_only=True))
+        other.load_state_dict(saved_and_loaded(base.state_dict()))
     take_steps(model, bases, 11, start=11)
     take_steps(twin, others, 11, start=11)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))

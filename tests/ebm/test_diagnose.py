@@ -5,8 +5,6 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ebc_lab.ebm.diagnose import (
     ALERT,
@@ -19,7 +17,6 @@ from ebc_lab.ebm.diagnose import (
     diagnosed,
     findings,
 )
-from ebc_lab.ebm.evaluate import energy_trend
 
 WELL = {
     "step": 40.0,
@@ -82,15 +79,6 @@ def test_energy_that_rises_is_an_alert_whose_slope_is_over_two_standard_errors()
     assert alert.figure == pytest.approx(1.02)
     residuals = np.array([-20, -19.1, -17.9, -17]) - (-18.5 + 1.02 * np.array([-1.5, -0.5, 0.5, 1.5]))
     assert alert.threshold == pytest.approx(2 * math.sqrt(residuals @ residuals / 2 / 5))
-
-
-@given(st.lists(st.floats(-50, 50), min_size=3, max_size=14))
-def test_the_verdict_on_energy_is_the_trend_s(energies):
-    curve = [{"energy": energy} for energy in energies]
-    [found] = findings(curve[-1], curve)
-    assert (found.verdict == ALERT) == (energy_trend(energies) == "increasing")
-    if found.verdict == ALERT:
-        assert found.figure > found.threshold
 
 
 @pytest.mark.parametrize("curve", [[WELL], [WELL, WELL], [*FALLING, WELL | {"energy": math.nan}]])

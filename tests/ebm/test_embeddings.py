@@ -50,6 +50,12 @@ def test_angles_are_those_of_counting_pair_by_pair(n):
     np.testing.assert_allclose(rows @ rows.T, expected @ expected.T, atol=1e-5)
 
 
+@pytest.mark.parametrize("ids", [[0, 0], [1, 0], [2] * 9, [0, 1, 2, 3, 4, 5]])
+def test_texts_that_say_nothing_still_have_unit_vectors(ids):
+    rows = cooccurrence(np.array(ids), 6, 4, seed=0)
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(6))
+
+
 @pytest.mark.parametrize("n", [2, 16, 200])
 def test_rows_are_unit_vectors_and_follow_from_the_seed(n):
     ids = text(30)
@@ -81,12 +87,6 @@ def test_tokens_never_seen_get_directions_of_their_own():
     cosines = (unseen @ unseen.T).fill_diagonal_(0)
     assert float(cosines.abs().max()) < 0.7
     assert not torch.equal(rows[3], cooccurrence(ids, 500, 64, seed=1)[3])
-
-
-@pytest.mark.parametrize("ids", [[0, 0], [1, 0], [2] * 9, [0, 1, 2, 3, 4, 5]])
-def test_texts_that_say_nothing_still_have_unit_vectors(ids):
-    rows = cooccurrence(np.array(ids), 6, 4, seed=0)
-    torch.testing.assert_close(rows.norm(dim=1), torch.ones(6))
 
 
 def test_a_large_vocabulary_gives_the_same_angles_by_random_projection(monkeypatch):
@@ -124,7 +124,9 @@ def weights(tokens=20, width=12, seed=0):
 
 @pytest.fixture
 def folder(tmp_path):
+    """A safetensors file, which goes before a pickle."""
     save_file({"wte.weight": weights(), "wpe.weight": torch.zeros(4, 12)}, tmp_path / "model.safetensors")
+    torch.save({"wte.weight": weights(seed=1)}, tmp_path / "pytorch_model.bin")
     return tmp_path
 
 
@@ -155,20 +157,12 @@ def test_more_dimensions_are_filled_with_zeros(folder, n):
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
 def test_both_files_and_both_names_of_the_weight_are_read(tmp_path, file, key):
     state = {key: weights().to(torch.float16), "lm_head.weight": torch.zeros(2)}
+    state[key][4] = 0  # a token without a direction gets one
     (save_file if file == "model.safetensors" else torch.save)(state, tmp_path / file)
-    torch.testing.assert_close(load_gpt2(tmp_path, 12), unit(weights()), rtol=0, atol=1e-3)
-
-
-def test_safetensors_go_before_a_pickle(folder):
-    torch.save({"wte.weight": weights(seed=1)}, folder / "pytorch_model.bin")
-    torch.testing.assert_close(load_gpt2(folder, 12), unit(weights()))
-
-
-def test_a_token_without_a_direction_gets_one(tmp_path):
-    given = weights()
-    given[4] = 0
-    save_file({"wte.weight": given}, tmp_path / "model.safetensors")
-    torch.testing.assert_close(load_gpt2(tmp_path, 15).norm(dim=1), torch.ones(20))
+    rows = load_gpt2(tmp_path, 15)
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(20))
+    others = [i for i in range(20) if i != 4]
+    torch.testing.assert_close(rows[others, :12], unit(weights())[others], rtol=0, atol=1e-3)
 
 
 def test_a_pickle_runs_no_code(tmp_path):
@@ -182,11 +176,17 @@ def test_a_pickle_runs_no_code(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_what_is_missing_or_damaged_is_named(tmp_path):
     with pytest.raises(ValueError, match="nowhere is not a folder"):
         load_gpt2(tmp_path / "nowhere", 4)
     with pytest.raises(ValueError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
         load_gpt2(tmp_path, 4)
+    with pytest.raises(ValueError, match="n=1 leaves no sphere"):
+        load_gpt2(tmp_path, 1)
+    for name in ("pytorch_model.bin", "model.safetensors"):  # the second goes before the first
+        (tmp_path / name).write_bytes(b"PK, but no archive")
+        with pytest.raises(ValueError, match=rf"{name} cannot be read"):
+            load_gpt2(tmp_path, 4)
     save_file({"embedding": weights()}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"has no wte\.weight or transformer\.wte\.weight"):
         load_gpt2(tmp_path, 4)
@@ -206,15 +206,3 @@ def test_other_weights_are_refused(tmp_path, given, message):
     save_file({"wte.weight": given}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=message):
         load_gpt2(tmp_path, 4)
-
-
-def test_a_damaged_file_and_too_few_dimensions_are_refused(folder):
-    with pytest.raises(ValueError, match="n=1 leaves no sphere"):
-        load_gpt2(folder, 1)
-    whole = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(whole[:100])
-    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
-        load_gpt2(folder, 4)
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin cannot be read"):
-        load_gpt2(folder, 4)

@@ -38,12 +38,12 @@ def test_a_command_line_of_the_original_is_answered_with_the_one_to_type(typed, 
 @pytest.mark.parametrize(
     ("field", "setting"),
     [
-        *(("latent_dim", "ebm.n"), ("max_splats", "ebm.splats"), ("knn_k", "ebm.neighbours")),
-        *(
-            ("noise_levels", "ebm.levels"),
-            ("moe_experts", "decoder.experts"),
-            ("langevin_dt", "sampler.step"),
-        ),
+        ("latent_dim", "ebm.n"),
+        ("max_splats", "ebm.splats"),
+        ("knn_k", "ebm.neighbours"),
+        ("noise_levels", "ebm.levels"),
+        ("moe_experts", "decoder.experts"),
+        ("langevin_dt", "sampler.step"),
     ],
 )
 def test_a_field_of_the_original_s_configuration_is_answered_with_the_setting(field, setting):

@@ -8,8 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.ebm_states import unit
 
 from ebc_lab.ebm.index import KINDS, NeighbourIndex, chosen, exact_search, largest
+from ebc_lab.ebm.sphere import normalise
 
 needs_faiss = pytest.mark.skipif(
     importlib.util.find_spec("faiss") is None, reason="faiss-cpu is not installed"
@@ -17,12 +19,8 @@ needs_faiss = pytest.mark.skipif(
 approximate = pytest.mark.parametrize("kind", ["hnsw", "ivf"])
 
 
-def unit(x):
-    return x / x.norm(dim=1, keepdim=True)
-
-
 def uniform(points, n, seed=0):
-    return unit(torch.randn(points, n, generator=torch.Generator().manual_seed(seed)))
+    return unit(points, n, seed=seed, dtype=torch.float32)
 
 
 def structured(points, n, seed=0):
@@ -30,13 +28,15 @@ def structured(points, n, seed=0):
     generator = torch.Generator().manual_seed(seed)
     plane = torch.randn(8, n, generator=torch.Generator().manual_seed(9)) / math.sqrt(8)
     near = torch.randn(points, 8, generator=generator) @ plane
-    return unit(near + 0.05 * torch.randn(points, n, generator=generator))
+    return normalise(near + 0.05 * torch.randn(points, n, generator=generator))
 
 
 def noisy(points, count, seed=1):
     generator = torch.Generator().manual_seed(seed)
     picked = points[torch.randint(len(points), (count,), generator=generator)]
-    return unit(picked + 0.3 * torch.randn(picked.shape, generator=generator) / math.sqrt(points.shape[1]))
+    return normalise(
+        picked + 0.3 * torch.randn(picked.shape, generator=generator) / math.sqrt(points.shape[1])
+    )
 
 
 def recall(found, exact):
@@ -105,17 +105,14 @@ def test_auto_is_exact_for_few_splats_or_a_gpu():
     assert [chosen(kind, 10**6, on_gpu=True) for kind in KINDS] == list(KINDS)
 
 
-def test_an_unknown_kind_is_refused_with_the_nearest_name():
+def test_an_unknown_kind_is_refused_with_the_nearest_name_and_a_recall_outside_0_to_1():
+    for wanted in (0.0, 1.01, -1.0, math.nan):
+        with pytest.raises(ValueError, match="recall"):
+            NeighbourIndex("exact", wanted)
     with pytest.raises(ValueError, match="'hnws' is unknown, did you mean 'hnsw'"):
         NeighbourIndex("hnws")
     with pytest.raises(ValueError, match="did you mean 'auto'"):
         chosen("aut", 10, on_gpu=False)
-
-
-@pytest.mark.parametrize("wanted", [0.0, 1.01, -1.0, math.nan])
-def test_a_recall_outside_0_to_1_is_refused(wanted):
-    with pytest.raises(ValueError, match="recall"):
-        NeighbourIndex("exact", wanted)
 
 
 @approximate

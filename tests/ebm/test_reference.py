@@ -1,11 +1,10 @@
 """The fast path is the slow plain transcription: a trained model's logits, energies, losses and gradients."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
-from support.ebm_reference import Noise, Reference, Weights
+from support.ebm_reference import Reference
 from support.ebm_runs import ebm_run
 from support.runs import made
 
@@ -15,7 +14,7 @@ from ebc_lab.training.run import Training
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 SINGLE = {"rtol": 1e-6, "atol": 1e-6}  # the fast path's cross-entropy is computed in float32
-WEIGHTS = {"mle": 0.7, "score": 0.2, "noised": 0.3, "balance": 0.05, "z": 0.02}
+WEIGHTS = LossWeights(mle=0.7, score=0.2, noised=0.3, balance=0.05, z=0.02)
 ROWS, LENGTH = 3, 8
 ARMS = {
     "moe": [],
@@ -115,9 +114,8 @@ def both_objectives(model, run, monkeypatch, seed=0):
         scored = torch.tensor([0, 5, 6, 17, 20])
         noised = torch.arange(8, 24) if run.decoder.name == "transformer" else torch.tensor([3, 4, 5, 9, 23])
         draws = Draws(scored, noised, torch.Generator().manual_seed(3), run.ebm.noise)
-        fast = objective(model, logits, targets, kept, LossWeights(**WEIGHTS), draws)
-    noise = Noise(scored.tolist(), drawn[:-1], noised.tolist(), drawn[-1], run.ebm.noise)
-    return fast, reference_of(model).objective(tokens, targets, Weights(**WEIGHTS), noise)
+        fast = objective(model, logits, targets, kept, WEIGHTS, draws)
+    return fast, reference_of(model).objective(tokens, targets, WEIGHTS, draws, drawn)
 
 
 def test_every_part_of_the_loss(trained, monkeypatch):
@@ -158,14 +156,3 @@ def test_a_float32_model_is_the_same_up_to_rounding(trained):
     tokens, _ = tokens_of(model)
     error = single(tokens).double() - reference_of(model).forward(tokens)
     assert error.abs().max() < 1e-4
-
-
-def test_a_part_without_weight_is_left_out(trained):
-    model, run = trained
-    tokens, targets = tokens_of(model)
-    logits, kept = model.detailed(tokens)
-    draws = Draws(torch.arange(4), torch.arange(8), torch.Generator(), run.ebm.noise)
-    weights = replace(LossWeights(), mle=0.0, score=0.0, noised=0.0)
-    found = objective(model, logits, targets, kept, weights, draws)
-    assert {"loss_mle", "energy", "loss_dsm", "loss_noised"}.isdisjoint(found.parts)
-    assert found.scored is None

@@ -67,14 +67,6 @@ def test_the_concentration_is_found_where_the_slope_has_no_digits_left():
         torch.testing.assert_close(1 - bessel_ratio(n, concentration(n, a)), 1 - a, rtol=1e-3, atol=0)
 
 
-def test_tensors_of_any_shape_are_computed_in_float64():
-    raw = torch.rand(3, 4, generator=generator()) * 50 + 1
-    for function in (bessel_ratio, log_peak):
-        found = function(12, raw)
-        assert (found.dtype, found.shape) == (torch.float64, (3, 4))
-        assert float(found[1, 2]) == pytest.approx(float(function(12, float(raw[1, 2]))), rel=1e-12)
-
-
 def test_derivative_of_the_peak_is_one_less_the_ratio_in_both_modes():
     for n in (3, 20, 61, 62, 640):
         raw = torch.tensor([0.5, 20.0, 900.0], dtype=torch.float64, requires_grad=True)
@@ -152,23 +144,13 @@ def test_samples_repeat_with_the_seed_and_keep_float32():
 # -- refusals ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("function", [bessel_ratio, log_peak])
-def test_dimensions_under_2_and_concentrations_not_over_0_are_refused(function):
-    with pytest.raises(ValueError, match="n >= 2"):
-        function(1, 3.0)
-    for raw in (0.0, -1.0, torch.tensor([1.0, 0.0])):
-        with pytest.raises(ValueError, match="over 0"):
-            function(5, raw)
-
-
-@pytest.mark.parametrize("a", [0.0, 1.0, -0.3, 1.2])
-def test_mean_cosines_outside_0_and_1_are_refused(a):
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        concentration(5, a)
-
-
-def test_samples_of_impossible_laws_are_refused():
-    with pytest.raises(ValueError, match="over 0"):
-        sample(torch.eye(3), 0.0, generator())
-    with pytest.raises(ValueError, match="n >= 2"):
-        sample(torch.ones(4, 1), 1.0, generator())
+def test_impossible_laws_are_refused():
+    for function in (bessel_ratio, log_peak, lambda n, raw: sample(torch.ones(4, n), raw, generator())):
+        with pytest.raises(ValueError, match="n >= 2"):
+            function(1, 3.0)
+        for raw in (0.0, -1.0, torch.tensor([1.0, 0.0, 1.0, 1.0])):
+            with pytest.raises(ValueError, match="over 0"):
+                function(5, raw)
+    for a in (0.0, 1.0, -0.3, 1.2):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            concentration(5, a)

@@ -6,7 +6,16 @@ from torch import nn
 from ebc_lab.ebm.model import EnergyModel, ModelSettings
 
 VOCABULARY = 11
-SIZES = {"n": 6, "splats": 20, "neighbours": 5, "hidden": 12, "window": 3, "width": 10, "context": 12}
+SIZES = {
+    "vocabulary": VOCABULARY,
+    "n": 6,
+    "splats": 20,
+    "neighbours": 5,
+    "hidden": 12,
+    "window": 3,
+    "width": 10,
+    "context": 12,
+}
 
 
 class Mixing(nn.Module):
@@ -24,7 +33,7 @@ class Mixing(nn.Module):
 
 def energy_model(dtype=torch.float64, seed=0, in_use=16, **settings) -> EnergyModel:
     """At random weights, `in_use` places of its store filled with splats of different weights and widths."""
-    chosen = ModelSettings(vocabulary=VOCABULARY, **(SIZES | settings))
+    chosen = ModelSettings(**({"vocabulary": VOCABULARY} | SIZES | settings))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = EnergyModel(chosen, blocks=lambda: Mixing(chosen.width))

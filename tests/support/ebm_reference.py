@@ -3,7 +3,7 @@ with it.
 
 float64, one token at a time. Every pull is the negative gradient of an energy that is written out, every
 target of a score that of the noise's own log density, every Bessel function its power series. It imports
-nothing of `ebc_lab` but a type, and reads of a model its parameters and buffers, by their names; the blocks
+nothing of `ebc_lab` but types, and reads of a model its parameters and buffers, by their names; the blocks
 of a transformer, which are no part of that library, are called.
 """
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from ebc_lab.ebm.model import ModelSettings
+    from ebc_lab.ebm.model import Draws, LossWeights, ModelSettings
 
 
 # -- functions of one vector ---------------------------------------------------------------------------------
@@ -72,31 +72,6 @@ def score_target(x: Tensor, y: Tensor, sigma: float, kind: str) -> Tensor:
         point = x.detach().clone().requires_grad_()
         [slope] = torch.autograd.grad(noise_log_density(point, y.detach(), sigma, kind), point)
     return tangent(x, slope)
-
-
-# -- what the losses are given -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Of the parts of the loss beside the cross-entropy."""
-
-    mle: float
-    score: float
-    noised: float
-    balance: float
-    z: float
-
-
-@dataclass(frozen=True, eq=False)
-class Noise:
-    """What chance decided: which tokens' states, and the noisy points that stand for them."""
-
-    scored: Sequence[int]
-    points: Sequence[Tensor]  # (S, n) at each level
-    noised: Sequence[int]
-    starts: Tensor  # (S', n)
-    kind: str = "vmf"
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,9 +278,12 @@ class Reference:
     # -- what is minimised -----------------------------------------------------------------------------------
 
     def objective(
-        self, tokens: Tensor, targets: Tensor, weights: Weights, noise: Noise
+        self, tokens: Tensor, targets: Tensor, weights: LossWeights, draws: Draws, noisy: Sequence[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The total and its parts, 0-dim, by the names of their columns; `dsm_<i>` is the loss of a level."""
+        """The total and its parts, 0-dim, by the names of their columns; `dsm_<i>` is the loss of a level.
+
+        `noisy`: the points that stand for the states drawn, (S, n) at each level, and (S', n) that settle.
+        """
         states, contexts = self.encode(tokens)
         settled = [self.settle(s, c) for s, c in zip(states, contexts, strict=True)]
         logits, routed = self.decode(settled, states, len(tokens))
@@ -318,23 +296,25 @@ class Reference:
             energy = _mean([self.splat_energy(s) for s in fixed])
             parts["energy"] = energy - _log_area(self.settings.n)
             parts["loss_mle"] = energy / (self.settings.n - 1)
-            parts |= self._score_losses(fixed, noise)
+            parts |= self._score_losses(fixed, draws, noisy)
             total = total + weights.mle * parts["loss_mle"] + weights.score * parts["loss_dsm"]
-        parts["loss_noised"] = self._noised(states, contexts, correct, noise, len(tokens))
+        parts["loss_noised"] = self._noised(states, contexts, correct, draws, noisy[-1], len(tokens))
         total = total + weights.noised * parts["loss_noised"]
         if routed:
             parts |= _routing_losses(routed, self.settings.experts)
             total = total + weights.balance * parts["balance"] + weights.z * parts["router_z"]
         return total, parts | {"loss_total": total}
 
-    def _score_losses(self, states: Sequence[Tensor], noise: Noise) -> dict[str, Tensor]:
+    def _score_losses(
+        self, states: Sequence[Tensor], draws: Draws, noisy: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
         """Of each level the squared error of the score over the squared target, and their mean."""
         parts: dict[str, Tensor] = {}
         for level, sigma in enumerate(self.settings.levels):
             wrong = torch.zeros((), dtype=torch.float64)
             size = torch.zeros((), dtype=torch.float64)
-            for i, x in zip(noise.scored, noise.points[level].double(), strict=True):
-                target = score_target(x, states[i], sigma, noise.kind)
+            for i, x in zip(draws.scored, noisy[level].double(), strict=True):
+                target = score_target(x, states[i], sigma, draws.noise)
                 wrong = wrong + (self.score_at(x, level) - target).square().sum()
                 size = size + target.square().sum()
             parts[f"dsm_{level}"] = wrong / size
@@ -345,16 +325,18 @@ class Reference:
         states: Sequence[Tensor],
         contexts: Sequence[Tensor],
         correct: Sequence[int],
-        noise: Noise,
+        draws: Draws,
+        starts: Tensor,
         rows: int,
     ) -> Tensor:
         """Cross-entropy of tokens decoded from states that settled from a noised start."""
         settled = []
-        for i, start in zip(noise.noised, noise.starts.double(), strict=True):
+        noised = draws.noised.tolist()
+        for i, start in zip(noised, starts.double(), strict=True):
             settled.append(self.settle(start, contexts[i]))
-        whole_rows = max(1, len(noise.noised) * rows // len(states))
-        logits, _ = self.decode(settled, [states[i] for i in noise.noised], whole_rows)
-        return _cross_entropy(logits, [correct[i] for i in noise.noised])
+        whole_rows = max(1, len(noised) * rows // len(states))
+        logits, _ = self.decode(settled, [states[i] for i in noised], whole_rows)
+        return _cross_entropy(logits, [correct[i] for i in noised])
 
 
 # -- sums over tokens ----------------------------------------------------------------------------------------

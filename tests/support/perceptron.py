@@ -52,16 +52,8 @@ def values(model):
     return [p.detach().clone() for p in model.parameters()]
 
 
-def grads(model):
-    return [p.grad.clone() for p in model.parameters()]
-
-
 def norm(tensors):
     return math.sqrt(sum(float(t.detach().double().square().sum()) for t in tensors))
-
-
-def equal(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def around(name, model, base, **options):
@@ -86,7 +78,7 @@ def joint(parameters):
     return math.sqrt(sum(float(p.grad.double().square().sum()) for p in parameters))
 
 
-def gradients(model):
+def grads(model):
     return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
 
 

@@ -3,14 +3,12 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.parts.data import DataConfig
 from ebc_lab.workloads import corpus as corpus_module
 from ebc_lab.workloads.batches import Batches, windows
-from ebc_lab.workloads.corpus import Corpus, check_length, describe, locate
+from ebc_lab.workloads.corpus import check_length, describe, locate
 
 
 @pytest.mark.parametrize("name", ["a\x1b[2Jb.txt", "a\u202eb.txt", "a\nb.txt"])
@@ -119,14 +117,6 @@ def test_batches_are_a_function_of_seed_and_step():
     assert starts.min() >= 0
     assert starts.max() <= 5000 - 9
     assert len(starts.unique()) > 1000
-
-
-@pytest.mark.thorough
-@given(st.text(min_size=1))
-def test_tokens_are_the_ranks_of_the_characters_used(text):
-    corpus = Corpus("path", "t", "t", text, "")
-    found = np.concatenate(list(corpus.tokens().values()))
-    assert "".join(corpus.vocabulary[i] for i in found) == text
 
 
 @pytest.mark.parametrize("given", [True, False])

@@ -10,6 +10,7 @@ from support.runs import made
 
 from ebc_lab.config.choices import changed
 from ebc_lab.ebc import StepStats
+from ebc_lab.records.paths import RunFiles
 from ebc_lab.training.run import Training
 from ebc_lab.workloads import load
 from ebc_lab.workloads.ebm import step_columns
@@ -52,10 +53,11 @@ def stats(**changes):
     return replace(base, **changes)
 
 
-def batch(workload, rows=10):
-    text = workload.tokens["train"]
-    windows = text[: rows * 17].view(rows, 17)
-    return windows[:, :-1], windows[:, 1:]
+def losses(workload, step):
+    """The loss of a step on ten rows of the text, its parts, and the tape of its forward."""
+    rows = workload.tokens["train"][:170].view(10, 17)
+    logits, tape = workload.forward(workload.model, rows[:, :-1])
+    return *workload.loss(logits, rows[:, 1:], tape, step), tape
 
 
 def weights_of(model):
@@ -85,43 +87,35 @@ def test_first_splats_lie_among_the_states_of_the_text(run):
 
 def test_a_steps_chance_is_a_function_of_seed_and_step_alone(run):
     workload, _ = loaded(run)
-    inputs, targets = batch(workload)
-
-    def parts(workload, step):
-        logits, tape = workload.forward(workload.model, inputs)
-        return workload.loss(logits, targets, tape, step)[1]
-
-    first = [parts(workload, step) for step in (3, 4, 3)]
+    first = [losses(workload, step)[1] for step in (3, 4, 3)]
     torch.manual_seed(5)
     again, _ = loaded(run)
-    assert same(parts(again, 3), first[0])  # by another process, which took no step before
+    assert same(losses(again, 3)[1], first[0])  # by another process, which took no step before
     assert same(first[0], first[2])
     assert first[0]["loss"] == first[1]["loss"]
     assert first[0]["loss_dsm"] != first[1]["loss_dsm"]
     assert first[0]["loss_noised"] != first[1]["loss_noised"]
     other, _ = loaded(replace(run, seed=1))
-    assert parts(other, 3)["loss_dsm"] != first[0]["loss_dsm"]
+    assert losses(other, 3)[1]["loss_dsm"] != first[0]["loss_dsm"]
 
 
 @pytest.mark.thorough
 def test_noised_tokens_of_blocks_are_whole_rows(text_file):
     run = tiny_ebm(text_file, "decoder=transformer", "ebm.states=40")
-    workload, model = loaded(run)
-    inputs, targets = batch(workload)
-    logits, tape = workload.forward(model, inputs)
+    workload, _ = loaded(run)
+    total, _, tape = losses(workload, 3)
     draws = workload._draws(3, tape)
     rows = draws.noised.view(2, 16)
     assert torch.equal(rows - rows[:, :1], torch.arange(16).expand(2, 16))
     assert (rows[:, 0] % 16 == 0).all()
     assert len(draws.scored.unique()) == 40
-    assert workload.loss(logits, targets, tape, 3)[0].isfinite()
+    assert total.isfinite()
 
 
 def test_no_more_states_are_noised_than_there_are(text_file):
     run = tiny_ebm(text_file, "ebm.states=10000")
-    workload, model = loaded(run)
-    _, tape = workload.forward(model, batch(workload)[0])
-    assert len(workload._draws(0, tape).scored) == 160
+    workload, _ = loaded(run)
+    assert len(workload._draws(0, losses(workload, 0)[2]).scored) == 160
 
 
 # -- what comes after a step ---------------------------------------------------------------------------------
@@ -152,9 +146,7 @@ def test_the_curriculum_opens_places_at_each_third_and_a_skipped_step_only_delay
 
 def test_a_skipped_step_changes_nothing_and_an_audit_where_no_weight_moved_sees_the_events_alone(run):
     workload, model = loaded(run)
-    inputs, targets = batch(workload)
-    logits, tape = workload.forward(model, inputs)
-    workload.loss(logits, targets, tape, 1)
+    _, _, tape = losses(workload, 1)
     before = weights_of(model)
 
     def after(**given):
@@ -177,9 +169,7 @@ def test_rows_that_hold_something_new_are_told(run):
         told.append(set(rows.tolist()))
 
     for step in range(13):
-        inputs, targets = batch(workload)
-        logits, tape = workload.forward(model, inputs)
-        workload.loss(logits, targets, tape, step)
+        _, _, tape = losses(workload, step)
         before = model.store.mu.detach().clone()
         workload.after_step(step, stats(), tape, tell)
         moved = set((model.store.mu.detach() != before).any(1).nonzero().flatten().tolist())
@@ -192,9 +182,7 @@ def test_the_rows_of_splats_that_a_pile_makes_are_told(run):
     """Their optimizer's state is that of another splat, which won least."""
     workload, model = loaded(eventful(run))
     store, told = model.store, []
-    inputs, targets = batch(workload)
-    logits, tape = workload.forward(model, inputs)
-    workload.loss(logits, targets, tape, 6)
+    _, _, tape = losses(workload, 6)
     before = store.mu.detach().clone()
     store.frequency.zero_()
     found = workload.after_step(6, stats(), tape, lambda _, rows: told.extend(rows.tolist()))
@@ -208,29 +196,17 @@ def test_the_rows_of_splats_that_a_pile_makes_are_told(run):
 @pytest.mark.thorough
 @every
 def test_recorded_columns_are_those_that_are_named(text_file, tmp_path, given):
-    run = eventful(tiny_ebm(text_file, *given, "steps=9", "audit_every=6"))
-    training = Training(run, made(tmp_path / "run"))
+    workload, model = loaded(eventful(tiny_ebm(text_file, *given)))
+    audited = stats(applied_kl=torch.tensor(0.01), audit_tokens=48)
     seen = set()
-    workload = training.workload
-    loss, after = workload.loss, workload.after_step
-
-    def watched_loss(*given):
-        total, parts = loss(*given)
-        seen.update(parts)
-        return total, parts
-
-    def watched_after(*given):
-        found = after(*given)
-        seen.update(found)
-        return found
-
-    workload.loss, workload.after_step = watched_loss, watched_after
-    training.advance(9)
+    for step in range(9):
+        _, parts, tape = losses(workload, step)
+        seen |= {*parts, *workload.after_step(step, audited, tape, lambda parameter, rows: None)}
     unnamed = seen - {"loss"} - set(workload.step_columns)
     assert unnamed <= {"dropped_mass", "load_max"}  # 0 without splats; of evals.csv
     assert set(workload.step_columns) <= seen
     with torch.no_grad():
-        found = workload.evaluated(training.model.eval(), 30, 2.0, training.files)
+        found = workload.evaluated(model.eval(), 30, 2.0, RunFiles(tmp_path))
     assert tuple(found) == workload.eval_columns
     assert workload.curve[-1]["val_loss"] == 2.0
 
@@ -239,10 +215,9 @@ def test_what_a_loss_without_a_part_does_not_record(run):
     bare = changed(run, {"ebm": {"mle": 0.0, "score": 0.0, "noised": 0.0, "soc": False}})
     left_out = {"loss_mle", "energy", "loss_dsm", "loss_noised", "soc_rate", "r2_0p05"}
     assert left_out.isdisjoint(step_columns(bare))
-    workload, model = loaded(bare)
-    logits, tape = workload.forward(model, batch(workload)[0])
-    _, parts = workload.loss(logits, batch(workload)[1], tape, 0)
+    _, parts, tape = losses(loaded(bare)[0], 0)
     assert left_out.isdisjoint(parts)
+    assert tape.scored is None
 
 
 @every

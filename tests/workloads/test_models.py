@@ -92,21 +92,6 @@ def test_a_model_predicts_each_row_by_itself_and_no_token_from_later_ones(name):
             assert (model.blocks[0](patches, 1)[0] - before).abs().amax() > 1e-6
 
 
-def test_the_field_sized_gpt_has_124_million_parameters_beside_its_untied_head():
-    """12 blocks of width 768, 6 heads of 128, GPT-2's vocabulary padded: of no memory, only shapes."""
-    config = ModelConfig("modern", blocks=12, width=768, heads=6, context=1024)
-    with torch.device("meta"):
-        model = ModernGPT(config, 50304)
-    counts = {name: p.numel() for name, p in model.named_parameters()}
-    hidden = sum(p.numel() for p in hidden_matrices(model))
-    assert hidden == 12 * 12 * 768**2
-    assert counts["token_embedding.weight"] == counts["head.weight"] == 50304 * 768
-    gains = sum(p.numel() for p in model.parameters() if p.ndim == 1)
-    assert gains == 12 * (2 * 768 + 2 * 128) + 768
-    assert hidden + counts["head.weight"] + gains == 123_590_400  # the 124M of GPT-2, whose head is tied
-    assert sum(counts.values()) == 123_590_400 + 50304 * 768
-
-
 def test_rotary_scores_depend_on_the_distance_and_normalised_ones_on_no_scale():
     cos, sin = rotations(12, 8)
     q, k = torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(0)).expand(2, 12, 8)

@@ -38,6 +38,7 @@ def test_batches_are_a_function_of_seed_and_step(how):
     assert all(torch.equal(a, again.source_at(s)) for a, s in zip(later, (3, 0, 7), strict=True))
     assert not torch.equal(later[0], later[1])
     assert not torch.equal(later[0], batches(how, seed=1).source_at(3))
+    assert np.array_equal(one.clusters.labels, batches("stratified").clusters.labels)  # of every arm
 
 
 def test_clustered_rows_come_from_one_cluster_in_proportion_to_its_size():
@@ -46,10 +47,6 @@ def test_clustered_rows_come_from_one_cluster_in_proportion_to_its_size():
     assert all(len(kinds) == 1 for kinds in seen)
     drawn = np.bincount([kinds.pop() for kinds in seen], minlength=3) / 300
     assert drawn == pytest.approx(found.clusters.sizes / found.clusters.sizes.sum(), abs=0.08)
-
-
-def test_every_arm_of_one_seed_has_the_same_clusters():
-    assert np.array_equal(batches("clustered").clusters.labels, batches("stratified").clusters.labels)
 
 
 def test_rows_begin_anywhere_in_their_windows_and_never_run_over():

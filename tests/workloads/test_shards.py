@@ -47,8 +47,8 @@ def workload_of(run):
     return load(run, torch.device("cpu"))
 
 
-def ids_of(folder):
-    paths = sorted(folder.glob("*_train_*.bin"))
+def ids_of(folder, split="train"):
+    paths = sorted(folder.glob(f"*_{split}_*.bin"))
     return [np.frombuffer(path.read_bytes()[1024:], dtype="<u2").astype(np.int64) for path in paths]
 
 
@@ -161,7 +161,7 @@ def test_a_run_goes_on_from_its_checkpoint_and_a_graph_reads_the_batch_of_its_st
 
 
 def test_validation_and_test_are_so_many_predictions_from_the_first_token_on(folder, tmp_path):
-    ids = np.frombuffer((folder / "text_val_000000.bin").read_bytes()[1024:], dtype="<u2").astype(np.int64)
+    [ids] = ids_of(folder, "val")
     workload = workload_of(run_of(folder))
     assert set(workload.tokens) == {"val", "test"}
     for split, start in (("val", 0), ("test", 1025)):
@@ -172,7 +172,7 @@ def test_validation_and_test_are_so_many_predictions_from_the_first_token_on(fol
 
 def test_the_head_of_shards_goes_on_in_the_next_one_and_ends_where_it_is_asked_to(folder):
     paths = [*sorted(folder.glob("*_train_*.bin")), folder / "text_val_000000.bin"]
-    whole = [np.frombuffer(path.read_bytes()[1024:], dtype="<u2") for path in paths]
+    whole = [*ids_of(folder), *ids_of(folder, "val")]
     every = np.concatenate(whole).tolist()
     shards = [
         library.Shard(path, len(ids), "", int(ids.max())) for path, ids in zip(paths, whole, strict=True)

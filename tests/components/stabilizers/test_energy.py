@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from support.perceptron import backward_on, batch, floats, gradients, joint, same, small_model
+from support.perceptron import backward, backward_on, batch, floats, grads, joint, same, small_model
 from torch import nn
 
 from ebc_lab.ebc import EBCWarning, energy_budget_clip, monitor_ebc_ratio
@@ -18,10 +18,10 @@ from ebc_lab.ebc.energy.record import output_norm
 LAYERS = ["0", "2"]
 
 
-def outputs(model, x):
-    """What the two layers of `small_model` give."""
+def sizes(model, x, norm="rms"):
+    """The norms of what the two layers of `small_model` give."""
     first = model[0](x)
-    return [first.detach(), model[2](first.tanh()).detach()]
+    return [float(output_norm(z.detach(), norm)) for z in (first, model[2](first.tanh()))]
 
 
 # -- how an output is measured -------------------------------------------------------------------------------
@@ -44,13 +44,12 @@ def test_the_two_norms_of_an_output():
 @given(st.integers(0, 999), st.floats(1e-4, 10), st.floats(1e-3, 1e4), st.sampled_from(["raw", "rms"]))
 def test_the_limit_holds_for_every_layer(seed, ratio, factor, norm):
     model = small_model(seed)
-    x, y = batch(seed)
     clip = energy_budget_clip(model, ratio, norm)
-    backward_on(model, x, y, factor)
-    before = gradients(model)
+    x = backward(model, seed, factor=factor)
+    before = grads(model)
     whole = [joint(model[0].parameters()), joint(model[2].parameters())]
     measured = clip()
-    budgets = [ratio * float(output_norm(z, norm)) for z in outputs(model, x)]
+    budgets = [ratio * size for size in sizes(model, x, norm)]
     assert list(measured) == LAYERS
     assert list(floats(measured).values()) == pytest.approx(
         [w / b for w, b in zip(whole, budgets, strict=True)], rel=1e-4
@@ -64,15 +63,12 @@ def test_the_limit_holds_for_every_layer(seed, ratio, factor, norm):
 
 def test_a_ratio_for_each_layer():
     model = small_model()
-    x, y = batch()
     clip = energy_budget_clip(model, {"2": 1e-3})
-    backward_on(model, x, y)
-    before = gradients(model)
+    x = backward(model)
+    before = grads(model)
     assert list(clip()) == ["2"]
-    assert same(gradients(model)[:2], before[:2])
-    assert joint(model[2].parameters()) == pytest.approx(
-        1e-3 * float(output_norm(outputs(model, x)[1], "rms")), rel=1e-5
-    )
+    assert same(grads(model)[:2], before[:2])
+    assert joint(model[2].parameters()) == pytest.approx(1e-3 * sizes(model, x)[1], rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -95,15 +91,13 @@ def test_impossible_settings_are_refused_and_leave_no_hooks(options, why):
 
 def test_a_zero_gradient_or_a_zero_output_makes_no_nan():
     model = small_model()
-    x, y = batch()
     clip = energy_budget_clip(model)
     monitor = monitor_ebc_ratio(model)
-    backward_on(model, x, y, factor=0.0)
+    backward(model, factor=0.0)
     assert floats(clip()) == floats(monitor()) == {"0": 0, "2": 0}
     nn.init.zeros_(model[2].weight)
     nn.init.zeros_(model[2].bias)
-    model.zero_grad()
-    backward_on(model, x, y)
+    backward(model)
     assert floats(clip())["2"] == math.inf
     assert joint(model[2].parameters()) == 0  # a layer that gives nothing is allowed nothing
 
@@ -113,9 +107,8 @@ def test_a_zero_gradient_or_a_zero_output_makes_no_nan():
 
 def test_evaluations_and_probes_do_not_count():
     model = small_model()
-    x, y = batch()
     monitor = monitor_ebc_ratio(model)
-    backward_on(model, x, y)
+    x = backward(model)
     measured = floats(monitor())
     with torch.no_grad():
         model(100 * x)
@@ -139,32 +132,25 @@ def test_in_evaluation_mode_all_is_limited_as_in_training(evaluating):
             if len(evaluating) > 1:
                 model(100 * x)  # an evaluation that forgot torch.no_grad()
             clip()
-    assert same(gradients(model), gradients(plain))
+    assert same(grads(model), grads(plain))
 
 
-def made_late(model, x, y):
+@pytest.mark.parametrize("made_late", [True, False])
+def test_a_clip_that_can_limit_nothing_says_so(made_late):
+    model = small_model()
+    x, y = batch()
     logits = model(x)
     clip = energy_budget_clip(model)
-    F.cross_entropy(logits, y).backward()
-    return clip
-
-
-def never_through(model, x, y):
-    clip = energy_budget_clip(model)
-    model.eval()(x)
-    for p in model.parameters():
-        p.grad = torch.ones_like(p)
-    return clip
-
-
-@pytest.mark.parametrize("made", [made_late, never_through])
-def test_a_clip_that_can_limit_nothing_says_so(made):
-    model = small_model()
-    clip = made(model, *batch())
-    before = gradients(model)
+    if made_late:
+        F.cross_entropy(logits, y).backward()
+    else:  # no backward goes through it
+        model.eval()(x)
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+    before = grads(model)
     with pytest.raises(RuntimeError, match=r"no gradient can be limited: .* before the forward"):
         clip()
-    assert same(gradients(model), before)
+    assert same(grads(model), before)
     model.zero_grad()
     backward_on(model, *batch())
     assert list(clip()) == LAYERS
@@ -197,10 +183,7 @@ def test_of_several_calls_the_last_counts():
     monitor = monitor_ebc_ratio(model)
     other, _ = batch(1)
     F.cross_entropy(model(7 * x) + model(other), y).backward()
-    expected = [
-        joint(model[2 * i].parameters()) / float(output_norm(z, "rms"))
-        for i, z in enumerate(outputs(model, other))
-    ]
+    expected = [joint(model[2 * i].parameters()) / size for i, size in enumerate(sizes(model, other))]
     assert list(floats(monitor()).values()) == pytest.approx(expected, rel=1e-5)
 
 
@@ -243,13 +226,12 @@ def test_tied_weights_are_the_first_modules_and_own_parameters_count():
 
 def test_frozen_layers_and_layers_out_of_reach():
     model = small_model()
-    x, y = batch()
     model[0].requires_grad_(False)
     spare = nn.ModuleDict({"used": model, "spare": nn.Linear(2, 2)})  # the outermost module is never called
     for p in spare["spare"].parameters():
         p.grad = torch.full_like(p, 1e3)
     clip = energy_budget_clip(spare, ratio=1e-4)
-    backward_on(model, x, y)
+    backward(model)
     with pytest.warns(EBCWarning, match=r"does not limit 1 of 2 layers \(spare\)"):
         assert list(clip()) == ["used.2"]
     assert list(clip()) == ["used.2"]  # said once
@@ -260,9 +242,8 @@ def test_frozen_layers_and_layers_out_of_reach():
 def test_a_layer_that_is_only_read_goes_by_the_module_around_it():
     model = nn.Sequential(nn.Linear(5, 4))
     model.forward = lambda x: F.linear(x, model[0].weight, model[0].bias)  # as fused attention does
-    x, y = batch()
     clip = energy_budget_clip(model, ratio=1e-3)
-    backward_on(model, x, y)
+    x = backward(model)
     assert list(clip()) == ["0"]
     limit = 1e-3 * float(output_norm(model(x).detach(), "rms"))
     assert joint(model.parameters()) == pytest.approx(limit, rel=1e-5)
@@ -283,12 +264,11 @@ def test_torchs_attention_owns_some_weights_and_reads_others():
 
 def test_parametrised_weights_belong_to_their_layer():
     model = small_model()
-    x, y = batch()
     nn.utils.parametrizations.weight_norm(model[0])
     clip = energy_budget_clip(model, ratio=1e-3)
-    backward_on(model, x, y)
+    x = backward(model)
     assert list(clip()) == LAYERS
-    limit = 1e-3 * float(output_norm(outputs(model, x)[0], "rms"))
+    limit = 1e-3 * sizes(model, x)[0]
     assert joint(model[0].parameters()) == pytest.approx(limit, rel=1e-5)
     assert len(list(model[0].parameters())) == 3
 
@@ -299,13 +279,11 @@ def test_parametrised_weights_belong_to_their_layer():
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_skip_leaves_nothing_for_the_optimizer(value):
     model = small_model()
-    x, y = batch()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1, weight_decay=0.1)
     clip = energy_budget_clip(model)
     for bad in (False, True, True, False):
         old = [p.detach().clone() for p in model.parameters()]
-        optimizer.zero_grad()
-        backward_on(model, x, y)
+        backward(model)
         if bad:
             model[0].bias.grad[1] = value
         assert list(clip()) == LAYERS
@@ -318,16 +296,13 @@ def test_skip_leaves_nothing_for_the_optimizer(value):
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_zero_takes_out_the_bad_layer_and_limits_the_others(value):
     model = small_model()
-    x, y = batch()
     clip = energy_budget_clip(model, ratio=1e-3, non_finite="zero")
-    backward_on(model, x, y)
+    x = backward(model)
     model[0].weight.grad[0, 0] = value
     measured = floats(clip())
     assert not math.isfinite(measured["0"])
     assert joint(model[0].parameters()) == 0
-    assert joint(model[2].parameters()) == pytest.approx(
-        1e-3 * float(output_norm(outputs(model, x)[1], "rms")), rel=1e-5
-    )
+    assert joint(model[2].parameters()) == pytest.approx(1e-3 * sizes(model, x)[1], rel=1e-5)
     assert clip.skipped == 0
 
 
@@ -339,10 +314,10 @@ def test_raise_names_the_layer_and_touches_nothing_but_a_norm_that_overflows_is_
     clip()
     assert joint(model.parameters()) < math.inf
     model[2].bias.grad[0] = math.inf
-    before = gradients(model)
+    before = grads(model)
     with pytest.raises(FloatingPointError, match="non-finite gradient in 2\\."):
         clip()
-    assert same(gradients(model), before)
+    assert same(grads(model), before)
 
 
 # -- hooks ---------------------------------------------------------------------------------------------------
@@ -356,27 +331,23 @@ def test_the_monitor_changes_nothing():
     assert monitor() == {}
     backward_on(model, x, y)
     backward_on(plain, x, y)
-    expected = [
-        joint(plain[2 * i].parameters()) / float(output_norm(z, "rms"))
-        for i, z in enumerate(outputs(plain, x))
-    ]
+    expected = [joint(plain[2 * i].parameters()) / size for i, size in enumerate(sizes(plain, x))]
     assert list(floats(monitor()).values()) == pytest.approx(expected, rel=1e-5)
     assert floats(monitor()) == floats(monitor())
-    assert same(gradients(model), gradients(plain))
+    assert same(grads(model), grads(plain))
 
 
 def test_remove_takes_the_hooks_off():
     model = small_model()
-    x, y = batch()
     clip = energy_budget_clip(model, ratio=1e-6)
     monitor = monitor_ebc_ratio(model)
     clip.remove()
     monitor.remove()
     assert not any(module._forward_hooks for module in model.modules())
-    backward_on(model, x, y)
-    before = gradients(model)
+    backward(model)
+    before = grads(model)
     assert clip() == monitor() == {}
-    assert same(gradients(model), before)
+    assert same(grads(model), before)
 
 
 @pytest.mark.parametrize("used", [False, True])

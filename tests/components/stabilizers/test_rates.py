@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support import rates_reference
-from support.perceptron import backward_on, batch, equal, small_model, values
+from support.perceptron import backward_on, batch, same, small_model, values
 
 from ebc_lab.components.stabilizers.adagc import AdaGC
 from ebc_lab.components.stabilizers.rates import CDAT, AdaptiveWarmUp, GeN
@@ -68,7 +68,7 @@ def test_fifty_steps_are_those_of_the_paper(name, monkeypatch):
         stats = take(one, made, step, dtype)
         shares.append(reference.step(*drawn(step, dtype)))
         assert float(stats.clip_coefficient) == pytest.approx(shares[-1], rel=0 if exact else 1e-9)
-        assert not exact or equal(values(one), values(other)), step
+        assert not exact or same(values(one), values(other)), step
         torch.testing.assert_close(values(one), values(other), rtol=1e-9, atol=1e-10)
     assert varied(shares)
 
@@ -95,7 +95,7 @@ def test_without_targets_it_says_what_it_needs_and_touches_nothing(cls):
     before = values(model)
     with pytest.raises(ValueError, match=r"give step\(tokens, logits, targets=...\)"):
         made.step(x, model(x))
-    assert equal(values(model), before)
+    assert same(values(model), before)
 
 
 def test_adagc_lets_a_tensor_move_whose_first_gradients_are_zero(monkeypatch):

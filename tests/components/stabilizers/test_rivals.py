@@ -11,9 +11,9 @@ from support.perceptron import (
     UPDATE,
     around,
     backward,
-    equal,
     grads,
     norm,
+    same,
     sgd,
     small_model,
     values,
@@ -77,7 +77,7 @@ def test_a_huge_strength_is_the_plain_optimizer(name, strength):
         assert stats.gradient_scale is None if name in UPDATE else stats.gradient_scale == 1
         backward(plain, step, 0.1)
         base.step()
-    assert equal(model.parameters(), plain.parameters())
+    assert same(model.parameters(), plain.parameters())
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -112,7 +112,7 @@ def test_an_update_that_overflows_is_given_up(name):
     stats = stabilizer.step()
     assert stats.skipped
     assert stats.clip_coefficient == 0
-    assert equal(values(model), before)
+    assert same(values(model), before)
 
 
 # -- gradients -----------------------------------------------------------------------------------------------

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from support.perceptron import backward, grads, norm, sgd, small_model, values
 from support.quantized import TernaryLinear
 from torch import nn
@@ -64,20 +62,6 @@ def test_a_group_is_limited_as_one_and_other_groups_are_not():
     region.step()
     c = [norm([p]) / math.sqrt(square) for p, square in zip(values(model), [0.09, 0.16, 1e-4], strict=True)]
     assert c == pytest.approx(2 * [0.1 * math.sqrt(0.8) / 0.5] + [1.0], rel=1e-12)
-
-
-@given(st.floats(1e-3, 3), st.integers(0, 99), st.sampled_from(["tensor", "block", "global", "type"]))
-def test_the_whole_update_stays_within_the_radius(strength, seed, grouping):
-    model = small_model(seed)
-    base = torch.optim.Adam(model.parameters(), lr=0.1)
-    region = TrustRegion(model, base, strength=strength, per="group", grouping=grouping, audit_every=0)
-    for step in range(3):
-        backward(model, seed + step)
-        old = values(model)
-        stats = region.step()
-        moved = norm([new - w for new, w in zip(values(model), old, strict=True)])
-        assert moved <= strength * (1 + 1e-4) + 1e-6
-        assert 0 < stats.clip_coefficient <= 1
 
 
 @pytest.mark.parametrize("options", [{}, {"per": "group", "grouping": "tensor"}])

@@ -1,6 +1,7 @@
 """The model as a language model of LangChain, in real chains."""
 
 import asyncio
+import copy
 import sys
 
 import pytest
@@ -42,34 +43,14 @@ def test_a_chain_of_prompt_model_and_parser(llm, expected):
     assert isinstance(parsed, list)
 
 
-def test_a_stop_word_ends_the_text_before_it(llm, expected):
-    word = expected[10:12]
-    assert llm.invoke("say cat", stop=[word]) == expected[: expected.index(word)]
-    assert llm.bind(stop=[word]).invoke("say cat") == expected[: expected.index(word)]
-
-
-@pytest.mark.thorough
-def test_of_several_stop_words_the_first_in_the_text_ends_it(llm, expected):
+def test_a_stop_word_ends_the_text_before_it_and_of_several_the_first(llm, expected):
     early, late = expected[5:8], expected[20:23]
     first = min(expected.index(early), expected.index(late))
     assert llm.invoke("say cat", stop=[late, early]) == expected[:first]
+    assert llm.bind(stop=[late, early]).invoke("say cat") == expected[:first]
     last = next(i for i, letter in enumerate(expected) if i and letter not in expected[:i])
     assert llm.invoke("say cat", stop=[expected[last], expected[: last + 1]]) == ""  # both end at `last`
     assert llm.invoke("say cat", stop=["#"]) == expected
-
-
-def test_nothing_is_written_beyond_a_stop_word(llm, letters, expected):
-    class Counting:
-        longest = 0
-        encode = letters.encode
-
-        def decode(self, ids):
-            Counting.longest = max(Counting.longest, len(ids))
-            return letters.decode(ids)
-
-    end = expected.index(expected[10:12]) + 2
-    llm.model_copy(update={"tokenizer": Counting()}).invoke("say cat", stop=[expected[10:12]])
-    assert Counting.longest == end
 
 
 def test_settings_can_be_given_with_a_call(llm, expected):
@@ -99,18 +80,10 @@ def test_a_cache_tells_models_and_settings_apart(model, letters, context):
     known = key(made(model))
     assert key(made(model)) == known
     assert key(made(model, seed=1)) != known
-    kept = model.pair_weight.detach().clone()
-    try:
-        model.pair_weight.data.add_(1e-6)
-        assert key(made(model)) != known
-    finally:
-        model.pair_weight.data.copy_(kept)
-    weight = model.store.alpha.clone()
-    try:
-        model.store.alpha.mul_(1.5)  # which statistics move, not the gradient
-        assert key(made(model)) != known
-    finally:
-        model.store.alpha.copy_(weight)
+    trained, counted = copy.deepcopy(model), copy.deepcopy(model)
+    trained.pair_weight.data.add_(1e-6)
+    counted.store.alpha.mul_(1.5)  # which statistics move, not the gradient
+    assert known not in (key(made(trained)), key(made(counted)))
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):

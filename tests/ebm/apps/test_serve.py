@@ -1,5 +1,6 @@
 """A model behind HTTP: a real server on a free port, asked as a client would."""
 
+import copy
 import http.client
 import json
 import sys
@@ -102,11 +103,9 @@ def test_energy_and_states_of_each_token_in_windows_of_the_context(address, mode
         ("/generate", {"prompt": ""}, "one token at least"),
         ("/generate", {"prompt": "It"}, "the vocabulary has no 'I'"),
         ("/generate", {"prompt": "\ud800"}, r"the vocabulary has no '\ud800'"),
-        ("/generate", {"prompt": "a", "tokens": 1.5}, "tokens must be a whole number"),
         ("/generate", {"prompt": "a", "tokens": 10**9}, "tokens must lie between 0 and 4096"),
         ("/generate", b'{"prompt": "a", "temperature": NaN}', "temperature must lie between"),
         ("/generate", {"prompt": "a", "temperature": "warm"}, "temperature must be a number"),
-        ("/generate", {"prompt": "a", "top_k": -1}, "top_k must lie between"),
         ("/generate", {"prompt": "a", "seed": 2**63}, "seed must lie between"),
         ("/generate", {"prompt": "a", "model": "b"}, "'model' is unknown"),
         ("/energy", {"text": ""}, "1 to 4096 tokens"),
@@ -132,12 +131,8 @@ def test_a_request_of_10_mb_is_refused_with_a_sentence_however_it_is_sent(addres
     connection.request("POST", "/generate", parts, encode_chunked=True)  # no length told in advance
     assert connection.getresponse().status == 413
     connection.close()
-    assert ask(address, "/health")[0] == 200
-
-
-def test_a_body_of_exactly_the_limit_is_taken(address):
     lead = b'{"text": "a"'
-    body = lead + b" " * (serve.MOST_BYTES - len(lead) - 1) + b"}"
+    body = lead + b" " * (serve.MOST_BYTES - len(lead) - 1) + b"}"  # exactly the limit
     assert ask(address, "/energy", body)[0] == 200
     assert ask(address, "/energy", body + b" ")[0] == 413
 
@@ -172,13 +167,10 @@ def test_one_request_at_a_time_reaches_the_model(model, letters, context):
 
 
 def test_a_model_whose_energy_is_not_finite_says_so(model, letters, context):
+    model = copy.deepcopy(model)
+    model.pair_weight.data.fill_(float("nan"))
     with running(serve.app_of(model, letters, context=context)) as address:
-        kept = model.pair_weight.detach().clone()
-        try:
-            model.pair_weight.data.fill_(float("nan"))
-            status, answer = ask(address, "/energy", {"text": "a"})
-        finally:
-            model.pair_weight.data.copy_(kept)
+        status, answer = ask(address, "/energy", {"text": "a"})
     assert status == 400
     assert "not finite" in answer["error"]
 
