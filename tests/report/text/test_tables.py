@@ -347,14 +347,8 @@ def low_bit_suite(**of_ternary: Any) -> tuple[dict[str, Any], dict[str, Any]]:
             timed = {"steps": 40, "train_s": 0.2 + 0.04 * seed, "tokens_per_s": 1000}
             losses = {"val_loss": 2.0 + seed, "test_loss": 2.0 + seed}
             results[run_id] = {"outcome": "completed", **losses, **timed, **own}
-        arm = {"about": label, "ebc": False, "runs": runs, "outcomes": {"completed": 2}, "point": None}
-        arm |= {"lr": 0.01, "lr_scale": 1.0, "delta_star": None, "strength": None, "shape": ""}
-        arms[label] = arm | {
-            "comparable": True,
-            "versus": None,
-            "difference": None,
-            "figures": _figures(arm, results),
-        }
+        arm = {"about": label, "ebc": False, "runs": runs, "outcomes": {"completed": 2}}
+        arms[label] = {**arm, "versus": None, "difference": None, "figures": _figures(arm, results)}
     return {"reference": "float", "arms": arms}, results
 
 
@@ -399,25 +393,3 @@ def test_finals_with_few_levels_are_told_from_their_results():
             result |= TERNARY
     [_, table] = paper_of(decision, results)
     assert cells(papers.markdown([table], ""), "good")[0][1:4] == ["1.60", "11.0×", "1.52"]
-
-
-def test_a_study_without_few_levels_says_nothing_of_them():
-    found, results = low_bit_suite()
-    assert tables.part_figures("t", found, results) is None
-    for place in (PAGE, PAPER, TERMINAL):
-        shown = told(tables.arms("t", found, results), place, "ternary")
-        assert not {"Bits per weight", "Smaller by", "ms per step"} & set(shown)
-
-
-def test_the_csv_of_a_suite_has_its_columns_in_the_documented_order_whichever_arm_has_them(tmp_path):
-    found, _ = low_bit_suite(**TERNARY)
-    made = tmp_path / "ablation.csv"
-    summaries.write_rows(made, suite.KIND.rows(evidence_of({"adam_none": found})), suite.KIND.columns)
-    table = pd.read_csv(made)
-    own = [name for name in columns.ABLATION_MEANINGS if name in table.columns]
-    assert list(table.columns) == own
-    assert {"bits_per_weight", "compression", "state_bits"} < set(own)
-    assert "lr_factor" not in own
-    by_arm = table.set_index("arm")
-    assert by_arm.compression["ternary"] == 11
-    assert pd.isna(by_arm.compression["float"])
