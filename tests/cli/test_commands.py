@@ -257,23 +257,6 @@ def test_doctor_measures_and_plan_then_knows_the_time(tiny, tmp_path):
     assert planned["stages"]["total"]["expected"]["eta_s"] > 0
 
 
-@pytest.mark.thorough
-def test_train_offers_what_hydra_offers(text_file, tmp_path):
-    run = [*SMALL_RUN, "data=path", f"data.file={text_file}", "steps=12", "eval_every=6"]
-    shown = answered("train", *run, "--cfg", "job", cwd=tmp_path)
-    assert "steps: 12" in shown.stdout
-    assert list(tmp_path.iterdir()) == []
-    done = answered("train", *run, "hydra.run.dir=one", cwd=tmp_path)
-    assert re.search(r"completed after 12 steps; val \d\.\d+, test", done.stdout)
-    assert (tmp_path / "one/.hydra/config.yaml").exists()
-    other = call("train", *run, "optimizer.lr=9e-3", "hydra.run.dir=one", cwd=tmp_path)
-    assert other.returncode == 2
-    assert "holds another run" in other.stderr
-    answered("train", "-m", *run, "optimizer.lr=1e-3,2e-3", "hydra.sweep.dir=many", cwd=tmp_path)
-    losses = {read_json(tmp_path / f"many/{i}/result.json")["val_loss"] for i in range(2)}
-    assert len(losses) == 2
-
-
 def test_relative_paths_mean_the_folder_of_the_command_also_where_hydra_would_leave_it(text_file, tmp_path):
     shutil.copy(text_file, tmp_path / "book.txt")
     (tmp_path / "mine.py").write_text("from torch.optim import SGD as plain\n")

@@ -348,27 +348,6 @@ def test_its_version_changes_with_the_files_and_only_then(begun, asked):
         assert version() not in (first, changed)
 
 
-@pytest.mark.parametrize(
-    "path", ["/study.json", "/report.html", "/../study.json", "/%2e%2e/begun/study.json", "/runs", "/x?y"]
-)
-def test_no_path_leads_to_a_file(asked, path):
-    code, _, body = asked(path)
-    assert code == 404
-    assert "sha256" not in body
-
-
-@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"])
-def test_nothing_but_reading_is_allowed(asked, method):
-    assert asked("/", method)[0] == 405
-
-
-@pytest.mark.parametrize("host", ["example.org", "127.0.0.1", "127.0.0.1:1", "example.org:80", ""])
-def test_another_name_for_this_machine_is_refused(asked, host):
-    code, _, body = asked("/", Host=host)
-    assert code == 421
-    assert "begun" not in body
-
-
 def test_a_study_of_which_nothing_is_decided_is_shown(tmp_path, text_file):
     study = invent(tmp_path, ["data=path", f"data.file={text_file}"], stages=0)
     text = text_of(LivePage(study).now()[0].decode())
@@ -392,6 +371,18 @@ def test_an_edited_decision_is_not_shown_as_one(begun):
     text = text_of(LivePage(begun).now()[0].decode())
     assert "edited" in text
     assert "mine:" not in text
+
+
+def test_no_file_no_writing_and_no_other_name_for_this_machine(asked):
+    elsewhere = ("/../study.json", "/%2e%2e/begun/study.json")
+    for path in ("/study.json", "/report.html", *elsewhere, "/runs", "/x?y"):
+        code, _, body = asked(path)
+        assert (code, "sha256" in body) == (404, False), path
+    for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
+        assert asked("/", method)[0] == 405, method
+    for host in ("example.org", "127.0.0.1", "127.0.0.1:1", "example.org:80", ""):
+        code, _, body = asked("/", Host=host)
+        assert (code, "begun" in body) == (421, False), host
 
 
 def test_only_this_machine_is_served_and_a_port_that_is_taken_and_a_study_that_is_not_there_are_said(
