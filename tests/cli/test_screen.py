@@ -22,7 +22,7 @@ RUNNING = [
 HEAD = "lab · finals  12 of about 27 runs, 2 at a time, 40 s left"
 
 
-def drawn(progress, width):
+def draw(progress, width):
     console = Console(file=io.StringIO(), width=width, highlight=False)
     console.print(screen.View(console)._draw(progress))
     return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]
@@ -30,7 +30,7 @@ def drawn(progress, width):
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_a_narrow_terminal_loses_the_bar_and_never_seed_step_and_speed(width):
-    shown = drawn(Progress("lab", "finals", 2, done=12, total=27, left_s=40.2, running=RUNNING), width)
+    shown = draw(Progress("lab", "finals", 2, done=12, total=27, left_s=40.2, running=RUNNING), width)
     head, titles, *rows = shown
     assert head == HEAD
     assert titles.split() == ["arm", "lr", "seed", "step", "steps/s"]
