@@ -1,5 +1,4 @@
-"""The commands as a user types them: what they print, their exit codes, and that nothing is written for a
-mistake."""
+"""The commands as a user types them: what they print and exit with; a mistake writes nothing."""
 
 import json
 import os
@@ -140,9 +139,8 @@ def test_why_replay_compares_and_its_exit_code_says_so(own_copy, tmp_path):
     bad = call("why", str(study.root), "calibrate", "--replay", cwd=tmp_path)
     assert bad.returncode == 4
     assert "tracks.adam_none.delta_star: 5.0 → 0." in bad.stdout
-    assert (
-        json.loads(call("why", str(study.root), "--replay", "--json", cwd=tmp_path).stdout)["same"] is False
-    )
+    found = json.loads(call("why", str(study.root), "--replay", "--json", cwd=tmp_path).stdout)
+    assert found["same"] is False
     refused = call("why", str(study.root), cwd=tmp_path)
     assert refused.returncode == 2
     assert "calibrate: its record in auto_decisions.json was edited" in refused.stderr
@@ -301,9 +299,8 @@ def test_plan_status_diff_and_autopilot_count_the_runs_of_a_study_alike(own_copy
         stage: planned[stage]["expected"]["runs"] for stage in planned if stage != "total"
     }
     assert finished[1].runs == {"training": runs, "measurements": 1, "unused": 0}
-    beside = json.loads(
-        call("diff", str(finished[1].study.root), str(study.root), "--json", cwd=tmp_path).stdout
-    )
+    both = str(finished[1].study.root), str(study.root)
+    beside = json.loads(call("diff", *both, "--json", cwd=tmp_path).stdout)
     assert [counts["training"] for counts in beside["runs"]["counts"]] == [runs, runs]
     assert beside["runs"]["common"] == runs
     assert words in call("diff", str(study.root), str(study.root), cwd=tmp_path).stdout

@@ -1,5 +1,4 @@
-"""Studies of energy-based models and of other tokens: bits per character beside every test loss, the model in
-words, what its splats know. Studies of a GPT on characters say none of it."""
+"""Energy-based models and other tokens: bits per character, the model in words, what its splats know."""
 
 from __future__ import annotations
 
