@@ -63,8 +63,8 @@ def test_a_driver_that_is_requeued_adopts_its_workers(tiny, tmp_path):
     env = {**os.environ, "PATH": path}
     job = subprocess.Popen([*submit, *study], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
     number = job.stdout.readline().strip()
-    until_true(lambda: log.exists() and "1 job(s) running" in log.read_text())
+    until_true(lambda: log.exists() and "1 job(s) running" in log.read_text(), within_s=300)
     shell("scancel", "--batch", "--signal=USR1", number)  # what it is sent when its time is over
-    until_true(lambda: "adopted" in log.read_text())
+    until_true(lambda: "adopted" in log.read_text(), within_s=300)
     assert job.wait() == 0, log.read_text()
     assert read_json(tmp_path / "out/s/acceptance.json")
