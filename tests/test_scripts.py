@@ -2,11 +2,12 @@ import os
 import re
 import runpy
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support.drivers import shell, started, until_true
+from support.drivers import shell, until_true
 
 from ebc_lab.records.json_files import read_json
 
@@ -59,10 +60,11 @@ def test_a_driver_that_is_requeued_adopts_its_workers(tiny, tmp_path):
     submit = ["sbatch", "--wait", "--parsable", "--mem=1G", f"--output={log}", script]
     study = [*tiny, "launcher.slots=1", "launcher.queue_every_s=1", "output_dir=out", "study.name=s"]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    job = started([*submit, *study], cwd=tmp_path, env={**os.environ, "PATH": path})
+    env = {**os.environ, "PATH": path}
+    job = subprocess.Popen([*submit, *study], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
     number = job.stdout.readline().strip()
-    until_true(lambda: log.exists() and "1 job(s) running" in log.read_text())
+    until_true(lambda: log.exists() and "1 job(s) running" in log.read_text(), within_s=300)
     shell("scancel", "--batch", "--signal=USR1", number)  # what it is sent when its time is over
-    until_true(lambda: "adopted" in log.read_text())
+    until_true(lambda: "adopted" in log.read_text(), within_s=300)
     assert job.wait() == 0, log.read_text()
     assert read_json(tmp_path / "out/s/acceptance.json")

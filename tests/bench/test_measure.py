@@ -1,4 +1,3 @@
-import io
 import json
 import platform
 import re
@@ -160,16 +159,15 @@ def test_a_second_record_of_a_day_leaves_the_first_alone(tmp_path):
 
 
 @pytest.mark.thorough
-def test_the_tables_show_what_was_measured(found):
-    out = io.StringIO()
-    console = Console(file=out, width=160)
-    bench_screen.benchmark(console, found)
+def test_the_tables_show_what_was_measured(found, capsys):
+    bench_screen.benchmark(Console(width=160), found)
+    shown = capsys.readouterr().out
     labels = (bench_screen.SIDES, bench_screen.PARTS, bench_screen.COSTS)
     for words in (*VARIANTS, *chain(*(names.values() for names in labels)), "share of it", "copies"):
-        assert words in out.getvalue()
+        assert words in shown
     machine = {**found["about"]["machine"], "cores": 2, "load_before": [3.5, 0.0, 0.0]}
-    bench_screen.benchmark(console, {**found, "about": {**found["about"], "machine": machine}})
-    assert "load average was 3.5 on 2 cores" in out.getvalue()
+    bench_screen.benchmark(Console(width=160), {**found, "about": {**found["about"], "machine": machine}})
+    assert "load average was 3.5 on 2 cores" in capsys.readouterr().out
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(

@@ -1,5 +1,4 @@
-"""A real Chromium, and the pages it is shown: hundreds of invented runs, a suite, a study under way, and one
-really trained."""
+"""A real Chromium, and the pages it is shown: of hundreds of invented runs, a suite and a trained study."""
 
 from __future__ import annotations
 

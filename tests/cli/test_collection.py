@@ -18,33 +18,33 @@ def folder(finished, tmp_path):
     return tmp_path
 
 
-def told(*words, columns=80):
+def run(*words, columns=80):
     return CliRunner().invoke(app, list(map(str, words)), env={"COLUMNS": str(columns)})
 
 
 @pytest.mark.thorough
 def test_list_fits_a_terminal_of_80_columns(folder):
-    done = told("list", folder)
+    done = run("list", folder)
     assert done.exit_code == 0, done.output
     assert max(map(len, done.output.splitlines())) <= 80
     for shown in ("done.zip", "finished", "broken", "damaged", "smoke"):
         assert shown in done.output
-    found = json.loads(told("list", folder, "--json").output)
+    found = json.loads(run("list", folder, "--json").output)
     assert {one["name"]: one["state"] for one in found} == {"done": "finished", "broken": "damaged"}
 
 
 def test_list_says_when_there_is_nothing(tmp_path):
-    assert "no study in" in told("list", tmp_path).output
-    assert "give one that holds studies" in str(told("list", tmp_path / "none").exception)
+    assert "no study in" in run("list", tmp_path).output
+    assert "give one that holds studies" in str(run("list", tmp_path / "none").exception)
 
 
 def test_board_fits_a_terminal_of_80_columns(folder):
-    done = told("board", folder)
+    done = run("board", folder)
     assert done.exit_code == 0, done.output
     assert max(map(len, done.output.splitlines())) <= 80
     assert "broken is left out" in done.output
     assert "±" in done.output
-    found = json.loads(told("board", folder, "--json").output)
+    found = json.loads(run("board", folder, "--json").output)
     assert [row["rank"] for row in found["arms"]] == list(range(1, len(found["arms"]) + 1))
     assert set(found) == {"groups", "arms", "notes"}
 
@@ -52,17 +52,17 @@ def test_board_fits_a_terminal_of_80_columns(folder):
 def test_what_lies_in_the_working_folder_is_named(folder, monkeypatch):
     monkeypatch.chdir(folder)
     for command in ("list", "status", "board"):
-        done = told(command)
+        done = run(command)
         said = f"{done.output}{done.exception or ''}"
         assert "there is no study in outputs/ebc_ablation, but this folder has broken, done.zip" in said
 
 
 @pytest.mark.thorough
 def test_columns_explains_every_column_of_a_study_s_files_and_of_its_tables(finished):
-    explained = json.loads(told("columns", "--json").output)
+    explained = json.loads(run("columns", "--json").output)
     study = finished[1].study
     for path in [*study.root.glob("*.csv"), *study.runs.glob("*/*.csv")]:
-        shown = json.loads(told("columns", path.name, "--json").output)
+        shown = json.loads(run("columns", path.name, "--json").output)
         [table] = shown
         known = {row["column"] for row in shown[table]}
         header = path.read_text().partition("\n")[0].split(",")
@@ -70,4 +70,4 @@ def test_columns_explains_every_column_of_a_study_s_files_and_of_its_tables(fini
     loaded = load(study.root)
     for name, table in (("runs()", loaded.runs()), ("arms()", loaded.arms()), ("verdict", loaded.verdict)):
         assert [row["column"] for row in explained[name]] == list(table)
-    assert "no table: choose among summary" in str(told("columns", "nothing").exception)
+    assert "no table: choose among summary" in str(run("columns", "nothing").exception)

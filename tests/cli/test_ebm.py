@@ -59,7 +59,7 @@ def edit(own):
     return call
 
 
-def told(*arguments, cwd):
+def ask(*arguments, cwd):
     return json.loads(answered("ebm", *arguments, "--json", cwd=cwd).stdout)
 
 
@@ -84,10 +84,10 @@ def test_generate_prints_the_prompt_and_what_follows_the_same_for_the_same_seed(
     assert first.stdout.startswith("the cat")
     assert len(first.stdout) == len("the cat") + 20 + 1
     assert call("ebm", *given, cwd=tmp_path).stdout == first.stdout
-    found = told(*given, cwd=tmp_path)
+    found = ask(*given, cwd=tmp_path)
     assert found["prompt"] + found["text"] + "\n" == first.stdout
     assert (found["tokens"], found["temperature"], found["langevin_steps"], found["seed"]) == (20, 0.8, 20, 0)
-    assert told(*given, "--seed", "1", cwd=tmp_path)["text"] != found["text"]
+    assert ask(*given, "--seed", "1", cwd=tmp_path)["text"] != found["text"]
 
 
 @pytest.mark.parametrize(
@@ -118,13 +118,13 @@ def test_a_chain_that_leaves_the_finite_numbers_names_its_step(own, edit, tmp_pa
 
 @pytest.mark.thorough
 def test_evaluate_agrees_with_the_run_s_own_result(run, text_file, tmp_path):
-    found = told("evaluate", str(run), "--samples", "2", cwd=tmp_path)
+    found = ask("evaluate", str(run), "--samples", "2", cwd=tmp_path)
     result = read_json(run / "result.json")
     assert found["loss"] == pytest.approx(result["test_loss"], rel=1e-6)
     assert found["loss_se"] == pytest.approx(result["test_se"], rel=1e-6)
     assert found["bits_per_character"] == pytest.approx(result["test_bits_per_char"], rel=1e-6)
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"]))
-    val = told("evaluate", str(run), "--split", "val", cwd=tmp_path)
+    val = ask("evaluate", str(run), "--split", "val", cwd=tmp_path)
     assert val["loss"] == pytest.approx(result["val_loss"], rel=1e-6)
     own = result["workload"]
     for name in ("energy", "state_spread", "winners", "state_coverage", "splat_coverage"):
@@ -155,7 +155,7 @@ def test_evaluate_says_that_the_text_has_changed(own, edit, text_file, tmp_path)
 
 
 def test_diagnose_judges_the_latest_evaluation(run, tmp_path):
-    found = told("diagnose", str(run), cwd=tmp_path)
+    found = ask("diagnose", str(run), cwd=tmp_path)
     judged = {finding["cause"]: finding for finding in found["findings"]}
     evals = read_columns(run / "evals.csv")
     limits = {"splat_coverage", "kappa_at_limit", "dropped_mass", "load_max", "soc_rate"}
@@ -185,7 +185,7 @@ def test_diagnose_prints_figure_threshold_verdict_and_recommendation(own, edit, 
 
 def test_a_model_alone_is_diagnosed_like_its_run(run, tmp_path):
     shutil.copy(run / "model.pt", tmp_path / "alone.pt")
-    alone, whole = told("diagnose", "alone.pt", cwd=tmp_path), told("diagnose", str(run), cwd=tmp_path)
+    alone, whole = ask("diagnose", "alone.pt", cwd=tmp_path), ask("diagnose", str(run), cwd=tmp_path)
     assert alone | {"model": whole["model"]} == whole
 
 
@@ -196,13 +196,13 @@ def test_avalanches_of_a_power_law_are_called_critical(own, edit, tmp_path):
         content["weights"][place] = {"sizes": (shares**-1.25).long().clamp(1, 100_000)}
 
     edit(topple)
-    found = told("diagnose", str(own), cwd=tmp_path)
+    found = ask("diagnose", str(own), cwd=tmp_path)
     assert found["law"]["critical"]
     assert "critical: a power law" in call("ebm", "diagnose", str(own), cwd=tmp_path).stdout
 
 
 def test_a_report_is_written_beside_the_model(own, tmp_path):
-    found = told("diagnose", str(own), "--report", cwd=tmp_path)
+    found = ask("diagnose", str(own), "--report", cwd=tmp_path)
     kept = read_json(own / "model.diagnosis.json")
     assert kept | {"model": found["model"]} == found
     page = (own / "model.diagnosis.md").read_text()
@@ -217,7 +217,7 @@ def test_a_report_in_a_study_is_no_file_of_its_evidence(run, tmp_path):
     folder = shutil.copytree(run, tmp_path / "runs/one")
     before = list(manifest.files(tmp_path))
     assert "runs/one/model.pt" in before
-    told("diagnose", str(folder), "--report", cwd=tmp_path)
+    ask("diagnose", str(folder), "--report", cwd=tmp_path)
     assert (folder / "model.diagnosis.md").exists()
     assert list(manifest.files(tmp_path)) == before
 
@@ -227,14 +227,14 @@ def test_a_curve_that_says_little_is_no_mistake_and_one_of_other_values_is_refus
     own, edit, tmp_path, curve
 ):
     edit(curve=curve)
-    assert told("diagnose", "own", cwd=tmp_path)["findings"] == []
+    assert ask("diagnose", "own", cwd=tmp_path)["findings"] == []
     answered("ebm", "diagnose", "own", cwd=tmp_path)
     edit(curve=[5])
     assert "never writes" in refused("diagnose", "own", cwd=tmp_path)
 
 
 def test_a_batch_has_one_row_per_kept_model_and_trends(own, tmp_path):
-    found = told("diagnose", "--batch", ".", cwd=tmp_path)
+    found = ask("diagnose", "--batch", ".", cwd=tmp_path)
     assert [(row["model"], row["step"]) for row in found["models"]] == [
         ("own/model.pt", 12),
         ("own/models/step_6.pt", 6),
@@ -286,11 +286,11 @@ def study(run, tmp_path):
 
 
 def test_a_study_and_an_arm_name_the_last_stage_s_first_seed(study, tmp_path):
-    found = told("diagnose", "./study", "--arm", "a", cwd=tmp_path)
+    found = ask("diagnose", "./study", "--arm", "a", cwd=tmp_path)
     folder = found["model"].split("/")[-2]
     assert study.read_spec(folder)[1].seed == 0
     asked = ("--arm", "a", "--output-dir", ".", "--prompt", "the", "--tokens", "3")
-    assert told("generate", "study", *asked, cwd=tmp_path)["text"]
+    assert ask("generate", "study", *asked, cwd=tmp_path)["text"]
     assert "name one of its arms with --arm, a." in refused("diagnose", "study", cwd=tmp_path)
     assert "with arm b has a model: it has a." in refused("diagnose", "./study", "--arm", "b", cwd=tmp_path)
     assert "there is no study" in refused("diagnose", "./nothing", "--arm", "a", cwd=tmp_path)
@@ -331,7 +331,7 @@ def test_serve_answers_until_it_is_told_to_end(run, tmp_path):
         process.kill()
     assert (process.returncode, out, err) == (0, "no longer serving\n", "")
     given = ("--prompt", "the cat", "--tokens", "20", "--seed", "2")
-    assert told("generate", str(run), *given, cwd=tmp_path)["text"] == text
+    assert ask("generate", str(run), *given, cwd=tmp_path)["text"] == text
 
 
 def test_serve_names_a_port_in_use(run, tmp_path):

@@ -22,7 +22,7 @@ RUNNING = [
 HEAD = "lab · finals  12 of about 27 runs, 2 at a time, 40 s left"
 
 
-def drawn(progress, width):
+def draw(progress, width):
     console = Console(file=io.StringIO(), width=width, highlight=False)
     console.print(screen.View(console)._draw(progress))
     return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]
@@ -30,7 +30,7 @@ def drawn(progress, width):
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_a_narrow_terminal_loses_the_bar_and_never_seed_step_and_speed(width):
-    shown = drawn(Progress("lab", "finals", 2, done=12, total=27, left_s=40.2, running=RUNNING), width)
+    shown = draw(Progress("lab", "finals", 2, done=12, total=27, left_s=40.2, running=RUNNING), width)
     head, titles, *rows = shown
     assert head == HEAD
     assert titles.split() == ["arm", "lr", "seed", "step", "steps/s"]
@@ -91,28 +91,27 @@ def test_the_time_left_is_counted_down_between_two_runs_and_never_ends_before_th
 
 
 @pytest.mark.parametrize("width", [60, 80, 100])
-def test_no_figure_of_a_table_is_cut_where_room_is_short(width):
+def test_no_figure_of_a_table_is_cut_where_room_is_short(width, capsys):
     table = screen.plain_table("arm", "part", ">validation loss", ">±")
     table.add_row(LONG, "control’s search, of many words", "2.6210", "0.0059")
-    console = Console(file=io.StringIO(), width=width, highlight=False)
-    console.print(table)
-    lines = console.file.getvalue().splitlines()
+    Console(width=width).print(table)
+    lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= width
     assert any("2.6210" in line for line in lines)
     assert any("0.0059" in line for line in lines)
     assert LONG in "".join(line.partition(" ")[0] for line in lines)
 
 
-def test_a_suite_about_ones_own_arm_answers_in_one_table_that_fits():
+def test_a_suite_about_ones_own_arm_answers_in_one_table_that_fits(capsys):
     study = ebc_lab.load(EVIDENCE / "cautious.zip")
     decisions, config = study.decisions, from_dict(Config, study.config)
-    console = Console(file=io.StringIO(), width=100, highlight=False)
-    console.print(screen.evidence(Evidence(decisions["ablation"], config, decisions)))
-    title, head, first, *others = console.file.getvalue().splitlines()[:5]
+    Console(width=100).print(screen.evidence(Evidence(decisions["ablation"], config, decisions)))
+    shown = capsys.readouterr().out
+    title, head, first, *others = shown.splitlines()[:5]
     assert "cautious" in title
     columns = [column.strip() for column in head.split("  ") if column]
     assert columns[0] == "arm"
     assert {"best lr", "test loss", "difference", "cautious is", "step"} <= set(columns)
     assert first.split()[0] == "cautious"
     assert {line.split()[0] for line in others} == {"adam", "muon"}
-    assert "steps/s" not in console.file.getvalue()  # beside the paired time of a step it misleads
+    assert "steps/s" not in shown  # beside the paired time of a step it misleads

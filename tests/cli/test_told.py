@@ -1,7 +1,6 @@
 """What commands tell programs with `--json`, of the text, of EBC as the default, and of a study's answer."""
 
 import ast
-import io
 import json
 import shlex
 import shutil
@@ -72,6 +71,7 @@ def test_train_tells_programs_its_result_and_everything_else_on_stderr(text_file
     assert refused("train", *RUN, "--json", "optimizer.lr=-1", cwd=tmp_path)
     other = called("train", *RUN, *text, "--json", "steps=5", "hydra.run.dir=one", cwd=tmp_path)
     assert other.returncode == json.loads(other.stdout)["exit_code"] == 2
+    assert "holds another run" in other.stderr
 
 
 @pytest.mark.thorough
@@ -93,12 +93,14 @@ def test_autopilot_and_stage_tell_programs_what_came_of_a_study(own_copy, tiny, 
     assert json.loads(limited.stdout)["outcome"] == "stopped"
 
 
-def test_the_last_screen_explains_its_terms_and_ends_in_the_answer_the_page_and_the_next_command(finished):
-    console = Console(file=io.StringIO(), width=400, highlight=False)
+def test_the_last_screen_explains_its_terms_and_ends_in_the_answer_the_page_and_the_next_command(
+    finished, capsys
+):
+    console = Console(width=400)
     for stage, decision in finished[1].study.decisions().items():
         screen.View(console).decided(stage, decision)
     screen.outcome(console, finished[1])
-    *_, page, watch, load = lines = console.file.getvalue().splitlines()
+    *_, page, watch, load = lines = capsys.readouterr().out.splitlines()
     [answer] = [line for line in lines if line.startswith("answer  ")]
     assert "EBC" in answer
     text = " ".join(" ".join(lines).split())
@@ -113,12 +115,11 @@ def test_the_last_screen_explains_its_terms_and_ends_in_the_answer_the_page_and_
 
 
 @pytest.mark.parametrize("folder", ["with space", "it's", 'a "b" [v2] \\t', "line\nbreak", "é ☃"])
-def test_lines_to_be_copied_name_the_folder_to_a_shell_and_to_python(finished, folder, tmp_path):
+def test_lines_to_be_copied_name_the_folder_to_a_shell_and_to_python(finished, folder, tmp_path, capsys):
     root = tmp_path / folder / "done"
     shutil.copytree(finished[1].study.root, root)
-    console = Console(file=io.StringIO(), width=400, highlight=False)
-    screen.outcome(console, replace(finished[1], study=Study(root)))
-    shell, python = console.file.getvalue().splitlines()[-2:]
+    screen.outcome(Console(width=400), replace(finished[1], study=Study(root)))
+    shell, python = capsys.readouterr().out.splitlines()[-2:]
     tree = ast.parse(python.split("python: ")[1])
     assert [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)] == [str(root)]
     if folder.isprintable():  # a line break in a file's name is shown, and no line to be copied has one

@@ -22,17 +22,13 @@ from ebc_lab.records.paths import ProgressRecord
 
 HOSTILE = {
     "deep list": b"[" * 100_000,
-    "deep mapping": b'{"a":' * 900 + b"1" + b"}" * 900,
     "digits": b'{"a": ' + b"7" * 5000 + b"}",
     "NaN": b'{"a": NaN}',
-    "infinity": b"[-Infinity]",
     "half a surrogate pair": b'["\\ud800"]',
     "a number of 64 bits": b'{"a": 9223372036854775808}',
     "beyond a float": b"[1e999]",
     "not text": b"\xff\xfe",
-    "byte order mark": b"\xef\xbb\xbf{}",
     "empty": b"",
-    "zeros": bytes(4096),
 }
 
 

@@ -45,6 +45,7 @@ def test_every_study_is_told_and_damage_is_not_raised(folder):
     done, packed = found["done"], found["done.zip"]
     counts = status(Study(folder / "done"))["runs"]
     assert done["runs"] == packed["runs"] == counts["training"] + counts["unused"]  # as `status` counts
+    assert status(Study(folder / "planned"))["state"] == "empty"
     assert done["headline"] == packed["headline"].strip()
     assert "undecided" in done["headline"]
     assert (done["bundle"], packed["bundle"]) == (False, True)

@@ -1,5 +1,4 @@
-"""`ebc-lab train -m hydra/launcher=submitit_…` as a user types it; the Slurm is a real one (make test-
-slurm)."""
+"""`ebc-lab train -m hydra/launcher=submitit_…` as a user types it; Slurm is a real one (make test-slurm)."""
 
 import os
 import subprocess

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.recorded import recorded
 
 from ebc_lab.report.kinds.finals import KIND, answer_of
-from ebc_lab.report.kinds.kind import Evidence
+from ebc_lab.report.kinds.kind import Answer, Evidence
 from ebc_lab.study.stages.statistics import paired
 
-JUDGED = {"beats": (-0.1, -0.15), "meets": (0.001, -0.004), "misses": (0.2, 0.15), "undecided": (0.01, -0.3)}
-DIVERGED: dict[str, Any] = {
-    "mean": None,
-    "method": "rank",
-    "median": None,
-    "diverged": {"arm": 3, "reference": 1},
-}
+JUDGED = ("beats", "meets", "misses", "undecided")
 
 
-def difference(judged: str, **changed: Any) -> dict[str, Any]:
-    mean, low = JUDGED[judged]
-    ends = {"low": low, "high": 2 * mean - low, "detectable": 0.03}
-    joint = {f"joint_{end}": x for end, x in ends.items()}
-    about = {"seeds": 3, "comparisons": 2, "looks": 1, "margin": 0.01, "method": "t", "mean": mean}
-    return {**about, "median": mean, **ends, **joint, "alone": judged, "judged": judged, **changed}
+def difference(judged: str) -> dict[str, Any]:
+    return {"margin": 0.01, "alone": judged, "judged": judged}
 
 
 def line(name: str, judged: str, **changed: Any) -> dict[str, Any]:
@@ -45,7 +37,7 @@ def lines(window: str, control: str, baseline: str, plain: Any) -> list[dict[str
 
 
 SPAN: Any = {"scales": [2.0, 8.0]}
-PLAIN = (None, *map(difference, JUDGED), difference("misses", **DIVERGED))
+PLAIN = (None, *map(difference, JUDGED))
 
 
 @pytest.mark.parametrize("combination", list(itertools.product(JUDGED, JUDGED, JUDGED)))
@@ -76,54 +68,37 @@ def test_a_failed_check_keeps_the_answer_from_being_green():
     assert answer_of([], None)[1].startswith("No answer: ")
 
 
-def findings(verdict: list[dict[str, Any]], span: Any = SPAN) -> list[str]:
-    """What the answer says at length of finals with these lines."""
-    own = {
-        "roles": ["ebc_x2"],
-        "ebc": True,
-        "lr_scale": 2.0,
-        "outcomes": {},
-        "runs": {},
-        "track": "adam_none",
-    }
-    verdict = [{**line, "arm": "a", "reference": "b", "figure": "", "question": ""} for line in verdict]
-    windows = {"ebc": span} if span else {}
-    track = {
-        "verdict": verdict,
-        "lr_windows": windows,
-        "arms": {"a": own, "b": own},
-        "roles": {"control": "b"},
-    }
+def answer(change: Callable[[dict[str, Any]], Any] = lambda track: None) -> Answer:
+    """What the recorded `default` answers; `change`: of its finals."""
+    decision: Any = recorded("default")["finals"]
+    [track] = decision["tracks"].values()
+    change(track)
     config: Any = SimpleNamespace(study=SimpleNamespace(band=(0.5, 0.7)), finals=SimpleNamespace(margin=0.01))
-    decision: Any = {"tracks": {"adam_none": {**track, "differences": {}}}}
-    [answer] = KIND.answers(Evidence(decision, config))
-    return list(answer.findings)
+    [found] = KIND.answers(Evidence(decision, config))
+    return found
 
 
 def test_each_comparison_is_a_line_with_its_figures_and_the_plain_optimizers_own():
-    _, control, window, tuned = findings(lines("meets", "meets", "beats", difference("misses")))
-    assert "0.001 nats higher" in window
-    assert "0.200 nats higher" in window  # the plain optimizer
-    assert "95% interval −0.004 to +0.006" in window
+    _, control, window, tuned = answer().findings
+    assert "0.001 nats higher (95% interval −0.009 to +0.012" in window
+    assert "without EBC, on the fair control’s schedule, 0.431 nats higher" in window
     assert "joint over 2 comparisons" in control
     assert "δ*" in tuned
-    lost = findings(lines("meets", "meets", "beats", difference("misses", **DIVERGED)))[2]
+
+    diverged = {"mean": None, "median": None, "method": "rank", "diverged": {"arm": 3, "reference": 1}}
+
+    def windows(track):
+        return next(line for line in track["verdict"] if line["name"] == "lr_window")
+
+    lost = answer(lambda track: windows(track)["plain"]["difference"].update(diverged)).findings[2]
     assert "3 of 3 runs diverged at ×8" in lost
     assert "1 of 3 runs diverged at ×2" in lost
-
-
-def test_runs_of_ebc_that_diverged_are_said_instead_of_a_difference():
-    broken = lines("misses", "undecided", "undecided", None)
-    broken[2]["difference"] |= DIVERGED
-    assert "diverged: 3 of the arm's, 1 of the reference's runs" in findings(broken)[2]
+    broken = answer(lambda track: windows(track)["difference"].update(diverged)).findings[2]
+    assert "diverged: 3 of the arm's, 1 of the reference's runs" in broken
 
 
 def test_a_fair_control_that_is_worse_than_the_baseline_is_warned_of():
-    losses = {"0": 2.3, "1": 2.31}, {"0": 2.0, "1": 2.02}
-    worse, better = paired(*losses), paired(*losses[::-1])
-    for pair, warned in ((worse, True), (better, False)):
-        track = {"roles": {"control": "c"}, "differences": {"baseline": {"c": pair}}, "verdict": []}
-        track |= {"lr_windows": {}, "arms": {"c": {"outcomes": {}, "runs": {}}}}
-        config: Any = SimpleNamespace(study=SimpleNamespace(band=(0, 1)), finals=SimpleNamespace(margin=0.01))
-        [answer] = KIND.answers(Evidence({"tracks": {"adam_none": track}}, config))  # type: ignore[typeddict-item]
-        assert ("worse than the baseline" in answer.warning) == warned
+    worse = paired({"0": 2.3, "1": 2.31}, {"0": 2.0, "1": 2.02})
+    warned = answer(lambda track: track["differences"]["baseline"].update({track["roles"]["control"]: worse}))
+    assert "worse than the baseline" in warned.warning
+    assert not answer().warning

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import ClassVar
 
 import pytest
@@ -42,7 +41,9 @@ class Elsewhere(Kind):
 
 
 @pytest.mark.thorough
-def test_what_a_kind_says_reaches_page_terminal_csv_and_papers(tmp_path, text_file, monkeypatch, undrawn):
+def test_what_a_kind_says_reaches_page_terminal_csv_and_papers(
+    tmp_path, text_file, monkeypatch, undrawn, capsys
+):
     asked = ["study=controls", "data=path", f"data.file={text_file}", "study.name=own"]
     study = invent(tmp_path, asked, drawn=False)
     monkeypatch.setitem(kinds.KINDS, "arms", Elsewhere())
@@ -54,7 +55,6 @@ def test_what_a_kind_says_reaches_page_terminal_csv_and_papers(tmp_path, text_fi
     assert (study.root / "elsewhere.csv").read_text() == "run,loss\nfar,1.234\n"
     assert "| far | a file |" in (study.root / "elsewhere.md").read_text()
     assert (study.root / "elsewhere.tex").exists()
-    console = Console(file=io.StringIO(), width=100)
     shown = Evidence(study.decisions()["ablation"], compose(["scale=smoke"]))
-    console.print(screen.evidence(shown))
-    assert "a file" in console.file.getvalue()  # type: ignore[attr-defined]
+    Console(width=100).print(screen.evidence(shown))
+    assert "a file" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What a suite answers, and the tables that the answer rests on."""
+"""What suites answer, and the tables that the answer rests on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 from support.drawn import sweep
 from support.recorded import recorded
 
+from ebc_lab.config.compose import compose
+from ebc_lab.report.kinds import Evidence, kind_of
 from ebc_lab.report.kinds.suite import answer_of
 from ebc_lab.report.text import glance, papers, words
 from ebc_lab.report.text.table import PAGE, PAPER
@@ -171,3 +173,16 @@ def test_the_answer_of_a_transfer_is_its_regrets():
     assert "+0.020 nats with EBC" in sentence
     assert "+0.100 nats without EBC" in sentence
     assert ["plain_long: +0.100" in findings[0], "ebc_long: +0.020" in findings[1]] == [True, True]
+
+
+# -- constants that were carried -----------------------------------------------------------------------------
+
+
+def test_the_first_figures_are_the_best_challenger_the_least_excess_and_what_broke():
+    carry = recorded("units_laptop")["carry"]
+    [answer] = kind_of(carry).answers(Evidence(carry, compose(["scale=smoke"])))
+    shown = {tile.what: (tile.value, tile.remark) for tile in answer.tiles}
+    excess = "+0.021", "above the best of all arms; +0.053 at worst (batch_4)"
+    assert shown["kl_x8 has the lowest mean excess"] == excess
+    assert shown["Broken runs of kl_x8"] == ("0.0%", "0 of 18; radius_ramp 0.0%")
+    assert answer.tiles[0].what.startswith("kl_x8 minus radius_ramp")

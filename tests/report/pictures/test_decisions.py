@@ -1,5 +1,4 @@
-"""The pictures of the decisions before the finals: what was tried stands where its figures put it, and the
-winner is marked."""
+"""The pictures of the decisions: what was tried stands where its figures put it, and the winner is marked."""
 
 from __future__ import annotations
 
@@ -154,3 +153,11 @@ def test_of_several_seeds_the_calibration_shows_the_means_and_each(tmp_path):
     assert [(0.009, 2.15), (0.018, 2.25)] in lines_of(top)
     assert ring(top) == [(0.018, pytest.approx(2.25))]
     assert bottom.get_ylim()[1] > 1
+
+
+def test_efficiency_shows_who_reached_the_baselines_loss_in_all_three_units(figures):
+    words = [" ".join(text.split()) for text in words_of(figures["efficiency"])]
+    assert "30 steps, 0.96k tokens, 0.3 s (1 of 2 seeds)" in words
+    assert sum("not reached by" in text for text in words) == 2
+    first = "First: EBC ×2, falling δ*, at step 30; 1 of 2 other arms get there."
+    assert first in figures["efficiency"].alt

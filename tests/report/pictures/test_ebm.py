@@ -1,5 +1,4 @@
-"""What training an energy-based model looks like: the parts of its loss, R² of its score beside matched
-values."""
+"""Training of an energy-based model, drawn: the parts of its loss, R² of its score beside matched values."""
 
 from __future__ import annotations
 

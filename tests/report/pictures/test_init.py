@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 from support.drawn import GOOD, PLAIN, TRAP, check_sheet, drawn, write_suite
 
 from ebc_lab.report.pictures import init
@@ -52,9 +51,3 @@ def test_without_points_the_ends_alone_are_drawn(tmp_path):
     figure = drawn(write_suite(tmp_path, more=ends, outcomes={}))["forgetting"]
     said = figure.alt
     assert f"Learned most: {PLAIN}, 1.600; forgot least: {GOOD}, 2.600." in said
-
-
-def test_a_point_that_moves_too_far_does_not_count_as_learning():
-    trade = init.Trade(np.array([1.9, 1.6, 1.8]), np.array([2.4, 2.6, 3.0]), 1, (1.6, 2.6), None)
-    assert trade.forgotten_at(1.75) == 2.5
-    assert trade.forgotten_at(1.5) is None

@@ -87,13 +87,6 @@ def test_a_part_of_the_law_that_is_nowhere_of_weight_is_left_out_of_its_words():
         assert low_bit.law_in_words(low_bit.curve_of([run_of(0, kl_curve=curve(*law))])) == words
 
 
-def test_the_exponent_of_a_power_is_that_power():
-    points = np.array([[c, 7 * c**1.3] for c in CURVE_SCALES])
-    at, found = low_bit.exponents(points)
-    assert found == pytest.approx(np.full(len(CURVE_SCALES) - 1, 1.3))
-    assert at[0] == pytest.approx((0.003 * 0.01) ** 0.5)
-
-
 @pytest.mark.thorough
 def test_a_suite_with_curves_has_their_picture_with_law_and_turning_point(figures):
     figure = figures["kl_curve"]

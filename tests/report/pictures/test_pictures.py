@@ -1,5 +1,4 @@
-"""The pictures of a small invented study: the right files, complete, the same each time, whatever became of
-its runs."""
+"""The pictures of a small invented study, whatever became of its runs: complete, and on their pages."""
 
 from __future__ import annotations
 

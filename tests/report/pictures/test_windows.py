@@ -24,7 +24,7 @@ def suite_of(windows):
     return {"arms": dict.fromkeys(points, arm), "windows": windows}
 
 
-def drawn(found):
+def draw(found):
     facts = replace(FACTS, looks=assign_looks(found["windows"]))
     sheets = {one.name: settled(one.draw, facts) for one in window_pictures(facts, "adam_none", found, "")}
     for name, sheet in sheets.items():
@@ -35,7 +35,7 @@ def drawn(found):
 
 
 def test_the_windows_of_the_learning_rate_are_bars_under_the_losses():
-    sheet = drawn(ROBUSTNESS)["lr_windows"]
+    sheet = draw(ROBUSTNESS)["lr_windows"]
     top, bottom = sheet.axes
     swept = {label: own["lr_scale"] for label, own in ROBUSTNESS["windows"].items()}
     lines = [line for line in top.get_lines() if len(line.get_xdata()) > 2]
@@ -57,7 +57,7 @@ def test_rules_are_drawn_by_size_and_judged_by_the_fixed_target():
         "rule": {"delta": sweep(wide, "rule", yardstick="fixed", worst=0.02, every_start=True)},
         "fixed_long": {"delta": sweep(wide, "long", shape="3× steps", yardstick="fixed_long", worst=0.02)},
     }
-    sheet = drawn(suite_of(windows))["delta_windows"]
+    sheet = draw(suite_of(windows))["delta_windows"]
     assert [axes.get_title(loc="left") for axes in sheet.axes] == ["the usual length", "3× steps"]
     assert np.isnan(
         [line.get_ydata() for line in sheet.axes[0].get_lines() if len(line.get_ydata()) == 4]
@@ -69,7 +69,7 @@ def test_rules_are_drawn_by_size_and_judged_by_the_fixed_target():
 
 def test_a_sweep_in_which_every_run_diverged_is_drawn():
     lost = {"plain": {"lr_scale": sweep({1: None, 2: None}, "plain", delta_star=None)}}
-    assert "plain  none" in words_of(drawn(suite_of(lost))["lr_windows"])
+    assert "plain  none" in words_of(draw(suite_of(lost))["lr_windows"])
 
 
 def test_regrets_stand_in_rows_at_each_size():
@@ -79,7 +79,7 @@ def test_regrets_stand_in_rows_at_each_size():
         arms[label] = {"about": about, "ebc": label.startswith("ebc"), "runs": {}, "outcomes": {}}
         arms[label]["difference"] = difference
     sizes = [{"shape": "4× steps", "tuned": "again", "kept": list(arms), "against_kept": {}}]
-    sheet = drawn({"reference": "again", "arms": arms, "windows": {}, "transfer": sizes})["transfer"]
+    sheet = draw({"reference": "again", "arms": arms, "windows": {}, "transfer": sizes})["transfer"]
     [axes] = sheet.axes
     marks = {line.get_marker(): line.get_xdata()[0] for line in axes.get_lines() if line.get_marker() in "os"}
     assert marks == {"s": 0.1, "o": 0.02}

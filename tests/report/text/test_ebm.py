@@ -1,9 +1,7 @@
-"""Studies of energy-based models and of other tokens: bits per character beside every test loss, the model in
-words, what its splats know. Studies of a GPT on characters say none of it."""
+"""Energy-based models and other tokens: bits per character, the model in words, what its splats know."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
@@ -98,7 +96,7 @@ def column(table: Table, title: str, place: str = PAGE) -> list[str]:
 # -- bits per character --------------------------------------------------------------------------------------
 
 
-def test_bits_per_character_stand_beside_the_test_loss_on_page_paper_and_terminal(suite):
+def test_bits_per_character_stand_beside_the_test_loss_on_page_paper_and_terminal(suite, capsys):
     decision = suite.decisions()["ablation"]
     [found] = decision["tracks"].values()
     assert {arm["figures"]["test_bits_per_char"] for arm in found["arms"].values()} == {BITS}
@@ -107,9 +105,8 @@ def test_bits_per_character_stand_beside_the_test_loss_on_page_paper_and_termina
         for place in (PAGE, TERMINAL):
             assert column(made, BITS_TITLE, place) == [f"{BITS:.3f}"] * len(ARMS)
     shown = Evidence(decision, recorded_config(suite.header()), results=results)
-    console = Console(width=200, file=io.StringIO())
-    console.print(screen.evidence(shown))
-    assert "bits/char" in console.file.getvalue()
+    Console(width=200).print(screen.evidence(shown))
+    assert "bits/char" in capsys.readouterr().out
     [paper, *_] = kind_of(decision).papers(shown)["ablation"]
     assert column(paper, BITS_TITLE, PAPER) == [f"{BITS:.3f}"] * len(ARMS)
 
@@ -172,13 +169,12 @@ def test_byte_pairs_are_named_and_told_in_bits(concluded):
     assert "Tokens: byte pairs" in (study.root / "ablation.md").read_text()
 
 
-def test_two_studies_of_other_tokens_are_compared_in_bits(suite, usual):
+def test_two_studies_of_other_tokens_are_compared_in_bits(suite, usual, capsys):
     found = compare(usual, suite)
     arm = found["arms"]["full"]
     assert arm["test_bits_per_char"] == [pytest.approx(arm["test_loss"][0] / math.log(2)), BITS]
-    console = Console(width=200, file=io.StringIO())
-    screen.compared(console, found)
-    text = console.file.getvalue()
+    screen.compared(Console(width=200), found)
+    text = capsys.readouterr().out
     assert "Mean test loss, and bits per character" in text
     assert f"({BITS:.3f})" in text
     alone = compare(usual, usual)["arms"]["full"]

@@ -347,18 +347,12 @@ def low_bit_suite(**of_ternary: Any) -> tuple[dict[str, Any], dict[str, Any]]:
             timed = {"steps": 40, "train_s": 0.2 + 0.04 * seed, "tokens_per_s": 1000}
             losses = {"val_loss": 2.0 + seed, "test_loss": 2.0 + seed}
             results[run_id] = {"outcome": "completed", **losses, **timed, **own}
-        arm = {"about": label, "ebc": False, "runs": runs, "outcomes": {"completed": 2}, "point": None}
-        arm |= {"lr": 0.01, "lr_scale": 1.0, "delta_star": None, "strength": None, "shape": ""}
-        arms[label] = arm | {
-            "comparable": True,
-            "versus": None,
-            "difference": None,
-            "figures": _figures(arm, results),
-        }
+        arm = {"about": label, "ebc": False, "runs": runs, "outcomes": {"completed": 2}}
+        arms[label] = {**arm, "versus": None, "difference": None, "figures": _figures(arm, results)}
     return {"reference": "float", "arms": arms}, results
 
 
-def told(table: Table, place: str, label: str) -> dict[str, str]:
+def read_row(table: Table, place: str, label: str) -> dict[str, str]:
     """The cells of an arm's row by their column's title."""
     shown = table.on(place)
     row = next(cells for cells in shown.texts() if cells[0] == label)
@@ -369,26 +363,26 @@ def test_few_levels_stand_beside_the_losses_on_the_page_and_on_the_terminal():
     found, results = low_bit_suite(**TERNARY)
     page = tables.arms("t", found, results)
     beside = {"Bits per weight": "1.60", "Smaller by": "11.0×", "ms per step": "5.5"}
-    assert told(page, PAGE, "ternary").items() >= beside.items()
-    assert told(page, PAGE, "float").items() >= {"Bits per weight": NOTHING, "ms per step": "5.5"}.items()
-    untimed = told(tables.arms("t", found), TERMINAL, "ternary")
+    assert read_row(page, PAGE, "ternary").items() >= beside.items()
+    assert read_row(page, PAGE, "float").items() >= {"Bits per weight": NOTHING, "ms per step": "5.5"}.items()
+    untimed = read_row(tables.arms("t", found), TERMINAL, "ternary")
     assert untimed["Smaller by"] == "11.0×"
     assert "ms per step" not in untimed  # a decision holds no times
-    assert not set(beside) & set(told(page, PAPER, "ternary"))
+    assert not set(beside) & set(read_row(page, PAPER, "ternary"))
 
 
 def test_what_few_levels_took_is_a_table_of_its_own_with_what_was_measured():
     found, results = low_bit_suite(**TERNARY)
     [table] = tables.further_arms("t{}", found, results)
     of_page = ["ternary", "1.60", "1.52", "31%", "0.4%", "2.33", "19%", "16.25"]
-    assert [*told(table, PAGE, "ternary").values()] == of_page
-    of_paper = told(table, PAPER, "ternary")
+    assert [*read_row(table, PAGE, "ternary").values()] == of_page
+    of_paper = read_row(table, PAPER, "ternary")
     assert (of_paper["Smaller by"], of_paper["ms per step"]) == ("11.0×", "5.5")
     steered, results = low_bit_suite(lr_factor=0.7, radius_factor=1.25)
     made = tables.part_figures("t", steered, results)
     assert made.title == "Policies"
     assert "entropy" not in made.note
-    of_policy = told(made, PAGE, "ternary")
+    of_policy = read_row(made, PAGE, "ternary")
     assert of_policy == {"Arm": "ternary", "Factor on the LR": "×0.7", "Factor on the radius": "×1.25"}
 
 
@@ -399,25 +393,3 @@ def test_finals_with_few_levels_are_told_from_their_results():
             result |= TERNARY
     [_, table] = paper_of(decision, results)
     assert cells(papers.markdown([table], ""), "good")[0][1:4] == ["1.60", "11.0×", "1.52"]
-
-
-def test_a_study_without_few_levels_says_nothing_of_them():
-    found, results = low_bit_suite()
-    assert tables.part_figures("t", found, results) is None
-    for place in (PAGE, PAPER, TERMINAL):
-        shown = told(tables.arms("t", found, results), place, "ternary")
-        assert not {"Bits per weight", "Smaller by", "ms per step"} & set(shown)
-
-
-def test_the_csv_of_a_suite_has_its_columns_in_the_documented_order_whichever_arm_has_them(tmp_path):
-    found, _ = low_bit_suite(**TERNARY)
-    made = tmp_path / "ablation.csv"
-    summaries.write_rows(made, suite.KIND.rows(evidence_of({"adam_none": found})), suite.KIND.columns)
-    table = pd.read_csv(made)
-    own = [name for name in columns.ABLATION_MEANINGS if name in table.columns]
-    assert list(table.columns) == own
-    assert {"bits_per_weight", "compression", "state_bits"} < set(own)
-    assert "lr_factor" not in own
-    by_arm = table.set_index("arm")
-    assert by_arm.compression["ternary"] == 11
-    assert pd.isna(by_arm.compression["float"])

@@ -56,21 +56,14 @@ def test_what_is_low_bit_of_a_configuration_has_words_and_defaults_have_none():
     assert low_bit(run) == "five-level weights, ternary gradients, int8 moments, linear, random policy"
 
 
-@pytest.mark.parametrize("group", ["optimizer", "projection"])
-def test_every_choice_of_a_track_has_words(group):
-    assert set(groups()[group]) - {"none", "custom"} == set(PART[group].words)
-
-
-@pytest.mark.parametrize("group", ["quantizer", "partition", "policy"])
-def test_every_choice_of_low_bit_has_words_in_a_name(group):
-    default = getattr(RunConfig(), group).name
-    assert set(groups()[group]) - {default} <= set(TAILS)
-
-
-def test_every_level_of_gradients_and_moments_has_words_in_a_name():
-    by_name = {field.name: setting_of(field).choices for field in fields(QuantizerConfig)}
-    for lead, name in (("g", "gradients"), ("m", "state")):
-        assert {f"{lead}{choice}" for choice in by_name[name] if choice != "none"} <= set(TAILS)
+def test_every_choice_that_a_name_or_a_track_shows_has_words():
+    for group in ("optimizer", "projection"):
+        assert set(groups()[group]) - {"none", "custom"} == set(PART[group].words)
+    for group in ("quantizer", "partition", "policy"):
+        assert set(groups()[group]) - {getattr(RunConfig(), group).name} <= set(TAILS)
+    levels = {field.name: set(setting_of(field).choices) - {"none"} for field in fields(QuantizerConfig)}
+    assert {f"g{level}" for level in levels["gradients"]} <= set(TAILS)
+    assert {f"m{level}" for level in levels["state"]} <= set(TAILS)
 
 
 def test_the_finals_arms_are_named_by_their_roles():
