@@ -15,12 +15,13 @@ from ebc_lab.ebc.options import MEASURED
 
 SHADOW = {
     "fixed": {},
+    "fixed-linear": {"schedule": "linear"},
     "log_pi-hold_decay": {"controller": "log_pi", "schedule": "hold_decay"},
     "energy-cosine": {"controller": "energy", "gain": 0.05, "schedule": "cosine"},
     "confidence-hold_decay": {"controller": "confidence", "schedule": "hold_decay"},
-    "matrices-log_pi": {"grouping": "matrices", "controller": "log_pi", "target_kl": 0.005},
     "held-rsl-lr_squared": {"held": True, "controller": "rsl", "schedule": "lr_squared"},
     "retracted": {"retracted": True, "target_kl": 0.004},
+    "matrices-log_pi": {"grouping": "matrices", "controller": "log_pi", "target_kl": 0.005},
 }
 QUANTIZED = {
     "auto": {"exponent": "auto", "quantized": True},
@@ -64,7 +65,8 @@ JUDGED = {  # one derivative at the audits
 }  # fmt: skip
 SURROGATE = {
     "l1": {"target_kl": 0.05},
-    "l1-energy-tensor": {"controller": "energy", "gain": 0.2, "grouping": "tensor"},
+    "l1-log_pi-linear-dense": {"controller": "log_pi", "schedule": "linear", "cadence": "dense"},
+    "l1-energy": {"controller": "energy", "gain": 0.2},
     "l1-lr_squared-global": {"schedule": "lr_squared", "grouping": "global", "target_kl": 0.1},
     "sqrtl_l2-rsl-sweep": {
         "aggregate": "sqrtl_l2", "controller": "rsl", "cadence": "sweep", "target_kl": 0.02,
@@ -72,6 +74,7 @@ SURROGATE = {
     "sqrtl_l2-linear-type": {
         "aggregate": "sqrtl_l2", "schedule": "linear", "grouping": "type", "target_kl": 0.3,
     },
+    "l2-tensor": {"aggregate": "l2", "grouping": "tensor", "target_kl": 0.02},
     "l2-log_pi-matrices": {
         "aggregate": "l2", "controller": "log_pi", "grouping": "matrices", "target_kl": 0.001,
     },
@@ -85,13 +88,13 @@ PREDICTED = {
         "budget": "fisher", "controller": "agreement", "held": True, "target_kl": 0.002,
     },
     "fisher-retracted": {"budget": "fisher", "retracted": True},
-    "calibrated-type-linear": {"budget": "calibrated", "grouping": "type", "schedule": "linear"},
     "calibrated-l2-dense-rsl": {
         "budget": "calibrated", "aggregate": "l2", "cadence": "dense", "controller": "rsl",
     },
     "calibrated-matrices-held": {
         "budget": "calibrated", "grouping": "matrices", "held": True, "target_kl": 0.004,
     },
+    "calibrated-type-linear": {"budget": "calibrated", "grouping": "type", "schedule": "linear"},
 }  # fmt: skip
 
 
