@@ -32,7 +32,7 @@ from ebc_lab.study.so_far import NOTHING
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.store.changes import describe_earlier_looks
 from ebc_lab.study.store.counts import in_words as runs_in_words
-from ebc_lab.study.store.study import Study, recorded_config
+from ebc_lab.study.store.study import RETRIED, Study, recorded_config
 
 from .options import OUTPUT_DIR, live
 
@@ -342,9 +342,20 @@ def _print_early(console: Console, state: Mapping[str, Any]) -> None:
         console.print(Text(slots_in_words(state["slots"]), style="dim"), soft_wrap=True)
 
 
+def state_in_words(status_of: Mapping[str, Any]) -> Text:
+    """Return a study's state; of one that is not finished and whose runs have failed, how they failed."""
+    state = status_of["state"]
+    words = state.replace("_", " ")
+    failures = [f for f in status_of["failures"] if f["outcome"] not in RETRIED]
+    if state == "interrupted" and failures:
+        runs = plural(sum(len(failure["runs"]) for failure in failures), "run")
+        words = f"stopped, {runs} failed ({failures[0]['cause']})"
+    return Text(words, style=STATE_STYLE.get(state, ""))
+
+
 def _print_header(console: Console, status_of: Mapping[str, Any]) -> None:
     """Which study, its state, who drives it."""
-    state = Text(status_of["state"].replace("_", " "), style=STATE_STYLE.get(status_of["state"], ""))
+    state = state_in_words(status_of)
     about = f"  ({status_of['scale']} scale, {status_of['corpus']['title']})"
     console.print(Text.assemble((f"{status_of['study']} ", "bold"), state, about))
     console.print(Text(status_of["root"], style="dim"))
