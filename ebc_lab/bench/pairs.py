@@ -6,10 +6,9 @@ import contextlib
 import dataclasses
 import math
 import statistics
-import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,8 @@ from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc.options import BUDGETS, GUARDED, LAGGED
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.records.paths import RunFiles
-from ebc_lab.workloads.corpus import locate
 
-from .child import Child, ChildEnded
+from .child import Child
 from .loops import WARM_STEPS, interval, opened, probes, warm_steps
 from .plain_loop import PlainLoop
 
@@ -270,27 +268,6 @@ def overheads(run: RunConfig, effort: Effort) -> list[dict[str, Any]]:
 # -- the lab's step against a plain loop ---------------------------------------------------------------------
 
 
-def plain_settings(run: RunConfig) -> dict[str, Any]:
-    """The options of the plain loop at a run's shape."""
-    shape = {k: getattr(run.model, k) for k in ("blocks", "width", "heads", "context")}
-    return {**shape, "batch": run.batch_size, "lr": run.optimizer.lr, "seed": run.seed, "device": run.device}
-
-
-@contextlib.contextmanager
-def plain_process(run: RunConfig) -> Iterator[Child]:
-    """Start the plain loop at a run's shape in a process of its own. It greets with torch's default number of
-    threads there and answers a number of steps with their seconds. Raise UserError when it ends early."""
-    with tempfile.TemporaryDirectory(prefix="ebc-lab-bench-") as folder:
-        text = Path(folder) / "text.txt"
-        text.write_bytes(locate(run.data, quiet=True).text.encode())
-        options = [f"--{name}={value}" for name, value in plain_settings(run).items()]
-        try:
-            with Child("plain_loop", "--on-request", f"--text={text}", *options) as child:
-                yield child
-        except ChildEnded as error:
-            raise UserError(f"the plain loop's process ended: {error}") from None
-
-
 def throughput(run: RunConfig, effort: Effort) -> dict[str, Any]:
     """Return tokens/s of the lab's baseline and of a plain eager float32 loop of its model, and their paired
     ratios.
@@ -303,15 +280,19 @@ def throughput(run: RunConfig, effort: Effort) -> dict[str, Any]:
     block = 2 * run.audit_every
     steps = max(run.steps, WARM_STEPS + effort.rounds * block)
     baseline = dataclasses.replace(run, stabilizer=StabilizerConfig(), steps=steps)
-    with opened(baseline) as lab, plain_process(run) as elsewhere:
-        default_threads = elsewhere.answer()
+    settings: dict[str, Any] = {k: getattr(run.model, k) for k in ("blocks", "width", "heads", "context")}
+    settings |= {"batch": run.batch_size, "lr": run.optimizer.lr, "seed": run.seed, "device": run.device}
+    with opened(baseline) as lab, Child("plain_loop") as child:
 
         def steps_elsewhere(count: int) -> float:
-            elsewhere.ask(count)
-            return float(elsewhere.answer())
+            child.ask(count)
+            return float(child.answer())
 
         workload = lab.training.workload
-        plain = PlainLoop(workload.tokens["train"], workload.vocabulary, **plain_settings(run))
+        settings |= {"data": workload.tokens["train"].tolist(), "vocabulary": workload.vocabulary}
+        child.ask(settings)
+        default_threads = child.answer()
+        plain = PlainLoop(**settings)
         sides = {"lab": lab.recorded_steps, "plain": plain.steps, "plain_defaults": steps_elsewhere}
         turns = take_turns(sides, block, effort.rounds, limit_s=effort.limit_s)
     figures: dict[str, Any] = {}

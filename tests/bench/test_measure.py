@@ -24,9 +24,9 @@ from ebc_lab.bench.pairs import (
     Effort,
     overhead_run,
     overheads,
-    plain_process,
     step_run,
     take_turns,
+    throughput,
 )
 from ebc_lab.bench.shares import PARTS, Clock
 from ebc_lab.bench.speeds import compile_cost, measured_rates
@@ -322,15 +322,12 @@ def test_a_run_that_diverges_is_no_measurement(shape):
 # -- the plain loop ------------------------------------------------------------------------------------------
 
 
-def test_the_plain_loop_runs_as_a_script_and_learns(text_file, capsys, monkeypatch):
-    options = {"blocks": 1, "width": 16, "heads": 2, "context": 8, "batch": 8, "steps": 40, "threads": 1}
-    words = [f"--{name}={value}" for name, value in {**options, "text": text_file}.items()]
-    monkeypatch.setattr(sys, "argv", ["plain_loop", *words])
-    plain_loop.main()
-    out = capsys.readouterr().out
-    losses = [float(x) for x in re.findall(r"loss (\S+)", out)]
-    assert losses[-1] < losses[0] - 0.3
-    assert re.search(r"\d+ tokens/s on cpu, 1 thread", out)
+def test_the_plain_loop_learns():
+    shape = {"blocks": 1, "width": 16, "heads": 2, "context": 8}
+    loop = plain_loop.PlainLoop([0, 1, 2] * 20, 3, batch=8, lr=4e-3, seed=0, device="cpu", **shape)
+    first = loop.step()
+    loop.steps(40)
+    assert loop.step() < first - 0.3
 
 
 def test_the_plain_model_takes_the_lab_s_weights_and_gives_the_same_losses(shape):
@@ -350,15 +347,14 @@ def test_a_measuring_process_that_ends_early_says_why(shape, tmp_path, monkeypat
     python.write_text("#!/bin/sh\necho there is no torch >&2\nexit 1\n")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    with (
-        pytest.raises(UserError, match="plain loop's process ended: there is no torch"),
-        plain_process(shape) as child,
+    with pytest.raises(UserError, match="plain_loop ended: there is no torch"):
+        throughput(shape, Effort(rounds=1))
+    with pytest.raises(
+        UserError, match=r"measuring the speed failed \(step_timer ended: there is no torch\): give dtype="
     ):
-        child.answer()
-    with pytest.raises(UserError, match=r"measuring the speed failed \(there is no torch\): give dtype="):
         measured_rates(shape, [(1, 1, "float32")])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert compile_cost(shape) == "torch.compile fails here (there is no torch)"
+    assert compile_cost(shape) == "torch.compile fails here (step_timer ended: there is no torch)"
 
 
 # -- shares, arithmetic, memory ------------------------------------------------------------------------------
