@@ -21,11 +21,7 @@ COMMANDS = {
     "docs/verity.md",
     "lowbit": "`ebc-lab train quantizer=ternary stabilizer=none`, or `python -m ebc_lab.lowbit {}`; "
     "docs/lowbit.md",
-    "ternary": "`ebc-lab train quantizer=ternary stabilizer=none`; docs/lowbit.md",
     "hybrid": "`from ebc_lab.lowbit import HybridLLMTrainer, HybridDispatcher` in Python; docs/lowbit.md",
-    "energy": "`ebc-lab train stabilizer=energy_rms`, docs/method.md, or the energy-based language model, "
-    "`ebc-lab ebm train`; docs/ebm.md",
-    "splats": "`ebc-lab ebm train`; docs/ebm.md",
     "benchmark": "`ebc-lab bench`, or for operations `python -m ebc_lab.lowbit bench`; docs/running.md",
     "ablate": "`ebc-lab autopilot study=mechanism`, or another suite; docs/suites.md",
     "sweep": "`ebc-lab train -m optimizer.lr=1e-3,2e-3`, or of a study `ebc-lab stage lr_sweep`; "
@@ -39,10 +35,7 @@ class Flag(NamedTuple):
 
     here: str
     why: str = ""
-    switch: bool = False  # it takes no value
 
-
-Typed = tuple[str, list[str]]  # a command line of ours, and what is said of it
 
 MODEL_FLAGS = {
     **dict.fromkeys(("--checkpoint", "--ckpt", "--model"), Flag("{}")),
@@ -58,8 +51,8 @@ OWN_FILES = Flag(
 )
 RUN_FLAGS = {
     **dict.fromkeys(("--config-path", "--config-name", "--config-dir"), OWN_FILES),
-    "--hydra-help": Flag("--help", "it lists the flags of Hydra that work here", switch=True),
-    "--shell-completion": Flag("", "`ebc-lab --install-completion` completes in your shell", switch=True),
+    "--hydra-help": Flag("--help", "it lists the flags of Hydra that work here"),
+    "--shell-completion": Flag("", "`ebc-lab --install-completion` completes in your shell"),
     "--experimental-rerun": Flag(
         "",
         "`ebc-lab train from=FOLDER/spec.json` trains a run again; with hydra.run.dir=FOLDER it continues",
@@ -70,12 +63,7 @@ RUN_FLAGS = {
     ),
     "--checkpoint-dir": Flag("hydra.run.dir={}"),
     "--config": Flag("", "settings are words of the line"),
-    "--max-samples": Flag("", "a run draws from its whole text"),
-    "--validate": Flag("", "`ebc-lab ebm diagnose MODEL` looks at what a run has kept", switch=True),
 }
-
-
-# -- commands ------------------------------------------------------------------------------------------------
 
 
 def explain_command(word: str, group: str, root: Any, words: Sequence[str]) -> str | None:
@@ -92,10 +80,8 @@ def explain_command(word: str, group: str, root: Any, words: Sequence[str]) -> s
         if name in commands:
             path, options = [*path, name], options_of(commands[name])
             model = ["MODEL"] if "--arm" in options and not rest else []
-            plain: Typed = shlex.join(["ebc-lab", *path, *model, *rest]), []
-            return (
-                f"{word} is no command of {group}: type {_in_quotes(retyped(path, options, rest) or plain)}."
-            )
+            plain = f"`{shlex.join(['ebc-lab', *path, *model, *rest])}`"
+            return f"{word} is no command of {group}: type {retyped(path, options, rest) or plain}."
     if name in STAGES:
         return f"{word} is a stage of a study: type `{shlex.join(['ebc-lab', 'stage', name, *rest])}`."
     if name in COMMANDS:
@@ -108,52 +94,35 @@ def options_of(command: Any) -> set[str]:
     return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
 
 
-def _in_quotes(typed: Typed) -> str:
-    command, notes = typed
-    return f"`{command}`" + (f" ({'; '.join(notes)})" if notes else "")
-
-
-# -- flags ---------------------------------------------------------------------------------------------------
-
-
 def explain_flags(path: Sequence[str], options: Collection[str], words: Sequence[str]) -> str | None:
     """Say what is typed for `ebc-lab PATH WORDS`, whose flags are another program's; None where one of them
     means nothing here. `options` are the command's own."""
-    if (typed := retyped(path, options, words)) is None:
-        return None
     foreign = [word.partition("=")[0] for word in words if _foreign(word, options)]
+    if not foreign or (typed := retyped(path, options, words)) is None:
+        return None
     dashes = "" if "--arm" in options else ", and settings are given without dashes"
-    named = any_of(list(dict.fromkeys(foreign or words[:1])))
-    return f"{' '.join(path)} takes no {named}{dashes}: type {_in_quotes(typed)}."
+    return f"{' '.join(path)} takes no {any_of(list(dict.fromkeys(foreign)))}{dashes}: type {typed}."
 
 
-def retyped(path: Sequence[str], options: Collection[str], words: Sequence[str]) -> Typed | None:
-    """Return `ebc-lab PATH WORDS` as it is typed here; None where one of its flags means nothing here, or
-    none is another program's."""
-    script = bool(words) and words[0].endswith(".py") and "=" not in words[0]  # after `python`
-    rest = list(words[1:] if script else words)
-    first: list[str] = []  # what stands before everything else: MODEL
-    kept: list[str] = []
-    notes: list[str] = []
-    foreign = script
+def retyped(path: Sequence[str], options: Collection[str], words: Sequence[str]) -> str | None:
+    """Return `ebc-lab PATH WORDS` as it is typed here, in quotes, and in brackets what is said of its flags;
+    None where one of them means nothing here."""
+    line, notes, rest = ["ebc-lab", *path], [], list(words)
     while rest:
         word = rest.pop(0)
         if not _foreign(word, options):
-            kept.append(word)
+            line.append(word)
             continue
-        foreign = True
-        name, _, value = word.partition("=")
-        follows = rest[0] if rest and "=" not in word and not rest[0].startswith("-") else ""
-        flag = _meant(path, options, name, value or follows)
+        name, equals, value = word.partition("=")
+        if not equals and rest and "=" not in rest[0] and not rest[0].startswith("-"):
+            value = rest.pop(0)
+        flag = _meant(path, options, name, value)
         if flag is None:
             return None
-        if follows and not flag.switch:
-            value = rest.pop(0)
-        here = [part.replace("{}", value or "VALUE") for part in shlex.split(flag.here)]
-        (first if flag.here == "{}" else kept).extend(here)
+        line += [part.replace("{}", value or "VALUE") for part in shlex.split(flag.here)]
         if flag.why:
             notes.append(f"{name}: {flag.why.replace('{}', value)}")
-    return (shlex.join(["ebc-lab", *path, *first, *kept]), notes) if foreign else None
+    return f"`{shlex.join(line)}`" + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def _foreign(word: str, options: Collection[str]) -> bool:
@@ -168,7 +137,7 @@ def _meant(path: Sequence[str], options: Collection[str], name: str, value: str)
         return flag if not here or here[0] in (*options, "{}") else Flag("", f"{path[-1]} has none such")
     trains = path[-1] == "train"
     if plain == "--resume" and not trains:
-        return Flag("", "the same command continues", switch=True)
+        return Flag("", "the same command continues")
     if plain == "--resume":
         place = Path(value or "FOLDER")
         folder = place.parent if place.suffix else place
