@@ -72,8 +72,6 @@ def benchmark(console: Console, figures: Mapping[str, Any]) -> None:
         title, table = section(figures[name])
         console.print(Text(f"\n{title}", style="bold"))
         console.print(table)
-    if a.get("recorded"):
-        console.print(Text(f"\nrecorded in {a['recorded']}"))
 
 
 def _throughput(t: Mapping[str, Any]) -> tuple[str, Table]:

@@ -479,9 +479,6 @@ def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="Seconds instead of minutes: whether it works, not how fast.")
     ] = False,
-    record: Annotated[
-        bool, typer.Option("--record/--no-record", help="Also write it to benchmarks/ of this project.")
-    ] = False,
     as_json: Json = False,
 ) -> None:
     """Tokens/s against a plain loop, the cost of each stabilizer, where time and memory go.
@@ -490,7 +487,7 @@ def bench(
     """
     from ebc_lab.bench.measure import bench as measure
 
-    figures = measure(overrides or [], only=only or (), quick=quick, record=record, say=tell_aside)
+    figures = measure(overrides or [], only=only or (), quick=quick, say=tell_aside)
     if as_json:
         return print_json(figures)
     from . import bench_screen
