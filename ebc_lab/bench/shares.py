@@ -15,14 +15,14 @@ from ebc_lab.ebc import StabilizedOptimizer
 from .loops import Loop, interval, opened, record_step, synchronise, warm_steps
 from .pairs import Effort, measure_each, variants
 
-PARTS = {
-    "data": "drawing the batch",
-    "forward_backward": "forward, loss, backward, zeroing the gradients",
-    "base": "the base optimizer's step",
-    "probe": "the model on the tokens that choose c",
-    "audit": "the model on the tokens that judge, and what is computed from it",
-    "other": "everything else in the stabilizer: checks, copies, norms, the search for c",
-    "recording": "reading the step's figures and writing its row",
+PARTS = {  # of a step -> in words
+    "data": "data",
+    "forward_backward": "forward and backward",  # and zeroing the gradients
+    "base": "base optimizer",
+    "probe": "probe (choosing c)",
+    "audit": "audit",
+    "other": "other stabilizer arithmetic",  # checks, copies, norms, the search for c
+    "recording": "recording",
 }
 
 

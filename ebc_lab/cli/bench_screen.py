@@ -9,6 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ebc_lab.bench.shares import PARTS
 from ebc_lab.report.text.words import size
 
 from .screen import plain_table
@@ -17,15 +18,6 @@ SIDES = {
     "lab": "the lab's baseline, as a run takes its steps",
     "plain": "plain loop, the same threads",
     "plain_defaults": "plain loop, a process with torch's defaults",
-}
-PARTS = {
-    "data": "data",
-    "forward_backward": "forward and backward",
-    "base": "base optimizer",
-    "probe": "probe (choosing c)",
-    "audit": "audit",
-    "other": "other stabilizer arithmetic",
-    "recording": "recording",
 }
 COSTS = {
     "help_s": "`ebc-lab --help`",
@@ -96,10 +88,6 @@ def _overhead(rows: Sequence[Mapping[str, Any]]) -> tuple[str, Table]:
         quartiles = f"{low:+z.1f} to {high:+z.1f}"
         table.add_row(row["stabilizer"], f"{row['overhead_pct']:+z.1f}%", quartiles, str(row["pairs"]))
     return title, table
-
-
-def _low_bit(rows: Sequence[Mapping[str, Any]]) -> tuple[str, Table]:
-    return "Low-bit training, steps as a run takes them", _compared(rows)
 
 
 def _compared(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -188,7 +176,7 @@ def _exact(figures: Mapping[str, Any]) -> tuple[str, Table]:
 SECTIONS: dict[str, Callable[[Any], tuple[str, RenderableType]]] = {  # key of its figures -> how it is drawn
     "throughput": _throughput,
     "overhead": _overhead,
-    "low_bit": _low_bit,
+    "low_bit": lambda rows: ("Low-bit training, steps as a run takes them", _compared(rows)),
     "ebm": _ebm,
     "shares": _shares,
     "fixed": _fixed,

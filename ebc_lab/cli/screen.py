@@ -20,8 +20,7 @@ from ebc_lab.config.schema import Config
 from ebc_lab.records.columns import BITS
 from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import FINISHED
-from ebc_lab.records.paths import RUNS
-from ebc_lab.report.kinds import KINDS, Evidence, kind_of
+from ebc_lab.report.kinds import Evidence, kind_of
 from ebc_lab.report.text import table as model
 from ebc_lab.report.text.words import explained, optimizer, plural, tracks_in_words
 from ebc_lab.study.inspect.reproduce import deciding
@@ -190,22 +189,11 @@ def outcome(console: Console, done: Any) -> None:
         if kind_of(decision).concludes:
             found = Evidence(decision, config, done.study.decisions(), done.study.results_of(decision))
             console.print(evidence(found))
-    root = done.study.root
     stages = ", ".join(done.stages) or "none"
     console.print(f"in this call: {runs_in_words(done.runs)}; stages decided: {stages}")
     if busy := timeline(done.study.records()):
         console.print(slots_in_words(busy.use))
-    places = {
-        "decisions": done.study.decisions_file.name,
-        "verdict": done.study.acceptance_file.name,
-        "results": done.study.results_file.name,
-        "tables": "summary_*.*",
-        **{kind.shows: f"{Path(kind.file).stem}.*" for kind in KINDS.values() if kind.file},
-        "plots": "*.svg",
-        "runs": f"{RUNS}/",
-    }
-    there = [f"{what} {where}" for what, where in places.items() if any(root.glob(where.rstrip("/")))]
-    console.print(Text(f"in {root}: {', '.join(there)}", style="dim"))
+    console.print(Text(f"in {done.study.root}", style="dim"))
     if done.warning:
         console.print(Text(f"warning: {done.warning}", style="yellow"))
     if done.failed:
@@ -234,17 +222,12 @@ def _last_words(console: Console, done: Any) -> None:
     called = _called(study)
     why = f"ebc-lab why {shlex.quote(called)}"
     console.print(Text.assemble(("next    ", "bold"), why), soft_wrap=True)
-    console.print(Text(f"        python: ebc_lab.load({in_python(called)}).runs()"), soft_wrap=True)
+    console.print(Text(f"        python: ebc_lab.load({called!r}).runs()"), soft_wrap=True)
 
 
 def _called(study: Study) -> str:
     """How commands and `ebc_lab.load` are told of a study from this folder."""
     return study.root.name if study.root.parent == Path(OUTPUT_DIR) else str(study.root)
-
-
-def in_python(text: str) -> str:
-    """A text as a Python string, in double quotes unless it has what must be escaped in them."""
-    return f'"{text}"' if text.isprintable() and not set('"\\') & set(text) else repr(text)
 
 
 def drawn(table: model.Table) -> Table:
