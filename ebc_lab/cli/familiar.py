@@ -37,32 +37,22 @@ class Flag(NamedTuple):
     why: str = ""
 
 
-MODEL_FLAGS = {
-    **dict.fromkeys(("--checkpoint", "--ckpt", "--model"), Flag("{}")),
-    **dict.fromkeys(("--max-tokens", "--max-new-tokens"), Flag("--tokens {}")),
-    "--n-samples": Flag("--samples {}"),
-    "--n-steps": Flag("--langevin-steps {}"),
-    "--checkpoint-dir": Flag("--batch {}"),
-    "--device": Flag("", "a kept model is loaded onto the device of its run"),
-}
 OWN_FILES = Flag(
     "",
     "settings are those of ebc-lab; a study of your own is `study=./mine.yaml`, a part `my_opt.py:Mine`",
 )
 RUN_FLAGS = {
-    **dict.fromkeys(("--config-path", "--config-name", "--config-dir"), OWN_FILES),
-    "--hydra-help": Flag("--help", "it lists the flags of Hydra that work here"),
-    "--shell-completion": Flag("", "`ebc-lab --install-completion` completes in your shell"),
-    "--experimental-rerun": Flag(
+    **dict.fromkeys(("config-path", "config-name", "config-dir"), OWN_FILES),
+    "hydra-help": Flag("--help", "it lists the flags of Hydra that work here"),
+    "shell-completion": Flag("", "`ebc-lab --install-completion` completes in your shell"),
+    "experimental-rerun": Flag(
         "",
         "`ebc-lab train from=FOLDER/spec.json` trains a run again; with hydra.run.dir=FOLDER it continues",
     ),
-    "--epochs": Flag(
+    "epochs": Flag(
         "tokens={}e6",
         "{} passes over tiny Shakespeare's 1.0 million training tokens; `ebc-lab data` counts another text's",
     ),
-    "--checkpoint-dir": Flag("hydra.run.dir={}"),
-    "--config": Flag("", "settings are words of the line"),
 }
 
 
@@ -100,8 +90,8 @@ def explain_flags(path: Sequence[str], options: Collection[str], words: Sequence
     foreign = [word.partition("=")[0] for word in words if _foreign(word, options)]
     if not foreign or (typed := retyped(path, options, words)) is None:
         return None
-    dashes = "" if "--arm" in options else ", and settings are given without dashes"
-    return f"{' '.join(path)} takes no {any_of(list(dict.fromkeys(foreign)))}{dashes}: type {typed}."
+    named = any_of(list(dict.fromkeys(foreign)))
+    return f"{' '.join(path)} takes no {named}, and settings are given without dashes: type {typed}."
 
 
 def retyped(path: Sequence[str], options: Collection[str], words: Sequence[str]) -> str | None:
@@ -116,7 +106,8 @@ def retyped(path: Sequence[str], options: Collection[str], words: Sequence[str])
         name, equals, value = word.partition("=")
         if not equals and rest and "=" not in rest[0] and not rest[0].startswith("-"):
             value = rest.pop(0)
-        flag = _meant(path, options, name, value)
+        model = "--arm" in options  # a command about a kept model takes no settings
+        flag = None if model else _meant(path[-1] == "train", name[2:].replace("_", "-"), value)
         if flag is None:
             return None
         line += [part.replace("{}", value or "VALUE") for part in shlex.split(flag.here)]
@@ -129,28 +120,20 @@ def _foreign(word: str, options: Collection[str]) -> bool:
     return len(word) > 2 and word.startswith("--") and word.partition("=")[0] not in options
 
 
-def _meant(path: Sequence[str], options: Collection[str], name: str, value: str) -> Flag | None:
-    plain = "--" + name[2:].replace("_", "-")
-    if "--arm" in options:
-        flag = Flag(f"{plain} {{}}") if plain in options else MODEL_FLAGS.get(plain)
-        here = flag.here.split() if flag else []
-        return flag if not here or here[0] in (*options, "{}") else Flag("", f"{path[-1]} has none such")
-    trains = path[-1] == "train"
-    if plain == "--resume" and not trains:
-        return Flag("", "the same command continues")
-    if plain == "--resume":
-        place = Path(value or "FOLDER")
-        folder = place.parent if place.suffix else place
-        return Flag(shlex.join([f"from={folder}/spec.json", f"hydra.run.dir={folder}"]))
-    if trains and plain in RUN_FLAGS:
-        return RUN_FLAGS[plain]
-    return _setting(plain[2:].replace("-", "_"), value, trains)
-
-
-def _setting(key: str, value: str, trains: bool) -> Flag | None:
+def _meant(trains: bool, name: str, value: str) -> Flag | None:
+    """Return what a flag is here, for `train` or a command about a study; None if it means nothing."""
     from ebc_lab.config.choices import groups
     from ebc_lab.config.overrides import schema_keys
 
+    if name == "resume" and trains:
+        place = Path(value or "FOLDER")
+        folder = place.parent if place.suffix else place
+        return Flag(shlex.join([f"from={folder}/spec.json", f"hydra.run.dir={folder}"]))
+    if name == "resume":
+        return Flag("", "the same command continues")
+    if trains and name in RUN_FLAGS:
+        return RUN_FLAGS[name]
+    key = name.replace("-", "_")
     setting = SETTING_MEANT.get(key, key)
     if setting not in schema_keys() and setting not in groups():
         return None
