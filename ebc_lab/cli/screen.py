@@ -104,7 +104,7 @@ class View:
         self.console = console
         self.display: Any = None
         self.started = time.monotonic()
-        self.told_at = self.started
+        self.printed_at = self.started
         self.newest = ""  # decision, in a line
         self.watched = False  # it has trained
         self.early = ("", "")  # the stage that a line was last told of before it was decided, and the line
@@ -136,9 +136,9 @@ class View:
         if self.display is not None:
             self.display.update(self._draw(progress))
             return
-        due = time.monotonic() - self.told_at >= LINE_EVERY_S
+        due = time.monotonic() - self.printed_at >= LINE_EVERY_S
         if due:
-            self.told_at = time.monotonic()
+            self.printed_at = time.monotonic()
             self.say(f"{progress.stage}: {how_far(progress)}")
         stage, line = self.early
         now = progress.so_far
@@ -230,7 +230,7 @@ def _called(study: Study) -> str:
     return study.root.name if study.root.parent == Path(OUTPUT_DIR) else str(study.root)
 
 
-def drawn(table: model.Table) -> Table:
+def draw_table(table: model.Table) -> Table:
     """A table of the report as the terminal shows it."""
     shown = table.on(model.TERMINAL)
     columns = (MARKS.get(c.kind, "") + (c.short or c.title) for c in shown.columns)
@@ -264,7 +264,7 @@ def evidence(found: Evidence) -> RenderableType:
     kind = kind_of(found.decision)
     for table in kind.tables(found):
         if model.TERMINAL in table.places:
-            made.append(drawn(table))
+            made.append(draw_table(table))
             if kind.concludes and table.note:
                 made.append(Text(table.note, style="dim"))
     return Group(*made)
@@ -430,8 +430,8 @@ def plan(console: Console, forecast: Mapping[str, Any], overrides: Sequence[str]
 
 def _gpu_hours(forecast: Mapping[str, Any]) -> Iterator[str]:
     """Say how many GPU hours a plan comes to: as measured, else as estimated where that is not nothing."""
-    of = forecast["stages"]["total"]
-    measured, estimated = ({k: of[k][key] for k in of} for key in ("gpu_hours", "flop_hours"))
+    total = forecast["stages"]["total"]
+    measured, estimated = ({k: s[key] for k, s in total.items()} for key in ("gpu_hours", "flop_hours"))
     if measured["expected"] is not None:
         yield f"GPU hours: {_hours(measured)}, from {forecast['eta_from']}"
     elif estimated["expected"] is not None and estimated["expected"] >= LEAST_GPU_HOURS:

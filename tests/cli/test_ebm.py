@@ -107,7 +107,7 @@ def test_generate_without_chance_takes_the_likeliest_token_each_time(run, tmp_pa
         (["--prompt", "a", "--langevin-step", "2"], "a chain of step 2.0 is unstable"),
         (["--prompt", "a", "--tokens", "-1"], "tokens must lie between 0 and"),
         (["--split", "tset"], "did you mean test?"),
-        (["--samples", "0"], "between 1 and 1000"),
+        (["--samples", "0"], "greater than or equal to 1"),
     ],
 )
 def test_generate_and_evaluate_refuse_in_one_sentence(run, tmp_path, options, words):
