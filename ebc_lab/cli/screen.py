@@ -474,18 +474,28 @@ def exported(console: Console, bundle: Mapping[str, Any]) -> None:
     console.print(f"`ebc-lab verify {shlex.quote(path)}` checks it anywhere; {read}", soft_wrap=True)
 
 
+COMPARED = {  # what is compared of two studies -> in words
+    "settings": "settings",
+    "resolved": "device, dtype, threads and compiling",
+    "machine": "machine and versions",
+}
+
+
 def compared(console: Console, comparison: Mapping[str, Any]) -> None:
     """Two studies side by side, what is equal in a few words and what is not in tables."""
     a, b = comparison["studies"]
-    _found_in_both(console, comparison)
+    for name, lines in zip(comparison["studies"], comparison["answers"], strict=True):
+        for line in lines:
+            console.print(Text.assemble((f"{name}: ", "bold"), line))
     corpora = [f"{c['title']} ({c['sha256'][:12]}…)" for c in comparison["corpus"]]
     corpus = f"the same, {corpora[0]}" if comparison["same_corpus"] else " | ".join(corpora)
     console.print(Text(f"corpus: {corpus}"))
-    for what, sentence in COMPARED.items():
-        if comparison[what]:
-            console.print(_pairs(sentence, a, b, [(k, *pair) for k, pair in comparison[what].items()]))
-        else:
-            console.print(f"{sentence}: the same")
+    rows = [(f"{arm} tuned to", *pair) for arm, pair in comparison["tuned"].items()]
+    for what, words in COMPARED.items():
+        how = ", as run" if what == "resolved" else ""
+        rows += [(key + how, *pair) for key, pair in comparison[what].items()]
+        if not comparison[what]:
+            console.print(f"{words}: the same")
     runs = comparison["runs"]
     equal = f"{runs['common']} training runs in common, of which {runs['equal']} with equal results"
     weights = runs["weights"]
@@ -494,14 +504,15 @@ def compared(console: Console, comparison: Mapping[str, Any]) -> None:
     for run_id, keys in runs["different"].items():
         differing = ", ".join(f"{k} {x!r} | {y!r}" for k, (x, y) in list(keys.items())[:3])
         console.print(Text(f"  {run_id}: {differing}"))
-    rows = [
-        (f"{stage} {optimizer(track)}: {figure}", *pair)
-        for stage, tracks in comparison["decisions"].items()
-        for track, figures in tracks.items()
-        for figure, pair in figures.items()
-    ]
+    for stage, tracks in comparison["decisions"].items():
+        for track, figures in tracks.items():
+            rows += [(f"{stage} {optimizer(track)}: {key}", *pair) for key, pair in figures.items()]
     if rows:
-        console.print(_pairs("decision", a, b, rows))
+        table = plain_table("~what differs in bold", f"~{a}", f"~{b}")
+        for name, *pair in rows:
+            shown = [f"{x:.6g}" if isinstance(x, float) else str("–" if x is None else x) for x in pair]
+            table.add_row(name, *shown, style="bold" if pair[0] != pair[1] else "")
+        console.print(table)
     if comparison["verdict"]:
         table = plain_table("verdict", "", f"~{a}", "", f"~{b}", "", title="Verdict")
         for line in comparison["verdict"]:
@@ -520,33 +531,6 @@ def compared(console: Console, comparison: Mapping[str, Any]) -> None:
             both = map("".join, zip(losses, bits, strict=True))
             table.add_row(arm, *both, "–" if f["difference"] is None else f"{f['difference']:+z.4f}")
         console.print(table)
-
-
-def _found_in_both(console: Console, comparison: Mapping[str, Any]) -> None:
-    """What each of two studies answers, and the points to which their arms were tuned."""
-    for name, lines in zip(comparison["studies"], comparison["answers"], strict=True):
-        for line in lines:
-            console.print(Text.assemble((f"{name}: ", "bold"), line))
-    if comparison["tuned"]:
-        rows = [(arm, *pair) for arm, pair in comparison["tuned"].items()]
-        a, b = comparison["studies"]
-        console.print(_pairs("tuned to", a, b, rows))
-
-
-COMPARED = {  # what is compared of two studies -> in words
-    "settings": "settings",
-    "resolved": "device, dtype, threads and compiling",
-    "machine": "machine and versions",
-}
-
-
-def _pairs(what: str, a: str, b: str, rows: Sequence[tuple[str, Any, Any]]) -> Table:
-    """(name, in a, in b), what differs in bold."""
-    table = plain_table(what, f"~{a}", f"~{b}")
-    for name, *pair in rows:
-        shown = [f"{x:.6g}" if isinstance(x, float) else str("–" if x is None else x) for x in pair]
-        table.add_row(name, *shown, style="bold" if pair[0] != pair[1] and what == "decision" else "")
-    return table
 
 
 def doctor(console: Console, examination: Mapping[str, Any]) -> None:
