@@ -389,7 +389,7 @@ def report(
         rebuild(where, typer.echo)
     state = status_module.status(where)
     if not state["state"].startswith("finished"):
-        screen.known(_console(), state)
+        screen.status(_console(), state)
     typer.echo(f"rebuilt in {visible(str(where.root))}")
     typer.echo(f"page {visible(str(where.page_file))}")
 

@@ -284,7 +284,13 @@ def status(console: Console, state: Mapping[str, Any]) -> None:
         p = r["progress"]
         step = f"step {p['step']}/{p['steps']}, {p['steps_per_s']:.1f} steps/s"
         console.print(Text(f"  {r['arm']} seed {r['seed']}: {step}"))
-    _print_early(console, state)
+    if early := state["so_far"]:
+        said = tracks_in_words(early["line"])
+        console.print(Text.assemble(("so far  ", "bold"), f"{early['stage']}: {said}"), soft_wrap=True)
+    if state["state"] in ("running", "interrupted") and state["eta_s"] is not None:
+        console.print(f"about {clock(state['eta_s'])} of work left")
+    if state["slots"]:
+        console.print(Text(slots_in_words(state["slots"]), style="dim"), soft_wrap=True)
     for s in state["stages"]:
         if s["stale_because"]:
             stale = f"{s['stage']} is stale: {s['stale_because']}; {_retrained(s['would_train'])}"
@@ -295,34 +301,8 @@ def status(console: Console, state: Mapping[str, Any]) -> None:
         console.print(Text(f"{len(f['runs'])} {f['outcome']}: {f['cause']}", style="red"))
         again = f"\n  again: {f['command']}" if f["command"] else ""
         console.print(Text(f"  log {f['log']}{again}"), soft_wrap=True)
-    _print_continue(console, state)
-
-
-def known(console: Console, state: Mapping[str, Any]) -> None:
-    """What is known of a study that is not finished: what is decided, what so far, and what is missing."""
-    for s in state["stages"]:
-        for line in s["decided"]:
-            console.print(Text.assemble((f"{s['stage']} decided: ", "bold"), tracks_in_words(line)))
-    _print_early(console, state)
-    missing = ", ".join(s["stage"] for s in state["stages"] if s["state"] != "decided")
-    console.print(f"not decided: {missing}")
-    _print_continue(console, state)
-
-
-def _print_continue(console: Console, state: Mapping[str, Any]) -> None:
     if state["continue"]:
         console.print(f"this continues the study:\n  {state['continue']}", soft_wrap=True, markup=False)
-
-
-def _print_early(console: Console, state: Mapping[str, Any]) -> None:
-    """What is known of the stage that is open, what is left, and how busy the slots were."""
-    if early := state["so_far"]:
-        said = tracks_in_words(early["line"])
-        console.print(Text.assemble(("so far  ", "bold"), f"{early['stage']}: {said}"), soft_wrap=True)
-    if state["state"] in ("running", "interrupted") and state["eta_s"] is not None:
-        console.print(f"about {clock(state['eta_s'])} of work left")
-    if state["slots"]:
-        console.print(Text(slots_in_words(state["slots"]), style="dim"), soft_wrap=True)
 
 
 def state_in_words(status_of: Mapping[str, Any]) -> Text:
