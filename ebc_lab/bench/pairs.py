@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import statistics
 import time
@@ -151,16 +152,6 @@ def paired_overhead(
     }
 
 
-def overhead_run(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> dict[str, Any]:
-    """Train a run of the kind `overhead`: see `_measured_run`."""
-    return _measured_run("overhead", paired_overhead, run, directory, run_id, **hooks)
-
-
-def step_run(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> dict[str, Any]:
-    """Train a run of the kind `step`: the time of its step over that of torch's Adam. See `_measured_run`."""
-    return _measured_run("step", step_ratio, run, directory, run_id, **hooks)
-
-
 def _measured_run(
     kind: str,
     measure: Callable[..., dict[str, Any]],
@@ -204,6 +195,11 @@ def step_ratio(run: RunConfig, on_progress: Callable[[int], None] = lambda step:
     return {"step_ratio": times["median"], "step_ratio_iqr": times["quartiles"]}
 
 
+# what trains a run of the kind `overhead`, and one of the kind `step`
+overhead_run = functools.partial(_measured_run, "overhead", paired_overhead)
+step_run = functools.partial(_measured_run, "step", step_ratio)
+
+
 def recorded_turns(runs: Mapping[str, RunConfig], block: int, rounds: int, **how: Any) -> Turns:
     """Return the `take_turns` of runs whose steps are taken as in training: audited and recorded."""
     most = WARM_STEPS + (rounds + 1) * block
@@ -239,7 +235,7 @@ def variants(run: RunConfig) -> dict[str, RunConfig]:
 def measure_each(
     variants: Mapping[str, RunConfig],
     what: str,
-    measure: Callable[[RunConfig], dict[str, Any]],
+    measure: Callable[[RunConfig, Effort], dict[str, Any]],
     effort: Effort,
 ) -> dict[str, dict[str, Any]]:
     """Return what `measure` finds for each variant, by its name; where the settings rule one out, `refused`
@@ -248,7 +244,7 @@ def measure_each(
     for name, variant in variants.items():
         effort.say(f"{what} of {name}")
         try:
-            found[name] = {"refused": None, **measure(with_derived_settings(variant))}
+            found[name] = {"refused": None, **measure(with_derived_settings(variant), effort)}
         except (UserError, ValueError) as error:
             found[name] = {"refused": str(error)}
     return found
@@ -257,7 +253,7 @@ def measure_each(
 def overheads(run: RunConfig, effort: Effort) -> list[dict[str, Any]]:
     """Return the `paired_overhead` of every variant, of `effort.rounds` pairs each."""
 
-    def overhead(variant: RunConfig) -> dict[str, Any]:
+    def overhead(variant: RunConfig, effort: Effort) -> dict[str, Any]:
         steps = WARM_STEPS + effort.rounds * interval(variant)
         return paired_overhead(dataclasses.replace(variant, steps=steps), limit_s=effort.limit_s)
 
