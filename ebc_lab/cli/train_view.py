@@ -37,20 +37,14 @@ class RunView:
     It reads the streams of the run as they are flushed, and keeps nothing of its own.
     """
 
-    def __init__(
-        self,
-        run: RunConfig,
-        directory: Path,
-        console: Console | None = None,
-        line_every_s: float = LINE_EVERY_S,
-    ):
+    def __init__(self, run: RunConfig, directory: Path, console: Console | None = None):
         files = RunFiles(directory)
         self.run = run
         self.console = console or made_console()
         self.steps = NewRows(files.steps)
         self.evals = NewRows(files.evals)
         self.evaluations = Evaluations(run, files) if run.workload.name == "ebm" else None
-        self.every_s = DRAWN_EVERY_S if self.console.is_terminal else line_every_s
+        self.every_s = DRAWN_EVERY_S if self.console.is_terminal else LINE_EVERY_S
         self.first: tuple[float, int] | None = None  # when this attempt took its first step, and which
         self.shown_at = time.monotonic()
         self.figures: dict[str, str] = {}
