@@ -107,7 +107,7 @@ def bench(
     Args:
         only: sections, by their keys in what is returned; each is given three times as long. All, if empty.
         quick: seconds instead of minutes; the figures then show that it works, not how fast.
-        say: told what is measured, as it begins.
+        say: called with what is measured, as it begins.
     Raises:
         UserError: settings or sections that are refused, before anything is measured.
     """

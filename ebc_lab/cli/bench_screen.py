@@ -41,7 +41,7 @@ def benchmark(console: Console, figures: Mapping[str, Any]) -> None:
         if name in figures:  # else it is of another workload, or not asked for
             console.print(Text(f"\n{name}: {section.about}", style="bold"))
             shown = _shares(figures[name]) if name == "shares" else figures[name]
-            for what in _drawn(shown):
+            for what in _draw(shown):
                 console.print(what)
 
 
@@ -55,7 +55,7 @@ def _shares(stabilizers: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]
     return rows
 
 
-def _drawn(figures: Any) -> Iterator[RenderableType]:
+def _draw(figures: Any) -> Iterator[RenderableType]:
     """Draw a section: a list of rows as a table, every other figure as a line."""
     if isinstance(figures, list):
         yield _table(figures)

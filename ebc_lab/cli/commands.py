@@ -99,7 +99,7 @@ def command_line() -> str:
 
 
 def _show(answer: Any, as_json: bool, draw: Callable[[Any], None]) -> None:
-    """Print an answer as JSON, or have it drawn by `screen`, which is handed over."""
+    """Print an answer as JSON, or let `draw` show it with the module `screen`."""
     if as_json:
         return print_json(answer)
     from . import screen
@@ -126,7 +126,7 @@ def autopilot(
     from ebc_lab.study.guards import Limits
 
     limits = Limits(max_runs, max_hours)
-    # what continues it later: without the limits of this call, a tracker's address, and the command told
+    # what continues it later, without the limits of this call and without a tracker's or a command's address
     handed_on = [o for o in overrides or [] if not o.lstrip("+").startswith(("tracker", "notify"))]
     lasting = ["ebc-lab", "autopilot", *(["-m"] if multirun else []), *handed_on]
     configs = configurations(overrides or [], multirun=multirun)

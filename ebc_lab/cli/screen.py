@@ -107,7 +107,7 @@ class View:
         self.printed_at = self.started
         self.newest = ""  # decision, in a line
         self.watched = False  # it has trained
-        self.early = ("", "")  # the stage that a line was last told of before it was decided, and the line
+        self.early = ("", "")  # the newest line about a stage that was not decided yet: the stage, the line
 
     @contextmanager
     def following(self) -> Iterator[View]:
@@ -226,7 +226,7 @@ def _last_words(console: Console, done: Any) -> None:
 
 
 def _called(study: Study) -> str:
-    """How commands and `ebc_lab.load` are told of a study from this folder."""
+    """Return the name or path by which commands and `ebc_lab.load` find a study from this folder."""
     return study.root.name if study.root.parent == Path(OUTPUT_DIR) else str(study.root)
 
 
@@ -546,8 +546,8 @@ def _speed(console: Console, s: Mapping[str, Any]) -> None:
     console.print(table)
     for c in s["compile"]:
         steps = f"a step of {c['eager_ms']:.1f} ms takes {c['compiled_ms']:.1f} ms"
-        at = f"compiling at {c['threads']} thread(s) in {c['dtype']}"
-        console.print(f"{at}: {c['compile_s']:.0f} s, then {steps}")
+        shape = f"compiling at {c['threads']} thread(s) in {c['dtype']}"
+        console.print(f"{shape}: {c['compile_s']:.0f} s, then {steps}")
     for what, name in (("study", "a study uses"), ("single_run", "one run uses")):
         for setting, reason in s[what]["why"].items():
             console.print(Text(f"{name}  {setting}={s[what][setting]}: {reason}", overflow="fold"))
