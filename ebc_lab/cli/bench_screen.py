@@ -90,6 +90,8 @@ def _written(key: str, value: Any) -> str:
         return ", ".join(f"{name} {_written(unit, one)}" for name, one in value.items())
     if isinstance(value, list):
         return " to ".join(_written(key, end) for end in value)
+    if isinstance(value, int | float) and key.endswith("bytes"):
+        return size(value)
     if isinstance(value, str | int):
-        return size(value) if key.endswith("bytes") else str(value)
+        return str(value)
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"
