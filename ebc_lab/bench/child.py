@@ -18,7 +18,7 @@ from ebc_lab.config.errors import UserError
 
 
 class ChildEnded(UserError):
-    """The process ended without an answer; the message is the last line of its errors."""
+    """The process ended without an answer; the message has the last line of its errors."""
 
 
 class Child:
@@ -28,6 +28,7 @@ class Child:
     """
 
     def __init__(self, module: str, *options: str):
+        self.module = module
         self.folder = tempfile.TemporaryDirectory(prefix="ebc-lab-bench-", ignore_cleanup_errors=True)
         folders = {"TMPDIR": self.folder.name, "TORCHINDUCTOR_CACHE_DIR": self.folder.name}
         self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
@@ -64,4 +65,5 @@ class Child:
             return json.loads(line)
         self.process.wait()
         self.errors.seek(0)
-        raise ChildEnded((self.errors.read().strip().splitlines() or ["it left no message"])[-1])
+        last = (self.errors.read().strip().splitlines() or ["it left no message"])[-1]
+        raise ChildEnded(f"{self.module} ended: {last}")

@@ -1,15 +1,12 @@
-"""`ebc-lab bench`: everything measured about one run's settings, and a record of it that names no host."""
+"""`ebc-lab bench`: everything measured about one run's settings."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import platform
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -22,8 +19,6 @@ from ebc_lab.config.machine import chosen_device, git_revision, hardware
 from ebc_lab.config.part import Part
 from ebc_lab.config.parts import PARTS
 from ebc_lab.config.schema import Config, RunConfig
-from ebc_lab.records.files import refuse_unwritable
-from ebc_lab.records.json_files import as_json, write_json
 from ebc_lab.workloads.starts import pinned
 from ebc_lab.workloads.text import checked_text
 
@@ -34,9 +29,7 @@ from .pairs import Effort, overheads, throughput
 from .shares import shares
 from .speeds import choose_for_study
 
-FOLDER = "benchmarks"
 FORMAT = 1  # of the record: raised when a figure changes its meaning or its place
-DECORATION = re.compile(r"\((r|tm)\)|\b(cpu|processor)\b|@.*$", re.IGNORECASE)  # in a processor's name
 
 
 class Section(NamedTuple):
@@ -107,7 +100,6 @@ def bench(
     *,
     only: Sequence[str] = (),
     quick: bool = False,
-    record: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Everything that `ebc-lab bench` reports about the run of these overrides (docs/running.md).
@@ -115,16 +107,11 @@ def bench(
     Args:
         only: sections, by their keys in what is returned; each is given three times as long. All, if empty.
         quick: seconds instead of minutes; the figures then show that it works, not how fast.
-        record: also write a file to the folder `benchmarks` of the project around the current folder.
-        say: told what is measured, as it begins.
+        say: called with what is measured, as it begins.
     Raises:
-        UserError: settings or sections that are refused, or a folder that cannot be written, before anything
-            is measured.
+        UserError: settings or sections that are refused, before anything is measured.
     """
     config = compose(implied(overrides), study=False)
-    folder = project() / FOLDER
-    if record:
-        refuse_unwritable(folder)
     run = resolve(config)
     sections = {name: found for name, found in SECTIONS.items() if found.workload in ("", run.workload.name)}
     if unknown := sorted(set(only) - set(sections)):
@@ -146,12 +133,6 @@ def bench(
     finally:
         torch.set_num_threads(threads)
     figures["about"]["took_s"] = time.perf_counter() - begun
-    figures = as_json(figures)
-    if record:
-        folder.mkdir(exist_ok=True)
-        path = unused_path(folder, f"{figures['about']['date'][:10]}-{slug(run)}-{config.scale}")
-        write_json(path, figures)
-        figures["about"]["recorded"] = str(path)
     return figures
 
 
@@ -173,25 +154,3 @@ def about(config: Config, run: RunConfig, quick: bool, overrides: list[str]) -> 
         "git": git_revision(),
         "run": settings,
     }
-
-
-def slug(run: RunConfig) -> str:
-    """The machine as part of a file name: its GPU if the run uses one, else its processor and cores."""
-    machine = hardware()
-    on_gpu = run.device == "cuda" and machine["gpus"]
-    name = machine["gpus"][0] if on_gpu else f"{DECORATION.sub('', machine['cpu'])} {machine['cores']} cores"
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def project() -> Path:
-    """The nearest folder from here upwards that holds a project, else this one."""
-    here = Path.cwd()
-    marks = ("pyproject.toml", ".git")
-    above = (here, *here.parents)
-    return next((folder for folder in above if any((folder / mark).exists() for mark in marks)), here)
-
-
-def unused_path(folder: Path, stem: str) -> Path:
-    """The path of a new record: the second one of a day gets a number."""
-    names = (folder / f"{stem}{f'-{n}' if n > 1 else ''}.json" for n in itertools.count(1))
-    return next(path for path in names if not path.exists())

@@ -137,7 +137,7 @@ def memory(run: RunConfig, effort: Effort) -> dict[str, Any]:
     """
     bare = held_bytes(dataclasses.replace(run, stabilizer=StabilizerConfig()), bare=True)
 
-    def added(variant: RunConfig) -> dict[str, Any]:
+    def added(variant: RunConfig, _: Effort) -> dict[str, Any]:
         figures = held_bytes(variant)
         stabilizer_bytes = figures["stabilizer"]
         return {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import statistics
-import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,8 @@ from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc.options import BUDGETS, GUARDED, LAGGED
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.records.paths import RunFiles
-from ebc_lab.workloads.corpus import locate
 
-from .child import Child, ChildEnded
+from .child import Child
 from .loops import WARM_STEPS, interval, opened, probes, warm_steps
 from .plain_loop import PlainLoop
 
@@ -153,16 +152,6 @@ def paired_overhead(
     }
 
 
-def overhead_run(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> dict[str, Any]:
-    """Train a run of the kind `overhead`: see `_measured_run`."""
-    return _measured_run("overhead", paired_overhead, run, directory, run_id, **hooks)
-
-
-def step_run(run: RunConfig, directory: Path, run_id: str, **hooks: Any) -> dict[str, Any]:
-    """Train a run of the kind `step`: the time of its step over that of torch's Adam. See `_measured_run`."""
-    return _measured_run("step", step_ratio, run, directory, run_id, **hooks)
-
-
 def _measured_run(
     kind: str,
     measure: Callable[..., dict[str, Any]],
@@ -206,6 +195,11 @@ def step_ratio(run: RunConfig, on_progress: Callable[[int], None] = lambda step:
     return {"step_ratio": times["median"], "step_ratio_iqr": times["quartiles"]}
 
 
+# what trains a run of the kind `overhead`, and one of the kind `step`
+overhead_run = functools.partial(_measured_run, "overhead", paired_overhead)
+step_run = functools.partial(_measured_run, "step", step_ratio)
+
+
 def recorded_turns(runs: Mapping[str, RunConfig], block: int, rounds: int, **how: Any) -> Turns:
     """Return the `take_turns` of runs whose steps are taken as in training: audited and recorded."""
     most = WARM_STEPS + (rounds + 1) * block
@@ -241,7 +235,7 @@ def variants(run: RunConfig) -> dict[str, RunConfig]:
 def measure_each(
     variants: Mapping[str, RunConfig],
     what: str,
-    measure: Callable[[RunConfig], dict[str, Any]],
+    measure: Callable[[RunConfig, Effort], dict[str, Any]],
     effort: Effort,
 ) -> dict[str, dict[str, Any]]:
     """Return what `measure` finds for each variant, by its name; where the settings rule one out, `refused`
@@ -250,7 +244,7 @@ def measure_each(
     for name, variant in variants.items():
         effort.say(f"{what} of {name}")
         try:
-            found[name] = {"refused": None, **measure(with_derived_settings(variant))}
+            found[name] = {"refused": None, **measure(with_derived_settings(variant), effort)}
         except (UserError, ValueError) as error:
             found[name] = {"refused": str(error)}
     return found
@@ -259,7 +253,7 @@ def measure_each(
 def overheads(run: RunConfig, effort: Effort) -> list[dict[str, Any]]:
     """Return the `paired_overhead` of every variant, of `effort.rounds` pairs each."""
 
-    def overhead(variant: RunConfig) -> dict[str, Any]:
+    def overhead(variant: RunConfig, effort: Effort) -> dict[str, Any]:
         steps = WARM_STEPS + effort.rounds * interval(variant)
         return paired_overhead(dataclasses.replace(variant, steps=steps), limit_s=effort.limit_s)
 
@@ -268,27 +262,6 @@ def overheads(run: RunConfig, effort: Effort) -> list[dict[str, Any]]:
 
 
 # -- the lab's step against a plain loop ---------------------------------------------------------------------
-
-
-def plain_settings(run: RunConfig) -> dict[str, Any]:
-    """The options of the plain loop at a run's shape."""
-    shape = {k: getattr(run.model, k) for k in ("blocks", "width", "heads", "context")}
-    return {**shape, "batch": run.batch_size, "lr": run.optimizer.lr, "seed": run.seed, "device": run.device}
-
-
-@contextlib.contextmanager
-def plain_process(run: RunConfig) -> Iterator[Child]:
-    """Start the plain loop at a run's shape in a process of its own. It greets with torch's default number of
-    threads there and answers a number of steps with their seconds. Raise UserError when it ends early."""
-    with tempfile.TemporaryDirectory(prefix="ebc-lab-bench-") as folder:
-        text = Path(folder) / "text.txt"
-        text.write_bytes(locate(run.data, quiet=True).text.encode())
-        options = [f"--{name}={value}" for name, value in plain_settings(run).items()]
-        try:
-            with Child("plain_loop", "--on-request", f"--text={text}", *options) as child:
-                yield child
-        except ChildEnded as error:
-            raise UserError(f"the plain loop's process ended: {error}") from None
 
 
 def throughput(run: RunConfig, effort: Effort) -> dict[str, Any]:
@@ -303,15 +276,19 @@ def throughput(run: RunConfig, effort: Effort) -> dict[str, Any]:
     block = 2 * run.audit_every
     steps = max(run.steps, WARM_STEPS + effort.rounds * block)
     baseline = dataclasses.replace(run, stabilizer=StabilizerConfig(), steps=steps)
-    with opened(baseline) as lab, plain_process(run) as elsewhere:
-        default_threads = elsewhere.answer()
+    settings: dict[str, Any] = {k: getattr(run.model, k) for k in ("blocks", "width", "heads", "context")}
+    settings |= {"batch": run.batch_size, "lr": run.optimizer.lr, "seed": run.seed, "device": run.device}
+    with opened(baseline) as lab, Child("plain_loop") as child:
 
         def steps_elsewhere(count: int) -> float:
-            elsewhere.ask(count)
-            return float(elsewhere.answer())
+            child.ask(count)
+            return float(child.answer())
 
         workload = lab.training.workload
-        plain = PlainLoop(workload.tokens["train"], workload.vocabulary, **plain_settings(run))
+        settings |= {"data": workload.tokens["train"].tolist(), "vocabulary": workload.vocabulary}
+        child.ask(settings)
+        default_threads = child.answer()
+        plain = PlainLoop(**settings)
         sides = {"lab": lab.recorded_steps, "plain": plain.steps, "plain_defaults": steps_elsewhere}
         turns = take_turns(sides, block, effort.rounds, limit_s=effort.limit_s)
     figures: dict[str, Any] = {}

@@ -1,18 +1,14 @@
 """The loop that the lab is compared with: a character GPT in plain PyTorch, eager, float32, default Adam.
 
-    python -m ebc_lab.bench.plain_loop --batch 16 --context 64 --steps 200
-
-Prints the loss, nats per character, and tokens/s. Trains on the file given by `--text`, else on Python's own
-documentation. Uses torch and nothing of the lab: it is what one would write without it. No dropout.
+Uses torch and nothing of the lab: it is what one would write without it. No dropout.
 """
 
 from __future__ import annotations
 
-import argparse
+import json
 import sys
 import time
-from pathlib import Path
-from pydoc_data.topics import topics
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -66,13 +62,21 @@ class GPT(nn.Module):
 
 
 class PlainLoop:
-    """Trains a GPT of `shape` (blocks, width, heads, context) on random windows of `data`, tokens (n,)."""
+    """Trains a GPT of `shape` (blocks, width, heads, context) on random windows of `data`, tokens."""
 
     def __init__(
-        self, data: Tensor, vocabulary: int, *, batch: int, lr: float, seed: int, device: str, **shape: int
+        self,
+        data: Sequence[int],
+        vocabulary: int,
+        *,
+        batch: int,
+        lr: float,
+        seed: int,
+        device: str,
+        **shape: int,
     ):
         torch.manual_seed(seed)
-        self.data = data.cpu()
+        self.data = torch.tensor(data)
         self.batch = batch
         self.context = shape["context"]
         self.device = device
@@ -102,45 +106,12 @@ class PlainLoop:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A character GPT in plain PyTorch.")
-    parser.add_argument("--text", type=Path, help="a UTF-8 file; its first 90%% are trained on")
-    parser.add_argument("--batch", type=int, default=16, help="sequences")
-    parser.add_argument("--context", type=int, default=64, help="tokens")
-    parser.add_argument("--blocks", type=int, default=3)
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--heads", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=4e-3)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--print-every", type=int, default=20, help="steps")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, help="default: torch's own choice")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--on-request", action="store_true", help="take as many steps as each line of input says"
-    )
-    o = parser.parse_args()
-
-    if o.threads:
-        torch.set_num_threads(o.threads)
-    text = o.text.read_bytes().decode() if o.text else "\n".join(topics[name] for name in sorted(topics))
-    characters = sorted(set(text))
-    index = {c: i for i, c in enumerate(characters)}
-    data = torch.tensor([index[c] for c in text[: int(0.9 * len(text))]])
-    shape = {"blocks": o.blocks, "width": o.width, "heads": o.heads, "context": o.context}
-    loop = PlainLoop(data, len(characters), batch=o.batch, lr=o.lr, seed=o.seed, device=o.device, **shape)
-    if o.on_request:  # for `ebc-lab bench`, whose loops take turns
-        print(torch.get_num_threads(), flush=True)
-        for line in sys.stdin:
-            print(loop.steps(int(line)), flush=True)
-        return
-    started = time.perf_counter()
-    for step in range(o.steps):
-        loss = loop.step()
-        if step % o.print_every == 0 or step == o.steps - 1:
-            print(f"step {step:4d}  loss {loss.item():.6f}")
-    seconds = time.perf_counter() - started  # the last loss was read, so the device is done
-    rate = o.steps * o.batch * o.context / seconds
-    print(f"{rate:.0f} tokens/s on {o.device}, {torch.get_num_threads()} thread(s)")
+    """Build the loop of the first line of input and print its threads; then the seconds of as many steps as
+    each further line says."""
+    loop = PlainLoop(**json.loads(sys.stdin.readline()))
+    print(torch.get_num_threads(), flush=True)
+    for line in sys.stdin:
+        print(loop.steps(int(line)), flush=True)
 
 
 if __name__ == "__main__":

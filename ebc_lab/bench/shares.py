@@ -15,15 +15,15 @@ from ebc_lab.ebc import StabilizedOptimizer
 from .loops import Loop, interval, opened, record_step, synchronise, warm_steps
 from .pairs import Effort, measure_each, variants
 
-PARTS = {
-    "data": "drawing the batch",
-    "forward_backward": "forward, loss, backward, zeroing the gradients",
-    "base": "the base optimizer's step",
-    "probe": "the model on the tokens that choose c",
-    "audit": "the model on the tokens that judge, and what is computed from it",
-    "other": "everything else in the stabilizer: checks, copies, norms, the search for c",
-    "recording": "reading the step's figures and writing its row",
-}
+PARTS = (  # of a step
+    "data",
+    "forward_backward",  # and zeroing the gradients
+    "base",  # optimizer
+    "probe",  # the model on the tokens that choose c
+    "audit",  # the model on the tokens that judge
+    "other",  # arithmetic of the stabilizer: checks, copies, norms, the search for c
+    "recording",
+)
 
 
 class Clock:
@@ -95,11 +95,11 @@ def block(loop: Loop, clock: Clock, count: int) -> None:
             record_step(loop.training, loss, stats)
 
 
-def step_shares(run: RunConfig, rounds: int) -> dict[str, Any]:
+def step_shares(run: RunConfig, effort: Effort) -> dict[str, Any]:
     """Return the parts' shares of a step in per cent, which add up to 100, and milliseconds per step.
 
-    Medians over `rounds` blocks of whole audit and probe intervals. On a GPU the clock waits for every part,
-    so that work which would overlap with the host counts in full: the sum exceeds a free-running step.
+    Medians over `effort.rounds` blocks of whole audit and probe intervals. On a GPU the clock waits for every
+    part, so that work which would overlap with the host counts in full: the sum exceeds a free-running step.
     """
     with opened(run) as loop:
         clock = Clock(run)
@@ -107,7 +107,7 @@ def step_shares(run: RunConfig, rounds: int) -> dict[str, Any]:
         clocked(loop.training.optimizer, clock)
         count = interval(run)
         taken: dict[str, list[float]] = {part: [] for part in PARTS}
-        for _ in range(rounds):
+        for _ in range(effort.rounds):
             clock.seconds.clear()
             block(loop, clock, count)
             for part in PARTS:
@@ -119,7 +119,7 @@ def step_shares(run: RunConfig, rounds: int) -> dict[str, Any]:
         "ms": ms,
         "step_ms": total,
         "times_entered": {part: clock.entered[part] for part in PARTS},
-        "steps": rounds * count,
+        "steps": effort.rounds * count,
     }
 
 
@@ -127,6 +127,4 @@ def shares(run: RunConfig, effort: Effort) -> dict[str, Any]:
     """Return the `step_shares` of the baseline and of EBC with each budget, by name; `refused` as in
     `measure_each`."""
     asked = {name: v for name, v in variants(run).items() if v.stabilizer.name in ("none", "ebc")}
-    return measure_each(
-        asked, "shares of a step", lambda variant: step_shares(variant, effort.rounds), effort
-    )
+    return measure_each(asked, "shares of a step", step_shares, effort)

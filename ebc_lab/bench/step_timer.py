@@ -47,8 +47,8 @@ LEFT_OUT += [part.group_name for part in PARTS if not part.timed]
 def random_text(run: RunConfig) -> Corpus:
     """Characters that say nothing, enough for the run's windows."""
     length = max(TEXT, 100 * run.model.context, 40 * run.ebm.splats)
-    drawn = torch.randint(0, VOCABULARY, (length,), generator=torch.Generator().manual_seed(0))
-    text = "".join(map(chr, (drawn + ord(" ")).tolist()))
+    characters = torch.randint(0, VOCABULARY, (length,), generator=torch.Generator().manual_seed(0))
+    text = "".join(map(chr, (characters + ord(" ")).tolist()))
     return Corpus("random", "random characters", "", text, "0" * 64)
 
 

@@ -1,47 +1,18 @@
-"""What `ebc-lab bench` shows on the terminal: its figures, explained in docs/running.md, as tables."""
+"""What `ebc-lab bench` shows on the terminal: its figures by the keys of its JSON (docs/running.md)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ebc_lab.bench.measure import SECTIONS
 from ebc_lab.report.text.words import size
 
 from .screen import plain_table
-
-SIDES = {
-    "lab": "the lab's baseline, as a run takes its steps",
-    "plain": "plain loop, the same threads",
-    "plain_defaults": "plain loop, a process with torch's defaults",
-}
-PARTS = {
-    "data": "data",
-    "forward_backward": "forward and backward",
-    "base": "base optimizer",
-    "probe": "probe (choosing c)",
-    "audit": "audit",
-    "other": "other stabilizer arithmetic",
-    "recording": "recording",
-}
-COSTS = {
-    "help_s": "`ebc-lab --help`",
-    "worker_import_s": "worker start, torch imported",
-    "build_s": "building a run",
-    "evaluate_val_s": "final evaluation, val",
-    "evaluate_test_s": "final evaluation, test",
-    "checkpoint_s": "writing a checkpoint",
-    "finish_s": "finishing, without evaluation",
-}
-
-
-def within(spread: Mapping[str, Any], form: str) -> str:
-    """A median and its quartiles."""
-    low, high = spread["quartiles"]
-    return f"{spread['median']:{form}} ({low:{form}}–{high:{form}})"
 
 
 def benchmark(console: Console, figures: Mapping[str, Any]) -> None:
@@ -67,135 +38,60 @@ def benchmark(console: Console, figures: Mapping[str, Any]) -> None:
         busy = f"the load average was {load[0]:.1f} on {machine['cores']} cores at the start"
         console.print(Text(f"{busy}: expect wide quartiles", style="yellow"))
     for name, section in SECTIONS.items():
-        if name not in figures:  # of another workload, or not asked for
-            continue
-        title, table = section(figures[name])
-        console.print(Text(f"\n{title}", style="bold"))
-        console.print(table)
-    if a.get("recorded"):
-        console.print(Text(f"\nrecorded in {a['recorded']}"))
+        if name in figures:  # else it is of another workload, or not asked for
+            console.print(Text(f"\n{name}: {section.about}", style="bold"))
+            shown = _shares(figures[name]) if name == "shares" else figures[name]
+            for what in _draw(shown):
+                console.print(what)
 
 
-def _throughput(t: Mapping[str, Any]) -> tuple[str, Table]:
-    table = plain_table("~loop", "precision", ">threads", ">tokens/s", ">ms/step", ">the lab's speed over it")
-    for side, label in SIDES.items():
-        s = t[side]
-        times = within(t[f"lab_over_{side}"], ".2f") + "×" if side != "lab" else ""
-        rate = within(s["tokens_per_s"], ",.0f")
-        ms = within(s["step_ms"], ".2f")
-        table.add_row(label, s["dtype"], str(s["threads"]), rate, ms, times)
-    return "Speed", table
+def _shares(stabilizers: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row for each stabilizer: the parts' shares of a step in per cent, and its ms."""
+    rows = []
+    for name, found in stabilizers.items():
+        shares = found.get("share_pct", {})
+        rows.append({"% of a step": name, **shares, "step_ms": found.get("step_ms")})
+        rows[-1]["refused"] = found["refused"]
+    return rows
 
 
-def _overhead(rows: Sequence[Mapping[str, Any]]) -> tuple[str, Table]:
-    title = "What each stabilizer adds to a step (checks and audits included), against the bare optimizer"
-    table = plain_table("stabilizer", ">overhead", ">quartiles", ">pairs", "~")
+def _draw(figures: Any) -> Iterator[RenderableType]:
+    """Draw a section: a list of rows as a table, every other figure as a line."""
+    if isinstance(figures, list):
+        yield _table(figures)
+        return
+    for key, value in figures.items():
+        if isinstance(value, list):
+            yield Text(key)
+            yield _table(value)
+        else:
+            yield Text(f"{key}: {_written(key, value)}")
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Draw rows, without the columns in which none has a figure."""
+    columns = [key for key in rows[0] if any(row.get(key) is not None for row in rows)]
+    texts = {key for key in columns if any(isinstance(row.get(key), str) for row in rows)}
+    table = plain_table(*(f"{'~' if key in texts else '>'}{key}" for key in columns))
     for row in rows:
-        if row["refused"]:
-            table.add_row(row["stabilizer"], "", "", "", Text(row["refused"], style="dim"))
-            continue
-        low, high = row["overhead_iqr_pct"]
-        quartiles = f"{low:+z.1f} to {high:+z.1f}"
-        table.add_row(row["stabilizer"], f"{row['overhead_pct']:+z.1f}%", quartiles, str(row["pairs"]))
-    return title, table
-
-
-def _low_bit(rows: Sequence[Mapping[str, Any]]) -> tuple[str, Table]:
-    return "Low-bit training, steps as a run takes them", _compared(rows)
-
-
-def _compared(rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = plain_table("~what", ">ms/step", ">times", "the step of")
-    for row in rows:
-        times = within(row["times"], ".3f") + "×"
-        table.add_row(row["what"], within(row["step_ms"], ".2f"), times, row["against"])
+        table.add_row(*(_written(key, row.get(key)) for key in columns))
     return table
 
 
-def _ebm(figures: Mapping[str, Any]) -> tuple[str, Table]:
-    share = within(figures["after_step_pct"], ".1f")
-    title = f"The energy-based model's steps as a run takes them; statistics, revival and toppling: {share} %"
-    return title, _compared(figures["compared"])
-
-
-def _shares(stabilizers: Mapping[str, Any]) -> tuple[str, Table]:
-    title = "Where a step's time goes, %"
-    columns = {name: s for name, s in stabilizers.items() if not s["refused"]}
-    table = plain_table("part of the step", *(f">{name}" for name in columns))
-    for part, label in PARTS.items():
-        table.add_row(label, *(f"{s['share_pct'][part]:.1f}" for s in columns.values()))
-    table.add_row("ms/step", *(f"{s['step_ms']:.2f}" for s in columns.values()), style="dim")
-    return title, table
-
-
-def _fixed(f: Mapping[str, Any]) -> tuple[str, Table]:
-    title = f"Once a command, once a run (of {f['steps']} steps; median of {f['repeats']})"
-    table = plain_table("what", ">seconds")
-    for key, label in COSTS.items():
-        table.add_row(label, within(f[key], ".3f"))
-    return title, table
-
-
-def _compute(c: Mapping[str, Any]) -> tuple[str, Table]:
-    title = f"Arithmetic of forward and backward in {c['dtype']}, {c['threads']} thread(s)"
-    table = plain_table("what", ">figure")
-    flops = c["flops_per_step"]
-    n = max(c["matmul_flops_per_s"], key=lambda k: c["matmul_flops_per_s"][k])
-    flops_per_s = c["achieved_flops_per_s"]
-    low, high = flops_per_s["quartiles"]
-    achieved = {"median": flops_per_s["median"] / 1e9, "quartiles": [low / 1e9, high / 1e9]}
-    share = f"{flops['attention'] / flops['total']:.0%} of it attention"
-    table.add_row("work per step", f"{flops['total'] / 1e9:.3g} GFLOP, {share}")
-    table.add_row("achieved", f"{within(achieved, ',.3g')} GFLOP/s")
-    table.add_row("best matrix product", f"{c['peak_flops_per_s'] / 1e9:,.3g} GFLOP/s, n = {n}")
-    table.add_row("share of it", f"{c['share_of_peak_pct']:.0f}%")
-    return title, table
-
-
-def _memory(m: Mapping[str, Any]) -> tuple[str, Table]:
-    b = m["bare_bytes"]
-    weights = f"parameters {size(b['parameters'])}, gradients {size(b['gradients'])}"
-    peak = f"a bare step adds {size(b['peak'])} at most"
-    title = f"Memory: {weights}, optimizer {size(b['optimizer_state'])}; {peak}"
-    copies = (">in copies of the parameters", ">at the peak of a step, copies more")
-    table = plain_table("stabilizer", ">held", *copies, "~")
-    for row in m["stabilizers"]:
-        if row["refused"]:
-            table.add_row(row["stabilizer"], "", "", "", Text(row["refused"], style="dim"))
-            continue
-        weights = size(row["held_bytes"])
-        copies_more = f"{row['peak_extra_copies']:+z.2f}"
-        table.add_row(row["stabilizer"], weights, f"{row['extra_copies']:.2f}", copies_more)
-    return title, table
-
-
-def _beside(figures: Mapping[str, Any]) -> tuple[str, Group]:
-    table = plain_table(
-        "~what", ">state", ">gradients", ">activations", ">peak of a step", ">less than Adam's"
-    )
-    for row in figures["bytes"]:
-        sizes = [size(row[k]) for k in ("optimizer_state", "gradients", "activations", "peak")]
-        ratios = f"state {row['state_ratio']:.1f}×, both {row['total_ratio']:.1f}×"
-        table.add_row(row["what"], *sizes, f"{ratios}, peak {-row['peak_saved_pct']:+z.0f}%")
-    return "Beside the weights", Group(table, Text(), _compared(figures["times"]))
-
-
-def _exact(figures: Mapping[str, Any]) -> tuple[str, Table]:
-    held = figures["bytes_per_weight"]
-    memory = f"{held['sums']:.1f} B a weight for sums, {held['quantized']:.1f} B for quantized weights"
-    title = f"Exact training (determinism=verity), beside plain: {memory}"
-    return title, _compared(figures["compared"])
-
-
-SECTIONS: dict[str, Callable[[Any], tuple[str, RenderableType]]] = {  # key of its figures -> how it is drawn
-    "throughput": _throughput,
-    "overhead": _overhead,
-    "low_bit": _low_bit,
-    "ebm": _ebm,
-    "shares": _shares,
-    "fixed": _fixed,
-    "compute": _compute,
-    "memory": _memory,
-    "beside_weights": _beside,
-    "exact": _exact,
-}
+def _written(key: str, value: Any) -> str:
+    """Write a figure: with its quartiles where it has any, bytes in their unit, others by their keys."""
+    if value is None:
+        return ""
+    if isinstance(value, Mapping) and "median" in value:
+        low, high = (_written(key, end) for end in value["quartiles"])
+        return f"{_written(key, value['median'])} ({low}–{high})"
+    if isinstance(value, Mapping):
+        unit = key if key.endswith("bytes") else ""
+        return ", ".join(f"{name} {_written(unit, one)}" for name, one in value.items())
+    if isinstance(value, list):
+        return " to ".join(_written(key, end) for end in value)
+    if isinstance(value, int | float) and key.endswith("bytes"):
+        return size(value)
+    if isinstance(value, str | int):
+        return str(value)
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.3g}"

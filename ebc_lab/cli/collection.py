@@ -10,7 +10,6 @@ import typer
 
 from .options import OUTPUT_DIR, Json, console, print_json
 
-LONGEST = 90  # characters of what a study found, in the list; --json has all of it
 NOTE = (
     "test loss: nats per token, mean over the seeds ± its 95% interval; from the best: paired by the seeds "
     "that both have, (n) where they are fewer. Each interval is by itself and "
@@ -47,7 +46,6 @@ def list_studies(
         state = Text(one["state"], STATE_STYLE.get(one["state"], ""))
         size = "–" if one["bytes"] is None else words.size(one["bytes"])
         about = one["headline"] or f"stages: {', '.join(one['stages'])}"
-        about = about if len(about) <= LONGEST else f"{about[: LONGEST - 1]}…"
         table.add_row(name, state, one["scale"] or "–", str(one["runs"]), _age(one["written"]), size, about)
     console().print(table)
 

@@ -18,7 +18,7 @@ import typer
 from ebc_lab import __version__
 from ebc_lab.config.errors import require, visible
 
-from . import collection, completion, ebm, elsewhere
+from . import collection, completion, ebm
 from .hydra.flags import INFO, Given, TrainCommand
 from .options import (
     HELP_NAMES,
@@ -99,7 +99,7 @@ def command_line() -> str:
 
 
 def _show(answer: Any, as_json: bool, draw: Callable[[Any], None]) -> None:
-    """Print an answer as JSON, or have it drawn by `screen`, which is handed over."""
+    """Print an answer as JSON, or let `draw` show it with the module `screen`."""
     if as_json:
         return print_json(answer)
     from . import screen
@@ -126,7 +126,7 @@ def autopilot(
     from ebc_lab.study.guards import Limits
 
     limits = Limits(max_runs, max_hours)
-    # what continues it later: without the limits of this call, a tracker's address, and the command told
+    # what continues it later, without the limits of this call and without a tracker's or a command's address
     handed_on = [o for o in overrides or [] if not o.lstrip("+").startswith(("tracker", "notify"))]
     lasting = ["ebc-lab", "autopilot", *(["-m"] if multirun else []), *handed_on]
     configs = configurations(overrides or [], multirun=multirun)
@@ -389,7 +389,7 @@ def report(
         rebuild(where, typer.echo)
     state = status_module.status(where)
     if not state["state"].startswith("finished"):
-        screen.known(_console(), state)
+        screen.status(_console(), state)
     typer.echo(f"rebuilt in {visible(str(where.root))}")
     typer.echo(f"page {visible(str(where.page_file))}")
 
@@ -479,9 +479,6 @@ def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="Seconds instead of minutes: whether it works, not how fast.")
     ] = False,
-    record: Annotated[
-        bool, typer.Option("--record/--no-record", help="Also write it to benchmarks/ of this project.")
-    ] = False,
     as_json: Json = False,
 ) -> None:
     """Tokens/s against a plain loop, the cost of each stabilizer, where time and memory go.
@@ -490,7 +487,7 @@ def bench(
     """
     from ebc_lab.bench.measure import bench as measure
 
-    figures = measure(overrides or [], only=only or (), quick=quick, record=record, say=tell_aside)
+    figures = measure(overrides or [], only=only or (), quick=quick, say=tell_aside)
     if as_json:
         return print_json(figures)
     from . import bench_screen
@@ -498,9 +495,71 @@ def bench(
     bench_screen.benchmark(_console(), figures)
 
 
+@app.command()
+def pull(
+    address: Annotated[
+        str, typer.Argument(help="Where it is mirrored: its study.mirror, or what is below it by name.")
+    ],
+    folder: Annotated[
+        str, typer.Argument(help="The folder of studies that it is fetched into: its output_dir from now on.")
+    ] = OUTPUT_DIR,
+    if_there: Annotated[
+        bool, typer.Option("--if-there", help="Exit code 0 where nothing is mirrored there yet.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Fetch a study that was mirrored with study.mirror, every file checked against its sha256.
+
+    The study's command then goes on with it here. Exit code 4: files were damaged, and are left out.
+    """
+    from ebc_lab.study.inspect.reproduce import continuing
+    from ebc_lab.study.mirror.pull import NothingThere
+    from ebc_lab.study.mirror.pull import pull as fetch
+    from ebc_lab.study.store.study import Study
+
+    try:
+        pulled = fetch(address, Path(folder).expanduser(), tell_aside)
+    except NothingThere as error:
+        if not if_there:
+            raise
+        tell_aside(f"{error} A new one can begin.")
+        return 0
+    study = Study(Path(pulled["root"]))
+    command = continuing(study, study.header())
+    if command and study.noted_command() is None:
+        command = f"{command} {shlex.quote('study.mirror=' + pulled['mirror'])}"
+    if as_json:
+        print_json({**pulled, "continue": command})
+    else:
+        for path, what in pulled["damaged"].items():
+            tell_aside(f"damaged there: {path} {what}")
+        typer.echo(f"{pulled['files']} files, {pulled['fetched']} fetched now: {visible(pulled['root'])}")
+        typer.echo(f"this continues the study:\n  {command or 'the command that began it'}")
+    return 4 if pulled["damaged"] else 0
+
+
+@app.command()
+def worker(
+    session: Annotated[
+        str, typer.Argument(help="The study's name or folder, or its session's folder in .sessions/.")
+    ],
+    wait: Annotated[
+        float,
+        optional("--wait", help="Seconds to wait for the study's command, at the start and when it is gone."),
+    ] = 0.0,
+    output_dir: Place = OUTPUT_DIR,
+) -> int:
+    """Join a running study as one more worker, from any machine that sees its folder.
+
+    Its command needs launcher.join=true. Ends when the study does; with --wait, waits for its next command.
+    """
+    from ebc_lab.study.launch.join import join
+    from ebc_lab.study.store.find import place_of
+
+    return join(place_of(session, output_dir, tell_aside), wait, tell_aside)
+
+
 app.command("list")(collection.list_studies)
 app.command("board")(collection.board)
 app.command("columns")(collection.columns)
-app.command("pull")(elsewhere.pull)
-app.command("worker")(elsewhere.worker)
 app.add_typer(ebm.app, name="ebm")

@@ -33,20 +33,21 @@ def overrides(incomplete: str) -> list[str]:
     return [f"{name}=" for name in [*near, *tops]]
 
 
-def stages(incomplete: str) -> list[str]:
+def stages() -> list[str]:
+    """Names of stages, of which typer offers those that begin like the word."""
     from ebc_lab.config.schema import STAGES
 
-    return _beginning(incomplete, STAGES)
+    return [*STAGES]
 
 
-def studies(ctx: typer.Context, incomplete: str) -> list[str]:
+def studies(ctx: typer.Context) -> list[str]:
     """Names of the studies in the output folder, and bundles in this one."""
     from ebc_lab.records.paths import HEADER
 
     folder = Path(str((ctx.params or {}).get("output_dir") or OUTPUT_DIR)).expanduser()
     names = sorted(path.parent.name for path in folder.glob(f"*/{HEADER}"))
     bundles = sorted(path.name for place in {folder, Path()} for path in place.glob("*.zip"))
-    return _beginning(incomplete, [*names, *bundles])
+    return [*names, *bundles]
 
 
 def values(key: str) -> list[str]:

@@ -19,11 +19,9 @@ if TYPE_CHECKING:
     from ebc_lab.workloads.kept import KeptModel
 
 UNREADABLE = 4  # the exit code where some models of a folder cannot be read
-MOST_SAMPLES = 1000
 MODEL = typer.Argument(help="A run's folder, a model.pt, or, with --arm, a study.", show_default=False)
 Model = Annotated[str, MODEL]
 Arm = Annotated[str | None, optional("--arm", help="Of the study MODEL: the first seed's run of this arm.")]
-LANGEVIN_STEPS = "Of a latent's chain, 0: settle only; not of sampler=original."
 
 app = typer.Typer(
     help="Energy-based language models on the sphere: train one, or look at one that a run has kept.",
@@ -90,7 +88,9 @@ def evaluate(
     model: Model,
     arm: Arm = None,
     split: Annotated[str, typer.Option("--split", help="train, val or test.")] = "test",
-    samples: Annotated[int, typer.Option("--samples", help="Latents a token, of the sampled loss.")] = 8,
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, max=1000, help="Latents a token, of the sampled loss.")
+    ] = 8,
     output_dir: Place = OUTPUT_DIR,
     as_json: Json = False,
 ) -> None:
@@ -100,8 +100,6 @@ def evaluate(
     from ebc_lab.workloads.kept import measure
 
     choice("--split", split, SPLITS)
-    if not 1 <= samples <= MOST_SAMPLES:
-        raise UserError(f"--samples {samples} must lie between 1 and {MOST_SAMPLES}.")
     kept_model = _loaded(model, arm, output_dir)
     measured = {"model": str(kept_model.path), "step": kept_model.step, "split": split}
     measured |= measure(kept_model, split, samples)
@@ -122,7 +120,9 @@ def generate(
         float, typer.Option("--temperature", help="Of the choice among the next tokens; 0: the likeliest.")
     ] = 0.8,
     top_k: Annotated[int, typer.Option("--top-k", help="Only from the k likeliest; 0: from all.")] = 0,
-    langevin_steps: Annotated[int, typer.Option("--langevin-steps", help=LANGEVIN_STEPS)] = 20,
+    langevin_steps: Annotated[
+        int, typer.Option(help="Of a latent's chain, 0: settle only; not of sampler=original.")
+    ] = 20,
     langevin_step: Annotated[
         float | None, optional("--langevin-step", help="Its size, below 2; the run's if left out.")
     ] = None,

@@ -11,8 +11,6 @@ from statistics import fmean
 from typing import Any
 
 import typer
-from rich.console import RenderableType
-from rich.text import Text
 
 from ebc_lab.config.errors import visible
 from ebc_lab.config.schema import RunConfig
@@ -20,7 +18,7 @@ from ebc_lab.ebm.diagnose import COMPARED, COMPARED_WITH, Diagnosis, alert_in_wo
 from ebc_lab.ebm.evaluate import TREND_OVER
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import NewRows
-from ebc_lab.report.text.words import NOTHING, brief, fixed, percent
+from ebc_lab.report.text.words import brief, fixed, percent
 from ebc_lab.workloads.text import checked_text, tokenised_of
 
 from .options import console as made_console
@@ -44,8 +42,6 @@ BATCH_COLUMNS = {  # of diagnose --batch: figure -> the words over its column
     "kappa_median": ">κ",
     "soc_rate": ">soc_rate",
 }
-EVALUATIONS = 10  # of the live table
-ALERTS = 5  # the latest ones
 
 
 class Evaluations:
@@ -60,66 +56,41 @@ class Evaluations:
             self.characters = tokenised_of(run, corpus).characters_per_token()["val"]
         self.steps = NewRows(files.steps)
         self.evals = NewRows(files.evals)
-        self.previous: Row | None = None  # of evals.csv
-        self.seen: list[Evaluation] = []
-        self.alerts: list[dict[str, Any]] = []
+        self.previous: Row = {"step": 0.0, "train_s": 0.0}  # of evals.csv
 
     def read(self, step: int) -> list[str]:
         """Read what has been flushed at this step. -> a line for an evaluation at it, and for its alerts."""
         lines = []
         for row in self.evals.read():
             if row["step"] == step:
-                begun = self.previous["step"] if self.previous else 0.0
-                since = [r for r in self.steps.read() if begun <= r["step"] < step]
-                self.seen.append(Evaluation(row, since, self.previous, self.characters))
+                since = [r for r in self.steps.read() if self.previous["step"] <= r["step"] < step]
+                lines.append("  ".join([f"step {step}/{self.run.steps}", *self._figures(row, since)]))
                 with suppress(FileNotFoundError):  # while nothing is wrong
                     written = self.files.alerts.read_text(encoding="utf-8")
-                    self.alerts = [json.loads(line) for line in written.splitlines()]
-                lines.append(self.seen[-1].line(self.run.steps))
-                lines += [alert_in_words(alert) for alert in self.alerts if alert["step"] == step]
+                    alerts = [json.loads(line) for line in written.splitlines()]
+                    lines += [alert_in_words(alert) for alert in alerts if alert["step"] == step]
             self.previous = row  # another step's is an earlier attempt's
         return lines
 
-    def tables(self) -> list[RenderableType]:
-        """Return the latest evaluations as rows, and what else the last of them measured."""
-        if not self.seen:
-            return []
-        shown = self.seen[-EVALUATIONS:]
-        names = list(shown[-1].figures)
-        table = plain_table(">step", *(f">{name}" for name in names))
-        for one in shown:
-            table.add_row(f"{one.row['step']:.0f}", *(one.figures.get(name, NOTHING) for name in names))
-        details = [Text(f"{name}  {text}") for name, text in shown[-1].details.items()]
-        return [table, *details, *(Text(alert_in_words(a), style="yellow") for a in self.alerts[-ALERTS:])]
-
-
-class Evaluation:
-    """A row of evals.csv with what the steps since the evaluation before it recorded, as text by name.
-
-    What was not measured is left out of `figures` and of `details`.
-    """
-
-    def __init__(self, row: Row, since: Sequence[Row], previous: Row | None, characters: float):
-        self.row = row
-        steps, seconds = (row[k] - (previous[k] if previous else 0.0) for k in ("step", "train_s"))
-        bits = row["val_loss"] / math.log(2) / characters
-        rate = fixed(steps / seconds if seconds > 0 else math.nan, 1)
-        self.figures = {"steps/s": rate, "val loss": fixed(row["val_loss"]), "bits/char": fixed(bits, 3)}
+    def _figures(self, row: Row, since: Sequence[Row]) -> Iterator[str]:
+        """Write what an evaluation and the steps since the one before it measured."""
+        steps, seconds = (row[k] - self.previous[k] for k in ("step", "train_s"))
+        yield f"steps/s {fixed(steps / seconds if seconds > 0 else math.nan, 1)}"
+        yield f"val loss {fixed(row['val_loss'])}"
+        yield f"bits/char {fixed(row['val_loss'] / math.log(2) / self.characters, 3)}"
         for column, (name, write) in COLUMNS.items():
             if math.isfinite(row.get(column, math.nan)):
-                self.figures[name] = write(row[column])
+                yield f"{name} {write(row[column])}"
+        parts = [f"{name} {brief(mean)}" for name, mean in _means(since, PARTS).items()]
         loads = {column: column for column in (since[-1] if since else ()) if column.startswith("load_")}
-        self.details = {
-            "loss parts": ", ".join(f"{name} {brief(mean)}" for name, mean in _means(since, PARTS).items()),
-            "R²/matched at radians": ", ".join(_scores(row)),
-            "experts": ", ".join(map(percent, _means(since, loads).values())),
+        details = {
+            "loss parts": parts,
+            "R²/matched at radians": _scores(row),
+            "experts": map(percent, _means(since, loads).values()),
         }
-        self.details = {name: text for name, text in self.details.items() if text}
-
-    def line(self, steps: int) -> str:
-        """Write it in a line, for where no table can be drawn again."""
-        measured = (f"{name} {text}" for name, text in (self.figures | self.details).items())
-        return "  ".join([f"step {self.row['step']:.0f}/{steps}", *measured])
+        for name, values in details.items():
+            if text := ", ".join(values):
+                yield f"{name} {text}"
 
 
 def _means(rows: Sequence[Row], columns: Mapping[str, str]) -> dict[str, float]:

@@ -20,8 +20,7 @@ from ebc_lab.config.schema import Config
 from ebc_lab.records.columns import BITS
 from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import FINISHED
-from ebc_lab.records.paths import RUNS
-from ebc_lab.report.kinds import KINDS, Evidence, kind_of
+from ebc_lab.report.kinds import Evidence, kind_of
 from ebc_lab.report.text import table as model
 from ebc_lab.report.text.words import explained, optimizer, plural, tracks_in_words
 from ebc_lab.study.inspect.reproduce import deciding
@@ -32,7 +31,7 @@ from ebc_lab.study.so_far import NOTHING
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.store.changes import describe_earlier_looks
 from ebc_lab.study.store.counts import in_words as runs_in_words
-from ebc_lab.study.store.study import Study, recorded_config
+from ebc_lab.study.store.study import RETRIED, Study, recorded_config
 
 from .options import OUTPUT_DIR, live
 
@@ -105,10 +104,10 @@ class View:
         self.console = console
         self.display: Any = None
         self.started = time.monotonic()
-        self.told_at = self.started
+        self.printed_at = self.started
         self.newest = ""  # decision, in a line
         self.watched = False  # it has trained
-        self.early = ("", "")  # the stage that a line was last told of before it was decided, and the line
+        self.early = ("", "")  # the newest line about a stage that was not decided yet: the stage, the line
 
     @contextmanager
     def following(self) -> Iterator[View]:
@@ -137,9 +136,9 @@ class View:
         if self.display is not None:
             self.display.update(self._draw(progress))
             return
-        due = time.monotonic() - self.told_at >= LINE_EVERY_S
+        due = time.monotonic() - self.printed_at >= LINE_EVERY_S
         if due:
-            self.told_at = time.monotonic()
+            self.printed_at = time.monotonic()
             self.say(f"{progress.stage}: {how_far(progress)}")
         stage, line = self.early
         now = progress.so_far
@@ -190,22 +189,11 @@ def outcome(console: Console, done: Any) -> None:
         if kind_of(decision).concludes:
             found = Evidence(decision, config, done.study.decisions(), done.study.results_of(decision))
             console.print(evidence(found))
-    root = done.study.root
     stages = ", ".join(done.stages) or "none"
     console.print(f"in this call: {runs_in_words(done.runs)}; stages decided: {stages}")
     if busy := timeline(done.study.records()):
         console.print(slots_in_words(busy.use))
-    places = {
-        "decisions": done.study.decisions_file.name,
-        "verdict": done.study.acceptance_file.name,
-        "results": done.study.results_file.name,
-        "tables": "summary_*.*",
-        **{kind.shows: f"{Path(kind.file).stem}.*" for kind in KINDS.values() if kind.file},
-        "plots": "*.svg",
-        "runs": f"{RUNS}/",
-    }
-    there = [f"{what} {where}" for what, where in places.items() if any(root.glob(where.rstrip("/")))]
-    console.print(Text(f"in {root}: {', '.join(there)}", style="dim"))
+    console.print(Text(f"in {done.study.root}", style="dim"))
     if done.warning:
         console.print(Text(f"warning: {done.warning}", style="yellow"))
     if done.failed:
@@ -234,20 +222,15 @@ def _last_words(console: Console, done: Any) -> None:
     called = _called(study)
     why = f"ebc-lab why {shlex.quote(called)}"
     console.print(Text.assemble(("next    ", "bold"), why), soft_wrap=True)
-    console.print(Text(f"        python: ebc_lab.load({in_python(called)}).runs()"), soft_wrap=True)
+    console.print(Text(f"        python: ebc_lab.load({called!r}).runs()"), soft_wrap=True)
 
 
 def _called(study: Study) -> str:
-    """How commands and `ebc_lab.load` are told of a study from this folder."""
+    """Return the name or path by which commands and `ebc_lab.load` find a study from this folder."""
     return study.root.name if study.root.parent == Path(OUTPUT_DIR) else str(study.root)
 
 
-def in_python(text: str) -> str:
-    """A text as a Python string, in double quotes unless it has what must be escaped in them."""
-    return f'"{text}"' if text.isprintable() and not set('"\\') & set(text) else repr(text)
-
-
-def drawn(table: model.Table) -> Table:
+def draw_table(table: model.Table) -> Table:
     """A table of the report as the terminal shows it."""
     shown = table.on(model.TERMINAL)
     columns = (MARKS.get(c.kind, "") + (c.short or c.title) for c in shown.columns)
@@ -281,7 +264,7 @@ def evidence(found: Evidence) -> RenderableType:
     kind = kind_of(found.decision)
     for table in kind.tables(found):
         if model.TERMINAL in table.places:
-            made.append(drawn(table))
+            made.append(draw_table(table))
             if kind.concludes and table.note:
                 made.append(Text(table.note, style="dim"))
     return Group(*made)
@@ -301,7 +284,13 @@ def status(console: Console, state: Mapping[str, Any]) -> None:
         p = r["progress"]
         step = f"step {p['step']}/{p['steps']}, {p['steps_per_s']:.1f} steps/s"
         console.print(Text(f"  {r['arm']} seed {r['seed']}: {step}"))
-    _print_early(console, state)
+    if early := state["so_far"]:
+        said = tracks_in_words(early["line"])
+        console.print(Text.assemble(("so far  ", "bold"), f"{early['stage']}: {said}"), soft_wrap=True)
+    if state["state"] in ("running", "interrupted") and state["eta_s"] is not None:
+        console.print(f"about {clock(state['eta_s'])} of work left")
+    if state["slots"]:
+        console.print(Text(slots_in_words(state["slots"]), style="dim"), soft_wrap=True)
     for s in state["stages"]:
         if s["stale_because"]:
             stale = f"{s['stage']} is stale: {s['stale_because']}; {_retrained(s['would_train'])}"
@@ -312,39 +301,24 @@ def status(console: Console, state: Mapping[str, Any]) -> None:
         console.print(Text(f"{len(f['runs'])} {f['outcome']}: {f['cause']}", style="red"))
         again = f"\n  again: {f['command']}" if f["command"] else ""
         console.print(Text(f"  log {f['log']}{again}"), soft_wrap=True)
-    _print_continue(console, state)
-
-
-def known(console: Console, state: Mapping[str, Any]) -> None:
-    """What is known of a study that is not finished: what is decided, what so far, and what is missing."""
-    for s in state["stages"]:
-        for line in s["decided"]:
-            console.print(Text.assemble((f"{s['stage']} decided: ", "bold"), tracks_in_words(line)))
-    _print_early(console, state)
-    missing = ", ".join(s["stage"] for s in state["stages"] if s["state"] != "decided")
-    console.print(f"not decided: {missing}")
-    _print_continue(console, state)
-
-
-def _print_continue(console: Console, state: Mapping[str, Any]) -> None:
     if state["continue"]:
         console.print(f"this continues the study:\n  {state['continue']}", soft_wrap=True, markup=False)
 
 
-def _print_early(console: Console, state: Mapping[str, Any]) -> None:
-    """What is known of the stage that is open, what is left, and how busy the slots were."""
-    if early := state["so_far"]:
-        said = tracks_in_words(early["line"])
-        console.print(Text.assemble(("so far  ", "bold"), f"{early['stage']}: {said}"), soft_wrap=True)
-    if state["state"] in ("running", "interrupted") and state["eta_s"] is not None:
-        console.print(f"about {clock(state['eta_s'])} of work left")
-    if state["slots"]:
-        console.print(Text(slots_in_words(state["slots"]), style="dim"), soft_wrap=True)
+def state_in_words(status_of: Mapping[str, Any]) -> Text:
+    """Return a study's state; of one that is not finished and whose runs have failed, how they failed."""
+    state = status_of["state"]
+    words = state.replace("_", " ")
+    failures = [f for f in status_of["failures"] if f["outcome"] not in RETRIED]
+    if state == "interrupted" and failures:
+        runs = plural(sum(len(failure["runs"]) for failure in failures), "run")
+        words = f"stopped, {runs} failed ({failures[0]['cause']})"
+    return Text(words, style=STATE_STYLE.get(state, ""))
 
 
 def _print_header(console: Console, status_of: Mapping[str, Any]) -> None:
     """Which study, its state, who drives it."""
-    state = Text(status_of["state"].replace("_", " "), style=STATE_STYLE.get(status_of["state"], ""))
+    state = state_in_words(status_of)
     about = f"  ({status_of['scale']} scale, {status_of['corpus']['title']})"
     console.print(Text.assemble((f"{status_of['study']} ", "bold"), state, about))
     console.print(Text(status_of["root"], style="dim"))
@@ -436,8 +410,8 @@ def plan(console: Console, forecast: Mapping[str, Any], overrides: Sequence[str]
 
 def _gpu_hours(forecast: Mapping[str, Any]) -> Iterator[str]:
     """Say how many GPU hours a plan comes to: as measured, else as estimated where that is not nothing."""
-    of = forecast["stages"]["total"]
-    measured, estimated = ({k: of[k][key] for k in of} for key in ("gpu_hours", "flop_hours"))
+    total = forecast["stages"]["total"]
+    measured, estimated = ({k: s[key] for k, s in total.items()} for key in ("gpu_hours", "flop_hours"))
     if measured["expected"] is not None:
         yield f"GPU hours: {_hours(measured)}, from {forecast['eta_from']}"
     elif estimated["expected"] is not None and estimated["expected"] >= LEAST_GPU_HOURS:
@@ -480,18 +454,28 @@ def exported(console: Console, bundle: Mapping[str, Any]) -> None:
     console.print(f"`ebc-lab verify {shlex.quote(path)}` checks it anywhere; {read}", soft_wrap=True)
 
 
+COMPARED = {  # what is compared of two studies -> in words
+    "settings": "settings",
+    "resolved": "device, dtype, threads and compiling",
+    "machine": "machine and versions",
+}
+
+
 def compared(console: Console, comparison: Mapping[str, Any]) -> None:
     """Two studies side by side, what is equal in a few words and what is not in tables."""
     a, b = comparison["studies"]
-    _found_in_both(console, comparison)
+    for name, lines in zip(comparison["studies"], comparison["answers"], strict=True):
+        for line in lines:
+            console.print(Text.assemble((f"{name}: ", "bold"), line))
     corpora = [f"{c['title']} ({c['sha256'][:12]}…)" for c in comparison["corpus"]]
     corpus = f"the same, {corpora[0]}" if comparison["same_corpus"] else " | ".join(corpora)
     console.print(Text(f"corpus: {corpus}"))
-    for what, sentence in COMPARED.items():
-        if comparison[what]:
-            console.print(_pairs(sentence, a, b, [(k, *pair) for k, pair in comparison[what].items()]))
-        else:
-            console.print(f"{sentence}: the same")
+    rows = [(f"{arm} tuned to", *pair) for arm, pair in comparison["tuned"].items()]
+    for what, words in COMPARED.items():
+        how = ", as run" if what == "resolved" else ""
+        rows += [(key + how, *pair) for key, pair in comparison[what].items()]
+        if not comparison[what]:
+            console.print(f"{words}: the same")
     runs = comparison["runs"]
     equal = f"{runs['common']} training runs in common, of which {runs['equal']} with equal results"
     weights = runs["weights"]
@@ -500,14 +484,15 @@ def compared(console: Console, comparison: Mapping[str, Any]) -> None:
     for run_id, keys in runs["different"].items():
         differing = ", ".join(f"{k} {x!r} | {y!r}" for k, (x, y) in list(keys.items())[:3])
         console.print(Text(f"  {run_id}: {differing}"))
-    rows = [
-        (f"{stage} {optimizer(track)}: {figure}", *pair)
-        for stage, tracks in comparison["decisions"].items()
-        for track, figures in tracks.items()
-        for figure, pair in figures.items()
-    ]
+    for stage, tracks in comparison["decisions"].items():
+        for track, figures in tracks.items():
+            rows += [(f"{stage} {optimizer(track)}: {key}", *pair) for key, pair in figures.items()]
     if rows:
-        console.print(_pairs("decision", a, b, rows))
+        table = plain_table("~what differs in bold", f"~{a}", f"~{b}")
+        for name, *pair in rows:
+            shown = [f"{x:.6g}" if isinstance(x, float) else str("–" if x is None else x) for x in pair]
+            table.add_row(name, *shown, style="bold" if pair[0] != pair[1] else "")
+        console.print(table)
     if comparison["verdict"]:
         table = plain_table("verdict", "", f"~{a}", "", f"~{b}", "", title="Verdict")
         for line in comparison["verdict"]:
@@ -526,33 +511,6 @@ def compared(console: Console, comparison: Mapping[str, Any]) -> None:
             both = map("".join, zip(losses, bits, strict=True))
             table.add_row(arm, *both, "–" if f["difference"] is None else f"{f['difference']:+z.4f}")
         console.print(table)
-
-
-def _found_in_both(console: Console, comparison: Mapping[str, Any]) -> None:
-    """What each of two studies answers, and the points to which their arms were tuned."""
-    for name, lines in zip(comparison["studies"], comparison["answers"], strict=True):
-        for line in lines:
-            console.print(Text.assemble((f"{name}: ", "bold"), line))
-    if comparison["tuned"]:
-        rows = [(arm, *pair) for arm, pair in comparison["tuned"].items()]
-        a, b = comparison["studies"]
-        console.print(_pairs("tuned to", a, b, rows))
-
-
-COMPARED = {  # what is compared of two studies -> in words
-    "settings": "settings",
-    "resolved": "device, dtype, threads and compiling",
-    "machine": "machine and versions",
-}
-
-
-def _pairs(what: str, a: str, b: str, rows: Sequence[tuple[str, Any, Any]]) -> Table:
-    """(name, in a, in b), what differs in bold."""
-    table = plain_table(what, f"~{a}", f"~{b}")
-    for name, *pair in rows:
-        shown = [f"{x:.6g}" if isinstance(x, float) else str("–" if x is None else x) for x in pair]
-        table.add_row(name, *shown, style="bold" if pair[0] != pair[1] and what == "decision" else "")
-    return table
 
 
 def doctor(console: Console, examination: Mapping[str, Any]) -> None:
@@ -588,8 +546,8 @@ def _speed(console: Console, s: Mapping[str, Any]) -> None:
     console.print(table)
     for c in s["compile"]:
         steps = f"a step of {c['eager_ms']:.1f} ms takes {c['compiled_ms']:.1f} ms"
-        at = f"compiling at {c['threads']} thread(s) in {c['dtype']}"
-        console.print(f"{at}: {c['compile_s']:.0f} s, then {steps}")
+        shape = f"compiling at {c['threads']} thread(s) in {c['dtype']}"
+        console.print(f"{shape}: {c['compile_s']:.0f} s, then {steps}")
     for what, name in (("study", "a study uses"), ("single_run", "one run uses")):
         for setting, reason in s[what]["why"].items():
             console.print(Text(f"{name}  {setting}={s[what][setting]}: {reason}", overflow="fold"))

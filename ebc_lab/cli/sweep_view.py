@@ -46,7 +46,10 @@ class Job:
 
 def jobs(combinations: Sequence[Sequence[str]], runs: Sequence[RunConfig], folder: Path) -> list[Job]:
     """Return the runs of a sweep in a folder, with their results. `combinations`: the overrides of each."""
-    where = folders(folder)
+    from omegaconf import OmegaConf
+
+    records = sorted(folder.glob("**/.hydra/overrides.yaml"))  # in each job's own folder
+    where = {tuple(OmegaConf.load(record)): record.parent.parent for record in records}
     first = combinations[0]
     varying = [i for i, value in enumerate(first) if any(c[i] != value for c in combinations)]
     made = []
@@ -58,14 +61,6 @@ def jobs(combinations: Sequence[Sequence[str]], runs: Sequence[RunConfig], folde
             values[key.lstrip("+")] = shown(ESCAPED.sub(r"\1", value))
         made.append(Job(number, values, run, directory, result_of(directory)))
     return made
-
-
-def folders(folder: Path) -> dict[tuple[str, ...], Path]:
-    """The overrides that Hydra recorded of each job in a sweep's folder -> the job's own folder."""
-    from omegaconf import OmegaConf
-
-    records = sorted(folder.glob("**/.hydra/overrides.yaml"))
-    return {tuple(OmegaConf.load(record)): record.parent.parent for record in records}
 
 
 def result_of(directory: Path | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -32,25 +32,19 @@ BAR = 40  # characters
 
 class RunView:
     """How far a run is, to be called with the step that is reached: a line and a bar that change on a
-    terminal, elsewhere a line in a minute; of an energy-based model also every evaluation.
+    terminal, elsewhere a line in a minute; of an energy-based model also a line for every evaluation.
 
     It reads the streams of the run as they are flushed, and keeps nothing of its own.
     """
 
-    def __init__(
-        self,
-        run: RunConfig,
-        directory: Path,
-        console: Console | None = None,
-        line_every_s: float = LINE_EVERY_S,
-    ):
+    def __init__(self, run: RunConfig, directory: Path, console: Console | None = None):
         files = RunFiles(directory)
         self.run = run
         self.console = console or made_console()
         self.steps = NewRows(files.steps)
         self.evals = NewRows(files.evals)
         self.evaluations = Evaluations(run, files) if run.workload.name == "ebm" else None
-        self.every_s = DRAWN_EVERY_S if self.console.is_terminal else line_every_s
+        self.every_s = DRAWN_EVERY_S if self.console.is_terminal else LINE_EVERY_S
         self.first: tuple[float, int] | None = None  # when this attempt took its first step, and which
         self.shown_at = time.monotonic()
         self.figures: dict[str, str] = {}
@@ -58,8 +52,8 @@ class RunView:
 
     @contextmanager
     def shown(self) -> Iterator[RunView]:
-        """Show it while the run trains. The evaluations stay on the terminal, a line alone does not."""
-        with live(self.console, auto_refresh=False, transient=self.evaluations is None) as self.display:
+        """Show it while the run trains. Evaluations stay on the terminal, the line and its bar do not."""
+        with live(self.console, auto_refresh=False, transient=True) as self.display:
             if self.display:
                 self.display.update(self._picture(0, "step 0"), refresh=True)
             yield self
@@ -75,12 +69,12 @@ class RunView:
         line = self._line(step, now)
         if due:
             self.shown_at = now
-            news = [line, *news]
         if self.display:
             self.display.update(self._picture(step, line), refresh=True)
-            return
+        elif due:
+            news = [line, *news]
         for text in news:
-            self.console.print(Text(text), soft_wrap=True)
+            self.console.print(Text(text), soft_wrap=not self.display)
 
     def _line(self, step: int, now: float) -> str:
         """`step 60/120, 51.2 steps/s, 20 s left: loss 2.5`; what is not known is left out."""
@@ -93,11 +87,11 @@ class RunView:
         return ": ".join(filter(None, [", ".join(pace), figures]))
 
     def _picture(self, step: int, line: str) -> RenderableType:
-        """The line, cut at its end where room is short, and a bar; the evaluations below."""
+        """The line, cut at its end where room is short, and a bar."""
         progress = Table.grid()
         progress.add_row(Text(line, no_wrap=True, overflow="ellipsis"))
         progress.add_row(ProgressBar(self.run.steps, step, width=BAR))
-        return Group(progress, *(self.evaluations.tables() if self.evaluations else []))
+        return progress
 
     def _read(self) -> None:
         """Bring the figures up to date with the rows that were flushed since they were read."""

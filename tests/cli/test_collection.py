@@ -27,6 +27,7 @@ def test_list_fits_a_terminal_of_80_columns(folder):
     done = run("list", folder)
     assert done.exit_code == 0, done.output
     assert max(map(len, done.output.splitlines())) <= 80
+    assert "…" not in done.output
     for shown in ("done.zip", "finished", "broken", "damaged", "smoke"):
         assert shown in done.output
     found = json.loads(run("list", folder, "--json").output)

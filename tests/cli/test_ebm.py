@@ -99,7 +99,7 @@ def test_generate_prints_the_prompt_and_what_follows_the_same_for_the_same_seed(
         (["--prompt", "a", "--langevin-step", "2"], "a chain of step 2.0 is unstable"),
         (["--prompt", "a", "--tokens", "-1"], "tokens must lie between 0 and"),
         (["--split", "tset"], "did you mean test?"),
-        (["--samples", "0"], "between 1 and 1000"),
+        (["--samples", "0"], "greater than or equal to 1"),
     ],
 )
 def test_generate_and_evaluate_refuse_in_one_sentence(run, tmp_path, options, words):

@@ -64,16 +64,11 @@ def test_off_a_terminal_each_evaluation_is_a_line(trained):
         assert name in told, name
 
 
-def test_on_a_terminal_a_table_grows(run, tmp_path):
+def test_on_a_terminal_each_evaluation_stays_above_the_bar(run, tmp_path):
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown(run, tmp_path, terminal=True))
-    assert text.count("loss parts  total") >= 3  # drawn again, at every evaluation too
-    final = text[text.rindex("step 30/30") :]
-    assert re.search(
-        r"^step +steps/s +val loss +bits/char +energy +κ +splats won +covered", final, re.MULTILINE
-    )
-    assert [line.split()[0] for line in final.splitlines() if re.match(r" *\d", line)] == ["10", "20", "30"]
-    assert re.search(r"^R²/matched at radians  0.01: \S+, 0.05: .*, 0.5: ", final, re.MULTILINE)
-    assert re.search(r"^experts +\d+%, \d+%, \d+%, \d+%", final, re.MULTILINE)
+    steps = re.findall(r"step (\d+)/30  steps/s \S+  val loss ", text)
+    assert steps == ["10", "20", "30"]
+    assert "━" in text
 
 
 @pytest.mark.thorough
@@ -82,12 +77,10 @@ def test_a_model_without_splats_and_experts_shows_what_it_has(text_file, tmp_pat
     line = shown(run, tmp_path / "plain").splitlines()[-1]
     assert "val " in line
     assert not re.search("energy|R²|κ|covered|soc_rate|experts|dsm", line)
-    assert "loss parts  total" in shown(run, tmp_path / "terminal", terminal=True)
 
 
-@pytest.mark.parametrize("terminal", [False, True])
-def test_alerts_are_shown_with_the_evaluation_that_raised_them(run, trained, tmp_path, terminal):
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=150, highlight=False)
+def test_alerts_are_shown_with_the_evaluation_that_raised_them(run, trained, tmp_path):
+    console = Console(file=io.StringIO(), width=150, highlight=False)
     folder = shutil.copytree(trained[0], tmp_path / "run")
     files = RunFiles(folder)
     files.alerts.write_text(f"{json.dumps(ALERT | {'step': 10})}\n{json.dumps(ALERT)}\n")
@@ -100,8 +93,7 @@ def test_alerts_are_shown_with_the_evaluation_that_raised_them(run, trained, tmp
     text = console.file.getvalue()
     said = "alert at step 20: load_max 0.7, threshold 0.6: raise ebm.balance: one expert takes most places"
     assert said in text
-    assert terminal or text.count("alert") == 1
-    assert ("alert at step 10" in text) == terminal  # a table shows those before it too
+    assert text.count("alert") == 1
 
 
 def test_a_line_that_is_still_being_written_waits(tmp_path):

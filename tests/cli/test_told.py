@@ -111,7 +111,7 @@ def test_the_last_screen_explains_its_terms_and_ends_in_the_answer_the_page_and_
         assert f"{term}: {words.TERMS[term]}" in text
     assert page == f"page    {finished[1].study.page_file}"
     assert watch == f"next    ebc-lab why {finished[1].study.root}"
-    assert load == f'        python: ebc_lab.load("{finished[1].study.root}").runs()'
+    assert load == f"        python: ebc_lab.load({str(finished[1].study.root)!r}).runs()"
 
 
 @pytest.mark.parametrize("folder", ["with space", "it's", 'a "b" [v2] \\t', "line\nbreak", "é ☃"])

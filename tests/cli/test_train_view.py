@@ -28,7 +28,7 @@ def run(tiny):
 def lines_of(run, directory, *, terminal: bool, width: int = 80) -> list[str]:
     """What a view of a run shows while it trains, drawn as often as it is told of a step."""
     console = Console(file=io.StringIO(), force_terminal=terminal, width=width, highlight=False)
-    view = RunView(run, directory, console, line_every_s=0.0)
+    view = RunView(run, directory, console)
     view.every_s = 0.0
     with view.shown():
         run_and_record(run, directory, "run", on_progress=view)

@@ -118,14 +118,13 @@ def test_of_a_study_that_is_not_decided_report_says_how_far_it_is_and_how_to_go_
 
     page = tmp_path / "begun" / "report.html"
     told = stopped_after(2)
-    assert re.match(r"so far  lr_sweep: Adam at lr 0\.0\d+ leads, .* \(2 of about \d+ runs\)\n", told)
-    assert "not decided: lr_sweep, calibrate, lr_scale, finals\n" in told
+    assert re.search(r"\nso far  lr_sweep: Adam at lr 0\.0\d+ leads, .* \(2 of about \d+ runs\)\n", told)
+    assert re.search(r"\nlr_sweep +open .*\ncalibrate +waiting ", told)
     assert "Not decided so far: lr_sweep, calibrate" in page.read_text()
     autopilot(config, Listener(), stages=["lr_sweep"])
     told = stopped_after(1)
-    assert told.startswith("lr_sweep decided: Adam: baseline")
+    assert re.search(r"\nlr_sweep +decided .* Adam: baseline", told)
     assert "\nso far  calibrate: " in told
-    assert "\nnot decided: calibrate, lr_scale, finals\n" in told
     assert re.search(r"\nthis continues the study:\n  .*ebc-lab autopilot study\.name=begun\n", told)
     for words in ("No answer yet.", "So far, calibrate: ", "This continues the study from here:"):
         assert words in page.read_text()

@@ -89,6 +89,7 @@ def open_pool(config: Config, study: Study, say: Say = lambda text: None) -> Ite
     try:
         yield pool
     except KeyboardInterrupt:
+        say("stopping …")  # workers may take some seconds to write their checkpoints
         pool.leave()
         raise
     except BaseException:

@@ -231,6 +231,8 @@ class Choice(Stage):
                 words = f"{pair['track']} would have had to be {pair['behind']:.4f} nats better on the grid"
                 unsure = "" if pair["told_apart"] else ", less than one run each can tell apart"
                 points.append(words + unsure)
+        if not points and (others := len({c["arm"] for c in candidates_of(name, decision)}) - 1):
+            return [f"none of the other {others} candidates was eligible"]
         return points or ["there was no other candidate"]
 
     def passed_over(self, name: str, decision: Decision) -> str:
