@@ -360,7 +360,7 @@ def settled(draw: Callable[..., Sheet | None], facts: Facts, *of: Any, **more: A
     return sheet
 
 
-OF_A_TRACK = ("lr_scale", "eta_eff", "calibrate", "curves", "efficiency", "tightness")
+OF_A_TRACK = ("lr_scale", "calibrate", "curves", "tightness")
 
 
 def expected_names(*tracks: str) -> set[str]:

@@ -23,7 +23,6 @@ from .arms.arm import Rival, draw_clip, draw_kl, draw_loss
 from .arms.clip import Course, course_of, draw_steps
 from .arms.curvature import Steps, draw_curvature, steps_of
 from .arms.ebm import States, draw_states, states_of
-from .arms.efficiency import draw_efficiency
 from .arms.low_bit import Curve, Factors, curve_of, draw_factors, draw_kl_curve, factors_of
 from .arms.mechanism import Tightness, draw_groups, draw_tightness, tightness_of
 from .arms.overlaid import draw_overlaid, losses_of
@@ -78,9 +77,6 @@ def final_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
         yield from _overlaid(
             root, named, f"curves{tail}", whom, shown, ebc, arm_label(baseline, arms[baseline])
         )
-        results = {name: read_results(root, arm) for name, arm in arms.items()}
-        draw = partial(draw_efficiency, track=track, decision=compared, results=results)
-        yield Picture(f"efficiency{tail}", section, draw, facts)
         found = Gathered()
         of_baseline = read_runs(root, arms[baseline])
         natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]

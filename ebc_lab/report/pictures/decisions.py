@@ -1,5 +1,4 @@
-"""Decisions on the learning rate and on δ*: the sweep without EBC, the LR scales, the effective step, the
-calibration."""
+"""Decisions on the learning rate and on δ*: the sweep without EBC, the LR scales, the calibration."""
 
 from __future__ import annotations
 
@@ -329,66 +328,6 @@ def _scale_finding(decision: Mapping[str, Any]) -> str:
     if decision["headroom_is_tautology"]:
         finding += "; at hollow points c < 1 cancels the learning rate"
     return finding
-
-
-# -- the effective learning rate -----------------------------------------------------------------------------
-
-
-def draw_eta_eff(
-    facts: Facts, track: str, decision: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]
-) -> Sheet | None:
-    """Draw median c·lr of the LR scales' runs against their learning rate; None where none recorded it.
-
-    `results`: by run id.
-    """
-    arms: dict[str, list[tuple[float, float, float, float]]] = {}
-    for role, of_role in decision["arms"].items():
-        for row in of_role:
-            result = results.get(row["run_id"], {})
-            if result.get("eta_eff_median") is not None and result.get("c_median"):
-                applied = result["eta_eff_median"]
-                spread = [applied * result[k] / result["c_median"] for k in ("c_p10", "c_p90")]
-                arms.setdefault(role, []).append((row["lr"], applied, *spread))
-    if not arms:
-        return None
-    rows = [row for of_role in decision["arms"].values() for row in of_role]
-    finding = "No EBC run recorded its effective learning rate"
-    if ebc := sorted(arms.get("ebc", [])):
-        (low, slow, *_), (high, fast, *_) = ebc[0], ebc[-1]
-        finding = f"With EBC the learning rate rises {high / low:.3g}×, "
-        finding += f"the median step that is applied {fast / slow:.3g}×"
-    whom = (
-        f"{optimizer(track)} with and without EBC: the learning rate that is applied, η_eff = c·lr, against "
-    )
-    sheet = Sheet(
-        facts,
-        "What does EBC make of a higher learning rate?",
-        (f"{whom}the one asked for", finding),
-        (count_of(rows), f"stage lr_scale, seed {seeds_in_words(rows)}"),
-        heights=(4.0,),
-    )
-    [axes] = sheet.panels
-    log_axis(axes, "x", RATES)
-    log_axis(axes, "y")
-    rates = column(rows, "lr")
-    ends = (min(rates) / 1.1, max(rates) * 1.1)
-    [diagonal] = axes.plot(ends, ends, color=GOAL, ls=":", lw=1.4)
-    sheet.label(axes, end_of(diagonal, "c = 1, at a constant rate: c·lr = lr"))
-    for role, points in arms.items():
-        _, look, shift = ROLES.get(role, (role, UNKNOWN, 1.0))
-        lr, middle, below, above = np.array(sorted(points)).T
-        [line] = axes.plot(lr * shift, middle, color=look.colour, marker=look.marker, ls=look.line)
-        sheet.label(axes, end_of(line, _name_role(role, decision["arms"][role], track)))
-        spreads = np.maximum((middle - below, above - middle), 0)
-        axes.errorbar(lr * shift, middle, spreads, fmt="none", ecolor=look.colour, elinewidth=1)
-    sheet.key(entry("bars: as c varies, 10th to 90th percentile", GREY, lw=1))
-    scales = sorted({(row["lr"], row["lr_scale"]) for row in rows})
-    axes.set_xticks(sorted(set(rates)), [f"{format_tick(lr)}\n×{format_tick(scale)}" for lr, scale in scales])
-    axes.set_xlabel(
-        "learning rate asked for, at its peak, and as a multiple of the best constant one (log scale)"
-    )
-    axes.set_ylabel("median η_eff = c·lr (log scale)")
-    return sheet
 
 
 # -- the calibration -----------------------------------------------------------------------------------------

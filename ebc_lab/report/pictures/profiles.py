@@ -1,5 +1,5 @@
-"""Performance profiles: on which share of the workloads each method is within a ratio of the best one's time;
-and these ratios, method by workload."""
+"""Performance profiles: on which share of the workloads each method is within a ratio of the best one's
+time."""
 
 from __future__ import annotations
 
@@ -7,21 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.patches import Patch
 
 from ebc_lab.study.stages.profiles import score_in_words
 from ebc_lab.study.stages.profiles.scores import share_within
 
 from .drawing.looks import Look, assign_looks
-from .drawing.sheet import GREY, INK, REST, SMALL, Facts, Sheet, count_seeds, entry, name_rows
+from .drawing.sheet import GREY, INK, REST, Facts, Sheet, count_seeds, entry
 
 TOLD_APART = 3  # of the methods that are not asked about: the best
-ROW = 0.3  # inches of a method's row
 TICKS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
-SHADES = LinearSegmentedColormap.from_list("ratios", ["#2a7f9e", "#9cc9d6", "#f4f1ea"])  # from the best on
-DARK = 0.3  # of the shades: on these the figures are white
 
 
 def ranked(track: Mapping[str, Any]) -> list[str]:
@@ -88,48 +82,6 @@ def steps_of(ratios: Sequence[float], most: float) -> tuple[list[float], list[fl
     """Return where ρ rises, from 1 to `most`, and its value from there on."""
     x = sorted({1.0, most, *(r for r in ratios if r < most)})
     return x, [share_within(ratios, tau) for tau in x]
-
-
-def draw_ratios(facts: Facts, track: Mapping[str, Any]) -> Sheet:
-    """Draw each method's ratio on each workload, the darker the nearer to the best."""
-    order, most = ranked(track), track["most"]
-    places = list(track["workloads"])
-    never = [name for name, w in track["workloads"].items() if w["best_steps"] is None]
-    sheet = Sheet(
-        facts,
-        "On which workloads is a method fast?",
-        (
-            "steps to the target over those of the best method there",
-            f"reached by none: {', '.join(never)}" if never else "",
-        ),
-        (count_seeds(_seeds_in(track)), "– missed", "* no configuration was chosen on it"),
-        heights=(1.2 + ROW * len(order),),
-    )
-    [axes] = sheet.panels
-    axes.grid(False)
-    for row, method in enumerate(order):
-        for place, name in enumerate(places):
-            ratio = (track["methods"][method]["workloads"].get(name) or {}).get("ratio")
-            _draw_cell(axes, row, place, ratio, most)
-    chose = [track["workloads"][name]["calibrates"] for name in places]
-    labels = [name + "*" * (not chosen) for name, chosen in zip(places, chose, strict=True)]
-    axes.set(xlim=(-0.5, len(places) - 0.5))
-    axes.set_xticks(range(len(places)), labels, rotation=90 if facts.narrow else 0)
-    axes.tick_params(axis="x", length=0)
-    axes.spines["bottom"].set_visible(False)
-    shades = (("as fast as the best", SHADES(0.0)), (f"{most:g} times as long, or longer", SHADES(1.0)))
-    sheet.key(*[Patch(facecolor=colour, label=label) for label, colour in shades])
-    name_rows(axes, order)
-    return sheet
-
-
-def _draw_cell(axes: Axes, row: int, place: int, ratio: float | None, most: float) -> None:
-    """Draw a method's ratio on a workload, None where it missed the target."""
-    share = 1.0 if ratio is None else min(1.0, np.log(ratio) / np.log(most))
-    axes.barh(row, 0.96, left=place - 0.48, height=0.92, color="white" if ratio is None else SHADES(share))
-    shown = "–" if ratio is None else f"{ratio:.2f}"
-    ink = "white" if ratio is not None and share < DARK else INK
-    axes.text(place, row, shown, ha="center", va="center", size=SMALL, color=ink)
 
 
 def _seeds_in(track: Mapping[str, Any]) -> int:

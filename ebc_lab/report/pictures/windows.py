@@ -1,6 +1,5 @@
-"""What a suite's sweeps show: the loss against the learning rate and against δ*, with each arm's window, and
-the regrets of settings that were chosen at another size; and of arms that were tuned over a learning rate of
-their own, these curves over each other."""
+"""The loss against the learning rate and against δ*, of the arms that a suite sweeps, with each arm's window;
+and of arms that were tuned over a learning rate of their own, these curves over each other."""
 
 from __future__ import annotations
 
@@ -11,22 +10,19 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves, level
+from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves
 from ebc_lab.study.stages.suite import SAME_NATS
 
-from ..text.words import largest_regrets, optimizer, regrets_of, rules_among, signed
+from ..text.words import optimizer, rules_among, signed
 from .drawing.curves import missing
-from .drawing.looks import ALERT, EBC, PLAIN, Look
+from .drawing.looks import Look
 from .drawing.losses import WINDOW_ROW, WITHIN, ceiling_of, draw_windows, where_it_ends, widest_in_words
 from .drawing.sheet import (
     GREY,
-    INK,
     MOST_LINES,
     REST,
     RING,
     SEED,
-    SMALL,
-    Arms,
     End,
     Facts,
     Picture,
@@ -34,7 +30,6 @@ from .drawing.sheet import (
     count_seeds,
     entry,
     log_axis,
-    name_rows,
 )
 
 RATE = f"learning rate at its peak (log scale); bars: the LR windows, {WITHIN}"
@@ -44,7 +39,7 @@ STOPPED: dict[str, Any] = {"ls": "", "marker": "D", "ms": 5, "mew": 1.4, "mfc": 
 
 
 def window_pictures(facts: Facts, track: str, decision: Mapping[str, Any], tail: str) -> Iterator[Picture]:
-    """Return the pictures of a track's sweeps and transfers, where it has any. `tail`: of their names."""
+    """Return the pictures of a track's sweeps, where it has any. `tail`: of their names."""
     sweeps = decision.get("windows", {})
     over_rates = {name: sweep["lr_scale"] for name, sweep in sweeps.items() if "lr_scale" in sweep}
     over_targets = {name: sweep["delta"] for name, sweep in sweeps.items() if "delta" in sweep}
@@ -54,9 +49,6 @@ def window_pictures(facts: Facts, track: str, decision: Mapping[str, Any], tail:
     if over_targets:
         draw = partial(draw_deltas, track=track, decision=decision, sweeps=over_targets)
         yield Picture(f"delta_windows{tail}", "verdict", draw, facts)
-    if decision.get("transfer"):
-        draw = partial(draw_transfer, track=track, decision=decision)
-        yield Picture(f"transfer{tail}", "verdict", draw, facts)
 
 
 # -- sweeps --------------------------------------------------------------------------------------------------
@@ -303,63 +295,3 @@ def _found_of_delta(name: str, sweep: Sweep) -> str:
     if sweep.get("yardstick") in (None, name):
         return in_octaves(sweep["window"])
     return f"worst start {signed(sweep['worst'], 3)}" if sweep["worst"] is not None else "a start diverged"
-
-
-# -- transfer ------------------------------------------------------------------------------------------------
-
-
-def draw_transfer(facts: Facts, track: str, decision: Mapping[str, Any]) -> Sheet:
-    """Draw the regret of each arm that kept its settings, at each size, beside the plain optimizer."""
-    arms = decision["arms"]
-    kept = {label: arms[label] for size in decision["transfer"] for label in size["kept"]}
-    sure = level(arm["difference"] for arm in kept.values())
-    sheet = Sheet(
-        facts,
-        "Do settings that were chosen at one size serve at another?",
-        (
-            f"{optimizer(track)}: test loss minus that of the plain optimizer tuned again at that size",
-            _worst_regrets(decision),
-        ),
-        (f"bars: its own {sure} interval",),
-        arms=kept,
-        heights=(1.2 + 0.42 * len(kept),),
-    )
-    [axes] = sheet.panels
-    axes.set_xlabel("regret, nats per token (left is better)")
-    axes.grid(axis="y", visible=False)
-    axes.axvline(0, color=INK, lw=1.0)
-    for ebc in sorted({bool(arm["ebc"]) for arm in kept.values()}, reverse=True):
-        colour, marker = _mark_of_kind(ebc)
-        sheet.key(entry("EBC" if ebc else "plain", colour, marker=marker, lw=1.6))
-    name_rows(axes, [arm["about"] for arm in kept.values()])
-    for row, arm in enumerate(kept.values()):
-        _draw_regret(axes, row, arm)
-    return sheet
-
-
-def _mark_of_kind(ebc: bool) -> tuple[str, str]:
-    return (EBC, "o") if ebc else (PLAIN, "s")
-
-
-def _worst_regrets(decision: Any) -> str:
-    """Return the largest mean regret with EBC and of the plain optimizer, in words."""
-    worst = largest_regrets(regrets_of(decision), decision["arms"])
-    named = {True: "EBC", False: "the plain optimizer"}
-    parts = [
-        f"of {words} {signed(worst[ebc][1], 3)} ({worst[ebc][0]})"
-        for ebc, words in named.items()
-        if ebc in worst
-    ]
-    return f"Largest regret {', '.join(parts)}" if parts else "No regret is known"
-
-
-def _draw_regret(axes: Axes, row: int, arm: Arms) -> None:
-    difference = arm["difference"] or {}
-    colour, marker = _mark_of_kind(bool(arm["ebc"]))
-    if difference.get("mean") is None:
-        cause = "diverged" if difference.get("diverged") else "no pair of seeds"
-        axes.text(0.5, row, cause, transform=axes.get_yaxis_transform(), color=ALERT, size=SMALL, va="center")
-        return
-    if difference["low"] is not None:
-        axes.plot([difference["low"], difference["high"]], [row] * 2, color=colour, lw=1.6)
-    axes.plot(difference["mean"], row, marker, color=colour, ms=6)

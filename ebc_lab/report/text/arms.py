@@ -162,7 +162,7 @@ def _arm(label: str, track: ComparedTrack, results: Results | None, timed: bool)
         mean("kl_ratio_median") if ebc else None,
         mean("kl_within_30pct") if ebc and in_suite else None,
         *map(mean, STEPS_COLUMNS),
-        _unless_baseline(efficiency, reached),
+        _steps_to_baseline(efficiency, reached, runs),
         reached["train_s"] if reached else None,
         ", ".join(f"{n} {o}" for o, n in outcomes.items()) if in_suite and done < runs else "",
     )
@@ -236,10 +236,15 @@ def _named(label: str, arm: Arm, reference: bool) -> Cell:
     return Cell(label, note=", ".join(remarks))
 
 
-def _unless_baseline(efficiency: Any, reached: Efficiency | None) -> Any:
+def _steps_to_baseline(efficiency: Any, reached: Efficiency | None, runs: int) -> Cell:
+    """Return when an arm's loss is down to the baseline's final one, and how many of its runs get there, if
+    not all; nothing for a suite."""
     if efficiency is None:
         return Cell()
-    return reached["steps"] if reached else Cell("not reached")
+    if reached is None:
+        return Cell("not reached")
+    some = f"{reached['seeds']} of {runs} seeds" if reached["seeds"] < runs else ""
+    return Cell(brief(reached["steps"]), reached["steps"], note=some)
 
 
 # -- figures of parts ----------------------------------------------------------------------------------------

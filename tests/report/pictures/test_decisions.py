@@ -113,16 +113,6 @@ def test_a_rate_at_which_training_fails_does_not_squash_the_others(tmp_path):
     assert "7.500" in words_of(sheet)
 
 
-def test_the_effective_step_is_drawn_against_the_rate_asked_for(figures):
-    axes = figures["eta_eff"].axes[0]
-    assert axes.get_xscale() == axes.get_yscale() == "log"
-    assert any(np.allclose(line, [(0.004, 0.003), (0.008, 0.003)], rtol=0.05) for line in lines_of(axes)[1:])
-    bars = [segment[:, 1] for lines in axes.collections for segment in lines.get_segments()]
-    assert any(np.allclose(ends, [0.002, 0.0045]) for ends in bars)  # of 0.003 at c 0.6: at 0.4 and 0.9
-    assert all(x == y for x, y in lines_of(axes)[0])
-    assert "rises 2×, the median step that is applied 1×" in figures["eta_eff"].alt
-
-
 def test_the_calibration_shows_loss_and_c_by_target_with_the_window_and_the_winner(figures):
     top, bottom = figures["calibrate"].axes
     assert points(bottom, "o")[:2] == [(0.009, 0.3), (0.018, 0.6)]

@@ -6,7 +6,6 @@ import pytest
 from matplotlib.figure import Figure
 from support.drawn import settled
 
-from ebc_lab.report.pictures.arms.efficiency import format_tokens
 from ebc_lab.report.pictures.decisions import ROUNDED, draw_calibration
 from ebc_lab.report.pictures.drawing.losses import ceiling_of, where_it_ends, widest_in_words
 from ebc_lab.report.pictures.drawing.sheet import Facts, format_tick, log_axis, spread
@@ -41,10 +40,6 @@ def test_of_a_ratio_of_rounded_figures_a_thousandth_is_enough():
 @pytest.mark.parametrize("value", [1.2345, 0.98765, 123.456, 0.0012344, 7.7, 3e-5, 1.0049])
 def test_no_label_of_a_tick_is_another_value(value):
     assert float(format_tick(value).replace("−", "-")) == pytest.approx(value, rel=1e-6)
-
-
-def test_tokens_are_labelled_with_what_they_are():
-    assert [format_tokens(x) for x in (0, 1250, 61440, 1.25e6)] == ["0", "1.25k", "61.44k", "1.25M"]
 
 
 def test_the_calibration_says_the_same_multiple_on_the_axis_and_in_words():

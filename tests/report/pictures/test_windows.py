@@ -85,25 +85,6 @@ def test_a_sweep_in_which_every_run_diverged_is_drawn():
     assert "plain  none" in words_of(sheet)
 
 
-def test_regrets_stand_in_rows_at_each_size():
-    arms = {
-        "plain_long": arm("plain as tuned", mean=0.1),
-        "ebc_long": arm("EBC as tuned", ebc=True, mean=0.02),
-    }
-    sizes = [{"shape": "4× steps", "tuned": "again", "kept": list(arms), "against_kept": {}}]
-    sheet = drawn({"reference": "again", "arms": arms, "windows": {}, "transfer": sizes})["transfer"]
-    [axes] = sheet.axes
-    marks = {line.get_marker(): line.get_xdata()[0] for line in axes.get_lines() if line.get_marker() in "os"}
-    assert marks == {"s": 0.1, "o": 0.02}
-    assert [t.get_text() for t in axes.get_yticklabels()] == [
-        "plain as tuned",
-        "EBC as tuned",
-    ]
-    assert sheet.alt.endswith(
-        "Largest regret of EBC +0.020 (ebc_long), of the plain optimizer +0.100 (plain_long)."
-    )
-
-
 def test_of_a_sweep_only_the_best_point_and_the_reference_have_pictures_of_their_own():
     found = found_of(RATES)
     found["arms"]["unswept"] = arm("unswept")
