@@ -342,6 +342,8 @@ def drawn(root: Path, until: str = "", phone: Container[str] = ()) -> dict[str, 
     figures = {}
     with matplotlib.rc_context(fname=STYLE):
         for picture in pictures.pictures(root, facts, decisions):
+            if picture.name == "lr_sweep" and "candidates" not in decisions["lr_sweep"]:
+                continue  # of a written suite, whose sweep is only tracks
             if sheet := picture.sheet():
                 figures[picture.name] = sheet
             if picture.name in phone:

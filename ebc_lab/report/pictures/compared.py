@@ -7,23 +7,24 @@ a brief bundle, has no picture.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, cast
 
+from ebc_lab.config.part import Part
 from ebc_lab.config.parts import PARTS
 from ebc_lab.records.decisions import SuiteTrack
 from ebc_lab.study.stages.stage import candidates_of
 
 from ..text.words import arm_label, mine_of, optimizer, signed, tuned_arms
 from .arms.arm import Rival, draw_clip, draw_kl, draw_loss
-from .arms.clip import Course, course_of, draw_steps
-from .arms.curvature import Steps, draw_curvature, steps_of
-from .arms.ebm import States, draw_states, states_of
-from .arms.low_bit import Curve, Factors, curve_of, draw_factors, draw_kl_curve, factors_of
+from .arms.clip import course_of, draw_steps
+from .arms.curvature import draw_curvature, steps_of
+from .arms.ebm import draw_states, states_of
+from .arms.low_bit import curve_of, draw_factors, draw_kl_curve, factors_of
 from .arms.mechanism import Tightness, draw_groups, draw_tightness, tightness_of
 from .arms.overlaid import draw_overlaid, losses_of
 from .drawing.curves import ArmRuns, Run, known, read_results, read_runs
@@ -31,34 +32,30 @@ from .drawing.sheet import Arms, Decisions, Facts, Picture, Sheet
 from .windows import draw_tuned, window_pictures
 
 
-class PartPicture(Protocol):
-    """The picture that a part of a run has of its own, `Part.picture`: a file of this folder with the part's
-    name."""
+class JointPicture(NamedTuple):
+    """A picture of all arms of which it has something to show."""
 
-    def gather(self, of: ArmRuns) -> Any:
-        """Return what the picture shows of an arm, None for nothing."""
-
-    def draw(self, facts: Facts, track: str, arms: Arms, drawn: Mapping[str, Any]) -> Sheet:
-        """Draw the arms that show something."""
+    gather: Callable[[ArmRuns], Any]  # returns what it shows of an arm, None for nothing
+    draw: Callable[..., Sheet | None]  # facts, track, arms, and what was gathered of each -> the picture
 
 
-PART_FIGURES = {
-    part.picture: cast(PartPicture, import_module(f".{part.group_name}", __package__))
-    for part in PARTS
-    if part.picture
+def _part_picture(part: type[Part]) -> JointPicture:
+    """Return the picture that a part of a run has: the file of this folder with the part's name draws it."""
+    module = import_module(f".{part.group_name}", __package__)
+    return JointPicture(module.gather, module.draw)
+
+
+JOINT_PICTURES = {
+    "ablation_steps": JointPicture(
+        lambda arm: course_of(arm.runs) if arm.decided["ebc"] else None, draw_steps
+    ),
+    "ablation_tightness": JointPicture(lambda arm: tightness_of(arm.runs), draw_tightness),
+    "kl_curve": JointPicture(lambda arm: curve_of(arm.runs), draw_kl_curve),
+    "curvature": JointPicture(lambda arm: steps_of(arm.runs, arm.specs), draw_curvature),
+    "policy": JointPicture(lambda arm: factors_of(arm.runs), draw_factors),
+    **{part.picture: _part_picture(part) for part in PARTS if part.picture},
+    "ebm": JointPicture(lambda arm: states_of(arm.runs) if arm.is_reference else None, draw_states),
 }
-
-
-@dataclass
-class Gathered:
-    """What the pictures of several arms are drawn from, gathered while each arm's runs are in memory."""
-
-    courses: dict[str, Course] = field(default_factory=dict)
-    tight: dict[str, Tightness] = field(default_factory=dict)
-    curves: dict[str, Curve] = field(default_factory=dict)  # of KL against c
-    paths: dict[str, Steps] = field(default_factory=dict)  # through KL and length of the steps
-    parts: dict[str, dict[str, Any]] = field(default_factory=dict)  # picture -> arm -> what it draws of that
-    states: States | None = None  # of the reference, if it is an energy-based model
 
 
 # -- the finals ----------------------------------------------------------------------------------------------
@@ -77,7 +74,7 @@ def final_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
         yield from _overlaid(
             root, named, f"curves{tail}", whom, shown, ebc, arm_label(baseline, arms[baseline])
         )
-        found = Gathered()
+        tight: dict[str, Tightness] = {}
         of_baseline = read_runs(root, arms[baseline])
         natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
         for name, arm in arms.items():
@@ -89,14 +86,14 @@ def final_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
             rival = Rival("the baseline", of_baseline, f"; {there}", itself=name == baseline)
             yield from _pictures_of_arm(facts, name, "", arm, runs, rival, natural_kl, kl_of_plain=True)
             if measured := tightness_of(runs):
-                found.tight[name] = measured
+                tight[arm_label(name, arm)] = measured
         if states := states_of(of_baseline):
-            draw = partial(draw_states, track=track, label="the baseline", arm=arms[baseline], states=states)
+            label = "the baseline"
+            draw = partial(_draw, draw_states, track, {label: arms[baseline]}, {label: states})
             yield Picture(f"ebm{tail}", section, draw, facts)
-        if found.tight:
-            names = {name: arm_label(name, arms[name]) for name in found.tight}
-            draw = partial(draw_tightness, track=track, arms=arms, measured=found.tight, names=names)
-            yield Picture(f"tightness{tail}", section, draw, facts)
+        if tight:
+            draw = partial(_draw, draw_tightness, track, shown, tight)
+            yield Picture(f"tightness{tail}", section, draw, named)
 
 
 # -- a suite -------------------------------------------------------------------------------------------------
@@ -111,19 +108,17 @@ def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
         arms = highlighted_arms(compared)
         yield from window_pictures(facts, track, compared, tail)
         yield from _together(root, facts, track, compared, arms, decisions, tail)
-        found = Gathered()
-        yield from _each_arm(root, facts, track, compared, arms, decisions, tail, found)
-        for name, draw, drawn in _of_several(root, compared, found):
-            shown = {label: compared["arms"][label] for label in drawn}
-            yield Picture(f"{name}{tail}", section, partial(_draw, draw, track, shown, drawn), facts)
-        if states := found.states:
-            label = compared["reference"]
-            draw = partial(draw_states, track=track, label=label, arm=arms[label], states=states)
-            yield Picture(f"ebm{tail}", section, draw, facts)
+        gathered: dict[str, dict[str, Any]] = {name: {} for name in JOINT_PICTURES}
+        yield from _each_arm(root, facts, track, compared, arms, decisions, tail, gathered)
+        for name, found in gathered.items():
+            if found:
+                shown = {label: compared["arms"][label] for label in found}
+                draw = partial(_draw, JOINT_PICTURES[name].draw, track, shown, found)
+                yield Picture(f"{name}{tail}", section, draw, facts)
 
 
-def _draw(draw: Any, track: str, arms: Arms, drawn: Mapping[str, Any], facts: Facts) -> Any:
-    return draw(facts, track, arms, drawn)
+def _draw(draw: Any, track: str, arms: Arms, found: Mapping[str, Any], facts: Facts) -> Any:
+    return draw(facts, track, arms, found)
 
 
 def highlighted_arms(compared: Mapping[str, Any]) -> Arms:
@@ -186,32 +181,27 @@ def _each_arm(
     arms: Arms,
     decisions: Decisions,
     tail: str,
-    found: Gathered,
+    gathered: Mapping[str, dict[str, Any]],
 ) -> Iterator[Picture]:
-    """Return each arm's own pictures; what the pictures of several arms need of it goes to `found`."""
+    """Return the own pictures of `arms`; what the pictures of several arms show of them goes to `gathered`,
+    as does that of every arm with a policy, whichever rate it has."""
     natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
     rivals = {v: read_runs(root, arms[v]) for v in {arm["versus"] for arm in arms.values()} if v in arms}
-    for label, arm in arms.items():
+    for label, arm in compared["arms"].items():
+        if label not in arms and "lr_factor" not in arm["figures"]:
+            continue
         runs = rivals[label] if label in rivals else read_runs(root, arm)
         specs = read_results(root, arm, "spec")
-        versus = arm["versus"] or label
-        of_rival = runs if versus == label else rivals.get(versus, [])
-        rival = Rival(versus, of_rival, _paired_in_words(arm), itself=versus == label)
-        yield from _pictures_of_arm(_sized(facts, specs), label, tail, arm, runs, rival, natural_kl)
-        if arm["ebc"] and any(run.steps for run in runs):
-            found.courses[label] = course_of(runs)
-            if measured := tightness_of(runs):
-                found.tight[label] = measured
-        if label == compared["reference"]:
-            found.states = states_of(runs)
-        if curve := curve_of(runs):
-            found.curves[label] = curve
-        if path := steps_of(runs, specs):
-            found.paths[label] = path
-        of_arm = ArmRuns(label, arm, runs, specs, partial(_tried, root, decisions.get("tune"), track, label))
-        for name, part in PART_FIGURES.items():
-            if (drawn := part.gather(of_arm)) is not None:
-                found.parts.setdefault(name, {})[label] = drawn
+        tried = partial(_tried, root, decisions.get("tune"), track, label)
+        every = ArmRuns(label, arm, runs, specs, tried, label == compared["reference"])
+        for name, picture in JOINT_PICTURES.items():
+            if (found := picture.gather(every)) is not None:
+                gathered[name][label] = found
+        if label in arms:
+            versus = arm["versus"] or label
+            of_rival = runs if versus == label else rivals.get(versus, [])
+            rival = Rival(versus, of_rival, _paired_in_words(arm), itself=versus == label)
+            yield from _pictures_of_arm(_sized(facts, specs), label, tail, arm, runs, rival, natural_kl)
 
 
 def _pictures_of_arm(
@@ -239,35 +229,10 @@ def _pictures_of_arm(
         yield Picture(f"{name}{tail}_{kind}", "arms", drawn, facts, arm=name)
 
 
-def _of_several(
-    root: Path, compared: Mapping[str, Any], found: Gathered
-) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
-    """Return (name, how it is drawn, what of each arm) of each picture of several arms."""
-    measured = any(len(path.measured_at) for path in found.paths.values())
-    several: dict[str, tuple[Any, Mapping[str, Any]]] = {
-        "ablation_steps": (draw_steps, found.courses),
-        "ablation_tightness": (draw_tightness, found.tight),
-        "kl_curve": (draw_kl_curve, found.curves),
-        "curvature": (draw_curvature, found.paths if measured else {}),
-        "policy": (draw_factors, _factors(root, compared["arms"])),
-        **{name: (PART_FIGURES[name].draw, drawn) for name, drawn in found.parts.items()},
-    }
-    for name, (draw, drawn) in several.items():
-        if drawn:
-            yield name, draw, drawn
-
-
 def _tried(root: Path, tune: Any, track: str, label: str) -> list[tuple[str, dict[str, Any]]]:
     """Read the results of the runs that an arm was tuned by."""
     runs: Iterable[Any] = candidates_of(track, tune) if tune and track in tune["tracks"] else []
     return [(c["arm"], known(root, c["run_id"])) for c in runs if c["role"] == label]
-
-
-def _factors(root: Path, arms: Arms) -> dict[str, Factors]:
-    """Read the factors of every arm with a policy, also of those that have no pictures of their own."""
-    steered = {label: arm for label, arm in arms.items() if "lr_factor" in arm["figures"]}
-    measured = {label: factors_of(read_runs(root, arm)) for label, arm in steered.items()}
-    return {label: factors for label, factors in measured.items() if factors}
 
 
 def _sized(facts: Facts, specs: Mapping[str, Mapping[str, Any]]) -> Facts:

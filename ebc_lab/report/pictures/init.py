@@ -45,20 +45,20 @@ class Trade:
         return float(np.interp(new, learned[order], old[order])) if inside else None
 
 
-def gather(of: ArmRuns) -> Trade | None:
+def gather(arm: ArmRuns) -> Trade | None:
     """Return the arm's trade; None where no completed run measured an old text."""
-    done = [run.result for run in of.runs if _measured(run.result)]
+    done = [run.result for run in arm.runs if _measured(run.result)]
     if not done:
         return None
     points: dict[str, list[Mapping[str, Any]]] = {}
-    for name, result in of.tried():
+    for name, result in arm.tried():
         points.setdefault(name, []).append(result)
     whole = [results for results in points.values() if all(map(_measured, results))]
     whole.sort(key=lambda results: _mean(results, "weights_moved"))
     at = np.array([(_mean(results, NEW), _mean(results, OLD)) for results in whole]).reshape(-1, 2)
     at = at[at[:, 0] <= at[:1, 0].max(initial=-np.inf)]
     end, seeds = (_mean(done, NEW), _mean(done, OLD)), max(map(len, whole), default=0)
-    return Trade(at[:, 0], at[:, 1], seeds, end, of.arm["figures"].get("weights_moved"))
+    return Trade(at[:, 0], at[:, 1], seeds, end, arm.decided["figures"].get("weights_moved"))
 
 
 def _measured(result: Mapping[str, Any]) -> bool:

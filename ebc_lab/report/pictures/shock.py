@@ -38,15 +38,15 @@ class Recovery:
     back: Sequence[float | None]  # steps until the loss was back, None: never
 
 
-def gather(of: ArmRuns) -> Recovery | None:
+def gather(arm: ArmRuns) -> Recovery | None:
     """Return the arm's recovery; None where it had no shock, or no run lasted long enough after it."""
     losses, peaks, back = [], [], []
     offset = np.arange(-SHOCK_WINDOW, AFTER_SHOCK + 1)
     # with the gap at the shock itself
     offset = offset[np.union1d(thinned(len(offset), RECOVERY_POINTS), SHOCK_WINDOW)]
     shock: Mapping[str, Any] = {}
-    for run in of.runs:
-        config = of.specs[run.seed].get("config", {})
+    for run in arm.runs:
+        config = arm.specs[run.seed].get("config", {})
         if run.result.get("shock_peak") is None or not run.steps or not config:
             continue
         shock = config["shock"]
@@ -58,7 +58,7 @@ def gather(of: ArmRuns) -> Recovery | None:
         return None
     seeds = np.ma.masked_invalid(losses)
     loss = Line(offset, seeds, seeds.mean(axis=0))
-    return Recovery(of.label, shock["name"], shock["size"], loss, peaks, back)
+    return Recovery(arm.label, shock["name"], shock["size"], loss, peaks, back)
 
 
 def around(losses: np.ndarray, shock: int, offset: np.ndarray) -> np.ndarray:

@@ -42,7 +42,10 @@ class Course:
     ratio: Line  # geometric means
 
 
-def course_of(runs: Sequence[Run]) -> Course:
+def course_of(runs: Sequence[Run]) -> Course | None:
+    """None where no run recorded its steps."""
+    if not any(run.steps for run in runs):
+        return None
     streams = [audited(run.steps) for run in runs]
     audits, applied = by_step(streams, "applied_kl")
     targets = np.ma.masked_less_equal(by_step(streams, "target_kl")[1], 0.0)

@@ -132,10 +132,12 @@ def _bound(config: Mapping[str, Any]) -> float:
     return (2 + 2 * beta) / (1 - beta)
 
 
-def draw_curvature(facts: Facts, track: str, arms: Arms, paths: Mapping[str, Steps]) -> Sheet:
+def draw_curvature(facts: Facts, track: str, arms: Arms, paths: Mapping[str, Steps]) -> Sheet | None:
     """Draw left the KL of the steps against their length, a path for each arm; right the curvature
     between the two over the run, and under it what the sharpness is, in units of the rate where Adam's was
-    measured."""
+    measured; None where no run measured the sharpness."""
+    if not any(len(path.measured_at) for path in paths.values()):
+        return None
     finding = " ".join(f"{text}." for text in (_budgets(paths), _alike(paths), _edge(paths)) if text)
     sheet = Sheet(
         facts,

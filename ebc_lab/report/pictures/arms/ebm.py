@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,6 +18,7 @@ from ..drawing.looks import Look
 from ..drawing.sheet import (
     FAINT,
     GREY,
+    Arms,
     Facts,
     Sheet,
     entry,
@@ -70,8 +70,10 @@ def _line(runs: Sequence[Run], stream: str, column: str) -> Line:
     return smooth_line(steps, table) if stream == "steps" else Line(steps, table, np.ma.median(table, axis=0))
 
 
-def draw_states(facts: Facts, track: str, label: str, arm: Mapping[str, Any], states: States) -> Sheet:
-    """Draw the parts of the loss above, R² of the score at every noise level below, matched values dashed."""
+def draw_states(facts: Facts, track: str, arms: Arms, found: Mapping[str, States]) -> Sheet:
+    """Draw the parts of the only arm's loss above, R² of the score at every noise level below, matched values
+    dashed."""
+    [(label, states)] = found.items()
     ends = [line.last for line in (*states.parts.values(), *states.scores.values())]
     last = max((end[0] for end in ends if end), default=0.0)
     whom = (
@@ -85,7 +87,7 @@ def draw_states(facts: Facts, track: str, label: str, arm: Mapping[str, Any], st
             f"medians of the seeds; parts unweighted, running means over {window(round(last) + 1)} steps",
             "R² where above 0; dashed: if spread as their splats are",
         ),
-        arms={label: arm},
+        arms=arms,
         grid=("a", "b"),
         heights=(2.7, 3.2),
         width=10.0,

@@ -117,20 +117,16 @@ def draw_tightness(
     track: str,
     arms: Arms,
     measured: Mapping[str, Tightness],
-    names: Mapping[str, str] | None = None,
 ) -> Sheet:
-    """Draw a row for every arm that measured it: median, quartiles, 10th to 90th percentile, its seeds faint.
-
-    `names`: the arms in words, where these are others.
-    """
-    names = names or {name: name for name in measured}
+    """Draw a row for every arm that measured it: median, quartiles, 10th to 90th percentile, its seeds
+    faint."""
     whom = (
         f"{optimizer(track)}: tightness, the measured movement T over the predicted one, c·S, at the audits"
     )
     sheet = Sheet(
         facts,
         "Does a step move the predictions as far as the groups' sum says?",
-        (whom, _tightness_finding(names, measured)),
+        (whom, _tightness_finding(measured)),
         arms={name: arms[name] for name in measured},
         heights=(1.1 + 0.36 * len(measured),),
     )
@@ -148,15 +144,15 @@ def draw_tightness(
     sheet.key(entry("1: exactly as predicted", GOAL, lw=1.4, ls="--"))
     sheet.key(entry("median and quartiles over all seeds' measured steps", marker="o", lw=3.0))
     sheet.key(entry("10th to 90th percentile", lw=0.9), entry("each seed's median", **SEED))
-    name_rows(axes, [names[name] for name in measured])
+    name_rows(axes, list(measured))
     return sheet
 
 
-def _tightness_finding(names: Mapping[str, str], measured: Mapping[str, Tightness]) -> str:
+def _tightness_finding(measured: Mapping[str, Tightness]) -> str:
     every = np.concatenate([t.values for t in measured.values()])
     share = 100 * float((every <= 1).mean())
     middles = {name: float(np.median(t.values)) for name, t in measured.items()}
     low, high = min(middles, key=lambda n: middles[n]), max(middles, key=lambda n: middles[n])
     finding = f"At most as far (≤ 1) on {share:.0f}% of {len(every)} measured steps; "
-    finding += f"median {middles[low]:.2g} ({names[low]})"
-    return finding + (f" to {middles[high]:.2g} ({names[high]})" if low != high else "")
+    finding += f"median {middles[low]:.2g} ({low})"
+    return finding + (f" to {middles[high]:.2g} ({high})" if low != high else "")

@@ -43,13 +43,14 @@ class Run:
 
 @dataclass(frozen=True)
 class ArmRuns:
-    """What the picture of a part may draw of an arm."""
+    """What a picture of several arms may show of one."""
 
     label: str
-    arm: Mapping[str, Any]
+    decided: Mapping[str, Any]
     runs: Sequence[Run]
     specs: Mapping[str, Mapping[str, Any]]  # by seed
     tried: Callable[[], list[tuple[str, dict[str, Any]]]]  # reads the point and the result of each tuning run
+    is_reference: bool = False
 
 
 def read_runs(root: Path, arm: Mapping[str, Any]) -> list[Run]:
