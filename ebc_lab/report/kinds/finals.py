@@ -76,7 +76,7 @@ def _for_papers(found: Evidence, name: str, track: FinalsTrack) -> Table:
     """Return each arm with its differences from the baseline and from the fair control."""
     rows = []
     for label, arm in track["arms"].items():
-        cells: list[Any] = [arm_label(label, arm), test_loss(arm, found.results), bits_of(arm, found.results)]
+        cells: list[Any] = [arm_label(label, arm), test_loss(arm, found.results), bits_of(arm)]
         for family in ("baseline", "control"):
             itself = label == track["roles"].get(family)
             difference = track["differences"].get(family, {}).get(label)

@@ -11,7 +11,7 @@ from ebc_lab.study.stages.stage import candidates_of
 from ebc_lab.study.stages.statistics import by_interval, centre_of, in_octaves, level
 
 from . import words
-from .arms import point_in_words
+from .arms import point_in_words, test_loss
 from .table import PAGE, Cell, Column, Row, Table, filled, loss_column
 from .words import NOTHING, brief, signed
 
@@ -82,7 +82,7 @@ def is_better(name: str, label: str, track: SuiteTrack, tuned: Mapping[str, Tune
             Cell("itself") if arm == label else difference,
             Cell() if arm == label else verdict,
             Cell() if arm == label else limits,
-            _loss(settings),
+            test_loss(settings, None),
             settings["lr"],
             schedule_in_words(settings),
             settings.get("warmup_steps"),
@@ -116,12 +116,6 @@ def schedule_in_words(arm: Arm) -> str:
 def _window(tuned: TunedArm | None) -> Cell:
     span = tuned.get("window") if tuned else None
     return Cell(in_octaves(span).removesuffix(" octaves"), span["octaves"]) if span else Cell()
-
-
-def _loss(arm: Arm) -> Cell:
-    if diverged := arm["outcomes"].get("diverged"):
-        return Cell(f"{diverged} of {len(arm['runs'])} diverged")
-    return Cell(words.fixed(arm["test_loss"]), arm["test_loss"])
 
 
 def _cost(cost: StepCost | None) -> Cell:

@@ -168,7 +168,7 @@ def differences(
             Cell(page="none", interval=d),
             Cell(_interval(d, "joint_low", "joint_high"), d.get("joint_low")),
             test_loss(arm, results),
-            bits_of(arm, results),
+            bits_of(arm),
             point_in_words(arm),
             d["seeds"],
             Cell(f"{lost['arm']} / {lost['reference']}" if lost else "", lost["arm"] if lost else None),
@@ -201,7 +201,7 @@ def _reference(name: str, arm: Arm, results: Results | None) -> Row:
         "Arm": Cell(name, page=words.arm_label(name, arm)),
         "Difference": Cell("reference"),
         "Test loss": test_loss(arm, results),
-        BITS_TITLE: bits_of(arm, results),
+        BITS_TITLE: bits_of(arm),
         "Tuned to": Cell(point_in_words(arm)),
     }
     return filled(DIFFERENCES, [cells.get(column.title, Cell()) for column in DIFFERENCES], chosen=True)

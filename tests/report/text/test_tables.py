@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,6 +65,8 @@ def finals_of(**changed: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     results: dict[str, Any] = {}
     for label, losses in LOSSES.items():
         arms[label] = {"ebc": label == "good", "runs": {str(s): f"{label}{s}" for s in range(3)}}
+        ends = Counter("completed" if loss else "diverged" for loss in losses)
+        arms[label]["outcomes"] = dict(ends)
         for seed, loss in enumerate(losses):
             done = {
                 "outcome": "completed",
