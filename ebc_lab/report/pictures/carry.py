@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from ebc_lab.records.decisions import UnitCurve, UnitFound, UnitSetting, UnitsTrack
 
 from ..text.words import capital, signed
-from .drawing.looks import Look, assign_looks
-from .drawing.sheet import GREY, INK, SMALL, Facts, Sheet, count_seeds, entry, name_rows
+from .drawing.looks import GREY, INK, SMALL, Look, assign_looks
+from .drawing.sheet import Facts, Sheet, count_seeds, entry, name_rows
 
 ROW = 0.3  # inches of a setting
 TALL_ROW = 0.5  # inches of a row whose ends are named
@@ -58,7 +58,6 @@ def draw_excess(facts: Facts, track: UnitsTrack) -> Sheet | None:
         (f"{whom}its best constant; mean of the seeds", _excess_finding(track, order)),
         (seeds_of(track),),
         heights=(1.2 + ROW * len(settings),),
-        width=10.0,
     )
     [axes] = sheet.panels
     looks, every = looks_of(track), _every_excess(track)
@@ -133,7 +132,6 @@ def draw_optima(facts: Facts, track: UnitsTrack) -> Sheet | None:
         (whom + name_in_words(settings, usual), f"Least: {least}; most: {most}"),
         (seeds_of(track),),
         heights=(1.2 + TALL_ROW * len(order),),
-        width=10.0,
     )
     [axes] = sheet.panels
     axes.set_xlabel(f"octaves from the best constant in {name_in_words(settings, usual)}")

@@ -17,23 +17,24 @@ from ebc_lab.study.stages.lr_sweep.fair_control import schedule_in_words
 from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves
 
 from ..text.words import optimizer, schedules
-from .drawing.looks import DASHES, GOAL, GREY_PLACE, PALETTE, PINK, SKY, UNKNOWN, Look, assign_looks
-from .drawing.losses import WINDOW_ROW, WITHIN, ceiling_of, draw_windows, frame_losses, where_it_ends
-from .drawing.sheet import (
+from .drawing.looks import (
+    DASHES,
+    GOAL,
     GREY,
+    GREY_PLACE,
     INK,
+    PALETTE,
+    PINK,
     RING,
     SEED,
+    SKY,
     SMALL,
-    End,
-    Facts,
-    Sheet,
-    count_seeds,
-    entry,
-    format_tick,
-    log_axis,
-    name_band,
+    UNKNOWN,
+    Look,
+    assign_looks,
 )
+from .drawing.losses import WINDOW_ROW, WITHIN, ceiling_of, draw_windows, frame_losses, where_it_ends
+from .drawing.sheet import End, Facts, Sheet, count_seeds, entry, format_tick, log_axis, name_band
 
 Rows = Sequence[Mapping[str, Any]]
 ROLES = {  # of the LR scales' runs -> what the picture calls them, their look, a shift that parts error bars
@@ -42,7 +43,7 @@ ROLES = {  # of the LR scales' runs -> what the picture calls them, their look, 
     "surrogate_x1": ("with EBC at ×1 (measures S)", Look(PALETTE.index(SKY), ":"), 1.0),
     "fixed_tau": ("with a fixed trust radius τ", Look(PALETTE.index(PINK), "-."), 1.0),
 }
-SQUARE: dict[str, Any] = {**RING, "marker": "s", "ms": 12, "color": INK}
+SQUARE: dict[str, Any] = {**RING, "marker": "s", "ms": 12}
 HOLLOW: dict[str, Any] = {"ls": "", "mfc": "white", "mew": 1.5, "zorder": 3}
 RATES = (1.0, 2.0, 4.0)  # ticks of a decade
 ROUNDED = 1e-3  # how far the ratio of two figures of three digits may be off, relative
@@ -126,7 +127,6 @@ def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
         (count_of(rows), f"stage lr_sweep, grid with seed {grid_seeds}", "bars: ± s.e."),
         grid=("ab",),
         heights=(4.4,),
-        width=10.4,
     )
     left, right = sheet.panels
     looks = assign_looks(grids, winners)

@@ -11,7 +11,8 @@ import numpy as np
 
 from ..text.words import optimizer
 from .drawing.curves import ArmRuns
-from .drawing.sheet import INK, Arms, Facts, Sheet, count_seeds, entry
+from .drawing.looks import INK
+from .drawing.sheet import Arms, Facts, Sheet, count_seeds, entry
 
 NEW, OLD = "val_loss", "init_val_loss"
 END: dict[str, Any] = {"marker": "o", "ms": 6, "ls": ""}

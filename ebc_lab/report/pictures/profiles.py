@@ -11,8 +11,8 @@ import numpy as np
 from ebc_lab.study.stages.profiles import score_in_words
 from ebc_lab.study.stages.profiles.scores import share_within
 
-from .drawing.looks import Look, assign_looks
-from .drawing.sheet import GREY, INK, REST, Facts, Sheet, count_seeds, entry
+from .drawing.looks import GREY, INK, REST, Look, assign_looks
+from .drawing.sheet import Facts, Sheet, count_seeds, entry
 
 TOLD_APART = 3  # of the methods that are not asked about: the best
 TICKS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
@@ -54,7 +54,6 @@ def draw_profiles(facts: Facts, track: Mapping[str, Any]) -> Sheet:
             "time: steps to the loss that the yardstick, tuned on each workload, reached",
         ),
         heights=(2.4 + 0.17 * len(methods),),
-        width=10.0,
     )
     [axes] = sheet.panels
     axes.set(xscale="log", xlim=(1, most), ylim=(-0.02, 1.03))

@@ -14,8 +14,8 @@ from ebc_lab.config.parts.shock import RECOVERY_WINDOW, SHOCK_WINDOW
 
 from ..text.words import optimizer, signed
 from .drawing.curves import ArmRuns, Line, thinned
-from .drawing.looks import ALERT
-from .drawing.sheet import FAINT, GREY, RULE, Arms, Facts, Sheet, entry, lines
+from .drawing.looks import ALERT, FAINT, GREY, RULE
+from .drawing.sheet import Arms, Facts, Sheet, entry, lines
 
 AFTER_SHOCK = 150  # steps shown after a shock
 RECOVERY_POINTS = 100  # of a line
@@ -92,7 +92,6 @@ def draw(facts: Facts, track: str, arms: Arms, drawn: Mapping[str, Recovery]) ->
         arms=arms,
         grid=[chr(ord("a") + i) for i in range(len(kinds))],
         heights=[2.7] * len(kinds),
-        width=10.0,
     )
     for (kind, size), axes in zip(kinds, sheet.panels, strict=True):
         axes.set_title(SHOCKS.get(kind, kind + " {:g}").format(size), loc="left")

@@ -15,22 +15,9 @@ from ebc_lab.study.stages.suite import SAME_NATS
 
 from ..text.words import optimizer, rules_among, signed
 from .drawing.curves import missing
-from .drawing.looks import Look
+from .drawing.looks import GREY, REST, RING, SEED, Look
 from .drawing.losses import WINDOW_ROW, WITHIN, ceiling_of, draw_windows, where_it_ends, widest_in_words
-from .drawing.sheet import (
-    GREY,
-    MOST_LINES,
-    REST,
-    RING,
-    SEED,
-    End,
-    Facts,
-    Picture,
-    Sheet,
-    count_seeds,
-    entry,
-    log_axis,
-)
+from .drawing.sheet import MOST_LINES, End, Facts, Picture, Sheet, count_seeds, entry, log_axis
 
 RATE = f"learning rate at its peak (log scale); bars: the LR windows, {WITHIN}"
 Sweep = Mapping[str, Any]  # of one arm over one setting
@@ -60,7 +47,7 @@ def draw_rates(facts: Facts, track: str, decision: Mapping[str, Any], sweeps: Ma
     what = "Over how many octaves of the learning rate does the loss stay near its best?"
     grid, heights = ("a", "b"), (3.7, 0.9 + WINDOW_ROW * len(sweeps))
     words = (_whom(track), widest_in_words(windows))
-    sheet = Sheet(facts, what, words, *_notes(decision, sweeps), grid=grid, heights=heights, width=10.0)
+    sheet = Sheet(facts, what, words, *_notes(decision, sweeps), grid=grid, heights=heights)
     top = sheet.panels[0]
     looks = {name: facts.look(name) for name in sweeps}
     for axes in sheet.panels:
@@ -90,7 +77,6 @@ def draw_deltas(facts: Facts, track: str, decision: Mapping[str, Any], sweeps: M
         *_notes(decision, sweeps),
         grid=[chr(ord("a") + i) for i in range(len(shapes))],
         heights=[3.6 if len(shapes) == 1 else 2.7] * len(shapes),
-        width=10.0,
     )
     for shape, axes in zip(shapes, sheet.panels, strict=True):
         own = {name: sweep for name, sweep in sweeps.items() if sweep["shape"] == shape}
@@ -131,7 +117,6 @@ def draw_tuned(facts: Facts, curves: Mapping[str, Mapping[str, Any]], mine: Sequ
         (count_seeds(seeds), "stage tune"),
         grid=("a", "b"),
         heights=(3.7, 0.9 + WINDOW_ROW * len(named)),
-        width=10.0,
     )
     top = sheet.panels[0]
     looks = {name: facts.look(name) for name in named}

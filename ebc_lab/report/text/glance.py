@@ -8,7 +8,7 @@ from typing import Any
 
 from ebc_lab.records.decisions import Arm, Decision, Difference, StepCost, SuiteTrack, TunedArm
 from ebc_lab.study.stages.stage import candidates_of
-from ebc_lab.study.stages.statistics import by_interval, centre_of, in_octaves, level
+from ebc_lab.study.stages.statistics import centre_of, in_octaves, level
 
 from . import words
 from .arms import point_in_words, test_loss
@@ -30,14 +30,18 @@ def pair_cells(difference: Difference | None) -> tuple[Cell, Cell, Cell]:
     cells."""
     if not difference:
         return Cell(NOTHING), Cell(NOTHING), Cell(NOTHING)
-    d = by_interval(difference, joint=True)
-    centre = centre_of(d)
-    low, high = d["low"], d["high"]
-    limits = Cell(NOTHING)
-    if not (low is None and high is None):
-        left = "(−∞" if low is None else f"[{signed(low, 3)}"
-        limits = Cell(f"{left}, {'∞)' if high is None else f'{signed(high, 3)}]'}", low)
-    return Cell(signed(centre, 3), centre), limits, verdict_cell(difference)
+    centre = centre_of(difference)
+    interval = Cell(limits(difference, "joint_low", "joint_high"), difference["joint_low"])
+    return Cell(signed(centre, 3), centre), interval, verdict_cell(difference)
+
+
+def limits(d: Mapping[str, Any], low: str, high: str) -> str:
+    """Return an interval: a limit that is absent is infinite by rank, and not known by t."""
+    if low not in d or (d[low] is None and d[high] is None and d.get("method") != "rank"):
+        return NOTHING
+    left = "(−∞" if d[low] is None else f"[{signed(d[low], 3)}"
+    right = "∞)" if d[high] is None else f"{signed(d[high], 3)}]"
+    return f"{left}, {right}"
 
 
 def verdict_cell(difference: Difference) -> Cell:

@@ -14,21 +14,8 @@ from ebc_lab.records.figures import KL_BAND
 
 from ...text.words import capital, optimizer
 from ..drawing.curves import Line, Run, applied_c, audited, by_step, smooth_line, window
-from ..drawing.looks import GOAL
-from ..drawing.sheet import (
-    FAINT,
-    GREY,
-    MOST_LINES,
-    REST,
-    Arms,
-    Facts,
-    Sheet,
-    entry,
-    lines,
-    log_axis,
-    name_band,
-    over_steps,
-)
+from ..drawing.looks import FAINT, GOAL, GREY, REST
+from ..drawing.sheet import MOST_LINES, Arms, Facts, Sheet, entry, lines, log_axis, name_band, over_steps
 
 HIGHLIGHTED = 6  # of more lines
 LEAST_RATIO = 0.01  # the log axis of KL / δ* ends there: what lies further off leaves the frame
@@ -83,7 +70,6 @@ def draw_steps(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Cours
         arms=arms,
         grid=("a", "b"),
         heights=(2.7, 3.1),
-        width=10.0,
     )
     top, bottom = sheet.panels
     over_steps(facts, sheet.panels, last)

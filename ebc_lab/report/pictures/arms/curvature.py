@@ -19,19 +19,8 @@ from ebc_lab.records.figures import WARM_STEPS
 
 from ...text.words import optimizer
 from ..drawing.curves import Run, by_step, last_point, running_mean, thinned
-from ..drawing.looks import GOAL
-from ..drawing.sheet import (
-    GREY,
-    INK,
-    RULE,
-    SMALL,
-    Arms,
-    Facts,
-    Sheet,
-    entry,
-    log_axis,
-    name_band,
-)
+from ..drawing.looks import GOAL, GREY, INK, RULE, SMALL
+from ..drawing.sheet import Arms, Facts, Sheet, entry, log_axis, name_band
 
 EARLY = 1 / 3  # of a run: what is compared between arms comes after it
 ALIKE = 1.1  # KLs whose ratio is at most this are one number
@@ -150,7 +139,6 @@ def draw_curvature(facts: Facts, track: str, arms: Arms, paths: Mapping[str, Ste
         arms=arms,
         grid=("ab", "ac"),
         heights=(3.0, 3.0),
-        width=12.5,
     )
     left, top, bottom = sheet.panels
     left.set_xlabel("‖c·ΔW‖, how far the step moves the weights (log scale)")

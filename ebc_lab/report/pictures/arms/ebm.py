@@ -14,18 +14,8 @@ from matplotlib.axes import Axes
 
 from ...text.words import optimizer
 from ..drawing.curves import Line, Run, by_step, smooth_line, window
-from ..drawing.looks import Look
-from ..drawing.sheet import (
-    FAINT,
-    GREY,
-    Arms,
-    Facts,
-    Sheet,
-    entry,
-    lines,
-    log_axis,
-    over_steps,
-)
+from ..drawing.looks import FAINT, GREY, Look
+from ..drawing.sheet import Arms, Facts, Sheet, entry, lines, log_axis, over_steps
 
 PARTS = {  # column of steps.csv -> its name beside the line
     "loss": "cross-entropy",
@@ -90,7 +80,6 @@ def draw_states(facts: Facts, track: str, arms: Arms, found: Mapping[str, States
         arms=arms,
         grid=("a", "b"),
         heights=(2.7, 3.2),
-        width=10.0,
     )
     top, bottom = sheet.panels
     over_steps(facts, sheet.panels, last)

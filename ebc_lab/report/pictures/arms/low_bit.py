@@ -18,21 +18,8 @@ from ebc_lab.records.figures import kl_law
 
 from ...text.words import optimizer
 from ..drawing.curves import Line, Run, by_step, smooth_line, window
-from ..drawing.looks import Look
-from ..drawing.sheet import (
-    FAINT,
-    GREY,
-    INK,
-    RULE,
-    SMALL,
-    Arms,
-    Facts,
-    Sheet,
-    entry,
-    lines,
-    log_axis,
-    over_steps,
-)
+from ..drawing.looks import FAINT, GREY, INK, RULE, SMALL, Look
+from ..drawing.sheet import Arms, Facts, Sheet, entry, lines, log_axis, over_steps
 
 WEDGE = 3.0  # how far, as a factor, the lines of slope 1 and 2 stand off the data
 LAW_POINTS = 80
@@ -93,7 +80,6 @@ def draw_kl_curve(facts: Facts, track: str, arms: Arms, curves: Mapping[str, Cur
         arms=arms,
         grid=("a", "b"),
         heights=(3.6, 2.8),
-        width=10.0,
     )
     top, bottom = sheet.panels
     low, high = _widest(curves)
@@ -256,7 +242,6 @@ def draw_factors(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Fac
         arms=arms,
         grid=("a", "b"),
         heights=(2.4, 2.7),
-        width=10.0,
     )
     over_steps(facts, sheet.panels, last)
     for axes, (column, name) in zip(sheet.panels, FACTORS.items(), strict=True):

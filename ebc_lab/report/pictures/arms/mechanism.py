@@ -15,8 +15,8 @@ from matplotlib.patches import Patch
 
 from ...text.words import optimizer
 from ..drawing.curves import Run, by_step, running_mean, thinned, window
-from ..drawing.looks import ALERT, AMBER, BLACK, EBC, GOAL, PINK, SKY
-from ..drawing.sheet import INK, REST, SEED, Arms, Facts, Sheet, entry, log_axis, name_rows
+from ..drawing.looks import ALERT, AMBER, BLACK, EBC, GOAL, INK, PINK, REST, SEED, SKY
+from ..drawing.sheet import Arms, Facts, Sheet, entry, log_axis, name_rows
 from .arm import arm_sheet
 
 NAMED = 6  # groups that have a layer of their own; the smaller ones share one

@@ -17,9 +17,9 @@ from matplotlib.patches import Rectangle
 
 from ...text.words import signed
 from ..drawing.curves import Line, by_step, evals_of, known, missing
-from ..drawing.looks import ALERT
+from ..drawing.looks import ALERT, FAINT, GREY, REST
 from ..drawing.losses import ceiling_of
-from ..drawing.sheet import FAINT, GREY, MOST_LINES, REST, Facts, Sheet, count_seeds, entry, lines
+from ..drawing.sheet import MOST_LINES, Facts, Sheet, count_seeds, entry, lines
 
 END = 0.25  # of the run: what is enlarged
 LEAST_ENDS = 3  # evaluations of it, where the run has as many
@@ -70,7 +70,6 @@ def draw_overlaid(
         missing(arms, facts.arms),
         grid=("ab",),
         heights=(4.2,),
-        width=10.0,
     )
     left, right = sheet.panels
     left.set_ylabel("validation loss (nats per token)")
