@@ -25,7 +25,6 @@ WEDGE = 3.0  # how far, as a factor, the lines of slope 1 and 2 stand off the da
 LAW_POINTS = 80
 NEGLIGIBLE = 10.0  # a part of the law that is nowhere as much as a tenth of the other one
 STEEP, FLAT = 2.0, 1.0  # exponents of a float model, and of flips alone
-SHOWN = (0.4, 2.8)  # exponents between points, at most: noise beyond leaves the frame
 RING: dict[str, Any] = {"marker": "o", "ms": 9.5, "mew": 1.4, "mfc": "none", "ls": ""}  # where a law turns
 
 
@@ -56,20 +55,14 @@ def curve_of(runs: Sequence[Run]) -> Curve | None:
     return Curve(seeds, np.array(points), (law[0], law[1]) if law else None)
 
 
-def exponents(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """d ln KL / d ln c between neighbouring points (c, KL), and the c half-way between them."""
-    c, kl = np.log(points[:, 0]), np.log(points[:, 1])
-    return np.exp((c[1:] + c[:-1]) / 2), np.diff(kl) / np.diff(c)
-
-
-def exponent_of(law: tuple[float, float], c: Any) -> Any:
-    """d ln KL / d ln c of the law at c, a number or an array."""
+def exponent_of(law: tuple[float, float], c: float) -> float:
+    """Return d ln KL / d ln c of the law at c."""
     a, b = law
     return (2 * a * c + b) / (a * c + b)
 
 
 def draw_kl_curve(facts: Facts, track: str, arms: Arms, curves: Mapping[str, Curve]) -> Sheet:
-    """Draw KL against c above, with the law dashed; its exponent below."""
+    """Draw KL against c, with the law dashed."""
     whom = f"{optimizer(track)}: KL between W and W + c·ΔW, median of a run's audits, median of the seeds"
     law = "a float model: KL = A c²; with few levels A c² + B c, A and B in nats per token"
     sheet = Sheet(
@@ -78,28 +71,18 @@ def draw_kl_curve(facts: Facts, track: str, arms: Arms, curves: Mapping[str, Cur
         (whom, _finding(curves)),
         (law,),
         arms=arms,
-        grid=("a", "b"),
-        heights=(3.6, 2.8),
+        heights=(4.4,),
     )
-    top, bottom = sheet.panels
+    [axes] = sheet.panels
+    log_axis(axes, "x", (1.0, 3.0))
+    log_axis(axes, "y", (1.0,))
     low, high = _widest(curves)
-    for axes in sheet.panels:
-        log_axis(axes, "x", (1.0, 3.0))
-        axes.set_xlim(low / 1.12, high * 1.12)
-    log_axis(top, "y", (1.0,))
-    top.set_ylabel("KL, nats per token (log scale)")
-    top.tick_params(labelbottom=False)
-    bottom.set_xlabel("c: share of the update ΔW that is applied (log scale)")
-    bottom.set_ylabel("exponent d ln KL / d ln c")
-    _draw_slopes(top, curves)
-    for exponent in (FLAT, STEEP):
-        bottom.axhline(exponent, color=RULE, lw=1.0, ls=":", zorder=1)
+    axes.set_xlim(low / 1.12, high * 1.12)
+    axes.set_ylabel("KL, nats per token (log scale)")
+    axes.set_xlabel("c: share of the update ΔW that is applied (log scale)")
+    _draw_slopes(axes, curves)
     for label, curve in curves.items():
-        look = facts.look(label)
-        _draw_curve(sheet, label, curve, look)
-        _draw_exponents(sheet, label, curve, look)
-    least, most = bottom.get_ylim()
-    bottom.set_ylim(max(least, SHOWN[0]), min(most, SHOWN[1]))
+        _draw_curve(sheet, label, curve, facts.look(label))
     sheet.key(*_handles(curves))
     return sheet
 
@@ -107,7 +90,7 @@ def draw_kl_curve(facts: Facts, track: str, arms: Arms, curves: Mapping[str, Cur
 def _finding(curves: Mapping[str, Curve]) -> str:
     """The laws' exponent at the smallest c: the flattest arm's and the steepest one's."""
     low, _ = _widest(curves)
-    first = {label: float(exponent_of(curve.law, low)) for label, curve in curves.items() if curve.law}
+    first = {label: exponent_of(curve.law, low) for label, curve in curves.items() if curve.law}
     if not first:
         return "Too few points for a law"
     flattest, steepest = min(first, key=first.__getitem__), max(first, key=first.__getitem__)
@@ -181,25 +164,6 @@ def law_in_words(curve: Curve) -> str:
     if a * NEGLIGIBLE * curve.points[-1, 0] < b:
         return f"B {b:.2g}, ∝ c throughout"
     return f"A {a:.2g}, B {b:.2g}, B/A {b / a:.2g}"
-
-
-def _draw_exponents(sheet: Sheet, label: str, curve: Curve, look: Look) -> None:
-    if len(curve.points) < 2:
-        return
-    axes, colour = sheet.panels[1], look.colour
-    c, measured = exponents(curve.points)
-    axes.plot(c, measured, look.marker, color=colour, ms=5.5, mec="white", mew=0.6, zorder=3)
-    of_seeds = np.array([exponents(seed)[1] for seed in curve.seeds if len(seed) == len(curve.points)])
-    if len(of_seeds) > 1:
-        axes.vlines(c, of_seeds.min(axis=0), of_seeds.max(axis=0), color=colour, lw=1.2, alpha=0.7, zorder=2)
-    if curve.law:
-        at = np.geomspace(curve.points[0, 0], curve.points[-1, 0], LAW_POINTS)
-        axes.plot(at, exponent_of(curve.law, at), color=colour, ls="--", lw=1.3, zorder=2.5)
-        if turn := _turn(curve):
-            axes.plot(turn, (STEEP + FLAT) / 2, color=colour, zorder=4, **RING)
-    words = f"{label}  {measured[0]:.2f} → {measured[-1]:.2f}"
-    mark = entry(words, colour, marker=look.marker, ls="--", ms=5)
-    sheet.label(axes, [(float(c[-1]), float(measured[-1]), words, colour)], [mark])
 
 
 # -- a policy's factors --------------------------------------------------------------------------------------
