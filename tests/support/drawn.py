@@ -367,7 +367,7 @@ OF_A_TRACK = ("lr_scale", "calibrate", "curves", "tightness")
 
 def expected_names(*tracks: str) -> set[str]:
     """The pictures of a finished study."""
-    arms = {f"{t}_{arm}_{kind}" for t in tracks for arm in ARMS for kind in ("loss", "kl")}
+    arms = {f"{t}_{arm}_kl" for t in tracks for arm in ARMS}
     arms |= {f"{t}_{FALLING}_{kind}" for t in tracks for kind in ("clip", "groups")}
     own = {name + f"_{t}" * (len(tracks) > 1) for t in tracks for name in OF_A_TRACK}
     return arms | own | {"lr_sweep"}

@@ -19,11 +19,11 @@ from ebc_lab.config.parts import PARTS
 from ebc_lab.records.decisions import SuiteTrack
 from ebc_lab.study.stages.stage import candidates_of
 
-from ..text.words import arm_label, mine_of, optimizer, signed, tuned_arms
-from .arms.arm import Rival, draw_clip, draw_kl, draw_loss
+from ..text.words import arm_label, mine_of, optimizer, tuned_arms
+from .arms.arm import draw_clip, draw_kl
 from .arms.clip import course_of, draw_steps
 from .arms.curvature import draw_curvature, steps_of
-from .arms.ebm import draw_states, states_of
+from .arms.ebm import States, draw_states, states_of
 from .arms.low_bit import curve_of, draw_factors, draw_kl_curve, factors_of
 from .arms.mechanism import Tightness, draw_groups, draw_tightness, tightness_of
 from .arms.overlaid import draw_overlaid, losses_of
@@ -75,19 +75,16 @@ def final_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
             root, named, f"curves{tail}", whom, shown, ebc, arm_label(baseline, arms[baseline])
         )
         tight: dict[str, Tightness] = {}
-        of_baseline = read_runs(root, arms[baseline])
+        states: States | None = None
         natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
         for name, arm in arms.items():
-            runs = of_baseline if name == baseline else read_runs(root, arm)
-            reached = compared["efficiency"].get(name)
-            there = "most seeds do not get there"
-            if reached:
-                there = f"{reached['seeds']} of {len(runs)} seeds get there, at step {reached['steps']:.0f}"
-            rival = Rival("the baseline", of_baseline, f"; {there}", itself=name == baseline)
-            yield from _pictures_of_arm(facts, name, "", arm, runs, rival, natural_kl, kl_of_plain=True)
+            runs = read_runs(root, arm)
+            yield from _pictures_of_arm(facts, name, "", arm, runs, natural_kl, kl_of_plain=True)
             if measured := tightness_of(runs):
                 tight[arm_label(name, arm)] = measured
-        if states := states_of(of_baseline):
+            if name == baseline:
+                states = states_of(runs)
+        if states:
             label = "the baseline"
             draw = partial(_draw, draw_states, track, {label: arms[baseline]}, {label: states})
             yield Picture(f"ebm{tail}", section, draw, facts)
@@ -186,11 +183,10 @@ def _each_arm(
     """Return the own pictures of `arms`; what the pictures of several arms show of them goes to `gathered`,
     as does that of every arm with a policy, whichever rate it has."""
     natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
-    rivals = {v: read_runs(root, arms[v]) for v in {arm["versus"] for arm in arms.values()} if v in arms}
     for label, arm in compared["arms"].items():
         if label not in arms and "lr_factor" not in arm["figures"]:
             continue
-        runs = rivals[label] if label in rivals else read_runs(root, arm)
+        runs = read_runs(root, arm)
         specs = read_results(root, arm, "spec")
         tried = partial(_tried, root, decisions.get("tune"), track, label)
         every = ArmRuns(label, arm, runs, specs, tried, label == compared["reference"])
@@ -198,10 +194,7 @@ def _each_arm(
             if (found := picture.gather(every)) is not None:
                 gathered[name][label] = found
         if label in arms:
-            versus = arm["versus"] or label
-            of_rival = runs if versus == label else rivals.get(versus, [])
-            rival = Rival(versus, of_rival, _paired_in_words(arm), itself=versus == label)
-            yield from _pictures_of_arm(_sized(facts, specs), label, tail, arm, runs, rival, natural_kl)
+            yield from _pictures_of_arm(_sized(facts, specs), label, tail, arm, runs, natural_kl)
 
 
 def _pictures_of_arm(
@@ -210,14 +203,11 @@ def _pictures_of_arm(
     tail: str,
     arm: Mapping[str, Any],
     runs: Sequence[Run],
-    rival: Rival,
     natural_kl: float,
     kl_of_plain: bool = False,
 ) -> Iterator[Picture]:
-    """Return the pictures of one arm's loss and, with EBC, of its clip coefficient, KL and groups."""
-    if not any(run.recorded for run in runs):
-        return
-    kinds: dict[str, Any] = {"loss": partial(draw_loss, rival=rival)}
+    """Return the pictures of one arm's clip coefficient, KL and groups, of one without EBC at most its KL."""
+    kinds: dict[str, Any] = {}
     if arm["ebc"]:
         kinds["clip"] = draw_clip
     if arm["ebc"] or kl_of_plain:
@@ -239,12 +229,3 @@ def _sized(facts: Facts, specs: Mapping[str, Mapping[str, Any]]) -> Facts:
     """Return the study's facts with the tokens of a step of these runs."""
     run = next((spec["config"] for spec in specs.values() if "batch_size" in spec.get("config", {})), None)
     return replace(facts, tokens_per_step=run["batch_size"] * run["model"]["context"]) if run else facts
-
-
-def _paired_in_words(arm: Mapping[str, Any]) -> str:
-    """Return the paired difference in test loss, as the end of a sentence."""
-    difference = arm["difference"] or {}
-    if difference.get("mean") is None:
-        return ""
-    half = f" ± {difference['high'] - difference['mean']:.3f}" if difference["high"] is not None else ""
-    return f"; test loss {signed(difference['mean'], 3)}{half}"

@@ -1,12 +1,10 @@
-"""One arm, of a study's finals or of a suite: its name in words, and the pictures of its loss, clip
-coefficient and KL."""
+"""One arm, of a study's finals or of a suite: the pictures of its clip coefficient and KL."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,35 +20,18 @@ from ..drawing.curves import (
     applied_c,
     audited,
     by_step,
-    final_validation,
     moving_quantiles,
     running_mean,
     thinned,
     trouble,
     window,
 )
-from ..drawing.looks import ALERT, BLACK, GOAL, PLAIN
+from ..drawing.looks import ALERT, BLACK, GOAL
 from ..drawing.sheet import Facts, Sheet, count_seeds, lines, log_axis, over_steps
 
 KL_RULES = "ruled"  # the column of steps.csv, of runs with a radius beside the KL
 RULES = ("kl_ruled", "radius_ruled")
-MOST_BARS = 40  # of a picture: more hide each other
 MOST_MARKS = 400
-FRAMED_FROM = 1 / 20  # of a run: its steep first steps may leave the frame
-
-
-@dataclass(frozen=True)
-class Rival:
-    """What an arm's loss is drawn against: the baseline of the finals, or the arm of a suite that it is
-    paired with."""
-
-    name: str
-    runs: Sequence[Run]
-    found: str = ""  # what follows in the finding, after the gap between the two
-    itself: bool = False  # the arm is what the others are drawn against
-
-
-# -- one arm -------------------------------------------------------------------------------------------------
 
 
 def arm_sheet(
@@ -65,72 +46,6 @@ def arm_sheet(
     last = max((float(r.steps["step"][-1]) for r in runs if r.steps), default=0.0)
     over_steps(facts, sheet.panels, last)
     return sheet
-
-
-def draw_loss(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run], rival: Rival) -> Sheet:
-    """Draw training loss (running mean, seeds faint) and validation loss on the fixed windows, with the
-    rival's."""
-    target, ends = final_validation(rival.runs), final_validation(runs)
-    finding = _loss_finding(ends, target, rival)
-    sheet = arm_sheet(facts, name, arm, runs, "Is it learning? Training and validation loss", finding)
-    [axes] = sheet.panels
-    axes.set_ylabel("loss (nats per token; lower is better)")
-    steps, table = by_step((r.steps for r in runs), "loss")
-    look, at, smooth = facts.look(name), thinned(len(steps)), running_mean(table)
-    seen = []
-    if len(steps):
-        label = f"training loss, mean of the seeds over {window(len(steps))} steps"
-        lines(axes, Line(steps[at], smooth[:, at], smooth.mean(0)[at]), look, ls="-", label=label)
-        seen.append(smooth[:, steps >= FRAMED_FROM * steps[-1]])
-    if target:
-        _draw_target(axes, rival, statistics.fmean(target))
-        seen.append(np.ma.array(target))
-    at, values = by_step((r.evals for r in runs), "val_loss")
-    if len(at):
-        mean = values.mean(0)
-        # the mean of equal values may lie a rounding beside them
-        bars = np.maximum(np.ma.filled([mean - values.min(0), values.max(0) - mean], 0.0), 0.0)
-        label = f"validation loss, {facts.windows} fixed windows (bars: seeds)"
-        every = math.ceil(len(at) / MOST_BARS)
-        marks: dict[str, Any] = {"color": BLACK, "marker": "o", "ms": 3, "lw": 1.0, "elinewidth": 0.8}
-        axes.errorbar(at, mean, bars, **marks, errorevery=every, markevery=every, label=label)
-        seen.append(values)
-    top = axes.get_xaxis_transform()
-    for run in runs:
-        if run.outcome == "diverged" and run.steps:
-            axes.plot(run.steps["step"][-1], 0.97, "x", color=ALERT, ms=9, mew=2, transform=top)
-    frame(axes, seen, float(table[:, 0].max()) if table.size and table[:, 0].count() else math.inf)
-    sheet.key(*axes.get_legend_handles_labels()[0])
-    return sheet
-
-
-def _loss_finding(ends: Sequence[float], target: Sequence[float], rival: Rival) -> str:
-    if not ends:
-        return "No seed completed"
-    finding = f"Validation loss ends at {statistics.fmean(ends):.3f}"
-    finding += f" (seeds {min(ends):.3f} to {max(ends):.3f})" if len(ends) > 1 else ""
-    if target and not rival.itself:
-        gap = statistics.fmean(ends) - statistics.fmean(target)
-        finding += f", {abs(gap):.3f} {'below' if gap < 0 else 'above'} {rival.name}{rival.found}"
-    return finding
-
-
-def _draw_target(axes: Axes, rival: Rival, target: float) -> None:
-    """Draw the rival's final validation loss and, of another arm, how it got there."""
-    if not rival.itself:
-        at, values = by_step((r.evals for r in rival.runs if r.outcome == "completed"), "val_loss")
-        label = f"{rival.name.removeprefix('the ')}, validation"
-        axes.plot(at, values.mean(0), color=PLAIN, lw=1.0, ls=":", label=label)
-    label = f"target: {rival.name}'s final validation loss, {target:.3f}"
-    axes.axhline(target, color=ALERT, ls="--", lw=1.2, label=label)
-
-
-def frame(axes: Axes, seen: Sequence[np.ma.MaskedArray], ceiling: float) -> None:
-    """Limit y to what was seen after the first steps, and never far above the initial loss."""
-    low = min((float(x.min()) for x in seen if x.count()), default=0.0)
-    high = min(max((float(x.max()) for x in seen if x.count()), default=1.0), 1.1 * ceiling)
-    room = 0.06 * (high - low) or 0.1
-    axes.set_ylim(low - room, high + room)
 
 
 def draw_clip(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run]) -> Sheet | None:

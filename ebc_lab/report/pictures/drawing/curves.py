@@ -32,11 +32,6 @@ class Run:
     evals: Mapping[str, np.ndarray]
 
     @property
-    def recorded(self) -> bool:
-        """Return whether anything of its course is there: a brief bundle leaves it out."""
-        return bool(self.steps or self.evals)
-
-    @property
     def outcome(self) -> str:
         return str(self.result.get("outcome", "missing"))
 
@@ -195,11 +190,6 @@ def applied_c(runs: Sequence[Run]) -> tuple[np.ndarray, np.ma.MaskedArray]:
             by_step((r.steps for r in runs), "skipped")[1].filled(1.0) != 0
         )
     return steps, table
-
-
-def final_validation(runs: Sequence[Run]) -> list[float]:
-    """The last validation loss on the fixed windows of each run that completed."""
-    return [float(r.evals["val_loss"][-1]) for r in runs if r.outcome == "completed" and r.evals]
 
 
 def trouble(runs: Sequence[Run]) -> str:
