@@ -89,10 +89,10 @@ def _for_papers(found: Evidence, name: str, track: FinalsTrack) -> Table:
         d for family in ("baseline", "control") for d in track["differences"].get(family, {}).values()
     ]
     caption = (
-        f"{optimizer(name)}: test loss, nats per token; paired differences with joint {level(together)} "
-        "intervals; verdict against the control."
+        f"{optimizer(name)}: test loss, paired differences [joint intervals], verdict against the control."
     )
-    return Table(name, "Arms of the finals", PAPER_COLUMNS, rows, caption=caption)
+    note = f"{glance.NATS}; {glance.intervals_in_words(together)}"
+    return Table(name, "Arms of the finals", PAPER_COLUMNS, rows, note, caption)
 
 
 def _difference_in_brackets(difference: Difference | None) -> Cell:

@@ -3,14 +3,15 @@ time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
+from ebc_lab.records.decisions import ProfilesTrack
 from ebc_lab.study.stages.profiles import score_in_words
 from ebc_lab.study.stages.profiles.scores import share_within
 
+from ..kinds.profiles import ranked
 from .drawing.looks import GREY, INK, REST, Look, assign_looks
 from .drawing.sheet import Facts, Sheet, count_seeds, entry
 
@@ -18,30 +19,19 @@ TOLD_APART = 3  # of the methods that are not asked about: the best
 TICKS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 
 
-def ranked(track: Mapping[str, Any]) -> list[str]:
-    """Return the methods, the highest score first."""
-    methods = track["methods"]
-    return sorted(methods, key=lambda method: (methods[method]["place"], method))
-
-
-def looks_of(track: Mapping[str, Any]) -> dict[str, Look]:
+def looks_of(track: ProfilesTrack) -> dict[str, Look]:
     """Return the looks of the methods that are told apart: those asked about, and the best of the others."""
-    asked = [method for method in ranked(track) if method in track["asked_about"]]
-    others = [method for method in ranked(track) if method not in asked]
+    order = [method for method, _ in ranked(track)]
+    asked = [method for method in order if method in track["asked_about"]]
+    others = [method for method in order if method not in asked]
     return assign_looks([*asked, *others[:TOLD_APART]], asked)
 
 
-def ratios_of(track: Mapping[str, Any], method: str) -> list[float]:
-    """Return a method's ratios, infinite where it missed."""
-    at = track["methods"][method]["workloads"].values()
-    return [np.inf if of["ratio"] is None else of["ratio"] for of in at]
-
-
-def draw_profiles(facts: Facts, track: Mapping[str, Any]) -> Sheet:
+def draw_profiles(facts: Facts, track: ProfilesTrack) -> Sheet:
     """Draw ρ(τ) of every method as steps, τ on a log axis."""
     methods, most = track["methods"], track["most"]
     judged = [name for name, target in track["workloads"].items() if target["loss"] is not None]
-    first, looks = ranked(track)[0], looks_of(track)
+    (first, _), looks = ranked(track)[0], looks_of(track)
     sheet = Sheet(
         facts,
         "How soon does each method reach the target?",
@@ -61,13 +51,14 @@ def draw_profiles(facts: Facts, track: Mapping[str, Any]) -> Sheet:
     axes.minorticks_off()
     axes.set_xlabel("τ: ratio to the best method’s time (log scale)")
     axes.set_ylabel("share of workloads within τ")
-    for nth, method in enumerate(reversed(ranked(track))):  # the best on top
+    for nth, (method, found) in enumerate(reversed(ranked(track))):  # the best on top
         look = looks.get(method)
         colour, dashes = (look.colour, look.line) if look else (REST, "-")
         width = 2.4 if method in track["asked_about"] else 1.4
-        x, y = steps_of(ratios_of(track, method), most)
+        ratios = [np.inf if at["ratio"] is None else at["ratio"] for at in found["workloads"].values()]
+        x, y = steps_of(ratios, most)
         axes.step(x, y, where="post", color=colour, ls=dashes, lw=width, zorder=2 + nth / 100)
-        words = f"{method}  {methods[method]['score']:.2f}"
+        words = f"{method}  {found['score']:.2f}"
         mark = entry(words, colour, ls=dashes, lw=width)
         sheet.label(axes, [(x[-1], y[-1], words, colour if look else GREY)], [mark])
     if track["asked_about"]:
@@ -83,7 +74,7 @@ def steps_of(ratios: Sequence[float], most: float) -> tuple[list[float], list[fl
     return x, [share_within(ratios, tau) for tau in x]
 
 
-def _seeds_in(track: Mapping[str, Any]) -> int:
+def _seeds_in(track: ProfilesTrack) -> int:
     """Return the most seeds that a method has on a workload."""
     at = [of for method in track["methods"].values() for of in method["workloads"].values()]
     return max((len(of["lowest"]) for of in at), default=0)
