@@ -259,7 +259,9 @@ def write_suite(
                 folder = root / "runs" / runs[str(seed)]
                 write_run(folder, ebc=label in ebc, seed=seed, outcome=outcome)
                 if outcome != "missing":
-                    _judge(folder, 2 + gain if outcome == "completed" else None, more.get(label, ({}, {})))
+                    result, config = more.get(label, ({}, {}))
+                    result = {**(_figures(own) if label in ebc else {}), **result}
+                    _judge(folder, 2 + gain if outcome == "completed" else None, (result, config))
             losses[label] = {
                 str(s): 2 + gain if ends[s] == "completed" else math.inf
                 for s, gain in zip(ends, own, strict=True)
@@ -305,7 +307,6 @@ def _suite_arm(
 ) -> dict[str, Any]:
     finite = [x for x in losses.values() if np.isfinite(x)]
     mean = float(np.mean(finite)) if finite else None
-    figures = {"c_early": 0.5, "c_late": 0.5 + gains[0], "kl_ratio_median": 1.0}
     return {
         "roles": [label],
         "track": track,
@@ -316,11 +317,15 @@ def _suite_arm(
         "point": None,
         "delta_star": 0.01 if ebc else None,
         "about": f"what {label} is",
-        "figures": figures if ebc else {},
+        "figures": _figures(gains) if ebc else {},
         "outcomes": {o: ends.count(o) for o in sorted({*ends} - {"missing"})},
         "test_loss": mean,
         "val_loss": mean,
     }
+
+
+def _figures(gains: Sequence[float]) -> dict[str, float]:
+    return {"c_early": 0.5, "c_late": 0.5 + gains[0], "kl_ratio_median": 1.0}
 
 
 def words_of(figure: Figure) -> list[str]:
@@ -362,13 +367,12 @@ def settled(draw: Callable[..., Sheet | None], facts: Facts, *of: Any, **more: A
     return sheet
 
 
-OF_A_TRACK = ("lr_scale", "calibrate", "curves", "tightness")
+OF_A_TRACK = ("lr_scale", "calibrate", "curves", "steps", "tightness")
 
 
 def expected_names(*tracks: str) -> set[str]:
     """The pictures of a finished study."""
-    arms = {f"{t}_{arm}_kl" for t in tracks for arm in ARMS}
-    arms |= {f"{t}_{FALLING}_{kind}" for t in tracks for kind in ("clip", "groups")}
+    arms = {f"{t}_{FALLING}_groups" for t in tracks}
     own = {name + f"_{t}" * (len(tracks) > 1) for t in tracks for name in OF_A_TRACK}
     return arms | own | {"lr_sweep"}
 

@@ -20,10 +20,9 @@ from ebc_lab.records.decisions import SuiteTrack
 from ebc_lab.study.stages.stage import candidates_of
 
 from ..text.words import arm_label, mine_of, optimizer, tuned_arms
-from .arms.arm import draw_clip, draw_kl
-from .arms.clip import course_of, draw_steps
+from .arms.clip import Course, course_of, draw_steps
 from .arms.curvature import draw_curvature, steps_of
-from .arms.ebm import States, draw_states, states_of
+from .arms.ebm import draw_states, states_of
 from .arms.low_bit import curve_of, draw_factors, draw_kl_curve, factors_of
 from .arms.mechanism import Tightness, draw_groups, draw_tightness, tightness_of
 from .arms.overlaid import draw_overlaid, losses_of
@@ -74,23 +73,24 @@ def final_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
         yield from _overlaid(
             root, named, f"curves{tail}", whom, shown, ebc, arm_label(baseline, arms[baseline])
         )
+        courses: dict[str, Course] = {}
         tight: dict[str, Tightness] = {}
-        states: States | None = None
-        natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
         for name, arm in arms.items():
-            runs = read_runs(root, arm)
-            yield from _pictures_of_arm(facts, name, "", arm, runs, natural_kl, kl_of_plain=True)
+            runs, label = read_runs(root, arm), arm_label(name, arm)
+            if arm["ebc"]:
+                yield _groups(facts, name, "", arm, runs)
+                if course := course_of(runs):
+                    courses[label] = course
             if measured := tightness_of(runs):
-                tight[arm_label(name, arm)] = measured
-            if name == baseline:
-                states = states_of(runs)
-        if states:
-            label = "the baseline"
-            draw = partial(_draw, draw_states, track, {label: arms[baseline]}, {label: states})
-            yield Picture(f"ebm{tail}", section, draw, facts)
-        if tight:
-            draw = partial(_draw, draw_tightness, track, shown, tight)
-            yield Picture(f"tightness{tail}", section, draw, named)
+                tight[label] = measured
+            if name == baseline and (states := states_of(runs)):
+                draw = partial(_draw, draw_states, track, {"the baseline": arm}, {"the baseline": states})
+                yield Picture(f"ebm{tail}", section, draw, facts)
+        for kind, draw_kind, found in (("steps", draw_steps, courses), ("tightness", draw_tightness, tight)):
+            if found:
+                with_it = {label: shown[label] for label in found}
+                draw = partial(_draw, draw_kind, track, with_it, found)
+                yield Picture(f"{kind}{tail}", section, draw, named)
 
 
 # -- a suite -------------------------------------------------------------------------------------------------
@@ -182,7 +182,6 @@ def _each_arm(
 ) -> Iterator[Picture]:
     """Return the own pictures of `arms`; what the pictures of several arms show of them goes to `gathered`,
     as does that of every arm with a policy, whichever rate it has."""
-    natural_kl = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
     for label, arm in compared["arms"].items():
         if label not in arms and "lr_factor" not in arm["figures"]:
             continue
@@ -193,30 +192,15 @@ def _each_arm(
         for name, picture in JOINT_PICTURES.items():
             if (found := picture.gather(every)) is not None:
                 gathered[name][label] = found
-        if label in arms:
-            yield from _pictures_of_arm(_sized(facts, specs), label, tail, arm, runs, natural_kl)
+        if label in arms and arm["ebc"]:
+            yield _groups(_sized(facts, specs), label, tail, arm, runs)
 
 
-def _pictures_of_arm(
-    facts: Facts,
-    name: str,
-    tail: str,
-    arm: Mapping[str, Any],
-    runs: Sequence[Run],
-    natural_kl: float,
-    kl_of_plain: bool = False,
-) -> Iterator[Picture]:
-    """Return the pictures of one arm's clip coefficient, KL and groups, of one without EBC at most its KL."""
-    kinds: dict[str, Any] = {}
-    if arm["ebc"]:
-        kinds["clip"] = draw_clip
-    if arm["ebc"] or kl_of_plain:
-        kinds["kl"] = partial(draw_kl, natural_kl=natural_kl)
-    if arm["ebc"]:
-        kinds["groups"] = draw_groups
-    for kind, draw in kinds.items():
-        drawn = partial(draw, name=name, arm=arm, runs=runs)
-        yield Picture(f"{name}{tail}_{kind}", "arms", drawn, facts, arm=name)
+def _groups(facts: Facts, name: str, tail: str, arm: Mapping[str, Any], runs: Sequence[Run]) -> Picture:
+    """Return the picture of what an arm with EBC measured of its groups."""
+    return Picture(
+        f"{name}{tail}_groups", "arms", partial(draw_groups, name=name, arm=arm, runs=runs), facts, arm=name
+    )
 
 
 def _tried(root: Path, tune: Any, track: str, label: str) -> list[tuple[str, dict[str, Any]]]:

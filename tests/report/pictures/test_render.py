@@ -134,14 +134,14 @@ def test_the_pictures_of_long_runs_stay_small(tmp_path):
     for folder in (root / "runs").glob(f"*{FALLING}_s?"):
         shutil.rmtree(folder)
         write_run(folder, ebc=True, seed=int(folder.name[-1]), steps=3000)
-    names = [f"adam_none_{FALLING}_{kind}" for kind in ("clip", "kl", "groups")]
+    names = [f"adam_none_{FALLING}_groups", "steps"]
     figures = drawn(root)
     sizes = {name: len(svg(figures[name], name)) for name in names}
     assert max(sizes.values()) < LARGEST, sizes
 
 
 def test_a_study_with_finals_and_a_suite_has_every_picture(study):
-    kinds = {f"{arm}_{kind}" for arm in (GOOD, TRAP) for kind in ("clip", "kl", "groups")}
+    kinds = {f"{arm}_groups" for arm in (GOOD, TRAP)}
     together = {"ablation_curves", "ablation_steps", "ablation_tightness"}
     assert {path.stem for path in study.glob("*.png")} == expected_names("adam_none") | kinds | together
 

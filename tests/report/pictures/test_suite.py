@@ -53,8 +53,7 @@ def test_each_track_has_pictures_of_its_own(tmp_path):
     for track in tracks:
         assert {
             f"ablation_steps_{track}",
-            f"{GOOD}_{track}_clip",
-            f"{GOOD}_{track}_kl",
+            f"{GOOD}_{track}_groups",
         } <= names
     assert "ablation_steps" not in names
 
@@ -67,7 +66,6 @@ def test_an_arm_has_one_colour_in_every_picture(suite):
         ]
         [name] = {t.get_color() for t in steps.axes[0].texts if t.get_text().startswith(label)}
         assert line.get_color() == name
-        assert any(of.get_color() == name for of in suite[f"{label}_clip"].axes[0].get_lines())
 
 
 def test_a_line_for_each_ebc_arm_of_what_its_clip_and_its_kl_did(suite):

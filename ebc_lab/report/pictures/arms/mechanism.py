@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 from matplotlib.patches import Patch
 
-from ...text.words import optimizer
-from ..drawing.curves import Run, by_step, running_mean, thinned, window
+from ...text.words import arm_title, optimizer
+from ..drawing.curves import Run, by_step, running_mean, thinned, trouble, window
 from ..drawing.looks import ALERT, AMBER, BLACK, EBC, GOAL, INK, PINK, REST, SEED, SKY
-from ..drawing.sheet import Arms, Facts, Sheet, entry, log_axis, name_rows
-from .arm import arm_sheet
+from ..drawing.sheet import Arms, Facts, Sheet, count_seeds, entry, log_axis, name_rows, over_steps
 
 NAMED = 6  # groups that have a layer of their own; the smaller ones share one
 LAYERS = (EBC, AMBER, GOAL, SKY, ALERT, PINK)  # neighbours far apart, also for colour-blind readers
@@ -54,7 +53,7 @@ def draw_groups(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[
     steps, surrogate = by_step(streams, "surrogate")
     layers = {g: by_step(streams, f"s_{g}")[1].mean(axis=0).filled(0.0) for g in groups}
     bands, finding = _bands(layers)
-    sheet = arm_sheet(facts, name, arm, runs, "Which groups of weights move the predictions?", finding)
+    sheet = _sheet(facts, name, arm, runs, "Which groups of weights move the predictions?", finding)
     [axes] = sheet.panels
     axes.set_ylabel("contribution s_g (logits per token), stacked")
     at = thinned(len(steps))
@@ -77,6 +76,20 @@ def draw_groups(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[
         axes.plot(steps[at], radius[at], color=ALERT, lw=1.4, ls="--", label=label)
     axes.set_ylim(0, 1.08 * max(float(np.max(stacked[at])), float(total.max())))
     sheet.key(*axes.get_legend_handles_labels()[0])
+    return sheet
+
+
+def _sheet(
+    facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run], what: str, finding: str
+) -> Sheet:
+    """Return the sheet of one arm, its x axis the training steps."""
+    about = [name, f"lr {arm['lr']:g}"]
+    if "about" in arm:
+        about = [optimizer(arm["track"]), *about[1:], *([f"δ* {arm['delta_star']:g}"] if arm["ebc"] else [])]
+    notes = (count_seeds(len(runs)), *about)
+    sheet = Sheet(facts, what, (arm_title(name, arm), finding), notes, trouble(runs))
+    last = max((float(r.steps["step"][-1]) for r in runs if r.steps), default=0.0)
+    over_steps(facts, sheet.panels, last)
     return sheet
 
 

@@ -120,21 +120,6 @@ def running_mean(table: np.ma.MaskedArray) -> np.ma.MaskedArray:
     return np.ma.masked_array(totals / np.maximum(seen, 1), mask=np.ma.getmaskarray(table) | (seen == 0))
 
 
-def moving_quantiles(table: np.ma.MaskedArray, shares: Sequence[float], at: np.ndarray) -> np.ma.MaskedArray:
-    """(shares, at): quantiles over all rows and the moving window around each of the columns `at`."""
-    low, high = (edge[at][:, None] for edge in spans(table.shape[1]))
-    columns = low + np.arange((high - low).max(initial=0))
-    values = np.where(
-        columns < high, table.filled(np.nan)[:, np.minimum(columns, table.shape[1] - 1)], np.nan
-    )
-    values = np.sort(values.transpose(1, 0, 2).reshape(len(at), -1), axis=1)  # what is not finite comes last
-    place = np.outer(shares, np.maximum(np.isfinite(values).sum(axis=1) - 1, 0))
-    under, over = (
-        np.take_along_axis(values, edge.astype(int).T, axis=1).T for edge in (np.floor(place), np.ceil(place))
-    )
-    return np.ma.masked_invalid(under + (place % 1) * (over - under))
-
-
 def thinned(n: int, most: int = MOST_POINTS) -> np.ndarray:
     """The columns that a smooth curve over `n` steps is drawn from: all, or as many as the eye tells
     apart.
