@@ -62,7 +62,8 @@ def gather(arm: ArmRuns) -> Recovery | None:
 
 
 def around(losses: np.ndarray, shock: int, offset: np.ndarray) -> np.ndarray:
-    """Running mean of the last 10 losses, none from before the shock, minus the mean of the 20 before it.
+    """Return the running mean of the last 10 losses, none from before the shock, minus the mean of the 20
+    before it.
 
     NaN outside the run, and at the shock itself, whose loss may be of corrupted targets.
     """
@@ -75,16 +76,16 @@ def around(losses: np.ndarray, shock: int, offset: np.ndarray) -> np.ndarray:
     return out
 
 
-def draw(facts: Facts, track: str, arms: Arms, drawn: Mapping[str, Recovery]) -> Sheet:
+def draw(facts: Facts, track: str, arms: Arms, recoveries: Mapping[str, Recovery]) -> Sheet:
     """Draw a panel for each kind of shock, with a line for each arm that had it."""
-    kinds = list(dict.fromkeys((r.kind, r.size) for r in drawn.values()))
+    kinds = list(dict.fromkeys((r.kind, r.size) for r in recoveries.values()))
     whom = (
         f"{optimizer(track)}: training loss around a shock, minus its mean of the {SHOCK_WINDOW} steps before"
     )
     sheet = Sheet(
         facts,
         "How does a run recover from a shock?",
-        (whom, _finding(list(drawn.values()))),
+        (whom, _finding(list(recoveries.values()))),
         (
             "peak: the highest mean of any 10 later steps",
             f"mean of the seeds over the last {RECOVERY_WINDOW} steps at most",
@@ -98,7 +99,7 @@ def draw(facts: Facts, track: str, arms: Arms, drawn: Mapping[str, Recovery]) ->
         axes.set_ylabel("loss − before (nats)")
         axes.axhline(0, color=RULE, lw=0.8)
         axes.axvline(0, color=ALERT, ls=":", lw=1.2)
-        for name, recovery in drawn.items():
+        for name, recovery in recoveries.items():
             if (recovery.kind, recovery.size) != (kind, size):
                 continue
             look = facts.look(name)

@@ -72,7 +72,7 @@ def _mean(runs: Sequence[Run], key: str) -> float | None:
 def draw_steps(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Course]) -> Sheet:
     """Draw the clip coefficient above, the applied KL over its target below, a line for every EBC arm."""
     named = _named(courses)
-    last = max((float(c.c.at[-1]) for c in courses.values() if len(c.c.at)), default=0.0)
+    last = max((float(c.c.steps[-1]) for c in courses.values() if len(c.c.steps)), default=0.0)
     sheet = Sheet(
         facts,
         "What did the clip do over the run?",
@@ -108,7 +108,7 @@ def draw_steps(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Cours
         )
         for axes, line, words in panels:
             if label not in named:
-                axes.plot(line.at, line.middle, color=REST, lw=1.0, zorder=1.5)
+                axes.plot(line.steps, line.middle, color=REST, lw=1.0, zorder=1.5)
             elif end := lines(axes, line, facts.look(label)):
                 sheet.label(axes, [(*end, f"{label}  {words}", facts.look(label).colour)])
     seen = np.concatenate([c.ratio.middle.compressed() for c in courses.values()])

@@ -29,7 +29,7 @@ LEVEL = re.compile(r"r2_(\d+(?:p\d+)?)")
 
 @dataclass(frozen=True)
 class States:
-    """What is drawn of an arm."""
+    """An energy-based arm over the run."""
 
     parts: Mapping[str, Line]
     scores: Mapping[float, Line]  # noise level in radians -> R² of the score
@@ -37,7 +37,7 @@ class States:
 
 
 def states_of(runs: Sequence[Run]) -> States | None:
-    """None where no run is of an energy-based model with splats."""
+    """Return what is drawn of an arm; None where no run is of an energy-based model with splats."""
     levels = {
         float(match[1].replace("p", ".")): match[1]
         for run in runs
@@ -92,7 +92,7 @@ def draw_states(facts: Facts, track: str, arms: Arms, found: Mapping[str, States
         _draw_line(sheet, bottom, f"{sigma:g} radians", line, Look(place), above=0.0)
         matched = states.matched[sigma]
         shown = np.ma.masked_less_equal(matched.middle, 0.0)
-        bottom.plot(matched.at, shown, color=Look(place).colour, ls="--", lw=1.2, zorder=2)
+        bottom.plot(matched.steps, shown, color=Look(place).colour, ls="--", lw=1.2, zorder=2)
     sheet.key(entry("each seed", GREY, **FAINT))
     return sheet
 
@@ -105,7 +105,7 @@ def _draw_line(sheet: Sheet, axes: Axes, label: str, line: Line, look: Look, abo
 
 
 def _finding(states: States) -> str:
-    """R² at the end as a share of its matched value, level by level."""
+    """Return R² at the end as a share of its matched value, level by level."""
     shares = []
     for sigma, line in states.scores.items():
         r2, matched = line.last, states.matched[sigma].last

@@ -41,7 +41,7 @@ class Curve:
 
 
 def curve_of(runs: Sequence[Run]) -> Curve | None:
-    """None where no completed run measured it."""
+    """Return the curve of an arm; None where no completed run measured it."""
     measured = [run.result.get("kl_curve") for run in runs if run.outcome == "completed"]
     seeds = [np.array(sorted(curve)) for curve in measured if curve]
     if not seeds:
@@ -88,7 +88,7 @@ def draw_kl_curve(facts: Facts, track: str, arms: Arms, curves: Mapping[str, Cur
 
 
 def _finding(curves: Mapping[str, Curve]) -> str:
-    """The laws' exponent at the smallest c: the flattest arm's and the steepest one's."""
+    """Return the laws' exponent at the smallest c: the flattest arm's and the steepest one's."""
     low, _ = _widest(curves)
     first = {label: exponent_of(curve.law, low) for label, curve in curves.items() if curve.law}
     if not first:
@@ -116,7 +116,7 @@ def _handles(curves: Mapping[str, Curve]) -> list[Any]:
 
 
 def _draw_slopes(axes: Axes, curves: Mapping[str, Curve]) -> None:
-    """Lines of slope 1 above the data and of slope 2 below them: a law of any A and B lies between."""
+    """Draw lines of slope 1 above the data and of slope 2 below them: a law of any A and B lies between."""
     low, high = _widest(curves)
     at = np.array([low, high])
     ends = [curve.points[-1, 1] * (high / curve.points[-1, 0]) ** STEEP for curve in curves.values()]
@@ -147,7 +147,7 @@ def _draw_curve(sheet: Sheet, label: str, curve: Curve, look: Look) -> None:
 
 
 def _turn(curve: Curve) -> float | None:
-    """c = B/A where it lies within the points."""
+    """Return c = B/A where it lies within the points."""
     if not curve.law or not all(curve.law):
         return None
     at = curve.law[1] / curve.law[0]
@@ -155,7 +155,7 @@ def _turn(curve: Curve) -> float | None:
 
 
 def law_in_words(curve: Curve) -> str:
-    """`A 0.02, B 0.001, B/A 0.05`, without a part that is nowhere of weight."""
+    """Write `A 0.02, B 0.001, B/A 0.05`, without a part that is nowhere of weight."""
     if curve.law is None:
         return "one point, no law"
     a, b = curve.law
@@ -181,7 +181,7 @@ class Factors:
 
 
 def factors_of(runs: Sequence[Run]) -> Factors | None:
-    """None where no run has a policy."""
+    """Return the factors of an arm; None where no run has a policy."""
     streams = [run.steps for run in runs if set(FACTORS) <= set(run.steps)]
     if not streams:
         return None
@@ -194,7 +194,7 @@ def draw_factors(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Fac
     """Draw the factor on the learning rate above, the one on the trust radius below, a line for every arm."""
     least, most = (choose(courses, key=lambda n: courses[n].medians["lr_factor"]) for choose in (min, max))
     medians = [f"{courses[name].medians['lr_factor']:.2g} ({name})" for name in dict.fromkeys((least, most))]
-    last = max(float(factors.lines["lr_factor"].at[-1]) for factors in courses.values())
+    last = max(float(factors.lines["lr_factor"].steps[-1]) for factors in courses.values())
     sheet = Sheet(
         facts,
         "What did the policy do over the run?",

@@ -26,12 +26,12 @@ LAYERS = (EBC, AMBER, GOAL, SKY, ALERT, PINK)  # neighbours far apart, also for 
 
 
 def groups_of(runs: Sequence[Run]) -> list[str]:
-    """The groups whose contributions these runs recorded, in the order of the file."""
+    """Return the groups whose contributions these runs recorded, in the order of the file."""
     return list(dict.fromkeys(k.removeprefix("s_") for r in runs for k in r.steps if k.startswith("s_")))
 
 
 def measured(runs: Sequence[Run], column: str) -> list[Mapping[str, np.ndarray]]:
-    """The runs' streams at the steps where the column was measured."""
+    """Return the runs' streams at the steps where the column was measured."""
     streams: list[Mapping[str, np.ndarray]] = []
     for run in runs:
         rows = np.isfinite(run.steps[column]) if column in run.steps else np.zeros(0, dtype=bool)
@@ -94,7 +94,7 @@ def _sheet(
 
 
 def _bands(layers: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
-    """Label -> layer, the largest first and the small ones as one; and what is to be said of them."""
+    """Return label -> layer, the largest first and the small ones as one; and what is to be said of them."""
     total = np.maximum(sum(layers.values()), np.finfo(float).tiny)
     share = {g: float(np.median(layer / total)) for g, layer in layers.items()}
     ranked = sorted(layers, key=lambda g: -share[g])
@@ -120,7 +120,7 @@ class Tightness:
 
 
 def tightness_of(runs: Sequence[Run]) -> Tightness | None:
-    """None where no run measured it."""
+    """Return the tightness of an arm; None where no run measured it."""
     seeds = [values for s in measured(runs, "tightness") if len(values := s["tightness"][s["tightness"] > 0])]
     return Tightness(np.concatenate(seeds), [float(np.median(x)) for x in seeds]) if seeds else None
 

@@ -321,10 +321,10 @@ def entry(label: str, color: str = INK, **look: Any) -> Line2D:
 def lines(axes: Axes, line: Line, look: Look, **more: Any) -> tuple[float, float] | None:
     """Draw the line that stands for an arm's seeds, and each seed faintly. -> its last point, if any."""
     axes.plot(
-        line.at, line.middle, **{"color": look.colour, "ls": look.line, "lw": 1.6, "zorder": 2.5, **more}
+        line.steps, line.middle, **{"color": look.colour, "ls": look.line, "lw": 1.6, "zorder": 2.5, **more}
     )
     if len(line.seeds) > 1:
-        axes.plot(line.at, line.seeds.T, color=look.colour, lw=0.5, alpha=0.35, zorder=1.2)
+        axes.plot(line.steps, line.seeds.T, color=look.colour, lw=0.5, alpha=0.35, zorder=1.2)
     return line.last
 
 
