@@ -113,6 +113,6 @@ def _finding(trades: Mapping[str, Trade]) -> str:
 
 
 def _forgotten(trades: Mapping[str, Trade], new: float) -> dict[str, float]:
-    """Return arm -> its loss on the old text where that on the new one is `new`, of the arms that get there."""
+    """Return arm -> its loss on the old text where that on the new one is `new`, of arms that get there."""
     found = {label: trade.forgotten_at(new) for label, trade in trades.items()}
     return {label: old for label, old in found.items() if old is not None}
