@@ -168,7 +168,7 @@ def _colour(judged: Sequence[str], verdict: Sequence[Line]) -> str:
 def _finding(check: Check, span: RateWindow | None) -> str:
     """Return a comparison in a line: what was asked, what the verdict means, and its figures."""
     line = check.line
-    text = f"{check.title} {check.means.rstrip('.')}: {gap(line['difference'], line['joint'])}"
+    text = f"{check.title} {check.means} {capital(gap(line['difference'], line['joint']))}"
     plain = line.get("plain")
     if span and plain and (without := _without_ebc(plain, span)):
         text += f"; without EBC, on the fair control’s schedule, {without}"
@@ -336,7 +336,7 @@ CHECKS = {  # name -> title, what it asks, and what each verdict means
         {
             "pass": "No more than was aimed for.",
             "fail": "More than was aimed for.",
-            "undecided": "The measurement is missing, or its spread holds the limit.",
+            "undecided": "The measurement is missing, or the limit lies within its spread.",
         },
     ),
 }

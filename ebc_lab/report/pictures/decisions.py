@@ -321,7 +321,7 @@ def _draw_references(axes: Axes, decision: Mapping[str, Any], swept: Mapping[str
 def _scale_finding(decision: Mapping[str, Any]) -> str:
     windows = {role: decision["lr_window"].get(role) for role in ("ebc", "none")}
     if all(window and (window["open_low"] or window["open_high"]) for window in windows.values()):
-        finding = "LR window: with EBC and without it goes on beyond what was tried"
+        finding = "Both LR windows, with EBC and without, go on beyond what was tried"
     else:
         with_ebc, without = (in_octaves(window) for window in windows.values())
         finding = f"LR window: {with_ebc} with EBC, {without} without"

@@ -32,7 +32,7 @@ QUESTION_WITHOUT_WINDOW = "Does bounding how far each update may move the model�
 METHOD_OF_A_SUITE = (
     "Every arm is the same model on the same text. Those that have settings of their own to be tuned are "
     "tuned alike, by validation loss; then each is trained over fresh seeds, and two arms are compared seed "
-    "by seed by their test loss, at which no choice has looked."
+    "by seed by their test loss, which no choice has seen."
 )
 METHOD = (
     "EBC (Ellipsotope-Budgeted Clipping) shortens each update of an ordinary optimizer by a factor c ≤ 1, "
@@ -116,9 +116,9 @@ def has_ebc(config: Mapping[str, Any]) -> bool:
 
 
 NOISE_ALONE = (
-    "How much luck there is in a loss: one optimizer over a short grid of rates, its best run again "
-    "under other seeds. σ is the spread of these; later margins are compared with it. What is asked about "
-    "was not trained here: its rates are those of the tuning."
+    "How much luck there is in a loss: one optimizer is trained over a short grid of rates, and its best run "
+    "again under other seeds. σ is the spread of their losses; later margins are measured by it. The arms "
+    "that the study asks about are not trained here: their rates come from the tuning."
 )
 
 

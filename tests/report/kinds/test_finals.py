@@ -115,7 +115,7 @@ def test_each_comparison_is_a_line_with_its_figures_and_the_plain_optimizers_own
 def test_runs_of_ebc_that_diverged_are_said_instead_of_a_difference():
     broken = lines("misses", "undecided", "undecided", None)
     broken[2]["difference"] |= DIVERGED
-    assert "diverged: 3 of the arm's, 1 of the reference's runs" in findings(broken)[2]
+    assert "Diverged: 3 of the arm's, 1 of the reference's runs" in findings(broken)[2]
 
 
 def test_a_fair_control_that_is_worse_than_the_baseline_is_warned_of():

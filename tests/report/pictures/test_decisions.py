@@ -99,7 +99,7 @@ def test_headroom_draws_each_lr_window_with_its_octaves(figures):
 
 
 def test_of_two_windows_that_go_on_beyond_what_was_tried_neither_is_called_wider(figures):
-    assert "LR window: with EBC and without it goes on beyond what was tried" in figures["lr_scale"].alt
+    assert "Both LR windows, with EBC and without, go on beyond what was tried" in figures["lr_scale"].alt
 
 
 def test_a_rate_at_which_training_fails_does_not_squash_the_others(tmp_path):
