@@ -106,7 +106,12 @@ def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
         yield from window_pictures(facts, track, compared, tail)
         yield from _together(root, facts, track, compared, arms, decisions, tail)
         gathered: dict[str, dict[str, Any]] = {name: {} for name in JOINT_PICTURES}
-        yield from _each_arm(root, facts, track, compared, arms, decisions, tail, gathered)
+        for arm in _read_arms(root, track, compared, arms, decisions):
+            for name, picture in JOINT_PICTURES.items():
+                if (found := picture.gather(arm)) is not None:
+                    gathered[name][arm.label] = found
+            if arm.label in arms and arm.decided["ebc"]:
+                yield _groups(_sized(facts, arm.specs), arm.label, tail, arm.decided, arm.runs)
         for name, found in gathered.items():
             if found:
                 shown = {label: compared["arms"][label] for label in found}
@@ -170,30 +175,15 @@ def _overlaid(
         yield Picture(name, "verdict", draw, facts)
 
 
-def _each_arm(
-    root: Path,
-    facts: Facts,
-    track: str,
-    compared: Mapping[str, Any],
-    arms: Arms,
-    decisions: Decisions,
-    tail: str,
-    gathered: Mapping[str, dict[str, Any]],
-) -> Iterator[Picture]:
-    """Return the own pictures of `arms`; what the pictures of several arms show of them goes to `gathered`,
-    as does that of every arm with a policy, whichever rate it has."""
+def _read_arms(
+    root: Path, track: str, compared: Mapping[str, Any], arms: Arms, decisions: Decisions
+) -> Iterator[ArmRuns]:
+    """Yield the runs of `arms`, and of every arm with a policy, whichever rate it has."""
     for label, arm in compared["arms"].items():
-        if label not in arms and "lr_factor" not in arm["figures"]:
-            continue
-        runs = read_runs(root, arm)
-        specs = read_results(root, arm, "spec")
-        tried = partial(_tried, root, decisions.get("tune"), track, label)
-        every = ArmRuns(label, arm, runs, specs, tried, label == compared["reference"])
-        for name, picture in JOINT_PICTURES.items():
-            if (found := picture.gather(every)) is not None:
-                gathered[name][label] = found
-        if label in arms and arm["ebc"]:
-            yield _groups(_sized(facts, specs), label, tail, arm, runs)
+        if label in arms or "lr_factor" in arm["figures"]:
+            runs, specs = read_runs(root, arm), read_results(root, arm, "spec")
+            tried = partial(_tried, root, decisions.get("tune"), track, label)
+            yield ArmRuns(label, arm, runs, specs, tried, label == compared["reference"])
 
 
 def _groups(facts: Facts, name: str, tail: str, arm: Mapping[str, Any], runs: Sequence[Run]) -> Picture:
