@@ -57,6 +57,12 @@ def column(rows: Rows, name: str) -> list[Any]:
     return [row[name] for row in rows]
 
 
+def lowest_losses(groups: Iterable[Rows]) -> list[float]:
+    """Return the lowest loss of each group of runs in which any completed."""
+    done = [[row["val_loss"] for row in rows if is_whole(row)] for rows in groups]
+    return [min(losses) for losses in done if losses]
+
+
 def seeds_in_words(rows: Rows) -> str:
     return ", ".join(sorted({str(row["seed"]) for row in rows}))
 
@@ -183,8 +189,7 @@ def _draw_grids(
     log_axis(axes, "x", RATES)
     of_grid = {track: [row for row in rows if row["role"] == "grid"] for track, rows in grids.items()}
     losses = [row["val_loss"] for rows in of_grid.values() for row in rows if is_whole(row)]
-    best = [min(column(done, "val_loss")) for rows in of_grid.values() if (done := [*filter(is_whole, rows)])]
-    ceiling = ceiling_of(losses, best) if losses else math.inf
+    ceiling = ceiling_of(losses, lowest_losses(of_grid.values())) if losses else math.inf
     marks = 0
     for track, rows in of_grid.items():
         look, rows = looks[track], sorted(rows, key=lambda row: row["lr"])
@@ -245,11 +250,8 @@ def draw_lr_scale(facts: Facts, track: str, decision: Mapping[str, Any], swept: 
     top, bottom = sheet.panels[0], sheet.panels[-1]
     sheet.key(*_draw_references(top, decision, swept))
     whole = [row for row in rows if is_whole(row)]
-    best = [
-        min(column(done, "val_loss")) for of_role in arms.values() if (done := [*filter(is_whole, of_role)])
-    ]
     constant = (decision["baseline_val_loss"], swept["val_loss"])
-    ceiling = ceiling_of([*column(whole, "val_loss"), *constant], [*best, *constant])
+    ceiling = ceiling_of([*column(whole, "val_loss"), *constant], [*lowest_losses(arms.values()), *constant])
     marks = 0
     for role, of_role in arms.items():
         _, look, shift = ROLES.get(role, (role, UNKNOWN, 1.0))
