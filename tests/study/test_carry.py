@@ -65,5 +65,4 @@ def test_a_constant_is_carried_and_every_command_reads_it(trained, results_schem
     assert {path.stem for path in study.root.glob("carried_*.png")} == {
         "carried_excess",
         "carried_optima",
-        "carried_broken",
     }

@@ -256,6 +256,7 @@ def write_suite(
             ends = [outcomes.get((label, seed), "completed") for seed in SEEDS[: len(own)]]
             runs = {str(seed): f"{track}_{label}_s{seed}" for seed in range(len(own))}
             result, config = more.get(label, ({}, {}))
+            figures = {"c_early": 0.5, "c_late": 0.5 + own[0], "kl_ratio_median": 1.0} if label in ebc else {}
             losses[label] = {}
             for (seed, run_id), outcome, gain in zip(runs.items(), ends, own, strict=True):
                 folder = root / "runs" / run_id
@@ -263,7 +264,11 @@ def write_suite(
                 if outcome == "missing":
                     continue
                 loss = 2 + gain if outcome == "completed" else None
-                ended = json.loads((folder / "result.json").read_text()) | {"test_loss": loss, **result}
+                ended = json.loads((folder / "result.json").read_text()) | {
+                    "test_loss": loss,
+                    **figures,
+                    **result,
+                }
                 (folder / "result.json").write_text(json.dumps(ended))
                 spec = {**SPEC, "run_id": run_id, "config": {"steps": 40, **config}}
                 (folder / "spec.json").write_text(json.dumps(spec))
@@ -272,14 +277,13 @@ def write_suite(
             known = [loss for loss in losses[label].values() if math.isfinite(loss)]
             mean = float(np.mean(known)) if known else None
             about = {"roles": [label], "track": track, "lr": 0.004, "lr_scale": 1.0, "ebc": label in ebc}
-            figures = {"c_early": 0.5, "c_late": 0.5 + own[0], "kl_ratio_median": 1.0}
             arms[label] = {
                 **about,
                 "runs": runs,
                 "point": None,
                 "delta_star": 0.01 if label in ebc else None,
                 "about": f"what {label} is",
-                "figures": figures if label in ebc else {},
+                "figures": figures,
                 "outcomes": {o: ends.count(o) for o in sorted({*ends} - {"missing"})},
                 "test_loss": mean,
                 "val_loss": mean,
@@ -321,6 +325,8 @@ def drawn(root: Path, until: str = "", phone: Container[str] = ()) -> dict[str, 
     figures = {}
     with matplotlib.rc_context(fname=STYLE):
         for picture in pictures.pictures(root, facts, decisions):
+            if picture.name == "lr_sweep" and "candidates" not in decisions["lr_sweep"]:
+                continue  # of a written suite, whose sweep is only tracks
             if sheet := picture.sheet():
                 figures[picture.name] = sheet
             if picture.name in phone:
@@ -339,13 +345,12 @@ def settled(draw: Callable[..., Sheet | None], facts: Facts, *of: Any, **more: A
     return sheet
 
 
-OF_A_TRACK = ("lr_scale", "eta_eff", "calibrate", "curves", "efficiency", "tightness")
+OF_A_TRACK = ("lr_scale", "calibrate", "curves", "steps", "tightness")
 
 
 def expected_names(*tracks: str) -> set[str]:
     """The pictures of a finished study."""
-    arms = {f"{t}_{arm}_{kind}" for t in tracks for arm in ARMS for kind in ("loss", "kl")}
-    arms |= {f"{t}_{FALLING}_{kind}" for t in tracks for kind in ("clip", "groups")}
+    arms = {f"{t}_{FALLING}_groups" for t in tracks}
     own = {name + f"_{t}" * (len(tracks) > 1) for t in tracks for name in OF_A_TRACK}
     return arms | own | {"lr_sweep"}
 

@@ -76,7 +76,7 @@ def _for_papers(found: Evidence, name: str, track: FinalsTrack) -> Table:
     """Return each arm with its differences from the baseline and from the fair control."""
     rows = []
     for label, arm in track["arms"].items():
-        cells: list[Any] = [arm_label(label, arm), test_loss(arm, found.results), bits_of(arm, found.results)]
+        cells: list[Any] = [arm_label(label, arm), test_loss(arm, found.results), bits_of(arm)]
         for family in ("baseline", "control"):
             itself = label == track["roles"].get(family)
             difference = track["differences"].get(family, {}).get(label)
@@ -89,10 +89,10 @@ def _for_papers(found: Evidence, name: str, track: FinalsTrack) -> Table:
         d for family in ("baseline", "control") for d in track["differences"].get(family, {}).values()
     ]
     caption = (
-        f"{optimizer(name)}: test loss, nats per token; paired differences with joint {level(together)} "
-        "intervals; verdict against the control."
+        f"{optimizer(name)}: test loss, paired differences [joint intervals], verdict against the control."
     )
-    return Table(name, "Arms of the finals", PAPER_COLUMNS, rows, caption=caption)
+    note = f"{glance.NATS}; {glance.intervals_in_words(together)}"
+    return Table(name, "Arms of the finals", PAPER_COLUMNS, rows, note, caption)
 
 
 def _difference_in_brackets(difference: Difference | None) -> Cell:
@@ -168,7 +168,7 @@ def _colour(judged: Sequence[str], verdict: Sequence[Line]) -> str:
 def _finding(check: Check, span: RateWindow | None) -> str:
     """Return a comparison in a line: what was asked, what the verdict means, and its figures."""
     line = check.line
-    text = f"{check.title} {check.means.rstrip('.')}: {gap(line['difference'], line['joint'])}"
+    text = f"{check.title} {check.means} {capital(gap(line['difference'], line['joint']))}"
     plain = line.get("plain")
     if span and plain and (without := _without_ebc(plain, span)):
         text += f"; without EBC, on the fair control’s schedule, {without}"
@@ -336,7 +336,7 @@ CHECKS = {  # name -> title, what it asks, and what each verdict means
         {
             "pass": "No more than was aimed for.",
             "fail": "More than was aimed for.",
-            "undecided": "The measurement is missing, or its spread holds the limit.",
+            "undecided": "The measurement is missing, or the limit lies within its spread.",
         },
     ),
 }

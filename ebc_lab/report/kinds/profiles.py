@@ -37,7 +37,7 @@ class Profiles(Kind):
     def rows(self, found: Evidence) -> Iterator[dict[str, Any]]:
         """Yield a row for each method on each workload."""
         for track, decided in found.tracks.items():
-            for method, profiled in _ranked(decided):
+            for method, profiled in ranked(decided):
                 for place in profiled["workloads"]:
                     yield {"track": track, "method": method, **_row(decided, profiled, place)}
 
@@ -53,7 +53,7 @@ class Profiles(Kind):
     def _answer(self, name: str, track: ProfilesTrack) -> Answer:
         """Return who scores highest, and where the methods stand that the study asks about."""
         methods = track["methods"]
-        first = [method for method, found in _ranked(track) if found["place"] == 1]
+        first = [method for method, found in ranked(track) if found["place"] == 1]
         score = fixed(methods[first[0]]["score"], 2)
         sentence = f"{' and '.join(first)} {'scores' if len(first) == 1 else 'score'} highest, {score} of 1."
         tiles = []
@@ -91,7 +91,8 @@ def _row(decided: ProfilesTrack, found: Profiled, place: str) -> dict[str, Any]:
     return row | {key: found[key] for key in whole}  # type: ignore[literal-required]
 
 
-def _ranked(track: ProfilesTrack) -> list[tuple[str, Profiled]]:
+def ranked(track: ProfilesTrack) -> list[tuple[str, Profiled]]:
+    """Return the methods, the highest score first."""
     return sorted(track["methods"].items(), key=lambda item: (item[1]["place"], item[0]))
 
 
@@ -111,7 +112,7 @@ def _span(found: Profiled) -> str:
 def _scores(name: str, decided: ProfilesTrack) -> Table:
     """Return the methods by their scores, the highest first."""
     rows = []
-    for method, found in _ranked(decided):
+    for method, found in ranked(decided):
         missed = [place for place, at in found["workloads"].items() if at["median_steps"] is None]
         known = [at["sensitivity"] for at in found["sensitivity"].values() if at["sensitivity"] is not None]
         windows = [f"{place} {in_octaves(at['window'])}" for place, at in found["sensitivity"].items()]
@@ -144,7 +145,7 @@ def _ratios(name: str, decided: ProfilesTrack) -> Table:
         *(Column(place, "figure", two_digits, place) for place in places),
     ]
     rows = []
-    for method, found in _ranked(decided):
+    for method, found in ranked(decided):
         at = [found["workloads"].get(place) for place in places]
         shown = [Cell("missed") if r and r["ratio"] is None else r and r["ratio"] for r in at]
         rows.append(filled(columns, [method, *shown], chosen=method in decided["asked_about"]))

@@ -113,10 +113,10 @@ class Suite(Kind):
         made: list[Table] = []
         for name, track in found.tracks.items():
             spans = tables.spans(track, f"{name}-{{}}".format)
-            intervals = glance.intervals_in_words(_judging(track))
-            caption = f"{words.optimizer(name)}: test loss, nats per token; paired differences, {intervals}."
+            caption = f"{words.optimizer(name)}: test loss, and paired differences [joint intervals]."
+            note = f"{glance.NATS}; {glance.intervals_in_words(_judging(track))}"
             compared = [table for table in _compared(found, name, track) if PAPER in table.places]
-            made += [replace(table, caption=caption, note="") for table in compared]
+            made += [replace(table, caption=caption, note=note) for table in compared]
             made += tables.further_arms(f"{name}{{}}", track, found.results)
             made += [
                 replace(table, caption=f"{words.optimizer(name)}: {table.title.lower()}.") for table in spans
@@ -300,19 +300,18 @@ def _answer_of_starts(rules: Mapping[str, Any]) -> Said:
 
 def _answer_of_transfer(track: SuiteTrack) -> Said:
     """Answer with the largest regrets of settings carried to other sizes; every regret is a finding."""
-    regrets = words.regrets_of(track)
-    findings = [
-        f"{name}: {NOTHING if x is None else f'{signed(x, 3)} nats'} against a rate tuned again."
-        for name, x in regrets.items()
-    ]
-    worst = words.largest_regrets(regrets, track["arms"])
+    kept = [name for size in track["transfer"] for name in size["kept"]]
+    differences = {name: d for name in kept if (d := track["arms"][name]["difference"])}
+    regrets = {name: mean for name, d in differences.items() if (mean := d["mean"]) is not None}
+    shown = {name: f"{signed(regrets[name], 3)} nats" if name in regrets else NOTHING for name in kept}
+    findings = [f"{name}: {regret} against a rate tuned again." for name, regret in shown.items()]
+    rising = sorted(regrets, key=lambda name: regrets[name])
+    worst = {bool(track["arms"][name]["ebc"]): name for name in rising}
     largest, tiles = [], []
     for ebc, kind in ((True, " with EBC"), (False, " without EBC")):
-        if ebc in worst:
-            name, regret = worst[ebc]
-            largest.append(f"{signed(regret, 3)} nats{kind * (len(worst) > 1)}")
-            difference = track["arms"][name]["difference"]
-            tiles += [difference_tile(f"Largest regret: {name}", difference)] if difference else []
+        if name := worst.get(ebc):
+            largest.append(f"{signed(regrets[name], 3)} nats{kind * (len(worst) > 1)}")
+            tiles.append(difference_tile(f"Largest regret: {name}", differences[name]))
     most = " and ".join(largest) or "an unknown amount"
     return "undecided", f"Settings kept from another size cost at most {most}.", findings, tiles
 

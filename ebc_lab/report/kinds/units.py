@@ -27,6 +27,7 @@ ARMS = (  # on a phone the first three are on screen
     loss_column("Excess tuned in each setting", "tuned"),
     Column("Best constants spread over", "figure", short="octaves"),
     Column("Broken runs", "figure", short="broken"),
+    Column("Broken at any constant", "figure", short="broken, all", on=(PAGE,)),
 )
 SETTINGS = (
     Column("Setting", "name", short="setting", head=True),
@@ -99,13 +100,15 @@ def _arms(name: str, decided: UnitsTrack) -> Table:
             fmean(tuned) if tuned else None,
             _octaves(found),
             _share(found["broken"]),
+            _share(found["broken_anywhere"]),
         )
         rows.append(filled(ARMS, values, chosen=arm == order[0]))
     note = (
         f"nats per token, test loss, mean of {len(decided['settings'])} settings; excess: above the "
         "setting's best arm at its best constant; octaves between the lowest and the highest of the "
         "settings' best constants, ≥ where one lies on the edge of what was tried; broken runs at the "
-        f"carried constants: diverged, or more than {decided['broken']:g} nats above their setting's median"
+        f"carried constants, and at any of the grid: diverged, or more than {decided['broken']:g} nats above "
+        "their setting's median"
     )
     return Table(name, "One constant of each unit in every setting", ARMS, rows, note)
 

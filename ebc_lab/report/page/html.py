@@ -153,22 +153,11 @@ def pictures(root: Path) -> list[Picture]:
     """Return the study's figures, in the order of figures.json; those whose files are not there are left
     out."""
     images = {p.name: p for p in root.iterdir() if p.suffix in KINDS}  # only files of this very folder
-    return [
-        Picture(
-            e["name"],
-            e["section"],
-            e["title"],
-            e["alt"],
-            e["arm"],
-            path,
-            phone,
-            e.get("note", ""),
-            e.get("alert", ""),
-        )
-        for e in catalogue(root)
-        if (path := _file(images, e["name"]))
-        for phone in [images.get(f"{e['name']}{PHONE}.svg")]
-    ]
+    shown = []
+    for entry in catalogue(root):
+        if path := _file(images, entry["name"]):
+            shown.append(Picture(**entry, path=path, phone_path=images.get(f"{entry['name']}{PHONE}.svg")))
+    return shown
 
 
 def _file(images: Mapping[str, Path], name: str) -> Path | None:

@@ -23,19 +23,15 @@ from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.store.study import Study
 
 from ..text import words
-from .carry import draw_broken, draw_excess, draw_optima
+from .carry import draw_excess, draw_optima
 from .catalogue import PHONE, Entry, in_reading_order, opening_picture, write_catalogue
 from .compared import final_pictures, suite_pictures
-from .decisions import by_track, draw_calibration, draw_eta_eff, draw_lr_scale, draw_lr_sweep
-from .drawing.curves import known
+from .decisions import by_track, draw_calibration, draw_lr_scale, draw_lr_sweep
 from .drawing.looks import study_looks
 from .drawing.sheet import STYLE, Decisions, Facts, Picture, Sheet
-from .profiles import draw_profiles, draw_ratios
+from .profiles import draw_profiles
 from .render import pdf, png, svg
 from .slots import draw_slots
-
-# the track, empty where a picture is of all; what draws it
-TrackPictures = Iterator[tuple[str, Callable[[Facts], Any]]]
 
 
 def draw_study(root: Path) -> list[Path]:
@@ -91,69 +87,46 @@ def facts_of(header: Mapping[str, Any], decisions: Decisions) -> Facts:
 
 def pictures(root: Path, facts: Facts, decisions: Decisions) -> Iterator[Picture]:
     """Return the pictures one after the other, so that only one arm's runs are in memory."""
-    for name, decision in decisions.items():
+    for name in decisions:
         stage = stage_of(name)
         if stage.shows == "verdict":
             yield from final_pictures(root, facts, name, decisions)
         elif stage.shows == "arms":
             yield from suite_pictures(root, facts, name, decisions)
         else:
-            several = len(decision["tracks"]) > 1
-            section = "verdict" if stage.concludes else name
-            for kind in stage.pictures:
-                for track, draw in BY_KIND[kind](root, decision, decisions):
-                    yield Picture(f"{kind}_{track}" if track and several else kind, section, draw, facts)
+            yield from _pictures_of_choice(facts, name, decisions)
     if (busy := timeline(Study(root).records())) and decisions:
         yield Picture("timeline", "timeline", partial(draw_slots, busy=busy), facts)
 
 
-# -- of a decision between candidates ------------------------------------------------------------------------
+def _pictures_of_choice(facts: Facts, stage: str, decisions: Decisions) -> Iterator[Picture]:
+    """Return the pictures of a decision between candidates: one for each track, but of the first sweep."""
+    decision = decisions[stage]
+    section = "verdict" if stage_of(stage).concludes else stage
+    for kind in stage_of(stage).pictures:
+        if kind == "lr_sweep":
+            yield Picture(kind, section, partial(draw_lr_sweep, decision=decision), facts)
+            continue
+        for track in decision["tracks"]:
+            name = f"{kind}_{track}" if len(decision["tracks"]) > 1 else kind
+            yield Picture(name, section, _draw_track(kind, decisions, stage, track), facts)
 
 
-def _lr_sweep(root: Path, decision: Mapping[str, Any], decisions: Decisions) -> TrackPictures:
-    if "candidates" in decision:
-        yield "", partial(draw_lr_sweep, decision=decision)
+def _draw_track(kind: str, decisions: Decisions, stage: str, track: str) -> Callable[[Facts], Sheet | None]:
+    """Return what draws a stage's decision on one track."""
+    decision = decisions[stage]
+    decided = decision["tracks"][track]
+    if kind in ALONE:
+        return partial(ALONE[kind], track=decided)
+    swept = decisions["lr_sweep"]["tracks"][track]
+    if kind == "lr_scale":
+        return partial(draw_lr_scale, track=track, decision=decided, swept=swept)
+    rows, natural = by_track(decision["candidates"], [track])[track], swept["natural_kl"]
+    return partial(draw_calibration, track=track, decision=decided, rows=rows, natural=natural)
 
 
-def _lr_scale(root: Path, decision: Mapping[str, Any], decisions: Decisions) -> TrackPictures:
-    for track, chosen in decision["tracks"].items():
-        swept = decisions["lr_sweep"]["tracks"][track]
-        yield track, partial(draw_lr_scale, track=track, decision=chosen, swept=swept)
-
-
-def _eta_eff(root: Path, decision: Mapping[str, Any], decisions: Decisions) -> TrackPictures:
-    for track, chosen in decision["tracks"].items():
-        rows = [row for of_role in chosen["arms"].values() for row in of_role]
-        results = {row["run_id"]: known(root, row["run_id"]) for row in rows}
-        yield track, partial(draw_eta_eff, track=track, decision=chosen, results=results)
-
-
-def _calibrate(root: Path, decision: Mapping[str, Any], decisions: Decisions) -> TrackPictures:
-    tracks = decision["tracks"]
-    for track, rows in by_track(decision["candidates"], tracks).items():
-        natural = decisions["lr_sweep"]["tracks"][track]["natural_kl"]
-        calibrated = {"track": track, "decision": tracks[track], "rows": rows, "natural": natural}
-        yield track, partial(draw_calibration, **calibrated)
-
-
-def _of_each_track(draw: Callable[..., Any]) -> Callable[..., TrackPictures]:
-    """Return what draws a picture of each track of a decision."""
-
-    def of_each(root: Path, decision: Mapping[str, Any], decisions: Decisions) -> TrackPictures:
-        for name, track in decision["tracks"].items():
-            yield name, partial(draw, track=track)
-
-    return of_each
-
-
-BY_KIND: Mapping[str, Callable[[Path, Mapping[str, Any], Decisions], TrackPictures]] = {
-    "lr_sweep": _lr_sweep,
-    "lr_scale": _lr_scale,
-    "eta_eff": _eta_eff,
-    "calibrate": _calibrate,
-    "carried_excess": _of_each_track(draw_excess),
-    "carried_optima": _of_each_track(draw_optima),
-    "carried_broken": _of_each_track(draw_broken),
-    "profiles": _of_each_track(draw_profiles),
-    "ratios": _of_each_track(draw_ratios),
+ALONE: Mapping[str, Callable[..., Sheet | None]] = {  # that need no other decision
+    "carried_excess": draw_excess,
+    "carried_optima": draw_optima,
+    "profiles": draw_profiles,
 }

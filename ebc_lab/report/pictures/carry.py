@@ -1,5 +1,5 @@
 """A study that carries one constant of each unit to settings that it was not chosen on: what each unit loses
-there, where its best constant lies, and how many of its runs broke."""
+there, and where its best constant lies."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import PercentFormatter
 
-from ebc_lab.records.decisions import BrokenRuns, UnitCurve, UnitFound, UnitSetting, UnitsTrack
+from ebc_lab.records.decisions import UnitCurve, UnitFound, UnitSetting, UnitsTrack
 
 from ..text.words import capital, signed
-from .drawing.looks import EBC, Look, assign_looks
-from .drawing.sheet import GREY, INK, SMALL, Facts, Sheet, count_seeds, entry, name_rows
+from .drawing.looks import GREY, INK, SMALL, Look, assign_looks
+from .drawing.sheet import Facts, Sheet, count_seeds, entry, name_rows
 
 ROW = 0.3  # inches of a setting
 TALL_ROW = 0.5  # inches of a row whose ends are named
@@ -59,7 +58,6 @@ def draw_excess(facts: Facts, track: UnitsTrack) -> Sheet | None:
         (f"{whom}its best constant; mean of the seeds", _excess_finding(track, order)),
         (seeds_of(track),),
         heights=(1.2 + ROW * len(settings),),
-        width=10.0,
     )
     [axes] = sheet.panels
     looks, every = looks_of(track), _every_excess(track)
@@ -134,7 +132,6 @@ def draw_optima(facts: Facts, track: UnitsTrack) -> Sheet | None:
         (whom + name_in_words(settings, usual), f"Least: {least}; most: {most}"),
         (seeds_of(track),),
         heights=(1.2 + TALL_ROW * len(order),),
-        width=10.0,
     )
     [axes] = sheet.panels
     axes.set_xlabel(f"octaves from the best constant in {name_in_words(settings, usual)}")
@@ -175,43 +172,3 @@ def _few(names: Sequence[str]) -> str:
 
 def _octaves_in_words(found: UnitFound) -> str:
     return f"{'at least ' * found['open']}{found['octaves'] or 0.0:.1f} octaves"
-
-
-# -- broken runs ---------------------------------------------------------------------------------------------
-
-
-def draw_broken(facts: Facts, track: UnitsTrack) -> Sheet | None:
-    """Draw a row for each arm: the share of its runs that broke, at carried constants and at all."""
-    order, arms = by_excess(track), track["arms"]
-    if not order:
-        return None
-    most = max(order, key=lambda arm: _share(arms[arm]["broken"]))
-    least = min(order, key=lambda arm: _share(arms[arm]["broken"]))
-    ends = (f"{name_in_words(arms, arm)}: {_count(arms[arm]['broken'])}" for arm in (least, most))
-    whom = f"Share of runs that diverged, or ended more than {track['broken']:g} nats above their setting's "
-    sheet = Sheet(
-        facts,
-        "Which units break runs?",
-        (f"{whom}median", f"At carried constants, {'; '.join(ends)}"),
-        (seeds_of(track),),
-        heights=(1.2 + ROW * len(order),),
-    )
-    [axes] = sheet.panels
-    axes.set_xlabel("share of runs (left is better)")
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    sheet.key(entry("at the carried constants", EBC, marker="o", ls="", ms=6))
-    sheet.key(entry("at all constants of the grid", GREY, marker="s", ls="", ms=5))
-    name_rows(axes, [name_in_words(arms, arm) for arm in order])
-    for row, arm in enumerate(order):
-        axes.plot(_share(arms[arm]["broken_anywhere"]), row, "s", color=GREY, ms=5)
-        axes.plot(_share(arms[arm]["broken"]), row, "o", color=EBC, ms=6)
-    axes.set_xlim(left=-0.005)
-    return sheet
-
-
-def _share(runs: BrokenRuns) -> float:
-    return runs["broken"] / max(1, runs["runs"])
-
-
-def _count(runs: BrokenRuns) -> str:
-    return f"{runs['broken']} of {runs['runs']}"

@@ -1,5 +1,4 @@
-"""Decisions on the learning rate and on δ*: the sweep without EBC, the LR scales, the effective step, the
-calibration."""
+"""Decisions on the learning rate and on δ*: the sweep without EBC, the LR scales, the calibration."""
 
 from __future__ import annotations
 
@@ -18,23 +17,24 @@ from ebc_lab.study.stages.lr_sweep.fair_control import schedule_in_words
 from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves
 
 from ..text.words import optimizer, schedules
-from .drawing.looks import DASHES, GOAL, GREY_PLACE, PALETTE, PINK, SKY, UNKNOWN, Look, assign_looks
-from .drawing.losses import WINDOW_ROW, WITHIN, ceiling_of, draw_windows, frame_losses, where_it_ends
-from .drawing.sheet import (
+from .drawing.looks import (
+    DASHES,
+    GOAL,
     GREY,
+    GREY_PLACE,
     INK,
+    PALETTE,
+    PINK,
     RING,
     SEED,
+    SKY,
     SMALL,
-    End,
-    Facts,
-    Sheet,
-    count_seeds,
-    entry,
-    format_tick,
-    log_axis,
-    name_band,
+    UNKNOWN,
+    Look,
+    assign_looks,
 )
+from .drawing.losses import WINDOW_ROW, WITHIN, ceiling_of, draw_windows, frame_losses, where_it_ends
+from .drawing.sheet import End, Facts, Sheet, count_seeds, entry, format_tick, log_axis, name_band
 
 Rows = Sequence[Mapping[str, Any]]
 ROLES = {  # of the LR scales' runs -> what the picture calls them, their look, a shift that parts error bars
@@ -43,7 +43,7 @@ ROLES = {  # of the LR scales' runs -> what the picture calls them, their look, 
     "surrogate_x1": ("with EBC at ×1 (measures S)", Look(PALETTE.index(SKY), ":"), 1.0),
     "fixed_tau": ("with a fixed trust radius τ", Look(PALETTE.index(PINK), "-."), 1.0),
 }
-SQUARE: dict[str, Any] = {**RING, "marker": "s", "ms": 12, "color": INK}
+SQUARE: dict[str, Any] = {**RING, "marker": "s", "ms": 12}
 HOLLOW: dict[str, Any] = {"ls": "", "mfc": "white", "mew": 1.5, "zorder": 3}
 RATES = (1.0, 2.0, 4.0)  # ticks of a decade
 ROUNDED = 1e-3  # how far the ratio of two figures of three digits may be off, relative
@@ -55,6 +55,12 @@ def is_whole(row: Mapping[str, Any]) -> bool:
 
 def column(rows: Rows, name: str) -> list[Any]:
     return [row[name] for row in rows]
+
+
+def lowest_losses(groups: Iterable[Rows]) -> list[float]:
+    """Return the lowest loss of each group of runs in which any completed."""
+    done = [[row["val_loss"] for row in rows if is_whole(row)] for rows in groups]
+    return [min(losses) for losses in done if losses]
 
 
 def seeds_in_words(rows: Rows) -> str:
@@ -127,7 +133,6 @@ def draw_lr_sweep(facts: Facts, decision: Mapping[str, Any]) -> Sheet:
         (count_of(rows), f"stage lr_sweep, grid with seed {grid_seeds}", "bars: ± s.e."),
         grid=("ab",),
         heights=(4.4,),
-        width=10.4,
     )
     left, right = sheet.panels
     looks = assign_looks(grids, winners)
@@ -184,8 +189,7 @@ def _draw_grids(
     log_axis(axes, "x", RATES)
     of_grid = {track: [row for row in rows if row["role"] == "grid"] for track, rows in grids.items()}
     losses = [row["val_loss"] for rows in of_grid.values() for row in rows if is_whole(row)]
-    best = [min(column(done, "val_loss")) for rows in of_grid.values() if (done := [*filter(is_whole, rows)])]
-    ceiling = ceiling_of(losses, best) if losses else math.inf
+    ceiling = ceiling_of(losses, lowest_losses(of_grid.values())) if losses else math.inf
     marks = 0
     for track, rows in of_grid.items():
         look, rows = looks[track], sorted(rows, key=lambda row: row["lr"])
@@ -246,11 +250,8 @@ def draw_lr_scale(facts: Facts, track: str, decision: Mapping[str, Any], swept: 
     top, bottom = sheet.panels[0], sheet.panels[-1]
     sheet.key(*_draw_references(top, decision, swept))
     whole = [row for row in rows if is_whole(row)]
-    best = [
-        min(column(done, "val_loss")) for of_role in arms.values() if (done := [*filter(is_whole, of_role)])
-    ]
     constant = (decision["baseline_val_loss"], swept["val_loss"])
-    ceiling = ceiling_of([*column(whole, "val_loss"), *constant], [*best, *constant])
+    ceiling = ceiling_of([*column(whole, "val_loss"), *constant], [*lowest_losses(arms.values()), *constant])
     marks = 0
     for role, of_role in arms.items():
         _, look, shift = ROLES.get(role, (role, UNKNOWN, 1.0))
@@ -322,73 +323,13 @@ def _draw_references(axes: Axes, decision: Mapping[str, Any], swept: Mapping[str
 def _scale_finding(decision: Mapping[str, Any]) -> str:
     windows = {role: decision["lr_window"].get(role) for role in ("ebc", "none")}
     if all(window and (window["open_low"] or window["open_high"]) for window in windows.values()):
-        finding = "LR window: with EBC and without it goes on beyond what was tried"
+        finding = "Both LR windows, with EBC and without, go on beyond what was tried"
     else:
         with_ebc, without = (in_octaves(window) for window in windows.values())
         finding = f"LR window: {with_ebc} with EBC, {without} without"
     if decision["headroom_is_tautology"]:
         finding += "; at hollow points c < 1 cancels the learning rate"
     return finding
-
-
-# -- the effective learning rate -----------------------------------------------------------------------------
-
-
-def draw_eta_eff(
-    facts: Facts, track: str, decision: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]
-) -> Sheet | None:
-    """Draw median c·lr of the LR scales' runs against their learning rate; None where none recorded it.
-
-    `results`: by run id.
-    """
-    arms: dict[str, list[tuple[float, float, float, float]]] = {}
-    for role, of_role in decision["arms"].items():
-        for row in of_role:
-            result = results.get(row["run_id"], {})
-            if result.get("eta_eff_median") is not None and result.get("c_median"):
-                applied = result["eta_eff_median"]
-                spread = [applied * result[k] / result["c_median"] for k in ("c_p10", "c_p90")]
-                arms.setdefault(role, []).append((row["lr"], applied, *spread))
-    if not arms:
-        return None
-    rows = [row for of_role in decision["arms"].values() for row in of_role]
-    finding = "No EBC run recorded its effective learning rate"
-    if ebc := sorted(arms.get("ebc", [])):
-        (low, slow, *_), (high, fast, *_) = ebc[0], ebc[-1]
-        finding = f"With EBC the learning rate rises {high / low:.3g}×, "
-        finding += f"the median step that is applied {fast / slow:.3g}×"
-    whom = (
-        f"{optimizer(track)} with and without EBC: the learning rate that is applied, η_eff = c·lr, against "
-    )
-    sheet = Sheet(
-        facts,
-        "What does EBC make of a higher learning rate?",
-        (f"{whom}the one asked for", finding),
-        (count_of(rows), f"stage lr_scale, seed {seeds_in_words(rows)}"),
-        heights=(4.0,),
-    )
-    [axes] = sheet.panels
-    log_axis(axes, "x", RATES)
-    log_axis(axes, "y")
-    rates = column(rows, "lr")
-    ends = (min(rates) / 1.1, max(rates) * 1.1)
-    [diagonal] = axes.plot(ends, ends, color=GOAL, ls=":", lw=1.4)
-    sheet.label(axes, end_of(diagonal, "c = 1, at a constant rate: c·lr = lr"))
-    for role, points in arms.items():
-        _, look, shift = ROLES.get(role, (role, UNKNOWN, 1.0))
-        lr, middle, below, above = np.array(sorted(points)).T
-        [line] = axes.plot(lr * shift, middle, color=look.colour, marker=look.marker, ls=look.line)
-        sheet.label(axes, end_of(line, _name_role(role, decision["arms"][role], track)))
-        spreads = np.maximum((middle - below, above - middle), 0)
-        axes.errorbar(lr * shift, middle, spreads, fmt="none", ecolor=look.colour, elinewidth=1)
-    sheet.key(entry("bars: as c varies, 10th to 90th percentile", GREY, lw=1))
-    scales = sorted({(row["lr"], row["lr_scale"]) for row in rows})
-    axes.set_xticks(sorted(set(rates)), [f"{format_tick(lr)}\n×{format_tick(scale)}" for lr, scale in scales])
-    axes.set_xlabel(
-        "learning rate asked for, at its peak, and as a multiple of the best constant one (log scale)"
-    )
-    axes.set_ylabel("median η_eff = c·lr (log scale)")
-    return sheet
 
 
 # -- the calibration -----------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ import numpy as np
 
 from ..text.words import optimizer
 from .drawing.curves import ArmRuns
-from .drawing.sheet import INK, Arms, Facts, Sheet, count_seeds, entry
+from .drawing.looks import INK
+from .drawing.sheet import Arms, Facts, Sheet, count_seeds, entry
 
 NEW, OLD = "val_loss", "init_val_loss"
 END: dict[str, Any] = {"marker": "o", "ms": 6, "ls": ""}
@@ -45,20 +46,20 @@ class Trade:
         return float(np.interp(new, learned[order], old[order])) if inside else None
 
 
-def gather(of: ArmRuns) -> Trade | None:
+def gather(arm: ArmRuns) -> Trade | None:
     """Return the arm's trade; None where no completed run measured an old text."""
-    done = [run.result for run in of.runs if _measured(run.result)]
+    done = [run.result for run in arm.runs if _measured(run.result)]
     if not done:
         return None
     points: dict[str, list[Mapping[str, Any]]] = {}
-    for name, result in of.tried():
+    for name, result in arm.tried():
         points.setdefault(name, []).append(result)
     whole = [results for results in points.values() if all(map(_measured, results))]
     whole.sort(key=lambda results: _mean(results, "weights_moved"))
     at = np.array([(_mean(results, NEW), _mean(results, OLD)) for results in whole]).reshape(-1, 2)
     at = at[at[:, 0] <= at[:1, 0].max(initial=-np.inf)]
     end, seeds = (_mean(done, NEW), _mean(done, OLD)), max(map(len, whole), default=0)
-    return Trade(at[:, 0], at[:, 1], seeds, end, of.arm["figures"].get("weights_moved"))
+    return Trade(at[:, 0], at[:, 1], seeds, end, arm.decided["figures"].get("weights_moved"))
 
 
 def _measured(result: Mapping[str, Any]) -> bool:
@@ -69,49 +70,49 @@ def _mean(results: Iterable[Mapping[str, Any]], name: str) -> float:
     return fmean(result[name] for result in results)
 
 
-def draw(facts: Facts, track: str, arms: Arms, drawn: Mapping[str, Trade]) -> Sheet:
+def draw(facts: Facts, track: str, arms: Arms, trades: Mapping[str, Trade]) -> Sheet:
     """Draw the loss on the old text over that on the new one: a line through each arm's points."""
     whom = f"{optimizer(track)}: losses on both texts at the end of each run, from short steps to long ones"
     what = "What does a run forget for what it learns?"
-    words = (whom, _finding(drawn))
+    words = (whom, _finding(trades))
     sheet = Sheet(facts, what, words, arms=arms, heights=(4.4,))
     [axes] = sheet.panels
     axes.set_xlabel("loss on the new text (nats per token): learning goes to the left")
     axes.set_ylabel("loss on the old text (nats per token)")
-    for label, trade in drawn.items():
+    for label, trade in trades.items():
         look = facts.look(label)
         moved = "" if trade.moved is None else f": weights moved {trade.moved:.0%}"
         axes.plot(trade.new, trade.old, color=look.colour, ls=look.line, **POINTS)
         axes.plot(*trade.end, color=look.colour, **END)
         mark = entry(label, look.colour, ls=look.line, marker="o", ms=5)
         sheet.label(axes, [(*trade.end, label + moved, look.colour)], [mark])
-    if tried := max(trade.seeds for trade in drawn.values()):
+    if tried := max(trade.seeds for trade in trades.values()):
         sheet.key(entry(f"points that it was tuned over, {count_seeds(tried)} each", INK, **POINTS))
     sheet.key(entry("at the chosen point, mean of the seeds", INK, **END))
     return sheet
 
 
-def _finding(drawn: Mapping[str, Trade]) -> str:
-    """What was forgotten at equal learning: at the loss that most arms' points get to, the middle one of
-    those; where no two meet, who learned most and who forgot least."""
-    met = {x: _at(drawn, x) for trade in drawn.values() for x in trade.new}
+def _finding(trades: Mapping[str, Trade]) -> str:
+    """Return what was forgotten at equal learning: at the loss that most arms' points get to, the middle one
+    of those; where no two meet, who learned most and who forgot least."""
+    met = {x: _forgotten(trades, x) for trade in trades.values() for x in trade.new}
     most = max(map(len, met.values()), default=0)
     if most < 2:
-        best, least = (min(drawn, key=lambda label: drawn[label].end[i]) for i in (0, 1))
-        learned = f"Learned most: {best}, {drawn[best].end[0]:.3f}"
-        return f"{learned}; forgot least: {least}, {drawn[least].end[1]:.3f}"
+        best, least = (min(trades, key=lambda label: trades[label].end[i]) for i in (0, 1))
+        learned = f"Learned most: {best}, {trades[best].end[0]:.3f}"
+        return f"{learned}; forgot least: {least}, {trades[least].end[1]:.3f}"
     asked = [x for x, of in met.items() if len(of) == most]
     at = min(asked, key=lambda x: abs(x - median(asked)))
     low, high = (by(met[at], key=lambda label: met[at][label]) for by in (min, max))
     text = f"Learned as much, to {at:.2f}, arms end on the old text at {met[at][low]:.2f} ({low})"
     text += f" to {met[at][high]:.2f} ({high})"
-    never = [label for label in drawn if label not in met[at]]
+    never = [label for label in trades if label not in met[at]]
     if never:
         text += f"; {' and '.join(never)} {'does' if len(never) == 1 else 'do'} not get there"
     return text
 
 
-def _at(drawn: Mapping[str, Trade], new: float) -> dict[str, float]:
-    """Arm -> the loss on the old text where that on the new one is `new`, of the arms that get there."""
-    found = {label: trade.forgotten_at(new) for label, trade in drawn.items()}
+def _forgotten(trades: Mapping[str, Trade], new: float) -> dict[str, float]:
+    """Return arm -> its loss on the old text where that on the new one is `new`, of arms that get there."""
+    found = {label: trade.forgotten_at(new) for label, trade in trades.items()}
     return {label: old for label, old in found.items() if old is not None}

@@ -14,8 +14,8 @@ from ebc_lab.config.parts.shock import RECOVERY_WINDOW, SHOCK_WINDOW
 
 from ..text.words import optimizer, signed
 from .drawing.curves import ArmRuns, Line, thinned
-from .drawing.looks import ALERT
-from .drawing.sheet import FAINT, GREY, RULE, Arms, Facts, Sheet, entry, lines
+from .drawing.looks import ALERT, FAINT, GREY, RULE
+from .drawing.sheet import Arms, Facts, Sheet, entry, lines
 
 AFTER_SHOCK = 150  # steps shown after a shock
 RECOVERY_POINTS = 100  # of a line
@@ -38,15 +38,15 @@ class Recovery:
     back: Sequence[float | None]  # steps until the loss was back, None: never
 
 
-def gather(of: ArmRuns) -> Recovery | None:
+def gather(arm: ArmRuns) -> Recovery | None:
     """Return the arm's recovery; None where it had no shock, or no run lasted long enough after it."""
     losses, peaks, back = [], [], []
     offset = np.arange(-SHOCK_WINDOW, AFTER_SHOCK + 1)
     # with the gap at the shock itself
     offset = offset[np.union1d(thinned(len(offset), RECOVERY_POINTS), SHOCK_WINDOW)]
     shock: Mapping[str, Any] = {}
-    for run in of.runs:
-        config = of.specs[run.seed].get("config", {})
+    for run in arm.runs:
+        config = arm.specs[run.seed].get("config", {})
         if run.result.get("shock_peak") is None or not run.steps or not config:
             continue
         shock = config["shock"]
@@ -58,11 +58,12 @@ def gather(of: ArmRuns) -> Recovery | None:
         return None
     seeds = np.ma.masked_invalid(losses)
     loss = Line(offset, seeds, seeds.mean(axis=0))
-    return Recovery(of.label, shock["name"], shock["size"], loss, peaks, back)
+    return Recovery(arm.label, shock["name"], shock["size"], loss, peaks, back)
 
 
 def around(losses: np.ndarray, shock: int, offset: np.ndarray) -> np.ndarray:
-    """Running mean of the last 10 losses, none from before the shock, minus the mean of the 20 before it.
+    """Return the running mean of the last 10 losses, none from before the shock, minus the mean of the 20
+    before it.
 
     NaN outside the run, and at the shock itself, whose loss may be of corrupted targets.
     """
@@ -75,16 +76,16 @@ def around(losses: np.ndarray, shock: int, offset: np.ndarray) -> np.ndarray:
     return out
 
 
-def draw(facts: Facts, track: str, arms: Arms, drawn: Mapping[str, Recovery]) -> Sheet:
+def draw(facts: Facts, track: str, arms: Arms, recoveries: Mapping[str, Recovery]) -> Sheet:
     """Draw a panel for each kind of shock, with a line for each arm that had it."""
-    kinds = list(dict.fromkeys((r.kind, r.size) for r in drawn.values()))
+    kinds = list(dict.fromkeys((r.kind, r.size) for r in recoveries.values()))
     whom = (
         f"{optimizer(track)}: training loss around a shock, minus its mean of the {SHOCK_WINDOW} steps before"
     )
     sheet = Sheet(
         facts,
         "How does a run recover from a shock?",
-        (whom, _finding(list(drawn.values()))),
+        (whom, _finding(list(recoveries.values()))),
         (
             "peak: the highest mean of any 10 later steps",
             f"mean of the seeds over the last {RECOVERY_WINDOW} steps at most",
@@ -92,14 +93,13 @@ def draw(facts: Facts, track: str, arms: Arms, drawn: Mapping[str, Recovery]) ->
         arms=arms,
         grid=[chr(ord("a") + i) for i in range(len(kinds))],
         heights=[2.7] * len(kinds),
-        width=10.0,
     )
     for (kind, size), axes in zip(kinds, sheet.panels, strict=True):
         axes.set_title(SHOCKS.get(kind, kind + " {:g}").format(size), loc="left")
         axes.set_ylabel("loss − before (nats)")
         axes.axhline(0, color=RULE, lw=0.8)
         axes.axvline(0, color=ALERT, ls=":", lw=1.2)
-        for name, recovery in drawn.items():
+        for name, recovery in recoveries.items():
             if (recovery.kind, recovery.size) != (kind, size):
                 continue
             look = facts.look(name)

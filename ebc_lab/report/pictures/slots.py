@@ -12,7 +12,8 @@ from ebc_lab.config.errors import clock
 from ebc_lab.config.schema import STAGES
 from ebc_lab.study.inspect.slots import Bar, Timeline, idle_by_stage
 
-from .drawing.sheet import INK, Facts, Sheet, count_seeds, name_rows
+from .drawing.looks import INK
+from .drawing.sheet import Facts, Sheet, count_seeds, name_rows
 
 COLOURS = ("C0", "C4", "C2", "C3", "C5", "C1")  # of the stages, in their order
 ROW = 0.42  # inches
@@ -33,7 +34,6 @@ def draw_slots(facts: Facts, busy: Timeline) -> Sheet:
         (count_seeds(len({bar.seed for bar in busy.bars})),),
         cut,
         heights=(1.1 + ROW * rows,),
-        width=10.0,
     )
     [axes] = sheet.panels
     drawn = {bar.stage for bar in busy.bars}  # one that trained beside another too

@@ -1,6 +1,5 @@
-"""What a suite's sweeps show: the loss against the learning rate and against δ*, with each arm's window, and
-the regrets of settings that were chosen at another size; and of arms that were tuned over a learning rate of
-their own, these curves over each other."""
+"""The loss against the learning rate and against δ*, of the arms that a suite sweeps, with each arm's window;
+and of arms that were tuned over a learning rate of their own, these curves over each other."""
 
 from __future__ import annotations
 
@@ -11,31 +10,14 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves, level
+from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves
 from ebc_lab.study.stages.suite import SAME_NATS
 
-from ..text.words import largest_regrets, optimizer, regrets_of, rules_among, signed
+from ..text.words import optimizer, rules_among, signed
 from .drawing.curves import missing
-from .drawing.looks import ALERT, EBC, PLAIN, Look
+from .drawing.looks import GREY, REST, RING, SEED, Look
 from .drawing.losses import WINDOW_ROW, WITHIN, ceiling_of, draw_windows, where_it_ends, widest_in_words
-from .drawing.sheet import (
-    GREY,
-    INK,
-    MOST_LINES,
-    REST,
-    RING,
-    SEED,
-    SMALL,
-    Arms,
-    End,
-    Facts,
-    Picture,
-    Sheet,
-    count_seeds,
-    entry,
-    log_axis,
-    name_rows,
-)
+from .drawing.sheet import MOST_LINES, End, Facts, Picture, Sheet, count_seeds, entry, log_axis
 
 RATE = f"learning rate at its peak (log scale); bars: the LR windows, {WITHIN}"
 Sweep = Mapping[str, Any]  # of one arm over one setting
@@ -44,7 +26,7 @@ STOPPED: dict[str, Any] = {"ls": "", "marker": "D", "ms": 5, "mew": 1.4, "mfc": 
 
 
 def window_pictures(facts: Facts, track: str, decision: Mapping[str, Any], tail: str) -> Iterator[Picture]:
-    """Return the pictures of a track's sweeps and transfers, where it has any. `tail`: of their names."""
+    """Return the pictures of a track's sweeps, where it has any. `tail`: of their names."""
     sweeps = decision.get("windows", {})
     over_rates = {name: sweep["lr_scale"] for name, sweep in sweeps.items() if "lr_scale" in sweep}
     over_targets = {name: sweep["delta"] for name, sweep in sweeps.items() if "delta" in sweep}
@@ -54,9 +36,6 @@ def window_pictures(facts: Facts, track: str, decision: Mapping[str, Any], tail:
     if over_targets:
         draw = partial(draw_deltas, track=track, decision=decision, sweeps=over_targets)
         yield Picture(f"delta_windows{tail}", "verdict", draw, facts)
-    if decision.get("transfer"):
-        draw = partial(draw_transfer, track=track, decision=decision)
-        yield Picture(f"transfer{tail}", "verdict", draw, facts)
 
 
 # -- sweeps --------------------------------------------------------------------------------------------------
@@ -68,7 +47,7 @@ def draw_rates(facts: Facts, track: str, decision: Mapping[str, Any], sweeps: Ma
     what = "Over how many octaves of the learning rate does the loss stay near its best?"
     grid, heights = ("a", "b"), (3.7, 0.9 + WINDOW_ROW * len(sweeps))
     words = (_whom(track), widest_in_words(windows))
-    sheet = Sheet(facts, what, words, *_notes(decision, sweeps), grid=grid, heights=heights, width=10.0)
+    sheet = Sheet(facts, what, words, *_notes(decision, sweeps), grid=grid, heights=heights)
     top = sheet.panels[0]
     looks = {name: facts.look(name) for name in sweeps}
     for axes in sheet.panels:
@@ -98,7 +77,6 @@ def draw_deltas(facts: Facts, track: str, decision: Mapping[str, Any], sweeps: M
         *_notes(decision, sweeps),
         grid=[chr(ord("a") + i) for i in range(len(shapes))],
         heights=[3.6 if len(shapes) == 1 else 2.7] * len(shapes),
-        width=10.0,
     )
     for shape, axes in zip(shapes, sheet.panels, strict=True):
         own = {name: sweep for name, sweep in sweeps.items() if sweep["shape"] == shape}
@@ -139,7 +117,6 @@ def draw_tuned(facts: Facts, curves: Mapping[str, Mapping[str, Any]], mine: Sequ
         (count_seeds(seeds), "stage tune"),
         grid=("a", "b"),
         heights=(3.7, 0.9 + WINDOW_ROW * len(named)),
-        width=10.0,
     )
     top = sheet.panels[0]
     looks = {name: facts.look(name) for name in named}
@@ -303,63 +280,3 @@ def _found_of_delta(name: str, sweep: Sweep) -> str:
     if sweep.get("yardstick") in (None, name):
         return in_octaves(sweep["window"])
     return f"worst start {signed(sweep['worst'], 3)}" if sweep["worst"] is not None else "a start diverged"
-
-
-# -- transfer ------------------------------------------------------------------------------------------------
-
-
-def draw_transfer(facts: Facts, track: str, decision: Mapping[str, Any]) -> Sheet:
-    """Draw the regret of each arm that kept its settings, at each size, beside the plain optimizer."""
-    arms = decision["arms"]
-    kept = {label: arms[label] for size in decision["transfer"] for label in size["kept"]}
-    sure = level(arm["difference"] for arm in kept.values())
-    sheet = Sheet(
-        facts,
-        "Do settings that were chosen at one size serve at another?",
-        (
-            f"{optimizer(track)}: test loss minus that of the plain optimizer tuned again at that size",
-            _worst_regrets(decision),
-        ),
-        (f"bars: its own {sure} interval",),
-        arms=kept,
-        heights=(1.2 + 0.42 * len(kept),),
-    )
-    [axes] = sheet.panels
-    axes.set_xlabel("regret, nats per token (left is better)")
-    axes.grid(axis="y", visible=False)
-    axes.axvline(0, color=INK, lw=1.0)
-    for ebc in sorted({bool(arm["ebc"]) for arm in kept.values()}, reverse=True):
-        colour, marker = _mark_of_kind(ebc)
-        sheet.key(entry("EBC" if ebc else "plain", colour, marker=marker, lw=1.6))
-    name_rows(axes, [arm["about"] for arm in kept.values()])
-    for row, arm in enumerate(kept.values()):
-        _draw_regret(axes, row, arm)
-    return sheet
-
-
-def _mark_of_kind(ebc: bool) -> tuple[str, str]:
-    return (EBC, "o") if ebc else (PLAIN, "s")
-
-
-def _worst_regrets(decision: Any) -> str:
-    """Return the largest mean regret with EBC and of the plain optimizer, in words."""
-    worst = largest_regrets(regrets_of(decision), decision["arms"])
-    named = {True: "EBC", False: "the plain optimizer"}
-    parts = [
-        f"of {words} {signed(worst[ebc][1], 3)} ({worst[ebc][0]})"
-        for ebc, words in named.items()
-        if ebc in worst
-    ]
-    return f"Largest regret {', '.join(parts)}" if parts else "No regret is known"
-
-
-def _draw_regret(axes: Axes, row: int, arm: Arms) -> None:
-    difference = arm["difference"] or {}
-    colour, marker = _mark_of_kind(bool(arm["ebc"]))
-    if difference.get("mean") is None:
-        cause = "diverged" if difference.get("diverged") else "no pair of seeds"
-        axes.text(0.5, row, cause, transform=axes.get_yaxis_transform(), color=ALERT, size=SMALL, va="center")
-        return
-    if difference["low"] is not None:
-        axes.plot([difference["low"], difference["high"]], [row] * 2, color=colour, lw=1.6)
-    axes.plot(difference["mean"], row, marker, color=colour, ms=6)

@@ -18,9 +18,10 @@ from ebc_lab.records.columns import BITS, PART_FIGURES
 from ebc_lab.records.decisions import Arm, ComparedTrack, Efficiency, TunedArm
 from ebc_lab.records.figures import RunResult
 from ebc_lab.study.stages import suite
+from ebc_lab.study.stages.compare_arms import completed_runs, completed_values, spread
 
 from . import words
-from .table import PAGE, PAPER, TERMINAL, Cell, Column, Table, filled, loss_column, two_digits
+from .table import PAGE, PAPER, TERMINAL, Cell, Column, Row, Table, filled, loss_column, two_digits
 from .words import NOTHING, brief, fixed, percent
 
 Results = Mapping[str, RunResult]
@@ -110,39 +111,45 @@ def arms(
     completed seeds; where any has few levels or a policy, also bits per weight, how much smaller the whole
     model is, and the time of a step. Without `results`, the means of the decision, no spreads and no times.
     """
-    timed = bool(_figures_present(track, results))
-    rows = []
-    for label in names or track["arms"]:
-        values = _arm(label, track, results, timed)
-        rows.append(filled(ARMS, values, chosen=label == track.get("reference")))
+    parts = _figures_present(track, results)
+    rows = _rows(ARMS, track, names, lambda label: _arm(label, track, results or {}, bool(parts)))
     note = "means over the completed seeds; losses in nats per token, ± one standard deviation over the seeds"
-    note += (
-        "; smaller: the whole model, packed, against float32"
-        if "compression" in _figures_present(track, results)
-        else ""
-    )
+    note += "; smaller: the whole model, packed, against float32" if "compression" in parts else ""
     return Table(name, "Arms", ARMS, rows, note)
 
 
-def _arm(label: str, track: ComparedTrack, results: Results | None, timed: bool) -> tuple[Any, ...]:
-    """Return the cells of an arm."""
+def _rows(
+    columns: Sequence[Column],
+    track: ComparedTrack,
+    names: Iterable[str] | None,
+    values: Callable[[str], Iterable[Any]],
+) -> list[Row]:
+    """Return a row for each arm, in the order of `names`: the arm, then its `values`. The reference stands
+    out."""
+    rows = []
+    for label in names or track["arms"]:
+        chosen = label == track.get("reference")
+        named = _named(label, track["arms"][label], chosen)
+        rows.append(filled(columns, (named, *values(label)), chosen=chosen))
+    return rows
+
+
+def _arm(label: str, track: ComparedTrack, results: Results, timed: bool) -> tuple[Any, ...]:
+    """Return the cells of an arm after its name."""
     arm = track["arms"][label]
-    own = results_of(arm, results)
-    outcomes = _outcomes(arm, own)
-    done, runs = outcomes.get("completed", 0), len(arm["runs"])
-    diverged = outcomes.get("diverged")
+    done, runs = arm["outcomes"].get("completed", 0), len(arm["runs"])
+    diverged = arm["outcomes"].get("diverged")
     lost = Cell(f"{diverged} of {runs} diverged", page=f"{diverged} diverged") if diverged else None
 
     def mean(key: str) -> float | None:
-        return _mean(arm, own, key)
+        return _mean(arm, results, key)
 
-    loss = _with_spread(arm, own, "test_loss")
+    loss = _with_spread(arm, results)
     efficiency = track.get("efficiency")
     reached = (efficiency or {}).get(label)
     ebc = arm["ebc"]
     in_suite = "about" in arm  # the finals' table has other columns instead
     return (
-        _named(label, arm, label == track.get("reference")),
         arm.get("about"),
         point_in_words(arm),
         arm.get("lr"),
@@ -150,9 +157,9 @@ def _arm(label: str, track: ComparedTrack, results: Results | None, timed: bool)
         Cell(f"{done} of {runs}" if done < runs else str(runs), done),
         lost or mean("val_loss"),
         lost or replace(loss, text=fixed(loss.value), page=loss.text),
-        bits_of(arm, results),
+        bits_of(arm),
         *map(mean, LOSS_COLUMNS),
-        _ms_per_step(own) if timed else None,
+        _ms_per_step(arm, results) if timed else None,
         mean("c_median") if ebc else None,
         _ends(arm, "c") if ebc else None,
         _ends(arm, "surrogate"),
@@ -162,61 +169,40 @@ def _arm(label: str, track: ComparedTrack, results: Results | None, timed: bool)
         mean("kl_ratio_median") if ebc else None,
         mean("kl_within_30pct") if ebc and in_suite else None,
         *map(mean, STEPS_COLUMNS),
-        _unless_baseline(efficiency, reached),
+        _steps_to_baseline(efficiency, reached, runs),
         reached["train_s"] if reached else None,
-        ", ".join(f"{n} {o}" for o, n in outcomes.items()) if in_suite and done < runs else "",
+        ", ".join(f"{n} {o}" for o, n in arm["outcomes"].items()) if in_suite and done < runs else "",
     )
-
-
-def _outcomes(arm: Arm, results: Sequence[RunResult] | None) -> dict[str, int]:
-    if results is None:
-        return dict(arm["outcomes"])
-    ends = [str(r["outcome"]) for r in results if r.get("outcome")]
-    return {end: ends.count(end) for end in sorted(set(ends))}
-
-
-def results_of(arm: Arm, results: Results | None) -> list[RunResult] | None:
-    """Return the results of an arm's runs; None where no results are known at all."""
-    return [results.get(run_id, RunResult()) for run_id in arm["runs"].values()] if results else None
 
 
 def test_loss(arm: Arm, results: Results | None) -> Cell:
     """Return an arm's mean test loss with its spread over the seeds, or how many of its runs diverged."""
-    runs = results_of(arm, results)
-    if diverged := _outcomes(arm, runs).get("diverged"):
+    if diverged := arm["outcomes"].get("diverged"):
         return Cell(f"{diverged} of {len(arm['runs'])} diverged")
-    return _with_spread(arm, runs, "test_loss")
+    return _with_spread(arm, results or {})
 
 
-def _mean(arm: Arm, results: Sequence[RunResult] | None, key: str) -> float | None:
-    """Return a figure's mean over the completed runs, as the decision has it where their results are not
-    known, or where it is no such mean."""
+def _mean(arm: Arm, results: Results, key: str) -> float | None:
+    """Return a figure's mean over the completed runs, as the decision has it. That of the finals has few
+    figures; the others are taken from the runs."""
+    recorded: Mapping[str, Any] = arm.get("figures", arm)
     figure = PART_FIGURES.get(key, Figure(key, "", ""))
-    if results is None or not figure.averaged:
-        figures: Mapping[str, Any] = arm.get("figures", arm)
-        return figures.get(key)
-    return figure.mean(_completed(results))
+    if key in recorded or not figure.averaged:
+        return recorded.get(key)
+    return figure.mean(completed_runs(arm, results))
 
 
-def _completed(results: Sequence[RunResult]) -> list[RunResult]:
-    return [r for r in results if r.get("outcome") == "completed"]
-
-
-def bits_of(arm: Arm, results: Results | None = None) -> float | None:
+def bits_of(arm: Arm) -> float | None:
     """Return mean bits per character on the test split; None where a run diverged, and where the decision
     gives losses in nats alone."""
-    runs = results_of(arm, results)
-    if BITS not in arm.get("figures", arm) or _outcomes(arm, runs).get("diverged"):
-        return None
-    return _mean(arm, runs, BITS)
+    recorded: Mapping[str, Any] = arm.get("figures", arm)
+    return None if arm.get("outcomes", {}).get("diverged") else recorded.get(BITS)
 
 
-def _with_spread(arm: Arm, results: Sequence[RunResult] | None, key: str) -> Cell:
-    mean = _mean(arm, results, key)
-    completed: list[Mapping[str, Any]] = [*_completed(results or ())]
-    values = [r[key] for r in completed if r.get(key) is not None]
-    spread = f" ± {fixed(statistics.stdev(values))}" if len(values) > 1 else ""
-    return Cell(fixed(mean) + spread, mean)
+def _with_spread(arm: Arm, results: Results) -> Cell:
+    mean = _mean(arm, results, "test_loss")
+    deviation = spread(completed_values(arm, results, "test_loss"))
+    return Cell(fixed(mean) + (f" ± {fixed(deviation)}" if deviation is not None else ""), mean)
 
 
 def _ends(arm: Arm, key: str) -> tuple[float, float] | None:
@@ -236,10 +222,15 @@ def _named(label: str, arm: Arm, reference: bool) -> Cell:
     return Cell(label, note=", ".join(remarks))
 
 
-def _unless_baseline(efficiency: Any, reached: Efficiency | None) -> Any:
+def _steps_to_baseline(efficiency: Any, reached: Efficiency | None, runs: int) -> Cell:
+    """Return when an arm's loss is down to the baseline's final one, and how many of its runs get there, if
+    not all; nothing for a suite."""
     if efficiency is None:
         return Cell()
-    return reached["steps"] if reached else Cell("not reached")
+    if reached is None:
+        return Cell("not reached")
+    some = f"{reached['seeds']} of {runs} seeds" if reached["seeds"] < runs else ""
+    return Cell(brief(reached["steps"]), reached["steps"], note=some)
 
 
 # -- figures of parts ----------------------------------------------------------------------------------------
@@ -268,27 +259,26 @@ def part_figures(
     if not present:
         return None
     parts = {part.table: part.note for part in TABLED if present & {figure.key for figure in part.figures}}
-    rows = []
-    for label in names or track["arms"]:
+
+    def values(label: str) -> list[float | None]:
         arm = track["arms"][label]
-        runs = results_of(arm, results)
-        chosen = label == track.get("reference")
-        figures = (_mean(arm, runs, key) for key in FIGURE_COLUMNS)
-        values = (_named(label, arm, chosen), *figures, _ms_per_step(runs))
-        rows.append(filled(PART_COLUMNS, values, chosen=chosen))
+        figures = [_mean(arm, results or {}, key) for key in FIGURE_COLUMNS]
+        return [*figures, _ms_per_step(arm, results or {})]
+
     note = "; ".join(("means over the completed seeds", *parts.values()))
+    rows = _rows(PART_COLUMNS, track, names, values)
     return Table(name, " and ".join(parts).capitalize(), PART_COLUMNS, rows, note)
 
 
 def _figures_present(track: ComparedTrack, results: Results | None) -> set[str]:
     """Return the figures of parts that any arm has."""
-    every = [(arm, results_of(arm, results)) for arm in track["arms"].values()]
-    return {key for arm, runs in every for key in FIGURE_COLUMNS if _mean(arm, runs, key) is not None}
+    arms = track["arms"].values()
+    return {key for arm in arms for key in FIGURE_COLUMNS if _mean(arm, results or {}, key) is not None}
 
 
-def _ms_per_step(results: Sequence[RunResult] | None) -> float | None:
+def _ms_per_step(arm: Arm, results: Results) -> float | None:
     """Return the time of a training step, evaluations aside; None where no completed run says it."""
-    done = [r for r in results or () if r.get("outcome") == "completed"]
+    done = completed_runs(arm, results)
     timed = [1000 * r["train_s"] / r["steps"] for r in done if r.get("train_s") and r.get("steps")]
     return statistics.fmean(timed) if timed else None
 
@@ -322,7 +312,7 @@ def states(
 ) -> Table | None:
     """Return what the splats of energy-based models know of held-out states, in the order of `names`; None
     where no arm is such a model."""
-    every = {label: _workload_means(results_of(arm, results) or ()) for label, arm in track["arms"].items()}
+    every = {label: _workload_means(completed_runs(arm, results)) for label, arm in track["arms"].items()}
     there = {key for figures in every.values() for key in figures}
     if not there:
         return None
@@ -331,17 +321,14 @@ def states(
     place = shown.index(SCORES_BEFORE)
     shown[place:place] = levels
     scores = {key: Column(f"R² at {_sigma(key):g}", "figure", short=f"R² {_sigma(key):g}") for key in levels}
-    columns = [
-        Column("Arm", "name", short="arm", head=True),
-        *((STATE_COLUMNS | scores)[key] for key in shown),
-    ]
-    rows = []
-    for label in names or track["arms"]:
+    own = [(STATE_COLUMNS | scores)[key] for key in shown]
+
+    def values(label: str) -> list[Any]:
         figures = every[label]
-        values = [_score(figures, key) if key in scores else figures.get(key) for key in shown]
-        chosen = label == track.get("reference")
-        rows.append(filled(columns, (_named(label, track["arms"][label], chosen), *values), chosen=chosen))
-    return Table(name, "States and splats", columns, rows, STATES_NOTE)
+        return [_score(figures, key) if key in scores else figures.get(key) for key in shown]
+
+    columns = (Column("Arm", "name", short="arm", head=True), *own)
+    return Table(name, "States and splats", columns, _rows(columns, track, names, values), STATES_NOTE)
 
 
 def _sigma(key: str) -> float:
@@ -358,12 +345,9 @@ def _score(figures: Mapping[str, float], key: str) -> Cell:
     return Cell(f"{r2:.2g}{beside}".replace("-", "−"), r2)
 
 
-def _workload_means(results: Sequence[RunResult]) -> dict[str, float]:
-    """Return the figures of the completed runs' models, as means."""
-    done = [r["workload"] for r in results if r.get("outcome") == "completed" and r.get("workload")]
-    keys = {key for figures in done for key, value in figures.items() if isinstance(value, int | float)}
-    means = {}
-    for key in sorted(keys):
-        values = [figures[key] for figures in done if figures.get(key) is not None]
-        means[key] = statistics.fmean(values)
-    return means
+def _workload_means(completed: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the figures of these runs' models, as means."""
+    models = [r["workload"] for r in completed if r.get("workload")]
+    keys = {key for figures in models for key, value in figures.items() if isinstance(value, int | float)}
+    known = {key: [f[key] for f in models if f.get(key) is not None] for key in sorted(keys)}
+    return {key: statistics.fmean(values) for key, values in known.items()}

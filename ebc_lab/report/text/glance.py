@@ -8,10 +8,10 @@ from typing import Any
 
 from ebc_lab.records.decisions import Arm, Decision, Difference, StepCost, SuiteTrack, TunedArm
 from ebc_lab.study.stages.stage import candidates_of
-from ebc_lab.study.stages.statistics import by_interval, centre_of, in_octaves, level
+from ebc_lab.study.stages.statistics import centre_of, in_octaves, level
 
 from . import words
-from .arms import point_in_words
+from .arms import point_in_words, test_loss
 from .table import PAGE, Cell, Column, Row, Table, filled, loss_column
 from .words import NOTHING, brief, signed
 
@@ -30,14 +30,18 @@ def pair_cells(difference: Difference | None) -> tuple[Cell, Cell, Cell]:
     cells."""
     if not difference:
         return Cell(NOTHING), Cell(NOTHING), Cell(NOTHING)
-    d = by_interval(difference, joint=True)
-    centre = centre_of(d)
-    low, high = d["low"], d["high"]
-    limits = Cell(NOTHING)
-    if not (low is None and high is None):
-        left = "(−∞" if low is None else f"[{signed(low, 3)}"
-        limits = Cell(f"{left}, {'∞)' if high is None else f'{signed(high, 3)}]'}", low)
-    return Cell(signed(centre, 3), centre), limits, verdict_cell(difference)
+    centre = centre_of(difference)
+    interval = Cell(limits(difference, "joint_low", "joint_high"), difference["joint_low"])
+    return Cell(signed(centre, 3), centre), interval, verdict_cell(difference)
+
+
+def limits(d: Mapping[str, Any], low: str, high: str) -> str:
+    """Return an interval: a limit that is absent is infinite by rank, and not known by t."""
+    if low not in d or (d[low] is None and d[high] is None and d.get("method") != "rank"):
+        return NOTHING
+    left = "(−∞" if d[low] is None else f"[{signed(d[low], 3)}"
+    right = "∞)" if d[high] is None else f"{signed(d[high], 3)}]"
+    return f"{left}, {right}"
 
 
 def verdict_cell(difference: Difference) -> Cell:
@@ -82,7 +86,7 @@ def is_better(name: str, label: str, track: SuiteTrack, tuned: Mapping[str, Tune
             Cell("itself") if arm == label else difference,
             Cell() if arm == label else verdict,
             Cell() if arm == label else limits,
-            _loss(settings),
+            test_loss(settings, None),
             settings["lr"],
             schedule_in_words(settings),
             settings.get("warmup_steps"),
@@ -116,12 +120,6 @@ def schedule_in_words(arm: Arm) -> str:
 def _window(tuned: TunedArm | None) -> Cell:
     span = tuned.get("window") if tuned else None
     return Cell(in_octaves(span).removesuffix(" octaves"), span["octaves"]) if span else Cell()
-
-
-def _loss(arm: Arm) -> Cell:
-    if diverged := arm["outcomes"].get("diverged"):
-        return Cell(f"{diverged} of {len(arm['runs'])} diverged")
-    return Cell(words.fixed(arm["test_loss"]), arm["test_loss"])
 
 
 def _cost(cost: StepCost | None) -> Cell:

@@ -21,7 +21,7 @@ from . import words
 from .arms import BITS_TITLE, bits_column, bits_of, part_figures, point_in_words, states, test_loss
 from .arms import Results as Results
 from .arms import arms as arms
-from .glance import intervals_in_words, verdict_cell
+from .glance import intervals_in_words, limits, verdict_cell
 from .table import PAGE, TERMINAL, Cell, Column, Row, Table, filled, loss_column, two_digits
 from .words import NOTHING, brief, fixed, signed
 
@@ -106,7 +106,7 @@ def regrets(name: str, track: SuiteTrack) -> Table | None:
             cells: list[Cell | str] = []
             pairs: list[Any] = [track["arms"][arm]["difference"] or {}, size["against_kept"].get(arm)]
             for pair in pairs:
-                cells += ["", ""] if pair is None else [_centre(pair), _interval(pair, "low", "high")]
+                cells += ["", ""] if pair is None else [_centre(pair), limits(pair, "low", "high")]
             rows.append(filled(REGRETS, (size["shape"], arm, *cells)))
     note = "nats per token: kept settings minus settings tuned again at that size; below zero is better; "
     note += f"{level(arm['difference'] for arm in track['arms'].values())} intervals"
@@ -166,13 +166,13 @@ def differences(
             _centre(d),
             _judged(d) if "roles" in track else verdict_cell(d),
             Cell(page="none", interval=d),
-            Cell(_interval(d, "joint_low", "joint_high"), d.get("joint_low")),
+            Cell(limits(d, "joint_low", "joint_high"), d.get("joint_low")),
             test_loss(arm, results),
-            bits_of(arm, results),
+            bits_of(arm),
             point_in_words(arm),
             d["seeds"],
             Cell(f"{lost['arm']} / {lost['reference']}" if lost else "", lost["arm"] if lost else None),
-            Cell(_interval(d, "low", "high"), d.get("low")),
+            Cell(limits(d, "low", "high"), d.get("low")),
             d.get("joint_detectable", d.get("detectable")),
         )
         rows.append(filled(DIFFERENCES, values))
@@ -201,7 +201,7 @@ def _reference(name: str, arm: Arm, results: Results | None) -> Row:
         "Arm": Cell(name, page=words.arm_label(name, arm)),
         "Difference": Cell("reference"),
         "Test loss": test_loss(arm, results),
-        BITS_TITLE: bits_of(arm, results),
+        BITS_TITLE: bits_of(arm),
         "Tuned to": Cell(point_in_words(arm)),
     }
     return filled(DIFFERENCES, [cells.get(column.title, Cell()) for column in DIFFERENCES], chosen=True)
@@ -232,15 +232,6 @@ def _centre(d: Mapping[str, Any]) -> Cell:
         median = signed(d["median"], 3)
         return Cell(f"median {median}", d["median"], page=median)
     return Cell(NOTHING)
-
-
-def _interval(d: Mapping[str, Any], low: str, high: str) -> str:
-    """Return an interval: a limit that is absent is infinite by rank, and not known by t."""
-    if low not in d or (d[low] is None and d[high] is None and d.get("method") != "rank"):
-        return NOTHING
-    left = "(−∞" if d[low] is None else f"[{signed(d[low], 3)}"
-    right = "∞)" if d[high] is None else f"{signed(d[high], 3)}]"
-    return f"{left}, {right}"
 
 
 def _judged(d: Difference) -> Cell:

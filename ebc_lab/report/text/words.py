@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from ebc_lab.config.errors import clock as clock  # also the templates' filter
 from ebc_lab.config.identity import tails_of_choices
@@ -19,7 +19,7 @@ from ebc_lab.config.parts.policy import PolicyConfig
 from ebc_lab.config.parts.quantizer import QuantizerConfig
 from ebc_lab.config.parts.stabilizer import SCHEDULES
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.records.decisions import Arm, SuiteTrack
+from ebc_lab.records.decisions import SuiteTrack
 from ebc_lab.records.spec import optimizer as optimizer
 from ebc_lab.records.spec import tracks_in_words as tracks_in_words
 from ebc_lab.study.stages.statistics import WINDOW_NATS
@@ -32,7 +32,7 @@ QUESTION_WITHOUT_WINDOW = "Does bounding how far each update may move the model�
 METHOD_OF_A_SUITE = (
     "Every arm is the same model on the same text. Those that have settings of their own to be tuned are "
     "tuned alike, by validation loss; then each is trained over fresh seeds, and two arms are compared seed "
-    "by seed by their test loss, at which no choice has looked."
+    "by seed by their test loss, which no choice has seen."
 )
 METHOD = (
     "EBC (Ellipsotope-Budgeted Clipping) shortens each update of an ordinary optimizer by a factor c ≤ 1, "
@@ -116,9 +116,9 @@ def has_ebc(config: Mapping[str, Any]) -> bool:
 
 
 NOISE_ALONE = (
-    "How much luck there is in a loss: one optimizer over a short grid of rates, its best run again "
-    "under other seeds. σ is the spread of these; later margins are compared with it. What is asked about "
-    "was not trained here: its rates are those of the tuning."
+    "How much luck there is in a loss: one optimizer is trained over a short grid of rates, and its best run "
+    "again under other seeds. σ is the spread of their losses; later margins are measured by it. The arms "
+    "that the study asks about are not trained here: their rates come from the tuning."
 )
 
 
@@ -247,29 +247,9 @@ def asked(track: SuiteTrack) -> list[str]:
 BADGES = {"better": "pass", "level": "pass", "worse": "fail", "undecided": "undecided"}
 
 
-S = TypeVar("S", bound=Mapping[str, Any])  # a `Sweep`
-
-
-def rules_among(sweeps: Mapping[str, S]) -> dict[str, S]:
+def rules_among(sweeps: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Return the sweeps over δ* of arms that are measured by another one's: rules by which δ moves."""
     return {name: sweep for name, sweep in sweeps.items() if sweep.get("yardstick") not in (None, name)}
-
-
-def largest_regrets(
-    regrets: Mapping[str, float | None], arms: Mapping[str, Arm]
-) -> dict[bool, tuple[str, float]]:
-    """Return, with EBC and without, the arm with the largest known regret, and that."""
-    known = {name: x for name, x in regrets.items() if x is not None}
-    rising = sorted(known, key=lambda name: known[name])
-    return {bool(arms[name]["ebc"]): (name, known[name]) for name in rising}
-
-
-def regrets_of(track: SuiteTrack) -> dict[str, float | None]:
-    """Return the mean regret of each arm of a transfer that keeps the settings of another size, None if
-    unknown."""
-    copied = [name for size in track["transfer"] for name in size["kept"]]
-    differences = {name: track["arms"][name]["difference"] for name in copied}
-    return {name: difference["mean"] if difference else None for name, difference in differences.items()}
 
 
 # the end of a run's name (identity.tail_of), without its first _ -> what it says; a model of one's own aside,

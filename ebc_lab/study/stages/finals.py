@@ -95,7 +95,7 @@ class Finals(Stage):
     )
     concludes = True
     shows = "verdict"
-    pictures = ("curves", "efficiency", "arms", "tightness")
+    pictures = ("curves", "arms", "tightness")
     summary_csv = "summary_final.csv"
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:

@@ -121,7 +121,7 @@ class LRScale(Choice):
             for arm, words in HEADROOM.items()
         ),
     )
-    pictures = ("lr_scale", "eta_eff")
+    pictures = ("lr_scale",)
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
         """Return a run with EBC and one without at every LR scale. If the surrogate budget was calibrated,

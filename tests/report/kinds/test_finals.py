@@ -94,7 +94,7 @@ def test_each_comparison_is_a_line_with_its_figures_and_the_plain_optimizers_own
     assert "3 of 3 runs diverged at ×8" in lost
     assert "1 of 3 runs diverged at ×2" in lost
     broken = answer(lambda track: windows(track)["difference"].update(diverged)).findings[2]
-    assert "diverged: 3 of the arm's, 1 of the reference's runs" in broken
+    assert "Diverged: 3 of the arm's, 1 of the reference's runs" in broken
 
 
 def test_a_fair_control_that_is_worse_than_the_baseline_is_warned_of():

@@ -9,7 +9,7 @@ from matplotlib.text import Annotation
 from support.drawn import settled, words_of
 from support.recorded import recorded
 
-from ebc_lab.report.pictures.carry import draw_broken, draw_excess, draw_optima
+from ebc_lab.report.pictures.carry import draw_excess, draw_optima
 from ebc_lab.report.pictures.drawing.sheet import Facts
 
 FACTS = Facts("units_laptop", "tiny Shakespeare", None, "laptop", 1024, 64, (0.5, 0.7))
@@ -73,17 +73,7 @@ def test_best_constants_stand_where_they_are_and_the_outermost_settings_are_name
         assert text.get_ha() == "center"
 
 
-def test_broken_runs_are_counted_at_carried_constants_and_at_all(track):
-    sheet = sheet_of(draw_broken, track)
-    arms = sorted(track["arms"].values(), key=lambda found: found["excess"])
-    for row, found in enumerate(arms):
-        for key, kind in (("broken", "o"), ("broken_anywhere", "s")):
-            share = found[key]["broken"] / found[key]["runs"]
-            assert (pytest.approx(share), row, kind) in marks(sheet)
-    assert "2 of 18" in sheet.alt
-
-
-@pytest.mark.parametrize("draw", [draw_excess, draw_optima, draw_broken])
+@pytest.mark.parametrize("draw", [draw_excess, draw_optima])
 def test_nothing_is_drawn_of_a_study_that_judged_nothing(track, draw):
     unjudged = {name: found | {"excess": None, "octaves": None} for name, found in track["arms"].items()}
     assert draw(FACTS, track | {"arms": unjudged}) is None

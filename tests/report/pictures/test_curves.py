@@ -9,7 +9,6 @@ from ebc_lab.report.pictures.drawing.curves import (
     MOST_POINTS,
     audited,
     by_step,
-    moving_quantiles,
     running_mean,
     thinned,
     window,
@@ -43,19 +42,6 @@ def test_audited_keeps_the_rows_that_a_log_axis_can_show():
     assert audited(steps)["step"].tolist() == [0, 3]
     assert audited({"step": np.arange(2.0), "applied_kl": np.full(2, np.nan)}) == {}
     assert audited({}) == {}
-
-
-def test_moving_quantiles_pool_the_rows_and_skip_the_holes():
-    n = 200
-    table = np.ma.masked_invalid(np.stack([np.arange(n, dtype=float), np.arange(n, dtype=float) + 1]))
-    table[1, 100] = np.ma.masked
-    at = np.array([0, 100, n - 1])
-    low, middle, high = moving_quantiles(table, (0.1, 0.5, 0.9), at)
-    seen = table[:, 95:106].compressed()
-    assert len(seen) == 21
-    assert [low[1], middle[1], high[1]] == pytest.approx(np.quantile(seen, [0.1, 0.5, 0.9]).tolist())
-    assert middle[0] == 0.5
-    assert middle[2] == pytest.approx(np.median(table[:, n - 6 :].compressed()))
 
 
 def test_a_short_curve_keeps_every_step_and_a_long_one_its_ends():

@@ -46,6 +46,6 @@ def test_every_picture_is_drawn_without_a_warning(case, tmp_path):
     how["overrides"] = ["data=path", f'data.file="{text}"', "study.name=odd", *how["overrides"]]
     written = pictures.draw_study(invent(tmp_path, **how, drawn=False).root)
     assert len(written) > 3
-    assert all(path.stat().st_size > 500 for path in written)
+    assert all(path.stat().st_size > 500 for path in written if path.suffix != ".json")
     svg = next(path for path in written if path.suffix == ".svg").read_text()
     assert "50% of $x_1 &amp; &lt;b&gt; \\frac{a}{b} ^ {y} #1 文字" in svg  # as it is, not as mathematics

@@ -20,8 +20,8 @@ from support.drawn import (
     write_suite,
 )
 
-from ebc_lab.report.pictures.drawing.looks import GREY_PLACE, PALETTE, assign_looks
-from ebc_lab.report.pictures.drawing.sheet import MOST_LINES, REST, Facts
+from ebc_lab.report.pictures.drawing.looks import GREY_PLACE, PALETTE, REST, assign_looks
+from ebc_lab.report.pictures.drawing.sheet import MOST_LINES, Facts
 from ebc_lab.report.pictures.windows import draw_tuned
 from ebc_lab.study.stages.statistics import window
 

@@ -6,7 +6,6 @@ import pytest
 from matplotlib.figure import Figure
 from support.drawn import settled
 
-from ebc_lab.report.pictures.arms.efficiency import format_tokens
 from ebc_lab.report.pictures.decisions import ROUNDED, draw_calibration
 from ebc_lab.report.pictures.drawing.losses import ceiling_of, where_it_ends, widest_in_words
 from ebc_lab.report.pictures.drawing.sheet import Facts, format_tick, log_axis, spread
@@ -19,10 +18,6 @@ def test_the_label_of_a_tick_is_its_value():
     assert [format_tick(x) for x in (123.456, 3.0049e-5)] == ["123.456", "3.0049e−05"]
     # of a ratio of rounded figures a thousandth is enough
     assert [format_tick(x, ROUNDED) for x in (1.60007, 0.3124, 2.5516)] == ["1.6", "0.3124", "2.55"]
-
-
-def test_tokens_are_labelled_with_what_they_are():
-    assert [format_tokens(x) for x in (0, 1250, 61440, 1.25e6)] == ["0", "1.25k", "61.44k", "1.25M"]
 
 
 def test_the_calibration_says_the_same_multiple_on_the_axis_and_in_words():

@@ -72,22 +72,6 @@ def test_a_sweep_in_which_every_run_diverged_is_drawn():
     assert "plain  none" in words_of(draw(suite_of(lost))["lr_windows"])
 
 
-def test_regrets_stand_in_rows_at_each_size():
-    arms = {}
-    for label, about, mean in (("plain_long", "plain as tuned", 0.1), ("ebc_long", "EBC as tuned", 0.02)):
-        difference = {"mean": mean, "low": mean - 0.05, "high": mean + 0.05, "seeds": 2, "method": "t"}
-        arms[label] = {"about": about, "ebc": label.startswith("ebc"), "runs": {}, "outcomes": {}}
-        arms[label]["difference"] = difference
-    sizes = [{"shape": "4× steps", "tuned": "again", "kept": list(arms), "against_kept": {}}]
-    sheet = draw({"reference": "again", "arms": arms, "windows": {}, "transfer": sizes})["transfer"]
-    [axes] = sheet.axes
-    marks = {line.get_marker(): line.get_xdata()[0] for line in axes.get_lines() if line.get_marker() in "os"}
-    assert marks == {"s": 0.1, "o": 0.02}
-    assert [t.get_text() for t in axes.get_yticklabels()] == ["plain as tuned", "EBC as tuned"]
-    regrets = "Largest regret of EBC +0.020 (ebc_long), of the plain optimizer +0.100 (plain_long)."
-    assert sheet.alt.endswith(regrets)
-
-
 def test_of_a_sweep_only_the_best_point_and_the_reference_have_pictures_of_their_own():
     best = {"constant_x1", "trapezoid_x4", "trapezoid_third_x2", "ebc_x32", "ebc_d1", "trust_region_x64"}
     best |= {"norm_clip_x1", "schedule_free_x2"}

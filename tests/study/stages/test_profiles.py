@@ -13,7 +13,7 @@ from ebc_lab.config.schema import RunConfig
 from ebc_lab.config.study_checks import validate
 from ebc_lab.report.kinds import Evidence, profiles
 from ebc_lab.report.pictures.drawing.sheet import Facts
-from ebc_lab.report.pictures.profiles import draw_profiles, draw_ratios
+from ebc_lab.report.pictures.profiles import draw_profiles
 from ebc_lab.study.stages.profiles import scores
 from ebc_lab.study.stages.rules import Undecidable
 from ebc_lab.study.stages.stage import stage_of
@@ -126,10 +126,9 @@ def test_the_yardstick_sets_the_targets_and_one_configuration_is_scored_on_all()
     assert "missed" in cells["double"]
     assert len(list(profiles.KIND.rows(shown))) == places * len(track["methods"])
     facts = Facts("profiles", "tiny Shakespeare", None, "smoke", 32, 64, (0.5, 0.7))
-    for draw in (draw_profiles, draw_ratios):
-        figure = settled(draw, facts, track)
-        check_sheet(figure, draw.__name__)
-        assert any("muon" in words for words in words_of(figure))
+    figure = settled(draw_profiles, facts, track)
+    check_sheet(figure, "profiles")
+    assert any("muon" in words for words in words_of(figure))
     asked = list(track["methods"])[:6]
     lines = settled(draw_profiles, facts, {**track, "asked_about": asked}).axes[0].lines
     thick = {(line.get_color(), line.get_linestyle()) for line in lines if line.get_linewidth() == 2.4}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from statistics import fmean
 
 import numpy as np
 
@@ -14,21 +14,8 @@ from ebc_lab.records.figures import KL_BAND
 
 from ...text.words import capital, optimizer
 from ..drawing.curves import Line, Run, applied_c, audited, by_step, smooth_line, window
-from ..drawing.looks import GOAL
-from ..drawing.sheet import (
-    FAINT,
-    GREY,
-    MOST_LINES,
-    REST,
-    Arms,
-    Facts,
-    Sheet,
-    entry,
-    lines,
-    log_axis,
-    name_band,
-    over_steps,
-)
+from ..drawing.looks import FAINT, GOAL, GREY, REST
+from ..drawing.sheet import MOST_LINES, Arms, Facts, Sheet, entry, lines, log_axis, name_band, over_steps
 
 HIGHLIGHTED = 6  # of more lines
 LEAST_RATIO = 0.01  # the log axis of KL / δ* ends there: what lies further off leaves the frame
@@ -40,37 +27,58 @@ class Course:
 
     c: Line
     ratio: Line  # geometric means
+    early: float | None  # c near the start and near the end of the run, mean of the completed seeds
+    late: float | None
+    clipped_ratio: float | None  # median KL / δ* where it was clipped, likewise
+
+    @property
+    def drift(self) -> float:
+        """Return how far c moved: |log(late / early)|, 0 where it was not measured."""
+        return abs(math.log(self.late / self.early)) if self.early and self.late else 0.0
+
+    @property
+    def distance(self) -> float:
+        """Return how far the applied KL lies from its target: |log(KL / δ*)|, 0 where it was not measured."""
+        return abs(math.log(self.clipped_ratio)) if self.clipped_ratio else 0.0
+
+    @property
+    def c_in_words(self) -> str:
+        return "" if self.early is None or self.late is None else f"c {self.early:.2g} → {self.late:.2g}"
+
+    @property
+    def ratio_in_words(self) -> str:
+        if self.clipped_ratio is None:
+            return "never clipped at an audit"
+        return f"KL / δ* {self.clipped_ratio:.2f} where clipped"
 
 
-def course_of(runs: Sequence[Run]) -> Course:
+def course_of(runs: Sequence[Run]) -> Course | None:
+    """Return the course of an arm with EBC; None where no run recorded its steps."""
+    if not any(run.steps for run in runs):
+        return None
     streams = [audited(run.steps) for run in runs]
     audits, applied = by_step(streams, "applied_kl")
     targets = np.ma.masked_less_equal(by_step(streams, "target_kl")[1], 0.0)
-    return Course(smooth_line(*applied_c(runs)), smooth_line(audits, applied / targets, log=True))
+    c, ratio = smooth_line(*applied_c(runs)), smooth_line(audits, applied / targets, log=True)
+    return Course(c, ratio, *(_mean(runs, key) for key in ("c_early", "c_late", "kl_ratio_median")))
 
 
-def drift(arm: Mapping[str, Any]) -> float:
-    """Return how far c moved over the run: |log(c late / c early)|, 0 where it was not measured."""
-    early, late = arm["figures"].get("c_early"), arm["figures"].get("c_late")
-    return abs(math.log(late / early)) if early and late else 0.0
-
-
-def distance(arm: Mapping[str, Any]) -> float:
-    """Return how far the applied KL lies from its target: |log(KL / δ*)|, 0 where it was not measured."""
-    ratio = arm["figures"].get("kl_ratio_median")
-    return abs(math.log(ratio)) if ratio else 0.0
+def _mean(runs: Sequence[Run], key: str) -> float | None:
+    done = [run.result for run in runs if run.outcome == "completed"]
+    values = [float(result[key]) for result in done if result.get(key) is not None]
+    return fmean(values) if values else None
 
 
 def draw_steps(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Course]) -> Sheet:
     """Draw the clip coefficient above, the applied KL over its target below, a line for every EBC arm."""
-    named = _named(arms, courses)
-    last = max((float(c.c.at[-1]) for c in courses.values() if len(c.c.at)), default=0.0)
+    named = _named(courses)
+    last = max((float(c.c.steps[-1]) for c in courses.values() if len(c.c.steps)), default=0.0)
     sheet = Sheet(
         facts,
         "What did the clip do over the run?",
         (
             f"{optimizer(track)}: every arm with EBC ({len(courses)}), medians over the seeds",
-            _farthest(arms),
+            _farthest(courses),
         ),
         (
             "c: median near the start → near the end of the run",
@@ -80,7 +88,6 @@ def draw_steps(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Cours
         arms=arms,
         grid=("a", "b"),
         heights=(2.7, 3.1),
-        width=10.0,
     )
     top, bottom = sheet.panels
     over_steps(facts, sheet.panels, last)
@@ -96,12 +103,12 @@ def draw_steps(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Cours
     sheet.key(entry("each seed", GREY, **FAINT))
     for label, course in courses.items():
         panels = (
-            (top, course.c, _c_in_words(arms[label])),
-            (bottom, course.ratio, _ratio_in_words(arms[label])),
+            (top, course.c, course.c_in_words),
+            (bottom, course.ratio, course.ratio_in_words),
         )
         for axes, line, words in panels:
             if label not in named:
-                axes.plot(line.at, line.middle, color=REST, lw=1.0, zorder=1.5)
+                axes.plot(line.steps, line.middle, color=REST, lw=1.0, zorder=1.5)
             elif end := lines(axes, line, facts.look(label)):
                 sheet.label(axes, [(*end, f"{label}  {words}", facts.look(label).colour)])
     seen = np.concatenate([c.ratio.middle.compressed() for c in courses.values()])
@@ -110,35 +117,24 @@ def draw_steps(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Cours
     return sheet
 
 
-def _named(arms: Arms, courses: Mapping[str, Course]) -> list[str]:
+def _named(courses: Mapping[str, Course]) -> list[str]:
     """Return the arms whose lines are named: all while they are few, else those whose c or KL moved most, by
     turns."""
     if len(courses) <= MOST_LINES:
         return list(courses)
-
-    def farthest(by: Callable[[Mapping[str, Any]], float]) -> list[str]:
-        return sorted(courses, key=lambda label: -by(arms[label]))
-
-    turns = itertools.chain(*zip(farthest(drift), farthest(distance), strict=True))
+    drifted = sorted(courses, key=lambda label: -courses[label].drift)
+    distant = sorted(courses, key=lambda label: -courses[label].distance)
+    turns = itertools.chain(*zip(drifted, distant, strict=True))
     return list(dict.fromkeys(turns))[:HIGHLIGHTED]
 
 
-def _farthest(arms: Arms) -> str:
-    most, farthest = max(arms, key=lambda x: drift(arms[x])), max(arms, key=lambda x: distance(arms[x]))
+def _farthest(courses: Mapping[str, Course]) -> str:
+    drifted = max(courses, key=lambda label: courses[label].drift)
+    distant = max(courses, key=lambda label: courses[label].distance)
     parts = []
-    if drift(arms[most]):
-        parts.append(f"Largest drift of c: {most}, {_c_in_words(arms[most])}")
-    if distance(arms[farthest]):
-        ratio = arms[farthest]["figures"]["kl_ratio_median"]
-        parts.append(f"farthest from its target: {farthest}, median KL / δ* {ratio:.2f}")
+    if courses[drifted].drift:
+        parts.append(f"Largest drift of c: {drifted}, {courses[drifted].c_in_words}")
+    if courses[distant].distance:
+        ratio = courses[distant].clipped_ratio
+        parts.append(f"farthest from its target: {distant}, median KL / δ* {ratio:.2f}")
     return capital("; ".join(parts) or "neither c nor the KL was measured")
-
-
-def _c_in_words(arm: Mapping[str, Any]) -> str:
-    early, late = arm["figures"].get("c_early"), arm["figures"].get("c_late")
-    return f"c {early:.2g} → {late:.2g}" if early is not None and late is not None else ""
-
-
-def _ratio_in_words(arm: Mapping[str, Any]) -> str:
-    ratio = arm["figures"].get("kl_ratio_median")
-    return f"KL / δ* {ratio:.2f} where clipped" if ratio is not None else "never clipped at an audit"

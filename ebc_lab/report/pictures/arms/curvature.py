@@ -19,19 +19,8 @@ from ebc_lab.records.figures import WARM_STEPS
 
 from ...text.words import optimizer
 from ..drawing.curves import Run, by_step, last_point, running_mean, thinned
-from ..drawing.looks import GOAL
-from ..drawing.sheet import (
-    GREY,
-    INK,
-    RULE,
-    SMALL,
-    Arms,
-    Facts,
-    Sheet,
-    entry,
-    log_axis,
-    name_band,
-)
+from ..drawing.looks import GOAL, GREY, INK, RULE, SMALL
+from ..drawing.sheet import Arms, Facts, Sheet, entry, log_axis, name_band
 
 EARLY = 1 / 3  # of a run: what is compared between arms comes after it
 ALIKE = 1.1  # KLs whose ratio is at most this are one number
@@ -53,7 +42,7 @@ class Steps:
 
     kind: str  # one of DASHES: what limits it
     limit: float  # δ*, the radius or the learning rate: what orders the arms of a kind
-    at: np.ndarray
+    steps: np.ndarray
     kl: np.ma.MaskedArray
     norm: np.ma.MaskedArray  # ‖c·ΔW‖
     measured_at: np.ndarray  # of the sharpness; empty where there is none
@@ -67,13 +56,13 @@ class Steps:
         return curvature
 
     def middle(self, values: np.ma.MaskedArray) -> float:
-        """The median over all but the first third of the run."""
-        later = values[self.at >= EARLY * self.at[-1]].compressed()
+        """Return the median over all but the first third of the run."""
+        later = values[self.steps >= EARLY * self.steps[-1]].compressed()
         return float(np.median(later)) if len(later) else math.nan
 
 
 def steps_of(runs: Sequence[Run], specs: Mapping[str, Mapping[str, Any]]) -> Steps | None:
-    """None where no run recorded how far an audited step moved the weights."""
+    """Return the steps of an arm; None where no run recorded how far an audited step moved the weights."""
     streams = [audits(run.steps) for run in runs if "applied_norm" in run.steps]
     config = next((spec["config"] for spec in specs.values() if "stabilizer" in spec.get("config", {})), None)
     if not any(len(stream["step"]) for stream in streams) or config is None:
@@ -95,7 +84,7 @@ def audits(steps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _measured(steps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The steps whose sharpness is known and positive, and what the rate makes of it there."""
+    """Return the steps whose sharpness is known and positive, and what the rate makes of it there."""
     rows = (steps["sharpness"] > 0) & (steps["step"] >= WARM_STEPS)
     found = {name: steps[name][rows] for name in ("step", "sharpness")}
     if "preconditioned_sharpness" in steps:
@@ -115,7 +104,7 @@ def _smooth(streams: Sequence[Mapping[str, np.ndarray]], column: str) -> tuple[n
 
 
 def _kind(config: Mapping[str, Any]) -> tuple[str, float]:
-    """What limits the steps of a run, and how much."""
+    """Return what limits the steps of a run, and how much."""
     stabilizer = config["stabilizer"]["name"]
     if stabilizer == "ebc":
         fixed = config["controller"]["name"] in ("fixed", "auto")
@@ -127,15 +116,18 @@ def _kind(config: Mapping[str, Any]) -> tuple[str, float]:
 
 
 def _bound(config: Mapping[str, Any]) -> float:
-    """The rate × sharpness above which Adam is unstable on a quadratic (Cohen et al., arXiv:2207.14484)."""
+    """Return the rate × sharpness above which Adam is unstable on a quadratic (Cohen et al.,
+    arXiv:2207.14484)."""
     beta = float(config["optimizer"].get("beta1", 0.9))
     return (2 + 2 * beta) / (1 - beta)
 
 
-def draw_curvature(facts: Facts, track: str, arms: Arms, paths: Mapping[str, Steps]) -> Sheet:
+def draw_curvature(facts: Facts, track: str, arms: Arms, paths: Mapping[str, Steps]) -> Sheet | None:
     """Draw left the KL of the steps against their length, a path for each arm; right the curvature
     between the two over the run, and under it what the sharpness is, in units of the rate where Adam's was
-    measured."""
+    measured; None where no run measured the sharpness."""
+    if not any(len(path.measured_at) for path in paths.values()):
+        return None
     finding = " ".join(f"{text}." for text in (_budgets(paths), _alike(paths), _edge(paths)) if text)
     sheet = Sheet(
         facts,
@@ -148,7 +140,6 @@ def draw_curvature(facts: Facts, track: str, arms: Arms, paths: Mapping[str, Ste
         arms=arms,
         grid=("ab", "ac"),
         heights=(3.0, 3.0),
-        width=12.5,
     )
     left, top, bottom = sheet.panels
     left.set_xlabel("‖c·ΔW‖, how far the step moves the weights (log scale)")
@@ -162,9 +153,9 @@ def draw_curvature(facts: Facts, track: str, arms: Arms, paths: Mapping[str, Ste
         look: dict[str, Any] = {"color": colour, "ls": DASHES[path.kind], "lw": 1.5, "zorder": 2.5}
         left.plot(path.norm, path.kl, **look)
         left.plot(path.norm[-1:], path.kl[-1:], "o", color=colour, ms=5.5, mec="white", mew=0.6, zorder=3)
-        top.plot(path.at, path.curvature, **look)
+        top.plot(path.steps, path.curvature, **look)
         bottom.plot(path.measured_at, _lower(path, paths), **look)
-        if end := last_point(path.at, path.curvature):
+        if end := last_point(path.steps, path.curvature):
             sheet.label(top, [(*end, f"{label}  {path.middle(path.curvature):.2g}", colour)])
     framed = _held(paths)
     _frame(left, "x", [path.norm for path in framed])
@@ -193,7 +184,7 @@ def _frame(axes: Axes, name: str, values: Sequence[np.ma.MaskedArray]) -> None:
 
 
 def _held(paths: Mapping[str, Steps]) -> list[Steps]:
-    """Those whose limit stays where it is, or that have none; all where every arm has a controller."""
+    """Return those whose limit stays where it is, or that have none; all where every arm has a controller."""
     return [path for path in paths.values() if path.kind != "pi"] or list(paths.values())
 
 
@@ -208,7 +199,7 @@ def _lower(path: Steps, paths: Mapping[str, Steps]) -> np.ma.MaskedArray:
 
 
 def _draw_slopes(axes: Axes, paths: Mapping[str, Steps]) -> None:
-    """Lines of one curvature, a factor 10 apart, through what is drawn."""
+    """Draw lines of one curvature, a factor 10 apart, through what is there."""
     every = np.concatenate([path.curvature.compressed() for path in paths.values()])
     xlim, ylim = axes.get_xlim(), axes.get_ylim()
     at = np.array(xlim)
@@ -235,12 +226,13 @@ class Trend:
 
     @property
     def kl(self) -> float:
-        """The KL of the longest over that of the shortest."""
+        """Return the KL of the longest over that of the shortest."""
         return float(self.longer**self.exponent)
 
 
 def trend_of(paths: Mapping[str, Steps], kind: str) -> Trend | None:
-    """None for fewer than two arms of the kind, or where their steps are of one length."""
+    """Return the trend of the arms of a kind; None for fewer than two, or where their steps are of one
+    length."""
     own = [path for path in paths.values() if path.kind == kind]
     points = np.log([(path.middle(path.norm), path.middle(path.kl)) for path in own]).reshape(-1, 2)
     points = points[np.isfinite(points).all(axis=1)]
@@ -271,12 +263,12 @@ def _budgets(paths: Mapping[str, Steps]) -> str:
 
 
 def _alike(paths: Mapping[str, Steps]) -> str:
-    """The two steps of two arms that are of one KL, and whose lengths are farthest apart."""
+    """Return the two steps of two arms that are of one KL, and whose lengths are farthest apart."""
     points = [
         (float(n), float(kl), label, int(t))
         for label, path in paths.items()
         for n, kl, t in zip(
-            *(x[thinned(len(path.at), COMPARED)] for x in (path.norm, path.kl, path.at)), strict=True
+            *(x[thinned(len(path.steps), COMPARED)] for x in (path.norm, path.kl, path.steps)), strict=True
         )
         if n is not np.ma.masked and kl is not np.ma.masked
     ]
@@ -292,7 +284,7 @@ def _alike(paths: Mapping[str, Steps]) -> str:
 
 
 def _edge(paths: Mapping[str, Steps]) -> str:
-    """How far the curvature of the arms is apart, and what the rate makes of the sharpness."""
+    """Return how far apart the curvatures of the arms are, and what the rate makes of the sharpness."""
     held = _held(paths)
     curvature = [path.middle(path.curvature) for path in held]
     text = "Without a controller the curvature is" if len(held) < len(paths) else "The curvature is"

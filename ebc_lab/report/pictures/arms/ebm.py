@@ -8,24 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from ...text.words import optimizer
 from ..drawing.curves import Line, Run, by_step, smooth_line, window
-from ..drawing.looks import Look
-from ..drawing.sheet import (
-    FAINT,
-    GREY,
-    Facts,
-    Sheet,
-    entry,
-    lines,
-    log_axis,
-    over_steps,
-)
+from ..drawing.looks import FAINT, GREY, Look
+from ..drawing.sheet import Arms, Facts, Sheet, entry, lines, log_axis, over_steps
 
 PARTS = {  # column of steps.csv -> its name beside the line
     "loss": "cross-entropy",
@@ -39,7 +29,7 @@ LEVEL = re.compile(r"r2_(\d+(?:p\d+)?)")
 
 @dataclass(frozen=True)
 class States:
-    """What is drawn of an arm."""
+    """An energy-based arm over the run."""
 
     parts: Mapping[str, Line]
     scores: Mapping[float, Line]  # noise level in radians -> R² of the score
@@ -47,7 +37,7 @@ class States:
 
 
 def states_of(runs: Sequence[Run]) -> States | None:
-    """None where no run is of an energy-based model with splats."""
+    """Return what is drawn of an arm; None where no run is of an energy-based model with splats."""
     levels = {
         float(match[1].replace("p", ".")): match[1]
         for run in runs
@@ -70,8 +60,10 @@ def _line(runs: Sequence[Run], stream: str, column: str) -> Line:
     return smooth_line(steps, table) if stream == "steps" else Line(steps, table, np.ma.median(table, axis=0))
 
 
-def draw_states(facts: Facts, track: str, label: str, arm: Mapping[str, Any], states: States) -> Sheet:
-    """Draw the parts of the loss above, R² of the score at every noise level below, matched values dashed."""
+def draw_states(facts: Facts, track: str, arms: Arms, found: Mapping[str, States]) -> Sheet:
+    """Draw the parts of the only arm's loss above, R² of the score at every noise level below, matched values
+    dashed."""
+    [(label, states)] = found.items()
     ends = [line.last for line in (*states.parts.values(), *states.scores.values())]
     last = max((end[0] for end in ends if end), default=0.0)
     whom = (
@@ -85,10 +77,9 @@ def draw_states(facts: Facts, track: str, label: str, arm: Mapping[str, Any], st
             f"medians of the seeds; parts unweighted, running means over {window(round(last) + 1)} steps",
             "R² where above 0; dashed: if spread as their splats are",
         ),
-        arms={label: arm},
+        arms=arms,
         grid=("a", "b"),
         heights=(2.7, 3.2),
-        width=10.0,
     )
     top, bottom = sheet.panels
     over_steps(facts, sheet.panels, last)
@@ -101,7 +92,7 @@ def draw_states(facts: Facts, track: str, label: str, arm: Mapping[str, Any], st
         _draw_line(sheet, bottom, f"{sigma:g} radians", line, Look(place), above=0.0)
         matched = states.matched[sigma]
         shown = np.ma.masked_less_equal(matched.middle, 0.0)
-        bottom.plot(matched.at, shown, color=Look(place).colour, ls="--", lw=1.2, zorder=2)
+        bottom.plot(matched.steps, shown, color=Look(place).colour, ls="--", lw=1.2, zorder=2)
     sheet.key(entry("each seed", GREY, **FAINT))
     return sheet
 
@@ -114,7 +105,7 @@ def _draw_line(sheet: Sheet, axes: Axes, label: str, line: Line, look: Look, abo
 
 
 def _finding(states: States) -> str:
-    """R² at the end as a share of its matched value, level by level."""
+    """Return R² at the end as a share of its matched value, level by level."""
     shares = []
     for sigma, line in states.scores.items():
         r2, matched = line.last, states.matched[sigma].last

@@ -18,27 +18,13 @@ from ebc_lab.records.figures import kl_law
 
 from ...text.words import optimizer
 from ..drawing.curves import Line, Run, by_step, smooth_line, window
-from ..drawing.looks import Look
-from ..drawing.sheet import (
-    FAINT,
-    GREY,
-    INK,
-    RULE,
-    SMALL,
-    Arms,
-    Facts,
-    Sheet,
-    entry,
-    lines,
-    log_axis,
-    over_steps,
-)
+from ..drawing.looks import FAINT, GREY, INK, RULE, SMALL, Look
+from ..drawing.sheet import Arms, Facts, Sheet, entry, lines, log_axis, over_steps
 
 WEDGE = 3.0  # how far, as a factor, the lines of slope 1 and 2 stand off the data
 LAW_POINTS = 80
 NEGLIGIBLE = 10.0  # a part of the law that is nowhere as much as a tenth of the other one
 STEEP, FLAT = 2.0, 1.0  # exponents of a float model, and of flips alone
-SHOWN = (0.4, 2.8)  # exponents between points, at most: noise beyond leaves the frame
 RING: dict[str, Any] = {"marker": "o", "ms": 9.5, "mew": 1.4, "mfc": "none", "ls": ""}  # where a law turns
 
 
@@ -55,7 +41,7 @@ class Curve:
 
 
 def curve_of(runs: Sequence[Run]) -> Curve | None:
-    """None where no completed run measured it."""
+    """Return the curve of an arm; None where no completed run measured it."""
     measured = [run.result.get("kl_curve") for run in runs if run.outcome == "completed"]
     seeds = [np.array(sorted(curve)) for curve in measured if curve]
     if not seeds:
@@ -69,20 +55,14 @@ def curve_of(runs: Sequence[Run]) -> Curve | None:
     return Curve(seeds, np.array(points), (law[0], law[1]) if law else None)
 
 
-def exponents(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """d ln KL / d ln c between neighbouring points (c, KL), and the c half-way between them."""
-    c, kl = np.log(points[:, 0]), np.log(points[:, 1])
-    return np.exp((c[1:] + c[:-1]) / 2), np.diff(kl) / np.diff(c)
-
-
-def exponent_of(law: tuple[float, float], c: Any) -> Any:
-    """d ln KL / d ln c of the law at c, a number or an array."""
+def exponent_of(law: tuple[float, float], c: float) -> float:
+    """Return d ln KL / d ln c of the law at c."""
     a, b = law
     return (2 * a * c + b) / (a * c + b)
 
 
 def draw_kl_curve(facts: Facts, track: str, arms: Arms, curves: Mapping[str, Curve]) -> Sheet:
-    """Draw KL against c above, with the law dashed; its exponent below."""
+    """Draw KL against c, with the law dashed."""
     whom = f"{optimizer(track)}: KL between W and W + c·ΔW, median of a run's audits, median of the seeds"
     law = "a float model: KL = A c²; with few levels A c² + B c, A and B in nats per token"
     sheet = Sheet(
@@ -91,37 +71,26 @@ def draw_kl_curve(facts: Facts, track: str, arms: Arms, curves: Mapping[str, Cur
         (whom, _finding(curves)),
         (law,),
         arms=arms,
-        grid=("a", "b"),
-        heights=(3.6, 2.8),
-        width=10.0,
+        heights=(4.4,),
     )
-    top, bottom = sheet.panels
+    [axes] = sheet.panels
+    log_axis(axes, "x", (1.0, 3.0))
+    log_axis(axes, "y", (1.0,))
     low, high = _widest(curves)
-    for axes in sheet.panels:
-        log_axis(axes, "x", (1.0, 3.0))
-        axes.set_xlim(low / 1.12, high * 1.12)
-    log_axis(top, "y", (1.0,))
-    top.set_ylabel("KL, nats per token (log scale)")
-    top.tick_params(labelbottom=False)
-    bottom.set_xlabel("c: share of the update ΔW that is applied (log scale)")
-    bottom.set_ylabel("exponent d ln KL / d ln c")
-    _draw_slopes(top, curves)
-    for exponent in (FLAT, STEEP):
-        bottom.axhline(exponent, color=RULE, lw=1.0, ls=":", zorder=1)
+    axes.set_xlim(low / 1.12, high * 1.12)
+    axes.set_ylabel("KL, nats per token (log scale)")
+    axes.set_xlabel("c: share of the update ΔW that is applied (log scale)")
+    _draw_slopes(axes, curves)
     for label, curve in curves.items():
-        look = facts.look(label)
-        _draw_curve(sheet, label, curve, look)
-        _draw_exponents(sheet, label, curve, look)
-    least, most = bottom.get_ylim()
-    bottom.set_ylim(max(least, SHOWN[0]), min(most, SHOWN[1]))
+        _draw_curve(sheet, label, curve, facts.look(label))
     sheet.key(*_handles(curves))
     return sheet
 
 
 def _finding(curves: Mapping[str, Curve]) -> str:
-    """The laws' exponent at the smallest c: the flattest arm's and the steepest one's."""
+    """Return the laws' exponent at the smallest c: the flattest arm's and the steepest one's."""
     low, _ = _widest(curves)
-    first = {label: float(exponent_of(curve.law, low)) for label, curve in curves.items() if curve.law}
+    first = {label: exponent_of(curve.law, low) for label, curve in curves.items() if curve.law}
     if not first:
         return "Too few points for a law"
     flattest, steepest = min(first, key=first.__getitem__), max(first, key=first.__getitem__)
@@ -147,7 +116,7 @@ def _handles(curves: Mapping[str, Curve]) -> list[Any]:
 
 
 def _draw_slopes(axes: Axes, curves: Mapping[str, Curve]) -> None:
-    """Lines of slope 1 above the data and of slope 2 below them: a law of any A and B lies between."""
+    """Draw lines of slope 1 above the data and of slope 2 below them: a law of any A and B lies between."""
     low, high = _widest(curves)
     at = np.array([low, high])
     ends = [curve.points[-1, 1] * (high / curve.points[-1, 0]) ** STEEP for curve in curves.values()]
@@ -178,7 +147,7 @@ def _draw_curve(sheet: Sheet, label: str, curve: Curve, look: Look) -> None:
 
 
 def _turn(curve: Curve) -> float | None:
-    """c = B/A where it lies within the points."""
+    """Return c = B/A where it lies within the points."""
     if not curve.law or not all(curve.law):
         return None
     at = curve.law[1] / curve.law[0]
@@ -186,7 +155,7 @@ def _turn(curve: Curve) -> float | None:
 
 
 def law_in_words(curve: Curve) -> str:
-    """`A 0.02, B 0.001, B/A 0.05`, without a part that is nowhere of weight."""
+    """Write `A 0.02, B 0.001, B/A 0.05`, without a part that is nowhere of weight."""
     if curve.law is None:
         return "one point, no law"
     a, b = curve.law
@@ -195,25 +164,6 @@ def law_in_words(curve: Curve) -> str:
     if a * NEGLIGIBLE * curve.points[-1, 0] < b:
         return f"B {b:.2g}, ∝ c throughout"
     return f"A {a:.2g}, B {b:.2g}, B/A {b / a:.2g}"
-
-
-def _draw_exponents(sheet: Sheet, label: str, curve: Curve, look: Look) -> None:
-    if len(curve.points) < 2:
-        return
-    axes, colour = sheet.panels[1], look.colour
-    c, measured = exponents(curve.points)
-    axes.plot(c, measured, look.marker, color=colour, ms=5.5, mec="white", mew=0.6, zorder=3)
-    of_seeds = np.array([exponents(seed)[1] for seed in curve.seeds if len(seed) == len(curve.points)])
-    if len(of_seeds) > 1:
-        axes.vlines(c, of_seeds.min(axis=0), of_seeds.max(axis=0), color=colour, lw=1.2, alpha=0.7, zorder=2)
-    if curve.law:
-        at = np.geomspace(curve.points[0, 0], curve.points[-1, 0], LAW_POINTS)
-        axes.plot(at, exponent_of(curve.law, at), color=colour, ls="--", lw=1.3, zorder=2.5)
-        if turn := _turn(curve):
-            axes.plot(turn, (STEEP + FLAT) / 2, color=colour, zorder=4, **RING)
-    words = f"{label}  {measured[0]:.2f} → {measured[-1]:.2f}"
-    mark = entry(words, colour, marker=look.marker, ls="--", ms=5)
-    sheet.label(axes, [(float(c[-1]), float(measured[-1]), words, colour)], [mark])
 
 
 # -- a policy's factors --------------------------------------------------------------------------------------
@@ -231,7 +181,7 @@ class Factors:
 
 
 def factors_of(runs: Sequence[Run]) -> Factors | None:
-    """None where no run has a policy."""
+    """Return the factors of an arm; None where no run has a policy."""
     streams = [run.steps for run in runs if set(FACTORS) <= set(run.steps)]
     if not streams:
         return None
@@ -244,7 +194,7 @@ def draw_factors(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Fac
     """Draw the factor on the learning rate above, the one on the trust radius below, a line for every arm."""
     least, most = (choose(courses, key=lambda n: courses[n].medians["lr_factor"]) for choose in (min, max))
     medians = [f"{courses[name].medians['lr_factor']:.2g} ({name})" for name in dict.fromkeys((least, most))]
-    last = max(float(factors.lines["lr_factor"].at[-1]) for factors in courses.values())
+    last = max(float(factors.lines["lr_factor"].steps[-1]) for factors in courses.values())
     sheet = Sheet(
         facts,
         "What did the policy do over the run?",
@@ -256,7 +206,6 @@ def draw_factors(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Fac
         arms=arms,
         grid=("a", "b"),
         heights=(2.4, 2.7),
-        width=10.0,
     )
     over_steps(facts, sheet.panels, last)
     for axes, (column, name) in zip(sheet.panels, FACTORS.items(), strict=True):

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 from matplotlib.patches import Patch
 
-from ...text.words import optimizer
-from ..drawing.curves import Run, by_step, running_mean, thinned, window
-from ..drawing.looks import ALERT, AMBER, BLACK, EBC, GOAL, PINK, SKY
-from ..drawing.sheet import INK, REST, SEED, Arms, Facts, Sheet, entry, log_axis, name_rows
-from .arm import arm_sheet
+from ...text.words import arm_title, optimizer
+from ..drawing.curves import Run, by_step, running_mean, thinned, trouble, window
+from ..drawing.looks import ALERT, AMBER, BLACK, EBC, GOAL, INK, PINK, REST, SEED, SKY
+from ..drawing.sheet import Arms, Facts, Sheet, count_seeds, entry, log_axis, name_rows, over_steps
 
 NAMED = 6  # groups that have a layer of their own; the smaller ones share one
 LAYERS = (EBC, AMBER, GOAL, SKY, ALERT, PINK)  # neighbours far apart, also for colour-blind readers
@@ -27,12 +26,12 @@ LAYERS = (EBC, AMBER, GOAL, SKY, ALERT, PINK)  # neighbours far apart, also for 
 
 
 def groups_of(runs: Sequence[Run]) -> list[str]:
-    """The groups whose contributions these runs recorded, in the order of the file."""
+    """Return the groups whose contributions these runs recorded, in the order of the file."""
     return list(dict.fromkeys(k.removeprefix("s_") for r in runs for k in r.steps if k.startswith("s_")))
 
 
 def measured(runs: Sequence[Run], column: str) -> list[Mapping[str, np.ndarray]]:
-    """The runs' streams at the steps where the column was measured."""
+    """Return the runs' streams at the steps where the column was measured."""
     streams: list[Mapping[str, np.ndarray]] = []
     for run in runs:
         rows = np.isfinite(run.steps[column]) if column in run.steps else np.zeros(0, dtype=bool)
@@ -54,7 +53,7 @@ def draw_groups(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[
     steps, surrogate = by_step(streams, "surrogate")
     layers = {g: by_step(streams, f"s_{g}")[1].mean(axis=0).filled(0.0) for g in groups}
     bands, finding = _bands(layers)
-    sheet = arm_sheet(facts, name, arm, runs, "Which groups of weights move the predictions?", finding)
+    sheet = _sheet(facts, name, arm, runs, "Which groups of weights move the predictions?", finding)
     [axes] = sheet.panels
     axes.set_ylabel("contribution s_g (logits per token), stacked")
     at = thinned(len(steps))
@@ -80,8 +79,22 @@ def draw_groups(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[
     return sheet
 
 
+def _sheet(
+    facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run], what: str, finding: str
+) -> Sheet:
+    """Return the sheet of one arm, its x axis the training steps."""
+    about = [name, f"lr {arm['lr']:g}"]
+    if "about" in arm:
+        about = [optimizer(arm["track"]), *about[1:], *([f"δ* {arm['delta_star']:g}"] if arm["ebc"] else [])]
+    notes = (count_seeds(len(runs)), *about)
+    sheet = Sheet(facts, what, (arm_title(name, arm), finding), notes, trouble(runs))
+    last = max((float(r.steps["step"][-1]) for r in runs if r.steps), default=0.0)
+    over_steps(facts, sheet.panels, last)
+    return sheet
+
+
 def _bands(layers: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str]:
-    """Label -> layer, the largest first and the small ones as one; and what is to be said of them."""
+    """Return label -> layer, the largest first and the small ones as one; and what is to be said of them."""
     total = np.maximum(sum(layers.values()), np.finfo(float).tiny)
     share = {g: float(np.median(layer / total)) for g, layer in layers.items()}
     ranked = sorted(layers, key=lambda g: -share[g])
@@ -107,7 +120,7 @@ class Tightness:
 
 
 def tightness_of(runs: Sequence[Run]) -> Tightness | None:
-    """None where no run measured it."""
+    """Return the tightness of an arm; None where no run measured it."""
     seeds = [values for s in measured(runs, "tightness") if len(values := s["tightness"][s["tightness"] > 0])]
     return Tightness(np.concatenate(seeds), [float(np.median(x)) for x in seeds]) if seeds else None
 
@@ -117,20 +130,16 @@ def draw_tightness(
     track: str,
     arms: Arms,
     measured: Mapping[str, Tightness],
-    names: Mapping[str, str] | None = None,
 ) -> Sheet:
-    """Draw a row for every arm that measured it: median, quartiles, 10th to 90th percentile, its seeds faint.
-
-    `names`: the arms in words, where these are others.
-    """
-    names = names or {name: name for name in measured}
+    """Draw a row for every arm that measured it: median, quartiles, 10th to 90th percentile, its seeds
+    faint."""
     whom = (
         f"{optimizer(track)}: tightness, the measured movement T over the predicted one, c·S, at the audits"
     )
     sheet = Sheet(
         facts,
         "Does a step move the predictions as far as the groups' sum says?",
-        (whom, _tightness_finding(names, measured)),
+        (whom, _tightness_finding(measured)),
         arms={name: arms[name] for name in measured},
         heights=(1.1 + 0.36 * len(measured),),
     )
@@ -148,15 +157,15 @@ def draw_tightness(
     sheet.key(entry("1: exactly as predicted", GOAL, lw=1.4, ls="--"))
     sheet.key(entry("median and quartiles over all seeds' measured steps", marker="o", lw=3.0))
     sheet.key(entry("10th to 90th percentile", lw=0.9), entry("each seed's median", **SEED))
-    name_rows(axes, [names[name] for name in measured])
+    name_rows(axes, list(measured))
     return sheet
 
 
-def _tightness_finding(names: Mapping[str, str], measured: Mapping[str, Tightness]) -> str:
+def _tightness_finding(measured: Mapping[str, Tightness]) -> str:
     every = np.concatenate([t.values for t in measured.values()])
     share = 100 * float((every <= 1).mean())
     middles = {name: float(np.median(t.values)) for name, t in measured.items()}
     low, high = min(middles, key=lambda n: middles[n]), max(middles, key=lambda n: middles[n])
     finding = f"At most as far (≤ 1) on {share:.0f}% of {len(every)} measured steps; "
-    finding += f"median {middles[low]:.2g} ({names[low]})"
-    return finding + (f" to {middles[high]:.2g} ({names[high]})" if low != high else "")
+    finding += f"median {middles[low]:.2g} ({low})"
+    return finding + (f" to {middles[high]:.2g} ({high})" if low != high else "")

@@ -17,9 +17,9 @@ from matplotlib.patches import Rectangle
 
 from ...text.words import signed
 from ..drawing.curves import Line, by_step, evals_of, known, missing
-from ..drawing.looks import ALERT
+from ..drawing.looks import ALERT, FAINT, GREY, REST
 from ..drawing.losses import ceiling_of
-from ..drawing.sheet import FAINT, GREY, MOST_LINES, REST, Facts, Sheet, count_seeds, entry, lines
+from ..drawing.sheet import MOST_LINES, Facts, Sheet, count_seeds, entry, lines
 
 END = 0.25  # of the run: what is enlarged
 LEAST_ENDS = 3  # evaluations of it, where the run has as many
@@ -70,7 +70,6 @@ def draw_overlaid(
         missing(arms, facts.arms),
         grid=("ab",),
         heights=(4.2,),
-        width=10.0,
     )
     left, right = sheet.panels
     left.set_ylabel("validation loss (nats per token)")
@@ -80,7 +79,7 @@ def draw_overlaid(
         for name in reversed(order):  # those asked about on top
             course, look = courses[name], facts.look(name)
             if name not in named:
-                axes.plot(course.at, course.middle, color=REST, lw=1.0, zorder=1.5)
+                axes.plot(course.steps, course.middle, color=REST, lw=1.0, zorder=1.5)
                 continue
             width, above = (2.6, 2.8) if name in mine else (1.4, 2.5)
             lines(axes, course, look, lw=width, zorder=above)
@@ -90,7 +89,7 @@ def draw_overlaid(
     for name in named:
         course = courses[name]
         label = f"{name}  {course.end_in_words}"
-        sheet.label(right, [(float(course.at[-1]), course.end, label, facts.look(name).colour)])
+        sheet.label(right, [(float(course.steps[-1]), course.end, label, facts.look(name).colour)])
     sheet.key(entry("mean of the seeds", GREY), entry("each seed", GREY, **FAINT))
     if others := len(order) - len(named):
         sheet.key(entry(f"{others} other arms", REST, lw=1.0))
@@ -110,15 +109,15 @@ def _finding(courses: Mapping[str, Losses], mine: Sequence[str]) -> str:
 def _frame(left: Axes, right: Axes, courses: Collection[Losses], needed: Sequence[float]) -> None:
     """Show on the left the run from its steep start on, on the right its end, whose place the left one marks;
     a few bad arms may leave either, but not the ends that are `needed`."""
-    last = max(float(course.at[-1]) for course in courses)
-    first = min(_start_of_the_end(course.at) for course in courses)
+    last = max(float(course.steps[-1]) for course in courses)
+    first = min(_start_of_the_end(course.steps) for course in courses)
     ends = [course.end for course in courses]
     top = ceiling_of(ends, needed)
-    after = [course.middle[course.at >= FRAMED_FROM * last] for course in courses if course.end <= top]
+    after = [course.middle[course.steps >= FRAMED_FROM * last] for course in courses if course.end <= top]
     low, high = min(ends), max([top, *(float(mean.max()) for mean in after if mean.count())])
     room = max(high - low, 0.02)
     left.set(xlim=(-0.01 * last, 1.02 * last), ylim=(low - 0.06 * room, high + 0.04 * room))
-    seen = [course.middle[course.at >= first].compressed() for course in courses if course.end <= top]
+    seen = [course.middle[course.steps >= first].compressed() for course in courses if course.end <= top]
     seen += [course.seeds[:, -1].compressed() for course in courses]
     within = [loss for loss in np.concatenate(seen) if loss <= top + 0.5 * (top - low)]
     room = max(max(within) - min(within), 0.005)

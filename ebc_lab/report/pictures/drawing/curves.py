@@ -16,9 +16,8 @@ from ebc_lab.records.streams import read_columns
 
 from ...text.words import plural
 
-SMOOTHED_SHARE = (
-    1 / 40
-)  # of a run, the half-width of the moving window: the eye needs a line, not the batches' noise
+# of a run, the half-width of the moving window: the eye needs a line, not the noise of the batches
+SMOOTHED_SHARE = 1 / 40
 MOST_POINTS = 300  # of a smooth curve: two points apart on the page
 
 
@@ -32,28 +31,24 @@ class Run:
     evals: Mapping[str, np.ndarray]
 
     @property
-    def recorded(self) -> bool:
-        """Return whether anything of its course is there: a brief bundle leaves it out."""
-        return bool(self.steps or self.evals)
-
-    @property
     def outcome(self) -> str:
         return str(self.result.get("outcome", "missing"))
 
 
 @dataclass(frozen=True)
 class ArmRuns:
-    """What the picture of a part may draw of an arm."""
+    """What a picture of several arms may show of one."""
 
     label: str
-    arm: Mapping[str, Any]
+    decided: Mapping[str, Any]
     runs: Sequence[Run]
     specs: Mapping[str, Mapping[str, Any]]  # by seed
     tried: Callable[[], list[tuple[str, dict[str, Any]]]]  # reads the point and the result of each tuning run
+    is_reference: bool = False
 
 
 def read_runs(root: Path, arm: Mapping[str, Any]) -> list[Run]:
-    """The runs of an arm by seed; one that never started has no result and no rows."""
+    """Return the runs of an arm by seed; one that never started has no result and no rows."""
     runs = []
     for seed, run_id in arm["runs"].items():
         files = StudyFiles(root).run_files(run_id)
@@ -62,12 +57,12 @@ def read_runs(root: Path, arm: Mapping[str, Any]) -> list[Run]:
 
 
 def read_results(root: Path, arm: Mapping[str, Any], name: str = "result") -> dict[str, dict[str, Any]]:
-    """Seed -> the result of an arm's run, or its spec; empty where there is none."""
+    """Return seed -> the result of an arm's run, or its spec; empty where there is none."""
     return {seed: known(root, run_id, name) for seed, run_id in arm["runs"].items()}
 
 
 def known(root: Path, run_id: str, name: str = "result") -> dict[str, Any]:
-    """A run's result, or its spec; empty where there is none."""
+    """Return a run's result, or its spec; empty where there is none."""
     files = StudyFiles(root).run_files(run_id)
     path, kind = (files.spec, SpecRecord) if name == "spec" else (files.result, RunResult)
     try:
@@ -77,7 +72,7 @@ def known(root: Path, run_id: str, name: str = "result") -> dict[str, Any]:
 
 
 def evals_of(root: Path, run_id: str) -> dict[str, np.ndarray]:
-    """The evaluations of a run by column; empty where it has none."""
+    """Return the evaluations of a run by column; empty where it has none."""
     return _stream(StudyFiles(root).run_files(run_id).evals, ("step", "val_loss"))
 
 
@@ -94,7 +89,7 @@ def _stream(path: Path, needed: Iterable[str]) -> dict[str, np.ndarray]:
 
 
 def by_step(streams: Iterable[Mapping[str, np.ndarray]], column: str) -> tuple[np.ndarray, np.ma.MaskedArray]:
-    """A column of several streams side by side. -> the steps that any of them has, and (streams, steps),
+    """Return the steps that any stream has, and a column of the streams side by side, (streams, steps). It is
     masked where a stream has no finite value: a run that ended early drops out of the mean instead of bending
     it."""
     streams_there = [s for s in streams if s]
@@ -106,15 +101,15 @@ def by_step(streams: Iterable[Mapping[str, np.ndarray]], column: str) -> tuple[n
 
 
 def spans(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the moving window of each of `n` steps begins and ends; it narrows towards the first, where
-    curves are steep."""
+    """Return where the moving window of each of `n` steps begins and ends. It narrows towards the first step,
+    where curves are steep."""
     half = window(n) // 2
     at = np.arange(n)
     return np.maximum(at - half, 0), np.minimum(at + np.minimum(at, half) + 1, n)
 
 
 def running_mean(table: np.ma.MaskedArray) -> np.ma.MaskedArray:
-    """Each row's mean over the moving window."""
+    """Return each row's mean over the moving window."""
     low, high = spans(table.shape[1])
     sums, counts = (
         np.concatenate([np.zeros((len(table), 1)), np.cumsum(x, axis=1)], axis=1)
@@ -124,25 +119,9 @@ def running_mean(table: np.ma.MaskedArray) -> np.ma.MaskedArray:
     return np.ma.masked_array(totals / np.maximum(seen, 1), mask=np.ma.getmaskarray(table) | (seen == 0))
 
 
-def moving_quantiles(table: np.ma.MaskedArray, shares: Sequence[float], at: np.ndarray) -> np.ma.MaskedArray:
-    """(shares, at): quantiles over all rows and the moving window around each of the columns `at`."""
-    low, high = (edge[at][:, None] for edge in spans(table.shape[1]))
-    columns = low + np.arange((high - low).max(initial=0))
-    values = np.where(
-        columns < high, table.filled(np.nan)[:, np.minimum(columns, table.shape[1] - 1)], np.nan
-    )
-    values = np.sort(values.transpose(1, 0, 2).reshape(len(at), -1), axis=1)  # what is not finite comes last
-    place = np.outer(shares, np.maximum(np.isfinite(values).sum(axis=1) - 1, 0))
-    under, over = (
-        np.take_along_axis(values, edge.astype(int).T, axis=1).T for edge in (np.floor(place), np.ceil(place))
-    )
-    return np.ma.masked_invalid(under + (place % 1) * (over - under))
-
-
 def thinned(n: int, most: int = MOST_POINTS) -> np.ndarray:
-    """The columns that a smooth curve over `n` steps is drawn from: all, or as many as the eye tells
-    apart.
-    """
+    """Return the columns that a smooth curve over `n` steps is drawn from: all, or as many as the eye tells
+    apart."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int)) if n else np.arange(0)
 
 
@@ -150,19 +129,19 @@ def thinned(n: int, most: int = MOST_POINTS) -> np.ndarray:
 class Line:
     """A figure over the run: each seed, and the line that stands for them; masked where there is none."""
 
-    at: np.ndarray  # steps
+    steps: np.ndarray
     seeds: np.ma.MaskedArray  # (seeds, steps)
     middle: np.ma.MaskedArray
 
     @property
     def last(self) -> tuple[float, float] | None:
         """Return the last point that is finite; None where none is."""
-        return last_point(self.at, self.middle)
+        return last_point(self.steps, self.middle)
 
     def above(self, low: float) -> Line:
         """Return the line without what is not above `low`."""
         seeds, middle = (np.ma.masked_less_equal(values, low) for values in (self.seeds, self.middle))
-        return Line(self.at, seeds, middle)
+        return Line(self.steps, seeds, middle)
 
 
 def smooth_line(steps: np.ndarray, table: np.ma.MaskedArray, *, log: bool = False) -> Line:
@@ -182,12 +161,12 @@ def last_point(x: np.ndarray, y: np.ma.MaskedArray) -> tuple[float, float] | Non
 
 
 def window(steps: int) -> int:
-    """How many steps the moving window of a run of `steps` steps takes in."""
+    """Return how many steps the moving window of a run of `steps` steps takes in."""
     return 2 * max(1, round(SMOOTHED_SHARE * steps)) + 1 if steps > 1 else 1
 
 
 def applied_c(runs: Sequence[Run]) -> tuple[np.ndarray, np.ma.MaskedArray]:
-    """The clip coefficients of all but skipped steps. -> the steps, and (runs, steps)."""
+    """Return the steps, and the clip coefficients of all but skipped ones, (runs, steps)."""
     steps, table = by_step((r.steps for r in runs), "c")
     if len(steps):
         table.mask = np.ma.getmaskarray(table) | (
@@ -196,13 +175,8 @@ def applied_c(runs: Sequence[Run]) -> tuple[np.ndarray, np.ma.MaskedArray]:
     return steps, table
 
 
-def final_validation(runs: Sequence[Run]) -> list[float]:
-    """The last validation loss on the fixed windows of each run that completed."""
-    return [float(r.evals["val_loss"][-1]) for r in runs if r.outcome == "completed" and r.evals]
-
-
 def trouble(runs: Sequence[Run]) -> str:
-    """What the reader must know about runs that are not whole; empty when all completed."""
+    """Return what the reader must know about runs that are not whole; empty when all completed."""
     parts = []
     for run in runs:
         if run.outcome == "diverged":
@@ -215,7 +189,7 @@ def trouble(runs: Sequence[Run]) -> str:
 
 
 def audited(steps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The audited rows whose KL a log axis can show."""
+    """Return the audited rows whose KL a log axis can show."""
     if not steps:
         return {}
     rows = np.nan_to_num(steps["applied_kl"], nan=0.0, posinf=0.0) > 0

@@ -15,6 +15,14 @@ EBC, ALERT, GOAL, PINK, AMBER, SKY, PLAIN, BLACK = PALETTE
 MARKERS = "o^DvPXs*"
 DASHES = ("-", "--", "-.", ":")
 GREY_PLACE = PALETTE.index(PLAIN)  # of what the others are compared with
+INK, GREY = "#333333", "#666666"
+RULE = "#999999"  # of lines that only guide the eye
+REST = "#BBBBBB"  # of lines that are not told apart
+SMALL = 9.0  # points of the words in a picture
+SEED: dict[str, Any] = {"ls": "", "marker": "o", "ms": 3.2, "mew": 0, "alpha": 0.45}  # a single seed's point
+FAINT: dict[str, Any] = {"lw": 0.5, "alpha": 0.6}  # a single seed's line, in a key
+# around what was chosen, in a colour that no arm has
+RING: dict[str, Any] = {"marker": "o", "color": INK, "ms": 13, "mfc": "none", "mew": 1.6, "ls": ""}
 
 
 class Look(NamedTuple):

@@ -29,20 +29,15 @@ from matplotlib.transforms import Bbox
 
 from ..catalogue import Entry
 from .curves import Line, missing
-from .looks import ALERT, GOAL, UNKNOWN, Look
+from .looks import GOAL, GREY, INK, SMALL, UNKNOWN, Look
 
 STYLE = Path(__file__).parent / "style.mplstyle"
-INK = "#333333"
-GREY = "#666666"
-RULE = "#999999"  # of lines that only guide the eye
-REST = "#BBBBBB"  # of lines that are not told apart
 MOST_LINES = 8  # of a panel that are all told apart
-SMALL = 9.0  # points of the words in a picture
 CHARACTER = 5.4  # points that a letter of these takes
 LINE = 12.5  # points from one line of words to the next
 GAP = 6.0  # points between things that stand beside each other
 SAMPLE = 32.0  # points of a mark in a key
-WIDE, NARROW = 8.6, 3.75  # inches; 3.75 are 360 CSS pixels, and a column of a paper
+WIDE, NARROW = 10.0, 3.75  # inches; 3.75 are 360 CSS pixels, and a column of a paper
 NARROW_PANEL = 2.1  # inches of a panel that is one of several
 NARROW_ALONE = 2.7
 WIDEST_LABEL = 48  # characters of a label beside a line
@@ -50,10 +45,7 @@ ROW_NAME = {False: 34, True: 17}  # characters of a row's name, wide and narrow
 NEAR_THE_EDGE, NEAR_THE_TOP = 0.85, 0.8  # of the axes: a line that ends before has its label at its end
 LABEL_APART = 0.07  # of the axes' height, between labels that stand in them
 MOST_OF_KEY = 8.5  # points of a mark in a key
-SEED: dict[str, Any] = {"ls": "", "marker": "o", "ms": 3.2, "mew": 0, "alpha": 0.45}  # a single seed's point
-FAINT: dict[str, Any] = {"lw": 0.5, "alpha": 0.6}  # a single seed's line, in a key
 BACKED: dict[str, Any] = {"fc": "white", "ec": "none", "pad": 0.5, "alpha": 0.7}
-RING: dict[str, Any] = {"marker": "o", "color": ALERT, "ms": 13, "mfc": "none", "mew": 1.6, "ls": ""}
 
 Decisions = Mapping[str, Mapping[str, Any]]
 Arms = Mapping[str, Mapping[str, Any]]
@@ -97,7 +89,6 @@ class Sheet(Figure):
         arms: Arms | None = None,
         grid: Sequence[str] = ("a",),
         heights: Sequence[float] = (3.9,),
-        width: float = WIDE,
     ) -> None:
         """`about`: whom it shows and what was found, in sentences; `notes`: how to read it; `alert`: what is
         missing; of `arms` the seeds and what is missing are said here. `grid`: rows of panels, a letter each;
@@ -107,7 +98,7 @@ class Sheet(Figure):
             grid = list(dict.fromkeys("".join(grid)))
             several = len(grid) > 1
             heights = [NARROW_PANEL if several else max(NARROW_ALONE, 0.8 * heights[0])] * len(grid)
-            width = NARROW
+        width = NARROW if facts.narrow else WIDE
         self.title = " ".join(title.split())
         self.alt = " ".join(f"{text.rstrip('.')}." for text in about if text)
         if arms is not None:
@@ -330,10 +321,10 @@ def entry(label: str, color: str = INK, **look: Any) -> Line2D:
 def lines(axes: Axes, line: Line, look: Look, **more: Any) -> tuple[float, float] | None:
     """Draw the line that stands for an arm's seeds, and each seed faintly. -> its last point, if any."""
     axes.plot(
-        line.at, line.middle, **{"color": look.colour, "ls": look.line, "lw": 1.6, "zorder": 2.5, **more}
+        line.steps, line.middle, **{"color": look.colour, "ls": look.line, "lw": 1.6, "zorder": 2.5, **more}
     )
     if len(line.seeds) > 1:
-        axes.plot(line.at, line.seeds.T, color=look.colour, lw=0.5, alpha=0.35, zorder=1.2)
+        axes.plot(line.steps, line.seeds.T, color=look.colour, lw=0.5, alpha=0.35, zorder=1.2)
     return line.last
 
 

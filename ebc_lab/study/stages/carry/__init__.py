@@ -198,7 +198,7 @@ class Carry(Stage):
     concludes = True
     leads_with_optimizer = False
     shows = "units"
-    pictures = ("carried_excess", "carried_optima", "carried_broken")
+    pictures = ("carried_excess", "carried_optima")
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
         """Return each arm's runs in every setting, over grid and seeds. Grids grow as runs end."""

@@ -170,7 +170,7 @@ class Profiles(Stage):
     concludes = True
     leads_with_optimizer = False
     shows = "profiles"
-    pictures = ("profiles", "ratios")
+    pictures = ("profiles",)
 
     def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
         return distinct(Phases(config, results).specs())
