@@ -8,15 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.ebm_states import GOLDEN, generator, tensor, unit
 
-from ebc_lab.ebm.denoising import (
-    LEVELS,
-    add_noise,
-    ceiling_r2,
-    matched_r2,
-    r_squared,
-    score_target,
-    widen,
-)
+from ebc_lab.ebm.denoising import LEVELS, add_noise, ceiling_r2, matched_r2, r_squared, score_target, widen
 from ebc_lab.ebm.sphere import distance, exp, log, normalise, project
 from ebc_lab.ebm.vmf import concentration_of, mean_cosine
 

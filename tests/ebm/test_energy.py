@@ -103,7 +103,6 @@ def test_the_closed_forms_build_no_graph_where_none_is_asked_for():
     x, terms = example()
     with torch.inference_mode():
         assert not replace(terms, mu=terms.mu.clone().requires_grad_(True)).score(x).requires_grad
-        torch.testing.assert_close(terms.settle(x), terms.settle(x))
 
 
 # -- settling ------------------------------------------------------------------------------------------------
