@@ -31,22 +31,14 @@ class Told:
         self.fed.append((cosine, clipped))
 
 
-class Quadratic(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.w = torch.nn.Parameter(torch.tensor([3.0, -4.0]))
-
-    def forward(self, x):
-        return x * self.w
-
-
 def made(optimizer: StabilizedOptimizer) -> Steering:
     run = RunConfig(steps=10, policy=PolicyConfig("auxnn"))
     return Steering(run, Built(optimizer.model, [], optimizer, 0))
 
 
 def steered(policy: Told, lr: float = 0.1) -> tuple[Steering, StabilizedOptimizer]:
-    model = Quadratic()
+    model = torch.nn.Module()
+    model.w = torch.nn.Parameter(torch.tensor([3.0, -4.0]))
     optimizer = StabilizedOptimizer(model, torch.optim.SGD(model.parameters(), lr=lr), audit_every=0)
     steering = made(optimizer)
     steering.policy = policy

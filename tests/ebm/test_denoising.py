@@ -8,15 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.ebm_states import GOLDEN, generator, tensor, unit
 
-from ebc_lab.ebm.denoising import (
-    LEVELS,
-    add_noise,
-    ceiling_r2,
-    matched_r2,
-    r_squared,
-    score_target,
-    widen,
-)
+from ebc_lab.ebm.denoising import LEVELS, add_noise, ceiling_r2, matched_r2, r_squared, score_target, widen
 from ebc_lab.ebm.sphere import distance, exp, log, normalise, project
 from ebc_lab.ebm.vmf import concentration_of, mean_cosine
 
@@ -159,16 +151,13 @@ def test_widening_multiplies_mean_cosines(kappa, sigma):
 @pytest.mark.parametrize("sigma", [0.0, math.pi / 2, math.nan])
 def test_levels_beyond_a_quarter_turn_are_refused(sigma):
     y = unit(2, 4)
-    calls = [
-        lambda: add_noise(y, sigma, generator=generator()),
-        lambda: score_target(y, y, sigma),
-        lambda: widen(10.0, sigma),
-        lambda: matched_r2(10.0, sigma),
-        lambda: ceiling_r2(10.0, sigma),
-    ]
-    for call in calls:
+    for function in (widen, matched_r2, ceiling_r2):
         with pytest.raises(ValueError, match="pi/2"):
-            call()
+            function(10.0, sigma)
+    with pytest.raises(ValueError, match="pi/2"):
+        add_noise(y, sigma, generator=generator())
+    with pytest.raises(ValueError, match="pi/2"):
+        score_target(y, y, sigma)
 
 
 def test_unknown_kernels_and_a_line_are_refused():

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from ebc_lab.ebm import embeddings
 from ebc_lab.ebm.embeddings import cooccurrence, load_gpt2
+from ebc_lab.ebm.sphere import normalise
 
 
 def text(vocabulary, length=400, seed=0):
@@ -130,16 +131,12 @@ def folder(tmp_path):
     return tmp_path
 
 
-def unit(rows):
-    return rows / rows.norm(dim=1, keepdim=True)
-
-
 @pytest.mark.parametrize("n", [2, 5, 11])
 def test_fewer_dimensions_are_the_principal_components(folder, n):
     rows = load_gpt2(folder, n)
     centred = (weights() - weights().mean(0)).double()
     axes = torch.linalg.svd(centred).Vh[:n]
-    expected = unit(centred @ axes.T)
+    expected = normalise(centred @ axes.T)
     assert rows.shape == (20, n)
     assert rows.dtype == torch.float32
     torch.testing.assert_close(rows @ rows.T, (expected @ expected.T).float(), rtol=0, atol=1e-5)
@@ -148,7 +145,7 @@ def test_fewer_dimensions_are_the_principal_components(folder, n):
 @pytest.mark.parametrize("n", [12, 30])
 def test_more_dimensions_are_filled_with_zeros(folder, n):
     rows = load_gpt2(str(folder), n)
-    torch.testing.assert_close(rows[:, :12], unit(weights()))
+    torch.testing.assert_close(rows[:, :12], normalise(weights()))
     assert not rows[:, 12:].any()
     assert rows.shape == (20, n)
 
@@ -162,7 +159,7 @@ def test_both_files_and_both_names_of_the_weight_are_read(tmp_path, file, key):
     rows = load_gpt2(tmp_path, 15)
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(20))
     others = [i for i in range(20) if i != 4]
-    torch.testing.assert_close(rows[others, :12], unit(weights())[others], rtol=0, atol=1e-3)
+    torch.testing.assert_close(rows[others, :12], normalise(weights())[others], rtol=0, atol=1e-3)
 
 
 def test_a_pickle_runs_no_code(tmp_path):

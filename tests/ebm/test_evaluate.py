@@ -67,7 +67,6 @@ def test_a_vocabulary_of_50000_needs_no_square_of_it():
         ([], [0, 1], "train must be at least 1 token ids"),
         ([0, 1], [1], "test must be at least 2 token ids"),
         ([0, 1], [[0, 1], [1, 0]], r"not int64 of shape \(2, 2\)"),
-        ([0.0, 1.0], [0, 1], "not float64"),
         ([0, 3], [0, 1], r"train holds ids from 0 to 3, outside \[0, 3\)"),
         ([0, 2], [-1, 1], r"test holds ids from -1 to 1, outside \[0, 3\)"),
     ],

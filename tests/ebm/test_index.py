@@ -31,6 +31,13 @@ def structured(points, n, seed=0):
     return normalise(near + 0.05 * torch.randn(points, n, generator=generator))
 
 
+def clustered(points, n, seed=0):
+    """Points about 200 centres, at an rms angle of 0.5."""
+    generator = torch.Generator().manual_seed(seed)
+    picked = uniform(200, n, seed=9)[torch.randint(200, (points,), generator=generator)]
+    return normalise(picked + 0.5 * torch.randn(points, n, generator=generator) / math.sqrt(n))
+
+
 def noisy(points, count, seed=1):
     generator = torch.Generator().manual_seed(seed)
     picked = points[torch.randint(len(points), (count,), generator=generator)]
@@ -130,7 +137,7 @@ def test_without_faiss_the_approximate_kinds_say_what_to_install(kind, monkeypat
 @pytest.mark.thorough
 @needs_faiss
 @approximate
-@pytest.mark.parametrize("cloud", [uniform, structured])
+@pytest.mark.parametrize("cloud", [uniform, structured, clustered])
 def test_the_effort_is_raised_until_the_recall_is_the_one_wanted(kind, cloud):
     mu = cloud(2000, 32)
     index = NeighbourIndex(kind).build(mu)
@@ -182,6 +189,24 @@ def test_lists_compare_with_their_centres_and_with_the_points_they_hold():
     mu = uniform(400, 8)
     index = NeighbourIndex("ivf", 1.0).build(mu)
     assert 80 < index.computations(mu, 1) <= 480  # 4 sqrt(400) centres, at most all points
+
+
+@pytest.mark.slow
+@needs_faiss
+@pytest.mark.parametrize("n", [64, 640])
+@pytest.mark.parametrize("cloud", [structured, clustered, uniform])
+@approximate
+def test_distances_a_query_grow_slower_than_the_root_where_points_have_structure(kind, cloud, n):
+    """It prints the table of docs/ebm.md."""
+    counts = []
+    for points in (2000, 16_000):
+        mu = cloud(points, n)
+        index = NeighbourIndex(kind).build(mu)
+        assert index.recall >= 0.95
+        counts.append(index.computations(noisy(mu, 512), 32))
+    print(f"{kind} {cloud.__name__} n={n}: {counts[0]:.0f} -> {counts[1]:.0f}")
+    if kind == "hnsw" and cloud is not uniform:
+        assert counts[1] <= 8**0.5 * counts[0]
 
 
 # -- bytes ---------------------------------------------------------------------------------------------------

@@ -28,18 +28,6 @@ SHAPES = {
 every = pytest.mark.parametrize("settings", SHAPES.values(), ids=SHAPES)
 
 
-def draws_of(model, tokens, seed=0):
-    count = tokens.numel()
-    noised = torch.arange(count - 24, count) if not model.pointwise else torch.arange(0, count, 4)
-    return Draws(torch.arange(0, count, 3), noised, torch.Generator().manual_seed(seed))
-
-
-def objective_of(model, tokens, weights=None, seed=0):
-    logits, kept = model.detailed(tokens)
-    targets = some_tokens(*tokens.shape, seed=2)
-    return objective(model, logits, targets, kept, weights or LossWeights(), draws_of(model, tokens, seed))
-
-
 @pytest.mark.thorough
 @every
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -125,7 +113,9 @@ def test_columns_are_named_by_their_level():
 
 def test_the_score_shift_is_the_share_that_changed():
     model = energy_model()
-    scored = objective_of(model, some_tokens()).scored
+    logits, kept = model.detailed(some_tokens())
+    draws = Draws(torch.arange(0, 36, 3), torch.arange(0, 36, 4), torch.Generator().manual_seed(0))
+    scored = objective(model, logits, some_tokens(seed=2), kept, LossWeights(), draws).scored
     assert score_shift(model, scored) == 0
     moved = copy.deepcopy(model)
     with torch.no_grad():

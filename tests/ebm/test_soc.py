@@ -100,15 +100,12 @@ def test_a_splat_without_neighbours_loses_its_stress():
     assert (after.item(), topplings.item()) == (0, 1)
 
 
-@pytest.mark.parametrize("conserved", [1.0, 1.5, -0.1, math.nan])
-def test_a_pile_that_would_never_rest_is_refused(conserved):
-    with pytest.raises(ValueError, match="comes to rest only if it loses stress"):
-        topple(torch.ones(2), torch.tensor([[1], [0]]), conserved=conserved)
-    with pytest.raises(ValueError, match=r"conserved must lie in \[0, 1\)"):
-        Pile(N, conserved=conserved)
-
-
 def test_what_is_no_pile_is_refused():
+    for conserved in (1.0, 1.5, -0.1, math.nan):
+        with pytest.raises(ValueError, match="comes to rest only if it loses stress"):
+            topple(torch.ones(2), torch.tensor([[1], [0]]), conserved=conserved)
+        with pytest.raises(ValueError, match=r"conserved must lie in \[0, 1\)"):
+            Pile(N, conserved=conserved)
     for threshold in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="threshold"):
             Pile(N, threshold=threshold)

@@ -10,14 +10,7 @@ from hypothesis import strategies as st
 from scipy import special, stats
 from support.ebm_states import GOLDEN, cosine_variance, generator, unit
 
-from ebc_lab.ebm.vmf import (
-    bessel_ratio,
-    concentration,
-    concentration_of,
-    log_peak,
-    mean_cosine,
-    sample,
-)
+from ebc_lab.ebm.vmf import bessel_ratio, concentration, concentration_of, log_peak, mean_cosine, sample
 
 dimensions = st.integers(2, 1200)
 concentrations = st.floats(-3, 5).map(lambda exponent: 10.0**exponent)

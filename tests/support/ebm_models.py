@@ -6,16 +6,7 @@ from torch import nn
 from ebc_lab.ebm.model import EnergyModel, ModelSettings
 
 VOCABULARY = 11
-SIZES = {
-    "vocabulary": VOCABULARY,
-    "n": 6,
-    "splats": 20,
-    "neighbours": 5,
-    "hidden": 12,
-    "window": 3,
-    "width": 10,
-    "context": 12,
-}
+SIZES = {"n": 6, "splats": 20, "neighbours": 5, "hidden": 12, "window": 3, "width": 10, "context": 12}
 
 
 class Mixing(nn.Module):

@@ -8,7 +8,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.parts.data import DataConfig
 from ebc_lab.workloads import corpus as corpus_module
 from ebc_lab.workloads.batches import Batches, windows
-from ebc_lab.workloads.corpus import check_length, describe, locate
+from ebc_lab.workloads.corpus import describe, locate
 
 
 @pytest.mark.parametrize("name", ["a\x1b[2Jb.txt", "a\u202eb.txt", "a\nb.txt"])
@@ -79,13 +79,6 @@ def test_unusable_files_are_named(tmp_path, content, word):
     with pytest.raises(UserError, match=word) as caught:
         locate(DataConfig("path", str(path)))
     assert str(path) in str(caught.value)
-
-
-def test_a_short_text_is_refused(tmp_path):
-    path = tmp_path / "short.txt"
-    path.write_text("abc" * 100)
-    with pytest.raises(UserError, match="too short"):
-        check_length(locate(DataConfig("path", str(path))), context=64)
 
 
 def test_windows_predict_every_token_exactly_once():

@@ -13,9 +13,8 @@ CONFIG = ModelConfig(blocks=2, width=32, heads=4, context=16)
 VOCABULARY = 23
 
 
-@pytest.fixture
-def tokens():
-    return torch.randint(VOCABULARY, (3, 16), generator=torch.Generator().manual_seed(1))
+def some_tokens(length=16):
+    return torch.randint(VOCABULARY, (3, length), generator=torch.Generator().manual_seed(2))
 
 
 def same(a, b):
@@ -54,7 +53,7 @@ def test_a_later_token_does_not_reach_back(bfloat16, length):
         for name, p in model.named_parameters():
             if ".q." in name or ".k." in name or ".v." in name or ".o." in name:
                 p.mul_(20)  # so that attention matters
-    tokens = torch.randint(VOCABULARY, (3, length), generator=torch.Generator().manual_seed(2))
+    tokens = some_tokens(length)
     changed = tokens.clone()
     changed[:, 9] = (changed[:, 9] + 1) % VOCABULARY
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
@@ -81,7 +80,7 @@ def test_bfloat16_autocast_stays_close_to_float32(length):
     with torch.no_grad():
         for p in hidden_matrices(model):
             p.mul_(5)
-    tokens = torch.randint(VOCABULARY, (3, length), generator=torch.Generator().manual_seed(2))
+    tokens = some_tokens(length)
     full = model(tokens)
     full.square().mean().backward()
     gradients = [p.grad.clone() for p in model.parameters()]
@@ -95,7 +94,8 @@ def test_bfloat16_autocast_stays_close_to_float32(length):
         assert (p.grad - want).norm() < 0.05 * want.norm()
 
 
-def test_dropout_acts_in_training_only(tokens):
+def test_dropout_acts_in_training_only():
+    tokens = some_tokens()
     model = build(ModelConfig(blocks=2, width=32, heads=4, context=16, dropout=0.5), VOCABULARY, seed=0)
     plain = build(CONFIG, VOCABULARY, seed=0)
     assert not torch.equal(model(tokens), model(tokens))

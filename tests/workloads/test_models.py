@@ -46,7 +46,7 @@ def test_what_a_norm_is_given_under_autocast_is_in_float32(name):
             module.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].dtype))
     with torch.autocast("cpu", torch.bfloat16):
         model(inputs_of(name))
-    assert len(given) >= 5
+    assert len(given) == {"gpt": 5, "modern": 9, "vit": 5}[name]  # modern: of queries and keys too
     assert set(given) == {torch.float32}
 
 
@@ -92,7 +92,7 @@ def test_a_model_predicts_each_row_by_itself_and_no_token_from_later_ones(name):
             assert (model.blocks[0](patches, 1)[0] - before).abs().amax() > 1e-6
 
 
-def test_rotary_scores_depend_on_the_distance_and_normalised_ones_on_no_scale():
+def test_rotary_scores_depend_on_the_distance():
     cos, sin = rotations(12, 8)
     q, k = torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(0)).expand(2, 12, 8)
     scores = rotated(q, cos, sin) @ rotated(k, cos, sin).T  # by position of the query, and of the key
@@ -100,19 +100,6 @@ def test_rotary_scores_depend_on_the_distance_and_normalised_ones_on_no_scale():
         diagonal = scores.diagonal(offset)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=0, atol=1e-5)
     assert scores[0].std() > 0.1
-    model = drawn(lambda: ModernGPT(CONFIG, VOCABULARY), seed=0)
-    tokens = inputs_of("modern")
-    with torch.no_grad():
-        before = model(tokens)
-        for block in model.blocks:
-            for p in (block.q.weight, block.k.weight):
-                p.mul_(1000 / p.norm())
-        louder = model(tokens)
-        for block in model.blocks:
-            for p in (block.q.weight, block.k.weight):
-                p.mul_(100)
-    torch.testing.assert_close(model(tokens), louder)
-    assert not torch.allclose(before, torch.zeros_like(before))
 
 
 @pytest.mark.parametrize("name", LIMITED)

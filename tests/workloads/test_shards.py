@@ -66,11 +66,8 @@ def test_what_exists_is_found_before_it_is_taken_for_a_pattern(tmp_path):
     assert found("tok*/a*/x_train_[2-9].bin") == ["x_train_2.bin"]
     assert found("tokens [v2]/a*/[y]_1.bin") == ["[y]_1.bin"]
     assert found("tokens [v2]/a*/[y]_?.bin") == ["y_1.bin"]
-    (odd / "y_1.bin").unlink()
-    assert found("tokens [v2]/a*/[y]_?.bin") == ["[y]_1.bin"]
-    for lacking in ("tokens [v2]/z_*.bin", "tokens [v3]/*.bin"):
-        with pytest.raises(UserError, match="names no file"):
-            found(lacking)
+    with pytest.raises(UserError, match="names no file"):
+        found("tokens [v3]/*.bin")
 
 
 @pytest.mark.thorough

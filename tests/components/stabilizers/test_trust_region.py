@@ -1,5 +1,6 @@
 """The trust region by group, the one of effective weights, and what the lab hands to those that take it."""
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -114,15 +115,11 @@ def test_c_is_the_largest_power_of_a_half_that_holds_the_effective_movement(stre
         before = [w.detach().clone() for w in parts()]
         updates = [-0.5 * g for g in grads(model)]
 
-        def movement(c, old=old, before=before, updates=updates):
-            with torch.no_grad():
-                for p, w, dw in zip(model.parameters(), old, updates, strict=True):
-                    p.copy_(torch.lerp(w, w + dw, c))
-            moved = norm([a - b for a, b in zip(parts(), before, strict=True)])
-            with torch.no_grad():
-                for p, w in zip(model.parameters(), old, strict=True):
-                    p.copy_(w)
-            return moved
+        def movement(c, before=before, updates=updates):
+            moved = copy.deepcopy(model)
+            for p, dw in zip(moved.parameters(), updates, strict=True):
+                p.data.add_(dw, alpha=c)
+            return norm([a - b for a, b in zip(ternary_parts(moved)(), before, strict=True)])
 
         expected = next((c for c in (0.5**i for i in range(11)) if movement(c) <= strength), None)
         stats = region.step()
