@@ -11,7 +11,6 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.records import files
 from ebc_lab.records.json_files import (
     checksum_holds,
-    parse_json,
     read_checksummed,
     read_json,
     with_checksum,
@@ -92,9 +91,3 @@ def test_what_json_does_not_have_can_be_recorded(tmp_path):
     path = tmp_path / "found.json"
     write_checksummed(path, {"a": "/data/caf\udce9", "\udcff": 1, 3: math.inf, "n": (np.int64(2), math.nan)})
     assert read_checksummed(path, "") == {"a": r"/data/caf\udce9", r"\udcff": 1, "3": None, "n": [2, None]}
-
-
-def test_nesting_up_to_the_limit_is_read():
-    assert parse_json(b"[" * 60 + b"]" * 60)
-    with pytest.raises(ValueError, match="nested too deeply"):
-        parse_json(b"[" * 70 + b"]" * 70)

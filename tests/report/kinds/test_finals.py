@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.recorded import recorded
+from support.recorded import read_decisions
 
 from ebc_lab.report.kinds.finals import KIND, answer_of
 from ebc_lab.report.kinds.kind import Answer, Evidence
@@ -70,7 +70,7 @@ def test_a_failed_check_keeps_the_answer_from_being_green():
 
 def answer(change: Callable[[dict[str, Any]], Any] = lambda track: None) -> Answer:
     """What the recorded `default` answers; `change`: of its finals."""
-    decision: Any = recorded("default")["finals"]
+    decision: Any = read_decisions("default")["finals"]
     [track] = decision["tracks"].values()
     change(track)
     config: Any = SimpleNamespace(study=SimpleNamespace(band=(0.5, 0.7)), finals=SimpleNamespace(margin=0.01))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from support.drawn import sweep
-from support.recorded import recorded
+from support.recorded import read_decisions
 
 from ebc_lab.config.compose import compose
 from ebc_lab.report.kinds import Evidence, kind_of
@@ -14,7 +14,7 @@ from ebc_lab.report.text import glance, papers, words
 from ebc_lab.report.text.table import PAGE, PAPER
 from ebc_lab.study.stages.statistics import paired
 
-CAUTIOUS = recorded("cautious")  # which asks about an optimizer of its own
+CAUTIOUS = read_decisions("cautious")  # which asks about an optimizer of its own
 TUNED = words.tuned_arms(CAUTIOUS["tune"], "adam_none")
 
 
@@ -133,7 +133,7 @@ def of_windows(windows, **more):
 
 
 def test_the_answer_names_the_windows_beyond_what_was_tried_and_every_arm_has_a_line():
-    track = recorded("robustness")["ablation"]["tracks"]["adam_none"]
+    track = read_decisions("robustness")["ablation"]["tracks"]["adam_none"]
     _, sentence, findings, tiles = answer_of(track)
     assert sentence == (
         "The loss stays within 0.05 nats of an arm’s own best: trust_region, ebc beyond the rates that were "
@@ -179,7 +179,7 @@ def test_the_answer_of_a_transfer_is_its_regrets():
 
 
 def test_the_first_figures_are_the_best_challenger_the_least_excess_and_what_broke():
-    carry = recorded("units_laptop")["carry"]
+    carry = read_decisions("units_laptop")["carry"]
     evidence = Evidence(carry, compose(["scale=smoke"]))
     [answer] = kind_of(carry).answers(evidence)
     shown = {tile.what: (tile.value, tile.remark) for tile in answer.tiles}

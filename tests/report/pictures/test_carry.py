@@ -7,7 +7,7 @@ import math
 import pytest
 from matplotlib.text import Annotation
 from support.drawn import settled, words_of
-from support.recorded import recorded
+from support.recorded import read_decisions
 
 from ebc_lab.report.pictures.carry import draw_excess, draw_optima
 from ebc_lab.report.pictures.drawing.sheet import Facts
@@ -17,7 +17,7 @@ FACTS = Facts("units_laptop", "tiny Shakespeare", None, "laptop", 1024, 64, (0.5
 
 @pytest.fixture(scope="module")
 def track():
-    [only] = recorded("units_laptop")["carry"]["tracks"].values()
+    [only] = read_decisions("units_laptop")["carry"]["tracks"].values()
     return only
 
 

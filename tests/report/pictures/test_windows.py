@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from support.drawn import check_sheet, settled, sweep, words_of
-from support.recorded import recorded
+from support.recorded import read_decisions
 
 from ebc_lab.report.pictures.compared import highlighted_arms
 from ebc_lab.report.pictures.drawing.looks import assign_looks
@@ -15,7 +15,7 @@ from ebc_lab.report.pictures.drawing.sheet import Facts
 from ebc_lab.report.pictures.windows import window_pictures
 
 FACTS = Facts("sweeps", "tiny Shakespeare", None, "smoke", 32, 64, (0.5, 0.7))
-ROBUSTNESS = recorded("robustness")["ablation"]["tracks"]["adam_none"]
+ROBUSTNESS = read_decisions("robustness")["ablation"]["tracks"]["adam_none"]
 
 
 def suite_of(windows):

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from support.drawn import sweep
-from support.recorded import recorded
+from support.recorded import read_decisions
 
 from ebc_lab.config.compose import compose
 from ebc_lab.records import columns
@@ -298,7 +298,7 @@ def test_the_latex_compiles_and_what_is_usual_fits_the_page(sheets, fits, tmp_pa
 
 
 def test_the_windows_of_a_suite_are_a_table_widest_first():
-    track = recorded("robustness")["ablation"]["tracks"]["adam_none"]
+    track = read_decisions("robustness")["ablation"]["tracks"]["adam_none"]
     track["windows"]["constant"] = {"lr_scale": sweep({1: None, 2: None}, "lost", delta_star=None)}
     table = tables.windows("w", track)
     rows = table.texts()
