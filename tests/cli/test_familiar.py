@@ -40,7 +40,7 @@ def test_a_word_that_is_no_command_is_answered_with_commands_and_pages_that_ther
 @pytest.mark.parametrize(
     ("typed", "line"),
     [
-        ("generate run --prompt 'the cat'", "ebm generate run --prompt 'the cat'"),
+        ("generate --checkpoint run --prompt 'the cat'", "ebm generate run --prompt 'the cat'"),
         ("finals scale=smoke", "stage finals scale=smoke"),
         ("ebm status", "status"),
         ("train.py --batch-size 8", "train batch_size=8"),
