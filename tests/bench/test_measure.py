@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from ebc_lab.bench import compared, costs, measure, plain_loop
+from ebc_lab.bench import compared, costs, measure, memory, plain_loop
 from ebc_lab.bench.loops import Loop, interval, opened
 from ebc_lab.bench.pairs import (
     MIN_ROUNDS,
@@ -352,6 +352,15 @@ def test_an_energy_based_step_is_compared_with_a_gpts_and_with_itself_without_it
 def test_a_run_of_a_section_of_its_own_is_refused_with_that(setting, leave):
     with pytest.raises(UserError, match=f"in a section of its own: leave {leave} out"):
         measure.resolve(compose(["scale=smoke", "data=pydoc", setting], study=False))
+
+
+def test_the_peak_on_a_cpu_is_of_what_is_held_together():
+    def step():
+        first = torch.ones(250_000)
+        first = first + 1
+        return torch.ones(250_000).sum() + first.sum()
+
+    assert 2_000_000 <= memory.peak_on_cpu(step) < 2_100_000
 
 
 def test_the_peak_is_of_the_quickest_product(monkeypatch):

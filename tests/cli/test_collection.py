@@ -1,6 +1,7 @@
 """`ebc-lab list` and `ebc-lab board`, as one reads them on a terminal and in JSON."""
 
 import json
+import re
 
 import pytest
 from typer.testing import CliRunner
@@ -44,7 +45,7 @@ def test_board_fits_a_terminal_of_80_columns(folder):
     assert done.exit_code == 0, done.output
     assert max(map(len, done.output.splitlines())) <= 80
     assert "broken is left out" in done.output
-    assert "±" in done.output
+    assert re.search(r"\d\.\d{3} ±0\.\d{3} ", done.output)
     found = json.loads(run("board", folder, "--json").output)
     assert [row["rank"] for row in found["arms"]] == list(range(1, len(found["arms"]) + 1))
     assert set(found) == {"groups", "arms", "notes"}

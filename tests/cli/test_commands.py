@@ -234,6 +234,7 @@ def test_doctor_measures_and_plan_then_knows_the_time(tiny, tmp_path):
     done = answered("doctor", *tiny, "--json", cwd=tmp_path)
     found = json.loads(done.stdout)
     assert found["hardware"]["cores"] >= 1
+    assert found["corpus"]["characters"] > 1000
     speed = found["speed"]
     assert set(speed["steps_per_s"]) == {"float32", "bfloat16"}
     cores = found["hardware"]["cores"]

@@ -12,6 +12,7 @@ from ebc_lab.report.kinds import Evidence, kind_of
 from ebc_lab.report.kinds.suite import answer_of
 from ebc_lab.report.text import glance, papers, words
 from ebc_lab.report.text.table import PAGE, PAPER
+from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.stages.statistics import paired
 
 CAUTIOUS = read_decisions("cautious")  # which asks about an optimizer of its own
@@ -187,6 +188,8 @@ def test_the_first_figures_are_the_best_challenger_the_least_excess_and_what_bro
     assert shown["kl_x8 has the lowest mean excess"] == excess
     assert shown["Broken runs of kl_x8"] == ("0.0%", "0 of 18; radius_ramp 0.0%")
     assert answer.tiles[0].what.startswith("kl_x8 minus radius_ramp")
+    [line] = stage_of("carry").headlines(carry)
+    assert "kl_radius is undecided: -0.0082 nats [-0.0463, +0.0298] from radius_ramp" in line
     arms = kind_of(carry).tables(evidence)[0]
     broken = [column.title.startswith("Broken") for column in arms.columns]
     [track] = carry["tracks"].values()

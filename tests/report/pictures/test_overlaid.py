@@ -69,6 +69,7 @@ def test_tuned_arms_lie_over_each_other_by_absolute_rate_with_windows_and_chosen
     assert list(strong.get_xdata()) == [0.0005, 0.001, 0.002]
     [other] = [line for line in top.get_lines() if list(line.get_xdata()) == [0.002, 0.004, 0.008]]
     assert other.get_color() == PALETTE[GREY_PLACE]
+    assert "chosen" in words_of(sheet)
     rings = [line for line in top.get_lines() if line.get_markersize() == 13]
     assert sorted((line.get_xdata()[0], line.get_ydata()[0]) for line in rings) == [
         (0.001, 1.98),
