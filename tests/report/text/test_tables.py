@@ -246,6 +246,12 @@ def test_no_character_of_a_text_means_anything_to_latex():
     lines = papers.latex([nasty_table()], "s", "").splitlines()
     rows = [line for line in lines if line.endswith(r"\tabularnewline")]
     assert [len(re.split(r"(?<!\\)&", row)) for row in rows] == [3, 3, 3]
+    wide = [Column(name, "text") for name in "abcdefghi"]
+    small, smaller = (
+        papers.latex([Table("t", "t", columns, [filled(columns, ("ten letter",) * len(columns))])], "s", "")
+        for columns in (wide[:2], wide)
+    )
+    assert ("footnotesize" in small, "scriptsize" in smaller) == (True, True)
 
 
 def test_a_bracket_that_begins_a_row_is_no_argument_and_a_label_has_letters_digits_and_hyphens():
