@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ebc_lab.verity import eager, native
+from ebc_lab.verity.engine import engine_name
 from ebc_lab.verity.native import NativeUnavailable
 
 WIDE = torch.float64
@@ -38,6 +39,11 @@ def threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+def test_it_is_what_computes_on_a_cpu():
+    assert engine_name("cpu") == "c"
+    assert engine_name("cuda") == "eager"
 
 
 # -- the same bits -------------------------------------------------------------------------------------------
