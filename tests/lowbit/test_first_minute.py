@@ -159,7 +159,6 @@ def logits(model: nn.Module) -> Tensor:
         return model(TOKENS).logits
 
 
-@pytest.mark.thorough
 def test_the_llama_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

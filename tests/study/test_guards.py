@@ -82,7 +82,6 @@ def test_a_limit_that_allows_nothing_is_refused(limit):
         Limits(**limit)
 
 
-@pytest.mark.thorough
 def test_max_runs_stops_before_the_next_run_and_the_same_command_continues(finished, tiny, tmp_path):
     _, outcome, _ = finished
     config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])
@@ -120,7 +119,7 @@ def test_whoever_stops_a_study_is_told_once_what_happened_and_the_command_that_c
     words = tmp_path / "my words.txt"
     words.write_bytes(text_file.read_bytes())
     own = [*(w for w in tiny if not w.startswith("data.file")), "study.stages=[lr_sweep]", "study.name=x"]
-    own += [f"data.file='{words}'", f"output_dir={tmp_path}", "launcher.slots=1", "lr_sweep.steps=500"]
+    own += [f"data.file='{words}'", f"output_dir={tmp_path}", "launcher.slots=1", "lr_sweep.steps=2000"]
     study = Study(tmp_path / "x")
     driver = begun(*own, "lr_sweep.grids.adam=[1e-2,2e-2]")
     until_true(lambda: any((study.progress(run) or {}).get("step") for run in study.run_ids()))

@@ -34,7 +34,9 @@ def s3_server() -> Iterator[dict[str, str]]:
     }
     try:
         with mock.patch.dict(os.environ, env):
-            s3fs.S3FileSystem(skip_instance_cache=True).mkdir(BUCKET)
+            files = s3fs.S3FileSystem(skip_instance_cache=True)
+            files.mkdir(BUCKET)
             yield env
+            files.rm(BUCKET, recursive=True)  # the servers of one process share what they hold
     finally:
         server.stop()

@@ -64,7 +64,6 @@ def test_a_name_means_the_working_folders_suite_first(folder):
         composed("study=contrls")
 
 
-@pytest.mark.thorough
 def test_a_suite_may_build_on_another(folder):
     (folder / "more.yaml").write_text("defaults: [controls]\nstudy: {name: mine}\nseeds: [4]\n")
     config = composed("study=./more.yaml")
@@ -146,7 +145,6 @@ def test_new_arms_are_overrides_and_an_arm_is_left_out_by_one(folder):
         composed("study=./mine.yaml", "~ablation.arms.mime")
 
 
-@pytest.mark.thorough
 def test_two_parts_of_one_name_are_told_apart_and_two_files_of_one_name_refused(folder):
     (folder / "other_opt.py").write_text(PART)
     second = "    two: {settings: {optimizer: {name: custom, target: './other_opt.py:Cautious'}}}\n"

@@ -51,7 +51,6 @@ def carried(*overrides, best=BEST, **fates):
     return decision, track
 
 
-@pytest.mark.thorough
 def test_every_arm_is_trained_in_every_setting_and_equal_runs_once():
     config = study()
     specs = stage_of("carry").runs(config, {}, {})
@@ -70,7 +69,6 @@ def test_every_arm_is_trained_in_every_setting_and_equal_runs_once():
     assert (rates, run_at(config, lr, wide, 0.02).model.width) == ([0.02, 0.01], 2 * base[2])
 
 
-@pytest.mark.thorough
 def test_the_constant_is_chosen_on_the_other_settings_and_judged_on_the_one_left_out():
     decision, track = carried()
     kl, radius = track["arms"]["kl"], track["arms"]["radius"]
@@ -121,7 +119,6 @@ def test_a_best_constant_on_the_edge_of_what_was_tried_is_noted():
     assert not any(note.startswith("lr:") for note in notes)
 
 
-@pytest.mark.thorough
 def test_a_diverged_run_counts_with_its_first_loss_and_is_broken():
     _, track = carried(kl_muon_0p02={**DIVERGED, "initial_loss": 4.0})
     kl = track["arms"]["kl"]
