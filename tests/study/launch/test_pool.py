@@ -107,7 +107,7 @@ def test_no_process_is_left_when_the_driver_goes(tmp_path, number, code):
     processes = [os.pidfd_open(pid) for pid in family(driver.pid)]
     assert len(processes) == 2
     driver.send_signal(number)
-    out, _ = driver.communicate()
+    out, _ = driver.communicate(timeout=PATIENCE_S)
     assert all(select.select([process], [], [], PATIENCE_S)[0] for process in processes)
     assert driver.returncode == code, out
     assert "Traceback" not in out
