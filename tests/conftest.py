@@ -20,7 +20,7 @@ import torch  # noqa: E402
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in background jobs
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup this one
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup ignores this one
 settings.register_profile("quick", max_examples=20, deadline=None, derandomize=True)
 settings.register_profile("slow", max_examples=200, deadline=None)  # of make test-slow
 settings.load_profile("quick")

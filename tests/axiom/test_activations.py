@@ -257,6 +257,7 @@ def gradients(model, x, context=None):
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
 
 
+@pytest.mark.thorough
 def test_gradients_are_unbiased_where_the_backward_pass_is_linear():
     model, x, factor = nn.Linear(32, 8), normal(128, 32), normal(128, 8, seed=1)
     around = compressed_activations(min_numel=64)

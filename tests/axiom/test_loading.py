@@ -45,6 +45,7 @@ def distance(found, expected):
     return float((found.float() - expected).norm() / expected.norm())
 
 
+@pytest.mark.thorough
 @both
 def test_32_and_16_bits_are_the_model_that_was_saved(folders, family):
     exact = load_model(folders / family, bits=32)

@@ -83,6 +83,7 @@ def without_hooks_and_with(make, loss_of_step, **settings) -> list[torch.Tensor]
 # -- hooks ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("begin", [0, 3])

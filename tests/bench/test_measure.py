@@ -89,6 +89,7 @@ def test_every_section_is_there_and_progress_keeps_out_of_the_json(called, found
     assert found["compute"]["peak_flops_per_s"] == max(found["compute"]["matmul_flops_per_s"].values())
 
 
+@pytest.mark.thorough
 def test_every_stabilizer_and_budget_is_compared_with_the_bare_step(found):
     for rows in (found["overhead"], found["memory"]["stabilizers"]):
         assert {row["stabilizer"] for row in rows} == VARIANTS
@@ -98,6 +99,7 @@ def test_every_stabilizer_and_budget_is_compared_with_the_bare_step(found):
         assert low <= row["overhead_pct"] <= high
 
 
+@pytest.mark.thorough
 def test_shares_add_up_and_every_part_was_on_the_clock(found):
     assert list(found["shares"]) == ["none", *(f"ebc {b}" for b in BUDGETS)]
     for name, s in found["shares"].items():
@@ -114,6 +116,7 @@ def test_shares_add_up_and_every_part_was_on_the_clock(found):
     assert found["shares"]["ebc shadow"]["times_entered"]["probe"] >= found["shares"]["ebc shadow"]["steps"]
 
 
+@pytest.mark.thorough
 def test_ebc_holds_at_most_two_copies_of_the_parameters(found):
     held = found["memory"]["bare_bytes"]
     scalars = 4096  # bytes: controllers and the like
@@ -127,6 +130,7 @@ def test_ebc_holds_at_most_two_copies_of_the_parameters(found):
     assert rows["ebc shadow"]["held_bytes"] > 1.9 * held["parameters"]
 
 
+@pytest.mark.thorough
 def test_the_record_describes_the_machine_but_names_no_host_and_no_file(found, text_file):
     about = found["about"]
     assert {"cpu", "cores", "gpus"} <= set(about["machine"])
@@ -137,6 +141,7 @@ def test_the_record_describes_the_machine_but_names_no_host_and_no_file(found, t
     assert str(text_file) not in text
 
 
+@pytest.mark.thorough
 def test_the_tables_show_what_was_measured(found, capsys):
     bench_screen.benchmark(Console(width=160), found)
     shown = capsys.readouterr().out
@@ -313,6 +318,7 @@ def test_matrix_operations_are_those_that_torch_counts(shape):
     assert costs.step_flops(m, shape)["attention"] == 12 * squares
 
 
+@pytest.mark.thorough
 def test_low_bit_and_exact_steps_are_compared_with_the_plain_one_and_memory_is_counted(found):
     assert [row["what"] for row in found["low_bit"]] == list(compared.LOW_BIT)
     for row in found["low_bit"]:

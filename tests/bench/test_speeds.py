@@ -198,6 +198,7 @@ def test_much_work_asks_what_compiling_costs_at_what_was_chosen(machine):
     assert {(run.dtype, run.threads_per_run, run.compile) for run in asked} == {("bfloat16", 1, "off")}
 
 
+@pytest.mark.thorough
 def test_a_study_is_as_long_as_all_its_runs_and_as_wide_as_its_launcher(machine):
     asked = would_measure(machine, RATES, "not known")
     config = compose(["scale=laptop", "device=cpu"])
@@ -230,5 +231,6 @@ def test_what_compiling_costs_is_measured_cold_and_kept(tiny, machine, tmp_path)
     assert isinstance(speeds.compile_cost(replace(run, batch_size=9), measure=False), str)
 
 
+@pytest.mark.thorough
 def test_smoke_scale_leaves_nothing_open(tiny):
     assert not any(is_open(compose(o), k) for o in (tiny, ["scale=smoke"]) for k in speeds.CHOSEN)

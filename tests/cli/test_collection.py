@@ -23,6 +23,7 @@ def run(*words, columns=80):
     return CliRunner().invoke(app, list(map(str, words)), env={"COLUMNS": str(columns)})
 
 
+@pytest.mark.thorough
 def test_list_fits_a_terminal_of_80_columns(folder):
     done = run("list", folder)
     assert done.exit_code == 0, done.output

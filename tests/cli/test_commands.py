@@ -151,6 +151,7 @@ def test_a_name_that_is_nearly_a_study_s_is_followed_by_the_study_s(study, tmp_p
     assert f"(did you mean {study.name}?)" in said
 
 
+@pytest.mark.thorough
 def test_diff_shows_two_studies_side_by_side(study, own_copy, tmp_path):
     done = answered("diff", str(study.root), str(own_copy[1].root), cwd=tmp_path)
     for shown in (
@@ -318,6 +319,7 @@ def test_a_terminal_without_unicode_gets_the_answer_nevertheless(study, command,
     assert b"lr_sweep" in done.stdout
 
 
+@pytest.mark.thorough
 def test_a_terminal_that_says_it_has_no_size_gets_the_answer_nevertheless(study, tmp_path):
     for command in (["--help"], ["status", str(study.root)]):
         usual = answered(*command, cwd=tmp_path, COLUMNS="", LINES="").stdout

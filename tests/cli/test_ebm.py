@@ -116,6 +116,7 @@ def test_a_chain_that_leaves_the_finite_numbers_names_its_step(own, edit, tmp_pa
 # -- evaluate ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_evaluate_agrees_with_the_run_s_own_result(run, text_file, tmp_path):
     found = ask("evaluate", str(run), "--samples", "2", cwd=tmp_path)
     result = read_json(run / "result.json")
@@ -295,6 +296,7 @@ def test_a_study_and_an_arm_name_the_last_stage_s_first_seed(study, tmp_path):
     assert "there is no study" in refused("diagnose", "./nothing", "--arm", "a", cwd=tmp_path)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("command", ["diagnose", "evaluate"])  # evaluate, generate and serve load alike
 def test_what_is_no_model_of_ours_is_refused(own, tmp_path, command):
     (own / "model.pt").write_text("no model")

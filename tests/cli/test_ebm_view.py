@@ -71,6 +71,7 @@ def test_on_a_terminal_each_evaluation_stays_above_the_bar(run, tmp_path):
     assert "━" in text
 
 
+@pytest.mark.thorough
 def test_a_model_without_splats_and_experts_shows_what_it_has(text_file, tmp_path):
     run = tiny_ebm(text_file, "ebm.splats=0", "decoder=transformer")
     line = shown(run, tmp_path / "plain").splitlines()[-1]

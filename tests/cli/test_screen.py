@@ -102,6 +102,7 @@ def test_no_figure_of_a_table_is_cut_where_room_is_short(width, capsys):
     assert LONG in "".join(line.partition(" ")[0] for line in lines)
 
 
+@pytest.mark.thorough
 def test_a_suite_about_ones_own_arm_answers_in_one_table_that_fits(capsys):
     study = ebc_lab.load(EVIDENCE / "cautious.zip")
     decisions, config = study.decisions, from_dict(Config, study.config)

@@ -47,6 +47,7 @@ def test_train_says_on_the_screen_in_the_log_and_in_the_result_that_the_text_is_
         assert read_json(tmp_path / folder / "result.json")["corpus_warning"].startswith(said)
 
 
+@pytest.mark.thorough
 def test_train_without_a_stabilizer_says_first_that_ebc_is_on_and_how_it_is_not(text_file, tmp_path):
     text = ["data=path", f"data.file={text_file}"]
     default = called("train", *RUN, *text, "hydra.run.dir=a", cwd=tmp_path).stdout

@@ -36,6 +36,7 @@ def lines_of(run, directory, *, terminal: bool, width: int = 80) -> list[str]:
     return [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
 
 
+@pytest.mark.thorough
 def test_off_a_terminal_a_line_says_how_far_the_run_is(run, tmp_path):
     last = lines_of(run, tmp_path, terminal=False)[-1]
     steps = read_columns(RunFiles(tmp_path).steps)

@@ -56,6 +56,7 @@ def test_a_run_that_asks_for_a_mistake_gets_the_subclass_and_any_other_the_metho
     assert type(built) is (EllipsotopeClip if mistake is None else ForensicClip)
 
 
+@pytest.mark.thorough
 def test_without_a_mistake_the_subclass_is_the_method_bit_for_bit(make_gpt, batches, backward):
     ends = []
     for cls in (EllipsotopeClip, ForensicClip):

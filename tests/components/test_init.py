@@ -141,6 +141,7 @@ def test_low_rank_matrices_alone_are_trained_and_merged_into_what_is_kept(run, s
     )
 
 
+@pytest.mark.thorough
 def test_an_arm_starts_each_seed_from_the_same_seed_of_another(texts):
     old, new = texts
     own = f"ablation.arms.kl.settings.data={{name: path, file: {new}}}"

@@ -25,6 +25,7 @@ def bounded(run, **above):
     return replace(run, race=RaceConfig("bounds", {step.removeprefix("at_"): x for step, x in above.items()}))
 
 
+@pytest.mark.thorough
 def test_a_run_above_its_bound_ends_there_and_one_below_is_the_run_without_bounds(run, tmp_path):
     whole = run_and_record(run, tmp_path / "whole", "x")
     loss = dict(row[:2] for row in whole["curve"])[20]

@@ -31,6 +31,7 @@ def at_20(run, name, model=None, seed=3, **settings):
     return Shock(shocked_run, SimpleNamespace(model=model, vocabulary=10))
 
 
+@pytest.mark.thorough
 def test_half_the_labels_become_random_ones_the_same_for_every_arm(run):
     targets = torch.zeros(40, 50, dtype=torch.int64)
     shock = at_20(run, "label_noise", size=0.5)
@@ -95,6 +96,7 @@ def test_recovery_counts_the_steps_until_the_loss_is_back():
     assert recovery(losses, 95) == {"shock_peak": None, "shock_recovery_steps": None}
 
 
+@pytest.mark.thorough
 def test_two_processes_disturb_what_one_does(run, tmp_path):
     run = replace(run, shock=ShockConfig("label_noise", step=5), batch_size=12, steps=10)
     for name, processes in (("alone", 1), ("together", 2)):

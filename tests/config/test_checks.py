@@ -14,6 +14,7 @@ IN_VAIN = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("overrides", "words"), IN_VAIN, ids=[given[-1] for given, _ in IN_VAIN])
 def test_a_setting_that_nobody_reads_is_refused(overrides, words):
     with pytest.raises(UserError, match=words):
@@ -37,6 +38,7 @@ def test_a_study_takes_what_one_of_its_runs_reads_and_no_more():
             compose(["scale=smoke", f"{key}=40"])
 
 
+@pytest.mark.thorough
 def test_an_arm_is_refused_for_what_itself_sets_in_vain():
     arm = "ablation.arms.mine={settings: {optimizer: {name: sgd, beta1: 0.5}}}"
     with pytest.raises(UserError, match=r"ablation.arms.mine: optimizer.beta1 goes with optimizer=adam"):

@@ -55,6 +55,7 @@ def test_a_mistake_is_named_in_one_sentence(overrides, words):
     assert all(word in said for word in words), said
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "override",
     ["optimizer.lr=1e-3", "seed=3", "steps=10", "budget.target_kl=0.1", "stabilizer=none", "tokens=1e5"],
@@ -65,6 +66,7 @@ def test_a_study_refuses_settings_that_it_decides_itself(override):
     compose(["scale=smoke", override], study=False)
 
 
+@pytest.mark.thorough
 def test_groups_narrow_what_a_study_covers():
     config = compose(["scale=laptop", "optimizer=muon", "projection=spectral", "budget=surrogate"])
     assert config.lr_sweep.optimizers == ["muon"]
@@ -125,6 +127,7 @@ def test_a_study_that_cannot_be_meant_is_refused(overrides, words):
     assert all(word in said for word in words), said
 
 
+@pytest.mark.thorough
 def test_a_named_choice_in_an_arm_is_what_its_file_says():
     """Gains of another controller, or another stabilizer's strength, do not come along."""
     asked = [
@@ -155,6 +158,7 @@ def test_a_run_of_another_size_keeps_its_heads_and_is_never_empty(scale, expecte
     assert made.model.heads == 4
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("said", ["tokens=1e5", "tokens=100_000", "+tokens=100000", "train_tokens=1e5"])
 def test_a_number_of_tokens_is_a_number_of_steps_rounded_up(said):
     given, asked = (compose(["scale=smoke", length], study=False) for length in (said, "steps=131"))

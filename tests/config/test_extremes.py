@@ -80,6 +80,7 @@ def test_an_extreme_is_refused_in_one_sentence_that_names_the_setting(overrides,
     assert all(word in said for word in words), said
 
 
+@pytest.mark.thorough
 def test_a_study_of_more_runs_than_is_sensible_is_told_so_and_not_refused(tmp_path, monkeypatch):
     seeds, scales = (",".join(map(str, values)) for values in (range(200, 300), range(1, 21)))
     suite = ["study=stabilizers", "ablation.reference=adam_trapezoid_x1"]  # when it is swept
@@ -139,6 +140,7 @@ def test_every_suite_is_planned_and_asks_for_no_more_runs_than_are_counted_befor
     assert not study_checks.beyond_sensible(config)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("prefix", ["", "+", "++"])
 def test_an_entry_of_a_mapping_is_changed_or_added_in_any_spelling(prefix):
     config = compose(

@@ -18,6 +18,7 @@ def config_with(*overrides: str, study: bool = False) -> Config:
     return replace(config, data=replace(config.data, sha256="0" * 64))
 
 
+@pytest.mark.thorough
 def test_identity_keeps_what_changes_numbers_and_nothing_else():
     base = config_with()
     name = digest(identity(base))
@@ -42,6 +43,7 @@ def test_canonical_json_does_not_depend_on_the_order_of_keys():
     )
 
 
+@pytest.mark.thorough
 def test_a_warmup_given_as_a_share_is_the_warmup_in_steps():
     share = config_with("lr_schedule=trapezoid", "lr_schedule.warmup_share=0.1")
     steps = config_with("lr_schedule=trapezoid", "lr_schedule.warmup_steps=6")  # of 60
@@ -50,6 +52,7 @@ def test_a_warmup_given_as_a_share_is_the_warmup_in_steps():
     assert identity(share)["lr_schedule"] == {"name": "trapezoid", "warmup_steps": 6, "decay_share": 0.4}
 
 
+@pytest.mark.thorough
 def test_a_replay_is_named_by_its_record_where_that_is_known():
     by_id = config_with("lr_schedule=replay", "lr_schedule.source=x")
     assert identity(by_id) != identity(config_with("lr_schedule=replay", "lr_schedule.source=y"))
@@ -68,6 +71,7 @@ def name_with(choice):
     return run_id("train", run_part(config_with("stabilizer=none", choice)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("choice", LIBRARIES)
 def test_a_run_is_named_by_the_library_that_computes_it_too(choice, monkeypatch):
     before = name_with(choice)
@@ -81,6 +85,7 @@ def test_a_run_is_named_by_the_library_that_computes_it_too(choice, monkeypatch)
     assert {c: name_with(c) for c in others} == others
 
 
+@pytest.mark.thorough
 def test_records_made_before_libraries_were_named_keep_their_names():
     soap = run_part(config_with("stabilizer=none", "optimizer=soap"))
     now = identity(soap)
@@ -103,6 +108,7 @@ def test_a_record_from_before_a_setting_keeps_its_name_and_means_what_it_did():
     assert identity(run)["budget"] == {**identity(earlier)["budget"], "stretch": 1.5}
 
 
+@pytest.mark.thorough
 def test_an_arms_library_is_part_of_what_a_study_was_made_with(monkeypatch):
     config = config_with("study=stabilizers", study=True)
     assert set(names.study_environment(config)["libraries"]) == {"pytorch-optimizer"}  # that of its arm agc

@@ -67,6 +67,7 @@ def test_what_changes_no_bit_names_no_run():
     assert "threads_per_run" in identity(run({"determinism": {"name": "torch"}}))
 
 
+@pytest.mark.thorough
 def test_ebc_has_the_budget_that_is_exact_where_none_is_asked_for():
     given = ["determinism=verity"]
     assert implied(given) == [*given, "budget=shadow"]
@@ -110,6 +111,7 @@ SPREAD = [*TOGETHER[:2], "batch_size=12", "budget.probe_sequences=4", "audit_tok
 SPREAD += ["launcher=slurm", "launcher.processes_per_run=4", "launcher.nodes_per_run=2"]
 
 
+@pytest.mark.thorough
 def test_what_several_processes_can_train_together_is_the_same_run():
     for setting in ("stabilizer=trust_region", "optimizer=muon", "accumulate=2"):
         runs = [run_part(compose([*asked, setting], study=False)) for asked in (TOGETHER, TOGETHER[:2])]
@@ -150,6 +152,7 @@ def test_several_processes_are_refused_for_any_arm_that_they_would_change():
         compose([*TOGETHER, "study=stabilizers", "ablation.arms.agc.settings.stabilizer.name=energy_raw"])
 
 
+@pytest.mark.thorough
 def test_on_how_many_nodes_a_run_is_trained_is_no_part_of_it():
     spread, together = (compose([*SPREAD, f"launcher.nodes_per_run={n}"]) for n in (2, 1))
     assert run_part(spread) == run_part(together)

@@ -69,6 +69,7 @@ def test_golden_calibrated_step(golden, kind):
     assert stats.clip_coefficient.item() == pytest.approx(values["calibrated_c_first_probe"], rel=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("options", "refined"), [({}, 23), ({"refine_steps": 3}, 3), ({"refine_steps": 0}, 0)]
 )
@@ -90,6 +91,7 @@ def test_an_applied_kl_is_never_negative(make_gpt, batches, train):
     assert all(0 <= s.applied_kl < 1e-7 for s in steps)
 
 
+@pytest.mark.thorough
 def test_recording_sensitivities_leaves_a_shadow_run_alone(make_gpt, batches, train):
     silent = make_gpt()
     recorded = make_gpt()

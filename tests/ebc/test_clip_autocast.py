@@ -32,6 +32,7 @@ def run(model, optimizer, data, *, enclosed):
     return steps
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("enclosed", [True, False])
 def test_a_trial_sees_the_weights_it_set(make_gpt, batches, enclosed):
     model = make_gpt()

@@ -113,6 +113,7 @@ def test_agreement_asks_for_targets_at_audits_alone(make_gpt, batches, backward,
     assert not optimizer.step(other[:, :-1], backward(model, other)).skipped
 
 
+@pytest.mark.thorough
 @every_budget
 def test_energy_rests_while_the_proposal_climbs(make_gpt, batches, backward, budget):
     model = make_gpt()
@@ -175,6 +176,7 @@ def test_a_checkpoint_restores_every_rule_bit_for_bit(
     assert_resumes(build, batches(20), backward)
 
 
+@pytest.mark.thorough
 @every_budget
 def test_a_state_with_every_budgets_numbers_is_read(make_gpt, batches, backward, budget):
     """As they were when one class carried the numbers of every budget."""

@@ -40,6 +40,7 @@ def test_the_joint_norm_has_the_bits_of_torchs(dtypes, count):
     assert torch.equal(joint_norm(tensors), get_total_norm(tensors))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("grouping", ["block", "matrices"])
 def test_the_layout_changes_no_bit_and_may_change_under_way(make_gpt, batches, train, grouping):
     losses = {}

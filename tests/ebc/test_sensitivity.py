@@ -50,6 +50,7 @@ def test_a_mask_keeps_only_its_tokens(golden, probe):
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("guess", [1.0, 1e-2, 1e2])
 @torch.no_grad()
 def test_fd_agrees_with_jvp_to_one_per_cent_in_float32(make_gpt, batches, backward, weights_of, guess):

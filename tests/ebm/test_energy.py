@@ -108,6 +108,7 @@ def test_the_closed_forms_build_no_graph_where_none_is_asked_for():
 # -- settling ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @given(st.integers(0, 2**31), st.sampled_from([2, 3, 8, 40]), st.floats(0, 3))
 def test_no_step_of_settling_raises_the_energy(seed, n, pairs):
     x, terms = example(n, rows=50, seed=seed)

@@ -113,6 +113,7 @@ def test_the_same_seed_writes_the_same_text(kind, sampling, request):
     assert torch.equal(torch.get_rng_state(), before)  # the caller's generator is left alone
 
 
+@pytest.mark.thorough
 def test_only_the_k_likeliest_are_chosen_from(model):
     greedy = text(model, temperature=0)
     assert text(model, top_k=1, temperature=5.0) == greedy

@@ -134,6 +134,7 @@ def test_without_faiss_the_approximate_kinds_say_what_to_install(kind, monkeypat
 # -- approximate ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @needs_faiss
 @approximate
 @pytest.mark.parametrize("cloud", [uniform, structured, clustered])

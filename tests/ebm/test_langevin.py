@@ -109,6 +109,7 @@ def mixture(n: int = 8, *, pairs: bool = False) -> Terms:
     return Terms(mu, tensor([1.0, 2.0, 0.7]), kappa, a=a, b=b, omega=tensor([0.35, -0.3])).prepared()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("pairs", [False, True])
 def test_adjusted_chains_have_a_mixtures_mean_on_s7(pairs):
     """From the law of an oracle, resampled by its weights: the slow walk between splats is not tested."""

@@ -28,6 +28,7 @@ SHAPES = {
 every = pytest.mark.parametrize("settings", SHAPES.values(), ids=SHAPES)
 
 
+@pytest.mark.thorough
 @every
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_call_and_the_detailed_forward_are_the_same_bits_each_time(settings, dtype):

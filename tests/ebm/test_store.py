@@ -211,6 +211,7 @@ def test_more_neighbours_than_splats_are_refused(kind):
         store.best(unit(2, 6), 41)
 
 
+@pytest.mark.thorough
 @needs_faiss
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
 def test_an_approximate_search_ranks_its_candidates_where_the_splats_are_now(kind):

@@ -350,6 +350,7 @@ def test_a_clustered_batch_is_of_one_cluster_drawn_by_size() -> None:
     assert len(data.rows(0, 80, "clustered")) == 80  # more than any cluster has
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("batch", [1, 7, 16, 100, 130])
 def test_a_stratified_batch_has_each_cluster_share(batch: int) -> None:
     data = fitted([57, 30, 12, 1])

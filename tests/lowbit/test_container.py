@@ -193,6 +193,7 @@ def test_inspection_names_what_is_there(small):
     assert json.loads(json.dumps(found)) == found
 
 
+@pytest.mark.thorough
 def test_a_flip_in_any_byte_is_noticed(small):
     content = small.read_bytes()
     for place in range(len(content)):

@@ -134,6 +134,7 @@ def test_text_can_be_a_string_a_path_or_the_name_of_a_file(tmp_path: Path):
 # -- learning ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_reported_losses_are_those_of_the_codes():
     data = low_rank()
     trainer = HybridLLMTrainer(small())
@@ -154,6 +155,7 @@ def test_reported_losses_are_those_of_the_codes():
     assert summary["final_loss"] == pytest.approx(float(loss), rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_targets_of_another_width_and_unit():
     rows = low_rank(300, 5)
     targets = 1e-6 * (rows[:, :2] - 2 * rows[:, 2:4])
@@ -402,6 +404,7 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path):
 # -- text ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_text_trains_the_gpt(small_text: str):
     config = TrainingConfig(max_epochs=2, max_steps=24, batch_size=4, learning_rate=4e-3, n_clusters=4)
     trainer = HybridLLMTrainer(config, model_dim=32, num_layers=1)

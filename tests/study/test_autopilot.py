@@ -67,6 +67,7 @@ def test_the_summary_has_one_row_a_run_with_its_figures(finished):
     assert sweep.test_loss.isna().all()  # val decides
 
 
+@pytest.mark.thorough
 def test_the_second_call_trains_nothing_and_changes_no_byte(finished, monkeypatch):
     config, outcome, _ = finished
     root = outcome.study.root
@@ -124,6 +125,7 @@ def test_of_a_study_that_is_not_decided_report_says_how_far_it_is_and_how_to_go_
         assert words in page.read_text()
 
 
+@pytest.mark.thorough
 def test_one_crashing_run_never_stops_the_study_and_a_diverging_one_is_a_result(tiny, tmp_path, monkeypatch):
     build = optimizers.build
 

@@ -55,6 +55,7 @@ def test_verity_ends_with_the_same_weights_and_plain_training_does_not(trained):
     assert len(sums) == 1
 
 
+@pytest.mark.thorough
 def test_every_command_reads_it(trained, results_schema):
     _, study = trained
     assert verify(study)["ok"]
@@ -68,6 +69,7 @@ def test_every_command_reads_it(trained, results_schema):
     results_schema.validate(json.loads(study.results_file.read_text()))
 
 
+@pytest.mark.thorough
 def test_diff_says_where_the_weights_are_not_the_same(trained, tmp_path):
     """The same run, recorded elsewhere with other weights."""
     _, study = trained
@@ -83,6 +85,7 @@ def test_diff_says_where_the_weights_are_not_the_same(trained, tmp_path):
     assert told in " ".join(shown.stdout.split()), shown.stdout + shown.stderr
 
 
+@pytest.mark.thorough
 def test_a_study_keeps_the_instructions_of_the_machine_that_began_it(tiny, tmp_path, monkeypatch):
     asked = [*tiny, "study=determinism", "circumstances.parts=[1]"]
     study = invent(tmp_path, asked, stages=0)

@@ -95,6 +95,7 @@ def test_the_plan_of_the_full_size_says_gpu_hours_and_that_they_are_an_estimate(
     assert "GPU hours" not in answered("plan", *study_of(folder), cwd=tmp_path).stdout
 
 
+@pytest.mark.thorough
 def test_steps_of_the_command_line_stand_in_the_place_of_a_suites_tokens():
     assert compose(["study=fineweb", "ablation.steps=10"]).ablation.steps == 10
     both = ["study=fineweb", "ablation.steps=10", "ablation.train_tokens=null"]
@@ -158,6 +159,7 @@ def test_a_studys_shards_may_move_and_nothing_else_of_them_may_change(finished, 
         assert setting.partition("=")[0] in paths
 
 
+@pytest.mark.thorough
 def test_seeds_that_would_all_be_one_run_are_refused(folder, tmp_path):
     same = ["init=run", f"init.run={tmp_path}"]
     with pytest.raises(UserError, match="every seed is the same run: choose"):

@@ -82,6 +82,7 @@ def test_a_limit_that_allows_nothing_is_refused(limit):
         Limits(**limit)
 
 
+@pytest.mark.thorough
 def test_max_runs_stops_before_the_next_run_and_the_same_command_continues(finished, tiny, tmp_path):
     _, outcome, _ = finished
     config = compose([*tiny, "launcher=inline", f"output_dir={tmp_path}", "study.name=x"])

@@ -231,6 +231,7 @@ def test_events_are_no_part_of_the_audit_and_have_a_column_of_their_own(busy, tm
 # -- rows that hold something new ----------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("optimizer", ["adam", "lion", "soap", "schedule_free"])
 def test_a_splat_that_moves_leaves_no_memory_of_the_old_one(small, tmp_path, optimizer):
     run = changed(small, {"optimizer": {"name": optimizer}})
@@ -256,6 +257,7 @@ def test_a_splat_that_moves_leaves_no_memory_of_the_old_one(small, tmp_path, opt
     assert far < 3 * run.optimizer.lr * math.sqrt(8)  # no memory, and no leap for the lack of one
 
 
+@pytest.mark.thorough
 def test_revived_and_new_splats_are_told_to_the_optimizer(busy, tmp_path):
     training = Training(busy, made(tmp_path / "run"))
     renewed = {}

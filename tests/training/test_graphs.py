@@ -62,6 +62,7 @@ def test_a_graphed_run_is_the_eager_one_bit_for_bit(run, tmp_path, settings):
             assert torch.equal(state, taped.optimizer.state_dict()["bases"][0]["state"][name][key])
 
 
+@pytest.mark.thorough
 def test_a_rate_as_a_tensor_changes_nothing_but_its_last_digits(run, tmp_path):
     """float32 instead of float64 is all that a graph's learning rate loses."""
     _, plain, _ = trained(run, tmp_path / "number", None)
@@ -110,6 +111,7 @@ def test_a_non_finite_update_inside_a_block_ends_the_run_where_it_happened(run, 
     assert (tmp_path / "eager/steps.csv").read_bytes() == (tmp_path / "taped/steps.csv").read_bytes()
 
 
+@pytest.mark.thorough
 def test_a_resumed_run_warms_up_and_captures_again(run, tmp_path):
     _, whole, _ = trained(run, tmp_path / "whole", StepGraphs(Tape))
     first = made(run, tmp_path / "broken", StepGraphs(Tape))

@@ -52,6 +52,7 @@ def test_a_low_bit_run_resumes_to_the_same_bytes(run, tmp_path, settings):
     assert untimed(whole) == untimed(resumed)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("levels", ["ternary", "five"])
 def test_the_packed_model_has_the_runs_own_loss(run, tmp_path, levels):
     run = changed(run, {"quantizer": {"name": levels}, "steps": 10})
@@ -85,6 +86,7 @@ def test_the_forward_uses_the_levels_and_the_optimizer_the_weights_beneath(run, 
     assert len(layer.effective().unique()) == 5
 
 
+@pytest.mark.thorough
 def test_flips_are_recorded_at_audits_and_seen_against_ten_steps_before(run, tmp_path):
     run = changed(run, {"quantizer": {"name": "ternary"}, "audit_every": 4, "steps": 21})
     directory = made(tmp_path / "run")

@@ -20,6 +20,7 @@ ALL = {**AXIOM, "memory": {"name": "all"}, "stabilizer": {"name": "none"}}
 LAGGED = ALL | {"stabilizer": {"name": "ebc"}, "budget": {"name": "lagged", "target_kl": 0.002}}
 
 
+@pytest.mark.thorough
 def test_hooks_change_no_bit_of_a_run(run, tmp_path):
     run = changed(plain(run), AXIOM)
     hooked = changed(run, {"memory": {"name": "hooks"}})
@@ -57,6 +58,7 @@ def test_it_resumes_to_the_same_bytes(run, tmp_path, settings):
     assert untimed(whole) == untimed(resumed)
 
 
+@pytest.mark.thorough
 def test_lagged_holds_its_budget_in_the_median(run, tmp_path):
     run = changed(run, LAGGED | {"audit_every": 1, "steps": 60})
     result = run_and_record(run, tmp_path / "run", "x")

@@ -129,6 +129,7 @@ def own(tiny, tmp_path, monkeypatch):
     sources._loaded.pop("own_lab_parts", None)
 
 
+@pytest.mark.thorough
 def test_all_four_train_together_and_resume_bit_for_bit(own, tmp_path):
     run = own(*ALL)
     whole = run_and_record(run, tmp_path / "whole", "whole")
@@ -195,6 +196,7 @@ def test_what_a_function_raises_is_the_outcome_of_the_run(own, tmp_path, group):
     assert 'own_lab_parts.py", line' in (tmp_path / "run" / "log.txt").read_text()
 
 
+@pytest.mark.thorough
 def test_a_failed_run_says_how_many_steps_it_took(own, tmp_path):
     with open(tmp_path / "own_lab_parts.py", "a", encoding="utf-8") as parts:
         parts.write("\n\ndef seven(step, steps):\n    return 1.0 / (7 - step) if step < 9 else 1.0\n")

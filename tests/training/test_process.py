@@ -15,6 +15,7 @@ from ebc_lab.training.outcome import run_and_record
 from ebc_lab.workloads import gpt
 
 
+@pytest.mark.thorough
 def test_stabilizers_that_hook_into_layers_are_known(run):
     """Compiled code may leave hooks out without a word."""
     for name in stabilizers.STABILIZERS:

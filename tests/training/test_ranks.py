@@ -86,6 +86,7 @@ def test_two_processes_train_what_one_does(run, budget, accumulate, tmp_path):
     assert "2 processes together" in (tmp_path / "together" / "log.txt").read_text()
 
 
+@pytest.mark.thorough
 def test_what_one_process_has_begun_two_finish_and_the_other_way_round(run, tmp_path):
     run = ebc(run, name="shadow")
     run_and_record(run, tmp_path / "whole", "x")
@@ -98,6 +99,7 @@ def test_what_one_process_has_begun_two_finish_and_the_other_way_round(run, tmp_
         same(tmp_path / "whole", folder)
 
 
+@pytest.mark.thorough
 def test_what_the_first_process_finds_of_a_checkpoint_holds_for_all(run, tmp_path):
     run = plain(run)
     run_and_record(run, tmp_path / "whole", "x", processes=2)

@@ -32,6 +32,7 @@ def page():
     return {**names, "printed": printed.getvalue().split()}
 
 
+@pytest.mark.thorough
 def test_the_page_prints_what_it_says_and_the_familiar_names_are_where_they_are_looked_for(page):
     assert page["printed"][1:] == STATED
     assert len(set(STATED)) == 2

@@ -15,6 +15,7 @@ from ebc_lab.verity import Grids, VerityAdam, VerityError, VerityGPT, ops, weigh
 USUAL = "425673c39789c10e"  # of the golden run
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", ["grids", "whole"])
 @pytest.mark.usefixtures("engine")
 def test_the_golden_run(mode):

@@ -139,6 +139,7 @@ def test_rows_have_the_bits_of_the_eager_engine(kind, N, K):
     check(on_rows(Numbers(kind), N, K))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "shape", [(1, 1, 1, 1, 1), (2, 1, 3, 2, 5), (3, 7, 3, 2, 8), (2, 33, 1, 3, 16), (1, 16, 2, 2, 4)]
@@ -160,6 +161,7 @@ def test_what_is_not_finite_comes_out_as_in_the_eager_engine(bad):
     check(iter([*calls, ("layer_norm", x, w, w, 1e-5)]))
 
 
+@pytest.mark.thorough
 def test_threads_do_not_change_bits(threads, monkeypatch):
     r = Numbers("normal")
     many = [*on_rows(r, 800, 512), *on_heads(r, 4, 48, 3, 4, 32)]

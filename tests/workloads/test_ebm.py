@@ -99,6 +99,7 @@ def test_a_steps_chance_is_a_function_of_seed_and_step_alone(run):
     assert losses(other, 3)[1]["loss_dsm"] != first[0]["loss_dsm"]
 
 
+@pytest.mark.thorough
 def test_noised_tokens_of_blocks_are_whole_rows(text_file):
     run = tiny_ebm(text_file, "decoder=transformer", "ebm.states=40")
     workload, _ = loaded(run)
@@ -120,6 +121,7 @@ def test_no_more_states_are_noised_than_there_are(text_file):
 # -- what comes after a step ---------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("skipped", "first"), [(None, 3), (2, 4)])
 def test_the_curriculum_opens_places_at_each_third_and_a_skipped_step_only_delays_them(
     text_file, tmp_path, skipped, first
@@ -157,6 +159,7 @@ def test_a_skipped_step_changes_nothing_and_an_audit_where_no_weight_moved_sees_
     assert found["event_kl"] > 0  # the widths followed the states
 
 
+@pytest.mark.thorough
 def test_rows_that_hold_something_new_are_told(run):
     workload, model = loaded(eventful(replace(run, steps=15)))
     told = []
@@ -255,6 +258,7 @@ def test_matrices_are_hidden_and_directions_are_unit_vectors(text_file, given):
         assert sum(name.startswith("decoder.blocks") for name in matrices) == 12
 
 
+@pytest.mark.thorough
 def test_figures_of_a_finished_run(text_file, tmp_path):
     training = Training(
         tiny_ebm(text_file, "steps=12", "eval_every=4", "ebm.keep_every=8"), made(tmp_path / "run")

@@ -133,6 +133,7 @@ def test_a_model_that_is_not_there_is_named(tmp_path):
         read_model(tmp_path / "model.pt")
 
 
+@pytest.mark.thorough
 def test_settings_of_a_run(text_file):
     run = tiny_ebm(text_file, "decoder.hidden_scale=1.5", "sampler=adjusted", "sampler.steps=7")
     settings = settings_of(run, 31)

@@ -70,6 +70,7 @@ def test_what_exists_is_found_before_it_is_taken_for_a_pattern(tmp_path):
         found("tokens [v3]/*.bin")
 
 
+@pytest.mark.thorough
 def test_batches_in_order_are_the_tokens_one_after_the_other_and_none_spans_two_shards(folder):
     first, second = ids_of(folder)
     batches, held = workload_of(run_of(folder)).batches()
@@ -111,6 +112,7 @@ def test_random_windows_are_all_as_likely_and_lie_within_a_shard(folder, tmp_pat
     assert not torch.equal(other.at(0)[0], batches.at(0)[0])
 
 
+@pytest.mark.thorough
 def test_a_text_and_a_shard_of_its_tokens_train_alike_bit_for_bit(tmp_path, text_file):
     plain = ["tokens=bytes", "data=path", f"data.file={text_file}", "stabilizer=ebc", "eval_windows=4"]
     of_text = run_part(compose([*SMALL, *plain], study=False))

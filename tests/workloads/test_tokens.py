@@ -148,6 +148,7 @@ def test_a_cache_that_cannot_be_written_costs_time_alone(corpus, tmp_path, monke
     assert first == second
 
 
+@pytest.mark.thorough
 def test_another_process_learns_the_same(corpus, tmp_path):
     (tmp_path / "text.txt").write_text(corpus.text)
     code = (

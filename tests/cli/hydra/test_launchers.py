@@ -85,6 +85,7 @@ def test_a_mistake_is_one_sentence_and_nothing_is_written(run, tmp_path, words, 
     assert answer in refused("train", "-m", *run, "stabilizer=ebc", *words, cwd=tmp_path, PATH="")
 
 
+@pytest.mark.thorough
 def test_a_launcher_without_m_is_refused(run, tmp_path):
     assert "it needs -m" in refused("train", *run, *LOCAL, cwd=tmp_path)
 

@@ -34,6 +34,7 @@ def lab_step(model, step, dtype=None):
     return tokens, logits
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("norm", ["raw", "rms"])
 def test_every_layer_of_the_labs_model_is_limited(norm, dtype):

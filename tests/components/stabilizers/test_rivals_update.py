@@ -10,6 +10,7 @@ from ebc_lab.components.stabilizers.rivals import KLClip, RMSClip, TrustRegion
 from ebc_lab.ebc import EllipsotopeClip
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "hold_decay", "lr_squared"])
 def test_the_trust_region_is_ebc_with_sensitivity_one(schedule, monkeypatch):
     monkeypatch.setattr("ebc_lab.ebc.sensitivity.probe_jvp", lambda *_: torch.tensor(1.0))

@@ -55,6 +55,7 @@ def settings(text):
     return OmegaConf.to_container(OmegaConf.create(text))
 
 
+@pytest.mark.thorough
 def test_the_schemas_are_made_from_the_settings_as_they_are():
     assert json_schemas.out_of_date() == [], "run python scripts/json_schemas.py --write"
 

@@ -64,6 +64,7 @@ def test_a_name_means_the_working_folders_suite_first(folder):
         composed("study=contrls")
 
 
+@pytest.mark.thorough
 def test_a_suite_may_build_on_another(folder):
     (folder / "more.yaml").write_text("defaults: [controls]\nstudy: {name: mine}\nseeds: [4]\n")
     config = composed("study=./more.yaml")

@@ -165,6 +165,7 @@ def test_golden_proposal_scale(own_golden):
     assert found.tolist() == pytest.approx(values["scale"], rel=1e-12)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("flicker", [0.01, 0.16])
 @pytest.mark.parametrize("tokens", [64, 256])
 def test_its_variances_are_those_of_its_errors_where_the_ratio_moves_as_assumed(tokens, flicker):

@@ -42,6 +42,7 @@ def test_only_tokens_that_count_make_a_measurement_certain(make_gpt, batches, ba
     assert stats.tracked_variance.item() == pytest.approx(FLICKER + 9 / 20)
 
 
+@pytest.mark.thorough
 def test_the_rate_is_inert_where_every_step_is_clipped(make_gpt, batches, train):
     found = []
     for factor in (1, 4):
@@ -148,6 +149,7 @@ def test_beside_a_radius_an_audit_is_a_measurement_of_its_tokens(make_gpt, batch
     assert optimizer.budget.variance.item() == pytest.approx(prior / spread * (flicker + noise))
 
 
+@pytest.mark.thorough
 def test_its_budget_is_spent(make_gpt, batches, train):
     model = make_gpt()
     steps = train(model, clip(model, audit_every=1, probe_sequences=4, audit_tokens=64), batches(40))

@@ -244,6 +244,7 @@ def on_domains(steps, start=0, state=None):
     return state, ratios, [str(t.message) for t in told], ebc.look
 
 
+@pytest.mark.thorough
 def test_where_leading_rows_are_unlike_the_rest_rows_are_drawn_from_all():
     state, ratios, told, look = on_domains(16)
     assert told == []

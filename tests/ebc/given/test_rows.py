@@ -23,6 +23,7 @@ class Labelled(Tokenwise):
         return super().forward(ids)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rows", [None, 12])
 def test_rows_that_count_are_chosen_from_the_whole_batch(rows):
     """Unlabelled rows come first, after a start without any."""

@@ -211,6 +211,7 @@ class Recurrent(nn.Module):
         return self.head(y)
 
 
+@pytest.mark.thorough
 def test_a_recurrent_state_is_that_of_the_training_forward():
     def step(model, optimizer, ids):
         state = model.state
@@ -248,6 +249,7 @@ class Routed(nn.Module):
         self.bias += 0.05 * (torch.arange(11) % 2 - 0.5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_buffer_that_a_hook_of_the_optimizer_moves(when):
     model = Routed()

@@ -40,6 +40,7 @@ def test_fsdp_takes_the_bits_of_ddp(results: Results, name: str, like: str) -> N
     same_bits(results, name, like)
 
 
+@pytest.mark.thorough
 def test_a_radius_is_of_all_parts_of_the_weights(results: Results) -> None:
     """The norms are summed in another order than under DDP: not the same last bits."""
     assert results[0]["fsdp double"]["c"] == pytest.approx(results[0]["double"]["c"], rel=1e-5)

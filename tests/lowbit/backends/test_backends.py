@@ -100,6 +100,7 @@ def test_stochastic_codes_are_those_of_the_golden_file(case, name):
 # -- the same bits -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @devices
 @levels
 @pytest.mark.parametrize("scale", ["absmean", "absmax", 0.3])

@@ -285,6 +285,7 @@ def test_a_library_is_built_once_or_when_damaged_and_named_by_all_that_made_it(c
     assert len(names(cache)) == 6
 
 
+@pytest.mark.thorough
 def test_two_processes_may_build_at_once(cache):
     code = (
         "from ebc_lab.lowbit.backends import build, compiled\n"

@@ -96,6 +96,7 @@ def test_the_verdict_comes_first_with_target_figure_and_what_could_have_been_see
     assert text.index(windows.remark) < text.index(fair.remark) < text.index(overhead.remark) < order[0]
 
 
+@pytest.mark.thorough
 def test_a_suite_that_asks_about_an_own_optimizer_answers_about_it_first():
     recorded = ebc_lab.load(EVIDENCE / "cautious.zip")
     text = text_of(html_module.render(recorded.root, evidence.gather(Study(recorded.root))))
@@ -235,6 +236,7 @@ def test_report_rebuilds_the_page_and_verify_knows_it(own_copy, undrawn):
     assert verify(study)["ok"]
 
 
+@pytest.mark.thorough
 def test_a_study_under_way_gets_a_page_of_what_is_decided(tmp_path, text_file):
     study = invent(tmp_path, ["data=path", f"data.file={text_file}"], stages=2)
     report(study)
@@ -309,6 +311,7 @@ def asked(begun):
         made.shutdown()
 
 
+@pytest.mark.thorough
 def test_watch_serves_the_page_as_it_is_now_and_writes_nothing(begun, asked):
     before = {path: path.stat().st_mtime_ns for path in begun.root.rglob("*")}
     code, headers, body = asked()
@@ -323,6 +326,7 @@ def test_watch_serves_the_page_as_it_is_now_and_writes_nothing(begun, asked):
     assert {path: path.stat().st_mtime_ns for path in begun.root.rglob("*")} == before
 
 
+@pytest.mark.thorough
 def test_its_version_changes_with_the_files_and_only_then(begun, asked):
     def version() -> str:
         return json.loads(asked("/state")[2])["version"]
@@ -353,6 +357,7 @@ def test_damage_is_said_in_plain_words(begun, name):
     assert "damaged" in text
 
 
+@pytest.mark.thorough
 def test_an_edited_decision_is_not_shown_as_one(begun):
     path = begun.root / "auto_decisions.json"
     path.write_text(path.read_text().replace('"rule": "', '"rule": "mine: '))

@@ -46,6 +46,7 @@ def lines_of(axes: Axes) -> list[list[tuple[float, float]]]:
     return [[*map(tuple, np.round(line.get_xydata(), 6).tolist())] for line in found]
 
 
+@pytest.mark.thorough
 def test_the_sweep_shows_its_grid_its_extension_and_what_diverged(figures):
     axes = figures["lr_sweep"].axes[0]
     assert [(0.002, 2.05), (0.004, 2.1), (0.008, 2.2)] in lines_of(axes)

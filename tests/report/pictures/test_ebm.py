@@ -39,6 +39,7 @@ def figure(tmp_path_factory):
     return figures["ebm"]
 
 
+@pytest.mark.thorough
 def test_parts_of_the_loss_and_scores_are_labelled_with_where_they_end(figure):
     top, bottom = figure.axes
     said = {text.get_text() for text in top.texts}
@@ -49,6 +50,7 @@ def test_parts_of_the_loss_and_scores_are_labelled_with_where_they_end(figure):
     assert bottom.get_yscale() == "log"
 
 
+@pytest.mark.thorough
 def test_matched_values_are_dashed_in_the_colour_of_their_level(figure):
     lines = [line for line in figure.axes[1].get_lines() if line.get_lw() in (1.2, 1.6)]
     dashed = {line.get_color(): line for line in lines if line.get_ls() == "--"}

@@ -87,6 +87,7 @@ def test_a_part_of_the_law_that_is_nowhere_of_weight_is_left_out_of_its_words():
         assert low_bit.law_in_words(low_bit.curve_of([run_of(0, kl_curve=curve(*law))])) == words
 
 
+@pytest.mark.thorough
 def test_a_suite_with_curves_has_their_picture_with_law_and_turning_point(figures):
     figure = figures["kl_curve"]
     check_sheet(figure, "kl_curve")

@@ -23,6 +23,7 @@ def figures(tmp_path_factory):
     return drawn(write_study(tmp_path_factory.mktemp("study")))
 
 
+@pytest.mark.thorough
 def test_groups_are_stacked_largest_first_and_add_up_to_s(figures):
     figure = figures[f"adam_none_{FALLING}_groups"]
     axes = figure.axes[0]
@@ -42,6 +43,7 @@ def test_many_groups_share_a_layer_but_for_the_largest():
     assert not any("trust radius" in text for text in words_of(figure))
 
 
+@pytest.mark.thorough
 def test_a_real_run_that_measures_its_groups_has_both_pictures(tiny, tmp_path):
     run = short_run(tiny, "steps=12", "stabilizer=ebc", "budget=surrogate", "budget.target_kl=0.02")
     result = run_and_record(run, tmp_path, "x")

@@ -84,6 +84,7 @@ def test_the_picture_for_papers_is_a_vector_drawing_with_its_fonts_in_it(awkward
     assert b"/Type3" not in content
 
 
+@pytest.mark.thorough
 def test_needs_neither_torch_nor_pandas_nor_pyplot():
     banned = "{'torch', 'pandas', 'matplotlib.pyplot'}"
     script = f"import sys, ebc_lab.report.pictures; print(sorted({banned} & set(sys.modules)))"

@@ -69,6 +69,7 @@ def test_every_picture_tells_its_study_corpus_and_scale_and_only_one_that_stands
         assert "study tiny · smoke scale · tiny Shakespeare. Corpus: not Shakespeare" in alone, name
 
 
+@pytest.mark.thorough
 def test_no_text_of_a_picture_is_too_small_to_read_where_it_is_shown(study):
     """Wide pictures are shown in 736 CSS pixels at least, narrow ones in 330 on a phone."""
     for name, picture in svgs(study).items():
@@ -111,6 +112,7 @@ def test_an_svg_tells_what_it_shows_to_who_cannot_see_it(study):
         assert picture.get("aria-label").startswith(f"{entry['title']} {entry['alt']}")
 
 
+@pytest.mark.thorough
 def test_the_pictures_of_long_runs_stay_small(tmp_path):
     root = write_study(tmp_path)
     for folder in (root / "runs").glob(f"*{FALLING}_s?"):
@@ -132,6 +134,7 @@ def test_a_study_with_finals_and_a_suite_has_every_picture(study):
     assert (study / "figure.pdf").exists()
 
 
+@pytest.mark.thorough
 def test_no_picture_is_blank_or_all_ink(study):
     for path in study.glob("*.png"):
         image = matplotlib.image.imread(path)
@@ -140,6 +143,7 @@ def test_no_picture_is_blank_or_all_ink(study):
         assert 0.01 < (image[:, :, :3].min(axis=2) < 0.95).mean() < 0.6, path.name
 
 
+@pytest.mark.thorough
 def test_a_picture_has_the_same_bytes_each_time(study):
     settings = dict(matplotlib.rcParams)
     again = drawn(study, until="calibrate")

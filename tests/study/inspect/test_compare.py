@@ -49,6 +49,7 @@ def test_what_differs_is_named_and_timing_is_not(pair):
     assert found["machine"] == {"cpu": [a.header()["hardware"]["cpu"], "another one"]}
 
 
+@pytest.mark.thorough
 def test_studies_of_other_settings_share_the_runs_that_are_the_same(finished, tmp_path):
     config, outcome, _ = finished
     sweep = replace(config.lr_sweep, grids={**config.lr_sweep.grids, "adam": [2e-2, 4e-2]})

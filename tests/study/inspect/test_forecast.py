@@ -28,6 +28,7 @@ def test_a_finished_study_has_nothing_left(own_copy):
     assert {p: p.read_bytes() for p in study.root.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.thorough
 def test_known_results_are_used_and_only_the_rest_costs_time(own_copy):
     config, study = own_copy
     late = [p for p in sorted(study.runs.iterdir()) if re.search(r"_n25_s[01]-", p.name)][4:]
@@ -119,6 +120,7 @@ def test_the_three_newest_siblings_are_enough(own_copy):
     assert said.endswith(ALIKE)
 
 
+@pytest.mark.thorough
 def test_the_eta_of_an_interrupted_study_counts_a_run_that_is_half_done(own_copy):
     config, study = own_copy
     (study.root / "auto_decisions.json").unlink()

@@ -15,6 +15,7 @@ from ebc_lab.study.stages.rules import Undecidable
 EVIDENCE = Path(__file__).parents[3] / "docs/evidence"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("outcome", "goes_on"), [("failed", False), ("lost", True)])
 def test_a_finished_study_goes_on_only_where_its_command_trains_what_failed(
     tmp_path, text_file, outcome, goes_on

@@ -43,6 +43,7 @@ def bench(tmp_path):
 # -- what workers see ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_worker_has_nothing_of_an_enclosing_job_and_torch_only_for_runs_that_need_it(bench, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("PMI_RANK", "3")
@@ -119,6 +120,7 @@ def test_no_process_is_left_when_the_driver_goes(tmp_path, number, code):
 # -- workers that die, hang, or take too long ----------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_worker_that_hangs_is_killed_and_its_run_tried_again(bench):
     """A stopped process is as unresponsive as one that hangs in a driver call."""
     [spec] = bench.idle(1, at=2, do="hold")
@@ -154,6 +156,7 @@ def slow_to_import(tmp_path, monkeypatch):
         yield tmp_path, held
 
 
+@pytest.mark.thorough
 def test_a_worker_that_is_slow_to_start_is_waited_for_and_not_killed(bench, slow_to_import):
     """It imports for several times `heartbeat_s`."""
     [spec] = bench.idle(1)
@@ -180,6 +183,7 @@ def test_a_worker_that_never_starts_is_killed_in_the_end(bench, slow_to_import):
     assert bench.said == ["worker 0: no sign of life since it was started, for 0.4 s; it is killed"] * 3
 
 
+@pytest.mark.thorough
 def test_a_run_that_takes_longer_than_allowed_is_given_up_as_lost_and_the_others_continue(bench):
     [slow] = bench.idle(1, at=2, do="hold")
     quick = bench.spec(steps=3, seed=9)
@@ -233,6 +237,7 @@ def test_the_canary_goes_alone_until_it_has_taken_a_step_and_where_it_fails_anot
     assert not fails or kinds in first["cause"]
 
 
+@pytest.mark.thorough
 def test_a_slot_that_the_wave_leaves_free_has_a_worker_for_spare_runs_from_the_start(bench):
     """As where a study is resumed with one run of its stage left."""
     [last, spare] = specs = bench.idle(2, at=1, do="hold")
@@ -246,6 +251,7 @@ def test_a_slot_that_the_wave_leaves_free_has_a_worker_for_spare_runs_from_the_s
     assert bench.kinds(spare)[0] == "begin"
 
 
+@pytest.mark.thorough
 def test_three_workers_never_train_one_run_at_once(bench):
     specs = bench.idle(2, steps=40)
     bench.run(specs, 3)

@@ -117,6 +117,7 @@ with mirroring(*pickle.load(sys.stdin.buffer), print):
 """
 
 
+@pytest.mark.thorough
 def test_kill_9_in_the_middle_of_an_upload_leaves_the_state_before(mirrored, tmp_path):
     mirrored.mirror()
     before = contents(mirrored.study.root)
@@ -232,6 +233,7 @@ def test_a_wrong_address_is_refused_before_anything_is_written(s3, tiny, tmp_pat
     assert "secret" not in message.replace("not-a-secret", "")
 
 
+@pytest.mark.thorough
 def test_the_address_is_no_part_of_the_study(finished, tiny):
     header = finished[1].study.header()
     assert "mirror" not in header["requested"]["study"] | header["config"]["study"]
@@ -240,6 +242,7 @@ def test_the_address_is_no_part_of_the_study(finished, tiny):
     assert from_recorded(compose(same), header) == []
 
 
+@pytest.mark.thorough
 def test_without_a_study_pull_says_so_or_lets_a_new_one_begin(s3, tmp_path):
     assert "holds no study" in refused("pull", f"s3://{BUCKET}/none", str(tmp_path), cwd=tmp_path)
     done = called("pull", f"s3://{BUCKET}/none", str(tmp_path), "--if-there", cwd=tmp_path)

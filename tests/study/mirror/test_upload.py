@@ -46,6 +46,7 @@ def begins(study: Study, run_id: str) -> int:
     return [event["event"] for event in attempts.log(study.run_dir(run_id))].count("begin")
 
 
+@pytest.mark.thorough
 def test_a_study_whose_machine_is_lost_goes_on_from_its_mirror(tiny, finished, s3, tmp_path):
     env = {**os.environ, "PYTHONPATH": held_at_first(tmp_path)}
     here, there = tmp_path / "here", tmp_path / "there"

@@ -52,6 +52,7 @@ def answer_of(found, label="muon"):
     return found["tracks"]["adam_none"]["answers"][label]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("offset", "verdict"), [(-0.05, "better"), (0.05, "worse"), (0.0, "level"), (-0.004, "better")]
 )
@@ -187,6 +188,7 @@ def own_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.thorough
 def test_mine_is_refused_where_there_is_no_place_for_it(own_file):
     with pytest.raises(UserError, match="study=optimizers, study=stabilizers or study=schedules"):
         compose(["scale=smoke", "mine=compared_opt:Cautious"])

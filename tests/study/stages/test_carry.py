@@ -51,6 +51,7 @@ def carried(*overrides, best=BEST, **fates):
     return decision, track
 
 
+@pytest.mark.thorough
 def test_every_arm_is_trained_in_every_setting_and_equal_runs_once():
     config = study()
     specs = stage_of("carry").runs(config, {}, {})
@@ -119,6 +120,7 @@ def test_a_best_constant_on_the_edge_of_what_was_tried_is_noted():
     assert not any(note.startswith("lr:") for note in notes)
 
 
+@pytest.mark.thorough
 def test_a_diverged_run_counts_with_its_first_loss_and_is_broken():
     _, track = carried(kl_muon_0p02={**DIVERGED, "initial_loss": 4.0})
     kl = track["arms"]["kl"]

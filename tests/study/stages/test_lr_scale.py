@@ -49,6 +49,7 @@ LEVEL = {1: 2.0, 2: 2.0, 4: 2.0, 8: 2.0}
 LOST = dict.fromkeys(LEVEL, DIVERGED)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("overrides", [(), ("lr_scale.scales=[2,4]",), ("study.lr_schedule=constant",)])
 def test_it_asks_for_every_scale_on_the_schedules_that_are_compared(overrides):
     config, decisions = calibrated(*overrides)

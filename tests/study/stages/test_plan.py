@@ -171,6 +171,7 @@ def test_published_calibrates_its_own_targets_by_the_band():
     assert [s.run.budget.target_kl for s in found["calibrate", "ebc"]][3:] == [0.14, 0.28, 0.56]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "overrides", [[], ["study=published"], ["lr_sweep.keep=all"], ["lr_scale.steps=300"]]
 )

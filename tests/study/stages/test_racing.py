@@ -61,6 +61,7 @@ def plain():
     return decided(suite())
 
 
+@pytest.mark.thorough
 def test_the_middle_of_a_grid_comes_first_and_the_others_race_against_it(plain):
     decision, (first, second, *_), _ = plain
     assert {s.lr_scale for s in first} == {2.0}  # of each arm, with all its seeds
@@ -95,6 +96,7 @@ TIES = {"stabilizer": {"name": "zclip"}}
 TIED = {"other": ArmConfig(settings=TIES, tune={"strength": [1.5, 2, 2.5, 3, 4]})}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("made", "raced_at", "arms", "raced"),
     [
@@ -161,6 +163,7 @@ def test_what_a_run_races_against_does_not_depend_on_when_it_is_planned():
         assert {s.run_id for s in stage_of("tune").runs(config, DECIDED, part)} <= everything
 
 
+@pytest.mark.thorough
 def test_bounds_elsewhere_and_with_a_window_are_refused():
     with pytest.raises(UserError, match="how far the LR window reaches"):
         validate(config_of("study=optimizers", "study.name=x", "tune.race_sigmas=5"), study=True)

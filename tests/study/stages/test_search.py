@@ -48,6 +48,7 @@ def plain():
     return decided(suite(), landscape)
 
 
+@pytest.mark.thorough
 def test_every_arm_gets_to_its_best_rate_however_far_from_its_grid_that_is(plain):
     decision, arms, _ = plain
     for label, arm in arms.items():

@@ -71,6 +71,7 @@ def packed_data(path: Path) -> dict[range, str]:
         return {range(at, at + info.compress_size): info.filename for at, info in starts.items()}
 
 
+@pytest.mark.thorough
 def test_a_bundle_holds_what_the_manifest_records_and_the_same_study_gives_the_same_bytes(
     finished, exported, tmp_path
 ):
@@ -87,6 +88,7 @@ def test_a_bundle_holds_what_the_manifest_records_and_the_same_study_gives_the_s
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.thorough
 def test_a_bundle_is_an_ro_crate(exported, tmp_path):
     """As another library reads it: rocrate."""
     folder = tmp_path / "done"
@@ -210,6 +212,7 @@ def test_a_file_that_is_there_twice_is_named(small, tmp_path, more):
     assert wrong(tmp_path / "twice.zip")[again] == "it is there twice"
 
 
+@pytest.mark.thorough
 def test_contents_that_do_not_belong_are_named_however_well_they_are_packed(exported, tmp_path):
     files = contents(exported)
     run = next(n for n in files if n.endswith("/steps.csv"))
@@ -239,6 +242,7 @@ def test_a_bundle_that_another_program_packed_again_is_as_sound_and_other_files_
         bundle.verify(tmp_path / "nothing.zip")
 
 
+@pytest.mark.thorough
 def test_a_brief_bundle_is_enough_for_the_decisions_and_to_go_on(finished, exported, tmp_path, undrawn):
     path = tmp_path / "done.zip"
     bundle.export(finished[1].study, path, brief=True)
@@ -280,6 +284,7 @@ def test_a_list_of_runs_that_is_none_is_named_and_leads_nowhere(small, tmp_path,
     assert sorted(p.name for p in (tmp_path / "in").iterdir()) == ["x.zip"]
 
 
+@pytest.mark.thorough
 def test_another_torch_makes_nothing_in_a_bundle_stale(finished, exported, monkeypatch):
     monkeypatch.setattr(identity, "_torch_version", lambda: "99.0")
     study = find(str(exported), "nowhere")
@@ -377,6 +382,7 @@ def test_only_a_bundle_is_overwritten_and_only_by_a_whole_one(study, tmp_path, m
     assert manifest.sha256_of(tmp_path / "new.zip") == once["sha256"]
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_that_a_failed_run_kept_is_not_exported_and_not_missed(study, tmp_path):
     run = next(study.runs.glob("*/steps.csv")).parent
     for name in ("checkpoint.pt", "checkpoint.damaged-1.pt", "checkpoint.damaged-12.pt"):
@@ -386,6 +392,7 @@ def test_a_checkpoint_that_a_failed_run_kept_is_not_exported_and_not_missed(stud
     assert wrong(tmp_path / "out.zip") == {}
 
 
+@pytest.mark.thorough
 def test_a_study_that_stopped_early_is_exported_as_far_as_it_is_recorded(study, tmp_path, undrawn):
     decisions = study.decisions()
     decisions.pop("finals")

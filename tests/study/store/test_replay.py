@@ -30,6 +30,7 @@ def test_the_recorded_decisions_follow_from_the_results(finished):
     assert {p: p.stat().st_mtime_ns for p in study.root.rglob("*")} == before
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stage", ["lr_sweep", "calibrate", "lr_scale", "finals"])
 def test_an_edited_decision_is_shown_leaf_by_leaf(study, stage):
     path = study.root / "auto_decisions.json"

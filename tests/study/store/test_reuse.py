@@ -79,6 +79,7 @@ def test_an_edited_result_is_a_problem_of_the_status_and_makes_it_stale(study):
     assert "is damaged" in status(study)["problems"][0]
 
 
+@pytest.mark.thorough
 def test_a_result_exchanged_with_its_checksum_makes_the_decision_stale(own_copy):
     config, study = own_copy
     path = won(study, "lr_sweep") / "result.json"

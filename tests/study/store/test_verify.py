@@ -102,6 +102,7 @@ def test_no_later_command_accepts_an_edit_and_report_draws_an_edited_plot_again(
     assert (study.root / "lr_scale.png").read_bytes() == before
 
 
+@pytest.mark.thorough
 def test_an_edited_decision_is_decided_again_by_the_next_command_and_reported(own_copy, undrawn):
     config, study = own_copy
     path = study.root / "auto_decisions.json"
