@@ -98,9 +98,9 @@ def form(x: Any) -> str:
 
 
 def with_own_settings(saved: Mapping[str, Any], optimizer: AXIOM) -> dict[str, Any]:
-    """Give a checkpoint's optimizer state the settings of `own`, which has one group of parameters.
+    """Return a checkpoint's optimizer state with the settings of `optimizer`, which has one group.
 
-    Raises ValueError unless `own` can load it.
+    Raises ValueError unless `optimizer` can load it.
     """
     group = optimizer.state_dict()["param_groups"][0]
     (other,) = saved["param_groups"]

@@ -310,11 +310,6 @@ def words_of(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
 
 
-def words_around(sheet: Sheet) -> str:
-    """What the page says around a picture."""
-    return " ".join((sheet.title, sheet.alt, sheet.note, sheet.alert))
-
-
 def drawn(root: Path, until: str = "", phone: Container[str] = ()) -> dict[str, Any]:
     """The figures of a study by name, in the study's style.
 
