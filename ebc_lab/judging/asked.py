@@ -1,0 +1,52 @@
+"""What the caller of `judge` says about runs that the lab did not train."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of `judge`. An empty name is to be found out from the columns.
+
+    Attributes:
+        arm, seed, lr, step, loss, run, planned: columns by name; `loss` is what is judged.
+        choose: the column by which an arm's configuration is chosen, where it is not `loss`.
+        settings: further columns that make a run's configuration.
+        reference: the arm that the others are compared with.
+        better: `lower` or `higher`, whichever is better in the column `loss`.
+        outcome: of a curve: `last`, `target` (the first step at or below it) or `best` over its steps.
+        target: of the loss; steps to it are reported.
+        at: arm -> the step whose value is its outcome in place of the last; "" stands for every arm.
+        pairs: whether all pairs of arms are compared, in place of each with the reference.
+        paired: whether seeds pair the runs of two arms; None: where both have the same seeds.
+        margin: so much worse still counts as level, in the unit of the loss.
+        sigma: standard deviation of a run's outcome, for arms of one run: `pooled`, or a number in the unit of
+            the loss; empty: none is assumed.
+        exchange: what a step is worth, in the unit of the loss per step; None: not known.
+        rule: another benchmark's rule that is applied beside ours: `track3`.
+        pattern: of text logs: a regular expression with named groups `step`, `loss` and others.
+    """
+
+    arm: str = ""
+    seed: str = ""
+    lr: str = ""
+    step: str = ""
+    loss: str = ""
+    run: str = ""
+    planned: str = ""
+    choose: str = ""
+    settings: tuple[str, ...] = ()
+    reference: str = ""
+    better: str = ""
+    outcome: str = "last"
+    target: float | None = None
+    at: Mapping[str, float] = field(default_factory=dict)
+    pairs: bool = False
+    paired: bool | None = None
+    margin: float = 0.0
+    sigma: str = ""
+    exchange: float | None = None
+    rule: str = ""
+    pattern: str = ""
