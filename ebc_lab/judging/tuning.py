@@ -127,17 +127,18 @@ def configurations_of(
     """
     by = ["arm", *settings]
     seeds = table["seed"].notna().all() and not table.duplicated([*by, "seed"]).any()
-    sign = -1.0 if higher else 1.0
-    losses = [
-        (sign * a, sign * b)
-        for a, b in zip(table["chosen_by"].tolist(), table["outcome"].tolist(), strict=True)
-    ]
     keys = table["seed" if seeds else "run"].astype(str).tolist()
+    sign = -1.0 if higher else 1.0
+    choosing, outcomes = ((sign * table[name]).tolist() for name in ("chosen_by", "outcome"))
+    arms, *values = (table[name].tolist() for name in by)
+    numbers: dict[int, list[int]] = {}
+    for i, number in enumerate(table.groupby(by, sort=False, dropna=False).ngroup().tolist()):
+        numbers.setdefault(number, []).append(i)
     found: dict[str, list[Configuration]] = {}
-    for (arm, *values), rows in table.groupby(by, sort=False, dropna=False).indices.items():
-        runs = {keys[i]: losses[i] for i in rows}
-        known = dict(zip(settings, values, strict=True))
-        found.setdefault(str(arm), []).append(Configuration(known, runs, tuple(map(int, rows))))
+    for rows in numbers.values():
+        known = {name: of_all[rows[0]] for name, of_all in zip(settings, values, strict=True)}
+        runs = {keys[i]: (choosing[i], outcomes[i]) for i in rows}
+        found.setdefault(str(arms[rows[0]]), []).append(Configuration(known, runs, tuple(rows)))
     return found
 
 
@@ -156,11 +157,11 @@ def tuning_of(
     choosing loss.
 
     The chosen configuration of an arm is the only one of which the runs are compared with another arm's; all
-    others are tuning, even if they have as many runs. It is the one with the lowest upper limit of the choosing
-    loss: its mean plus two standard errors, from the noise that all configurations share. Where each has the
-    same number of runs, that is the lowest mean; otherwise a single lucky run does not beat a mean of several.
-    A diverged run makes a mean infinite. If all are infinite, the smallest share of diverged runs wins, then
-    the lowest mean of the others, then the first.
+    others are tuning, even if they have as many runs. It is the one with the lowest upper limit of the
+    choosing loss: its mean plus two standard errors, from the noise that all configurations share. Where each
+    has the same number of runs, that is the lowest mean; otherwise, one lucky run does not beat a mean of
+    several. A diverged run makes a mean infinite. If all are infinite, the smallest share of diverged runs
+    wins, then the lowest mean of the others, then the first.
     """
     if all(len(configurations) < 2 for configurations in arms.values()):
         return None

@@ -248,7 +248,7 @@ def test_the_window_is_that_of_the_learning_rate_with_other_settings_as_chosen()
 def test_configurations_come_from_a_table_by_seed_or_where_seeds_repeat_by_run():
     table = pd.DataFrame(
         {
-            "arm": ["a", "a", "a", "b"],
+            "arm": ["adam", "adam", "adam", "sgd"],
             "run": ["w", "x", "y", "z"],
             "seed": ["0", "0", "1", "0"],
             "lr": [1.0, 2.0, 2.0, math.nan],
@@ -257,15 +257,15 @@ def test_configurations_come_from_a_table_by_seed_or_where_seeds_repeat_by_run()
         }
     )
     found = configurations_of(table, ["lr"], higher=True)
-    assert found["a"] == [
+    assert found["adam"] == [
         Configuration({"lr": 1.0}, {"0": (-0.4, -0.5)}, (0,)),
         Configuration({"lr": 2.0}, {"0": (-0.5, -0.6), "1": (-0.6, -0.7)}, (1, 2)),
     ]
-    assert found["b"][0].runs == {"0": (INF, INF)}
-    assert tuning_of(found)["arms"]["b"]["chosen"]["settings"] == {"lr": None}
+    assert found["sgd"][0].runs == {"0": (INF, INF)}
+    assert tuning_of(found)["arms"]["sgd"]["chosen"]["settings"] == {"lr": None}
     table["seed"] = "0"
-    assert [list(c.runs) for c in configurations_of(table, ["lr"])["a"]] == [["w"], ["x", "y"]]
-    assert len(configurations_of(table, [])["a"]) == 1
+    assert [list(c.runs) for c in configurations_of(table, ["lr"])["adam"]] == [["w"], ["x", "y"]]
+    assert len(configurations_of(table, [])["adam"]) == 1
 
 
 def test_luck_adds_up_between_two_arms():
