@@ -245,6 +245,23 @@ def test_the_window_is_that_of_the_learning_rate_with_other_settings_as_chosen()
     assert tuning_of({"arm": tried([2.0], [1.9], setting="eta")})["arms"]["arm"]["window"] is None
 
 
+@pytest.mark.parametrize(
+    ("rates", "known"),
+    [
+        (("max_learning_rate",), True),
+        (("optim/lr",), True),
+        (("learning_rate_init",), True),
+        (("lr", "min_lr"), False),  # which of the two is not guessed
+        (("color",), False),
+    ],
+)
+def test_the_learning_rate_is_known_by_its_name(rates, known):
+    fixed = {"learning_rate": "constant", "warmup_lr": 1e-6}
+    arm = [Configuration({**dict.fromkeys(rates, x), **fixed}, {"0": (2 * x, x)}) for x in (0.1, 0.2)]
+    found = tuning_of({"arm": arm}, within=0.1)["arms"]["arm"]["window"]
+    assert (found is not None) == known
+
+
 def test_configurations_come_from_a_table_by_seed_or_where_seeds_repeat_by_run():
     table = pd.DataFrame(
         {
