@@ -153,8 +153,8 @@ def tuning_of(
     """Return what the configurations of each arm show of its tuning, or None if no arm has two.
 
     `chosen_by`, `reported`: names of the losses that choose and that are reported. `lr`: the setting that is
-    the learning rate; empty: the only one with such a name that varies. `within`: the window's height, in the unit of the
-    choosing loss.
+    the learning rate; empty: the only one with such a name that varies. `within`: the window's height, in the
+    unit of the choosing loss.
 
     The chosen configuration of an arm is the only one of which the runs are compared with another arm's; all
     others are tuning, even if they have as many runs. It is the one with the lowest upper limit of the
