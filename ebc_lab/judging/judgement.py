@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ebc_lab import __version__
 from ebc_lab.config.errors import any_of, nearest, require
 
-from . import cautions, differences, outcomes, rules, sentences, steps, tuning
+from . import cautions, differences, outcomes, sections, sentences, tuning
 from .asked import Asked
 from .columns import choose_columns
 from .record import ArmRecord, Caution, DifferenceRecord, Record, Taken
@@ -175,7 +175,7 @@ def _record(
     runs, of_outcomes = outcomes.with_outcome(runs, asked)
     turn = runs.better == "higher" and asked.outcome != "target"
     tried = tuning.configurations_of(runs.table, runs.settings, higher=turn)
-    tuned = tuning.tuning_of(tried, chosen_by=asked.choose or runs.loss, reported=runs.loss)
+    tuned = tuning.tuning_of(tried, chosen_by=asked.choose or runs.loss, reported=runs.loss, lr=asked.lr)
     judged = outcomes.chosen_runs(runs, tried, tuned)
     losses = outcomes.losses_by_arm(judged, turn=turn)
     reference = reference_of(losses, asked)
@@ -190,7 +190,7 @@ def _record(
         margin=asked.margin,
         sigma=sigma,
         sigma_freedom=freedom,
-        luck=tuning.luck_by_arm(tuned),
+        luck={arm: tuning.luck_of(tuned, arm) for arm in losses},
     )
     record: Record = {
         "ebc_lab": __version__,
@@ -211,15 +211,11 @@ def _record(
         "arms": _arm_records(judged, losses, asked, turn=turn),
         "differences": [_difference_record(one, turn=turn) for one in compared],
         "tuning": cast(dict[str, Any] | None, tuned),
-        "steps": None,
-        "lengths": cast(dict[str, Any] | None, steps.lengths_of(every, reference, asked)),
-        "rule": None,
+        "steps": sections.steps_section(judged, reference, asked, paired=paired),
+        "lengths": sections.lengths_section(every, judged, keyed, reference, asked, paired=paired, turn=turn),
+        "rule": sections.rule_section(judged, asked),
         "runs": _run_records(judged),
     }
-    if asked.target is not None and runs.step_name:
-        record["steps"] = cast(dict[str, Any], steps.steps_of(judged, reference, asked, paired=paired))
-    if asked.rule:
-        record["rule"] = cast(dict[str, Any], rules.track3(judged, asked))
     record["cautions"] = [
         *(Caution(kind="read", sentence=note, runs=[]) for note in notes),
         *of_lengths,
