@@ -46,9 +46,9 @@ OWN = re.compile(
 )
 
 
-def cautions(runs: Runs, judged: Runs, asked: Asked, tuned: Tuning) -> list[Caution]:
+def cautions(runs: Runs, judged: Runs, asked: Asked, tuned: Tuning | None) -> list[Caution]:
     """Return what warns about these runs, the gravest first. `judged`: the runs whose outcomes are compared,
-    those of each arm's chosen configuration; `tuned`: how these were chosen."""
+    those of each arm's chosen configuration; `tuned`: how these were chosen, None where no arm had a choice."""
     chosen = judged.table
     curves = _curves(runs)
     found = [
@@ -59,11 +59,11 @@ def cautions(runs: Runs, judged: Runs, asked: Asked, tuned: Tuning) -> list[Caut
         _seed_twice(runs),
         _diverged(runs, asked, curves),
         _one_run(chosen),
-        _chosen_by_reported(runs, tuned),
+        _chosen_by_reported(runs, tuned) if tuned else None,
         _best_over_steps(runs, asked, curves),
         _training_loss(runs),
         _confounded(runs),
-        _unequal_tuning(runs, tuned),
+        _unequal_tuning(runs, tuned) if tuned else None,
         _ended_early(runs, curves),
         _unequal_lengths(chosen, runs, asked),
         _unequal_cadence(runs, asked, curves),
@@ -217,12 +217,12 @@ def _best_over_steps(runs: Runs, asked: Asked, curves: _Curves) -> Caution | Non
         size = f" ({_count(at_end, 'run')} of {len(curves.run):,} had it at the end of the curve)"
         if len(bias):
             size = (
-                f", here by {bias.mean():.2g} on average of {_count(len(bias), 'run')}: so far it lies beyond "
-                f"what the two evaluations before and after it predict{size}"
+                f", here by {bias.mean():.2g} on average of {_count(len(bias), 'run')}: so far it lies "
+                f"beyond what the two evaluations before and after it predict{size}"
             )
     sentence = (
-        f"{words} the best over a run's steps, and the best of many noisy values is too good{size}, the more so "
-        f"the more often and the more noisily a run was evaluated; use the last value {instead}."
+        f"{words} the best over a run's steps, and the best of many noisy values is too good{size}, the more "
+        f"so the more often and the more noisily a run was evaluated; use the last value {instead}."
     )
     return Caution(kind="best_over_steps", sentence=sentence, runs=_names(runs.table, runs.table.index))
 
@@ -291,11 +291,14 @@ def _ended_early(runs: Runs, curves: _Curves) -> Caution | None:
     short = table[(table["planned"] - table["length"] > np.maximum(distance, 1)).to_numpy()]
     if short.empty:
         return None
+    ends = short.groupby("arm", sort=False)["length"].agg(["size", "nunique"])
+    alike = ends.index[(ends["nunique"] == 1) & (ends["size"] == table["arm"].value_counts()[ends.index])]
+    meant = f"; all runs of {_listed(alike)} ended at the same one, which looks intended" * (len(alike) > 0)
     firsts = short.drop_duplicates("arm").itertuples()
     places = _listed(f"{r.run} at {r.length:g} of {r.planned:g}" for r in firsts)
     sentence = (
         f"{_count(len(short), 'run')} ended before the planned {_units(runs)} "
-        f"({_arms(short.groupby('arm', sort=False).size())}; the first of each arm: {places}): an unfinished "
+        f"({_arms(ends['size'])}; the first of each arm: {places}{meant}): an unfinished "
         "schedule of the learning rate makes the last loss too high; find out why they ended, and leave runs "
         "out only for a reason that does not depend on their loss."
     )
@@ -426,9 +429,9 @@ def _chosen_by_reported(runs: Runs, tuned: Tuning) -> Caution | None:
     sizes = [abs(size) for size in known if size is not None]
     size = f", by about {min(sizes):.2g} to {max(sizes):.2g} as their noise suggests" if sizes else ""
     sentence = (
-        f"{tuned['reported']} chooses the configuration of {_count(len(several), 'arm')} and is reported "
-        f"of it (configurations tried: {_arms(several)}): the best of several is too good by luck{size}; choose by "
-        "another split (--choose COLUMN), or train the chosen configurations on fresh seeds."
+        f"{tuned['reported']} chooses a configuration in {_count(len(several), 'arm')} and is reported "
+        f"of it (configurations tried: {_arms(several)}): the best of several is too good by luck{size}; choose "
+        "by another split (--choose COLUMN), or train the chosen configurations on fresh seeds."
     )
     meant = runs.table["arm"].isin(list(several))
     return Caution(kind="chosen_by_reported", sentence=sentence, runs=_names(runs.table, meant))
