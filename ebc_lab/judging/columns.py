@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ebc_lab.config.errors import UserError, any_of, nearest, require, shown
 
 from .asked import Asked
-from .readers.names import split_name
+from .readers.names import split_names
 from .readers.reader import Source
 from .record import Taken
 
@@ -255,7 +255,8 @@ def _arm(search: _Search, asked: Asked, run: str, seed: str) -> tuple[Source, st
     if asked.arm or plain(arm) not in RUN_WORDS:
         return search.source, arm
     names = search.frame[arm].astype("category")
-    parted = {name: split_name(str(name)) for name in names.cat.categories}
+    known = [str(name) for name in names.cat.categories]
+    parted = dict(zip(names.cat.categories, split_names(known), strict=True))
     rests = {rest for rest, _ in parted.values()}
     if len(rests) == len(parted) and len(parted) > 2 and not run:
         require(
