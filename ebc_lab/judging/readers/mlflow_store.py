@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 RUNS = """select r.run_uuid as key, r.name as name, r.status as state, r.start_time as start,
     r.lifecycle_stage as stage, e.name as experiment, e.lifecycle_stage as of_experiment
     from runs r left join experiments e on e.experiment_id = r.experiment_id order by r.start_time, r.run_uuid"""
-POINTS = 'select run_uuid as run, key as name, value, is_nan, step, timestamp as time from metrics order by timestamp'
+POINTS = """select run_uuid as run, key as name, value, is_nan, step, timestamp as time
+    from metrics order by timestamp, rowid"""
+LARGEST = 1.79e308  # a database holds infinity as the largest float, 1.797e308
 NAME, PARENT = "mlflow.runName", "mlflow.parentRunId"
 
 
@@ -130,7 +132,7 @@ def _from_database(file: Path) -> tuple[list[dict[str, Any]], pd.DataFrame]:
     for run in by_key.values():
         run["name"] = run["tags"].get(NAME) or run["name"] or ""
         run["stage"] = "deleted" if "deleted" in (run["stage"], run["of_experiment"]) else run["stage"]
-    points["value"] = points.value.mask(points.is_nan.astype(bool))
+    points["value"] = points.value.mask(points.is_nan.astype(bool) | (points.value.abs() > LARGEST))
     return list(by_key.values()), points.drop(columns="is_nan")
 
 
@@ -173,6 +175,7 @@ def _from_files(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], pd.DataF
         for file in files_below(folder / "metrics", ".*"):
             name = file.relative_to(folder / "metrics").as_posix()
             points.append(_metric(file).assign(run=folder.name, name=name))
+    runs.sort(key=lambda run: run["start"] or 0)
     return runs, pd.concat([p for p in points if len(p)] or points, ignore_index=True)
 
 

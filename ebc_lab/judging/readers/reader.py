@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ebc_lab.config.errors import UserError
 
 from ..asked import Asked
+from .names import columns_of_places
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -168,6 +169,21 @@ def source_of_runs(
     frame = pd.concat([part.reset_index(drop=True) for part in parts], axis=1)
     there = {role: column for role, column in roles.items() if column in frame}
     return Source(frame, what, there, tuple(configs.columns), better, tuple(notes))
+
+
+def about_places(
+    folders: Sequence[Path],
+    path: Path,
+    about: Sequence[Mapping[str, Any]],
+    settings: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """Return what `source_of_runs` wants to know about runs that are folders in `path`, or `path` itself: what
+    their places say, apart from what every run's settings say better."""
+    root = path if path.is_dir() and path not in folders else folders[0].parent if len(folders) == 1 else path.parent
+    places = columns_of_places(folders, root)
+    better = [name for name in places if name != "run" and all(name in of_run for of_run in settings)]
+    rows = places.drop(columns=better).to_dict("records")
+    return [{**row, **more} for row, more in zip(rows, about, strict=True)]
 
 
 def told_apart(names: Sequence[str], keys: Sequence[str]) -> list[str]:
