@@ -45,13 +45,7 @@ class Delimited(Reader):
 
     def read(self, path: Path, asked: Asked) -> Source:
         frame, notes = read_table(path)
-        long, wide_note = made_long(frame, asked, str(path))
-        return Source(
-            long,
-            f"CSV file {path.name}",
-            roles={"run": "run", "arm": "arm"} if wide_note else {},
-            notes=[*notes, *([wide_note] if wide_note else [])],
-        )
+        return table_source(frame, asked, path, "CSV file", notes)
 
 
 READER = Delimited()
@@ -116,12 +110,20 @@ def read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
         raise UserError(f"{path} is damaged: {why}") from error
     require(len(frame) > 0, f"{path} has names of columns and no rows")
     notes = []
-    frame = logged(frame)
     if "" in names and (frame["index"].to_numpy() == range(len(frame))).all():
         if any(STEP_NAMES.fullmatch(name) for name in names if name):
             frame = frame.drop(columns="index")
             notes.append(f"The first column of {path.name} has no name and counts its rows: left out.")
     return frame, notes
+
+
+def table_source(frame: pd.DataFrame, asked: Asked, path: Path, what: str, notes: Sequence[str] = ()) -> Source:
+    """Return what a table's rows are, long or wide."""
+    long, metric, note = made_long(logged(frame), asked, str(path))
+    roles = {"run": "run", "arm": "arm", "loss": metric} if metric else {}
+    if metric and "seed" in long:
+        roles["seed"] = "seed"
+    return Source(long, f"{what} {path.name}", roles=roles, notes=[*notes, *([note] if note else [])])
 
 
 def logged(frame: pd.DataFrame) -> pd.DataFrame:
@@ -132,8 +134,9 @@ def logged(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def made_long(frame: pd.DataFrame, asked: Asked, where: str) -> tuple[pd.DataFrame, str]:
-    """Return a table with a row an evaluation, and a note where it was made so from one with a column a run.
+def made_long(frame: pd.DataFrame, asked: Asked, where: str) -> tuple[pd.DataFrame, str, str]:
+    """Return a table with a row an evaluation. Where it was made so from one with a column a run: the name of
+    what the columns hold, and a note.
 
     A table has a column for each run where it has a column of steps, all others are numbers, and their names,
     without a metric's name that all of them share, are no names of metrics or settings. With `--loss`, columns
@@ -141,12 +144,13 @@ def made_long(frame: pd.DataFrame, asked: Asked, where: str) -> tuple[pd.DataFra
 
     Raises UserError: nothing but numbers under names that nobody knows, and no column of steps.
     """
+    import numpy as np
     import pandas as pd
     from pandas.api.types import is_numeric_dtype
 
     names = list(frame.columns)
     if asked.loss in names:
-        return frame, ""
+        return frame, "", ""
     steps = [asked.step] if asked.step in names else [name for name in names if STEP_NAMES.fullmatch(name)]
     others = [name for name in names if name not in steps]
     if asked.loss:
@@ -156,7 +160,7 @@ def made_long(frame: pd.DataFrame, asked: Asked, where: str) -> tuple[pd.DataFra
         runs, metric = _runs_of_columns(others)
     numeric = all(is_numeric_dtype(frame[name]) for name in (runs if asked.loss else others))
     if len(runs) < 2 or not numeric:
-        return frame, ""
+        return frame, "", ""
     require(
         len(steps) > 0,
         f"{where}: is each column a run, or a metric? Name the column of steps by --step, or that of the loss by "
@@ -169,12 +173,10 @@ def made_long(frame: pd.DataFrame, asked: Asked, where: str) -> tuple[pd.DataFra
     table = pd.DataFrame({"run": list(runs.values()), "arm": [arm or "all runs" for arm, _ in split]}, dtype=object)
     for key in dict.fromkeys(key for _, told in split for key in told if key != "run"):
         table[key] = [told.get(key) for _, told in split]
-    import numpy as np
-
     long = table.loc[np.repeat(range(len(runs)), counts)].reset_index(drop=True)
     long[step] = np.concatenate([frame[step].to_numpy()[mask] for mask in kept])
     long[metric] = np.concatenate([frame[name].to_numpy(float)[mask] for name, mask in zip(runs, kept, strict=True)])
-    return long, f"{where} has a column for each of {len(runs)} runs: {metric} by {step}."
+    return long, metric, f"{where} has a column for each of {len(runs)} runs: {metric} by {step}."
 
 
 def _runs_of_columns(names: Sequence[str]) -> tuple[dict[str, str], str]:

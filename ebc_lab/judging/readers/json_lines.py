@@ -11,7 +11,7 @@ from typing import Any
 from ebc_lab.config.errors import UserError, require, shown
 
 from ..asked import Asked
-from .delimited import STEP_NAMES, logged, made_long
+from .delimited import STEP_NAMES, table_source
 from .reader import Reader, Source
 
 ENDINGS = (".jsonl", ".ndjson", ".json")
@@ -36,14 +36,7 @@ class JsonLines(Reader):
 
         records, notes = _records(path)
         rows = [row for record in records for row in _exploded(_flat(record), path)]
-        frame = pd.DataFrame.from_records(rows)
-        long, note = made_long(logged(frame), asked, str(path))
-        return Source(
-            long,
-            f"JSON file {path.name}",
-            roles={"run": "run", "arm": "arm"} if note else {},
-            notes=[*notes, *([note] if note else [])],
-        )
+        return table_source(pd.DataFrame.from_records(rows), asked, path, "JSON file", notes)
 
 
 READER = JsonLines()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ebc_lab.config.errors import UserError, any_of, require, shown
 
 from ..asked import Asked
-from .delimited import ENDING, first_rows, read_table
+from .delimited import ENDING, first_rows, logged, read_table
 from .names import split_names
 from .reader import Reader, Source
 
@@ -55,6 +55,7 @@ def _chart(path: Path, asked: Asked) -> Source:
     import pandas as pd
 
     frame, notes = read_table(path)
+    frame = logged(frame)
     step = str(frame.columns[0])
     values: dict[str, dict[str, str]] = {}  # run -> metric -> column
     for column in frame.columns[1:]:
@@ -99,6 +100,7 @@ def _chart(path: Path, asked: Asked) -> Source:
 def _table(path: Path) -> Source:
     """Return the table of runs. Runs of one name are told apart by a number behind it."""
     frame, notes = read_table(path)
+    frame = logged(frame)
     names = frame["Name"].astype(str)
     again = names.groupby(names).cumcount()
     if (again > 0).any():
