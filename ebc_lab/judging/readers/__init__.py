@@ -58,7 +58,9 @@ def read(paths: Sequence[str | Path], asked: Asked) -> list[Source]:
         require(place.exists(), f"there is no file or folder {place}")
         here = _found(place, asked, MODULES)
         chosen = min(here, key=_rank)
-        found.setdefault(chosen, []).extend(path for path in here[chosen] if path not in found.get(chosen, ()))
+        found.setdefault(chosen, []).extend(
+            path for path in here[chosen] if path not in found.get(chosen, ())
+        )
         notes += _unread(place, here, chosen)
     sources = []
     for module in sorted(found, key=_rank):
@@ -161,10 +163,14 @@ def together(
     frames = []
     for number, source in enumerate(sources):
         frame = source.frame
-        said = {str(name): places[name].iloc[number] for name in places if name not in frame and name != "run"}
+        said = {
+            str(name): places[name].iloc[number] for name in places if name not in frame and name != "run"
+        }
         if "run" in roles:
             run = source.roles.get("run", "")
-            said[roles["run"]] = places.run[number] + " " + frame[run].astype(str) if run else places.run[number]
+            said[roles["run"]] = (
+                places.run[number] + " " + frame[run].astype(str) if run else places.run[number]
+            )
         elif _is_a_run(source, asked):
             said["run"] = places.run[number]
         said["source"] = os.path.relpath(paths[number], root)
@@ -191,6 +197,19 @@ def _is_a_run(source: Source, asked: Asked) -> bool:
     from .delimited import STEP_NAMES
 
     names = [str(name) for name in source.frame]
-    steps = {asked.step, source.roles.get("step", "")} & set(names) or [n for n in names if STEP_NAMES.fullmatch(n)]
-    telling = {asked.run, asked.seed, asked.arm, "run", "seed", "arm", "optimizer", "method", "name", "run_id"}
+    steps = {asked.step, source.roles.get("step", "")} & set(names) or [
+        n for n in names if STEP_NAMES.fullmatch(n)
+    ]
+    telling = {
+        asked.run,
+        asked.seed,
+        asked.arm,
+        "run",
+        "seed",
+        "arm",
+        "optimizer",
+        "method",
+        "name",
+        "run_id",
+    }
     return bool(steps) and not any(source.frame[name].nunique() > 1 for name in telling & set(names))

@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ebc_lab.config.errors import UserError, require, shown
 
@@ -28,10 +28,11 @@ STEP_NAMES = re.compile(
     re.IGNORECASE,
 )
 # words of columns that are a metric, a setting or a count, and so no run's name
-KNOWN_WORDS = frozenset(
-    "loss acc accuracy ppl perplexity bpb bpc error err score metric reward f1 bleu rouge mse rmse mae nll ce auc "
-    "seed lr learning rate wd decay batch size step steps iter iteration epoch tokens time wall runtime timestamp "
-    "train training val valid validation test eval dev norm grad mean std min max memory gpu planned run".split()
+KNOWN_WORD = re.compile(
+    r"(loss|acc|accuracy|ppl|perplexity|bpb|bpc|error|err|score|metric|reward|f1|bleu|rouge|mse|rmse|mae|nll|ce|"
+    r"auc|seed|lr|learning|rate|wd|decay|batch|size|steps?|iter|iteration|epoch|tokens|time|wall|runtime|timestamp|"
+    r"train|training|val|valid|validation|test|eval|dev|norm|grad|mean|std|min|max|memory|gpu|planned|run)\d*",
+    re.IGNORECASE,
 )
 
 
@@ -86,7 +87,7 @@ def read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
     rows, mark, point = first_rows(path)
     names = [name.strip().removeprefix("\ufeff") for name in rows[0]]
     _check_names(names, path)
-    format_of_cells = {
+    format_of_cells: Any = {
         "sep": mark,
         "decimal": point,
         "header": 0,
@@ -110,14 +111,16 @@ def read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
         raise UserError(f"{path} is damaged: {why}") from error
     require(len(frame) > 0, f"{path} has names of columns and no rows")
     notes = []
-    if "" in names and (frame["index"].to_numpy() == range(len(frame))).all():
-        if any(STEP_NAMES.fullmatch(name) for name in names if name):
-            frame = frame.drop(columns="index")
-            notes.append(f"The first column of {path.name} has no name and counts its rows: left out.")
+    has_steps = any(STEP_NAMES.fullmatch(name) for name in names if name)
+    if "" in names and has_steps and (frame["index"].to_numpy() == range(len(frame))).all():
+        frame = frame.drop(columns="index")
+        notes.append(f"The first column of {path.name} has no name and counts its rows: left out.")
     return frame, notes
 
 
-def table_source(frame: pd.DataFrame, asked: Asked, path: Path, what: str, notes: Sequence[str] = ()) -> Source:
+def table_source(
+    frame: pd.DataFrame, asked: Asked, path: Path, what: str, notes: Sequence[str] = ()
+) -> Source:
     """Return what a table's rows are, long or wide."""
     long, metric, note = made_long(logged(frame), asked, str(path))
     roles = {"run": "run", "arm": "arm", "loss": metric} if metric else {}
@@ -170,31 +173,37 @@ def made_long(frame: pd.DataFrame, asked: Asked, where: str) -> tuple[pd.DataFra
     split = split_names(list(runs.values()))
     kept = [frame[name].notna().to_numpy() for name in runs]
     counts = [int(mask.sum()) for mask in kept]
-    table = pd.DataFrame({"run": list(runs.values()), "arm": [arm or "all runs" for arm, _ in split]}, dtype=object)
+    table = pd.DataFrame(
+        {"run": list(runs.values()), "arm": [arm or "all runs" for arm, _ in split]}, dtype=object
+    )
     for key in dict.fromkeys(key for _, told in split for key in told if key != "run"):
         table[key] = [told.get(key) for _, told in split]
     long = table.loc[np.repeat(range(len(runs)), counts)].reset_index(drop=True)
     long[step] = np.concatenate([frame[step].to_numpy()[mask] for mask in kept])
-    long[metric] = np.concatenate([frame[name].to_numpy(float)[mask] for name, mask in zip(runs, kept, strict=True)])
+    long[metric] = np.concatenate(
+        [frame[name].to_numpy(float)[mask] for name, mask in zip(runs, kept, strict=True)]
+    )
     return long, metric, f"{where} has a column for each of {len(runs)} runs: {metric} by {step}."
 
 
 def _runs_of_columns(names: Sequence[str]) -> tuple[dict[str, str], str]:
     """Return column -> run, and the metric that the columns share. Nothing where one is a metric or a setting."""
-    words = [re.split(r"(\s-\s|[_/.:\s-])", name) for name in names]  # words, with what separates them between
+    words = [
+        re.split(r"(\s-\s|[_/.:\s-])", name) for name in names
+    ]  # words, with what separates them between
     shared = 0
     while (
         len(names) > 1
         and all(len(each) >= 2 * shared + 3 for each in words)
         and len({each[-1 - 2 * shared] for each in words}) == 1
-        and words[0][-1 - 2 * shared].lower() in KNOWN_WORDS
+        and KNOWN_WORD.fullmatch(words[0][-1 - 2 * shared])
     ):
         shared += 1
     metric = "".join(words[0][-(2 * shared - 1) :]) if shared else "loss"
     runs = {name: "".join(each[: len(each) - 2 * shared]) for name, each in zip(names, words, strict=True)}
     for run in runs.values():
         rest = split_name(run)[0]
-        if any(word.lower().rstrip("0123456789") in KNOWN_WORDS for word in re.split(r"[^A-Za-z0-9]+", rest)):
+        if any(KNOWN_WORD.fullmatch(word) for word in re.split(r"[^A-Za-z0-9]+", rest)):
             return {}, metric
     return runs, metric
 
@@ -209,10 +218,10 @@ def _without(name: str, metric: str) -> str | None:
 
 
 class _Logged(io.RawIOBase):
-    """A file in which each cell `nan` is `inf`, as long as it was read: pandas takes both `nan` and an empty cell
-    for missing, and only the second is."""
+    """A file in whose text each cell `nan` is `inf`: pandas takes both `nan` and an empty cell for missing, and
+    only the second is."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.first = True
 
@@ -250,8 +259,8 @@ def _mentions_nan(path: Path) -> bool:
     return False
 
 
-def _opened(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
+def _opened(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def _decoded(head: bytes, path: Path) -> str:

@@ -37,7 +37,7 @@ class Hydra(Reader):
         from . import read_inside
 
         overrides = [_overrides(job) for job in paths]
-        swept = [key for key in dict.fromkeys(key for each in overrides for key in each)]
+        swept = list(dict.fromkeys(key for each in overrides for key in each))
         frames, empty, sources = [], [], []
         for job, own in zip(paths, overrides, strict=True):
             try:
@@ -49,7 +49,9 @@ class Hydra(Reader):
             config = _yaml(job / ".hydra" / "config.yaml")
             settings = {key: own.get(key, _value(config, key)) for key in swept}
             named = {key: _value(config, key) for key, value in settings.items()}
-            told = {key: settings[key] if isinstance(named[key], dict | None) else named[key] for key in swept}
+            told = {
+                key: settings[key] if isinstance(named[key], dict | None) else named[key] for key in swept
+            }
             place = job.relative_to(root).as_posix()
             frame = source.frame.assign(**{key: _plain(value) for key, value in told.items()})
             run = source.roles.get("run", "")

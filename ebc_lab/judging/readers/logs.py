@@ -84,7 +84,8 @@ class Logs(Reader):
         return Source(
             frame,
             f"log {path.name}",
-            roles={role: role for role in ("step", "seed", "arm", "planned", "run") if role in frame} | {"loss": loss},
+            roles={role: role for role in ("step", "seed", "arm", "planned", "run") if role in frame}
+            | {"loss": loss},
             notes=[f"{path.name}: {len(rows):,} matches of --pattern; {missed:,} lines do not match."],
         )
 

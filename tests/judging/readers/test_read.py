@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging.asked import Asked
 from ebc_lab.judging.readers import read
@@ -81,7 +82,9 @@ def test_logs_by_pattern_are_a_run_a_file(tmp_path: Path) -> None:
         ("", "", "none of the formats"),
     ],
 )
-def test_what_no_reader_claims_is_said_in_a_sentence(tmp_path: Path, name: str, text: str, sentence: str) -> None:
+def test_what_no_reader_claims_is_said_in_a_sentence(
+    tmp_path: Path, name: str, text: str, sentence: str
+) -> None:
     if name:
         write(tmp_path / name, text)
     with pytest.raises(UserError, match=sentence):
