@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 UNEQUAL_SPREAD = 5.0  # one arm's standard deviation over another's from which it is said
 COINCIDENCES = 0.05  # so many pairs of equal outcomes are to be expected by rounding alone: fewer are a copy
+SMOOTH = (
+    -0.4
+)  # lag-one correlation of third differences: of 30 arms as logged up to −0.42, smoothed from −0.35
 LONGEST_TAIL = 500  # rows of a curve, from its end, in which smoothing is looked for
 
 ACCURACY = re.compile(
@@ -48,7 +51,7 @@ OWN = re.compile(
 
 def cautions(runs: Runs, judged: Runs, asked: Asked, tuned: Tuning | None) -> list[Caution]:
     """Return what warns about these runs, the gravest first. `judged`: the runs whose outcomes are compared,
-    those of each arm's chosen configuration; `tuned`: how these were chosen, None where no arm had a choice."""
+    those of each arm's chosen configuration; `tuned`: how these were chosen, None if no arm had a choice."""
     chosen = judged.table
     curves = _curves(runs)
     found = [
@@ -429,9 +432,9 @@ def _chosen_by_reported(runs: Runs, tuned: Tuning) -> Caution | None:
     sizes = [abs(size) for size in known if size is not None]
     size = f", by about {min(sizes):.2g} to {max(sizes):.2g} as their noise suggests" if sizes else ""
     sentence = (
-        f"{tuned['reported']} chooses a configuration in {_count(len(several), 'arm')} and is reported "
-        f"of it (configurations tried: {_arms(several)}): the best of several is too good by luck{size}; choose "
-        "by another split (--choose COLUMN), or train the chosen configurations on fresh seeds."
+        f"{tuned['reported']} chooses the configuration of {_count(len(several), 'arm')} and is then "
+        f"reported of it (tried: {_arms(several)}): the best of several is too good by luck{size}; choose by another "
+        "split (--choose COLUMN), or train the chosen configurations on fresh seeds."
     )
     meant = runs.table["arm"].isin(list(several))
     return Caution(kind="chosen_by_reported", sentence=sentence, runs=_names(runs.table, meant))
@@ -593,9 +596,11 @@ def _smoothed(runs: Runs, curves: _Curves) -> Caution | None:
     """Arms of three runs and more whose noise goes on in the direction that it took.
 
     A run's noise is its distance from the mean of its arm's runs at the same step. If its values are
-    independent, the lag-one correlation of its differences is −1/2; if it is a random walk, 0. What lies
-    clearly above 0 is a running mean. Runs that are no replicates keep a trend of their own there; so their
-    third differences must tell of it, too: −3/4 if values are independent, −2/3 for a random walk.
+    independent, the lag-one correlation of its differences is −1/2; if it is a random walk, 0: what lies
+    clearly above 0 is a running mean, or the trends of runs that are no replicates. These do not outlast a
+    second difference (independent values −2/3, a random walk −1/2), nor make the third differences of the
+    curves themselves (−3/4, −2/3) as smooth as a running mean does: one of the two must tell of it as well.
+    Smoothing of noise that is independent from one row to the next cannot be told from a random walk.
     """
     import numpy as np
 
@@ -614,8 +619,9 @@ def _smoothed(runs: Runs, curves: _Curves) -> Caution | None:
         noise = np.diff(losses - losses.mean(axis=0))
         curved = np.diff(losses, n=3)
         curved /= np.sqrt((curved**2).mean(axis=0)) + 1e-300
-        goes_on, free = _lag_one(noise), (len(losses) - 1) * noise.shape[1]
-        if goes_on > 2 / np.sqrt(free) and _lag_one(curved) > -0.4:
+        goes_on, error = _lag_one(noise), 1 / np.sqrt((len(losses) - 1) * noise.shape[1])
+        smooth = _lag_one(np.diff(noise)) > 2 * error - 1 / 2 or _lag_one(curved) > SMOOTH
+        if goes_on > 2 * error and smooth:
             found[str(arm)] = goes_on
     if not found:
         return None

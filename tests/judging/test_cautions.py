@@ -178,23 +178,33 @@ def smooth(values, weight):
     return np.array(out)
 
 
-def noisy(number, weight, persistent=0.5):
-    """Return a curve whose noise is independent and, in part, of a run that goes its own way."""
+def noisy(number, weight, own, size):
+    """Return a curve with noise of this size: independent, and `own` times as large a walk of the run's own."""
     rng = np.random.default_rng(number)
-    own = np.cumsum(rng.standard_normal(60)) * persistent
-    raw = 3 + 2 * np.exp(-np.arange(60) / 12) + 0.002 * (rng.standard_normal(60) + own)
+    noise = rng.standard_normal(60) + own * np.cumsum(rng.standard_normal(60))
+    raw = 3 + 2 * np.exp(-np.arange(60) / 12) + size * noise
     return smooth(raw, weight) if weight else raw
 
 
-@pytest.mark.parametrize("persistent", [0.0, 0.5, 3.0])
-def test_smoothed_curves_are_told_from_curves_as_they_were_logged(persistent):
-    steps = [100 * np.arange(1.0, 61)] * 16
-    arms = {"adam": 8, "muon": 8}
-    logged = runs(arms, losses=[noisy(i, 0.0, persistent) for i in range(16)], steps=steps)
+@pytest.mark.parametrize(("own", "size"), [(0.5, 0.0002), (3.0, 0.002)])
+def test_smoothed_curves_are_told_from_curves_as_they_were_logged(own, size):
+    steps, arms = [100 * np.arange(1.0, 61)] * 16, {"adam": 8, "muon": 8}
+    logged = runs(arms, losses=[noisy(i, 0.0, own, size) for i in range(16)], steps=steps)
     assert "smoothed" not in warned(logged)
-    if persistent:
-        shown = runs(arms, losses=[noisy(i, 0.9, persistent) for i in range(16)], steps=steps)
-        assert len(warned(shown)["smoothed"]["runs"]) == 16
+    shown = runs(arms, losses=[noisy(i, 0.9, own, size) for i in range(16)], steps=steps)
+    assert len(warned(shown)["smoothed"]["runs"]) == 16
+
+
+@pytest.mark.parametrize("own", [0.0, 0.5, 1.0, 100.0])
+@pytest.mark.parametrize("size", [0.0001, 0.002])
+def test_noise_that_walks_and_runs_that_are_no_replicates_are_not_taken_for_smoothed(own, size):
+    steps, arms = [100 * np.arange(1.0, 61)] * 16, {"adam": 8, "muon": 8}
+    for first in range(0, 160, 16):
+        losses = [noisy(first + i, 0.0, own, size) for i in range(16)]
+        assert "smoothed" not in warned(runs(arms, losses=losses, steps=steps)), first
+    rng = np.random.default_rng(0)
+    sweep = [x + 0.1 * rng.random() * np.arange(60) / 60 for x in losses]
+    assert own == 100.0 or "smoothed" not in warned(runs(arms, losses=sweep, steps=steps))
 
 
 def test_a_training_loss_is_named_and_a_validation_loss_is_not():
