@@ -320,7 +320,7 @@ def _identical(runs: Runs, curves: _Curves) -> Caution | None:
     groups: dict[object, list[int]] = {}
     for run, start, end in zip(curves.run.tolist(), curves.start, curves.end, strict=True):
         if end - start > 2:  # the first row is often the loss before training, the same in all
-            groups.setdefault(hashlib.blake2b(curves.loss[start:end]).digest(), []).append(run)
+            groups.setdefault(hashlib.blake2b(curves.loss[start:end].data).digest(), []).append(run)
     if not len(curves.run) and not _by_rounding(table):
         for run, value in table["outcome"][np.isfinite(table["outcome"])].items():
             groups.setdefault(value, []).append(cast(int, run))
@@ -432,9 +432,9 @@ def _chosen_by_reported(runs: Runs, tuned: Tuning) -> Caution | None:
     sizes = [abs(size) for size in known if size is not None]
     size = f", by about {min(sizes):.2g} to {max(sizes):.2g} as their noise suggests" if sizes else ""
     sentence = (
-        f"{tuned['reported']} chooses the configuration of {_count(len(several), 'arm')} and is then "
-        f"reported of it (tried: {_arms(several)}): the best of several is too good by luck{size}; choose by another "
-        "split (--choose COLUMN), or train the chosen configurations on fresh seeds."
+        f"{tuned['reported']} chooses the configuration of {_count(len(several), 'arm')} and is "
+        f"reported of it (tried: {_arms(several)}): the best of several is too good by luck{size}; choose "
+        "by another split (--choose COLUMN), or train the chosen configurations on fresh seeds."
     )
     meant = runs.table["arm"].isin(list(several))
     return Caution(kind="chosen_by_reported", sentence=sentence, runs=_names(runs.table, meant))
@@ -510,7 +510,7 @@ def _unequal_cadence(runs: Runs, asked: Asked, curves: _Curves) -> Caution | Non
     last = curves.step[curves.end - 1]
     late = curves.step >= np.repeat(0.9 * last, curves.end - curves.start)
     rate = np.add.reduceat(late, curves.start, dtype=float) / np.maximum(0.1 * last, 1e-9)
-    arms = runs.table["arm"].loc[curves.run].to_numpy()
+    arms = runs.table["arm"].to_numpy()[curves.run]
     apart = 1 / pd.Series(rate).groupby(arms, sort=False).median()  # steps from one evaluation to the next
     apart = apart.sort_values()
     if apart.iloc[-1] <= 1.5 * apart.iloc[0]:
@@ -604,7 +604,7 @@ def _smoothed(runs: Runs, curves: _Curves) -> Caution | None:
     """
     import numpy as np
 
-    arm_of = runs.table["arm"].loc[curves.run].to_numpy()
+    arm_of = runs.table["arm"].to_numpy()[curves.run]
     found: dict[str, float] = {}
     for arm in dict.fromkeys(arm_of.tolist()):
         of_steps: dict[bytes, list[Floats]] = {}

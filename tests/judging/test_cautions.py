@@ -179,7 +179,7 @@ def smooth(values, weight):
 
 
 def noisy(number, weight, own, size):
-    """Return a curve with noise of this size: independent, and `own` times as large a walk of the run's own."""
+    """Return a curve with noise of this size: independent, and `own` times it a walk of the run's own."""
     rng = np.random.default_rng(number)
     noise = rng.standard_normal(60) + own * np.cumsum(rng.standard_normal(60))
     raw = 3 + 2 * np.exp(-np.arange(60) / 12) + size * noise
@@ -197,7 +197,7 @@ def test_smoothed_curves_are_told_from_curves_as_they_were_logged(own, size):
 
 @pytest.mark.parametrize("own", [0.0, 0.5, 1.0, 100.0])
 @pytest.mark.parametrize("size", [0.0001, 0.002])
-def test_noise_that_walks_and_runs_that_are_no_replicates_are_not_taken_for_smoothed(own, size):
+def test_noise_that_walks_and_runs_that_are_no_replicates_are_not_called_smoothed(own, size):
     steps, arms = [100 * np.arange(1.0, 61)] * 16, {"adam": 8, "muon": 8}
     for first in range(0, 160, 16):
         losses = [noisy(first + i, 0.0, own, size) for i in range(16)]
