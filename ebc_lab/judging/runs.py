@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from ebc_lab.config.errors import UserError, any_of, require, shown
 
 from .asked import Asked
-from .cautions import repeated_steps
 from .columns import Columns, plain
 from .readers.reader import Source
 from .record import Caution
+from .repeats import repeated_steps
 
 if TYPE_CHECKING:
     import numpy as np
