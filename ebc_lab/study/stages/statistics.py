@@ -53,14 +53,14 @@ class Luck:
 
     def __add__(self, other: Luck) -> Luck:
         """Return the luck in the difference of two independent choices."""
-        variance, freedom = _sum((self.sd**2, self.freedom), (other.sd**2, other.freedom))
+        variance, freedom = of_sum((self.sd**2, self.freedom), (other.sd**2, other.freedom))
         return Luck(math.sqrt(variance), freedom)
 
 
 NO_LUCK = Luck()
 
 
-def _sum(*parts: tuple[float, float]) -> tuple[float, float]:
+def of_sum(*parts: tuple[float, float]) -> tuple[float, float]:
     """Return the variance and degrees of freedom of a sum, from those of each part (Welch 1947; Satterthwaite
     1946)."""
     variance = sum(v for v, _ in parts)
@@ -235,7 +235,7 @@ def judge(low: float, high: float, margin: float) -> str:
 
 def _error(spread: float, seeds: int, luck: Luck) -> tuple[float, float]:
     """Return the standard error of a mean difference, including its luck, and the degrees of freedom."""
-    variance, freedom = _sum((spread**2 / seeds, seeds - 1), (luck.sd**2, luck.freedom))
+    variance, freedom = of_sum((spread**2 / seeds, seeds - 1), (luck.sd**2, luck.freedom))
     return math.sqrt(variance), freedom
 
 
