@@ -47,7 +47,7 @@ LEARNING_RATE = re.compile(r"(.*[./_])?(lr|learning_?rate)(_init|_max|_peak)?", 
 @dataclass(frozen=True)
 class Configuration:
     """One configuration of an arm: its settings by name, as the source has them, and of each of its runs, by
-    seed or by name, the loss that chooses and the loss that is reported (lower is better, infinite if the run
+    seed or by number, the loss that chooses and the loss that is reported (lower is better, infinite if the run
     diverged). `rows`: the runs' numbers in the table that they come from."""
 
     settings: Mapping[str, Any]
@@ -121,13 +121,13 @@ def configurations_of(
 ) -> dict[str, list[Configuration]]:
     """Return each arm's configurations in the order of their first runs.
 
-    `table`: a row a run, with columns arm, run, seed, outcome, chosen_by and those named in `settings`.
+    `table`: a row a run, with columns arm, seed, outcome, chosen_by and those named in `settings`.
     `higher`: whether larger outcomes are better; their signs are turned. Runs go by seed where each run of
-    the table has one and no configuration has one twice, and by name otherwise.
+    the table has one and no configuration has one twice, and by number otherwise.
     """
     by = ["arm", *settings]
     seeds = table["seed"].notna().all() and not table.duplicated([*by, "seed"]).any()
-    keys = table["seed" if seeds else "run"].astype(str).tolist()
+    keys = table["seed"].tolist() if seeds else [str(i) for i in range(len(table))]
     sign = -1.0 if higher else 1.0
     choosing, outcomes = ((sign * table[name]).tolist() for name in ("chosen_by", "outcome"))
     arms, *values = (table[name].tolist() for name in by)

@@ -262,11 +262,10 @@ def test_the_learning_rate_is_known_by_its_name(rates, known):
     assert (found is not None) == known
 
 
-def test_configurations_come_from_a_table_by_seed_or_where_seeds_repeat_by_run():
+def test_configurations_come_from_a_table_by_seed_or_where_seeds_repeat_by_number():
     table = pd.DataFrame(
         {
             "arm": ["adam", "adam", "adam", "sgd", "lion"],
-            "run": ["w", "x", "y", "z", "zz"],
             "seed": ["0", "0", "1", "0", "0"],
             "lr": [1.0, 2.0, 2.0, math.nan, math.nan],
             "outcome": [0.5, 0.6, 0.7, -INF, 0.8],
@@ -282,7 +281,7 @@ def test_configurations_come_from_a_table_by_seed_or_where_seeds_repeat_by_run()
     assert found["lion"][0].rows == (4,)
     assert tuning_of(found)["arms"]["sgd"]["chosen"]["settings"] == {"lr": None}
     table["seed"] = "0"
-    assert [list(c.runs) for c in configurations_of(table, ["lr"])["adam"]] == [["w"], ["x", "y"]]
+    assert [list(c.runs) for c in configurations_of(table, ["lr"])["adam"]] == [["0"], ["1", "2"]]
     assert len(configurations_of(table, [])["adam"]) == 1
 
 
