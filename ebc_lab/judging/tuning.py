@@ -47,7 +47,7 @@ LEARNING_RATE = re.compile(r"(.*[./_])?(lr|learning_?rate)(_init|_max|_peak)?", 
 @dataclass(frozen=True)
 class Configuration:
     """One configuration of an arm: its settings by name, as the source has them, and of each of its runs, by
-    seed or by number, the loss that chooses and the loss that is reported (lower is better, infinite if the run
+    seed or by number, the loss that chooses and the loss that is reported (lower is better, infinite if it
     diverged). `rows`: the runs' numbers in the table that they come from."""
 
     settings: Mapping[str, Any]
