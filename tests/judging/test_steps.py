@@ -74,9 +74,11 @@ def test_an_arm_in_figures():
     """Of seven runs, two never reach the target: they rank last, and the mean does not exist."""
     runs = [crossing_at(x) for x in (100, 200, 300, 400, 500)]
     runs += [crossing_at(9999), crossing_at(9999, end=200), crossing_at(500), crossing_at(700)]
-    table = table_of({"a": 7, "b": 2})
+    runs += [crossing_at(9999, end=600)] * 2
+    table = table_of({"a": 7, "b": 2, "c": 2})
     found = steps.reached_by_arm(steps.steps_to_target(curves_of(runs), table, 1.0), table)
     a, b = found["a"], found["b"]
+    assert found["c"]["ended_early"] == found["c"]["censored"] == 2  # another arm's run took 700 steps
     assert (a["runs"], a["reached"], a["censored"], a["ended_early"]) == (7, 5, 2, 1)
     assert (a["first"], a["median"], a["last"], a["mean"]) == (100, 400, None, None)
     assert (a["low"], a["high"]) == (100, None)  # of 7, the interval of 98% is the whole range
