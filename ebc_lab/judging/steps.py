@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from ebc_lab.judging.differences import Comparison
+    from .differences import Comparison
 
 END = 0.1  # the share of a run's steps over which the slope at its end is taken
 GRID = 1025  # lengths at which `ratio_of_lengths` compares two arms
@@ -203,7 +203,7 @@ def ratios_of_steps(
             math.log(step / before) if before > 0 else math.inf
             for step, before in zip(known["step"], known["before"], strict=True)
         ]
-    from ebc_lab.judging.differences import compare
+    from .differences import compare
 
     compared = compare(arms, reference, pairs=pairs, paired=paired)
     return [_ratio(found, arms, left_open, len(compared)) for found in compared]
@@ -240,7 +240,7 @@ def _ratio(
         "ratio": None if centre is None else math.exp(centre),
         "low": math.exp(low) if low > -math.inf else None,
         "high": math.exp(high) if high < math.inf else None,
-        "verdict": "fewer" if high < 0 else "more" if low > 0 else "undecided",
+        "verdict": _verdict(low, high, 0.0),
         "coarse": coarse,
     }
 
@@ -248,7 +248,16 @@ def _ratio(
 def _left_open(logs: list[float], by_rank: bool) -> float:
     """Return by how much the logarithms of an arm's steps may be too high: their mean, or for a comparison by
     rank, which has an interval between two runs, the most."""
-    return (max(logs) if by_rank else sum(logs) / len(logs)) if logs else 0.0
+    if not logs:
+        return 0.0
+    return max(logs) if by_rank else sum(logs) / len(logs)
+
+
+def _verdict(low: float | None, high: float | None, level: float) -> str:
+    """Return on which side of `level`, at which two arms need equal steps, an interval lies."""
+    if high is not None and high < level:
+        return "fewer"
+    return "more" if low is not None and low > level else "undecided"
 
 
 def _within_evaluations(
@@ -371,7 +380,7 @@ def ratio_of_lengths(table: pd.DataFrame, arm: str, reference: str, comparisons:
         "ratio": float(centre) / longest,
         "low": low,
         "high": high,
-        "verdict": "fewer" if high and high < 1 else "more" if low and low > 1 else "undecided",
+        "verdict": _verdict(low, high, 1.0),
         "coarse": False,
     }
 
