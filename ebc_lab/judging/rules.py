@@ -152,15 +152,16 @@ def _standing(arm: str, runs: int, step: float | None, losses: Sequence[float]) 
     }
 
 
-def claims(results: Sequence[Standing]) -> list[Claim]:
+def claims(results: Sequence[Standing], exchange: float | None = None) -> list[Claim]:
     """Return track3's comparison of each result with the one before it, in the order given. Results without a
-    mean are passed over."""
+    mean are passed over. `exchange`: nats a step; that of track3 if None."""
     known = [
         (x["arm"], x["mean"], x["runs"], x["step"])
         for x in results
         if x["mean"] is not None and x["step"] is not None
     ]
-    return [claim(after, before) for before, after in itertools.pairwise(known)]
+    worth = EXCHANGE if exchange is None else exchange
+    return [claim(after, before, worth) for before, after in itertools.pairwise(known)]
 
 
 def spread(results: Sequence[Standing]) -> Spread:

@@ -28,9 +28,13 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ebc_lab.records.decisions import Difference, NoiseFloor, Window
+
+if TYPE_CHECKING:
+    from numpy import float64
+    from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 POWER = 0.80
@@ -101,21 +105,30 @@ def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float, freedom: int 
     if len(known) < 2:
         return NO_LUCK
     import numpy as np
-    from scipy import stats
 
     losses = np.array(known)
-    means = losses.mean(axis=1)
     spread, freedom = noise_of_runs(known) or (sigma, freedom)
     spread /= math.sqrt(losses.shape[1])
     if not spread > ROUNDING:
         return Luck(0.0, freedom)
-    lowest_at = means.min() + spread * np.linspace(-8, 8, 801)  # possible values of the lowest mean
-    z = (lowest_at - means[:, None]) / spread
-    beyond = stats.norm.logsf(z)
-    lowest = np.exp(stats.norm.logpdf(z) + beyond.sum(axis=0) - beyond).sum(axis=1)
-    chance = lowest / lowest.sum()
+    means = losses.mean(axis=1)
+    chance, _ = chances_of_lowest(means, np.full(len(means), spread))
     sd = math.sqrt(float(chance @ (means - chance @ means) ** 2))
     return Luck(float(f"{sd:.6g}"), freedom)
+
+
+def chances_of_lowest(means: NDArray[float64], errors: NDArray[float64]) -> tuple[NDArray[float64], float]:
+    """Return the probability with which each of several means would be the lowest if all were measured again,
+    and the expected value of the lowest. `errors`: the standard errors of the means (> 0, normal noise)."""
+    import numpy as np
+    from scipy import stats
+
+    lowest_at = means.min() + errors.max() * np.linspace(-8, 8, 801)  # possible values of the lowest mean
+    z = (lowest_at - means[:, None]) / errors[:, None]
+    beyond = stats.norm.logsf(z)
+    density = np.exp(stats.norm.logpdf(z) + beyond.sum(axis=0) - beyond) / errors[:, None]
+    density /= density.sum()
+    return density.sum(axis=1), float(density.sum(axis=0) @ lowest_at)
 
 
 def level(differences: Iterable[Mapping[str, Any] | None]) -> str:

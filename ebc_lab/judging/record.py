@@ -1,0 +1,100 @@
+"""What a judgement holds, as JSON has it: None stands for what is infinite or not known.
+
+Terminal, page, papers and CSV files are made from this record, and `judge --json` prints it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+
+class Taken(TypedDict):
+    """What was taken for what: a role of a column, and how it was found."""
+
+    role: str  # arm, seed, step, loss, settings …
+    column: str  # its name in the source; empty where nothing was found
+    sentence: str
+
+
+class Caution(TypedDict):
+    """Something that a reader of the answer has to know."""
+
+    kind: str
+    sentence: str
+    runs: list[str]  # the runs that it means
+
+
+class ArmRecord(TypedDict):
+    """The runs of an arm, in the configuration that was chosen for it. Figures are in the loss's own unit."""
+
+    arm: str
+    configuration: dict[str, Any]  # setting -> value, of those that vary among all runs
+    runs: int
+    completed: int  # with a finite outcome
+    diverged: int
+    mean: float | None  # None where a run diverged
+    sd: float | None
+    low: float | None  # the 95% t-interval of the mean
+    high: float | None
+    median: float | None
+    median_low: float | None  # its distribution-free interval, with the confidence below
+    median_high: float | None
+    median_confidence: float | None
+    lowest: float | None
+    highest: float | None
+    length: float | None  # the last step of its runs, where it is one for all
+    at: float | None  # the step whose value is the outcome, where it was asked for
+
+
+class DifferenceRecord(TypedDict):
+    """An arm's outcome minus that of another one."""
+
+    arm: str
+    reference: str
+    method: str | None  # t, rank: paired by seed; welch, rank-sum: unpaired; sigma: by a given σ; None: nothing
+    n_arm: int
+    n_reference: int
+    mean: float | None
+    median: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    detectable: float | None
+    alone: str
+    joint_low: float | None
+    joint_high: float | None
+    p_joint: float | None
+    joint_detectable: float | None
+    judged: str
+    verdict: str  # better, worse, level or undecided, by the joint interval
+    seeds_needed: int | None  # runs an arm that would decide it
+    margin: float
+    comparisons: int
+    luck: float | None  # sd that other draws of the tuning would add
+
+
+class Record(TypedDict):
+    """A judgement whole."""
+
+    ebc_lab: str  # the version that judged
+    sources: list[str]  # what was read, in words
+    loss: str  # the judged column
+    better: str  # lower or higher
+    outcome: str  # what of a curve: `last val_loss`, in words
+    step: str  # unit of the curve's steps; empty where there is no curve
+    reference: str
+    paired: bool
+    pairing: str  # why, in a sentence
+    method: str  # how intervals and p-values were made, in a sentence or two
+    margin: float
+    confidence: float
+    taken: list[Taken]
+    answer: list[str]  # the first sentence answers; the others qualify it
+    cautions: list[Caution]
+    arms: list[ArmRecord]  # the best first
+    differences: list[DifferenceRecord]
+    tuning: dict[str, Any] | None  # as tuning.tuning_of makes it
+    steps: dict[str, Any] | None  # as steps.steps_of makes it
+    lengths: dict[str, Any] | None  # as steps.lengths_of makes it
+    rule: dict[str, Any] | None  # as rules.track3 makes it
+    runs: list[dict[str, Any]]  # one a run: run, arm, seed, source, planned, length, outcome, settings
