@@ -109,3 +109,5 @@ def test_successive_results_are_compared_in_the_order_given():
     (claim,) = rules.claims(found)
     assert (claim["arm"], claim["other"]) == ("b", "a")
     assert claim["worth"] == pytest.approx(10 * 0.0045 / 100)
+    (dearer,) = rules.claims(found, exchange=0.001)
+    assert dearer["worth"] == pytest.approx(0.01)
