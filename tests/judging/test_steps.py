@@ -167,6 +167,27 @@ def test_runs_that_never_reach_the_target_count():
     assert worse["ratio"] is None
 
 
+def test_an_arm_that_never_reaches_the_target_needs_more_steps():
+    ref, never = [crossing_at(x) for x in range(500, 600, 10)], [crossing_at(9999)] * 10
+    for arms, expected in (({"ref": 10, "arm": 10}, "more"), ({"arm": 10, "ref": 10}, "fewer")):
+        (found,) = ratios([*ref, *never], table_of(arms))
+        assert found["verdict"] == expected
+        assert (found["ratio"], found["low"], found["high"]) == (None, None, None)
+
+
+def test_one_arm_without_spread():
+    """Its runs all crossed between 900 and 1000, which is no reason to leave it out, nor to trust it wholly.
+    Seeds do not pair runs that show no difference."""
+    at = [700, 800, 700, 800, 900, 700, 800, 700]
+    runs, table = [crossing_at(x, 100) for x in [1000] * 8 + at], table_of({"ref": 8, "arm": 8})
+    (found,) = ratios(runs, table)
+    centre = math.exp(np.log(at).mean())
+    assert found["verdict"] == "fewer"
+    assert found["low"] < (centre - 100) / 1000
+    assert centre / 900 < found["high"] < 1
+    assert ratios(runs, table, key="seed", paired=True) == [found]
+
+
 def test_a_target_that_is_reached_before_training_has_no_ratio():
     with pytest.raises(UserError, match="arm: a run is at the target at step 0"):
         ratios([crossing_at(5), crossing_at(0)], table_of({"ref": 1, "arm": 1}))
