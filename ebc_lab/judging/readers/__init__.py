@@ -9,9 +9,10 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from ebc_lab.config.errors import UserError, any_of, require, shown
+from ebc_lab.config.errors import UserError, require, shown
 
 from ..asked import Asked
+from .logs import ADVICE
 from .names import columns_of_places
 from .reader import Reader, Source
 
@@ -98,14 +99,14 @@ def _found(place: Path, asked: Asked, modules: Sequence[str]) -> dict[str, list[
     formats = ", ".join(reader_of(module).title for module in MODULES)
     if not found:
         raise UserError(
-            f"{place} holds none of the formats that ebc-lab reads ({formats}); for logs of text give --pattern, a "
-            r"regular expression such as 'step:(?P<step>\d+)/(?P<planned>\d+) val_loss:(?P<loss>\S+)'"
+            f"{place} holds none of the formats that ebc-lab reads ({formats}); for logs of text give a regular "
+            f"expression, such as {ADVICE}"
         )
     return found
 
 
 def _candidates(place: Path, found: dict[str, list[Path]]) -> Iterator[Path]:
-    """Yield a file; or a folder and what is in it, but not what is in a folder that is found to be a job's."""
+    """Yield a file; or a folder and what is in it, but not what is in a folder that is found to be a job."""
     if place.is_file():
         yield place
     seen = 0
@@ -123,7 +124,7 @@ def _candidates(place: Path, found: dict[str, list[Path]]) -> Iterator[Path]:
 
 
 def _unread(place: Path, found: dict[str, list[Path]], chosen: str) -> list[str]:
-    """Return notes about files of formats that were not read. What is in a study's or a job's folder is its own."""
+    """Return notes about files of formats that were not read. All that is in a study's folder is the study's."""
     if chosen == "lab_study":
         return []
     notes = []
@@ -132,8 +133,8 @@ def _unread(place: Path, found: dict[str, list[Path]], chosen: str) -> list[str]
         if paths and not (chosen == "hydra" and module not in ONE_BY_ONE):
             example = "" if paths[0] == place else f", such as {shown(os.path.relpath(paths[0], place))}"
             notes.append(
-                f"{place} holds {reader_of(chosen).title}, which were read, and {reader_of(module).title}{example}, "
-                "which were not: give their files to have them read."
+                f"{place} holds {reader_of(chosen).title}, which were read, and {reader_of(module).title}"
+                f"{example}, which were not: give their files to have them read."
             )
     return notes
 
@@ -154,7 +155,7 @@ def together(
 ) -> Source:
     """Return sources of one format as one, with columns of what their places say.
 
-    A file with a column of steps and no column that tells runs apart is a run, and its place is the run's name.
+    A file with a column of steps and no column that tells runs apart is a run, named by its place.
     """
     import pandas as pd
 

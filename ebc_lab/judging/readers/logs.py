@@ -55,8 +55,8 @@ class Logs(Reader):
                 others.append(path)
         require(
             bool(logs),
-            f"{root}: no line of {len(paths)} files matches --pattern {shown(asked.pattern)}; the last line of "
-            f"{paths[0].name} is {shown(_last(paths[0]))}",
+            f"{root}: no line of {len(paths)} files matches --pattern {shown(asked.pattern)}; the last line "
+            f"of {paths[0].name} is {shown(_last(paths[0]))}",
         )
         source = together(self, sources, logs, root, asked) if len(logs) > 1 else sources[0]
         if not others:
@@ -76,7 +76,8 @@ class Logs(Reader):
             missed += not matches and line.strip() != ""
         if not rows:
             raise NoMatch(
-                f"{path}: no line matches --pattern {shown(asked.pattern)}; its last line is {shown(_last(path))}"
+                f"{path}: no line matches --pattern {shown(asked.pattern)}; its last line is "
+                f"{shown(_last(path))}"
             )
         frame = pd.DataFrame(rows)
         for name in frame:
