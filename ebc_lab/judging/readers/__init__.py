@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -33,6 +34,7 @@ MODULES = (
 # these read one file, or one folder of a job, at a time; the others a folder with all that is in it
 ONE_BY_ONE = {"hydra", "wandb_csv", "parquet", "json_lines", "delimited", "logs"}
 MANY = 100_000  # files and folders below one that is searched
+ARM_NAMES = {"arm", "optimizer", "optim", "opt", "method", "algorithm", "algo", "variant", "group"}
 LEFT_OUT = {"__pycache__", "node_modules", "site-packages"}
 
 
@@ -99,8 +101,8 @@ def _found(place: Path, asked: Asked, modules: Sequence[str]) -> dict[str, list[
     formats = ", ".join(reader_of(module).title for module in MODULES)
     if not found:
         raise UserError(
-            f"{place} holds none of the formats that ebc-lab reads ({formats}); for logs of text give a regular "
-            f"expression, such as {ADVICE}"
+            f"{place} holds none of the formats that ebc-lab reads ({formats}); for logs of text give a "
+            f"regular expression, such as {ADVICE}"
         )
     return found
 
@@ -124,7 +126,7 @@ def _candidates(place: Path, found: dict[str, list[Path]]) -> Iterator[Path]:
 
 
 def _unread(place: Path, found: dict[str, list[Path]], chosen: str) -> list[str]:
-    """Return notes about files of formats that were not read. All that is in a study's folder is the study's."""
+    """Return notes about files of formats that were not read. All in a study's folder is the study's."""
     if chosen == "lab_study":
         return []
     notes = []
@@ -179,6 +181,9 @@ def together(
     frame = pd.concat(frames, ignore_index=True)
     for name in {"source", "run", *places} & set(frame):
         frame[name] = frame[name].astype("category")
+    said_by_places = [name for name in places if re.fullmatch(r"folder\d+|file", name)]
+    if len(said_by_places) == 1 and not ARM_NAMES & {str(name).lower() for name in frame}:
+        roles.setdefault("arm", said_by_places[0])
     if "run" not in roles and "run" in frame and not frame["run"].isna().any():
         roles["run"] = "run"
     settings = dict.fromkeys(name for source in sources for name in source.settings)
@@ -201,16 +206,5 @@ def _is_a_run(source: Source, asked: Asked) -> bool:
     steps = {asked.step, source.roles.get("step", "")} & set(names) or [
         n for n in names if STEP_NAMES.fullmatch(n)
     ]
-    telling = {
-        asked.run,
-        asked.seed,
-        asked.arm,
-        "run",
-        "seed",
-        "arm",
-        "optimizer",
-        "method",
-        "name",
-        "run_id",
-    }
+    telling = {asked.run, asked.seed, asked.arm, "run", "run_id", "seed", "name", *ARM_NAMES}
     return bool(steps) and not any(source.frame[name].nunique() > 1 for name in telling & set(names))

@@ -166,8 +166,8 @@ def made_long(frame: pd.DataFrame, asked: Asked, where: str) -> tuple[pd.DataFra
         return frame, "", ""
     require(
         len(steps) > 0,
-        f"{where}: is each column a run, or a metric? Name the column of steps by --step, or that of the loss "
-        f"by --loss; its columns are {shown(', '.join(names))}",
+        f"{where}: is each column a run, or a metric? Name the column of steps by --step, or that of the "
+        f"loss by --loss; its columns are {shown(', '.join(names))}",
     )
     step = asked.step or steps[0]
     split = split_names(list(runs.values()))
@@ -187,7 +187,7 @@ def made_long(frame: pd.DataFrame, asked: Asked, where: str) -> tuple[pd.DataFra
 
 
 def _runs_of_columns(names: Sequence[str]) -> tuple[dict[str, str], str]:
-    """Return column -> run, and the metric that the columns share. No runs where one is a metric or a setting."""
+    """Return column -> run, and the metric that they share. No runs where one is a metric or a setting."""
     words = [
         re.split(r"(\s-\s|[_/.:\s-])", name) for name in names
     ]  # words, with what separates them between

@@ -88,7 +88,7 @@ def _chart(path: Path, asked: Asked) -> Source:
     if binned:
         notes.append(
             f"{path.name}: {binned:,} points are means of several values (their __MIN and __MAX differ): W&B "
-            "drew bins or groups of runs, and not what was logged; export single runs, or their history by its API."
+            "drew bins or groups of runs, and not what was logged; export single runs, or their history."
         )
     return Source(
         long,
