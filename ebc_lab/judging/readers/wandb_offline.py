@@ -1,8 +1,8 @@
 """Folders that W&B writes on the machine of the run: `wandb/offline-run-*`, and those of synced runs.
 
-W&B's own reader (`wandb leet inspect --json`) is a program that starts once a file and is not in every version,
-so the log's blocks are taken apart here, and W&B's protocol buffers read what is in them. The format of the
-blocks is LevelDB's log: https://github.com/google/leveldb/blob/main/doc/log_format.md.
+W&B's own reader (`wandb leet inspect --json`) is a program that starts once a file and is not in every
+version, so the log's blocks are taken apart here, and W&B's protocol buffers read what is in them. The format
+of the blocks is LevelDB's log: https://github.com/google/leveldb/blob/main/doc/log_format.md.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class WandbOffline(Reader):
             except Torn as fault:
                 torn.append(f"{log.name} ends in the middle ({fault}): what stands before that was read.")
         if not runs:
-            raise UserError(f"{path} holds no run of W&B that can be read: {' '.join(torn) or 'its logs are empty.'}")
+            raise UserError(f"{path} holds no run of W&B that can be read. {' '.join(torn)}")
         every = list(runs.values())
         rows = [{"run": n} | row for n, run in enumerate(every) for row in _with_summary(run)]
         curves = pd.DataFrame(rows) if rows else pd.DataFrame({"run": []})
@@ -80,7 +80,7 @@ class WandbOffline(Reader):
         unfinished = [name for name, run in zip(names, every, strict=True) if run.exit_code != 0]
         if unfinished:
             torn.append(
-                f"{len(unfinished)} of {len(every)} runs did not end well (an exit code other than 0, or none): "
+                f"{len(unfinished)} of {len(every)} runs did not end well (exit code not 0, or none): "
                 f"{', '.join(unfinished[:5])}{', …' * (len(unfinished) > 5)}."
             )
         roles = {"run": "run", "started": "started", "step": steps.pop() if len(steps) == 1 else "_step"}
