@@ -45,7 +45,7 @@ class LabStudy(Reader):
         runs = of_stage[of_stage.outcome.notna()]
         require(len(runs) > 0, f"no run of the stage {stage} in {path} has ended.")
         notes = [
-            "What ebc-lab says itself of this study, its tuning and rules counted, is on the study's own page.",
+            "What ebc-lab says itself of this study, its tuning counted, is on the study's own page.",
             f"Only the stage {stage} was read; {len(trained) - len(of_stage)} runs of other stages were not.",
         ]
         if begun := len(of_stage) - len(runs):
@@ -60,7 +60,7 @@ class LabStudy(Reader):
 
 
 def _rows(study: LoadedStudy, runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the evaluations of these runs, the last with what the run ended with: `inf` where it diverged."""
+    """Return the evaluations of these runs, the last with what a run ended with: `inf` where it diverged."""
     import numpy as np
     import pandas as pd
 

@@ -1,8 +1,8 @@
 """MLflow's stores: an SQLite file, `mlflow.db`, and a folder of text files, `mlruns`.
 
 MLflow itself is not asked to open them: its client makes a folder in a store of files, which its newest
-versions refuse altogether, and it refuses an older database until that is upgraded for good. What is read here
-are the tables and files of runs, metrics, params and tags, opened so that they cannot change.
+versions refuse altogether, and it refuses an older database until that is upgraded for good. What is read
+here are the tables and files of runs, metrics, params and tags, opened so that they cannot change.
 """
 
 from __future__ import annotations

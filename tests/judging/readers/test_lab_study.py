@@ -7,6 +7,7 @@ import pytest
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging.asked import Asked
 from ebc_lab.judging.readers.lab_study import READER
+from ebc_lab.results import load
 from ebc_lab.study.store.bundle import export
 
 
@@ -18,7 +19,7 @@ def study(finished):
 def test_the_finals_are_read_with_their_seeds_and_final_losses(study):
     assert READER.claims(study.root)
     source = READER.read(study.root, Asked())
-    frame, results = source.frame, {run: study.run_files(run).read_result() for run in study.run_ids()}
+    frame, results = source.frame, load(study.root).results()
     ends = frame.groupby("run", sort=False).last()
     for run, end in ends.iterrows():
         if results[run]["outcome"] == "completed":
