@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ebc_lab.config.errors import require
-from ebc_lab.results import LoadedStudy, load
 
 from ..asked import Asked
 from .reader import Reader, Source
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from ebc_lab.results import LoadedStudy
 
 HEADER = "study.json"
 OVER_SEEDS = ("ablation", "finals")  # stages that compare arms; of others the last that trained is read
@@ -34,6 +35,8 @@ class LabStudy(Reader):
 
     def read(self, path: Path, asked: Asked) -> Source:
         """Return a row an evaluation; the last of a run holds its final validation and test loss."""
+        from ebc_lab.results import load  # 0.1 s that other formats do not need
+
         study = load(path)
         with study.blame_files():
             every = study.runs()

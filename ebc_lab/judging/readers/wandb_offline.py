@@ -38,7 +38,7 @@ class _Run:
     name: str = ""
     about: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
-    summary: dict[str, float] = field(default_factory=dict)
+    summary: dict[str, str] = field(default_factory=dict)  # as JSON: W&B repeats it at every step
     rows: list[dict[str, float]] = field(default_factory=list)
     steps: set[str] = field(default_factory=set)  # what define_metric names as a step
     exit_code: int | None = None
@@ -71,7 +71,7 @@ class WandbOffline(Reader):
                 torn.append(f"{log.name} ends in the middle ({fault}): what stands before that was read.")
         if not runs:
             raise UserError(f"{path} holds no run of W&B that can be read. {' '.join(torn)}")
-        every = list(runs.values())
+        every = sorted(runs.values(), key=lambda run: str(run.about.get("started", "")))
         rows = [{"run": n} | row for n, run in enumerate(every) for row in _with_summary(run)]
         curves = pd.DataFrame(rows) if rows else pd.DataFrame({"run": []})
         names = told_apart([run.name for run in every], [run.key for run in every])
@@ -142,7 +142,7 @@ def _take(runs: dict[str, _Run], key: str, record: Any) -> None:
         run.rows.append(row)
     elif kind == "summary":
         for item in record.summary.update:
-            _add_numbers(run.summary, ".".join(item.nested_key) or item.key, json.loads(item.value_json))
+            run.summary[".".join(item.nested_key) or item.key] = item.value_json
     elif kind == "metric":
         run.steps |= {record.metric.step_metric} - {""}
     elif kind == "exit":
@@ -152,7 +152,7 @@ def _take(runs: dict[str, _Run], key: str, record: Any) -> None:
 def _time(stamp: Any) -> Any:
     import pandas as pd
 
-    return pd.Timestamp(stamp.seconds, unit="s") if stamp.seconds else pd.NaT
+    return pd.Timestamp(stamp.ToNanoseconds(), unit="ns") if stamp.seconds else pd.NaT
 
 
 def _configure(config: dict[str, Any], change: Any) -> None:
@@ -180,7 +180,10 @@ def _add_numbers(row: dict[str, float], name: str, value: object) -> None:
 def _with_summary(run: _Run) -> list[dict[str, float]]:
     """Return a run's rows; what only its summary has, a test loss at the end, stands in the last."""
     logged = {name for row in run.rows for name in row}
-    only = {name: value for name, value in run.summary.items() if name not in logged and name[0] != "_"}
+    only: dict[str, float] = {}
+    for name, value in run.summary.items():
+        if name not in logged and not name.startswith("_"):
+            _add_numbers(only, name, json.loads(value))
     if not only:
         return run.rows
     *before, last = run.rows or [{}]
