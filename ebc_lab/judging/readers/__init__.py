@@ -19,6 +19,7 @@ from .reader import Reader, Source
 
 # the most specific first: in a folder with files of several formats the first that claims one is read
 MODULES = (
+    "lab_study",
     "hydra",
     "wandb_offline",
     "mlflow_store",
@@ -32,7 +33,7 @@ MODULES = (
     "delimited",
 )
 # these read one file, or one folder of a job, at a time; the others a folder with all that is in it
-ONE_BY_ONE = {"hydra", "wandb_csv", "parquet", "json_lines", "delimited", "logs"}
+ONE_BY_ONE = {"lab_study", "hydra", "wandb_csv", "parquet", "json_lines", "delimited", "logs"}
 MANY = 100_000  # files and folders below one that is searched
 ARM_NAMES = {"arm", "optimizer", "optim", "opt", "method", "algorithm", "algo", "variant", "group"}
 LEFT_OUT = {"__pycache__", "node_modules", "site-packages"}
@@ -114,7 +115,7 @@ def _candidates(place: Path, found: dict[str, list[Path]]) -> Iterator[Path]:
     seen = 0
     for folder, folders, files in os.walk(place):
         yield Path(folder)
-        if Path(folder) in found.get("hydra", ())[-1:]:
+        if any(Path(folder) in found.get(module, ())[-1:] for module in ("lab_study", "hydra")):
             folders.clear()
             continue
         seen += len(folders) + len(files)
