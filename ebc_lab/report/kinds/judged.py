@@ -112,8 +112,8 @@ def _differences(record: Record, shown: Shown) -> Table | None:
         Column("p, jointly", "figure", p_value, "p joint"),
         Column("p by itself", "figure", p_value, "p alone", on=(PAGE,)),
         Column("Runs", "figure", short="runs"),
-        Column("Detectable, jointly", "figure", shown.value, "detectable", optional=True),
-        Column("Runs that would decide it", "figure", brief, "would decide", optional=True),
+        Column("Detectable", "figure", shown.value, "detectable", optional=True),
+        Column("Runs to decide", "figure", short="to decide", optional=True),
         Column("By", short="by", on=(PAGE,)),
     )
     rows = [filled(columns, _difference(d, shown, several)) for d in found]

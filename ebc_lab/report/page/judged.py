@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 INDEX = "judgement.json"  # the record, and the checksums of the files beside it
 MOST_ROWS = 500  # of a table of the page
 SECTIONS = {  # id -> title, the names of its tables
-    "arms-compared": ("Arms", ("arms", "differences")),
-    "tuned": ("Tuning", ("tuning",)),
+    "arms-compared": ("Arms and differences", ("arms", "differences")),
+    "tuned": ("How the arms were tuned", ("tuning",)),
     "speed": ("Curves and steps", ("steps", "ratios", "exchange", "speedups")),
     "rules": ("Another benchmark’s rule", ("rule", "claims")),
 }

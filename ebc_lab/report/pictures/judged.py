@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 48  # arms of a picture of outcomes
 MOST_DOTS = 60  # runs that are drawn of an arm
 ROW, FOLDED_ROW = 0.2, 0.34  # inches of an arm, and of one whose name may take two lines
+WIDEST_ROW, FEW_ROWS = 0.42, 2.6  # inches: of few arms each takes more, together at least so much
 OUTSIDE = 0.9  # inches above and below the arms
 REACH = 4.0  # of the axis of outcomes, in usual distances from the best arm
 MOST_STEPS = 160  # steps at which a curve is drawn
@@ -88,15 +89,16 @@ def draw_outcomes(record: Record, source: Source) -> Sheet:
         "How did the runs of each arm end?",
         (
             f"{record['loss']}, {'more' if higher else 'less'} is better: best {best}",
-            f"against {record['reference']}: {found}" if found else "",
+            f"Against {record['reference']}: {found}" if found else "",
         ),
         (
             "bar: 95% interval of the mean; of the median, by rank, where a run diverged",
-            f"the best {len(rows)} of {len(record['arms'])} arms" if left_out else "",
+            *([f"the best {len(rows)} of {len(record['arms'])} arms"] if left_out else []),
         ),
     )
     names = [row.arm["arm"] for row in rows]
-    tall = ROW if max(map(len, names), default=0) <= ROW_NAME[source.narrow] else FOLDED_ROW
+    folded = max(map(len, names), default=0) > ROW_NAME[source.narrow]
+    tall = max(FOLDED_ROW if folded else ROW, min(WIDEST_ROW, FEW_ROWS / max(len(rows), 1)))
     sheet.set_figheight(OUTSIDE + tall * len(rows) + sum(sheet.strips) / 72)
     [axes] = sheet.panels
     low, high = frame_of(rows, higher)
@@ -176,7 +178,7 @@ def _draw_rows(sheet: Sheet, axes: Axes, rows: Sequence[Drawn], higher: bool) ->
         if row.arm["diverged"]:
             words = f"{row.arm['diverged']} ×"
             place = {"ha": "left" if higher else "right", "va": "center", "size": SMALL}
-            axes.text(edge, y, f"  {words}  ", color=ALERT, zorder=5, **place)  # type: ignore[arg-type]
+            axes.text(edge, y, f"   {words}   ", color=ALERT, zorder=5, **place)  # type: ignore[arg-type]
     axes.add_collection(LineCollection(bars, colors=colours, lw=2.4, zorder=3))
     if dots:
         x, y_of = zip(*dots, strict=True)
