@@ -20,6 +20,7 @@ from ebc_lab.config.errors import require, visible
 
 from . import collection, completion, ebm
 from .hydra.flags import INFO, Given, TrainCommand
+from .judge import judge
 from .options import (
     HELP_NAMES,
     INTERRUPTED,
@@ -561,5 +562,6 @@ def worker(
 
 app.command("list")(collection.list_studies)
 app.command("board")(collection.board)
+app.command()(judge)
 app.command("columns")(collection.columns)
 app.add_typer(ebm.app, name="ebm")

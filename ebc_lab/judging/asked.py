@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+from ebc_lab.config.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -50,3 +53,29 @@ class Asked:
     exchange: float | None = None
     rule: str = ""
     pattern: str = ""
+
+
+def steps_at(pairs: Sequence[str]) -> dict[str, float]:
+    """Return arm -> step of `ARM=STEP`, or "" -> step of a step alone. Raises UserError where it is neither."""
+    steps = {}
+    for pair in pairs:
+        arm, _, step = pair.rpartition("=")
+        try:
+            steps[arm] = float(step)
+        except ValueError:
+            raise UserError(f"--at is STEP or ARM=STEP, such as muon=3250, not {pair}.") from None
+    return steps
+
+
+def exchange_of(text: str) -> float | None:
+    """Return the loss that a step is worth, of `0.0045/100` or of a number. Raises UserError."""
+    if not text:
+        return None
+    loss, _, steps = text.partition("/")
+    try:
+        worth = float(loss) / float(steps or 1)
+    except (ValueError, ZeroDivisionError):
+        worth = math.nan
+    if not (math.isfinite(worth) and worth >= 0):
+        raise UserError(f"--exchange is a loss over the steps that it is worth, such as 0.0045/100, not {text}.")
+    return worth

@@ -24,6 +24,7 @@ class Source:
         roles: role -> column, of the roles that the format itself knows: `run`, `arm`, `seed`, `step`, `loss`,
             `planned`, `started` (when the run began).
         settings: columns that the format keeps as a run's configuration.
+        better: `lower` or `higher`, where the format says it.
         notes: what was left out and why, a sentence each.
     """
 
@@ -31,6 +32,7 @@ class Source:
     what: str
     roles: Mapping[str, str] = field(default_factory=dict)
     settings: Sequence[str] = ()
+    better: str = ""
     notes: Sequence[str] = ()
 
 

@@ -28,9 +28,13 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ebc_lab.records.decisions import Difference, NoiseFloor, Window
+
+if TYPE_CHECKING:
+    from numpy import float64
+    from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 POWER = 0.80
@@ -49,14 +53,14 @@ class Luck:
 
     def __add__(self, other: Luck) -> Luck:
         """Return the luck in the difference of two independent choices."""
-        variance, freedom = _sum((self.sd**2, self.freedom), (other.sd**2, other.freedom))
+        variance, freedom = of_sum((self.sd**2, self.freedom), (other.sd**2, other.freedom))
         return Luck(math.sqrt(variance), freedom)
 
 
 NO_LUCK = Luck()
 
 
-def _sum(*parts: tuple[float, float]) -> tuple[float, float]:
+def of_sum(*parts: tuple[float, float]) -> tuple[float, float]:
     """Return the variance and degrees of freedom of a sum, from those of each part (Welch 1947; Satterthwaite
     1946)."""
     variance = sum(v for v, _ in parts)
@@ -101,21 +105,30 @@ def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float, freedom: int 
     if len(known) < 2:
         return NO_LUCK
     import numpy as np
-    from scipy import stats
 
     losses = np.array(known)
-    means = losses.mean(axis=1)
     spread, freedom = noise_of_runs(known) or (sigma, freedom)
     spread /= math.sqrt(losses.shape[1])
     if not spread > ROUNDING:
         return Luck(0.0, freedom)
-    lowest_at = means.min() + spread * np.linspace(-8, 8, 801)  # possible values of the lowest mean
-    z = (lowest_at - means[:, None]) / spread
-    beyond = stats.norm.logsf(z)
-    lowest = np.exp(stats.norm.logpdf(z) + beyond.sum(axis=0) - beyond).sum(axis=1)
-    chance = lowest / lowest.sum()
+    means = losses.mean(axis=1)
+    chance, _ = chances_of_lowest(means, np.full(len(means), spread))
     sd = math.sqrt(float(chance @ (means - chance @ means) ** 2))
     return Luck(float(f"{sd:.6g}"), freedom)
+
+
+def chances_of_lowest(means: NDArray[float64], errors: NDArray[float64]) -> tuple[NDArray[float64], float]:
+    """Return the probability with which each of several means would be the lowest if all were measured again,
+    and the expected value of the lowest. `errors`: the standard errors of the means (> 0, normal noise)."""
+    import numpy as np
+    from scipy import stats
+
+    lowest_at = means.min() + errors.max() * np.linspace(-8, 8, 801)  # possible values of the lowest mean
+    z = (lowest_at - means[:, None]) / errors[:, None]
+    beyond = stats.norm.logsf(z)
+    density = np.exp(stats.norm.logpdf(z) + beyond.sum(axis=0) - beyond) / errors[:, None]
+    density /= density.sum()
+    return density.sum(axis=1), float(density.sum(axis=0) @ lowest_at)
 
 
 def level(differences: Iterable[Mapping[str, Any] | None]) -> str:
@@ -222,7 +235,7 @@ def judge(low: float, high: float, margin: float) -> str:
 
 def _error(spread: float, seeds: int, luck: Luck) -> tuple[float, float]:
     """Return the standard error of a mean difference, including its luck, and the degrees of freedom."""
-    variance, freedom = _sum((spread**2 / seeds, seeds - 1), (luck.sd**2, luck.freedom))
+    variance, freedom = of_sum((spread**2 / seeds, seeds - 1), (luck.sd**2, luck.freedom))
     return math.sqrt(variance), freedom
 
 

@@ -1,0 +1,306 @@
+"""Which column of somebody's rows is what: as asked, else by its name and content, and said in a line each.
+
+Where two columns fit equally well, they are asked for by name. A training loss is judged only if it is asked
+for: `loss` by itself may be one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ebc_lab.config.errors import UserError, any_of, nearest, require, shown
+
+from .asked import Asked
+from .readers.names import split_names
+from .readers.reader import Source
+from .record import Taken
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ARM_NAMES = (  # of equal weight within a line; those further down only where none of these is there
+    ("arm", "optimizer", "optim", "opt", "method", "algorithm", "algo", "variant", "treatment"),
+    ("optimizer name", "optimizer type", "optim name", "experiment", "condition", "study"),
+    ("group", "run group"),
+    ("name", "run name", "run"),
+    ("folder1",),
+    ("folder2",),
+    ("folder3",),
+    ("file",),
+)
+SEED_NAMES = (("seed",), ("random seed", "rng seed", "manual seed", "torch seed", "random state"), ("data seed",))
+STEP_NAMES = (
+    ("step", "global step", "iteration", "iter", "iterations", "training step", "train step", "update"),
+    ("epoch",),
+    ("tokens", "tokens seen", "samples", "examples"),
+)
+PLANNED_NAMES = (
+    ("planned", "planned steps", "max steps", "total steps", "num steps", "n steps", "num iterations"),
+    ("train steps", "training steps", "num train steps", "max iters", "steps"),
+)
+EPOCHS_PLANNED = (("epochs", "max epochs", "num epochs", "num train epochs"),)
+RATE_NAMES = (("lr", "learning rate"), ("max lr", "peak lr", "base lr", "optimizer lr", "optim lr", "opt lr"))
+RUN_NAMES = (("run", "run id", "run name", "trial"), ("name", "id"))
+RUN_WORDS = {"name", "run name", "run", "run id", "file", "trial", "id"}
+STARTED_NAMES = (("started", "start time", "created", "created at"),)
+LOSSES = {"loss", "nll", "ce", "xent", "crossentropy", "bpb", "bpc", "perplexity", "ppl", "mse", "mae", "rmse"}
+ERRORS = {"error", "err", "wer", "cer", "fid", "regret"}
+SCORES = {"acc", "accuracy", "f1", "auc", "auroc", "bleu", "rouge", "score", "iou", "reward", "return", "map"}
+SCORES |= {"top1", "top5", "r2", "precision", "recall"}
+CHOOSING = {"val", "valid", "validation", "eval", "evaluation", "dev", "v"}
+TESTING = {"test", "heldout", "holdout"}
+TRAINING = {"train", "training", "tr"}
+SETTING_WORDS = re.compile(
+    r"(^|\s)(lr|learning rate|weight decay|wd|momentum|beta\d?|betas|eps|epsilon|warmup|batch|dropout|schedule|"
+    r"scheduler|decay|clip|width|depth|layers?|dim|heads?|model|dataset|rank|damping|hidden|delta|temperature)(\s|$)"
+)
+DETAILS = {"state", "notes", "user", "tags", "runtime", "sweep", "hostname", "commit", "git", "url", "id", "path"}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns by role; an empty name where the source has none. `taken`: how each was found, in words."""
+
+    loss: str
+    better: str
+    arm: str = ""
+    seed: str = ""
+    step: str = ""
+    run: str = ""
+    planned: str = ""
+    started: str = ""
+    choose: str = ""
+    settings: tuple[str, ...] = ()
+    taken: tuple[Taken, ...] = ()
+
+
+def plain(name: str) -> str:
+    """Return a column's name in words, as it is compared: `optimizer.name` and `Optimizer_Name` are one."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", str(name))
+    return " ".join(re.split(r"[^a-z0-9]+", spaced.lower())).strip()
+
+
+def short(name: str) -> str:
+    """Return a column's name in words without the place where a tracker keeps it: `config/lr` is `lr`."""
+    return re.sub(r"^(config|params?|hparams|hyperparameters|args|user attrs|trainer) (?=.)", "", plain(name))
+
+
+def choose_columns(source: Source, asked: Asked) -> tuple[Source, Columns]:
+    """Return the source, with a column for the arm where it has to be made from names, and what is what.
+
+    Raises UserError: a column that was asked for is not there, or it cannot be told which is what.
+    """
+    search = _Search(source, asked)
+    step = search.find("step", asked.step, STEP_NAMES)
+    loss, choose, better = _losses(search, asked)
+    seed = search.find("seed", asked.seed, SEED_NAMES)
+    lengths = EPOCHS_PLANNED if plain(step) == "epoch" else PLANNED_NAMES
+    planned = search.find("planned", asked.planned, lengths, apart={step})
+    started = search.find("started", "", STARTED_NAMES)
+    run = search.find("run", asked.run, RUN_NAMES, apart={asked.arm} - {""})
+    search.used |= {loss, choose, seed, step, planned, started}
+    source, arm = _arm(search, asked, run, seed)
+    seed = seed or search.find("seed", "", SEED_NAMES[:1])
+    rate = search.find("lr", asked.lr, RATE_NAMES, apart={arm})
+    search.used |= {arm, run}
+    settings = _settings(search, asked, rate, has_steps=bool(step))
+    columns = Columns(loss, better, arm, seed, step, run if run != arm else "", planned, started, choose)
+    return source, replace(columns, settings=settings, taken=tuple(search.taken))
+
+
+class _Search:
+    """The columns of a source, and which of them have a role already."""
+
+    def __init__(self, source: Source, asked: Asked):
+        self.source = source
+        self.frame = source.frame
+        self.asked = asked
+        self.names = [str(name) for name in source.frame.columns]
+        self.used: set[str] = set()
+        self.taken: list[Taken] = []
+
+    def take(self, role: str, column: str, how: str) -> str:
+        """Note what a column was taken for, and return its name."""
+        self.taken.append({"role": role, "column": column, "sentence": f"{role}: {how}"})
+        return column
+
+    def named(self, role: str, column: str) -> str:
+        """Return a column that was asked for. Raises UserError where there is none of this name."""
+        if column not in self.names:
+            near = nearest(column, self.names)
+            raise UserError(
+                f"there is no column {shown(column)}, which --{role} names{near}: "
+                f"{self.source.what} has {any_of(self.names)}."
+            )
+        return self.take(role, column, f"column {column}, as asked")
+
+    def find(
+        self, role: str, asked: str, names: Sequence[Sequence[str]], apart: Iterable[str] = ()
+    ) -> str:
+        """Return the column with a role: the one asked for, the one that the format knows, or the first by
+        its name that says anything; an empty name where there is none.
+
+        Raises UserError where two fit equally well."""
+        if asked:
+            return self.named(role, asked)
+        if known := self.source.roles.get(role, ""):
+            return self.take(role, known, f"column {known}, by the format")
+        free = [name for name in self.names if name not in {*self.used, *apart}]
+        for tier in names:
+            there = [n for n in free if plain(n) in tier] or [n for n in free if short(n) in tier]
+            there = [n for n in there if self.frame[n].notna().any()]
+            if len(there) > 1:
+                there = [n for n in there if self.varies(n)] or there[:1]
+            if len(there) > 1 and not self.agree(there):
+                raise UserError(
+                    f"{any_of(there)} could each be the {role}: say which with --{role} {there[0]}."
+                )
+            if there:
+                return self.take(role, there[0], f"column {there[0]}, by its name")
+        return ""
+
+    def varies(self, name: str) -> bool:
+        """Return whether a column has more than one value."""
+        values = self.frame[name]
+        return bool((values != values.iloc[0]).any()) if len(values) else False
+
+    def agree(self, names: Sequence[str]) -> bool:
+        """Return whether columns divide the rows alike, so that it does not matter which is taken."""
+        first = self.frame[names[0]].astype("category").cat.codes
+        return all(
+            int(first.groupby(self.frame[name], observed=True).nunique().max()) == 1
+            and int(self.frame[name].nunique()) == int(first.nunique())
+            for name in names[1:]
+        )
+
+    def numeric(self, name: str) -> bool:
+        """Return whether a column holds numbers and nothing else."""
+        kind = self.frame[name].dtype
+        return getattr(kind, "kind", "O") in "iuf"
+
+
+# -- the loss ------------------------------------------------------------------------------------------------
+
+
+def _losses(search: _Search, asked: Asked) -> tuple[str, str, str]:
+    """Return the column that is judged, the one that chooses configurations (empty: the same), and which
+    direction is better."""
+    choose = search.named("choose", asked.choose) if asked.choose else ""
+    if asked.loss:
+        loss = search.named("loss", asked.loss)
+    elif known := search.source.roles.get("loss", ""):
+        loss = search.take("loss", known, f"column {known}, by the format")
+    else:
+        loss, other = _guess_loss(search)
+        choose = choose or other
+    if choose and not asked.choose:
+        search.take("choose", choose, f"column {choose} chooses an arm's configuration, {loss} judges it")
+    words = set(plain(loss).split())
+    by_name = "higher" if words & SCORES and not words & (LOSSES | ERRORS) else "lower"
+    better = asked.better or search.source.better or by_name
+    why = "as asked" if asked.better else "by the format" if search.source.better else "by its name"
+    search.take("better", loss, f"{better} {loss} is better, {why}")
+    return loss, choose, better
+
+
+def _guess_loss(search: _Search) -> tuple[str, str]:
+    """Return the loss by its name: of a test split where there is one, chosen by the validation split's."""
+    metrics = {n: set(plain(n).split()) for n in search.names if search.numeric(n) or _percent(search, n)}
+    for kinds in (LOSSES - {"perplexity", "ppl"}, LOSSES, ERRORS, SCORES):
+        choosing = [n for n, words in metrics.items() if words & CHOOSING and words & kinds]
+        testing = [n for n, words in metrics.items() if words & TESTING and words & kinds]
+        for there in (choosing, testing):
+            if len(there) > 1 and not search.agree(there):
+                raise UserError(f"{any_of(there)} could each be the loss: say which with --loss {there[0]}.")
+        if testing:
+            loss = search.take("loss", testing[0], f"column {testing[0]}, by its name")
+            return loss, choosing[0] if choosing else ""
+        if choosing:
+            return search.take("loss", choosing[0], f"column {choosing[0]}, by its name"), ""
+    training = [n for n, words in metrics.items() if words & (LOSSES | SCORES | ERRORS | {"value"})]
+    numbers = [n for n in search.names if search.numeric(n)]
+    if training:
+        raise UserError(
+            f"no column is a validation or test loss by its name; {any_of(training)} may be of training: "
+            f"say --loss {training[0]} if that is what you want judged."
+        )
+    raise UserError(
+        f"no column of {search.source.what} is a loss by its name: say which with --loss"
+        + (f", among {any_of(numbers)}." if numbers else "; none of its columns holds numbers.")
+    )
+
+
+def _percent(search: _Search, name: str) -> bool:
+    """Return whether a column of text holds percentages."""
+    some = search.frame[name].dropna().head(20).astype(str)
+    return len(some) > 0 and bool(some.str.fullmatch(r"\s*[-+]?[\d.]+\s*%\s*").all())
+
+
+# -- the arm -------------------------------------------------------------------------------------------------
+
+
+def _arm(search: _Search, asked: Asked, run: str, seed: str) -> tuple[Source, str]:
+    """Return the source and the column of the arm; where names of runs or files hold the arm and more, a
+    column that is made from them."""
+    numbered = {n for n in search.names if plain(n) in RUN_WORDS and search.numeric(n)}  # tell runs apart, not arms
+    arm = search.find("arm", asked.arm, ARM_NAMES, apart={seed, *numbered})
+    if not arm:
+        raise UserError(
+            f"no column of {search.source.what} names the arm (the optimizer or method): say which with --arm, "
+            f"among {any_of(search.names)}."
+        )
+    if asked.arm or plain(arm) not in RUN_WORDS:
+        return search.source, arm
+    names = search.frame[arm].astype("category")
+    known = [str(name) for name in names.cat.categories]
+    parted = dict(zip(names.cat.categories, split_names(known), strict=True))
+    rests = {rest for rest, _ in parted.values()}
+    if len(rests) == len(parted) and len(parted) > 2 and not run:
+        require(
+            len(parted) <= 50,
+            f"{len(parted)} names in column {arm} and no arm in them: say with --arm which column names it.",
+        )
+    frame = search.frame.copy(deep=False)
+    frame["arm"] = names.map({name: rest for name, (rest, _) in parted.items()})
+    for key in {key for _, settings in parted.values() for key in settings} - set(map(plain, search.names)):
+        frame[key] = names.map({name: settings.get(key) for name, (_, settings) in parted.items()})
+    search.taken[-1]["sentence"] = f"arm: from column {arm}, without seed and settings in the names"
+    search.frame = frame
+    search.names = [str(name) for name in frame.columns]
+    search.source = replace(search.source, frame=frame)
+    return search.source, "arm"
+
+
+# -- settings ------------------------------------------------------------------------------------------------
+
+
+def _settings(search: _Search, asked: Asked, rate: str, *, has_steps: bool) -> tuple[str, ...]:
+    """Return the columns that make a run's configuration: those asked for, else those that the format keeps
+    as such, or whose names are those of settings. `runs.table_of` drops what varies within a run."""
+    if asked.settings:
+        chosen = [search.named("setting", name) for name in asked.settings]
+        return tuple(dict.fromkeys([*([rate] if rate else []), *chosen]))
+    known = list(search.source.settings)
+    free = [name for name in search.names if name not in search.used and name != rate]
+    named = [n for n in free if SETTING_WORDS.search(plain(n)) and not set(plain(n).split()) & DETAILS]
+    guessed = [n for n in (known or named) if n in free and search.varies(n) and not _metric(n)]
+    found = [*([rate] if rate and search.varies(rate) else []), *guessed]
+    if found:
+        search.take("settings", ", ".join(found), f"column{'s' * (len(found) > 1)} {', '.join(found)}")
+    rest = [n for n in free if n not in found and search.varies(n)]
+    if rest:
+        search.take("not used", ", ".join(rest), ", ".join(rest))
+    return tuple(dict.fromkeys(found))
+
+
+def _metric(name: str) -> bool:
+    """Return whether a column is a measurement by its name, and no setting."""
+    return bool(set(plain(name).split()) & (LOSSES | SCORES | ERRORS | TRAINING))
+
+
+def as_words(taken: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each column: what it was taken for."""
+    return [str(one["sentence"]) for one in taken]

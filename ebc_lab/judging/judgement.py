@@ -1,0 +1,339 @@
+"""`judge`: from somebody's files or frame to an answer with its evidence."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any, cast
+
+from ebc_lab import __version__
+from ebc_lab.config.errors import any_of, nearest, require
+
+from . import cautions, differences, outcomes, sections, sentences, tuning
+from .asked import Asked
+from .columns import choose_columns
+from .record import ArmRecord, Caution, DifferenceRecord, Record, Taken
+from .runs import Runs, joined, runs_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Paths = str | os.PathLike[str]
+OUTCOMES = ("last", "target", "best")
+CONFIDENCE = 0.95
+ENDS = (("low", "high"), ("joint_low", "joint_high"), ("median_low", "median_high"), ("lowest", "highest"))
+TURNED = {"mean", "median", *(end for pair in ENDS for end in pair)}  # figures that change sign with the loss
+BASELINES = ("baseline", "control", "reference", "default", "vanilla")
+COMMON_BASELINES = ("adamw", "adam", "sgd")  # of two arms only
+
+
+def judge(runs: pd.DataFrame | Paths | Sequence[Paths], **asked: Any) -> Judgement:
+    """Return what somebody's runs say: arms, differences with joint intervals, cautions, an answer.
+
+        j = ebc_lab.judge(frame, arm="optimizer", loss="val_loss", reference="adamw")
+        print(j.answer)
+        j.differences()
+
+    `runs`: a frame with a row an evaluation or a row a run, or files and folders of the formats in
+    docs/judge.md. `asked`: the fields of `judging.asked.Asked`.
+
+    Raises:
+        UserError: it cannot be told which column is what, or a column does not hold what it is taken for.
+    """
+    import pandas as pd
+
+    from .readers.reader import Source
+
+    options = checked(Asked(**asked))
+    if isinstance(runs, pd.DataFrame):
+        sources = [Source(runs, f"a frame of {len(runs):,} rows")]
+    else:
+        from .readers import read
+
+        paths = [runs] if isinstance(runs, str | os.PathLike) else list(runs)
+        sources = read(paths, options)
+    chosen = [choose_columns(source, options) for source in sources]
+    made = joined([runs_of(source, columns, options) for source, columns in chosen])
+    what = [source.what for source in sources]
+    notes = [note for source in sources for note in source.notes]
+    taken = list({one["sentence"]: one for _, columns in chosen for one in columns.taken}.values())
+    return Judgement(made, _record(made, options, what, notes, taken))
+
+
+def checked(asked: Asked) -> Asked:
+    """Return the options. Raises UserError where one of them cannot be."""
+    require(asked.better in ("", "lower", "higher"), f"--better is lower or higher, not {asked.better}.")
+    require(asked.outcome in OUTCOMES, f"--outcome is {any_of(OUTCOMES)}, not {asked.outcome}.")
+    require(asked.rule in ("", "track3"), f"--rule is track3, not {asked.rule}.")
+    require(
+        asked.outcome != "target" or asked.target is not None,
+        "--outcome target needs a --target, the loss that is to be reached.",
+    )
+    require(math.isfinite(asked.margin) and asked.margin >= 0, "--margin is a difference of at least 0.")
+    number = asked.sigma in ("", "pooled") or _positive(asked.sigma)
+    require(number, f"--sigma is pooled or a number above 0, not {asked.sigma}.")
+    return asked
+
+
+def _positive(text: str) -> bool:
+    try:
+        return math.isfinite(float(text)) and float(text) > 0
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What somebody's runs say. Its tables are called as those of `ebc_lab.load`.
+
+    Attributes:
+        data: the runs as they were read: `data.table`, `data.curves`.
+        record: everything as JSON has it; `judge --json` prints it.
+    """
+
+    data: Runs
+    record: Record
+
+    @property
+    def answer(self) -> str:
+        """Return what was found, in a sentence or a few."""
+        return "\n".join(self.record["answer"])
+
+    @property
+    def problems(self) -> list[str]:
+        """Return what a reader of the answer has to know, a sentence each."""
+        return [caution["sentence"] for caution in self.record["cautions"]]
+
+    def runs(self) -> pd.DataFrame:
+        """Return one row a run: name, arm, seed, lengths, outcome (inf or -inf where it diverged), settings."""
+        return self.data.table.copy()
+
+    def arms(self) -> pd.DataFrame:
+        """Return one row an arm, the best first."""
+        import pandas as pd
+
+        return pd.DataFrame(self.record["arms"])
+
+    def differences(self) -> pd.DataFrame:
+        """Return one row a comparison of two arms: arm minus reference, both intervals, the judgement."""
+        import pandas as pd
+
+        return pd.DataFrame(self.record["differences"], columns=list(DifferenceRecord.__annotations__))
+
+    @property
+    def verdict(self) -> pd.DataFrame:
+        """Return one row a comparison: the question in words, the verdict, what was measured."""
+        import pandas as pd
+
+        rows = [
+            {
+                "name": one["arm"],
+                "question": f"Is {one['arm']} better than {one['reference']}?",
+                "verdict": one["verdict"],
+                "figure": sentences.difference_in_words(one, self.record),
+            }
+            for one in self.record["differences"]
+        ]
+        return pd.DataFrame(rows, columns=["name", "question", "verdict", "figure"])
+
+    def evals(self, arm: str | None = None, seed: str | int | None = None) -> pd.DataFrame:
+        """Return one row an evaluation of the runs that fit: run, arm, seed, step, and the judged column."""
+        table = self.data.table
+        wanted = table.index == table.index
+        if arm is not None:
+            wanted = wanted & (table["arm"] == arm)
+        if seed is not None:
+            wanted = wanted & (table["seed"] == str(seed))
+        numbers = table.index[wanted]
+        require(len(numbers) > 0, f"no run has arm {arm} and seed {seed}: runs() lists what there is.")
+        curves = self.data.curves[self.data.curves["run"].isin(numbers)]
+        about = table.loc[curves["run"], ["run", "arm", "seed"]].reset_index(drop=True)
+        values = curves[["step", "loss"]].reset_index(drop=True)
+        return about.join(values).rename(columns={"loss": self.data.loss})
+
+    def __repr__(self) -> str:
+        return f"<judgement of {len(self.data.table)} runs: {self.answer}>"
+
+    def _repr_html_(self) -> str:
+        cautions = "".join(f"<li>{escape(text)}</li>" for text in self.problems)
+        lines = "".join(f"<p>{escape(line)}</p>" for line in self.record["answer"])
+        return f"<div>{lines}<ul>{cautions}</ul>{self.arms().to_html(index=False, na_rep='–')}</div>"
+
+
+# -- the record ----------------------------------------------------------------------------------------------
+
+
+def _record(
+    every: Runs, asked: Asked, what: Sequence[str], notes: Sequence[str], taken: list[Taken]
+) -> Record:
+    """Return the judgement of runs as JSON has it."""
+    runs, of_lengths = outcomes.at_one_length(every)
+    runs, of_outcomes = outcomes.with_outcome(runs, asked)
+    turn = runs.better == "higher" and asked.outcome != "target"
+    tried = tuning.configurations_of(runs.table, runs.settings, higher=turn)
+    tuned = tuning.tuning_of(tried, chosen_by=asked.choose or runs.loss, reported=runs.loss, lr=asked.lr)
+    judged = outcomes.chosen_runs(runs, tried, tuned)
+    losses = outcomes.losses_by_arm(judged, turn=turn)
+    reference = reference_of(losses, asked)
+    paired, pairing = pairing_of(judged, losses, asked)
+    keyed = outcomes.losses_by_arm(judged, turn=turn, by="seed") if paired else losses
+    sigma, freedom = sigma_of(losses, asked)
+    compared = differences.compare(
+        keyed,
+        reference or next(iter(losses)),
+        pairs=asked.pairs or not reference,
+        paired=paired,
+        margin=asked.margin,
+        sigma=sigma,
+        sigma_freedom=freedom,
+        luck={arm: tuning.luck_of(tuned, arm) for arm in losses},
+    )
+    record: Record = {
+        "ebc_lab": __version__,
+        "sources": list(what),
+        "loss": runs.loss,
+        "better": runs.better,
+        "outcome": sentences.outcome_in_words(runs, asked),
+        "step": runs.step_name,
+        "reference": reference,
+        "paired": paired,
+        "pairing": pairing,
+        "method": sentences.method_in_words(compared),
+        "margin": asked.margin,
+        "confidence": CONFIDENCE,
+        "taken": taken,
+        "answer": [],
+        "cautions": [],
+        "arms": _arm_records(judged, losses, asked, turn=turn),
+        "differences": [_difference_record(one, turn=turn) for one in compared],
+        "tuning": cast(dict[str, Any] | None, tuned),
+        "steps": sections.steps_section(judged, reference, asked, paired=paired),
+        "lengths": sections.lengths_section(every, judged, keyed, reference, asked, paired=paired, turn=turn),
+        "rule": sections.rule_section(judged, asked),
+        "runs": _run_records(judged),
+    }
+    record["cautions"] = [
+        *(Caution(kind="read", sentence=note, runs=[]) for note in notes),
+        *of_lengths,
+        *of_outcomes,
+        *cautions.cautions(runs, judged, asked, tuned),
+        *every.cautions,
+    ]
+    record["answer"] = sentences.answer(record)
+    return record
+
+
+def reference_of(losses: Mapping[str, Mapping[str, float]], asked: Asked) -> str:
+    """Return the arm that the others are compared with: the one asked for, or one that is called so; of two
+    arms one in any case. Empty where none is: then all pairs are compared.
+
+    Raises UserError where there is no arm of the name asked for."""
+    arms = list(losses)
+    if asked.reference:
+        near = nearest(asked.reference, arms)
+        require(asked.reference in arms, f"there is no arm {asked.reference}{near}: there are {any_of(arms)}.")
+        return asked.reference
+    names = {arm.lower(): arm for arm in arms}
+    called = next((names[name] for name in BASELINES if name in names), "")
+    if called or len(arms) != 2:
+        return called
+    return next((names[name] for name in COMMON_BASELINES if name in names), arms[0])
+
+
+def pairing_of(
+    runs: Runs, losses: Mapping[str, Mapping[str, float]], asked: Asked
+) -> tuple[bool, str]:
+    """Return whether seeds pair the runs of different arms, and why, in a sentence.
+
+    Raises UserError where pairs are asked for and runs have no seeds."""
+    table = runs.table
+    seeds = {arm: set(of_arm["seed"]) for arm, of_arm in table.groupby("arm", sort=False)}
+    known = bool(table["seed"].notna().all())
+    doubled = bool(table.duplicated(["arm", "seed"]).any())
+    if asked.paired:
+        require(known, "--paired needs a seed for each run: say with --seed which column it is.")
+        require(not doubled, "--paired needs one run for each arm and seed, and some have two.")
+        return True, "Runs are paired by seed, as asked."
+    if asked.paired is False:
+        return False, "Runs are compared unpaired, as asked."
+    if not known:
+        return False, "No column gives every run a seed, so nothing is paired."
+    alike = {frozenset(of_arm) for of_arm in seeds.values()}
+    if doubled:
+        return False, "An arm has two runs of one seed, so nothing is paired."
+    if len(seeds) > 1 and len(alike) == 1 and len(next(iter(alike))) > 1:
+        return True, (
+            f"Every arm has the same {len(next(iter(alike)))} seeds, so runs are paired by seed; if a seed does "
+            "not give two arms the same weights or data, say --unpaired."
+        )
+    return False, "The arms do not have the same seeds, so nothing is paired."
+
+
+def sigma_of(losses: Mapping[str, Mapping[str, float]], asked: Asked) -> tuple[float | None, float]:
+    """Return the standard deviation of a run that is assumed for arms of one run, and its degrees of freedom:
+    None where none is. Raises UserError where it is to be pooled and no arm has two finished runs."""
+    if asked.sigma != "pooled":
+        return (float(asked.sigma), math.inf) if asked.sigma else (None, math.inf)
+    finished = [[x for x in of_arm.values() if math.isfinite(x)] for of_arm in losses.values()]
+    several = [values for values in finished if len(values) > 1]
+    require(bool(several), "--sigma pooled needs an arm with two finished runs: give --sigma a number.")
+    freedom = sum(len(values) - 1 for values in several)
+    squares = sum((len(values) - 1) * statistics.variance(values) for values in several)
+    return math.sqrt(squares / freedom), freedom
+
+
+# -- rows of the record --------------------------------------------------------------------------------------
+
+
+def _arm_records(
+    runs: Runs, losses: Mapping[str, Mapping[str, float]], asked: Asked, *, turn: bool
+) -> list[ArmRecord]:
+    """Return a row for each arm, the best first: by mean, an arm with diverged runs behind those without."""
+    table = runs.table
+    varying = [name for name in runs.settings if table[name].map(str).nunique() > 1]
+    records = []
+    for arm, of_arm in losses.items():
+        summary: dict[str, Any] = dict(differences.arm_summary(list(of_arm.values())))
+        rows = table[table["arm"] == arm]
+        lengths = set(rows["length"].dropna())
+        records.append(
+            {
+                "arm": arm,
+                "configuration": {name: rows[name].iloc[0] for name in varying},
+                **(_turned(summary) if turn else summary),
+                "length": lengths.pop() if len(lengths) == 1 else None,
+                "at": asked.at.get(arm, asked.at.get("")),
+            }
+        )
+    order = sorted(losses, key=lambda arm: differences.rank_of(list(losses[arm].values())))
+    return cast(list[ArmRecord], sorted(records, key=lambda record: order.index(record["arm"])))
+
+
+def _turned(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return figures of losses as those of scores, of which larger ones are better."""
+    made = {k: -v if k in TURNED and v is not None else v for k, v in figures.items()}
+    for low, high in ENDS:
+        if low in made:
+            made[low], made[high] = made[high], made[low]
+    return made
+
+
+def _difference_record(compared: Mapping[str, Any], *, turn: bool) -> DifferenceRecord:
+    """Return a comparison with the fields of the record."""
+    figures = _turned(compared) if turn else dict(compared)
+    luck = figures.get("luck")
+    figures["luck"] = luck["sd"] if luck else None
+    return cast(DifferenceRecord, {name: figures.get(name) for name in DifferenceRecord.__annotations__})
+
+
+def _run_records(runs: Runs) -> list[dict[str, Any]]:
+    """Return a row for each judged run."""
+    kept = ["run", "arm", "seed", "source", "planned", "length", "outcome"]
+    rows = []
+    for row in runs.table.to_dict("records"):
+        rows.append({**{name: row[name] for name in kept}, "settings": {k: row[k] for k in runs.settings}})
+    return rows

@@ -1,0 +1,162 @@
+"""The one figure that a run is judged by, and which of an arm's runs are judged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ebc_lab.config.errors import UserError, any_of, require
+
+from . import steps
+from .asked import Asked
+from .record import Caution
+from .runs import Runs
+from .tuning import Configuration, Tuning
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Losses = dict[str, dict[str, float]]  # arm -> run or seed -> loss, lower is better, inf: diverged or missing
+
+
+def lengths_by_arm(table: pd.DataFrame) -> dict[str, dict[float, int]]:
+    """Return the lengths that the runs of an arm were to have -> how many runs; without a column that says so,
+    the last steps that several runs of the arm share."""
+    planned = table["planned"].notna().any()
+    column = "planned" if planned else "length"
+    found: dict[str, dict[float, int]] = {}
+    for arm, of_arm in table.groupby("arm", sort=False):
+        counts = of_arm[column].value_counts()
+        shared = counts if planned else counts[counts > 1]
+        found[str(arm)] = {float(length): int(n) for length, n in sorted(shared.items())}
+    return found
+
+
+def at_one_length(runs: Runs) -> tuple[Runs, list[Caution]]:
+    """Return the runs without those of other lengths, where an arm has runs of several: kept is the length
+    that most arms have, then the one of most runs, then the longest."""
+    lengths = lengths_by_arm(runs.table) if runs.step_name else {}
+    several = {arm: of_arm for arm, of_arm in lengths.items() if len(of_arm) > 1}
+    if not several:
+        return runs, []
+
+    def weight(length: float) -> tuple[int, int, float]:
+        having = [of_arm[length] for of_arm in lengths.values() if length in of_arm]
+        return len(having), sum(having), length
+
+    table = runs.table
+    column = "planned" if table["planned"].notna().any() else "length"
+    kept = table.index >= 0
+    for arm, of_arm in several.items():
+        judged = max(of_arm, key=weight)
+        others = [length for length in of_arm if length != judged]
+        kept &= (table["arm"] != arm) | ~table[column].isin(others)
+    if kept.all():
+        return runs, []
+    names = [f"{arm} ({', '.join(f'{length:g}' for length in of_arm)})" for arm, of_arm in several.items()]
+    sentence = (
+        f"Runs of several lengths: {'; '.join(names)} {runs.step_name}s; {int((~kept).sum())} runs of other lengths "
+        "than the one that most arms have are not in the comparison, and serve the exchange of loss into steps."
+    )
+    left_out = [str(name) for name in table.loc[~kept, "run"]]
+    return only(runs, kept), [{"kind": "lengths", "sentence": sentence, "runs": left_out}]
+
+
+def only(runs: Runs, kept: Any) -> Runs:
+    """Return these runs alone, numbered afresh. `kept`: a flag for each row of the table."""
+    import numpy as np
+
+    kept = np.asarray(kept)
+    if kept.all():
+        return runs
+    numbers = np.full(len(kept), -1, dtype=np.int64)
+    numbers[kept] = np.arange(int(kept.sum()))
+    curves = runs.curves[kept[runs.curves["run"].to_numpy()]]
+    curves = curves.assign(run=numbers[curves["run"].to_numpy()]).reset_index(drop=True)
+    return replace(runs, table=runs.table[kept].reset_index(drop=True), curves=curves)
+
+
+def with_outcome(runs: Runs, asked: Asked) -> tuple[Runs, list[Caution]]:
+    """Return the runs with the outcome that is asked for. Raises UserError where runs have no curves and it
+    is one of a curve, or an arm has no evaluation at the step that is asked for."""
+    if asked.outcome == "last" and not asked.at:
+        return runs, []
+    what = f"--outcome {asked.outcome}" if asked.outcome != "last" else "--at"
+    require(bool(runs.step_name), f"{what} needs curves, and these runs have one {runs.loss} each.")
+    if asked.outcome == "target":
+        assert asked.target is not None  # `checked`
+        reached = steps.steps_to_target(runs.curves, len(runs.table), asked.target, runs.better)
+        return _replaced(runs, reached, math.inf), []
+    if asked.outcome == "best":
+        return _replaced(runs, _best(runs), runs.worst), []
+    values, missing = _at(runs, asked.at)
+    names = [str(name) for name in runs.table.loc[missing, "run"]]
+    sentence = f"{len(names)} runs have no evaluation at the step that is asked for, and rank behind the others."
+    cautions: list[Caution] = [{"kind": "no_step", "sentence": sentence, "runs": names}] if names else []
+    return _replaced(runs, values, runs.worst), cautions
+
+
+def _replaced(runs: Runs, outcome: Any, worst: float) -> Runs:
+    import numpy as np
+
+    same = runs.table["outcome"].equals(runs.table["chosen_by"])
+    outcome = np.where(np.isfinite(outcome), outcome, worst)
+    table = runs.table.assign(outcome=outcome)
+    return replace(runs, table=table.assign(chosen_by=outcome) if same else table)
+
+
+def _best(runs: Runs) -> Any:
+    """Return the best value of each curve."""
+    import numpy as np
+
+    found = np.full(len(runs.table), runs.worst)
+    best = np.minimum if runs.better == "lower" else np.maximum
+    best.at(found, runs.curves["run"].to_numpy(), runs.curves["loss"].to_numpy())
+    return found
+
+
+def _at(runs: Runs, at: Mapping[str, float]) -> tuple[Any, Any]:
+    """Return the outcome of each run where a step is asked for its arm, and which have no value there.
+
+    Raises UserError where no run of an arm has one."""
+    import numpy as np
+
+    table, curves = runs.table, runs.curves
+    arms = list(dict.fromkeys(table["arm"]))
+    unknown = [arm for arm in at if arm and arm not in arms]
+    require(not unknown, f"--at names the arm {', '.join(unknown)}, which is not there: there are {any_of(arms)}.")
+    wanted = table["arm"].map(lambda arm: at.get(arm, at.get("", math.nan))).to_numpy(dtype=float)
+    there = curves[curves["step"].to_numpy() == wanted[curves["run"].to_numpy()]]
+    values = np.where(np.isnan(wanted), table["outcome"], math.nan)
+    values[there["run"].to_numpy()] = there["loss"].to_numpy()
+    missing = np.isnan(values)
+    for arm in arms:
+        of_arm = (table["arm"] == arm).to_numpy()
+        if missing[of_arm].all():
+            step = wanted[of_arm][0]
+            near = curves["step"][of_arm[curves["run"].to_numpy()]]
+            nearest = f"{near.iloc[(near - step).abs().argmin()]:g}" if len(near) else "none"
+            raise UserError(f"{arm} has no evaluation at {runs.step_name} {step:g}: the nearest is {nearest}.")
+    return values, missing
+
+
+def chosen_runs(
+    runs: Runs, tried: Mapping[str, Sequence[Configuration]], tuned: Tuning | None
+) -> Runs:
+    """Return each arm's runs in the configuration that is chosen for it."""
+    if tuned is None:
+        return runs
+    rows: set[int] = set()
+    for arm, configurations in tried.items():
+        rows.update(configurations[tuned["arms"][arm]["chosen"]["number"]].rows)
+    return only(runs, [number in rows for number in range(len(runs.table))])
+
+
+def losses_by_arm(runs: Runs, *, turn: bool, by: str = "run") -> Losses:
+    """Return the arms' losses by run or by seed. `turn`: outcomes of which larger ones are better."""
+    found: Losses = {}
+    for arm, key, value in zip(runs.table["arm"], runs.table[by], runs.table["outcome"], strict=True):
+        found.setdefault(arm, {})[str(key)] = -value if turn else value
+    return found

@@ -1,0 +1,367 @@
+"""Runs that somebody left, as two tables: a row a run, and the curve of each.
+
+Everything that is said of them is a view of these tables. Whatever is left out or put in order on the way is
+named in `Runs.cautions`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ebc_lab.config.errors import UserError, any_of, require, shown
+
+from .asked import Asked
+from .cautions import repeated_steps
+from .columns import Columns, plain
+from .readers.reader import Source
+from .record import Caution
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+ROLES = ("run", "arm", "seed", "source", "planned", "length", "rows", "started", "outcome", "chosen_by")
+PERCENT = "%"
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs and their curves.
+
+    Attributes:
+        table: one row a run; its index is the run's number. Columns: `run` (its name), `arm`, `seed` (text, None
+            where there is none), `source`, `planned` (steps it was to have, NaN where unknown), `length` (its
+            last step), `rows` (of its curve), `started` (datetime or NaT), `outcome`, `chosen_by` (what its
+            configuration is chosen by), and a column for each of `settings`.
+        curves: `run`, `step`, `loss`, by run and step; inf (or -inf where higher is better) where a value was
+            logged and is not finite. Empty where the source has one row a run.
+        settings: the columns that make a run's configuration, apart from arm and seed.
+        loss: the judged column.
+        better: `lower` or `higher`.
+        step_name: the unit of steps; empty where there are no curves.
+        cautions: what was met while the tables were made.
+    """
+
+    table: pd.DataFrame
+    curves: pd.DataFrame
+    settings: tuple[str, ...]
+    loss: str
+    better: str
+    step_name: str
+    cautions: tuple[Caution, ...] = ()
+
+    @property
+    def worst(self) -> float:
+        """Return the outcome that is behind every other."""
+        return math.inf if self.better == "lower" else -math.inf
+
+
+def runs_of(source: Source, columns: Columns, asked: Asked) -> Runs:
+    """Return the runs of a source. Raises UserError where its columns do not hold what they are taken for."""
+    import numpy as np
+    import pandas as pd
+
+    frame = source.frame
+    require(len(frame) > 0, f"{source.what} holds no row.")
+    loss = _numbers(frame, columns.loss, "loss")
+    worst = math.inf if columns.better == "lower" else -math.inf
+    codes, keys = _runs_in(frame, columns)
+    cautions: list[Caution] = []
+    if columns.step:
+        logged = ~np.isnan(loss)
+        step = _numbers(frame, columns.step, "step")
+        _refuse_blank_steps(step, logged, columns)
+        kept = np.flatnonzero(logged)
+        chosen, cautions = repeated_steps(codes[kept], step[kept], loss[kept])
+        kept = kept[chosen] if chosen is not None else kept
+        curves = _curves(codes[kept], step[kept], loss[kept])
+    else:
+        curves = pd.DataFrame({"run": codes[:0], "step": loss[:0], "loss": loss[:0]})
+    table = _table(frame, columns, codes, keys)
+    settings, cautions_of_settings = _constant(frame, columns, codes, table)
+    cautions = [*cautions, *cautions_of_settings]
+    if columns.step:
+        curves["loss"] = np.where(np.isfinite(curves["loss"]), curves["loss"], worst)
+        table = _with_curves(table, curves, frame, columns, codes)
+    else:
+        table["outcome"] = loss
+        table["chosen_by"] = _numbers(frame, columns.choose, "choose") if columns.choose else loss
+    for name in ("outcome", "chosen_by"):
+        table[name] = table[name].where(np.isfinite(table[name]), worst)
+    unit = plain(columns.step) if columns.step else ""
+    return Runs(table, curves, settings, columns.loss, columns.better, unit, tuple(cautions))
+
+
+# -- columns as numbers --------------------------------------------------------------------------------------
+
+
+def _numbers(frame: pd.DataFrame, column: str, role: str) -> np.ndarray[Any, Any]:
+    """Return a column as floats; percentages as their numbers. Raises UserError at the first word."""
+    import numpy as np
+    import pandas as pd
+
+    values = frame[column]
+    if values.dtype.kind in "fiu" and not isinstance(values.dtype, pd.CategoricalDtype):
+        return values.to_numpy(dtype=np.float64, na_value=np.nan)
+    text = values.astype("string").str.strip()
+    text = text.mask(text == "")
+    percent = text.str.endswith(PERCENT).fillna(False)
+    if percent.any():
+        require(
+            bool((percent | text.isna()).all()),
+            f"column {column} has percentages in some rows and plain numbers in others (row "
+            f"{_first_row(~percent & text.notna())}): write them alike.",
+        )
+        text = text.str.rstrip(PERCENT)
+    numbers = pd.to_numeric(text, errors="coerce")
+    words = numbers.isna() & text.notna() & ~text.str.lower().isin(("nan", "inf", "-inf", "infinity"))
+    if words.any():
+        row = int(np.flatnonzero(words.to_numpy())[0])
+        raise UserError(
+            f"column {column} is taken as the {role} and holds {shown(str(values.iloc[row]))} in row {row + 1}: "
+            f"mend that row, or say with --{role} which column it is."
+        )
+    logged = text.notna() & numbers.isna()
+    return numbers.mask(logged, math.inf).to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _first_row(where: pd.Series) -> int:
+    import numpy as np
+
+    return int(np.flatnonzero(where.to_numpy())[0]) + 1
+
+
+def _refuse_blank_steps(step: Any, logged: Any, columns: Columns) -> None:
+    import numpy as np
+
+    blank = np.flatnonzero(logged & ~np.isfinite(step))
+    require(
+        not len(blank),
+        f"{len(blank)} rows have a {columns.loss} and no {columns.step} (the first is row "
+        f"{(blank[0] if len(blank) else 0) + 1}): give each its step, or leave the rows out.",
+    )
+
+
+# -- runs ----------------------------------------------------------------------------------------------------
+
+
+def _runs_in(frame: pd.DataFrame, columns: Columns) -> tuple[Any, list[str]]:
+    """Return the number of each row's run, in the order of their first rows, and the columns that tell runs
+    apart. Where no step is there, every row is a run."""
+    import numpy as np
+
+    _refuse_blank_arms(frame, columns)
+    if not columns.step:
+        return np.arange(len(frame)), []
+    keys = [name for name in (columns.run, columns.arm) if name] if columns.run else [columns.arm]
+    if not columns.run:
+        keys += [name for name in (columns.seed,) if name]
+        varying = [name for name in columns.settings if not _follows_steps(frame, name, keys, columns)]
+        keys += varying
+    return _numbered(frame, keys), keys
+
+
+def _numbered(frame: pd.DataFrame, keys: Sequence[str]) -> Any:
+    """Return a number for each row: equal where the keys are, from 0 in the order of first rows."""
+    import numpy as np
+    import pandas as pd
+
+    combined: Any = np.zeros(len(frame), dtype=np.int64)
+    for key in keys:
+        codes = _codes(frame[key])
+        combined = combined * (int(codes.max(initial=0)) + 2) + codes + 1
+        if len(keys) > 1:
+            combined = pd.factorize(combined)[0].astype(np.int64)
+    return pd.factorize(combined)[0].astype(np.int64)
+
+
+def _codes(values: pd.Series) -> Any:
+    import numpy as np
+    import pandas as pd
+
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        return values.cat.codes.to_numpy().astype(np.int64)
+    return pd.factorize(values)[0].astype(np.int64)
+
+
+def _follows_steps(frame: pd.DataFrame, name: str, keys: Sequence[str], columns: Columns) -> bool:
+    """Return whether a column is a course within runs, as a logged learning rate is, and no setting: without
+    it no two rows of a run have the same step, though it varies there."""
+    import numpy as np
+    import pandas as pd
+
+    codes = _numbered(frame, keys)
+    if not _varies_within(_codes(frame[name]), codes):
+        return False
+    step = pd.factorize(frame[columns.step])[0].astype(np.int64)
+    both = codes * (int(step.max(initial=0)) + 1) + step
+    return len(pd.unique(both)) == len(both)
+
+
+def _varies_within(values: Any, codes: Any) -> bool:
+    """Return whether some run has two values."""
+    import numpy as np
+
+    first = np.full(int(codes.max(initial=0)) + 1, -2, dtype=np.int64)
+    first[codes[::-1]] = values[::-1]
+    return bool((values != first[codes]).any())
+
+
+def _refuse_blank_arms(frame: pd.DataFrame, columns: Columns) -> None:
+    import numpy as np
+
+    blank = np.flatnonzero(frame[columns.arm].isna().to_numpy())
+    require(
+        not len(blank),
+        f"{len(blank)} rows have no value in column {columns.arm}, which names the arm (the first is row "
+        f"{(blank[0] if len(blank) else 0) + 1}): fill it in, or leave the rows out.",
+    )
+
+
+def _table(frame: pd.DataFrame, columns: Columns, codes: Any, keys: Sequence[str]) -> pd.DataFrame:
+    """Return a row a run, of what its first row says."""
+    import numpy as np
+    import pandas as pd
+
+    first = np.full(int(codes.max()) + 1, -1, dtype=np.int64)
+    first[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)
+    rows = frame.iloc[first].reset_index(drop=True)
+    table = pd.DataFrame(index=pd.RangeIndex(len(first)))
+    table["arm"] = rows[columns.arm].map(_text).astype(object)
+    table["seed"] = rows[columns.seed].map(_text).astype(object) if columns.seed else None
+    table["run"] = _names(rows, columns, keys, table)
+    place = next((name for name in ("source", "file") if name in rows), "")
+    table["source"] = rows[place].map(_text).astype(object) if place else ""
+    table["planned"] = _numbers(rows, columns.planned, "planned") if columns.planned else math.nan
+    table["length"], table["rows"] = math.nan, 0
+    started = rows[columns.started] if columns.started else pd.Series(pd.NaT, index=rows.index)
+    table["started"] = _times(started)
+    for name in columns.settings:
+        table[_setting_name(name)] = rows[name].astype(object).where(rows[name].notna(), None)
+    return table
+
+
+def _setting_name(column: str) -> str:
+    """Return a setting's column in the table of runs, which must not be one of its own columns."""
+    return f"setting {column}" if column in ROLES else column
+
+
+def _names(rows: pd.DataFrame, columns: Columns, keys: Sequence[str], table: pd.DataFrame) -> list[str]:
+    """Return a name for each run that no other has."""
+    if columns.run:
+        names = [_text(value) or "" for value in rows[columns.run]]
+        if len(set(names)) == len(names):
+            return names
+        return [f"{arm} {name}" for arm, name in zip(table["arm"], names, strict=True)]
+    names = list(table["arm"])
+    if columns.seed:
+        names = [f"{name}, seed {seed}" for name, seed in zip(names, table["seed"], strict=True)]
+    for key in (key for key in keys if key not in (columns.arm, columns.seed)):
+        names = [f"{name}, {key} {_text(value)}" for name, value in zip(names, rows[key], strict=True)]
+    if len(set(names)) < len(names):
+        names = [f"{name} (row {row + 1})" for row, name in enumerate(names)]
+    return names
+
+
+def _text(value: Any) -> str | None:
+    """Return a value as text, a whole number without its point; None for a blank."""
+    if value is None or value != value:
+        return None
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    return str(value)
+
+
+def _times(values: pd.Series) -> pd.Series:
+    """Return times; NaT where a value is none. Numbers are seconds since 1970, or milliseconds if large."""
+    import pandas as pd
+
+    if values.dtype.kind in "fiu":
+        unit = "ms" if values.max() > 1e11 else "s"
+        return pd.to_datetime(values, unit=unit, errors="coerce", utc=True)
+    return pd.to_datetime(values, errors="coerce", utc=True, format="mixed")
+
+
+def _constant(
+    frame: pd.DataFrame, columns: Columns, codes: Any, table: pd.DataFrame
+) -> tuple[tuple[str, ...], list[Caution]]:
+    """Return the settings that do not vary within a run, and a caution about the others."""
+    varying = [name for name in columns.settings if _varies_within(_codes(frame[name]), codes)]
+    kept = tuple(_setting_name(name) for name in columns.settings if name not in varying)
+    table.drop(columns=[_setting_name(name) for name in varying], inplace=True)
+    if not varying:
+        return kept, []
+    verb = "varies" if len(varying) == 1 else "vary"
+    sentence = f"{any_of(varying).replace(' or ', ' and ')} {verb} within runs and so makes no configuration."
+    return kept, [{"kind": "varying_setting", "sentence": sentence, "runs": []}]
+
+
+# -- curves --------------------------------------------------------------------------------------------------
+
+
+def _curves(run: Any, step: Any, loss: Any) -> pd.DataFrame:
+    """Return curves by run and step; what is in order already is not sorted again."""
+    import numpy as np
+    import pandas as pd
+
+    ordered = len(run) < 2 or bool(((run[1:] > run[:-1]) | ((run[1:] == run[:-1]) & (step[1:] >= step[:-1]))).all())
+    if not ordered:
+        order = np.lexsort((step, run))
+        run, step, loss = run[order], step[order], loss[order]
+    return pd.DataFrame({"run": run, "step": step, "loss": loss}, copy=False)
+
+
+def _with_curves(
+    table: pd.DataFrame, curves: pd.DataFrame, frame: pd.DataFrame, columns: Columns, codes: Any
+) -> pd.DataFrame:
+    """Return the table with lengths and last values of curves; a run that logged no loss has neither."""
+    import numpy as np
+
+    run = curves["run"].to_numpy()
+    last = np.flatnonzero(np.append(run[1:] != run[:-1], True)) if len(run) else run
+    for name, column in (("length", "step"), ("outcome", "loss")):
+        values = np.full(len(table), math.nan)
+        values[run[last]] = curves[column].to_numpy()[last]
+        table[name] = values
+    table["rows"] = np.bincount(run, minlength=len(table))
+    table["chosen_by"] = table["outcome"]
+    if columns.choose:
+        choosing = _numbers(frame, columns.choose, "choose")
+        logged = np.flatnonzero(~np.isnan(choosing))
+        chosen = np.full(len(table), math.nan)
+        chosen[codes[logged]] = choosing[logged]  # the last one logged
+        table["chosen_by"] = chosen
+    return table
+
+
+def joined(several: Sequence[Runs]) -> Runs:
+    """Return the runs of several sources as one. Raises UserError where they cannot stand in one table."""
+    import pandas as pd
+
+    first = several[0]
+    if len(several) == 1:
+        return first
+    for other in several[1:]:
+        for what in ("better", "step_name"):
+            mine, theirs = getattr(first, what), getattr(other, what)
+            require(
+                mine == theirs,
+                f"the sources differ in {what.replace('_name', '')} ({mine or 'none'} and {theirs or 'none'}): "
+                "judge them one by one, or name the columns that they share.",
+            )
+    tables, curves, offset = [], [], 0
+    for runs in several:
+        tables.append(runs.table)
+        curves.append(runs.curves.assign(run=runs.curves["run"] + offset))
+        offset += len(runs.table)
+    settings = tuple(dict.fromkeys(name for runs in several for name in runs.settings))
+    return replace(
+        first,
+        table=pd.concat(tables, ignore_index=True),
+        curves=pd.concat(curves, ignore_index=True),
+        settings=settings,
+        cautions=tuple(caution for runs in several for caution in runs.cautions),
+    )

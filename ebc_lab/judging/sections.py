@@ -1,0 +1,122 @@
+"""What a judgement says beside its differences: steps to a target, lengths, and another benchmark's rule.
+
+Each function returns a part of the record, as JSON has it, or None where the runs do not say anything of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from . import rules, steps
+from .asked import Asked
+from .differences import Comparison, compare
+from .outcomes import Losses
+from .runs import Runs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def steps_section(runs: Runs, reference: str, asked: Asked, *, paired: bool) -> dict[str, Any] | None:
+    """Return `target`, `arms` (arm -> `steps.Reached`) and `ratios` (a `steps.Ratio` for each comparison)."""
+    if asked.target is None or not runs.step_name:
+        return None
+    table = runs.table
+    reached = steps.steps_to_target(runs.curves, table, asked.target, runs.better)
+    arms = steps.reached_by_arm(reached, table)
+    ratios: list[steps.Ratio] = []
+    if len(arms) > 1 and any(arm["reached"] for arm in arms.values()):
+        ratios = steps.ratios_of_steps(
+            reached,
+            table,
+            reference or str(table["arm"].iloc[0]),
+            key="seed" if paired else "run",
+            pairs=asked.pairs or not reference,
+            paired=paired,
+        )
+    return {"target": asked.target, "arms": arms, "ratios": ratios}
+
+
+def lengths_section(
+    every: Runs, judged: Runs, losses: Losses, reference: str, asked: Asked, *, paired: bool, turn: bool
+) -> dict[str, Any] | None:
+    """Return what lengths say, or None where all runs have one length:
+
+    * `rates`: arm -> `steps.Exchange`, of arms that have runs of several lengths;
+    * `ratios`: `steps.Ratio` of the lengths at which an arm ends as low as the reference;
+    * `exchange`: the loss that a step is worth in `differences`, and `by`, whence it is; None where unknown;
+    * `differences`: the comparisons at equal steps, each further step charged at the exchange;
+    * `slopes`: arm -> loss lost for each step at the end of a curve, which is no exchange rate.
+    """
+    if not every.step_name or asked.outcome != "last":
+        return None
+    table = every.table.assign(outcome=-every.table["outcome"]) if turn else every.table
+    rates = steps.exchange_rates(table)
+    lengths = _lengths(judged.table, asked)
+    if not rates and len(set(lengths.values())) < 2:
+        return None
+    others = [arm for arm in losses if arm != reference] if reference else []
+    several = [steps.ratio_of_lengths(table, arm, reference, len(others)) for arm in others]
+    exchange, by = _exchange(rates, reference, asked)
+    compared: Sequence[Comparison] = []
+    if exchange is not None and len(set(lengths.values())) > 1:
+        equal = steps.at_equal_steps(losses, lengths, exchange)
+        compared = compare(
+            equal, reference or next(iter(losses)), pairs=not reference, paired=paired, margin=asked.margin
+        )
+    return {
+        "lengths": lengths,
+        "rates": rates,
+        "ratios": [ratio for ratio in several if ratio],
+        "exchange": exchange,
+        "by": by,
+        "differences": compared,
+        "slopes": steps.slopes_at_end(judged.curves, judged.table),
+    }
+
+
+def _lengths(table: pd.DataFrame, asked: Asked) -> dict[str, float]:
+    """Return the step of each arm's outcome: as asked, else the last of its longest run."""
+    longest = table.groupby("arm", sort=False)["length"].max()
+    return {str(arm): float(asked.at.get(str(arm), asked.at.get("", x))) for arm, x in longest.items()}
+
+
+def _exchange(
+    rates: Mapping[str, steps.Exchange], reference: str, asked: Asked
+) -> tuple[float | None, str]:
+    """Return the loss that a step is worth, and whence it is: as given, else from the reference's lengths,
+    else from those of the arm that has most."""
+    if asked.exchange is not None:
+        return asked.exchange, "as given"
+    known = {arm: rate for arm, rate in rates.items() if rate["per_step"] is not None}
+    if not known:
+        return None, ""
+    arm = reference if reference in known else max(known, key=lambda name: known[name]["runs"])
+    return known[arm]["per_step"], f"from the lengths of {arm}"
+
+
+def rule_section(runs: Runs, asked: Asked) -> dict[str, Any] | None:
+    """Return what the rule of another benchmark says: `standings` and `claims`, the arms in the order of their
+    steps, the most first, and `spread`, how the runs' own σ stands to the rule's."""
+    if not asked.rule:
+        return None
+    results = rules.standings(runs.curves, runs.table, asked.at)
+    in_order = sorted(results, key=lambda one: -(one["step"] or 0.0))
+    found = rules.spread(results)
+    holding = sum(one["holds"] for one in results)
+    claims = rules.claims(in_order, asked.exchange)
+    sentence = (
+        f"By the rule of track3 {holding} of {len(results)} arms count as at or below {rules.TARGET:g}, and "
+        f"{sum(one['holds'] for one in claims)} of {len(claims)} arms as better than the one before. It takes σ for "
+        f"{rules.SIGMA:g}; here it is {found['pooled'] or 0:.2g} pooled."
+    )
+    return {
+        "name": asked.rule,
+        "sigma": rules.SIGMA,
+        "target": rules.TARGET,
+        "standings": [{k: v for k, v in one.items() if k != "losses"} for one in in_order],
+        "claims": claims,
+        "spread": found,
+        "sentence": sentence,
+    }

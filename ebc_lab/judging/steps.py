@@ -1,0 +1,410 @@
+"""How soon runs reach a target, and what a step is worth.
+
+A curve is known only at its evaluations. Where a run is first seen at or below the target, it crossed at some
+step after the evaluation before and not after this one. Nothing is interpolated: a run's steps are those of
+that evaluation, and intervals of ratios are widened by what the evaluations leave open.
+
+A run that never reaches the target is censored. It ranks behind every run that does, is counted, and is never
+dropped. This is fair where all runs were long enough; where a censored run ended before others reached the
+target, it may be that it would have reached it first, and `Reached.ended_early` counts such runs.
+
+Three figures compare arms of unequal length:
+
+* the ratio of steps to the target (`ratio_of_steps`);
+* the exchange rate, the change of the last loss with each step by which a run is made longer
+  (`exchange_rates`), which needs runs of several lengths, each with a schedule of its own;
+* the ratio of the lengths at which two arms end at the same loss (`ratio_of_lengths`).
+
+The slope at the end of a curve (`slopes_at_end`) is not an exchange rate. Under a schedule that decays, a
+run's last steps lower its loss for two reasons, the training and the decay, and a longer run would decay
+later.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypedDict
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.study.stages import statistics
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from ebc_lab.judging.differences import Comparison
+
+END = 0.1  # the share of a run's steps over which the slope at its end is taken
+GRID = 1025  # lengths at which `ratio_of_lengths` compares two arms
+SIMILAR = 1.5  # two arms are evaluated equally often if what is left open differs by less than this factor
+
+
+class Reached(TypedDict):
+    """When the runs of an arm reach the target."""
+
+    runs: int
+    reached: int
+    censored: int  # never at or below the target
+    ended_early: int  # censored, and ended before the last of all runs that reached it did
+    returned: int  # reached it, and were above it again at a later evaluation
+    first: float | None  # the fewest steps of a run; None if none reached it
+    last: float | None  # the most; None if a run is censored
+    mean: float | None  # None if a run is censored
+    median: float | None  # censored runs rank last; None if the median run is censored
+    low: float | None  # an interval of the median from order statistics; None: there is no such end
+    high: float | None
+    confidence: float | None  # that the interval has: at least 95%, or what the whole range of the runs has
+    between: float | None  # mean number of steps from the evaluation before the crossing to the next
+
+
+class Ratio(TypedDict):
+    """Steps of an arm over those of its reference: below 1 where the arm needs fewer."""
+
+    arm: str
+    reference: str
+    ratio: float | None
+    low: float | None  # an infinite or unknown end is None; `high` without an end means that it is open
+    high: float | None
+    verdict: str  # fewer, more, undecided
+    coarse: bool  # whether the evaluations, and not the runs, set an end of the interval
+
+
+class Exchange(TypedDict):
+    """What a step is worth to an arm: the slope of a straight line through its last losses against length."""
+
+    lengths: list[float]  # at which it was trained
+    runs: int
+    unfinished: int  # runs that ended before others of the same planned length; not used
+    diverged: int  # not used
+    per_step: float | None  # loss lost for each step; positive where longer runs end lower
+    low: float | None  # 95%, from the scatter of the runs about the line
+    high: float | None
+
+
+def steps_to_target(
+    curves: pd.DataFrame, table: pd.DataFrame, target: float, better: str = "lower"
+) -> pd.DataFrame:
+    """Return, for each run of `table`, when its curve is first at or below `target` (at or above it where
+    `better` is `higher`).
+
+    `curves`: columns run, step and loss, sorted by run and step. The columns of what is returned: `step`, the
+    first evaluation at which the target is reached (NaN: never); `before`, the evaluation before it (NaN if
+    there is none); `end`, the last step (NaN without a curve); `returned`, whether a later evaluation is on
+    the wrong side again.
+    """
+    import numpy as np
+    import pandas as pd
+
+    run, step = curves["run"].to_numpy(), curves["step"].to_numpy()
+    loss = curves["loss"].to_numpy()
+    hit = loss <= target if better == "lower" else (loss >= target) & (loss < np.inf)  # inf: not a number
+    out = pd.DataFrame(
+        {"step": np.nan, "before": np.nan, "end": np.nan, "returned": False}, index=table.index
+    )
+    if not len(run):
+        return out
+    starts = np.flatnonzero(np.r_[True, run[1:] != run[:-1]])
+    ends = np.r_[starts[1:], len(run)] - 1
+    at = np.flatnonzero(hit)
+    first = np.r_[at, len(run)][np.searchsorted(at, starts)]
+    reached = first <= ends
+    missed = np.r_[0, np.cumsum(~hit)]  # evaluations on the wrong side, before each row
+    where, names = first[reached], run[starts]
+    out.loc[names, "end"] = step[ends]
+    out.loc[names[reached], "step"] = step[where]
+    out.loc[names[reached], "returned"] = missed[ends[reached] + 1] > missed[where]
+    earlier = where > starts[reached]
+    out.loc[names[reached][earlier], "before"] = step[where[earlier] - 1]
+    return out
+
+
+def reached_by_arm(reached: pd.DataFrame, table: pd.DataFrame) -> dict[str, Reached]:
+    """Return a summary for each arm of what `steps_to_target` returned, in the order of the table."""
+    import numpy as np
+
+    latest = reached["step"].max()  # NaN where no run reached the target
+    out: dict[str, Reached] = {}
+    for arm, rows in reached.groupby(table["arm"], sort=False):
+        steps = np.sort(rows["step"].fillna(np.inf).to_numpy(dtype=float))
+        none = rows["step"].isna()
+        width = (rows["step"] - rows["before"].fillna(0.0)).mean()
+        low, high, confidence = _median_interval(steps)
+        out[str(arm)] = {
+            "runs": len(rows),
+            "reached": int((~none).sum()),
+            "censored": int(none.sum()),
+            "ended_early": int((none & ~(rows["end"] >= latest)).sum()) if latest == latest else 0,
+            "returned": int(rows["returned"].sum()),
+            "first": _finite(steps[0]),
+            "last": _finite(steps[-1]),
+            "mean": _finite(steps.mean()),
+            # between a run that reached the target and one that did not, there is no number
+            "median": _finite((steps[(len(steps) - 1) // 2] + steps[len(steps) // 2]) / 2),
+            "low": low,
+            "high": high,
+            "confidence": confidence,
+            "between": _finite(width),
+        }
+    return out
+
+
+def _median_interval(ranked: np.ndarray) -> tuple[float | None, float | None, float | None]:
+    """Return the interval of order statistics of the median (Thompson 1936), at 95% or more, and its actual
+    confidence; of fewer than six values, their whole range, with its lower confidence. None from one
+    value."""
+    from scipy import stats
+
+    n = len(ranked)
+    if n < 2:
+        return None, None, None
+    cut = max(int(stats.binom.ppf((1 - statistics.CONFIDENCE) / 2, n, 0.5)), 1)  # P(fewer than cut) ≤ 2.5%
+    return _finite(ranked[cut - 1]), _finite(ranked[n - cut]), float(1 - 2 * stats.binom.cdf(cut - 1, n, 0.5))
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def ratios_of_steps(
+    reached: pd.DataFrame,
+    table: pd.DataFrame,
+    reference: str,
+    *,
+    key: str = "run",
+    pairs: bool = False,
+    paired: bool | None = None,
+) -> list[Ratio]:
+    """Return the ratios of the arms' steps to the target to those of the reference (or, with `pairs`, of all
+    pairs), each with an interval that holds for all of them at once.
+
+    The comparisons are those of `differences.compare` on the logarithm of the steps: a ratio of geometric
+    means where all runs of both arms reached the target, and by rank otherwise. `key`: the column of `table`
+    that pairs runs, `seed`; with `run`, nothing is paired. The interval is for the steps at which the runs
+    crossed, which lie up to one evaluation earlier than the steps that are known. An interval never is
+    narrower than the ratios that this leaves open. Where one arm was evaluated more often than the other near
+    the target, its steps are biased less, and what is left open is added to both ends.
+    """
+    from ebc_lab.judging.differences import compare
+
+    arms: dict[str, dict[str, float]] = {}
+    left_open: dict[str, list[float]] = {}
+    for arm, rows in reached.groupby(table["arm"], sort=False):
+        names = table.loc[rows.index, key]
+        unpaired = key == "run" or not names.is_unique or names.isna().any()
+        prefix = f"{arm}/" if unpaired else ""  # no two arms have a name of a run in common
+        names = table.loc[rows.index, "run"] if unpaired else names
+        if (rows["step"] <= 0).any():
+            raise UserError(
+                f"{arm}: a run is at the target at step 0, before any training: choose another --target"
+            )
+        logs = [math.log(step) if step > 0 else math.inf for step in rows["step"]]  # NaN: never
+        arms[str(arm)] = dict(zip((f"{prefix}{name}" for name in names), logs, strict=True))
+        known = rows[rows["step"].notna()]
+        left_open[str(arm)] = [
+            math.log(step / before) if before > 0 else math.inf
+            for step, before in zip(known["step"], known["before"], strict=True)
+        ]
+    compared = compare(arms, reference, pairs=pairs, paired=paired)
+    return [_ratio(found, arms, left_open, len(compared)) for found in compared]
+
+
+def _ratio(
+    found: Comparison,
+    arms: Mapping[str, Mapping[str, float]],
+    left_open: Mapping[str, list[float]],
+    comparisons: int,
+) -> Ratio:
+    """Return a comparison of logarithms of steps as a ratio, its interval widened for the evaluations."""
+    arm, reference = found["arm"], found["reference"]
+    values, others = list(arms[arm].values()), list(arms[reference].values())
+    by_rank = math.inf in (*values, *others)
+    below, above = (_left_open(left_open[name], by_rank) for name in (arm, reference))
+    centre = found["median"] if found["mean"] is None else found["mean"]
+    low, high = found["joint_low"], found["joint_high"]
+    if found["method"] is None or (low is None and high is None and not by_rank):
+        low, high = _between_evaluations(centre, values, others, below, above, comparisons)
+    low, high = (-math.inf if low is None else low), (math.inf if high is None else high)
+    coarse = False
+    if centre is not None and (low, high) != (-math.inf, math.inf):
+        even = max(below, above) < SIMILAR * min(below, above)
+        wide = (centre - below, centre + above) if even else (low - below, high + above)
+        coarse = wide[0] < low or wide[1] > high
+        low, high = min(low, wide[0]), max(high, wide[1])
+    return {
+        "arm": arm,
+        "reference": reference,
+        "ratio": None if centre is None else math.exp(centre),
+        "low": math.exp(low) if low > -math.inf else None,
+        "high": math.exp(high) if high < math.inf else None,
+        "verdict": "fewer" if high < 0 else "more" if low > 0 else "undecided",
+        "coarse": coarse,
+    }
+
+
+def _left_open(logs: list[float], by_rank: bool) -> float:
+    """Return by how much the logarithms of an arm's steps may be too high: their mean, or for a comparison by
+    rank, which has an interval between two runs, the most."""
+    return (max(logs) if by_rank else sum(logs) / len(logs)) if logs else 0.0
+
+
+def _between_evaluations(
+    centre: float | None,
+    values: Sequence[float],
+    others: Sequence[float],
+    below: float,
+    above: float,
+    comparisons: int,
+) -> tuple[float | None, float | None]:
+    """Return an interval for a difference of logarithms where no two runs of an arm differ, because all
+    crossed between the same evaluations. Within them, the runs are taken to have the spread of a uniform
+    distribution, 1/√12 of their distance. None from fewer than two runs in an arm."""
+    fewest = min(len(values), len(others))
+    if centre is None or fewest < 2 or len({*values}) > 1 or len({*others}) > 1:
+        return None, None
+    from scipy import stats
+
+    parts = [(wide**2 / 12 / len(x), len(x) - 1.0) for wide, x in ((below, values), (above, others))]
+    variance, freedom = statistics.of_sum(*parts)
+    level = (1 - statistics.CONFIDENCE) / comparisons
+    margin = float(stats.t.ppf(1 - level / 2, freedom)) * math.sqrt(variance)
+    return centre - below - margin, centre + above + margin
+
+
+def _last_losses(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the runs that were trained to the end, with their length as `steps`.
+
+    Runs that an arm was to train for equally long (`planned`; where that is unknown, `length`) form a group.
+    The longest of a group shows where its arm stops, and those that stopped earlier are not finished.
+    """
+    planned = table["planned"].fillna(table["length"])
+    steps = table["length"].fillna(table["planned"])
+    longest = steps.groupby([table["arm"], planned]).transform("max")
+    return table.assign(steps=steps, finished=steps == longest)
+
+
+def exchange_rates(table: pd.DataFrame) -> dict[str, Exchange]:
+    """Return what a step is worth to each arm that has runs of two or more lengths, in the order of the
+    table.
+
+    The line is straight in the number of steps, whatever the lengths: over a wide range of them the loss
+    bends, and the rate at its long end is smaller than that of the line. `outcome` is taken as a loss. An arm
+    whose runs all have one length is left out.
+    """
+    import numpy as np
+    from scipy import stats
+
+    out: dict[str, Exchange] = {}
+    for arm, rows in _last_losses(table).groupby("arm", sort=False):
+        finite = np.isfinite(rows["outcome"])
+        used = rows[rows["finished"] & finite]
+        lengths = sorted(float(x) for x in used["steps"].unique())
+        if len(lengths) < 2:
+            continue
+        line = stats.linregress(used["steps"], used["outcome"])
+        half = math.nan
+        if len(used) > 2:
+            half = float(stats.t.ppf((1 + statistics.CONFIDENCE) / 2, len(used) - 2)) * line.stderr
+        out[str(arm)] = {
+            "lengths": lengths,
+            "runs": len(used),
+            "unfinished": int((~rows["finished"]).sum()),
+            "diverged": int((rows["finished"] & ~finite).sum()),
+            "per_step": float(-line.slope),
+            "low": _finite(-line.slope - half),
+            "high": _finite(-line.slope + half),
+        }
+    return out
+
+
+def ratio_of_lengths(table: pd.DataFrame, arm: str, reference: str, comparisons: int = 1) -> Ratio | None:
+    """Return the ratio of the lengths at which `arm` and `reference` end at the same loss, or None where the
+    runs do not have it: the arm needs runs of two lengths, and the loss of the reference's longest runs must
+    lie between its own losses. Nothing is extrapolated.
+
+    Between two lengths, the mean loss is taken to be a straight line. The interval holds the lengths at which
+    the arm's line is not, at a level of 5% / `comparisons`, apart from the loss of the reference (Fieller
+    1954); an end outside the trained lengths is None. Lengths with one run borrow the spread of the others.
+    """
+    import numpy as np
+    from scipy import stats
+
+    rows = _last_losses(table)
+    rows = rows[rows["finished"] & np.isfinite(rows["outcome"])]
+    cells = (
+        rows[rows["arm"].isin([arm, reference])]
+        .groupby(["arm", "steps"])["outcome"]
+        .agg(["mean", "var", "count"])
+    )
+    if not {arm, reference} <= set(cells.index.get_level_values("arm")) or len(cells.loc[arm]) < 2:
+        return None
+    freedom = (cells["count"] - 1).sum()
+    pooled = (cells["var"].fillna(0.0) * (cells["count"] - 1)).sum() / freedom if freedom else math.nan
+    alone = cells["count"] == 1
+    cells["variance"] = cells["var"].where(~alone, pooled) / cells["count"]
+    cells["freedom"] = (cells["count"] - 1.0).where(~alone, float(freedom))
+    own, other = cells.loc[arm], cells.loc[reference].iloc[-1]
+    longest, lengths = float(cells.loc[reference].index[-1]), own.index.to_numpy(dtype=float)
+
+    at = np.unique(np.r_[lengths, np.linspace(lengths[0], lengths[-1], GRID)])
+    right = np.clip(np.searchsorted(lengths, at), 1, len(lengths) - 1)
+    share = (at - lengths[right - 1]) / (lengths[right] - lengths[right - 1])
+    above = np.interp(at, lengths, own["mean"]) - other["mean"]
+    parts = [
+        (weight**2 * own["variance"].to_numpy()[cell], own["freedom"].to_numpy()[cell])
+        for weight, cell in ((1 - share, right - 1), (share, right))
+    ]
+    parts.append((np.full(len(at), other["variance"]), np.full(len(at), other["freedom"])))
+    variance = sum(v for v, _ in parts)
+    crossed = np.flatnonzero((above[:-1] > 0) & (above[1:] <= 0))
+    if not len(crossed):
+        return None
+    i = crossed[0]
+    centre = at[i] + (at[i + 1] - at[i]) * above[i] / (above[i] - above[i + 1])
+    low = high = None
+    if variance.max() > 0:  # false also for NaN: no length has two runs
+        free = variance**2 / sum(v**2 / f for v, f in parts)
+        critical = stats.t.ppf(1 - (1 - statistics.CONFIDENCE) / comparisons / 2, free)
+        level = np.flatnonzero(np.abs(above) <= critical * np.sqrt(variance))
+        level = np.r_[level, i, i + 1]
+        low = float(at[level.min()]) / longest if level.min() > 0 else None
+        high = float(at[level.max()]) / longest if level.max() < len(at) - 1 else None
+    return {
+        "arm": arm,
+        "reference": reference,
+        "ratio": float(centre) / longest,
+        "low": low,
+        "high": high,
+        "verdict": "fewer" if high and high < 1 else "more" if low and low > 1 else "undecided",
+        "coarse": False,
+    }
+
+
+def slopes_at_end(curves: pd.DataFrame, table: pd.DataFrame) -> dict[str, float | None]:
+    """Return for each arm the mean slope of its curves over the last tenth of each run, as loss lost for each
+    step. This is no exchange rate: see the top of this module. None where no run has two evaluations
+    there."""
+    import numpy as np
+
+    end = curves.groupby("run")["step"].transform("max").to_numpy()
+    late = (curves["step"].to_numpy() >= (1 - END) * end) & np.isfinite(curves["loss"].to_numpy())
+    near = curves[late]
+    groups = near.groupby("run")
+    x = near["step"] - groups["step"].transform("mean")
+    y = near["loss"] - groups["loss"].transform("mean")
+    slope = -((x * y).groupby(near["run"]).sum() / (x * x).groupby(near["run"]).sum())
+    means = slope.groupby(table["arm"].reindex(slope.index)).mean()
+    return {str(arm): _finite(means.get(arm, math.nan)) for arm in table["arm"].unique()}
+
+
+def at_equal_steps(
+    arms: Mapping[str, Mapping[str, float]], steps: Mapping[str, float], exchange: float
+) -> dict[str, dict[str, float]]:
+    """Return losses as if each arm had been trained for as many steps as the shortest: each further step that
+    an arm took is worth `exchange` of loss, and is charged to it. Comparisons of what is returned are of
+    unequal lengths, as good as the exchange rate is."""
+    fewest = min(steps[arm] for arm in arms)
+    return {
+        arm: {name: loss + exchange * (steps[arm] - fewest) for name, loss in losses.items()}
+        for arm, losses in arms.items()
+    }

@@ -1,0 +1,120 @@
+"""Tables in text files: what a cell means, and how a table with a column a run is told from others."""
+
+from __future__ import annotations
+
+import gzip
+import math
+from pathlib import Path
+
+import pytest
+from ebc_lab.config.errors import UserError
+from ebc_lab.judging.asked import Asked
+from ebc_lab.judging.readers.delimited import READER
+
+
+def written(folder: Path, text: str, name: str = "runs.csv") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "inf", "-inf", "Infinity", "NAN", '"nan"', "-nan", " nan"])
+def test_what_was_logged_and_is_not_finite_is_inf_and_an_empty_cell_is_missing(tmp_path: Path, word: str) -> None:
+    text = f"arm,val_loss,step\nadam,2.5,1\nadam,{word},2\nadam,,3\nnancy,1,4\n"
+    frame = READER.read(written(tmp_path, text), Asked()).frame
+    assert list(frame.val_loss)[:2] == [2.5, math.inf]
+    assert math.isnan(frame.val_loss[2])
+    assert frame.arm[3] == "nancy"
+
+
+def test_nan_in_the_last_cell_of_a_file_without_a_last_line_end(tmp_path: Path) -> None:
+    frame = READER.read(written(tmp_path, "step,val_loss\n1,2\n2,nan"), Asked()).frame
+    assert list(frame.val_loss) == [2.0, math.inf]
+
+
+def test_nan_far_into_a_large_file_is_found(tmp_path: Path) -> None:
+    rows = [f"{n},{'nan' if n % 1000 == 999 else '' if n % 1000 == 500 else n / 7}" for n in range(100_000)]
+    frame = READER.read(written(tmp_path, "step,val_loss\n" + "\n".join(rows) + "\n"), Asked()).frame
+    assert (frame.val_loss == math.inf).sum() == 100
+    assert frame.val_loss.isna().sum() == 100
+    assert frame.val_loss.dtype == float
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "arm;step;val_loss\nadam;1;3,28\nadam;2;2,5\n",
+        "arm\tstep\tval_loss\nadam\t1\t3.28\nadam\t2\t2.5\n",
+        "\ufeffarm,step,val_loss\r\nadam,1,3.28\r\nadam,2,2.5\r\n",
+        '"arm","step","val_loss"\n"adam",1,3.28\n"adam",2,2.5\n',
+        "arm, step, val_loss\nadam, 1, 3.28\nadam, 2, 2.5\n",
+    ],
+)
+def test_separators_decimal_commas_and_byte_order_marks(tmp_path: Path, text: str) -> None:
+    frame = READER.read(written(tmp_path, text), Asked()).frame
+    assert frame.to_dict("list") == {"arm": ["adam", "adam"], "step": [1, 2], "val_loss": [3.28, 2.5]}
+
+
+def test_gzip_quoted_line_ends_and_percentages(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv.gz"
+    path.write_bytes(gzip.compress(b'arm,note,acc\nadam,"two\nlines",84.2%\nmuon,,85%\n'))
+    frame = READER.read(path, Asked()).frame
+    assert list(frame.note)[0] == "two\nlines"
+    assert list(frame.acc) == ["84.2%", "85%"]
+
+
+def test_a_column_a_run_is_made_long(tmp_path: Path) -> None:
+    path = written(tmp_path, "step,adam_seed0,adam_seed1,muon_seed0\n1,4,5,6\n2,3,,nan\n")
+    source = READER.read(path, Asked())
+    assert source.frame.to_dict("list") == {
+        "run": ["adam_seed0", "adam_seed0", "adam_seed1", "muon_seed0", "muon_seed0"],
+        "arm": ["adam", "adam", "adam", "muon", "muon"],
+        "seed": ["0", "0", "1", "0", "0"],
+        "step": [1, 2, 1, 1, 2],
+        "loss": [4, 3, 5, 6, math.inf],
+    }
+    assert source.notes
+
+
+@pytest.mark.parametrize(
+    "header", ["step,train_loss,val_loss", "step,val_loss,lr", "step,seed,adam", "step,loss1,loss2", "epoch,acc,adam"]
+)
+def test_metrics_are_not_taken_for_runs(tmp_path: Path, header: str) -> None:
+    frame = READER.read(written(tmp_path, f"{header}\n1,2,3\n2,2,3\n"), Asked()).frame
+    assert list(frame) == header.split(",")
+
+
+def test_a_metric_that_all_columns_share_is_the_loss(tmp_path: Path) -> None:
+    path = written(tmp_path, "step,adam/val_loss,muon/val_loss\n1,2,3\n2,2,3\n")
+    frame = READER.read(path, Asked()).frame
+    assert list(frame) == ["run", "arm", "step", "val_loss"]
+    assert list(frame.arm) == ["adam", "adam", "muon", "muon"]
+
+
+def test_loss_chooses_among_the_metrics_of_a_wide_table(tmp_path: Path) -> None:
+    path = written(tmp_path, "step,adam_train_loss,adam_val_loss,muon_train_loss,muon_val_loss\n1,2,3,4,5\n")
+    frame = READER.read(path, Asked(loss="val_loss")).frame
+    assert frame.to_dict("list") == {"run": ["adam", "muon"], "arm": ["adam", "muon"], "step": [1, 1], "val_loss": [3, 5]}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "is empty"),
+        ("arm,val_loss\n", "no rows"),
+        ("1,2,3\n4,5,6\n", "a row with the columns' names"),
+        ("arm,loss,loss\nadam,1,2\n", "two columns called loss"),
+        ("adam,muon\n1,2\n3,4\n", "--step"),
+        ("arm;a;b\nx;1,5;2.5\n", "decimal comma"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        READER.read(written(tmp_path, text), Asked())
+
+
+def test_text_of_another_encoding_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_bytes("arm,val_loss\nadám,1\n".encode("utf-16"))
+    with pytest.raises(UserError, match="UTF-8"):
+        READER.read(path, Asked())
