@@ -40,12 +40,12 @@ def _arms(record: Record, shown: Shown) -> Table:
     columns = (  # on a phone the first three are on screen
         Column("Arm", "name", short="arm", head=True),
         Column("Mean", "figure", shown.value, "mean"),
-        Column("95% interval", "figure", short="95% interval", optional=True),
+        Column("Interval", "figure", short="interval", optional=True),
         Column("Deviation", "figure", shown.spread, "sd", optional=True),
         Column("Runs", "figure", brief, "runs"),
         Column("Diverged", "figure", short="diverged", optional=True),
-        Column("Median", "figure", shown.value, "median", on=(PAGE, PAPER)),
-        Column("Interval of the median", "figure", short="of the median", optional=True),
+        Column("Median", "figure", shown.value, "median", on=(PAGE,)),
+        Column("Interval of the median", "figure", short="of the median", on=(PAGE,), optional=True),
         Column("Lowest", "figure", shown.value, "lowest", on=(PAGE,)),
         Column("Highest", "figure", shown.value, "highest", on=(PAGE,)),
         Column("Length", "figure", brief, "length", on=(PAGE, TERMINAL), optional=True),
@@ -53,31 +53,24 @@ def _arms(record: Record, shown: Shown) -> Table:
         Column("Configuration", "prose", short="configuration", optional=True),
     )
     rows = [_arm(arm, columns, shown, arm["arm"] == record["reference"]) for arm in record["arms"]]
-    note = f"{record['outcome']}; {'more' if shown.higher else 'less'} is better"
-    if any(_by_rank(arm) for arm in record["arms"]):
-        note += "; interval of the median: without assumptions, at the confidence beside it"
+    note = f"{record['outcome']}; {'more' if shown.higher else 'less'} is better; 95% t-intervals of the mean"
     if any(arm["diverged"] for arm in record["arms"]):
-        note += "; an arm with a diverged run has no mean: that run ranks behind every other"
-    return Table("arms", "Arms", columns, rows, note, f"Arms by {record['loss']}.")
-
-
-def _by_rank(arm: ArmRecord) -> bool:
-    """Return whether the distribution-free interval says what the t-interval does not, or not safely."""
-    known = arm["median_low"] is not None or arm["median_high"] is not None
-    return known and (arm["diverged"] > 0 or arm["runs"] <= FEW_RUNS)
+        note += "; a diverged run ranks behind every other, so its arm has no mean but a median, with the "
+        note += "interval of order statistics at the confidence beside it"
+    return Table("arms", "Arms", columns, rows, note, f"Arms by {shown.unit}.")
 
 
 def _arm(arm: ArmRecord, columns: Sequence[Column], shown: Shown, chosen: bool) -> Row:
-    rank = Cell()
-    if _by_rank(arm):
-        low, high = arm["median_low"], arm["median_high"]
-        sure = arm["median_confidence"]
-        text = brackets(low, high, shown.value) + (f" {100 * sure:.3g}%" if sure else "")
-        rank = Cell(text, low)
+    rank = _interval_of_median(arm, shown)
+    mean, limits = Cell(shown.value(arm["mean"]), arm["mean"]), brackets(arm["low"], arm["high"], shown.value)
+    interval = Cell(limits, arm["low"])
+    if arm["mean"] is None and arm["median"] is not None:
+        median = shown.value(arm["median"])
+        mean, interval = Cell(f"median {median}", arm["median"], page=NOTHING), rank
     values = (
         Cell(arm["arm"], page=arm["arm"], note="reference" if chosen else ""),
-        arm["mean"],
-        Cell(brackets(arm["low"], arm["high"], shown.value), arm["low"]),
+        mean,
+        interval,
         arm["sd"],
         arm["runs"],
         Cell(str(arm["diverged"]) if arm["diverged"] else "", arm["diverged"]),
@@ -90,6 +83,15 @@ def _arm(arm: ArmRecord, columns: Sequence[Column], shown: Shown, chosen: bool) 
         Cell(settings_in_words(arm["configuration"])),
     )
     return filled(columns, values, chosen=chosen)
+
+
+def _interval_of_median(arm: ArmRecord, shown: Shown) -> Cell:
+    """Return the distribution-free interval where the t-interval is not there or rests on few runs."""
+    if not arm["diverged"] and arm["runs"] > FEW_RUNS:
+        return Cell()
+    limits = brackets(arm["median_low"], arm["median_high"], shown.value)
+    sure = arm["median_confidence"]
+    return Cell(f"{limits} {100 * sure:.3g}%" if sure and limits != NOTHING else limits, arm["median_low"])
 
 
 def centre(d: DifferenceRecord) -> float | None:
@@ -111,15 +113,15 @@ def _differences(record: Record, shown: Shown) -> Table | None:
         Column("Interval by itself", "figure", short="by itself", on=(PAGE,)),
         Column("p, jointly", "figure", p_value, "p joint"),
         Column("p by itself", "figure", p_value, "p alone", on=(PAGE,)),
-        Column("Runs", "figure", short="runs"),
-        Column("Detectable", "figure", shown.value, "detectable", optional=True),
+        Column("Runs", "figure", short="runs", on=(PAGE, PAPER)),
+        Column("Detectable", "figure", shown.value, "detectable", on=(PAGE, PAPER), optional=True),
         Column("Runs to decide", "figure", short="to decide", optional=True),
         Column("By", short="by", on=(PAGE,)),
     )
     rows = [filled(columns, _difference(d, shown, several)) for d in found]
     together = max((d["comparisons"] for d in found), default=0)
     minus = "the other" if several else record["reference"]
-    note = f"{shown.unit}, arm minus {minus}; {shown.best}; {100 * record['confidence']:g}% intervals"
+    note = f"in {shown.unit}, arm minus {minus}; {shown.best}; {100 * record['confidence']:g}% intervals"
     note += f", joint over {together} comparisons" if together > 1 else ""
     note += "; luck of the tuning included" if any(d["luck"] for d in found) else ""
     margin = record["margin"]
@@ -166,8 +168,6 @@ def verdict_cell(d: DifferenceRecord) -> Cell:
     return Cell(d["verdict"], tone=BADGES[d["verdict"]]) if d["method"] else Cell(NOTHING)
 
 
-
-
 # -- what else there is to know ------------------------------------------------------------------------------
 
 
@@ -178,13 +178,15 @@ def _columns(record: Record) -> Table:
         Column("What it was taken for", "prose", short="taken for"),
     )
     rows = [filled(columns, (t["role"], t["column"], t["sentence"])) for t in record["taken"]]
-    note = "; ".join(record["sources"])
-    return Table("columns", "What was taken for what", columns, rows, note, "Columns as they were taken.")
+    return Table("columns", "What was taken for what", columns, rows, "", "Columns as they were taken.")
 
 
 def _cautions(record: Record) -> Table:
     """Return the cautions; the page has them below its answer instead."""
-    columns = (Column("Caution", "prose", short="caution"), Column("Runs", "prose", short="runs", optional=True))
+    columns = (
+        Column("Caution", "prose", short="caution"),
+        Column("Runs", "prose", short="runs", optional=True),
+    )
     rows = [filled(columns, (c["sentence"], Cell(runs_in_words(c["runs"])))) for c in record["cautions"]]
     places = (TERMINAL, PAPER)
     return Table("cautions", "Cautions", columns, rows, "", "What to know of these runs.", places=places)
@@ -203,7 +205,7 @@ def question(record: Record) -> str:
     """Return what is asked of the runs."""
     arms, reference = [arm["arm"] for arm in record["arms"]], record["reference"]
     others = [arm for arm in arms if arm != reference]
-    if len({d["reference"] for d in record["differences"]}) > 1 or not reference:
+    if not reference:
         return f"Which arms differ in {record['loss']}?"
     if len(others) == 1:
         return f"Is {others[0]} better than {reference}?"

@@ -20,13 +20,14 @@ USUAL_DECIMALS = 4  # of losses of which no spread is known
 class Shown:
     """How a record's figures are written: with as many decimals as their spread has a use for."""
 
-    unit: str  # the judged column
+    unit: str  # of the outcomes: the judged column, or steps
     decimals: int
     higher: bool  # whether more is better
 
     @classmethod
     def of(cls, record: Record) -> Shown:
-        return cls(record["loss"], decimals_of(record), record["better"] == "higher")
+        unit = record.get("unit", record["loss"])
+        return cls(unit, decimals_of(record), unit == record["loss"] and record["better"] == "higher")
 
     @property
     def best(self) -> str:

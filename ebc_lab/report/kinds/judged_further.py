@@ -13,7 +13,7 @@ from ebc_lab.judging.record import Record
 from ebc_lab.study.stages.statistics import in_octaves
 
 from ..text.table import PAGE, TERMINAL, Cell, Column, Table, filled
-from ..text.words import NOTHING, brief, setting
+from ..text.words import BADGES, NOTHING, brief, setting
 from .judged_figures import Shown, brackets, p_value, settings_in_words
 
 RATIOS = {"fewer": "pass", "more": "fail", "undecided": "undecided"}  # verdict -> badge
@@ -27,7 +27,8 @@ def tables(record: Record, shown: Shown) -> list[Table | None]:
         tuning(record["tuning"], shown),
         steps_to_target(steps, unit, shown),
         ratios("ratios", f"Ratio of {unit}s to the target", steps.get("ratios") or (), unit),
-        exchange(lengths.get("exchange") or {}, unit, shown),
+        exchange(lengths, unit, shown),
+        at_equal_steps(lengths, unit, shown),
         ratios("speedups", f"Ratio of {unit}s to an equal loss", lengths.get("ratios") or (), unit),
         standings(rule, shown),
         claims(rule, record, shown),
@@ -55,7 +56,11 @@ def tuning(found: Mapping[str, Any] | None, shown: Shown) -> Table | None:
         Column("Ties", "figure", brief, "ties", on=(PAGE,), optional=True),
     )
     rows = [filled(columns, _tuned(arm, tuned, budget, shown)) for arm, tuned in found["arms"].items()]
-    same = "the same values are reported, which flatters" if found["same"] else f"{found['reported']} is reported"
+    same = (
+        "the same values are reported, which flatters"
+        if found["same"]
+        else f"{found['reported']} is reported"
+    )
     note = f"chosen by {found['chosen_by']}; {same}; expected best: of {budget} of the arm’s configurations, drawn "
     note += "at random, which a grid is not"
     return Table("tuning", "Tuning", columns, rows, note, "How each arm was tuned.")
@@ -114,7 +119,9 @@ def steps_to_target(found: Mapping[str, Any], unit: str, shown: Shown) -> Table 
         )
         rows.append(filled(columns, values))
     target = found.get("target")
-    goal = f"{shown.unit} {'at least' if shown.higher else 'at most'} {target:g}" if target is not None else ""
+    goal = (
+        f"{shown.unit} {'at least' if shown.higher else 'at most'} {target:g}" if target is not None else ""
+    )
     note = "; ".join([*([goal] if goal else []), "a run that never reached it ranks behind those that did"])
     title = f"{unit.capitalize()}s to the target"
     return Table("steps", title, columns, rows, note, f"{title}.") if rows else None
@@ -163,13 +170,46 @@ def exchange(found: Mapping[str, Any], unit: str, shown: Shown) -> Table | None:
         Column("95% interval", "figure", short="95% interval"),
     )
     rows = []
-    for arm, rate in found.items():
-        low, worth, high = (None if x is None else 100 * x for x in (rate["low"], rate["per_step"], rate["high"]))
+    for arm, rate in (found.get("rates") or {}).items():
+        low, worth, high = (
+            None if x is None else 100 * x for x in (rate["low"], rate["per_step"], rate["high"])
+        )
         lengths = ", ".join(map(brief, rate["lengths"]))
         limits = Cell(brackets(low, high, shown.spread), low)
         rows.append(filled(columns, (arm, Cell(lengths), rate["runs"], worth, limits)))
-    note = f"{shown.unit} by which longer runs end lower: the slope of a line through their last values"
-    return Table("exchange", f"What {unit}s are worth", columns, rows, note, "The exchange rate.") if rows else None
+    note = f"{shown.unit} by which longer runs end better: the slope of a line through their last values"
+    return (
+        Table("exchange", f"What {unit}s are worth", columns, rows, note, "The exchange rate.")
+        if rows
+        else None
+    )
+
+
+def at_equal_steps(found: Mapping[str, Any], unit: str, shown: Shown) -> Table | None:
+    """Return the differences as if each arm had taken as many steps as the shortest, at an exchange rate."""
+    columns = (
+        Column("Arm", "name", short="arm", head=True),
+        Column("Against", "name", short="against"),
+        Column(f"{unit.capitalize()}s", "figure", short=f"{unit}s"),
+        Column("Difference at equal steps", "figure", shown.change, "difference"),
+        Column("Joint interval", "figure", short="joint interval"),
+        Column("Verdict", short="verdict"),
+    )
+    lengths, rows = found.get("lengths") or {}, []
+    for d in found.get("differences") or ():
+        taken = " / ".join(brief(lengths.get(name)) for name in (d["arm"], d["reference"]))
+        limits = Cell(brackets(d["joint_low"], d["joint_high"], shown.change), d["joint_low"])
+        verdict = Cell(d["verdict"], tone=BADGES[d["verdict"]]) if d["method"] else Cell(NOTHING)
+        middle = d["median"] if d["mean"] is None else d["mean"]
+        rows.append(filled(columns, (d["arm"], d["reference"], Cell(taken), middle, limits, verdict)))
+    worth = found.get("exchange")
+    note = (
+        f"100 {unit}s more are charged {shown.spread(100 * worth)} of loss, {found.get('by')}"
+        if worth
+        else ""
+    )
+    title = f"Differences at equal {unit}s"
+    return Table("equal", title, columns, rows, note, f"{title}.") if rows else None
 
 
 # -- another benchmark's rule --------------------------------------------------------------------------------
@@ -195,12 +235,15 @@ def standings(rule: Mapping[str, Any], shown: Shown) -> Table | None:
         values = (x["arm"], x["step"], x["mean"], x["runs"], holds, x["p"], x["p_own"], x["sd"], sigma)
         rows.append(filled(columns, values))
     spread = rule.get("spread") or {}
-    note = "at the first step at which the rule holds, else at the last; one-sided p"
+    note = f"{rule.get('sentence', '')} Each" if rule.get("sentence") else "each"
+    note += " at the first step at which the rule holds, else at the last; one-sided p"
     if spread.get("pooled"):
         limits = brackets(spread["low"], spread["high"], shown.spread)
         note += f"; σ pooled over the arms {shown.spread(spread['pooled'])} {limits}"
         note += f", all equal: p = {p_value(spread['p_equal'])}" if spread.get("p_equal") is not None else ""
-    return Table("rule", "By track3’s rule", columns, rows, note, "Results by track3’s rule.") if rows else None
+    return (
+        Table("rule", "By track3’s rule", columns, rows, note, "Results by track3’s rule.") if rows else None
+    )
 
 
 def claims(rule: Mapping[str, Any], record: Record, shown: Shown) -> Table | None:

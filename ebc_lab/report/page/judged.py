@@ -26,18 +26,18 @@ from . import html
 from .ruler import draw_intervals
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from ebc_lab.judging.judgement import Judgement
+    from ebc_lab.judging.runs import Runs
 
     from ..pictures.drawing.sheet import Sheet
 
+PAGE_FILE = "judgement.html"
 INDEX = "judgement.json"  # the record, and the checksums of the files beside it
 MOST_ROWS = 500  # of a table of the page
 SECTIONS = {  # id -> title, the names of its tables
     "arms-compared": ("Arms and differences", ("arms", "differences")),
     "tuned": ("How the arms were tuned", ("tuning",)),
-    "speed": ("Curves and steps", ("steps", "ratios", "exchange", "speedups")),
+    "speed": ("Curves and steps", ("steps", "ratios", "exchange", "equal", "speedups")),
     "rules": ("Another benchmark’s rule", ("rule", "claims")),
 }
 
@@ -84,29 +84,29 @@ class Drawing:
 
 def write(judgement: Judgement, folder: Path) -> list[Path]:
     """Write the page, the tables and the picture for papers of a judgement into a folder, which is made if it
-    is not there. -> the files.
+    is not there. -> the files, the page first.
 
     Raises UserError: a file of one of these names is there and is not as we wrote it.
     """
-    made = files_of(judgement.record, judgement.data.curves, folder.resolve().name)
+    made = files_of(judgement.record, judgement.data, folder.resolve().name)
     index = {**judgement.record, "files": {name: _checksum(content) for name, content in made.items()}}
     made = {INDEX: json_bytes(index), **made}
     refuse_foreign(folder, made)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in made.items():
         write_atomic(folder / name, content)
-    return [folder / name for name in made]
+    return [folder / name for name in (PAGE_FILE, *(name for name in made if name != PAGE_FILE))]
 
 
-def files_of(record: Record, curves: pd.DataFrame, name: str) -> dict[str, bytes]:
+def files_of(record: Record, runs: Runs, name: str) -> dict[str, bytes]:
     """Return what is written of a judgement, but for its index: a file's name -> its content. `name`: what the
     page calls it."""
     every = kind.tables(record)
-    drawings, figure = _drawn(record, curves)
+    drawings, figure = _drawn(record, runs)
     on_paper = [table.on(PAPER) for table in every if PAPER in table.places]
     about = f"From {'; '.join(record['sources'])}. {record['method']}"
     texts = {
-        "judgement.html": render(record, every, drawings, name),
+        PAGE_FILE: render(record, every, drawings, name),
         "arms.csv": as_csv(_columns_of(ArmRecord, "configuration"), map(_arm_row, record["arms"])),
         "differences.csv": as_csv(list(DifferenceRecord.__annotations__), record["differences"]),
         "runs.csv": as_csv(*_runs(record)),
@@ -131,7 +131,9 @@ def refuse_foreign(folder: Path, made: Mapping[str, bytes]) -> None:
             continue
         there = path.read_bytes() if path.is_file() else b""
         if there != content and written.get(name) != _checksum(there):
-            raise UserError(f"{path} is there and is not as ebc-lab wrote it: move it away, or name another folder.")
+            raise UserError(
+                f"{path} is there and is not as ebc-lab wrote it: move it away, or name another folder."
+            )
 
 
 def _written(index: Path) -> Mapping[str, str]:
@@ -165,7 +167,9 @@ def _arm_row(arm: ArmRecord) -> dict[str, Any]:
 
 def _runs(record: Record) -> tuple[list[str], list[dict[str, Any]]]:
     """Return the columns of the runs and their rows, a column for each setting."""
-    rows = [{**run["settings"], **{k: v for k, v in run.items() if k != "settings"}} for run in record["runs"]]
+    rows = [
+        {**run["settings"], **{k: v for k, v in run.items() if k != "settings"}} for run in record["runs"]
+    ]
     own = [k for k in (record["runs"] or [{}])[0] if k != "settings"]
     settings = [name for name in dict.fromkeys(key for row in rows for key in row) if name not in own]
     return [*own, *settings], rows
@@ -174,7 +178,7 @@ def _runs(record: Record) -> tuple[list[str], list[dict[str, Any]]]:
 # -- the page ------------------------------------------------------------------------------------------------
 
 
-def _drawn(record: Record, curves: pd.DataFrame) -> tuple[list[Drawing], bytes]:
+def _drawn(record: Record, runs: Runs) -> tuple[list[Drawing], bytes]:
     """Return the page's pictures, and the one of the outcomes as PDF."""
     import matplotlib
 
@@ -191,7 +195,7 @@ def _drawn(record: Record, curves: pd.DataFrame) -> tuple[list[Drawing], bytes]:
             for narrow in (False, True):
                 where = Source(source, narrow)
                 outcomes = name == "outcomes"
-                sheet = draw_outcomes(record, where) if outcomes else draw_curves(record, curves, where)
+                sheet = draw_outcomes(record, where) if outcomes else draw_curves(record, runs, where)
                 if sheet is None:
                     break
                 sheet.settle()

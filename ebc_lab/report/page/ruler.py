@@ -46,9 +46,7 @@ class Ruler:
         self.worse = (0.0, edge) if higher else (edge, round(self.WIDTH - edge, 1))  # from where, how wide
 
     @classmethod
-    def over(
-        cls, differences: Sequence[Difference], margin: float | None, higher: bool = False
-    ) -> Ruler:
+    def over(cls, differences: Sequence[Difference], margin: float | None, higher: bool = False) -> Ruler:
         """Return an axis that shows most intervals whole: one wild arm does not squash the others."""
         limits = ((d["low"], d["high"], d["mean"]) for d in differences)
         largest = (max((abs(x) for x in ends if x is not None), default=0.0) for ends in limits)

@@ -19,12 +19,13 @@ from matplotlib.collections import LineCollection
 
 from ebc_lab.judging.record import ArmRecord, Record
 
+from ..kinds.judged_figures import Shown
 from ..text.words import plural
 from .drawing.looks import ALERT, GOAL, GREY, INK, REST, RULE, SKY, SMALL, Look, assign_looks
 from .drawing.sheet import MOST_LINES, ROW_NAME, Sheet, entry, name_rows
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from ebc_lab.judging.runs import Runs
 
 MOST_ROWS = 48  # arms of a picture of outcomes
 MOST_DOTS = 60  # runs that are drawn of an arm
@@ -79,7 +80,8 @@ class Drawn:
 def draw_outcomes(record: Record, source: Source) -> Sheet:
     """Draw the outcome of every run, a row an arm, the best on top, with the interval of each arm."""
     rows = rows_of(record)
-    higher = record["better"] == "higher"
+    shown = Shown.of(record)
+    higher = shown.higher
     left_out = len(record["arms"]) - len(rows)
     counts = Counter(row.verdict for row in rows if row.verdict)
     found = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
@@ -88,7 +90,7 @@ def draw_outcomes(record: Record, source: Source) -> Sheet:
         source,
         "How did the runs of each arm end?",
         (
-            f"{record['loss']}, {'more' if higher else 'less'} is better: best {best}",
+            f"{record['outcome']}, {'more' if higher else 'less'} is better; best: {best}",
             f"Against {record['reference']}: {found}" if found else "",
         ),
         (
@@ -104,14 +106,15 @@ def draw_outcomes(record: Record, source: Source) -> Sheet:
     low, high = frame_of(rows, higher)
     axes.set_xlim(low, high)
     name_rows(axes, names)
-    axes.set_xlabel(record["loss"])
+    axes.set_xlabel(shown.unit)
     axes.grid(axis="y", visible=False)
     reference = next((row for row in rows if row.arm["arm"] == record["reference"]), None)
     if reference and reference.middle is not None:
         axes.axvline(reference.middle, color=RULE, lw=1, ls="--", zorder=1)
         axes.get_yticklabels()[rows.index(reference)].set_fontweight("bold")
         sheet.key(entry(f"the reference, {record['reference']}", RULE, lw=1, ls="--"))
-    _draw_target(axes, sheet, record, across=True)
+    if shown.unit == record["loss"]:
+        _draw_target(axes, sheet, record, across=True)
     _draw_rows(sheet, axes, rows, higher)
     return sheet
 
@@ -124,7 +127,7 @@ def rows_of(record: Record) -> list[Drawn]:
             verdicts[d["arm"]] = d["verdict"]
     ended: dict[str, list[float]] = {}
     for run in record["runs"]:
-        if run["outcome"] is not None:
+        if run["outcome"] is not None and math.isfinite(run["outcome"]):
             ended.setdefault(run["arm"], []).append(run["outcome"])
     arms = record["arms"][:MOST_ROWS]
     arms += [arm for arm in record["arms"][MOST_ROWS:] if arm["arm"] == record["reference"]]
@@ -220,18 +223,21 @@ class Course:
     high: np.ndarray
 
 
-def courses_of(record: Record, curves: pd.DataFrame) -> dict[str, Course]:
-    """Return arm -> its course, of arms that have curves. `curves`: run (the place in the record's runs), step
-    and loss, sorted by run and step; inf where a run diverged. At most MOST_STEPS steps of each are kept, those
-    of the end of the run more densely."""
-    run, step, loss = (curves[name].to_numpy() for name in ("run", "step", "loss"))
+def courses_of(record: Record, runs: Runs) -> dict[str, Course]:
+    """Return arm -> its course, of arms that have curves, over the runs that were judged. At most MOST_STEPS
+    steps of each are kept, those of the end of the run more densely."""
+    run, step, loss = (runs.curves[name].to_numpy() for name in ("run", "step", "loss"))
+    arms, names = runs.table["arm"].tolist(), runs.table["run"].tolist()
+    judged = {(of_run["arm"], of_run["run"]) for of_run in record["runs"]}
     if not len(run):
         return {}
     starts = np.flatnonzero(np.r_[True, run[1:] != run[:-1]])
     ends = np.r_[starts[1:], len(run)]
     own: dict[str, list[slice]] = {}
     for first, last in zip(starts.tolist(), ends.tolist(), strict=True):
-        own.setdefault(record["runs"][int(run[first])]["arm"], []).append(slice(first, last))
+        number = int(run[first])
+        if (arms[number], names[number]) in judged:
+            own.setdefault(arms[number], []).append(slice(first, last))
     worst = -math.inf if record["better"] == "higher" else math.inf
     return {arm: _course(step, loss, runs, worst) for arm, runs in own.items()}
 
@@ -248,7 +254,9 @@ def _course(step: np.ndarray, loss: np.ndarray, runs: Sequence[slice], worst: fl
     known = ~np.isnan(values).all(axis=0)
     grid, values = grid[known], values[:, known]
     with np.errstate(invalid="ignore"):  # the middle of −∞ and ∞ is not known
-        return Course(grid, np.nanmedian(values, axis=0), np.nanmin(values, axis=0), np.nanmax(values, axis=0))
+        return Course(
+            grid, np.nanmedian(values, axis=0), np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+        )
 
 
 def chosen_steps(steps: np.ndarray) -> np.ndarray:
@@ -262,17 +270,19 @@ def chosen_steps(steps: np.ndarray) -> np.ndarray:
     return steps[np.unique(np.r_[early, late])]
 
 
-def draw_curves(record: Record, curves: pd.DataFrame, source: Source) -> Sheet | None:
+def draw_curves(record: Record, runs: Runs, source: Source) -> Sheet | None:
     """Draw the curves over each other: the whole run on the left, its end enlarged on the right. None where
     the runs have no curves."""
-    courses = courses_of(record, curves)
+    courses = courses_of(record, runs)
     order = [arm["arm"] for arm in record["arms"] if arm["arm"] in courses]
     reference = record["reference"]
     if not order or all(len(course.steps) < 2 for course in courses.values()):
         return None
     order.sort(key=lambda arm: arm != reference)
     named = order[:MOST_LINES]
-    looks = assign_looks([arm for arm in order if arm in named], (), reference if reference in named else None)
+    looks = assign_looks(
+        [arm for arm in order if arm in named], (), reference if reference in named else None
+    )
     others = [arm for arm in order if arm not in named]
     higher = record["better"] == "higher"
     sheet = Sheet(
@@ -309,13 +319,14 @@ def _draw_course(axes: Axes, course: Course, look: Look, *, shaded: bool) -> Non
     axes.plot(steps, np.where(np.isfinite(middle), middle, np.nan), color=look.colour, ls=look.line, lw=1.6)
     if shaded and np.any(course.low < course.high):
         far = 2 * (high - low)
-        ends = (np.clip(course.low[seen], low - far, high + far), np.clip(course.high[seen], low - far, high + far))
+        ends = (
+            np.clip(course.low[seen], low - far, high + far),
+            np.clip(course.high[seen], low - far, high + far),
+        )
         axes.fill_between(steps, *ends, color=look.colour, alpha=0.13, lw=0)
 
 
-def _frame(
-    left: Axes, right: Axes, courses: Sequence[Course], higher: bool, target: float | None
-) -> None:
+def _frame(left: Axes, right: Axes, courses: Sequence[Course], higher: bool, target: float | None) -> None:
     """Show on the left the run from its steep start on, on the right its end: up to what the arms that are
     told apart need, and the target."""
     last = max(float(course.steps[-1]) for course in courses)
@@ -338,5 +349,3 @@ def _frame(
             axes.set_ylim(low - room * span, high + 0.15 * span)
         else:
             axes.set_ylim(low - 0.15 * span, high + room * span)
-
-
