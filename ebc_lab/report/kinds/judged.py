@@ -101,6 +101,8 @@ def centre(d: DifferenceRecord) -> float | None:
 
 def _differences(record: Record, shown: Shown) -> Table | None:
     found = record["differences"]
+    if not found:
+        return None
     references = {d["reference"] for d in found}
     several = len(references) > 1
     columns = (  # on a phone the first three are on screen
@@ -115,22 +117,24 @@ def _differences(record: Record, shown: Shown) -> Table | None:
         Column("p by itself", "figure", p_value, "p alone", on=(PAGE,)),
         Column("Runs", "figure", short="runs", on=(PAGE, PAPER)),
         Column("Detectable", "figure", shown.value, "detectable", on=(PAGE, PAPER), optional=True),
-        Column("Runs to decide", "figure", short="to decide", optional=True),
-        Column("By", short="by", on=(PAGE,)),
+        Column("Runs to decide", "figure", brief, "to decide", optional=True),
+        Column("By", short="by", on=(PAGE,), optional=True),
     )
-    rows = [filled(columns, _difference(d, shown, several)) for d in found]
+    methods = {d["method"] for d in found}
+    rows = [filled(columns, _difference(d, shown, several, len(methods) > 1)) for d in found]
     together = max((d["comparisons"] for d in found), default=0)
-    minus = "the other" if several else record["reference"]
+    minus = "the other" if several else found[0]["reference"]
     note = f"in {shown.unit}, arm minus {minus}; {shown.best}; {100 * record['confidence']:g}% intervals"
     note += f", joint over {together} comparisons" if together > 1 else ""
     note += "; luck of the tuning included" if any(d["luck"] for d in found) else ""
+    if any(d["seeds_needed"] for d in found):
+        note += "; to decide: about so many runs an arm"
     margin = record["margin"]
     note += f"; level: within {margin:g}" if margin else ""
     target = (-margin if shown.higher else margin) if margin else None
-    title = "Differences between arms" if several else f"Differences from {record['reference']}"
+    title = "Differences between arms" if several else f"Differences from {minus}"
     caption = f"{title}, in {shown.unit}."
-    made = Table("differences", title, columns, rows, note, caption, target=target, higher=shown.higher)
-    return made if found else None
+    return Table("differences", title, columns, rows, note, caption, target=target, higher=shown.higher)
 
 
 METHODS = {
@@ -142,11 +146,11 @@ METHODS = {
 }
 
 
-def _difference(d: DifferenceRecord, shown: Shown, several: bool) -> tuple[Any, ...]:
+def _difference(d: DifferenceRecord, shown: Shown, several: bool, method: bool) -> tuple[Any, ...]:
+    """Return a comparison's cells; whom it is with, and by what `method`, where there are `several`."""
     middle = centre(d)
     text = shown.change(middle)
     by_rank = d["mean"] is None and middle is not None
-    need = d["seeds_needed"]
     return (
         d["arm"],
         d["reference"] if several else Cell(),
@@ -159,8 +163,8 @@ def _difference(d: DifferenceRecord, shown: Shown, several: bool) -> tuple[Any, 
         d["p"],
         Cell(f"{d['n_arm']} / {d['n_reference']}", d["n_arm"]),
         d["joint_detectable"],
-        Cell("" if need is None else f"about {need:,}", need),
-        Cell(METHODS.get(d["method"] or "", d["method"] or "nothing: too few runs")),
+        d["seeds_needed"] or Cell(),
+        Cell(METHODS.get(d["method"] or "", "too few runs") if method else ""),
     )
 
 
@@ -215,7 +219,7 @@ def question(record: Record) -> str:
 def judged(record: Record) -> str:
     """Return beats, meets, misses or undecided: the colour of the answer."""
     found = {d["verdict"] for d in record["differences"] if d["method"]}
-    if "better" in found:
+    if "better" in found or (not record["reference"] and "worse" in found):
         return "beats"
     if not found or "undecided" in found:
         return "undecided"
@@ -226,7 +230,8 @@ def tiles(record: Record) -> list[Tile]:
     """Return the difference that the answer is about: of the best arm, from the reference."""
     shown = Shown.of(record)
     place = {arm["arm"]: nth for nth, arm in enumerate(record["arms"])}
-    found = sorted((d for d in record["differences"] if d["method"]), key=lambda d: place[d["arm"]])
+    found = [d for d in record["differences"] if d["method"]]
+    found.sort(key=lambda d: (place[d["arm"]], place[d["reference"]]))
     if not found or centre(found[0]) is None:
         return []
     d = found[0]

@@ -1,5 +1,5 @@
-"""Runs that somebody else made, judged: the tables of what only some runs can say. How each arm was tuned, how
-soon it reaches the target, what a step is worth, and what another benchmark's rule says beside our statistics.
+"""Runs that somebody else made, judged: what only some of them say. How each arm was tuned, how soon it
+reaches the target, what a step is worth, and what another benchmark's rule finds.
 
 A part that a record does not have gives no table.
 """
@@ -61,8 +61,8 @@ def tuning(found: Mapping[str, Any] | None, shown: Shown) -> Table | None:
         if found["same"]
         else f"{found['reported']} is reported"
     )
-    note = f"chosen by {found['chosen_by']}; {same}; expected best: of {budget} of the arm’s configurations, drawn "
-    note += "at random, which a grid is not"
+    note = f"chosen by {found['chosen_by']}; {same}; expected best: of {budget} of the arm’s configurations, "
+    note += "drawn at random, which a grid is not"
     return Table("tuning", "Tuning", columns, rows, note, "How each arm was tuned.")
 
 
@@ -266,6 +266,6 @@ def claims(rule: Mapping[str, Any], record: Record, shown: Shown) -> Table | Non
         own = ours.get((c["arm"], c["other"]), "")
         values = (c["arm"], c["other"], c["lower_by"], c["worth"], c["p"], holds, Cell(own))
         rows.append(filled(columns, values))
-    note = "each result against the one before it; by the joint interval: of the losses alone, without the steps’ worth"
+    note = "each result against the one before it; jointly: the losses alone, without the worth of the steps"
     title = "One result against another, by track3’s rule"
     return Table("claims", title, columns, rows, note, f"{title}.") if rows else None

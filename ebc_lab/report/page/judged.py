@@ -9,6 +9,7 @@ import csv
 import hashlib
 import io
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from ..pictures.drawing.sheet import Sheet
 
-PAGE_FILE = "judgement.html"
+PAGE_FILE, FIGURE = "judgement.html", "figure.pdf"
 INDEX = "judgement.json"  # the record, and the checksums of the files beside it
 MOST_ROWS = 500  # of a table of the page
 SECTIONS = {  # id -> title, the names of its tables
@@ -50,8 +51,11 @@ class Drawing:
     sheet: Sheet
     svg: bytes
     narrow: bytes
-    arm: str = ""
-    file: str = ""
+    arm: str = ""  # it is of all of them
+
+    @property
+    def file(self) -> str:
+        return FIGURE if self.name == "outcomes" else ""
 
     @property
     def whole_title(self) -> str:
@@ -99,7 +103,7 @@ def write(judgement: Judgement, folder: Path) -> list[Path]:
 
 
 def files_of(record: Record, runs: Runs, name: str) -> dict[str, bytes]:
-    """Return what is written of a judgement, but for its index: a file's name -> its content. `name`: what the
+    """Return what is written of a judgement but for its index, a file's name -> its content. `name`: what the
     page calls it."""
     every = kind.tables(record)
     drawings, figure = _drawn(record, runs)
@@ -113,7 +117,7 @@ def files_of(record: Record, runs: Runs, name: str) -> dict[str, bytes]:
         "judgement.md": papers.markdown(on_paper, about),
         "judgement.tex": papers.latex(on_paper, name, about),
     }
-    return {**{file: text.encode() for file, text in texts.items()}, "figure.pdf": figure}
+    return {**{file: text.encode() for file, text in texts.items()}, FIGURE: figure}
 
 
 def _checksum(content: bytes) -> str:
@@ -182,28 +186,28 @@ def _drawn(record: Record, runs: Runs) -> tuple[list[Drawing], bytes]:
     """Return the page's pictures, and the one of the outcomes as PDF."""
     import matplotlib
 
+    from ..pictures.catalogue import PHONE
     from ..pictures.drawing.sheet import STYLE
     from ..pictures.judged import Source, draw_curves, draw_outcomes
     from ..pictures.render import pdf, svg
 
     source = "; ".join(record["sources"])
+    draw = {
+        "outcomes": lambda at: draw_outcomes(record, at),
+        "curves": lambda at: draw_curves(record, runs, at),
+    }
     made = []
-    figure = b""
-    with matplotlib.rc_context(fname=STYLE):
-        for name in ("outcomes", "curves"):
-            sheets = []
-            for narrow in (False, True):
-                where = Source(source, narrow)
-                outcomes = name == "outcomes"
-                sheet = draw_outcomes(record, where) if outcomes else draw_curves(record, runs, where)
-                if sheet is None:
-                    break
-                sheet.settle()
-                sheets.append(sheet)
-            if len(sheets) == 2:
-                files = [svg(sheet, f"{name}{place}") for place, sheet in enumerate(sheets)]
-                made.append(Drawing(name, sheets[0], *files, file="figure.pdf" if name == "outcomes" else ""))
-                figure = figure or pdf(sheets[0])
+    with matplotlib.rc_context(fname=STYLE), warnings.catch_warnings():
+        # a letter that the font lacks is a box in the PDF; in the SVG the reader's own fonts show it
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        for name, drawn in draw.items():
+            wide, narrow = drawn(Source(source)), drawn(Source(source, narrow=True))
+            if wide is None or narrow is None:
+                continue
+            wide.settle()
+            narrow.settle()
+            made.append(Drawing(name, wide, svg(wide, name), svg(narrow, f"{name}{PHONE}")))
+        figure = pdf(made[0].sheet)
     return made, figure
 
 

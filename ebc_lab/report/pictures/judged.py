@@ -1,7 +1,6 @@
 """The pictures of runs that somebody else made: how each arm's runs ended, and how their curves come to that.
 
-Drawn with few artists, and thinned first: neither time nor the size of the file grows with the rows of a large
-study.
+Drawn with few artists, and thinned first: a file does not grow with the rows of a large study.
 """
 
 from __future__ import annotations
@@ -9,9 +8,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -180,12 +179,11 @@ def _draw_rows(sheet: Sheet, axes: Axes, rows: Sequence[Drawn], higher: bool) ->
             beyond.append(y)
         if row.arm["diverged"]:
             words = f"{row.arm['diverged']} ×"
-            place = {"ha": "left" if higher else "right", "va": "center", "size": SMALL}
-            axes.text(edge, y, f"   {words}   ", color=ALERT, zorder=5, **place)  # type: ignore[arg-type]
+            side = "left" if higher else "right"
+            axes.text(edge, y, f"   {words}   ", color=ALERT, ha=side, va="center", size=SMALL, zorder=5)
     axes.add_collection(LineCollection(bars, colors=colours, lw=2.4, zorder=3))
     if dots:
-        x, y_of = zip(*dots, strict=True)
-        axes.plot(x, y_of, "o", color=INK, ms=3, mew=0, alpha=0.35, zorder=2)
+        axes.plot(*zip(*dots, strict=True), "o", color=INK, ms=3, mew=0, alpha=0.35, zorder=2)
         sheet.key(entry("a run", INK, ls="", marker="o", ms=3, mew=0, alpha=0.5))
     if beyond:
         tip = "<" if higher else ">"
@@ -261,13 +259,15 @@ def _course(step: np.ndarray, loss: np.ndarray, runs: Sequence[slice], worst: fl
 
 def chosen_steps(steps: np.ndarray) -> np.ndarray:
     """Return at most MOST_STEPS of a run's steps, half of them from its end."""
-    if len(steps) <= MOST_STEPS:
-        return steps
-    first = int(np.searchsorted(steps, steps[-1] * (1 - END)))
-    half = MOST_STEPS // 2
-    early = np.linspace(0, max(first - 1, 0), min(half, first) or 1).round().astype(int)
-    late = np.linspace(first, len(steps) - 1, min(half, len(steps) - first)).round().astype(int)
-    return steps[np.unique(np.r_[early, late])]
+    places = np.arange(len(steps))
+    if len(steps) > MOST_STEPS:
+        first = int(np.searchsorted(steps, steps[-1] * (1 - END)))
+        half = MOST_STEPS // 2
+        early = np.linspace(0, max(first - 1, 0), min(half, first) or 1)
+        late = np.linspace(first, len(steps) - 1, min(half, len(steps) - first))
+        places = np.unique(np.r_[early, late].round().astype(int))
+    chosen: np.ndarray = steps[places]
+    return chosen
 
 
 def draw_curves(record: Record, runs: Runs, source: Source) -> Sheet | None:
