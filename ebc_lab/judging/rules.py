@@ -110,21 +110,21 @@ def standings(curves: pd.DataFrame, table: pd.DataFrame, at: Mapping[str, float]
     """
     import numpy as np
 
-    arms = table["arm"].reindex(curves["run"]).to_numpy()
-    grouped = curves.groupby([arms, "step"], sort=True)["loss"].agg(["mean", "size"])
-    runs = table.groupby("arm", sort=False).size()
+    codes, arms = table["arm"].factorize()
+    of_arm = codes[table.index.get_indexer(curves["run"])]
     out = []
-    for arm, n in runs.items():
-        known = arm in grouped.index.get_level_values(0)
-        means = grouped.loc[arm].query("size == @n")["mean"] if known else grouped["mean"].iloc[:0]
-        step = at.get(str(arm), at.get(""))
+    for code, arm in enumerate(map(str, arms)):
+        n = int((codes == code).sum())
+        known = curves.loc[of_arm == code, ["step", "loss"]]
+        found = known.groupby("step")["loss"].agg(["mean", "size"])
+        means = found.loc[found["size"] == n, "mean"]
+        step = at.get(arm, at.get(""))
         if step is not None and step not in means.index:
             raise UserError(f"{arm}: not all of its {n} runs have a loss at step {step:g}: name another step")
         if step is None and len(means):
             holds = np.flatnonzero((TARGET - means) * math.sqrt(n) >= NEEDED - statistics.ROUNDING)
             step = float(means.index[holds[0] if len(holds) else -1])
-        rows = curves[(arms == arm) & (curves["step"] == step)] if step is not None else curves.iloc[:0]
-        out.append(_standing(str(arm), int(n), step, rows["loss"].tolist()))
+        out.append(_standing(arm, n, step, known.loc[known["step"] == step, "loss"].tolist()))
     return out
 
 

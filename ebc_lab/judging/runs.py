@@ -69,18 +69,19 @@ def runs_of(source: Source, columns: Columns, asked: Asked) -> Runs:
     loss = _numbers(frame, columns.loss, "loss")
     worst = math.inf if columns.better == "lower" else -math.inf
     codes, keys = _runs_in(frame, columns)
+    table = _table(frame, columns, codes, keys)
+    unit = plain(columns.step) if columns.step else ""
     cautions: list[Caution] = []
     if columns.step:
         logged = ~np.isnan(loss)
         step = _numbers(frame, columns.step, "step")
         _refuse_blank_steps(step, logged, columns)
         kept = np.flatnonzero(logged)
-        chosen, cautions = repeated_steps(codes[kept], step[kept], loss[kept])
+        chosen, cautions = repeated_steps(codes[kept], step[kept], loss[kept], list(table["run"]), unit)
         kept = kept[chosen] if chosen is not None else kept
         curves = _curves(codes[kept], step[kept], loss[kept])
     else:
         curves = pd.DataFrame({"run": codes[:0], "step": loss[:0], "loss": loss[:0]})
-    table = _table(frame, columns, codes, keys)
     settings, cautions_of_settings = _constant(frame, columns, codes, table)
     cautions = [*cautions, *cautions_of_settings]
     if columns.step:
@@ -91,7 +92,6 @@ def runs_of(source: Source, columns: Columns, asked: Asked) -> Runs:
         table["chosen_by"] = _numbers(frame, columns.choose, "choose") if columns.choose else loss
     for name in ("outcome", "chosen_by"):
         table[name] = table[name].where(np.isfinite(table[name]), worst)
-    unit = plain(columns.step) if columns.step else ""
     return Runs(table, curves, settings, columns.loss, columns.better, unit, tuple(cautions))
 
 

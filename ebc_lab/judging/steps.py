@@ -23,7 +23,7 @@ later.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypedDict
 
 from ebc_lab.config.errors import UserError
@@ -185,8 +185,6 @@ def ratios_of_steps(
     narrower than the ratios that this leaves open. Where one arm was evaluated more often than the other near
     the target, its steps are biased less, and what is left open is added to both ends.
     """
-    from ebc_lab.judging.differences import compare
-
     arms: dict[str, dict[str, float]] = {}
     left_open: dict[str, list[float]] = {}
     for arm, rows in reached.groupby(table["arm"], sort=False):
@@ -205,6 +203,8 @@ def ratios_of_steps(
             math.log(step / before) if before > 0 else math.inf
             for step, before in zip(known["step"], known["before"], strict=True)
         ]
+    from ebc_lab.judging.differences import compare
+
     compared = compare(arms, reference, pairs=pairs, paired=paired)
     return [_ratio(found, arms, left_open, len(compared)) for found in compared]
 
@@ -221,15 +221,18 @@ def _ratio(
     by_rank = math.inf in (*values, *others)
     below, above = (_left_open(left_open[name], by_rank) for name in (arm, reference))
     centre = found["median"] if found["mean"] is None else found["mean"]
-    low, high = found["joint_low"], found["joint_high"]
-    if found["method"] is None or (low is None and high is None and not by_rank):
-        low, high = _between_evaluations(centre, values, others, below, above, comparisons)
-    low, high = (-math.inf if low is None else low), (math.inf if high is None else high)
+    low = -math.inf if found["joint_low"] is None else found["joint_low"]
+    high = math.inf if found["joint_high"] is None else found["joint_high"]
+    spread = by_rank or max(len({*values}), len({*others})) > 1
+    even = spread and max(below, above) < SIMILAR * min(below, above)
+    if centre is not None and not spread and min(len(values), len(others)) > 1:
+        low, high = _within_evaluations(centre, (below, len(values)), (above, len(others)), comparisons)
     coarse = False
-    if centre is not None and (low, high) != (-math.inf, math.inf):
-        even = max(below, above) < SIMILAR * min(below, above)
-        wide = (centre - below, centre + above) if even else (low - below, high + above)
-        coarse = wide[0] < low or wide[1] > high
+    if (low, high) != (-math.inf, math.inf):
+        wide = (
+            (centre - below, centre + above) if even and centre is not None else (low - below, high + above)
+        )
+        coarse = bool(wide[0] < low or wide[1] > high)
         low, high = min(low, wide[0]), max(high, wide[1])
     return {
         "arm": arm,
@@ -248,27 +251,20 @@ def _left_open(logs: list[float], by_rank: bool) -> float:
     return (max(logs) if by_rank else sum(logs) / len(logs)) if logs else 0.0
 
 
-def _between_evaluations(
-    centre: float | None,
-    values: Sequence[float],
-    others: Sequence[float],
-    below: float,
-    above: float,
-    comparisons: int,
-) -> tuple[float | None, float | None]:
-    """Return an interval for a difference of logarithms where no two runs of an arm differ, because all
-    crossed between the same evaluations. Within them, the runs are taken to have the spread of a uniform
-    distribution, 1/√12 of their distance. None from fewer than two runs in an arm."""
-    fewest = min(len(values), len(others))
-    if centre is None or fewest < 2 or len({*values}) > 1 or len({*others}) > 1:
-        return None, None
+def _within_evaluations(
+    centre: float, arm: tuple[float, int], reference: tuple[float, int], comparisons: int
+) -> tuple[float, float]:
+    """Return the interval of a difference of logarithms where all runs of either arm crossed between the same
+    two evaluations, so that they show no spread. They are given the spread of a uniform distribution between
+    these: 1/√12 of the distance. Each arm is given as that distance and the number of its runs."""
     from scipy import stats
 
-    parts = [(wide**2 / 12 / len(x), len(x) - 1.0) for wide, x in ((below, values), (above, others))]
-    variance, freedom = statistics.of_sum(*parts)
+    variance, freedom = statistics.of_sum(*((wide**2 / 12 / n, n - 1.0) for wide, n in (arm, reference)))
+    if not math.isfinite(variance):
+        return -math.inf, math.inf
     level = (1 - statistics.CONFIDENCE) / comparisons
     margin = float(stats.t.ppf(1 - level / 2, freedom)) * math.sqrt(variance)
-    return centre - below - margin, centre + above + margin
+    return centre - margin, centre + margin
 
 
 def _last_losses(table: pd.DataFrame) -> pd.DataFrame:

@@ -144,7 +144,7 @@ def test_a_single_lucky_run_does_not_beat_a_mean_of_several():
     assert found["chosen"]["number"] == 0
     assert found["lower"]["number"] == 1
     # what is far ahead of the noise is chosen, whatever its number of runs
-    ahead = of_one_arm([2.00, 2.02, 1.98, 2.01, 1.99], [1.5], [2.5])
+    ahead = of_one_arm([2.00, 2.02, 1.98, 2.01, 1.99], [1.96], [2.5])
     assert (ahead["chosen"]["number"], ahead["lower"]) == (1, None)
     # and an extra run of a bad configuration does not make it the winner
     extra = of_one_arm([2.5, 2.52], [2.0], [2.1])
@@ -248,12 +248,12 @@ def test_the_window_is_that_of_the_learning_rate_with_other_settings_as_chosen()
 def test_configurations_come_from_a_table_by_seed_or_where_seeds_repeat_by_run():
     table = pd.DataFrame(
         {
-            "arm": ["adam", "adam", "adam", "sgd"],
-            "run": ["w", "x", "y", "z"],
-            "seed": ["0", "0", "1", "0"],
-            "lr": [1.0, 2.0, 2.0, math.nan],
-            "outcome": [0.5, 0.6, 0.7, -INF],
-            "chosen_by": [0.4, 0.5, 0.6, -INF],
+            "arm": ["adam", "adam", "adam", "sgd", "lion"],
+            "run": ["w", "x", "y", "z", "zz"],
+            "seed": ["0", "0", "1", "0", "0"],
+            "lr": [1.0, 2.0, 2.0, math.nan, math.nan],
+            "outcome": [0.5, 0.6, 0.7, -INF, 0.8],
+            "chosen_by": [0.4, 0.5, 0.6, -INF, 0.8],
         }
     )
     found = configurations_of(table, ["lr"], higher=True)
@@ -262,6 +262,7 @@ def test_configurations_come_from_a_table_by_seed_or_where_seeds_repeat_by_run()
         Configuration({"lr": 2.0}, {"0": (-0.5, -0.6), "1": (-0.6, -0.7)}, (1, 2)),
     ]
     assert found["sgd"][0].runs == {"0": (INF, INF)}
+    assert found["lion"][0].rows == (4,)
     assert tuning_of(found)["arms"]["sgd"]["chosen"]["settings"] == {"lr": None}
     table["seed"] = "0"
     assert [list(c.runs) for c in configurations_of(table, ["lr"])["adam"]] == [["w"], ["x", "y"]]

@@ -18,7 +18,7 @@ def written(folder: Path, text: str, name: str = "runs.csv") -> Path:
     return path
 
 
-@pytest.mark.parametrize("word", ["nan", "NaN", "inf", "-inf", "Infinity", "NAN", '"nan"', "-nan", " nan"])
+@pytest.mark.parametrize("word", ["nan", "NaN", "inf", "-inf", "Infinity", '"nan"', "-nan", " nan"])
 def test_what_was_logged_and_is_not_finite_is_inf_and_an_empty_cell_is_missing(tmp_path: Path, word: str) -> None:
     text = f"arm,val_loss,step\nadam,2.5,1\nadam,{word},2\nadam,,3\nnancy,1,4\n"
     frame = READER.read(written(tmp_path, text), Asked()).frame

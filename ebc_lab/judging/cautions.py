@@ -1,0 +1,716 @@
+"""What somebody should know before they believe an answer from runs that were not made for it.
+
+Each kind of caution has a function of its own here. It looks at the runs as they are and returns one
+sentence, or none: which runs it means, with figures, and what to do about it. None changes a figure of the
+answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from ebc_lab.config.errors import UserError
+
+from .asked import Asked
+from .record import Caution
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+
+    from .runs import Runs
+    from .tuning import Tuning
+
+    Floats = npt.NDArray[np.float64]
+    Ints = npt.NDArray[np.int64]
+
+UNEQUAL_SPREAD = 5.0  # one arm's standard deviation over another's from which it is said
+COINCIDENCES = 0.05  # so many pairs of equal outcomes are to be expected by rounding alone: fewer are a copy
+LONGEST_TAIL = 500  # rows of a curve, from its end, in which smoothing is looked for
+
+ACCURACY = re.compile(
+    r"(acc|accuracy|f1|bleu|rouge|auc|auroc|map|precision|recall|top\d*|reward|return|r2|iou)$"
+)
+TRAINING = re.compile(r"(train|training|tr)$")
+HELD_OUT = re.compile(r"(val|valid|validation|eval|evaluation|test|dev|holdout|heldout)\d*$")
+CHOSEN_STEP = re.compile(r"(best|min|max|minimum|maximum|lowest|highest)$")
+# an optimizer's own settings, each tuned for it, and names that stand for the arm or for the run itself
+OWN = re.compile(
+    r"lr|rate|decay|wd|momentum|betas?\d*|eps|epsilon|nesterov|rho|damping|ns|precond\w*|optim\w*|opt|method|algo\w*"
+    r"|arm|name|group|tags?|notes?|host|dir|path|id|date|time|timestamp|seed"
+)
+
+
+def cautions(runs: Runs, judged: Runs, asked: Asked, tuned: Tuning | None) -> list[Caution]:
+    """Return what warns about these runs, the gravest first. `judged`: the runs whose outcomes are compared,
+    those of each arm's chosen configuration; `tuned`: how these were chosen, None where no arm had a choice."""
+    chosen = judged.table
+    curves = _curves(runs)
+    found = [
+        _constant(runs),
+        _accuracy(runs, curves),
+        _mixed_units(runs),
+        _identical(runs, curves),
+        _seed_twice(runs),
+        _diverged(runs, asked, curves),
+        _one_run(chosen),
+        _chosen_by_reported(runs, tuned) if tuned else None,
+        _best_over_steps(runs, asked, curves),
+        _training_loss(runs),
+        _confounded(runs),
+        _unequal_tuning(runs, tuned) if tuned else None,
+        _ended_early(runs, curves),
+        _unequal_lengths(chosen, runs, asked),
+        _unequal_cadence(runs, asked, curves),
+        _smoothed(runs, curves),
+        _seeds_added(runs),
+        _unequal_spread(chosen),
+        _few_runs(chosen),
+        _seed_is_an_index(runs),
+    ]
+    return [caution for caution in found if caution]
+
+
+@dataclass(frozen=True)
+class _Curves:
+    """All curves end to end: run `run[i]` has the rows from `start[i]` to `end[i]` of `step` and `loss`."""
+
+    run: Ints
+    start: Ints
+    end: Ints
+    step: Floats
+    loss: Floats
+
+
+def _curves(runs: Runs) -> _Curves:
+    import numpy as np
+
+    number = runs.curves["run"].to_numpy()
+    start = np.flatnonzero(np.r_[True, number[1:] != number[:-1]][: len(number)])
+    step, loss = (runs.curves[name].to_numpy(dtype=float) for name in ("step", "loss"))
+    return _Curves(number[start], start, np.r_[start[1:], len(number)][: len(start)], step, loss)
+
+
+# Words
+
+
+def _listed(names: Iterable[object], most: int = 4) -> str:
+    """Return names joined by commas, the first `most` of them, and how many more there are."""
+    of_all = [str(name) for name in names]
+    more = len(of_all) - most
+    return ", ".join(of_all[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'s' * (n != 1)}"
+
+
+def _units(runs: Runs) -> str:
+    """Return the unit of steps in the plural."""
+    return runs.step_name + "s" * (not runs.step_name.endswith("s"))
+
+
+def _arms(counts: Mapping[Any, int] | pd.Series[Any]) -> str:
+    """Return counts by arm in words: `adam 3, muon 12`."""
+    return _listed(f"{arm} {count:,}" for arm, count in counts.items())
+
+
+def _names(table: pd.DataFrame, which: Any) -> list[str]:
+    """Return the names of the runs that a mask or a list of numbers means."""
+    return [str(name) for name in table.loc[which, "run"]]
+
+
+def _words(column: str) -> list[str]:
+    """Return the words of a column's name in small letters: `eval/top1_acc` and `evalTop1Acc` give three."""
+    parted = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", column)
+    return [word for word in re.split(r"[^a-z0-9]+", parted.lower()) if word]
+
+
+def _is_called(column: str, pattern: re.Pattern[str]) -> bool:
+    return any(pattern.match(word) for word in _words(column))
+
+
+# The outcome: is it what it is taken for?
+
+
+def _constant(runs: Runs) -> Caution | None:
+    outcome = runs.table["outcome"]
+    if len(outcome) < 2 or outcome.nunique() != 1 or not abs(outcome.iloc[0]) < float("inf"):
+        return None
+    sentence = (
+        f"All {len(outcome):,} runs have the same {runs.loss}, {outcome.iloc[0]:g}: a column that does "
+        "not vary cannot tell arms apart; name the column that was measured (--loss COLUMN)."
+    )
+    return Caution(kind="constant", sentence=sentence, runs=_names(runs.table, outcome.index))
+
+
+def _accuracy(runs: Runs, curves: _Curves) -> Caution | None:
+    """A name of something of which more is better, or values within 0–100 that rise in nine runs of ten."""
+    if runs.better != "lower":
+        return None
+    long = curves.end - curves.start >= 3
+    first, last = curves.start[long], curves.end[long] - 1
+    middle = curves.loss[(first + last) // 2]
+    rising = (curves.loss[first] < middle) & (middle < curves.loss[last])
+    if _is_called(runs.loss, ACCURACY):
+        why = f"is called {runs.loss}, of which larger is usually better"
+    elif len(rising) and rising.mean() >= 0.9 and curves.loss.min() >= 0 and curves.loss.max() <= 100:
+        why = f"rises over the steps in {rising.sum():,} of {len(rising):,} runs and stays between 0 and 100"
+    else:
+        return None
+    sentence = (
+        f"What is judged {why}, but lower counts as better here: give --better higher if it is an "
+        "accuracy, or name the loss (--loss COLUMN)."
+    )
+    return Caution(kind="accuracy", sentence=sentence, runs=_names(runs.table, runs.table.index))
+
+
+def _mixed_units(runs: Runs) -> Caution | None:
+    import numpy as np
+
+    outcome = runs.table["outcome"]
+    known = outcome[np.isfinite(outcome)]
+    shares, percent = known[known.between(0, 1)], known[known.between(20, 100)]
+    if not _is_called(runs.loss, ACCURACY) or not len(shares) or not len(percent):
+        return None
+    few = min(shares, percent, key=len)
+    sentence = (
+        f"{runs.loss} is at most 1 in {_count(len(shares), 'run')} and between 20 and 100 in "
+        f"{len(percent):,}: shares and percentages seem to be mixed (the fewer: "
+        f"{_listed(_names(runs.table, few.index))}); bring them to one unit before you compare."
+    )
+    return Caution(kind="mixed_units", sentence=sentence, runs=_names(runs.table, few.index))
+
+
+def _training_loss(runs: Runs) -> Caution | None:
+    if _is_called(runs.loss, HELD_OUT):
+        return None
+    if _is_called(runs.loss, TRAINING):
+        why = "is a training loss by its name"
+    elif _words(runs.loss) == ["loss"]:
+        why = "does not say of which data it is; most trackers call the training loss so"
+    else:
+        return None
+    sentence = (
+        f"The column {runs.loss} {why}: an arm may be lower in it because it fits the training data "
+        "closer, or because its batches were others; judge a validation loss if there is one (--loss "
+        "COLUMN)."
+    )
+    return Caution(kind="training_loss", sentence=sentence, runs=_names(runs.table, runs.table.index))
+
+
+def _best_over_steps(runs: Runs, asked: Asked, curves: _Curves) -> Caution | None:
+    if asked.outcome == "best":
+        words, instead = "An outcome is", "(--outcome last)"
+    elif _is_called(runs.loss, CHOSEN_STEP):
+        words, instead = f"By its name, {runs.loss} is", "if it was logged (--loss COLUMN)"
+    else:
+        return None
+    size = ""
+    if asked.outcome == "best" and len(curves.run):
+        bias, at_end = _bias_of_best(curves, runs.better)
+        size = f" ({_count(at_end, 'run')} of {len(curves.run):,} had it at the end of the curve)"
+        if len(bias):
+            size = (
+                f", here by {bias.mean():.2g} on average of {_count(len(bias), 'run')}: so far it lies "
+                f"beyond what the two evaluations before and after it predict{size}"
+            )
+    sentence = (
+        f"{words} the best over a run's steps, and the best of many noisy values is too good{size}, the more "
+        f"so the more often and the more noisily a run was evaluated; use the last value {instead}."
+    )
+    return Caution(kind="best_over_steps", sentence=sentence, runs=_names(runs.table, runs.table.index))
+
+
+def _bias_of_best(curves: _Curves, better: str) -> tuple[Floats, int]:
+    """Return how far each run's best value lies beyond the curve, for runs that have it within the curve, and
+    how many have it in its last row.
+
+    The curve at that step is estimated from the two rows on either side, by the cubic through these four: the
+    value itself, which was chosen for being low, has no part in it, and a bend of the curve does no harm.
+    """
+    import numpy as np
+
+    loss = curves.loss if better == "lower" else -curves.loss
+    lowest = np.minimum.reduceat(loss, curves.start)
+    rows = np.flatnonzero(loss == np.repeat(lowest, curves.end - curves.start))
+    at = rows[np.searchsorted(rows, curves.start)]
+    i = at[(at - 2 >= curves.start) & (at + 2 < curves.end) & np.isfinite(lowest)]
+    with np.errstate(invalid="ignore"):  # beside the best, a run may have diverged
+        bias = (4 * (loss[i - 1] + loss[i + 1]) - loss[i - 2] - loss[i + 2]) / 6 - loss[i]
+    return bias[np.isfinite(bias)], int((at == curves.end - 1).sum())
+
+
+# Runs that failed
+
+
+def _diverged(runs: Runs, asked: Asked, curves: _Curves) -> Caution | None:
+    """Runs without a finite outcome; of those whose curve ends in NaN or inf, from which step on it does."""
+    import numpy as np
+
+    table = runs.table
+    lost = table.index[~np.isfinite(table["outcome"])]
+    if not len(lost):
+        return None
+    per_arm = table.loc[lost].groupby("arm", sort=False).size()
+    words = "never reached the target" if asked.outcome == "target" else "diverged or lack an outcome"
+    sentence = (
+        f"{len(lost):,} of {_count(len(table), 'run')} {words} ({_arms(per_arm)}): they rank behind "
+        "every other run and are not dropped, so a median can be compared where a mean cannot"
+    )
+    steps = []
+    for i in np.flatnonzero(np.isin(curves.run, lost)):
+        loss = curves.loss[curves.start[i] : curves.end[i]]
+        finite = np.flatnonzero(np.isfinite(loss))
+        after = (finite[-1] if len(finite) else -1) + 1
+        if after < len(loss):
+            steps.append(float(curves.step[curves.start[i] + after]))
+    if steps:
+        sentence += (
+            f"; {_count(len(steps), 'curve')} {'ends' if len(steps) == 1 else 'end'} in NaN or infinity, the "
+        )
+        sentence += f"earliest from {runs.step_name} {min(steps):g} on"
+    sentence += f". They are: {_listed(_names(table, lost))}."
+    return Caution(kind="diverged", sentence=sentence, runs=_names(table, lost))
+
+
+def _ended_early(runs: Runs, curves: _Curves) -> Caution | None:
+    """Runs whose last row comes before the planned end by more than the distance of their last two rows."""
+    import numpy as np
+
+    table = runs.table
+    distance = np.ones(len(table))
+    several = curves.end - curves.start > 1
+    last = curves.end[several] - 1
+    distance[curves.run[several]] = curves.step[last] - curves.step[last - 1]
+    short = table[(table["planned"] - table["length"] > np.maximum(distance, 1)).to_numpy()]
+    if short.empty:
+        return None
+    ends = short.groupby("arm", sort=False)["length"].agg(["size", "nunique"])
+    alike = ends.index[(ends["nunique"] == 1) & (ends["size"] == table["arm"].value_counts()[ends.index])]
+    meant = f"; all runs of {_listed(alike)} ended at the same one, which looks intended" * (len(alike) > 0)
+    firsts = short.drop_duplicates("arm").itertuples()
+    places = _listed(f"{r.run} at {r.length:g} of {r.planned:g}" for r in firsts)
+    sentence = (
+        f"{_count(len(short), 'run')} ended before the planned {_units(runs)} "
+        f"({_arms(ends['size'])}; the first of each arm: {places}{meant}): an unfinished "
+        "schedule of the learning rate makes the last loss too high; find out why they ended, and leave runs "
+        "out only for a reason that does not depend on their loss."
+    )
+    return Caution(kind="ended_early", sentence=sentence, runs=_names(table, short.index))
+
+
+# Runs that are fewer than they seem
+
+
+def _identical(runs: Runs, curves: _Curves) -> Caution | None:
+    """Curves that agree in every row. Without curves, outcomes that agree in so many digits that rounding
+    would hardly make two of them agree."""
+    import numpy as np
+
+    table = runs.table
+    groups: dict[object, list[int]] = {}
+    for run, start, end in zip(curves.run.tolist(), curves.start, curves.end, strict=True):
+        if end - start > 2:  # the first row is often the loss before training, the same in all
+            groups.setdefault(hashlib.blake2b(curves.loss[start:end]).digest(), []).append(run)
+    if not len(curves.run) and not _by_rounding(table):
+        for run, value in table["outcome"][np.isfinite(table["outcome"])].items():
+            groups.setdefault(value, []).append(cast(int, run))
+    alike = [group for group in groups.values() if len(group) > 1]
+    if not alike:
+        return None
+    names = [_names(table, group) for group in alike]
+    what = "the same curve" if len(curves.run) else "the same outcome"
+    sentence = (
+        f"{_count(sum(map(len, names)), 'run')} have {what} as another to the last digit "
+        f"({_listed((' = '.join(group[:3]) + ' …' * (len(group) > 3) for group in names), 3)}): a copy, "
+        "or a seed that the training ignores; identical runs are one run, so leave out all but one of them."
+    )
+    return Caution(kind="identical", sentence=sentence, runs=[name for group in names for name in group])
+
+
+def _by_rounding(table: pd.DataFrame) -> bool:
+    """Return whether equal outcomes are no wonder: they are all equal, or of so many pairs of runs, with this
+    spread within arms and rounded to these digits, at least COINCIDENCES would be expected to agree."""
+    import numpy as np
+
+    known = table[np.isfinite(table["outcome"])]
+    if known["outcome"].nunique() < 2:
+        return True  # `_constant` has said it
+    digits = max(len(repr(float(x)).partition("e")[0].partition(".")[2]) for x in known["outcome"])
+    apart = (known["outcome"] - known.groupby("arm")["outcome"].transform("median")).abs()
+    spread = float(apart[apart > 0].median()) if (apart > 0).any() else float(known["outcome"].std())
+    pairs = len(known) * (len(known) - 1) / 2
+    return bool(pairs * 10.0**-digits / (2 * np.sqrt(np.pi) * spread) >= COINCIDENCES)
+
+
+def _seed_twice(runs: Runs) -> Caution | None:
+    table = runs.table
+    key = ["arm", "seed", "planned", *runs.settings]
+    twice = table[table["seed"].notna() & table.duplicated(key, keep=False)]
+    if twice.empty:
+        return None
+    pairs = twice.drop_duplicates(key)
+    sentence = (
+        f"{_count(len(twice), 'run')} share arm, configuration and seed with another ("
+        f"{_listed(f'{r.arm}, seed {r.seed}' for r in pairs.itertuples())}): counted as separate runs "
+        "they make intervals too narrow; leave out all but one, or name the column in which they "
+        "differ (--settings COLUMN)."
+    )
+    return Caution(kind="seed_twice", sentence=sentence, runs=_names(table, twice.index))
+
+
+def _one_run(chosen: pd.DataFrame) -> Caution | None:
+    return _with_runs(
+        chosen,
+        1,
+        "one_run",
+        "one run says nothing of how far another would lie from it; train more seeds, or say how far "
+        "runs scatter "
+        "if you know it (--sigma)",
+    )
+
+
+def _few_runs(chosen: pd.DataFrame) -> Caution | None:
+    return _with_runs(
+        chosen,
+        2,
+        "few_runs",
+        "from two runs a standard deviation is known to a factor of about thirty only, and the "
+        "interval is as wide; "
+        "train at least three seeds",
+    )
+
+
+def _with_runs(chosen: pd.DataFrame, n: int, kind: str, what: str) -> Caution | None:
+    counts = chosen.groupby("arm", sort=False).size()
+    few = counts[counts == n]
+    if few.empty:
+        return None
+    sentence = (
+        f"{_count(len(few), 'arm')} of {len(counts):,} {'has' if len(few) == 1 else 'have'} "
+        f"{_count(n, 'run')} ({_listed(few.index)}): {what}."
+    )
+    return Caution(kind=kind, sentence=sentence, runs=_names(chosen, chosen["arm"].isin(few.index)))
+
+
+def _seed_is_an_index(runs: Runs) -> Caution | None:
+    """Seeds that count through all runs, in arms of two runs and more, so that no two arms share one."""
+    table = runs.table
+    arms = table["arm"].value_counts()
+    if table["seed"].isna().any() or not table["seed"].is_unique or len(arms) < 2 or arms.min() < 2:
+        return None
+    if not table["seed"].str.fullmatch(r"\d{1,9}(\.0)?").all():
+        return None
+    seeds = table["seed"].astype(float)
+    if seeds.max() - seeds.min() != len(seeds) - 1:
+        return None
+    sentence = (
+        f"The seeds count through all {len(table):,} runs, from {seeds.min():g} to {seeds.max():g}, and "
+        "no two arms share one: they look like a running number, and runs are compared unpaired; name "
+        "the column of the seed if there is another (--seed COLUMN)."
+    )
+    return Caution(kind="seed_is_an_index", sentence=sentence, runs=_names(table, table.index))
+
+
+# Arms that were not treated alike
+
+
+def _chosen_by_reported(runs: Runs, tuned: Tuning) -> Caution | None:
+    several = {arm: of["configurations"] for arm, of in tuned["arms"].items() if of["configurations"] > 1}
+    if not several or not tuned["same"]:
+        return None
+    known = [of["optimism"] for arm, of in tuned["arms"].items() if arm in several]
+    sizes = [abs(size) for size in known if size is not None]
+    size = f", by about {min(sizes):.2g} to {max(sizes):.2g} as their noise suggests" if sizes else ""
+    sentence = (
+        f"{tuned['reported']} chooses a configuration in {_count(len(several), 'arm')} and is reported "
+        f"of it (configurations tried: {_arms(several)}): the best of several is too good by luck{size}; choose "
+        "by another split (--choose COLUMN), or train the chosen configurations on fresh seeds."
+    )
+    meant = runs.table["arm"].isin(list(several))
+    return Caution(kind="chosen_by_reported", sentence=sentence, runs=_names(runs.table, meant))
+
+
+def _unequal_tuning(runs: Runs, tuned: Tuning) -> Caution | None:
+    if tuned["equal"] or len(tuned["arms"]) < 2:
+        return None
+    tried = {arm: of["configurations"] for arm, of in tuned["arms"].items()}
+    tried = dict(sorted(tried.items(), key=lambda item: item[1]))
+    sentence = (
+        f"The arms tried unequal numbers of configurations ({_arms(tried)}): the best of more is better "
+        f"by luck alone; compare the expected best of {tuned['budget']:,}, which all of them tried."
+    )
+    return Caution(kind="unequal_tuning", sentence=sentence, runs=_names(runs.table, runs.table.index))
+
+
+def _confounded(runs: Runs) -> Caution | None:
+    """Settings that are constant within every arm that has them, and not the same in all. An optimizer's own
+    settings are passed over: each arm tunes its own."""
+    table = runs.table
+    differ: list[str] = []
+    for name in runs.settings:
+        words = _words(name)
+        if not words or any(OWN.fullmatch(word) for word in words):
+            continue
+        per_arm = table.groupby("arm", sort=False)[name]
+        values = per_arm.first().dropna()
+        if len(values) > 1 and per_arm.nunique().max() == 1 and values.nunique() > 1:
+            differ.append(f"{name}: " + _listed(f"{arm} {value}" for arm, value in values.items()))
+    if not differ:
+        return None
+    sentence = (
+        f"The arms differ in more than their name ({_listed(differ, 3)}): what such a setting does "
+        "cannot be told from what the arm does; compare arms that are alike in it."
+    )
+    return Caution(kind="confounded", sentence=sentence, runs=_names(table, table.index))
+
+
+def _unequal_lengths(chosen: pd.DataFrame, runs: Runs, asked: Asked) -> Caution | None:
+    if asked.outcome != "last" or "" in asked.at:
+        return None
+    table = chosen[chosen["length"].notna() & ~chosen["arm"].isin(list(asked.at))]
+    if table["length"].nunique() < 2:
+        return None
+    ends = table.groupby("arm", sort=False)["length"].agg(["min", "max"])
+    ragged = ends[ends["min"] != ends["max"]]
+    said = []
+    if ends["max"].nunique() > 1:
+        by_end = ends["max"].sort_values()
+        said.append(
+            f"arms end between {runs.step_name} {by_end.iloc[0]:g} ({by_end.index[0]}) and "
+            f"{by_end.iloc[-1]:g} ({by_end.index[-1]})"
+        )
+    if len(ragged):
+        some = _listed((f"{r.Index} {r.min:g} to {r.max:g}" for r in ragged.itertuples()), 3)
+        said.append(f"within {_count(len(ragged), 'arm')} runs end unequally ({some})")
+    sentence = (
+        f"Last values are compared although {' and '.join(said)}: a longer run is usually lower; "
+        "compare steps to a target (--target), or values at one step (--at)."
+    )
+    return Caution(kind="unequal_lengths", sentence=sentence, runs=_names(table, table.index))
+
+
+def _unequal_cadence(runs: Runs, asked: Asked, curves: _Curves) -> Caution | None:
+    """Arms that were evaluated more than 1.5 times as often as others in the last tenth of their steps, where
+    a best value or a first step below a target comes the earlier the more often it is looked for."""
+    import numpy as np
+    import pandas as pd
+
+    if (asked.outcome == "last" and asked.target is None) or len(curves.run) < 2:
+        return None
+    last = curves.step[curves.end - 1]
+    late = curves.step >= np.repeat(0.9 * last, curves.end - curves.start)
+    rate = np.add.reduceat(late, curves.start, dtype=float) / np.maximum(0.1 * last, 1e-9)
+    arms = runs.table["arm"].loc[curves.run].to_numpy()
+    apart = 1 / pd.Series(rate).groupby(arms, sort=False).median()  # steps from one evaluation to the next
+    apart = apart.sort_values()
+    if apart.iloc[-1] <= 1.5 * apart.iloc[0]:
+        return None
+    sentence = (
+        f"Near their ends the arms were evaluated unequally often, from about every {apart.iloc[0]:.3g} "
+        f"{_units(runs)} ({apart.index[0]}) to every {apart.iloc[-1]:.3g} ({apart.index[-1]}): a "
+        "first step below a target, or a best value, is found earlier by whoever looks more often; "
+        "differences of less than one such distance mean nothing."
+    )
+    return Caution(kind="unequal_cadence", sentence=sentence, runs=_names(runs.table, curves.run))
+
+
+def _seeds_added(runs: Runs) -> Caution | None:
+    """Arms of which some runs began before all of another arm and the rest after all of it, after a pause
+    twice as long as any before."""
+    import numpy as np
+    import pandas as pd
+
+    table = runs.table
+    started = table["started"].dropna().sort_values(kind="stable")
+    if len(started) < 4 or started.nunique() < 3:
+        return None
+    arm = table.loc[started.index, "arm"]
+    when = (started - started.iloc[0]).dt.total_seconds()
+    pause = np.diff(when, prepend=0.0)
+    ends = when.groupby(arm, sort=False).agg(["min", "max", "size"])
+    added: list[Any] = []
+    for name, own in when.groupby(arm, sort=False):
+        others = ends[(ends.index != name) & (ends["size"] > 1)]
+        for low, high in zip(others["min"], others["max"], strict=True):
+            late = own.index[own > high]
+            if not len(late) or not (own < low).any() or len(late) + (own < low).sum() < len(own):
+                continue
+            at = started.index.get_loc(late[0])
+            if pause[at] > 2 * pause[:at].max():
+                added.extend(late)
+                break
+    if not added:
+        return None
+    first = pd.Timestamp(started.loc[added].min())
+    sentence = (
+        f"{_count(len(added), 'run')} of {_arms(table.loc[added].groupby('arm', sort=False).size())} "
+        f"began on {first:%Y-%m-%d %H:%M} or later, when the arm's earlier runs and all of another arm "
+        "had begun and after a long pause: if they were added because of what was seen, the interval "
+        "does not hold; say how many seeds were planned, or judge fresh ones."
+    )
+    return Caution(kind="seeds_added", sentence=sentence, runs=_names(table, added))
+
+
+# Noise
+
+
+def _unequal_spread(chosen: pd.DataFrame) -> Caution | None:
+    import numpy as np
+
+    outcome = chosen[np.isfinite(chosen["outcome"])].groupby("arm", sort=False)["outcome"]
+    spread = outcome.std()[outcome.size() >= 3].sort_values()
+    if len(spread) < 2:
+        return None
+    from scipy import special
+
+    low, high = spread.iloc[0], spread.iloc[-1]
+    n_low, n_high = (outcome.size()[spread.index[i]] for i in (0, -1))
+    # with three runs an arm, one ratio in thirteen is above five by chance
+    if high < UNEQUAL_SPREAD * low or (
+        low > 0 and special.fdtrc(n_high - 1, n_low - 1, (high / low) ** 2) > 0.01
+    ):
+        return None
+    of_high = outcome.get_group(spread.index[-1])
+    far = (of_high - of_high.median()).abs().idxmax()
+    sentence = (
+        f"The runs of {spread.index[-1]} scatter "
+        f"{f'{high / low:.1f} times as widely as' if low > 0 else 'and not'} those of {spread.index[0]} "
+        f"(standard deviations {high:.2g} of {n_high} runs, {low:.2g} of {n_low}): look whether its "
+        "runs are replicates and whether a single one is far off (the farthest from the median: "
+        f"{chosen.loc[far, 'run']}, {of_high[far]:g})."
+    )
+    return Caution(kind="unequal_spread", sentence=sentence, runs=_names(chosen, of_high.index))
+
+
+def _smoothed(runs: Runs, curves: _Curves) -> Caution | None:
+    """Arms of three runs and more whose noise goes on in the direction that it took.
+
+    A run's noise is its distance from the mean of its arm's runs at the same step. If its values are
+    independent, the lag-one correlation of its differences is −1/2; if it is a random walk, 0. What lies
+    clearly above 0 is a running mean. Runs that are no replicates keep a trend of their own there; so their
+    third differences must tell of it, too: −3/4 if values are independent, −2/3 for a random walk.
+    """
+    import numpy as np
+
+    arm_of = runs.table["arm"].loc[curves.run].to_numpy()
+    found: dict[str, float] = {}
+    for arm in dict.fromkeys(arm_of.tolist()):
+        of_steps: dict[bytes, list[Floats]] = {}
+        for i in np.flatnonzero(arm_of == arm):
+            start, end = curves.start[i], curves.end[i]
+            start = max(start + (end - start) // 5, end - LONGEST_TAIL)
+            if end - start >= 8 and np.isfinite(curves.loss[start:end]).all():
+                of_steps.setdefault(curves.step[start:end].tobytes(), []).append(curves.loss[start:end])
+        losses = np.array(max(of_steps.values(), key=len, default=[]))
+        if len(losses) < 3:
+            continue
+        noise = np.diff(losses - losses.mean(axis=0))
+        curved = np.diff(losses, n=3)
+        curved /= np.sqrt((curved**2).mean(axis=0)) + 1e-300
+        goes_on, free = _lag_one(noise), (len(losses) - 1) * noise.shape[1]
+        if goes_on > 2 / np.sqrt(free) and _lag_one(curved) > -0.4:
+            found[str(arm)] = goes_on
+    if not found:
+        return None
+    sentence = (
+        f"The curves of {_listed(found)} seem to be smoothed: their noise goes on in the direction that "
+        "it took (lag-one correlation of its differences "
+        f"{_listed(f'{x:+.2f}' for x in found.values())}; −0.5 if evaluations are independent): "
+        "smoothed values lag behind and hide the spread; export what was logged, unsmoothed."
+    )
+    meant = runs.table["arm"].isin(list(found))
+    return Caution(kind="smoothed", sentence=sentence, runs=_names(runs.table, meant))
+
+
+def _lag_one(values: Floats) -> float:
+    """Return the lag-one correlation along the second axis of values around zero."""
+    import numpy as np
+
+    a, b = values[:, :-1], values[:, 1:]
+    size = float(np.sqrt((a**2).sum() * (b**2).sum()))
+    return float((a * b).sum()) / size if size > 0 else -0.5
+
+
+# Rows, before there are runs
+
+
+def repeated_steps(
+    run: Ints, step: Floats, loss: Floats, names: Sequence[str], unit: str
+) -> tuple[Ints | None, list[Caution]]:
+    """Return the rows to keep, sorted by run and step, and what there is to say. None: all, which are sorted.
+
+    `run`: each row's run, as a number into `names`; all three in the order in which they were logged. Of rows
+    with the same run and step the last one is kept: a resumed run logs steps again.
+
+    Raises UserError: most steps were logged several times with different values, so a column is missing that
+    tells runs apart.
+    """
+    import numpy as np
+
+    if _ascending(run, step):
+        return None, []
+    rows = np.argsort(run, kind="stable")
+    of, at = run[rows], step[rows]
+    back = np.flatnonzero((of[1:] == of[:-1]) & (at[1:] < at[:-1]))
+    resumed = _resumed(of[back], at[back], at[back + 1], names, unit)
+    if len(back):
+        rows = rows[np.lexsort((at, of))]
+        of, at = run[rows], step[rows]
+    again = (of[1:] == of[:-1]) & (at[1:] == at[:-1])
+    same = loss[rows[1:]] == loss[rows[:-1]]
+    kept = rows[np.append(~again, True)]
+    differs = np.flatnonzero(again & ~same)
+    if len(differs) > len(kept) / 2:
+        raise UserError(
+            f"{len(differs):,} of {len(rows):,} rows repeat a {unit} of the same run with another value "
+            f"(the first: {names[of[differs[0]]]}, {unit} {at[differs[0]]:g}): name the column that "
+            "tells runs apart (--run COLUMN or --seed COLUMN), or leave out the rows of the runs that "
+            "were begun again."
+        )
+    known = set(resumed["runs"]) if resumed else set()
+    twice = [
+        _twice("step_twice", of[differs], names, unit, known),
+        _twice("row_twice", of[1:][again & same], names, unit, known),
+    ]
+    return kept, [caution for caution in (resumed, *twice) if caution]
+
+
+def _resumed(run: Ints, before: Floats, after: Floats, names: Sequence[str], unit: str) -> Caution | None:
+    """`before`, `after`: the steps between which each of these runs went back."""
+    if not len(run):
+        return None
+    meant = [names[i] for i in dict.fromkeys(run.tolist())]
+    places = (f"{names[i]} from {unit} {a:g} to {b:g}" for i, a, b in zip(run, before, after, strict=True))
+    sentence = (
+        f"{_count(len(meant), 'run')} went back, as a resumed run does ({_listed(places)}): of a {unit} "
+        "that was logged again the last value is taken; see that the resumed part had the same data "
+        "and settings."
+    )
+    return Caution(kind="resumed", sentence=sentence, runs=meant)
+
+
+def _twice(kind: str, run: Ints, names: Sequence[str], unit: str, known: Collection[str]) -> Caution | None:
+    """`run`: the runs of the rows that were left out. `known`: runs that need not be named."""
+    meant = [names[i] for i in dict.fromkeys(run.tolist()) if names[i] not in known]
+    if not meant:
+        return None
+    what = "with the same value, which is counted once"
+    if kind == "step_twice":
+        what = (
+            "with different values, of which the last is taken: see that neither two splits nor two "
+            "runs were logged under one name"
+        )
+    sentence = f"{_count(len(meant), 'run')} logged a {unit} more than once ({_listed(meant)}), {what}."
+    return Caution(kind=kind, sentence=sentence, runs=meant)
+
+
+def _ascending(run: Ints, step: Floats) -> bool:
+    """Return whether rows are sorted by run and, within a run, by step, and no step is there twice."""
+    return bool(((run[1:] > run[:-1]) | ((run[1:] == run[:-1]) & (step[1:] > step[:-1]))).all())

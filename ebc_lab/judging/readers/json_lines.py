@@ -1,0 +1,134 @@
+"""JSON lines, and JSON arrays of objects: a record an evaluation, or a record a run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ebc_lab.config.errors import UserError, require, shown
+
+from ..asked import Asked
+from .delimited import STEP_NAMES, logged, made_long
+from .reader import Reader, Source
+
+ENDINGS = (".jsonl", ".ndjson", ".json")
+
+
+class JsonLines(Reader):
+    """Files with a JSON object a line, or with one array of objects."""
+
+    title = "JSON lines"
+
+    def claims(self, path: Path) -> bool:
+        if not path.is_file() or path.suffix.lower() not in ENDINGS:
+            return False
+        with path.open("rb") as file:
+            head = file.read(4096).removeprefix(b"\xef\xbb\xbf").split()
+        if path.suffix.lower() == ".json":  # one object is a configuration, or another reader's format
+            return bool(head) and (head[0] == b"[" or head[0][:2] == b"[{")
+        return True
+
+    def read(self, path: Path, asked: Asked) -> Source:
+        import pandas as pd
+
+        records, notes = _records(path)
+        rows = [row for record in records for row in _exploded(_flat(record), path)]
+        frame = pd.DataFrame.from_records(rows)
+        long, note = made_long(logged(frame), asked, str(path))
+        return Source(
+            long,
+            f"JSON file {path.name}",
+            roles={"run": "run", "arm": "arm"} if note else {},
+            notes=[*notes, *([note] if note else [])],
+        )
+
+
+READER = JsonLines()
+
+
+def _records(path: Path) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """Return the objects of a file, and a note where its last line was cut off.
+
+    Raises UserError: a line is no JSON object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8: save it as UTF-8 and call again") from error
+    require(text.strip() != "", f"{path} is empty")
+    if text.lstrip().startswith("["):
+        try:
+            records, notes = json.loads(text, parse_constant=_constant), []
+        except ValueError as error:
+            raise UserError(f"{path} is no whole JSON array: {error}") from error
+        first = 1
+    else:
+        records, notes, first = *_lines(text, path), 0
+    for number, record in enumerate(records, 1):
+        what = "record" if first else "line"
+        require(isinstance(record, dict), f"{path}, {what} {number}: {shown(record)} is no JSON object")
+    require(len(records) > 0, f"{path} holds no record")
+    return records, notes
+
+
+def _lines(text: str, path: Path) -> tuple[list[Any], list[str]]:
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    records = []
+    for number, line in lines:
+        try:
+            records.append(json.loads(line, parse_constant=_constant))
+        except ValueError as error:
+            if number == lines[-1][0] and not text.endswith("\n") and records:
+                return records, [f"The last line of {path.name} was cut off: left out."]
+            raise UserError(f"{path}, line {number} is no JSON object: {error}") from error
+    return records, []
+
+
+def _constant(word: str) -> float:
+    """Return what JSON has no word for: NaN and Infinity were logged and are not finite."""
+    return math.inf
+
+
+def _flat(record: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Return an object without objects in it: what was in `eval` is called `eval/loss`."""
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{before}{key}/"))
+        else:
+            flat[f"{before}{key}"] = value
+    return flat
+
+
+def _exploded(row: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    """Return a record whose lists are a curve as a row a step; other lists are text.
+
+    Lists are a curve where all lists of numbers in the record are as long as one that is called as steps are, or,
+    where none is, there is one list of numbers and it is called as a loss: its steps count from 1.
+    """
+    lists = {name: value for name, value in row.items() if isinstance(value, list) and _numbers(value)}
+    steps = [name for name in lists if STEP_NAMES.fullmatch(name)]
+    if not lists:
+        return [{name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}]
+    curve = [name for name in lists if name in steps or "loss" in name.lower() or len(steps) > 0]
+    lengths = {len(lists[name]) for name in curve}
+    if not steps and (len(curve) != 1 or any(STEP_NAMES.fullmatch(name) for name in row)):
+        return [{name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}]
+    require(
+        len(lengths) == 1,
+        f"{path}: the lists {shown(', '.join(curve))} of a record have different lengths: write a record a step",
+    )
+    same = {name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}
+    count = lengths.pop()
+    counted = {} if steps else {"step": list(range(1, count + 1))}
+    columns = {**counted, **{name: lists[name] for name in curve}}
+    return [{**same, **{name: values[n] for name, values in columns.items()}} for n in range(count)]
+
+
+def _numbers(values: list[Any]) -> bool:
+    return len(values) > 0 and all(
+        value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values
+    )

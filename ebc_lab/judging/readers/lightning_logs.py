@@ -1,0 +1,98 @@
+"""What Lightning's CSVLogger writes: `version_N/metrics.csv`, and `hparams.yaml` beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ebc_lab.config.errors import UserError
+
+from ..asked import Asked
+from .reader import Reader, Source, about_places, files_below, flat, source_of_runs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METRICS = r"metrics\.csv"
+
+
+class LightningLogs(Reader):
+    title = "metrics.csv of Lightning"
+
+    def claims(self, path: Path) -> bool:
+        return any(_is_lightnings(file) for file in files_below(path, METRICS))
+
+    def read(self, path: Path, asked: Asked) -> Source:
+        """Return a row a logging; a run is a folder."""
+        import pandas as pd
+
+        files = [file for file in files_below(path, METRICS) if _is_lightnings(file)]
+        tables, settings, notes = [], [], []
+        for number, file in enumerate(files):
+            table = _metrics(file)
+            table.insert(0, "run", number)
+            tables.append(table)
+            found, unread = _hparams(file.parent / "hparams.yaml")
+            settings.append(found)
+            if unread:
+                notes.append(
+                    f"{', '.join(unread)} in {file.parent / 'hparams.yaml'} "
+                    f"{'are objects' if len(unread) > 1 else 'is an object'} of Python and left out."
+                )
+        what = f"{len(files)} run{'s' * (len(files) > 1)} of Lightning"
+        curves = pd.concat(tables, ignore_index=True)
+        about = about_places([file.parent for file in files], path, [{}] * len(files), settings)
+        roles = {"run": "run", "seed": "seed", "step": "step"}
+        return source_of_runs(about, settings, curves, what, roles, notes)
+
+
+def _is_lightnings(file: Path) -> bool:
+    """Return whether a table is Lightning's: its settings lie beside it, or its folder is called as it does."""
+    with file.open("rb") as start:
+        head = start.readline().decode("utf-8", "replace").strip().split(",")
+    named = file.parent.name.startswith("version_") or (file.parent / "hparams.yaml").is_file()
+    return named and "step" in head
+
+
+def _metrics(file: Path) -> pd.DataFrame:
+    """Return a table of numbers: NaN in empty cells, `inf` where a value that is not finite was logged."""
+    import numpy as np
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except (ValueError, pd.errors.ParserError) as error:
+        raise UserError(f"{file} is no table of Lightning: {error}.") from None
+    numbers = table.apply(pd.to_numeric, errors="coerce")
+    rows, columns = np.nonzero((numbers.isna() & ~table.isin(["", "nan", "NaN"])).to_numpy())
+    if len(rows):
+        word = table.iloc[rows[0], columns[0]]
+        raise UserError(f"{file}, line {rows[0] + 2}: {table.columns[columns[0]]} is {word!r}, which is no number.")
+    return numbers.where(np.isfinite(numbers) | (table == ""), np.inf)
+
+
+def _hparams(file: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return the settings of a run, and the names of those that are objects of Python: these are not made."""
+    import yaml
+
+    if not file.is_file():
+        return {}, []
+
+    class Opaque:
+        """Stands for a value whose tag is unknown."""
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_multi_constructor("", lambda loader, tag, node: Opaque())
+    try:
+        found = yaml.load(file.read_text("utf-8"), Loader)  # noqa: S506: a SafeLoader that makes no objects
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return {}, ["everything"]
+    settings = flat(found) if isinstance(found, Mapping) else {}
+    unread = [name for name, value in (found or {}).items() if isinstance(value, Opaque)]
+    return {name: value for name, value in settings.items() if name not in unread}, unread
+
+
+READER = LightningLogs()

@@ -1,0 +1,201 @@
+"""MLflow's stores: an SQLite file, `mlflow.db`, and a folder of text files, `mlruns`.
+
+MLflow itself is not asked to open them: its client makes a folder in a store of files, which its newest versions
+refuse altogether, and refuses a database of another version until that is upgraded for good. What is read here
+has been the same since MLflow 1.0: tables and files of runs, metrics, params and tags.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ebc_lab.config.errors import UserError, require
+
+from ..asked import Asked
+from .reader import Reader, Source, by_step, files_below, source_of_runs, told_apart
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RUNS = """select r.run_uuid as key, r.name as name, r.status as state, r.start_time as start,
+    r.lifecycle_stage as stage, e.name as experiment, e.lifecycle_stage as of_experiment
+    from runs r left join experiments e on e.experiment_id = r.experiment_id order by r.start_time, r.run_uuid"""
+POINTS = """select run_uuid as run, key as name, value, is_nan, step, timestamp as time
+    from metrics order by timestamp, rowid"""
+LARGEST = 1.79e308  # a database holds infinity as the largest float, 1.797e308
+NAME, PARENT = "mlflow.runName", "mlflow.parentRunId"
+
+
+class MLflowStore(Reader):
+    title = "MLflow's stores (mlflow.db, mlruns)"
+
+    def claims(self, path: Path) -> bool:
+        return any(True for _ in _databases(path)) or any(True for _ in _folders(path))
+
+    def read(self, path: Path, asked: Asked) -> Source:
+        """Return a row a step of each run. Deleted runs, and those that only hold others, are left out."""
+        import pandas as pd
+
+        stores = [_from_database(file) for file in _databases(path)]
+        stores += [_from_files(root) for root in [list(_folders(path))] if root]
+        runs = [run for of_store, _ in stores for run in of_store]
+        points = pd.concat([of_store for _, of_store in stores], ignore_index=True)
+        kept, notes = _kept(runs, set(points.run))
+        require(bool(kept), f"{path} is a store of MLflow without a run. {' '.join(notes)}")
+        number = {run["key"]: n for n, run in enumerate(kept)}
+        points = points[points.run.isin(number)]
+        points["run"] = points.run.map(number)
+        names = told_apart([run["name"] for run in kept], [run["key"][:8] for run in kept])
+        about = []
+        for name, run in zip(names, kept, strict=True):
+            started = pd.to_datetime(run["start"], unit="ms")
+            about.append({"run": name, "name": run["name"], "experiment": run["experiment"], "started": started})
+        bad = [name for name, run in zip(names, kept, strict=True) if run["state"] not in ("FINISHED", "3")]
+        if bad:
+            notes.append(f"{len(bad)} of {len(kept)} runs did not finish, by MLflow: {', '.join(bad[:5])}.")
+        roles = {"run": "run", "started": "started", "step": "step"}
+        what = f"{len(kept)} run{'s' * (len(kept) > 1)} of MLflow"
+        settings = _as_numbers([run["params"] for run in kept])
+        return source_of_runs(about, settings, by_step(points), what, roles, notes)
+
+
+def _kept(runs: Sequence[dict[str, Any]], measured: set[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the runs that count, and what was left out."""
+    there = [run for run in runs if run["stage"] != "deleted"]
+    parents = {run["tags"].get(PARENT) for run in there}
+    kept = [run for run in there if run["key"] in measured or run["key"] not in parents]
+    notes = []
+    if deleted := len(runs) - len(there):
+        notes.append(f"{deleted} deleted run{'s were' if deleted > 1 else ' was'} left out.")
+    if holders := len(there) - len(kept):
+        notes.append(f"{holders} parent run{'s' * (holders > 1)} without a metric left out.")
+    return kept, notes
+
+
+def _as_numbers(params: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Return params, which MLflow keeps as text, as numbers where all values of a name are some."""
+    import pandas as pd
+
+    table = pd.DataFrame(list(params), index=range(len(params)))
+    for name in table:
+        numbers = pd.to_numeric(table[name], errors="coerce")
+        if numbers.notna().sum() == table[name].notna().sum():
+            table[name] = numbers
+    return table.to_dict("records")
+
+
+# -- a database ----------------------------------------------------------------------------------------------
+
+
+def _databases(path: Path) -> Iterator[Path]:
+    return (file for file in files_below(path, r".*\.(db|sqlite3?)") if {"metrics", "params"} <= tables_of(file))
+
+
+def tables_of(file: Path) -> set[str]:
+    """Return the names of the tables of an SQLite file, of another file none. The file is not changed."""
+    with file.open("rb") as start:
+        if start.read(15) != b"SQLite format 3":
+            return set()
+    try:
+        with closing(read_only(file)) as database:
+            return {name for (name,) in database.execute("select name from sqlite_master where type = 'table'")}
+    except sqlite3.Error:
+        return set()
+
+
+def read_only(file: Path) -> sqlite3.Connection:
+    """Return a connection to a database that cannot change it."""
+    return sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)
+
+
+def _from_database(file: Path) -> tuple[list[dict[str, Any]], pd.DataFrame]:
+    """Return the runs of a database, and their metrics as `by_step` takes them."""
+    import pandas as pd
+
+    try:
+        with closing(read_only(file)) as database:
+            runs = pd.read_sql_query(RUNS, database).to_dict("records")
+            points = pd.read_sql_query(POINTS, database)
+            params, tags = (
+                database.execute(f"select run_uuid, key, value from {table}").fetchall() for table in ("params", "tags")
+            )
+    except (sqlite3.Error, pd.errors.DatabaseError) as error:
+        raise UserError(f"{file} is a damaged store of MLflow, or its tables are of an unknown version: {error}.") from None
+    by_key: dict[str, dict[str, Any]] = {run["key"]: {**run, "params": {}, "tags": {}} for run in runs}
+    for which, rows in (("params", params), ("tags", tags)):
+        for key, name, value in rows:
+            by_key[key][which][name] = value
+    for run in by_key.values():
+        run["name"] = run["tags"].get(NAME) or run["name"] or ""
+        run["stage"] = "deleted" if "deleted" in (run["stage"], run["of_experiment"]) else run["stage"]
+    points["value"] = points.value.mask(points.is_nan.astype(bool) | (points.value.abs() > LARGEST))
+    return list(by_key.values()), points.drop(columns="is_nan")
+
+
+# -- a folder ------------------------------------------------------------------------------------------------
+
+
+def _folders(path: Path) -> Iterator[Path]:
+    """Yield the folders of runs: those with `meta.yaml` and the folders that MLflow makes beside it."""
+    for file in files_below(path, r"meta\.yaml"):
+        if (file.parent / "metrics").is_dir() and (file.parent / "params").is_dir():
+            yield file.parent
+
+
+def _from_files(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], pd.DataFrame]:
+    """Return the runs of these folders, and their metrics as `by_step` takes them."""
+    import pandas as pd
+    import yaml
+
+    runs, points = [], [pd.DataFrame(columns=["time", "value", "step", "run", "name"])]
+    experiments: dict[Path, Any] = {}
+    for folder in folders:
+        meta = yaml.safe_load((folder / "meta.yaml").read_text("utf-8")) or {}
+        above = folder.parent
+        if above not in experiments:
+            file = above / "meta.yaml"
+            experiments[above] = (yaml.safe_load(file.read_text("utf-8")) or {}) if file.is_file() else {}
+        params, tags = (_texts(folder / which) for which in ("params", "tags"))
+        runs.append(
+            {
+                "key": folder.name,
+                "name": tags.get(NAME) or str(meta.get("run_name") or ""),
+                "state": str(meta.get("status", "")),
+                "start": meta.get("start_time"),
+                "stage": meta.get("lifecycle_stage", "active"),
+                "experiment": experiments[above].get("name", above.name),
+                "params": params,
+                "tags": tags,
+            }
+        )
+        for file in files_below(folder / "metrics", ".*"):
+            name = file.relative_to(folder / "metrics").as_posix()
+            points.append(_metric(file).assign(run=folder.name, name=name))
+    runs.sort(key=lambda run: run["start"] or 0)
+    return runs, pd.concat([p for p in points if len(p)] or points, ignore_index=True)
+
+
+def _metric(file: Path) -> pd.DataFrame:
+    """Return a metric's file: lines of time in ms, value and step; the last may be cut off."""
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(file, sep=" ", header=None, usecols=range(3), names=["time", "value", "step"])
+        return table.dropna(subset=["time", "step"]).astype({"time": "int64", "step": "int64", "value": float})
+    except (ValueError, pd.errors.ParserError) as error:
+        raise UserError(f"{file} is no metric of MLflow, lines of time, value and step: {error}.") from None
+
+
+def _texts(folder: Path) -> dict[str, str]:
+    """Return name -> content of the files in a folder."""
+    if not folder.is_dir():
+        return {}
+    files = files_below(folder, ".*")
+    return {file.relative_to(folder).as_posix(): file.read_text("utf-8", "replace") for file in files}
+
+
+READER = MLflowStore()

@@ -1,0 +1,159 @@
+"""Optuna's storages: SQLite files, and journals of JournalFileBackend.
+
+Optuna opens a copy: it writes into a database that it opens, and upgrades an older one on request only.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ebc_lab.config.errors import UserError, require
+
+from ..asked import Asked
+from .mlflow_store import read_only, tables_of
+from .reader import Reader, Source, files_below, flat, needed, number, source_of_runs
+
+DATABASE, JOURNAL = r".*\.(db|sqlite3?)", r".*\.(log|journal|jsonl?)"
+BETTER = {"MINIMIZE": "lower", "MAXIMIZE": "higher"}
+
+
+class OptunaStorage(Reader):
+    title = "Optuna's storages"
+
+    def claims(self, path: Path) -> bool:
+        return any(True for _ in _storages(path))
+
+    def read(self, path: Path, asked: Asked) -> Source:
+        """Return a row an intermediate value of each trial, and of each at least one. A trial that was pruned or
+        failed has no value, which counts as the worst; one that has not ended is left out."""
+        import pandas as pd
+
+        every = [kept for file in _storages(path) for kept in _trials(file, path)]
+        ended = [kept for kept in every if kept.trial.state.is_finished()]
+        require(bool(ended), f"{path} holds no trial of Optuna that has ended.")
+        notes = [f"{n} trials that have not ended were left out."] if (n := len(every) - len(ended)) else []
+        columns, better = _objectives(ended, path)
+        curved = len(columns) == 1 and all(_ends_its_curve(kept.trial) for kept in ended)
+        if not curved and any(kept.trial.intermediate_values for kept in ended):
+            notes.append("A trial's value is not its last intermediate value: these are a column of their own.")
+        rows = [{"run": n} | row for n, kept in enumerate(ended) for row in _rows(kept.trial, columns, curved)]
+        for state, words in (("PRUNED", "pruned"), ("FAIL", "failed")):
+            if many := sum(kept.trial.state.name == state for kept in ended):
+                notes.append(f"{many} of {len(ended)} trials {words}: they count as worse than every other.")
+        about = [
+            {"run": f"{kept.study}/{kept.trial.number}", "study": kept.study, "started": _naive(kept.trial)}
+            | {f"user_attrs.{name}": value for name, value in flat(kept.trial.user_attrs).items()}
+            for kept in ended
+        ]
+        seed = "seed" if any("seed" in kept.trial.params for kept in ended) else "user_attrs.seed"
+        roles = {"run": "run", "arm": "study", "seed": seed, "step": "step", "started": "started"}
+        roles |= {"loss": columns[0]} if len(columns) == 1 else {}
+        what = f"{len(ended)} trial{'s' * (len(ended) > 1)} of Optuna"
+        params = [dict(kept.trial.params) for kept in ended]
+        return source_of_runs(about, params, pd.DataFrame(rows), what, roles, notes, better)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A trial, and what its study says of it: directions as Optuna writes them, names of the objectives."""
+
+    study: str
+    directions: tuple[str, ...]
+    objectives: tuple[str, ...]
+    trial: Any
+
+
+def _objectives(trials: Sequence[_Trial], path: Path) -> tuple[list[str], str]:
+    """Return the columns of the objectives, and which direction is better, where there is one objective."""
+    directions = {kept.study: kept.directions for kept in trials}
+    if len(set(directions.values())) > 1:
+        told = "; ".join(f"{study}: {', '.join(which).lower()}" for study, which in directions.items())
+        raise UserError(f"the studies in {path} have different objectives ({told}): they cannot be compared.")
+    [which] = set(directions.values())
+    names = trials[0].objectives or tuple(f"values_{n}" for n in range(len(which)))
+    return (["value"], BETTER[which[0]]) if len(which) == 1 else (list(names), "")
+
+
+def _ends_its_curve(trial: Any) -> bool:
+    """Return whether a trial's value is the last of its intermediate ones, or has none."""
+    curve = trial.intermediate_values
+    return trial.state.name != "COMPLETE" or (bool(curve) and curve[max(curve)] == trial.value)
+
+
+def _rows(trial: Any, columns: Sequence[str], curved: bool) -> list[dict[str, Any]]:
+    """Return a row an intermediate value, in the column of the objective where these are its curve (`curved`); the
+    last row holds what the trial ended with."""
+    name = columns[0] if curved else "intermediate_value"
+    rows: list[dict[str, Any]] = [
+        {"step": step, name: number(value)} for step, value in sorted(trial.intermediate_values.items())
+    ] or [{}]
+    completed = trial.state.name == "COMPLETE"
+    values = trial.values if completed else [math.inf] * len(columns)
+    rows[-1] |= {column: number(value) for column, value in zip(columns, values, strict=True)}
+    return rows
+
+
+def _naive(trial: Any) -> Any:
+    return trial.datetime_start and trial.datetime_start.replace(tzinfo=None)
+
+
+def _storages(path: Path) -> Iterator[Path]:
+    for file in files_below(path, DATABASE):
+        if {"studies", "trials", "trial_values"} <= tables_of(file):
+            yield file
+    for file in files_below(path, JOURNAL):
+        with file.open("rb") as start:
+            first = start.read(400)
+        if first.startswith(b"{") and b'"op_code"' in first and b'"worker_id"' in first:
+            yield file
+
+
+def _trials(file: Path, path: Path) -> list[_Trial]:
+    """Return the trials of every study of a storage, in the order of their numbers."""
+    try:
+        import optuna
+    except ImportError:
+        raise needed("Optuna", "optuna", path) from None
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            storage = _opened(file, Path(folder) / "copy")
+            trials = []
+            for name in optuna.study.get_all_study_names(storage):
+                study = optuna.load_study(study_name=name, storage=storage)
+                about = (name, tuple(d.name for d in study.directions), tuple(study.metric_names or ()))
+                trials += [_Trial(*about, trial) for trial in study.get_trials(deepcopy=False)]
+            return trials
+    except Exception as error:  # SQLAlchemy's, sqlite3's and Optuna's own have no base in common
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{file} is a damaged storage of Optuna, or its version is not known: {reason}.") from error
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def _opened(file: Path, copy: Path) -> Any:
+    """Return Optuna's storage of a copy of this file."""
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    if not tables_of(file):
+        shutil.copyfile(file, copy)
+        return JournalStorage(JournalFileBackend(str(copy)))
+    with closing(read_only(file)) as database, closing(sqlite3.connect(copy)) as other:
+        database.backup(other)
+    storage = RDBStorage(f"sqlite:///{copy}", skip_compatibility_check=True)
+    if storage.get_current_version() != storage.get_head_version():
+        storage.upgrade()
+    return storage
+
+
+READER = OptunaStorage()

@@ -1,0 +1,104 @@
+"""`trainer_state.json` of Hugging Face's Trainer.
+
+`training_args.bin` beside it is a pickle, which could execute anything, and is left alone: settings are those of
+the state itself, and of the model card (README.md) where there is one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ebc_lab.config.errors import UserError
+
+from ..asked import Asked
+from .reader import Reader, Source, about_places, files_below, flat, number, source_of_runs
+
+STATE = r"trainer_state\.json"
+OF_STATE = ("train_batch_size", "num_train_epochs", "trial_params")
+CARD = re.compile(r"^- (learning_rate|train_batch_size|eval_batch_size|seed|optimizer|lr_scheduler_\w+): (.+)$", re.M)
+
+
+class TrainerState(Reader):
+    title = "trainer_state.json of Hugging Face"
+
+    def claims(self, path: Path) -> bool:
+        return any(True for _ in files_below(path, STATE))
+
+    def read(self, path: Path, asked: Asked) -> Source:
+        """Return a row a logging. A run is a folder; of its checkpoints, which repeat it, the last is read."""
+        import pandas as pd
+
+        states: dict[Path, dict[str, Any]] = {}
+        copies = 0
+        for file in files_below(path, STATE):
+            folder = file.parent
+            of_checkpoint = folder.name.startswith("checkpoint-") and folder.name[11:].isdigit()
+            run = folder.parent if of_checkpoint and file != path else folder
+            state = _state(file)
+            copies += run in states
+            if run not in states or state["global_step"] >= states[run]["global_step"]:
+                states[run] = state
+        if not states:
+            raise UserError(f"{path} holds no trainer_state.json.")
+        runs = list(states.values())
+        rows = [{"run": n} | row for n, state in enumerate(runs) for row in _rows(state)]
+        settings = [_settings(run, state) for run, state in states.items()]
+        planned = [{"max_steps": state.get("max_steps")} for state in runs]
+        notes = []
+        if copies:
+            notes.append(f"{copies} older copies of the same runs in checkpoint folders were left out.")
+        if hidden := sum(row.get("loss") == math.inf for row in rows):
+            notes.append(
+                f"{hidden} training losses of 0 with a gradient that is not finite count as not finite: the Trainer "
+                "leaves NaN out of its means (logging_nan_inf_filter), and the mean of nothing is logged as 0."
+            )
+        what = f"{len(runs)} run{'s' * (len(runs) > 1)} of Hugging Face's Trainer"
+        curves = pd.DataFrame(rows) if rows else pd.DataFrame({"run": []})
+        roles = {"run": "run", "seed": "seed", "step": "step", "planned": "max_steps"}
+        return source_of_runs(about_places(list(states), path, planned, settings), settings, curves, what, roles, notes)
+
+
+def _state(file: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(file.read_text("utf-8"))
+        if isinstance(state["log_history"], list) and isinstance(state["global_step"], int):
+            return dict(state)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{file} is no whole state of a Trainer: it lacks log_history, or was cut off; leave it out.")
+
+
+def _rows(state: Mapping[str, Any]) -> list[dict[str, float]]:
+    """Return the numbers of the log, a row an entry; figures of speed are left out."""
+    rows = []
+    for entry in state["log_history"]:
+        numbers = {name: logged for name, value in entry.items() if (logged := number(value)) is not None}
+        if numbers.get("loss") == 0.0 and numbers.get("grad_norm") == math.inf:  # the mean of no finite loss
+            numbers["loss"] = math.inf
+        rows.append({name: n for name, n in numbers.items() if not name.endswith(("_per_second", "_runtime", "_flos"))})
+    return rows
+
+
+def _settings(run: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is known of a run's settings without unpickling anything."""
+    settings = flat({name: state[name] for name in OF_STATE if state.get(name) is not None})
+    card = run / "README.md"
+    if card.is_file():
+        for name, value in CARD.findall(card.read_text("utf-8", "replace")):
+            settings[name] = value if (logged := number(_float(value))) is None else logged
+    return settings
+
+
+def _float(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+READER = TrainerState()

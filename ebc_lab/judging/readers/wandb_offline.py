@@ -1,0 +1,190 @@
+"""Folders that W&B writes on the machine of the run: `wandb/offline-run-*`, and those of synced runs.
+
+W&B's own reader (`wandb leet inspect --json`) is a program that starts once a file and is not in every version,
+so the log's blocks are taken apart here, and W&B's protocol buffers read what is in them. The format of the
+blocks is LevelDB's log: https://github.com/google/leveldb/blob/main/doc/log_format.md.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ebc_lab.config.errors import UserError
+
+from ..asked import Asked
+from .reader import Reader, Source, files_below, flat, needed, number, source_of_runs, told_apart
+
+LOG = r"run-.*\.wandb"
+MAGIC = b":W&B"
+BLOCK = 32 * 1024  # bytes; the first begins with a header of 7
+WHOLE, LAST = 1, 4  # kinds of a record's parts; 2 and 3 are its first and those in its middle
+
+
+class Torn(Exception):
+    """A log ends in the middle of a record, or its checksum is wrong."""
+
+
+@dataclass
+class _Run:
+    """What the logs of one run say, in the order in which they were written."""
+
+    key: str
+    name: str = ""
+    about: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, float] = field(default_factory=dict)
+    rows: list[dict[str, float]] = field(default_factory=list)
+    steps: set[str] = field(default_factory=set)  # what define_metric names as a step
+    exit_code: int | None = None
+
+
+class WandbOffline(Reader):
+    title = "offline folders of W&B"
+
+    def claims(self, path: Path) -> bool:
+        for log in files_below(path, LOG):
+            with log.open("rb") as file:
+                return file.read(4) == MAGIC
+        return False
+
+    def read(self, path: Path, asked: Asked) -> Source:
+        """Return a row a `log`. A run that was resumed is one run, and its logs follow each other."""
+        import pandas as pd
+
+        try:
+            from wandb.proto import wandb_internal_pb2 as protocol
+        except ImportError:
+            raise needed("wandb", "wandb", path) from None
+        runs: dict[str, _Run] = {}
+        torn = []
+        for log in sorted(files_below(path, LOG), key=lambda log: log.parent.name.split("run-", 1)[-1]):
+            try:
+                for record in _records(log):
+                    _take(runs, log.stem, protocol.Record.FromString(record))
+            except Torn as fault:
+                torn.append(f"{log.name} ends in the middle ({fault}): what stands before that was read.")
+        if not runs:
+            raise UserError(f"{path} holds no run of W&B that can be read: {' '.join(torn) or 'its logs are empty.'}")
+        every = list(runs.values())
+        rows = [{"run": n} | row for n, run in enumerate(every) for row in _with_summary(run)]
+        curves = pd.DataFrame(rows) if rows else pd.DataFrame({"run": []})
+        names = told_apart([run.name for run in every], [run.key for run in every])
+        about = [{"run": name, "name": run.name} | run.about for name, run in zip(names, every, strict=True)]
+        steps = {step for run in every for step in run.steps} & set(curves.columns)
+        unfinished = [name for name, run in zip(names, every, strict=True) if run.exit_code != 0]
+        if unfinished:
+            torn.append(
+                f"{len(unfinished)} of {len(every)} runs did not end well (an exit code other than 0, or none): "
+                f"{', '.join(unfinished[:5])}{', …' * (len(unfinished) > 5)}."
+            )
+        roles = {"run": "run", "started": "started", "step": steps.pop() if len(steps) == 1 else "_step"}
+        what = f"{len(every)} offline run{'s' * (len(every) > 1)} of W&B"
+        return source_of_runs(about, [flat(run.config) for run in every], curves, what, roles, torn)
+
+
+def _records(log: Path) -> Iterator[bytes]:
+    """Yield the records of a log, each put together from its parts.
+
+    Raises Torn where the next is not whole, UserError where this is no log of W&B."""
+    content = log.read_bytes()
+    if content[:4] != MAGIC:
+        raise UserError(f"{log} does not begin as W&B's logs do: it is damaged, or something else.")
+    place, parts = 7, b""
+    while place < len(content):
+        left = BLOCK - place % BLOCK
+        if left < 7:  # no room for the head of a part: zeros fill the block
+            place += left
+            continue
+        head = content[place : place + 7]
+        if len(head) < 7:
+            raise Torn("a record's head is cut off")
+        checksum, size, kind = struct.unpack("<IHB", head)
+        part = content[place + 7 : place + 7 + size]
+        if len(part) < size:
+            raise Torn("a record is cut off")
+        if zlib.crc32(part, zlib.crc32(bytes([kind]))) != checksum:
+            raise Torn(f"the checksum at byte {place} is wrong")
+        parts += part
+        if kind in (WHOLE, LAST):
+            yield parts
+            parts = b""
+        place += 7 + size
+    if parts:
+        raise Torn("the last record is cut off")
+
+
+def _take(runs: dict[str, _Run], key: str, record: Any) -> None:
+    """Add what a record says to the run of its log."""
+    kind = record.WhichOneof("record_type")
+    run = runs.setdefault(key, _Run(key.removeprefix("run-")))
+    if kind == "run":
+        run.name = record.run.display_name or run.name
+        run.about.setdefault("started", _time(record.run.start_time))
+        if record.run.run_group:
+            run.about["group"] = record.run.run_group
+        if record.run.job_type:
+            run.about["job_type"] = record.run.job_type
+        _configure(run.config, record.run.config)
+    elif kind == "config":
+        _configure(run.config, record.config)
+    elif kind == "history":
+        row: dict[str, float] = {"_step": record.history.step.num}
+        for item in record.history.item:
+            _add_numbers(row, ".".join(item.nested_key) or item.key, json.loads(item.value_json))
+        for clock in ("_runtime", "_timestamp"):
+            row.pop(clock, None)
+        run.rows.append(row)
+    elif kind == "summary":
+        for item in record.summary.update:
+            _add_numbers(run.summary, ".".join(item.nested_key) or item.key, json.loads(item.value_json))
+    elif kind == "metric":
+        run.steps |= {record.metric.step_metric} - {""}
+    elif kind == "exit":
+        run.exit_code = record.exit.exit_code
+
+
+def _time(stamp: Any) -> Any:
+    import pandas as pd
+
+    return pd.Timestamp(stamp.seconds, unit="s") if stamp.seconds else pd.NaT
+
+
+def _configure(config: dict[str, Any], change: Any) -> None:
+    for item in change.update:
+        *above, last = item.nested_key or [item.key]
+        if (above or [last])[0] != "_wandb":
+            inner = config
+            for key in above:
+                inner = inner.setdefault(key, {})
+            inner[last] = json.loads(item.value_json)
+    for item in change.remove:
+        config.pop(item.key, None)
+
+
+def _add_numbers(row: dict[str, float], name: str, value: object) -> None:
+    """Add a logged value, of a nested one each number; pictures, tables and text have none."""
+    if isinstance(value, dict):
+        if "_type" not in value:
+            for key, inner in value.items():
+                _add_numbers(row, f"{name}.{key}", inner)
+    elif (logged := number(value)) is not None and not isinstance(value, bool):
+        row[name] = logged
+
+
+def _with_summary(run: _Run) -> list[dict[str, float]]:
+    """Return a run's rows; what only its summary has, a test loss at the end, stands in the last."""
+    logged = {name for row in run.rows for name in row}
+    only = {name: value for name, value in run.summary.items() if name not in logged and name[0] != "_"}
+    if not only:
+        return run.rows
+    *before, last = run.rows or [{}]
+    return [*before, {**last, **only}]
+
+
+READER = WandbOffline()

@@ -1,0 +1,77 @@
+"""JSON records: nested, with lists, with what JSON has no word for."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from ebc_lab.config.errors import UserError
+from ebc_lab.judging.asked import Asked
+from ebc_lab.judging.readers.json_lines import READER
+
+
+def written(folder: Path, text: str, name: str = "runs.jsonl") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_nested_objects_and_nan(tmp_path: Path) -> None:
+    rows = [{"run": "a", "eval": {"loss": 2.5}}, {"run": "b", "eval": {"loss": math.nan}}, {"run": "c", "eval": {}}]
+    frame = READER.read(written(tmp_path, "\n".join(map(json.dumps, rows))), Asked()).frame
+    assert list(frame) == ["run", "eval/loss"]
+    assert list(frame["eval/loss"])[:2] == [2.5, math.inf]
+    assert math.isnan(frame["eval/loss"][2])
+
+
+def test_an_array_and_lines_say_the_same(tmp_path: Path) -> None:
+    rows = [{"arm": "adam", "loss": 1.5}, {"arm": "muon", "loss": None}]
+    lines = READER.read(written(tmp_path, "\n".join(map(json.dumps, rows)) + "\n"), Asked()).frame
+    array = READER.read(written(tmp_path, json.dumps(rows), "runs.json"), Asked()).frame
+    assert lines.equals(array)
+    assert math.isnan(array.loss[1])
+
+
+def test_lists_of_steps_and_losses_are_a_curve(tmp_path: Path) -> None:
+    row = {"arm": "adam", "step": [10, 20], "val_loss": [3.0, 2.0], "betas": ["x"]}
+    frame = READER.read(written(tmp_path, json.dumps(row)), Asked()).frame
+    assert frame.to_dict("list") == {
+        "arm": ["adam"] * 2,
+        "step": [10, 20],
+        "val_loss": [3.0, 2.0],
+        "betas": ['["x"]'] * 2,
+    }
+
+
+def test_one_list_of_losses_counts_its_steps(tmp_path: Path) -> None:
+    frame = READER.read(written(tmp_path, '{"arm": "adam", "losses": [3, 2, 1], "betas": [0.9, 0.95]}'), Asked()).frame
+    assert list(frame.step) == [1, 2, 3]
+    assert list(frame.losses) == [3, 2, 1]
+    assert list(frame.betas) == ["[0.9, 0.95]"] * 3
+
+
+def test_a_last_line_that_was_cut_off_is_left_out_with_a_note(tmp_path: Path) -> None:
+    source = READER.read(written(tmp_path, '{"step": 1, "loss": 2}\n{"step": 2, "lo'), Asked())
+    assert len(source.frame) == 1
+    assert "cut off" in source.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "is empty"),
+        ('{"a": 1}\nstep 2\n{"a": 2}\n', "line 2 is no JSON object"),
+        ("3\n", "line 1: 3 is no JSON object"),
+        ('{"step": [1, 2], "loss": [1]}\n', "different lengths"),
+    ],
+)
+def test_what_cannot_be_read_is_said_in_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        READER.read(written(tmp_path, text), Asked())
+
+
+def test_a_configuration_is_not_claimed(tmp_path: Path) -> None:
+    assert not READER.claims(written(tmp_path, '{"lr": 0.1}', "config.json"))
+    assert READER.claims(written(tmp_path, '\n[\n {"lr": 0.1}]', "runs.json"))

@@ -1,0 +1,64 @@
+"""Text logs, as modded-nanogpt's and others' look."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from ebc_lab.config.errors import UserError
+from ebc_lab.judging.asked import Asked
+from ebc_lab.judging.readers.logs import READER
+
+LOG = """\
+        print0(f"step:{step}/{train_steps} val_loss:{val_loss:.6f} train_time:{ms:.0f}ms", console=True)
+step:0/250 val_loss:10.82584 train_time:0ms step_avg:0.13ms
+step:1/250 train_time:149ms step_avg:149.00ms
+
+step:125/250 val_loss:5.30619 train_time:28222ms step_avg:225.77ms
+step:250/250 val_loss:nan train_time:56483ms step_avg:225.93ms
+"""
+
+
+def test_lines_that_match_are_rows_and_the_others_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(LOG)
+    pattern = r"step:(?P<step>\d+)/(?P<planned>\d+) val_loss:(?P<loss>[\d.]+|nan)"
+    source = READER.read(tmp_path / "a.txt", Asked(pattern=pattern))
+    assert source.frame.to_dict("list") == {
+        "step": [0, 125, 250],
+        "planned": [250, 250, 250],
+        "loss": [10.82584, 5.30619, math.inf],
+    }
+    assert source.roles == {"step": "step", "planned": "planned", "loss": "loss"}
+    assert source.notes == ["a.txt: 3 matches of --pattern; 2 lines do not match."]
+
+
+def test_groups_that_are_words_stay_text_and_an_absent_group_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "a.log").write_text("epoch 1 phase warm loss 2.5, acc 0.1\nepoch 2 phase main loss 2.25,\n")
+    pattern = r"epoch (?P<epoch>\d+) phase (?P<phase>\w+) loss (?P<loss>\S+)(?: acc (?P<acc>\S+))?"
+    frame = READER.read(tmp_path / "a.log", Asked(pattern=pattern)).frame
+    assert list(frame.loss) == [2.5, 2.25]
+    assert list(frame.phase) == ["warm", "main"]
+    assert frame.acc[0] == 0.1
+    assert math.isnan(frame.acc[1])
+
+
+def test_loss_may_be_the_name_of_another_group(tmp_path: Path) -> None:
+    (tmp_path / "a.log").write_text("it 1 vl 2.5\n")
+    source = READER.read(tmp_path / "a.log", Asked(pattern=r"it (?P<step>\d+) vl (?P<vl>\S+)", loss="vl"))
+    assert source.roles["loss"] == "vl"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sentence"),
+    [
+        ("epoch:(?P<loss>.*)", "no line matches"),
+        (r"step:(?P<step>\d+)", "has no group loss: its groups are step"),
+        ("step:(", "no regular expression"),
+        ("val_loss", "has no group loss"),
+    ],
+)
+def test_a_pattern_that_cannot_serve_is_said_in_a_sentence(tmp_path: Path, pattern: str, sentence: str) -> None:
+    (tmp_path / "a.txt").write_text(LOG)
+    with pytest.raises(UserError, match=sentence):
+        READER.read(tmp_path / "a.txt", Asked(pattern=pattern))

@@ -1,0 +1,67 @@
+"""CSV files as W&B's site exports them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from ebc_lab.config.errors import UserError
+from ebc_lab.judging.asked import Asked
+from ebc_lab.judging.readers.wandb_csv import READER
+
+CHART = (
+    '"Step","adam-s0 - val/loss","adam-s0 - val/loss__MIN","adam-s0 - val/loss__MAX","muon - x-s1 - val/loss",'
+    '"muon - x-s1 - val/loss__MIN","muon - x-s1 - val/loss__MAX"\n'
+    '"10","3.5","3.5","3.5","","",""\n'
+    '"20","3","3","3","NaN","NaN","NaN"\n'
+    '"30","","","","2","1.5","2.5"\n'
+)
+
+
+def test_a_chart_is_a_row_an_evaluation_with_arm_and_seed(tmp_path: Path) -> None:
+    path = tmp_path / "wandb_export.csv"
+    path.write_text(CHART)
+    assert READER.claims(path)
+    source = READER.read(path, Asked())
+    assert source.frame.to_dict("list") == {
+        "Step": [10, 20, 20, 30],
+        "val/loss": [3.5, 3, math.inf, 2],
+        "run": ["adam-s0", "adam-s0", "muon - x-s1", "muon - x-s1"],
+        "arm": ["adam", "adam", "muon - x", "muon - x"],
+        "seed": ["0", "0", "1", "1"],
+    }
+    assert source.roles == {"run": "run", "arm": "arm", "step": "Step", "seed": "seed", "loss": "val/loss"}
+    assert "1 points are means of several values" in source.notes[0]
+
+
+def test_a_chart_over_another_axis_keeps_the_step(tmp_path: Path) -> None:
+    path = tmp_path / "wandb_export.csv"
+    path.write_text('"epoch","adam - _step","adam - _step__MIN","adam - acc","adam - acc__MIN"\n1,100,100,0.5,0.5\n')
+    source = READER.read(path, Asked())
+    assert list(source.frame["_step"]) == [100]
+    assert source.roles["loss"] == "acc"
+    with pytest.raises(UserError, match="is a chart of acc"):
+        READER.read(path, Asked(loss="val_loss"))
+
+
+def test_the_table_of_runs_is_a_row_a_run(tmp_path: Path) -> None:
+    path = tmp_path / "wandb_export.csv"
+    path.write_text(
+        '"Name","State","Notes","User","Tags","Created","Runtime","Sweep","optimizer","seed","val_loss"\n'
+        '"adam","finished","-","me","","2024-05-01T10:00:00.000Z","60","","adam","0","2.5"\n'
+        '"adam","crashed","-","me","","2024-05-01T11:00:00.000Z","60","","adam","1",""\n'
+    )
+    assert READER.claims(path)
+    source = READER.read(path, Asked())
+    assert list(source.frame.Name) == ["adam", "adam (2)"]
+    assert source.roles == {"run": "Name", "started": "Created"}
+    assert any("crashed" in note for note in source.notes)
+
+
+def test_other_tables_are_not_claimed(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text("Name,step,loss\nadam,1,2\n")
+    assert not READER.claims(path)
+    path.write_text("")
+    assert not READER.claims(path)
