@@ -124,7 +124,9 @@ def test_the_tuning_shows_budgets_edges_and_what_was_chosen():
         for seed in range(2)
     ]
     table = pd.DataFrame(rows).assign(chosen_by=lambda t: t["outcome"])
-    found = tuning.tuning_of(tuning.configurations_of(table, ["lr"]), chosen_by="val_loss", reported="val_loss")
+    found = tuning.tuning_of(
+        tuning.configurations_of(table, ["lr"]), chosen_by="val_loss", reported="val_loss"
+    )
     record = record_of(ARMS, "adamw", tuning=found)
     tuned = seen(named(judged.tables(record), "tuning"), PAGE)
     assert (tuned["muon"]["Configurations"], tuned["adamw"]["Configurations"]) == ("3", "2")
@@ -143,7 +145,11 @@ def test_steps_show_how_many_reached_the_target_and_the_ratio():
     steps = {"target": 3.28, "arms": {"muon": reached}, "ratios": [ratio]}
     tables = judged.tables(record_of(ARMS, "adamw", steps=steps))
     of_muon = seen(named(tables, "steps"), TERMINAL)["muon"]
-    assert (of_muon["median"], of_muon["interval"], of_muon["reached"]) == ("3,000", "[2,900, ∞) 87.5%", "3 of 4")
+    assert (of_muon["median"], of_muon["interval"], of_muon["reached"]) == (
+        "3,000",
+        "[2,900, ∞) 87.5%",
+        "3 of 4",
+    )
     assert "val_loss at most 3.28" in named(tables, "steps").note
     against = seen(named(tables, "ratios"), TERMINAL)["muon"]
     assert (against["ratio"], against["joint interval"]) == ("×0.900", "[0.850, 0.950]")
@@ -169,7 +175,11 @@ def test_another_benchmarks_rule_stands_beside_ours():
         "sgd": "no",
     }
     claim = seen(named(tables, "claims"), PAGE)["muon"]
-    assert (claim["Against"], claim["By the rule"], claim["By the joint interval"]) == ("adamw", "better", "better")
+    assert (claim["Against"], claim["By the rule"], claim["By the joint interval"]) == (
+        "adamw",
+        "better",
+        "better",
+    )
 
 
 @pytest.mark.parametrize(
