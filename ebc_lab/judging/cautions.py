@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from ebc_lab.config.errors import UserError
-
 from .asked import Asked
 from .record import Caution
+from .words import count, listed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +30,9 @@ if TYPE_CHECKING:
 
 UNEQUAL_SPREAD = 5.0  # one arm's standard deviation over another's from which it is said
 COINCIDENCES = 0.05  # so many pairs of equal outcomes are to be expected by rounding alone: fewer are a copy
+SMOOTH = (
+    -0.4
+)  # lag-one correlation of third differences: of 30 arms as logged up to −0.42, smoothed from −0.35
 LONGEST_TAIL = 500  # rows of a curve, from its end, in which smoothing is looked for
 
 ACCURACY = re.compile(
@@ -48,11 +50,11 @@ OWN = re.compile(
 
 def cautions(runs: Runs, judged: Runs, asked: Asked, tuned: Tuning | None) -> list[Caution]:
     """Return what warns about these runs, the gravest first. `judged`: the runs whose outcomes are compared,
-    those of each arm's chosen configuration; `tuned`: how these were chosen, None where no arm had a choice."""
+    those of each arm's chosen configuration; `tuned`: how these were chosen, None if no arm had a choice."""
     chosen = judged.table
     curves = _curves(runs)
     found = [
-        _constant(runs),
+        _constant(runs, asked),
         _accuracy(runs, curves),
         _mixed_units(runs),
         _identical(runs, curves),
@@ -99,17 +101,6 @@ def _curves(runs: Runs) -> _Curves:
 # Words
 
 
-def _listed(names: Iterable[object], most: int = 4) -> str:
-    """Return names joined by commas, the first `most` of them, and how many more there are."""
-    of_all = [str(name) for name in names]
-    more = len(of_all) - most
-    return ", ".join(of_all[:most]) + (f" and {more} more" if more > 0 else "")
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'s' * (n != 1)}"
-
-
 def _units(runs: Runs) -> str:
     """Return the unit of steps in the plural."""
     return runs.step_name + "s" * (not runs.step_name.endswith("s"))
@@ -117,7 +108,7 @@ def _units(runs: Runs) -> str:
 
 def _arms(counts: Mapping[Any, int] | pd.Series[Any]) -> str:
     """Return counts by arm in words: `adam 3, muon 12`."""
-    return _listed(f"{arm} {count:,}" for arm, count in counts.items())
+    return listed(f"{arm} {count:,}" for arm, count in counts.items())
 
 
 def _names(table: pd.DataFrame, which: Any) -> list[str]:
@@ -138,9 +129,14 @@ def _is_called(column: str, pattern: re.Pattern[str]) -> bool:
 # The outcome: is it what it is taken for?
 
 
-def _constant(runs: Runs) -> Caution | None:
+def _constant(runs: Runs, asked: Asked) -> Caution | None:
     outcome = runs.table["outcome"]
-    if len(outcome) < 2 or outcome.nunique() != 1 or not abs(outcome.iloc[0]) < float("inf"):
+    if (
+        asked.outcome == "target"
+        or len(outcome) < 2
+        or outcome.nunique() != 1
+        or not abs(outcome.iloc[0]) < float("inf")
+    ):
         return None
     sentence = (
         f"All {len(outcome):,} runs have the same {runs.loss}, {outcome.iloc[0]:g}: a column that does "
@@ -180,9 +176,9 @@ def _mixed_units(runs: Runs) -> Caution | None:
         return None
     few = min(shares, percent, key=len)
     sentence = (
-        f"{runs.loss} is at most 1 in {_count(len(shares), 'run')} and between 20 and 100 in "
+        f"{runs.loss} is at most 1 in {count(len(shares), 'run')} and between 20 and 100 in "
         f"{len(percent):,}: shares and percentages seem to be mixed (the fewer: "
-        f"{_listed(_names(runs.table, few.index))}); bring them to one unit before you compare."
+        f"{listed(_names(runs.table, few.index))}); bring them to one unit before you compare."
     )
     return Caution(kind="mixed_units", sentence=sentence, runs=_names(runs.table, few.index))
 
@@ -214,10 +210,10 @@ def _best_over_steps(runs: Runs, asked: Asked, curves: _Curves) -> Caution | Non
     size = ""
     if asked.outcome == "best" and len(curves.run):
         bias, at_end = _bias_of_best(curves, runs.better)
-        size = f" ({_count(at_end, 'run')} of {len(curves.run):,} had it at the end of the curve)"
+        size = f" ({count(at_end, 'run')} of {len(curves.run):,} had it at the end of the curve)"
         if len(bias):
             size = (
-                f", here by {bias.mean():.2g} on average of {_count(len(bias), 'run')}: so far it lies "
+                f", here by {bias.mean():.2g} on average of {count(len(bias), 'run')}: so far it lies "
                 f"beyond what the two evaluations before and after it predict{size}"
             )
     sentence = (
@@ -260,7 +256,7 @@ def _diverged(runs: Runs, asked: Asked, curves: _Curves) -> Caution | None:
     per_arm = table.loc[lost].groupby("arm", sort=False).size()
     words = "never reached the target" if asked.outcome == "target" else "diverged or lack an outcome"
     sentence = (
-        f"{len(lost):,} of {_count(len(table), 'run')} {words} ({_arms(per_arm)}): they rank behind "
+        f"{len(lost):,} of {count(len(table), 'run')} {words} ({_arms(per_arm)}): they rank behind "
         "every other run and are not dropped, so a median can be compared where a mean cannot"
     )
     steps = []
@@ -272,10 +268,10 @@ def _diverged(runs: Runs, asked: Asked, curves: _Curves) -> Caution | None:
             steps.append(float(curves.step[curves.start[i] + after]))
     if steps:
         sentence += (
-            f"; {_count(len(steps), 'curve')} {'ends' if len(steps) == 1 else 'end'} in NaN or infinity, the "
+            f"; {count(len(steps), 'curve')} {'ends' if len(steps) == 1 else 'end'} in NaN or infinity, the "
         )
         sentence += f"earliest from {runs.step_name} {min(steps):g} on"
-    sentence += f". They are: {_listed(_names(table, lost))}."
+    sentence += f". They are: {listed(_names(table, lost))}."
     return Caution(kind="diverged", sentence=sentence, runs=_names(table, lost))
 
 
@@ -293,11 +289,11 @@ def _ended_early(runs: Runs, curves: _Curves) -> Caution | None:
         return None
     ends = short.groupby("arm", sort=False)["length"].agg(["size", "nunique"])
     alike = ends.index[(ends["nunique"] == 1) & (ends["size"] == table["arm"].value_counts()[ends.index])]
-    meant = f"; all runs of {_listed(alike)} ended at the same one, which looks intended" * (len(alike) > 0)
+    meant = f"; all runs of {listed(alike)} ended at the same one, which looks intended" * (len(alike) > 0)
     firsts = short.drop_duplicates("arm").itertuples()
-    places = _listed(f"{r.run} at {r.length:g} of {r.planned:g}" for r in firsts)
+    places = listed(f"{r.run} at {r.length:g} of {r.planned:g}" for r in firsts)
     sentence = (
-        f"{_count(len(short), 'run')} ended before the planned {_units(runs)} "
+        f"{count(len(short), 'run')} ended before the planned {_units(runs)} "
         f"({_arms(ends['size'])}; the first of each arm: {places}{meant}): an unfinished "
         "schedule of the learning rate makes the last loss too high; find out why they ended, and leave runs "
         "out only for a reason that does not depend on their loss."
@@ -317,7 +313,7 @@ def _identical(runs: Runs, curves: _Curves) -> Caution | None:
     groups: dict[object, list[int]] = {}
     for run, start, end in zip(curves.run.tolist(), curves.start, curves.end, strict=True):
         if end - start > 2:  # the first row is often the loss before training, the same in all
-            groups.setdefault(hashlib.blake2b(curves.loss[start:end]).digest(), []).append(run)
+            groups.setdefault(hashlib.blake2b(curves.loss[start:end].data).digest(), []).append(run)
     if not len(curves.run) and not _by_rounding(table):
         for run, value in table["outcome"][np.isfinite(table["outcome"])].items():
             groups.setdefault(value, []).append(cast(int, run))
@@ -327,8 +323,8 @@ def _identical(runs: Runs, curves: _Curves) -> Caution | None:
     names = [_names(table, group) for group in alike]
     what = "the same curve" if len(curves.run) else "the same outcome"
     sentence = (
-        f"{_count(sum(map(len, names)), 'run')} have {what} as another to the last digit "
-        f"({_listed((' = '.join(group[:3]) + ' …' * (len(group) > 3) for group in names), 3)}): a copy, "
+        f"{count(sum(map(len, names)), 'run')} have {what} as another to the last digit "
+        f"({listed((' = '.join(group[:3]) + ' …' * (len(group) > 3) for group in names), 3)}): a copy, "
         "or a seed that the training ignores; identical runs are one run, so leave out all but one of them."
     )
     return Caution(kind="identical", sentence=sentence, runs=[name for group in names for name in group])
@@ -357,8 +353,8 @@ def _seed_twice(runs: Runs) -> Caution | None:
         return None
     pairs = twice.drop_duplicates(key)
     sentence = (
-        f"{_count(len(twice), 'run')} share arm, configuration and seed with another ("
-        f"{_listed(f'{r.arm}, seed {r.seed}' for r in pairs.itertuples())}): counted as separate runs "
+        f"{count(len(twice), 'run')} share arm, configuration and seed with another ("
+        f"{listed(f'{r.arm}, seed {r.seed}' for r in pairs.itertuples())}): counted as separate runs "
         "they make intervals too narrow; leave out all but one, or name the column in which they "
         "differ (--settings COLUMN)."
     )
@@ -393,8 +389,8 @@ def _with_runs(chosen: pd.DataFrame, n: int, kind: str, what: str) -> Caution | 
     if few.empty:
         return None
     sentence = (
-        f"{_count(len(few), 'arm')} of {len(counts):,} {'has' if len(few) == 1 else 'have'} "
-        f"{_count(n, 'run')} ({_listed(few.index)}): {what}."
+        f"{count(len(few), 'arm')} of {len(counts):,} {'has' if len(few) == 1 else 'have'} "
+        f"{count(n, 'run')} ({listed(few.index)}): {what}."
     )
     return Caution(kind=kind, sentence=sentence, runs=_names(chosen, chosen["arm"].isin(few.index)))
 
@@ -429,8 +425,8 @@ def _chosen_by_reported(runs: Runs, tuned: Tuning) -> Caution | None:
     sizes = [abs(size) for size in known if size is not None]
     size = f", by about {min(sizes):.2g} to {max(sizes):.2g} as their noise suggests" if sizes else ""
     sentence = (
-        f"{tuned['reported']} chooses a configuration in {_count(len(several), 'arm')} and is reported "
-        f"of it (configurations tried: {_arms(several)}): the best of several is too good by luck{size}; choose "
+        f"{tuned['reported']} chooses the configuration of {count(len(several), 'arm')} and is "
+        f"reported of it (tried: {_arms(several)}): the best of several is too good by luck{size}; choose "
         "by another split (--choose COLUMN), or train the chosen configurations on fresh seeds."
     )
     meant = runs.table["arm"].isin(list(several))
@@ -461,11 +457,11 @@ def _confounded(runs: Runs) -> Caution | None:
         per_arm = table.groupby("arm", sort=False)[name]
         values = per_arm.first().dropna()
         if len(values) > 1 and per_arm.nunique().max() == 1 and values.nunique() > 1:
-            differ.append(f"{name}: " + _listed(f"{arm} {value}" for arm, value in values.items()))
+            differ.append(f"{name}: " + listed(f"{arm} {value}" for arm, value in values.items()))
     if not differ:
         return None
     sentence = (
-        f"The arms differ in more than their name ({_listed(differ, 3)}): what such a setting does "
+        f"The arms differ in more than their name ({listed(differ, 3)}): what such a setting does "
         "cannot be told from what the arm does; compare arms that are alike in it."
     )
     return Caution(kind="confounded", sentence=sentence, runs=_names(table, table.index))
@@ -487,8 +483,8 @@ def _unequal_lengths(chosen: pd.DataFrame, runs: Runs, asked: Asked) -> Caution 
             f"{by_end.iloc[-1]:g} ({by_end.index[-1]})"
         )
     if len(ragged):
-        some = _listed((f"{r.Index} {r.min:g} to {r.max:g}" for r in ragged.itertuples()), 3)
-        said.append(f"within {_count(len(ragged), 'arm')} runs end unequally ({some})")
+        some = listed((f"{r.Index} {r.min:g} to {r.max:g}" for r in ragged.itertuples()), 3)
+        said.append(f"within {count(len(ragged), 'arm')} runs end unequally ({some})")
     sentence = (
         f"Last values are compared although {' and '.join(said)}: a longer run is usually lower; "
         "compare steps to a target (--target), or values at one step (--at)."
@@ -507,7 +503,7 @@ def _unequal_cadence(runs: Runs, asked: Asked, curves: _Curves) -> Caution | Non
     last = curves.step[curves.end - 1]
     late = curves.step >= np.repeat(0.9 * last, curves.end - curves.start)
     rate = np.add.reduceat(late, curves.start, dtype=float) / np.maximum(0.1 * last, 1e-9)
-    arms = runs.table["arm"].loc[curves.run].to_numpy()
+    arms = runs.table["arm"].to_numpy()[curves.run]
     apart = 1 / pd.Series(rate).groupby(arms, sort=False).median()  # steps from one evaluation to the next
     apart = apart.sort_values()
     if apart.iloc[-1] <= 1.5 * apart.iloc[0]:
@@ -550,7 +546,7 @@ def _seeds_added(runs: Runs) -> Caution | None:
         return None
     first = pd.Timestamp(started.loc[added].min())
     sentence = (
-        f"{_count(len(added), 'run')} of {_arms(table.loc[added].groupby('arm', sort=False).size())} "
+        f"{count(len(added), 'run')} of {_arms(table.loc[added].groupby('arm', sort=False).size())} "
         f"began on {first:%Y-%m-%d %H:%M} or later, when the arm's earlier runs and all of another arm "
         "had begun and after a long pause: if they were added because of what was seen, the interval "
         "does not hold; say how many seeds were planned, or judge fresh ones."
@@ -593,13 +589,15 @@ def _smoothed(runs: Runs, curves: _Curves) -> Caution | None:
     """Arms of three runs and more whose noise goes on in the direction that it took.
 
     A run's noise is its distance from the mean of its arm's runs at the same step. If its values are
-    independent, the lag-one correlation of its differences is −1/2; if it is a random walk, 0. What lies
-    clearly above 0 is a running mean. Runs that are no replicates keep a trend of their own there; so their
-    third differences must tell of it, too: −3/4 if values are independent, −2/3 for a random walk.
+    independent, the lag-one correlation of its differences is −1/2; if it is a random walk, 0: what lies
+    clearly above 0 is a running mean, or the trends of runs that are no replicates. These do not outlast a
+    second difference (independent values −2/3, a random walk −1/2), nor make the third differences of the
+    curves themselves (−3/4, −2/3) as smooth as a running mean does: one of the two must tell of it as well.
+    Smoothing of noise that is independent from one row to the next cannot be told from a random walk.
     """
     import numpy as np
 
-    arm_of = runs.table["arm"].loc[curves.run].to_numpy()
+    arm_of = runs.table["arm"].to_numpy()[curves.run]
     found: dict[str, float] = {}
     for arm in dict.fromkeys(arm_of.tolist()):
         of_steps: dict[bytes, list[Floats]] = {}
@@ -614,15 +612,16 @@ def _smoothed(runs: Runs, curves: _Curves) -> Caution | None:
         noise = np.diff(losses - losses.mean(axis=0))
         curved = np.diff(losses, n=3)
         curved /= np.sqrt((curved**2).mean(axis=0)) + 1e-300
-        goes_on, free = _lag_one(noise), (len(losses) - 1) * noise.shape[1]
-        if goes_on > 2 / np.sqrt(free) and _lag_one(curved) > -0.4:
+        goes_on, error = _lag_one(noise), 1 / np.sqrt((len(losses) - 1) * noise.shape[1])
+        smooth = _lag_one(np.diff(noise)) > 2 * error - 1 / 2 or _lag_one(curved) > SMOOTH
+        if goes_on > 2 * error and smooth:
             found[str(arm)] = goes_on
     if not found:
         return None
     sentence = (
-        f"The curves of {_listed(found)} seem to be smoothed: their noise goes on in the direction that "
+        f"The curves of {listed(found)} seem to be smoothed: their noise goes on in the direction that "
         "it took (lag-one correlation of its differences "
-        f"{_listed(f'{x:+.2f}' for x in found.values())}; −0.5 if evaluations are independent): "
+        f"{listed(f'{x:+.2f}' for x in found.values())}; −0.5 if evaluations are independent): "
         "smoothed values lag behind and hide the spread; export what was logged, unsmoothed."
     )
     meant = runs.table["arm"].isin(list(found))
@@ -636,81 +635,3 @@ def _lag_one(values: Floats) -> float:
     a, b = values[:, :-1], values[:, 1:]
     size = float(np.sqrt((a**2).sum() * (b**2).sum()))
     return float((a * b).sum()) / size if size > 0 else -0.5
-
-
-# Rows, before there are runs
-
-
-def repeated_steps(
-    run: Ints, step: Floats, loss: Floats, names: Sequence[str], unit: str
-) -> tuple[Ints | None, list[Caution]]:
-    """Return the rows to keep, sorted by run and step, and what there is to say. None: all, which are sorted.
-
-    `run`: each row's run, as a number into `names`; all three in the order in which they were logged. Of rows
-    with the same run and step the last one is kept: a resumed run logs steps again.
-
-    Raises UserError: most steps were logged several times with different values, so a column is missing that
-    tells runs apart.
-    """
-    import numpy as np
-
-    if _ascending(run, step):
-        return None, []
-    rows = np.argsort(run, kind="stable")
-    of, at = run[rows], step[rows]
-    back = np.flatnonzero((of[1:] == of[:-1]) & (at[1:] < at[:-1]))
-    resumed = _resumed(of[back], at[back], at[back + 1], names, unit)
-    if len(back):
-        rows = rows[np.lexsort((at, of))]
-        of, at = run[rows], step[rows]
-    again = (of[1:] == of[:-1]) & (at[1:] == at[:-1])
-    same = loss[rows[1:]] == loss[rows[:-1]]
-    kept = rows[np.append(~again, True)]
-    differs = np.flatnonzero(again & ~same)
-    if len(differs) > len(kept) / 2:
-        raise UserError(
-            f"{len(differs):,} of {len(rows):,} rows repeat a {unit} of the same run with another value "
-            f"(the first: {names[of[differs[0]]]}, {unit} {at[differs[0]]:g}): name the column that "
-            "tells runs apart (--run COLUMN or --seed COLUMN), or leave out the rows of the runs that "
-            "were begun again."
-        )
-    known = set(resumed["runs"]) if resumed else set()
-    twice = [
-        _twice("step_twice", of[differs], names, unit, known),
-        _twice("row_twice", of[1:][again & same], names, unit, known),
-    ]
-    return kept, [caution for caution in (resumed, *twice) if caution]
-
-
-def _resumed(run: Ints, before: Floats, after: Floats, names: Sequence[str], unit: str) -> Caution | None:
-    """`before`, `after`: the steps between which each of these runs went back."""
-    if not len(run):
-        return None
-    meant = [names[i] for i in dict.fromkeys(run.tolist())]
-    places = (f"{names[i]} from {unit} {a:g} to {b:g}" for i, a, b in zip(run, before, after, strict=True))
-    sentence = (
-        f"{_count(len(meant), 'run')} went back, as a resumed run does ({_listed(places)}): of a {unit} "
-        "that was logged again the last value is taken; see that the resumed part had the same data "
-        "and settings."
-    )
-    return Caution(kind="resumed", sentence=sentence, runs=meant)
-
-
-def _twice(kind: str, run: Ints, names: Sequence[str], unit: str, known: Collection[str]) -> Caution | None:
-    """`run`: the runs of the rows that were left out. `known`: runs that need not be named."""
-    meant = [names[i] for i in dict.fromkeys(run.tolist()) if names[i] not in known]
-    if not meant:
-        return None
-    what = "with the same value, which is counted once"
-    if kind == "step_twice":
-        what = (
-            "with different values, of which the last is taken: see that neither two splits nor two "
-            "runs were logged under one name"
-        )
-    sentence = f"{_count(len(meant), 'run')} logged a {unit} more than once ({_listed(meant)}), {what}."
-    return Caution(kind=kind, sentence=sentence, runs=meant)
-
-
-def _ascending(run: Ints, step: Floats) -> bool:
-    """Return whether rows are sorted by run and, within a run, by step, and no step is there twice."""
-    return bool(((run[1:] > run[:-1]) | ((run[1:] == run[:-1]) & (step[1:] > step[:-1]))).all())

@@ -9,8 +9,8 @@ from typing import Any
 from .asked import Asked
 from .record import DifferenceRecord, Record
 from .runs import Runs
+from .words import count, listed
 
-MOST_NAMED = 6  # arms that a sentence names one by one
 METHODS = {
     "t": "Runs with one seed are paired; intervals are Student's t of the differences",
     "rank": "where a run diverged, the median difference has the interval of order statistics",
@@ -163,16 +163,3 @@ def _about_best(record: Record) -> list[str]:
 def _of_rule(record: Record) -> list[str]:
     """Return what another benchmark's rule says beside it."""
     return [str(record["rule"]["sentence"])] if record["rule"] else []
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return names as a list in words; of many the first ones, and how many more."""
-    shown = [*names[:MOST_NAMED]]
-    if len(names) > MOST_NAMED:
-        shown.append(f"{len(names) - MOST_NAMED} more")
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
-
-
-def count(number: int, one: str) -> str:
-    """Return a number with its noun: `1 run`, `3 runs`."""
-    return f"{number} {one}{'s' * (number != 1)}"

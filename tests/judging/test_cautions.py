@@ -5,9 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ebc_lab.config.errors import UserError
 from ebc_lab.judging.asked import Asked
-from ebc_lab.judging.cautions import cautions, repeated_steps
+from ebc_lab.judging.cautions import cautions
 from ebc_lab.judging.runs import Runs
 from ebc_lab.judging.tuning import configurations_of, tuning_of
 
@@ -75,8 +74,8 @@ def test_arms_of_one_and_of_two_runs_are_counted_among_those_that_are_compared()
 def test_a_loss_that_chooses_its_own_configuration_and_unequal_budgets():
     lr = [0.1, 0.2, 0.3, 0.4, 0.1, 0.1, 0.2, 0.2]
     found = warned(runs(settings=("lr",), lr=lr))
-    assert "adam 4, muon 2" in found["chosen_by_reported"]["sentence"]
-    assert "muon 2, adam 4" in found["unequal_tuning"]["sentence"]
+    assert "adam 4 and muon 2" in found["chosen_by_reported"]["sentence"]
+    assert "muon 2 and adam 4" in found["unequal_tuning"]["sentence"]
     other = runs(settings=("lr",), lr=lr, chosen_by=np.arange(8.0))
     assert "chosen_by_reported" not in warned(other, Asked(choose="val_loss"))
     assert "unequal_tuning" not in warned(runs(settings=("lr",), lr=[0.1, 0.1, 0.2, 0.2] * 2))
@@ -163,7 +162,7 @@ def test_arms_that_differ_in_more_than_their_name():
         "optimizer_name": list("aaaabbbb"),
     }
     found = warned(runs(settings=tuple(columns), **columns))["confounded"]
-    assert "batch_size: adam 32, muon 64" in found["sentence"]
+    assert "batch_size: adam 32 and muon 64" in found["sentence"]
     assert "lr" not in found["sentence"].split("(")[1].split(")")[0]
     own = runs(settings=("ns_steps", "batch_size"), ns_steps=[None] * 4 + [5] * 4, batch_size=[32, 64] * 4)
     assert "confounded" not in warned(own)
@@ -178,23 +177,33 @@ def smooth(values, weight):
     return np.array(out)
 
 
-def noisy(number, weight, persistent=0.5):
-    """Return a curve whose noise is independent and, in part, of a run that goes its own way."""
+def noisy(number, weight, own, size):
+    """Return a curve with noise of this size: independent, and `own` times it a walk of the run's own."""
     rng = np.random.default_rng(number)
-    own = np.cumsum(rng.standard_normal(60)) * persistent
-    raw = 3 + 2 * np.exp(-np.arange(60) / 12) + 0.002 * (rng.standard_normal(60) + own)
+    noise = rng.standard_normal(60) + own * np.cumsum(rng.standard_normal(60))
+    raw = 3 + 2 * np.exp(-np.arange(60) / 12) + size * noise
     return smooth(raw, weight) if weight else raw
 
 
-@pytest.mark.parametrize("persistent", [0.0, 0.5, 3.0])
-def test_smoothed_curves_are_told_from_curves_as_they_were_logged(persistent):
-    steps = [100 * np.arange(1.0, 61)] * 16
-    arms = {"adam": 8, "muon": 8}
-    logged = runs(arms, losses=[noisy(i, 0.0, persistent) for i in range(16)], steps=steps)
+@pytest.mark.parametrize(("own", "size"), [(0.5, 0.0002), (3.0, 0.002)])
+def test_smoothed_curves_are_told_from_curves_as_they_were_logged(own, size):
+    steps, arms = [100 * np.arange(1.0, 61)] * 16, {"adam": 8, "muon": 8}
+    logged = runs(arms, losses=[noisy(i, 0.0, own, size) for i in range(16)], steps=steps)
     assert "smoothed" not in warned(logged)
-    if persistent:
-        shown = runs(arms, losses=[noisy(i, 0.9, persistent) for i in range(16)], steps=steps)
-        assert len(warned(shown)["smoothed"]["runs"]) == 16
+    shown = runs(arms, losses=[noisy(i, 0.9, own, size) for i in range(16)], steps=steps)
+    assert len(warned(shown)["smoothed"]["runs"]) == 16
+
+
+@pytest.mark.parametrize("own", [0.0, 0.5, 1.0, 100.0])
+@pytest.mark.parametrize("size", [0.0001, 0.002])
+def test_noise_that_walks_and_runs_that_are_no_replicates_are_not_called_smoothed(own, size):
+    steps, arms = [100 * np.arange(1.0, 61)] * 16, {"adam": 8, "muon": 8}
+    for first in range(0, 160, 16):
+        losses = [noisy(first + i, 0.0, own, size) for i in range(16)]
+        assert "smoothed" not in warned(runs(arms, losses=losses, steps=steps)), first
+    rng = np.random.default_rng(0)
+    sweep = [x + 0.1 * rng.random() * np.arange(60) / 60 for x in losses]
+    assert own == 100.0 or "smoothed" not in warned(runs(arms, losses=sweep, steps=steps))
 
 
 def test_a_training_loss_is_named_and_a_validation_loss_is_not():
@@ -251,7 +260,7 @@ def test_diverged_runs_are_counted_with_the_step_at_which_their_curve_ends(bette
     losses[7][25:] = worst
     found = warned(runs(losses=losses, better=better))["diverged"]
     assert found["runs"] == ["adam-2", "muon-7"]
-    assert "adam 1, muon 1" in found["sentence"]
+    assert "adam 1 and muon 1" in found["sentence"]
     assert "2 curves end in NaN or infinity, the earliest from step 2100 on" in found["sentence"]
     losses[2][20:], losses[7][25:] = 3.0, 3.1
     losses[3][4] = worst  # a spike that it came back from
@@ -262,52 +271,6 @@ def test_a_column_that_does_not_vary():
     assert "constant" in warned(runs(curves=False, outcome=3.0))
     assert "identical" not in warned(runs(curves=False, outcome=3.0))
     assert "constant" not in warned(runs(curves=False, outcome=[np.inf] * 8))
-
-
-def kept_of(run, step, loss):
-    """Return the rows (run, step, loss) that are kept, sorted, and kind -> caution."""
-    run, step, loss = np.array(run), np.array(step, float), np.array(loss, float)
-    kept, found = repeated_steps(run, step, loss, [f"r{i}" for i in range(run.max() + 1)], "step")
-    rows = np.arange(len(run)) if kept is None else kept
-    rows = list(zip(run[rows].tolist(), step[rows].tolist(), loss[rows].tolist(), strict=True))
-    return rows, {one["kind"]: one for one in found}
-
-
-def test_of_a_step_that_was_logged_twice_the_last_value_is_kept_as_a_dictionary_keeps_it():
-    rng = np.random.default_rng(0)
-    run, step = rng.integers(0, 5, 300), rng.integers(0, 200, 300)
-    loss = rng.random(300)
-    last = {(r, s): x for r, s, x in zip(run.tolist(), step.tolist(), loss.tolist(), strict=True)}
-    rows, found = kept_of(run, step, loss)
-    assert rows == sorted((r, s, x) for (r, s), x in last.items())
-    assert set(found) <= {"resumed", "step_twice", "row_twice"}
-
-
-def test_rows_in_order_are_kept_as_they_are_and_interleaved_runs_do_not_go_back():
-    assert repeated_steps(*map(np.array, ([0, 0, 1], [1.0, 2.0, 1.0], [3.0, 2.0, 3.0])), "ab", "step") == (
-        None,
-        [],
-    )
-    rows, found = kept_of([0, 1, 0, 1], [1, 1, 2, 2], [4, 5, 6, 7])
-    assert rows == [(0, 1, 4), (0, 2, 6), (1, 1, 5), (1, 2, 7)]
-    assert found == {}
-
-
-def test_a_resumed_run_is_named_with_its_steps_and_a_row_that_is_there_twice_is_said():
-    rows, found = kept_of([0] * 6 + [1] * 4, [1, 2, 3, 4, 3, 4, 1, 2, 2, 3], [9, 8, 7, 6, 5, 4, 9, 8, 8, 7])
-    assert [x for r, _, x in rows if r == 0] == [9, 8, 5, 4]
-    assert found["resumed"]["runs"] == ["r0"]
-    assert "r0 from step 4 to 3" in found["resumed"]["sentence"]
-    assert found["row_twice"]["runs"] == ["r1"]
-    assert set(found) == {"resumed", "row_twice"}
-    _, found = kept_of([0] * 5, [1, 2, 2, 3, 4], [9, 8, 7, 6, 5])
-    assert found["step_twice"]["runs"] == ["r0"]
-
-
-def test_runs_that_no_column_tells_apart_are_asked_for():
-    steps = np.tile(STEPS, 3)
-    with pytest.raises(UserError, match=r"60 of 90 rows repeat a step.*r0, step 100.*--run COLUMN"):
-        kept_of(np.zeros(90, int), steps, np.concatenate([curve(i) for i in range(3)]))
 
 
 @pytest.mark.thorough

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import math
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
 ADVICE = r"--pattern 'step:(?P<step>\d+)/(?P<planned>\d+) val_loss:(?P<loss>\S+)'"
 
 
+class NoMatch(UserError):
+    """No line of a file matches the caller's pattern."""
+
+
 class Logs(Reader):
     """Any text, where the caller gives `--pattern`."""
 
@@ -31,6 +37,33 @@ class Logs(Reader):
             head = file.read(4096)
         return path.suffix == ".gz" or b"\0" not in head
 
+    def read_all(self, paths: Sequence[Path], root: Path, asked: Asked) -> Source:
+        """Return the logs that the pattern matches; a note names files that it does not.
+
+        Raises UserError: it matches none.
+        """
+        from . import together
+
+        logs, sources, others = [], [], []
+        for path in paths:
+            try:
+                sources.append(self.read(path, asked))
+                logs.append(path)
+            except NoMatch:
+                if len(paths) == 1:
+                    raise
+                others.append(path)
+        require(
+            bool(logs),
+            f"{root}: no line of {len(paths)} files matches --pattern {shown(asked.pattern)}; the last line of "
+            f"{paths[0].name} is {shown(_last(paths[0]))}",
+        )
+        source = together(self, sources, logs, root, asked) if len(logs) > 1 else sources[0]
+        if not others:
+            return source
+        note = f"--pattern matches no line of {len(others)} other files, such as {others[0].name}: not read."
+        return replace(source, notes=[*source.notes, note])
+
     def read(self, path: Path, asked: Asked) -> Source:
         import pandas as pd
 
@@ -41,17 +74,18 @@ class Logs(Reader):
             matches = [match.groupdict() for match in pattern.finditer(line)]
             rows.extend(matches)
             missed += not matches and line.strip() != ""
-        require(
-            len(rows) > 0,
-            f"{path}: no line matches --pattern {shown(asked.pattern)}; its last line is {shown(_last(path))}",
-        )
+        if not rows:
+            raise NoMatch(
+                f"{path}: no line matches --pattern {shown(asked.pattern)}; its last line is {shown(_last(path))}"
+            )
         frame = pd.DataFrame(rows)
         for name in frame:
             frame[name] = _numbers(frame[name])
         return Source(
             frame,
             f"log {path.name}",
-            roles={role: role for role in ("step", "seed", "arm", "planned", "run") if role in frame} | {"loss": loss},
+            roles={role: role for role in ("step", "seed", "arm", "planned", "run") if role in frame}
+            | {"loss": loss},
             notes=[f"{path.name}: {len(rows):,} matches of --pattern; {missed:,} lines do not match."],
         )
 

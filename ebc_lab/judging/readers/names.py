@@ -22,7 +22,9 @@ KNOWN = (
 )
 GLUED = rf"(?:(?:{SEEDS}|{REPLICATES}|{KNOWN})[_-]?{NUMBER}|s\d+)"
 # first halves of settings of two words, which an underscore would tear apart
-FIRST_HALVES = "random|rng|learning|weight|batch|label|grad|gradient|warmup|clip|init|max|min|num|n|hidden|lr|model"
+FIRST_HALVES = (
+    "random|rng|learning|weight|batch|label|grad|gradient|warmup|clip|init|max|min|num|n|hidden|lr|model"
+)
 KEY = rf"(?:(?:{FIRST_HALVES})_)?[A-Za-z][A-Za-z0-9.]*"
 END = r"(?=$|[_\-\s,;])"
 PART = re.compile(
@@ -76,7 +78,9 @@ def split_names(names: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
         if match is None:
             return split
         numbers[match[1]].add(int(match[2]))
-    if any(len(seen) < 2 or min(seen) > 1 or max(seen) - min(seen) != len(seen) - 1 for seen in numbers.values()):
+    if any(
+        len(seen) < 2 or min(seen) > 1 or max(seen) - min(seen) != len(seen) - 1 for seen in numbers.values()
+    ):
         return split
     counted = {arm: (match[1], match[2]) for arm, match in ends.items() if match}
     return [(counted[arm][0], {**told, "run": counted[arm][1]}) for arm, told in split]
@@ -96,7 +100,10 @@ def columns_of_places(paths: Sequence[str | Path], root: str | Path) -> pd.DataF
     columns: dict[str, list[str | None]] = {}
     told: list[dict[str, str]] = [{} for _ in paths]
     files = [file for _, file in levels]
-    named = [(f"folder{n + 1}", [places[n] if n < len(places) else "" for places, _ in levels]) for n in range(folders)]
+    named = [
+        (f"folder{n + 1}", [places[n] if n < len(places) else "" for places, _ in levels])
+        for n in range(folders)
+    ]
     for column, values in [*named, ("file", files)]:
         distinct = sorted(set(values))
         split = dict(zip(distinct, split_names(distinct), strict=True))

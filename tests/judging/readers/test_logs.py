@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging.asked import Asked
 from ebc_lab.judging.readers.logs import READER
@@ -58,7 +59,9 @@ def test_loss_may_be_the_name_of_another_group(tmp_path: Path) -> None:
         ("val_loss", "has no group loss"),
     ],
 )
-def test_a_pattern_that_cannot_serve_is_said_in_a_sentence(tmp_path: Path, pattern: str, sentence: str) -> None:
+def test_a_pattern_that_cannot_serve_is_said_in_a_sentence(
+    tmp_path: Path, pattern: str, sentence: str
+) -> None:
     (tmp_path / "a.txt").write_text(LOG)
     with pytest.raises(UserError, match=sentence):
         READER.read(tmp_path / "a.txt", Asked(pattern=pattern))

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging.asked import Asked
 from ebc_lab.judging.readers.wandb_csv import READER
@@ -37,7 +38,9 @@ def test_a_chart_is_a_row_an_evaluation_with_arm_and_seed(tmp_path: Path) -> Non
 
 def test_a_chart_over_another_axis_keeps_the_step(tmp_path: Path) -> None:
     path = tmp_path / "wandb_export.csv"
-    path.write_text('"epoch","adam - _step","adam - _step__MIN","adam - acc","adam - acc__MIN"\n1,100,100,0.5,0.5\n')
+    path.write_text(
+        '"epoch","adam - _step","adam - _step__MIN","adam - acc","adam - acc__MIN"\n1,100,100,0.5,0.5\n'
+    )
     source = READER.read(path, Asked())
     assert list(source.frame["_step"]) == [100]
     assert source.roles["loss"] == "acc"
