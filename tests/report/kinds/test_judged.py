@@ -55,9 +55,11 @@ def test_columns_that_say_nothing_are_left_out():
 def test_a_difference_says_who_is_better_and_by_how_much():
     table = named(judged.tables(record_of(ARMS, "adamw")), "differences")
     found = seen(table, TERMINAL)
-    assert found["muon"]["difference"] == "−0.0080" and found["muon"]["verdict"] == "better"
+    assert found["muon"]["difference"] == "−0.0080"
+    assert found["muon"]["verdict"] == "better"
     assert found["lion"]["verdict"] == "undecided"
-    assert found["sgd"]["joint interval"] == "–" and found["sgd"]["verdict"] == "–"
+    assert found["sgd"]["joint interval"] == "–"
+    assert found["sgd"]["verdict"] == "–"
     assert "minus adamw; below zero is better; 95% intervals, joint over 3 comparisons" in table.note
     assert set(found["muon"]) < set(seen(table, PAPER)["muon"]), "a terminal is narrower than a paper"
 
@@ -73,7 +75,8 @@ def test_an_interval_is_drawn_on_the_side_that_its_direction_makes_better(better
     ruler = drawn[0]["ruler"]
     start, width = ruler.worse
     shaded = (start + width <= ruler.zero) if better == "higher" else (start >= ruler.zero)
-    assert shaded and width > 0, "the margin's worse side is shaded, and not zero itself"
+    assert shaded, "the worse side beyond the margin"
+    assert width > 0
     assert ("above" if better == "higher" else "below") + " zero is better" in table.note
 
 

@@ -1,4 +1,4 @@
-"""judgement.html and the files beside it: what they hold, that they say the same, and what they never replace."""
+"""judgement.html and the files beside it: what they hold, that they agree, and what they never replace."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def test_the_page_begins_with_question_answer_and_cautions(folder: Path):
     ]
     assert order == sorted(order)
     assert "sgd-5 and 3 more" in page
-    assert "−0.0080" in page and "val_loss" in page and "nats" not in page
+    assert "−0.0080" in page
+    assert "val_loss" in page
+    assert "nats" not in page
 
 
 def test_the_page_asks_for_nothing_and_lets_nothing_run_but_its_own(folder: Path):
@@ -62,11 +64,14 @@ def test_the_page_asks_for_nothing_and_lets_nothing_run_but_its_own(folder: Path
 def test_the_files_hold_the_figures_of_the_record(folder: Path):
     record = json.loads((folder / "judgement.json").read_text())
     arms = pd.read_csv(folder / "arms.csv").set_index("arm")
-    assert arms["mean"].loc["muon"] == record["arms"][0]["mean"] and math.isnan(arms["mean"].loc["sgd"])
+    assert arms["mean"].loc["muon"] == record["arms"][0]["mean"]
+    assert math.isnan(arms["mean"].loc["sgd"])
     differences = pd.read_csv(folder / "differences.csv")
     assert differences["joint_low"].tolist()[0] == record["differences"][0]["joint_low"]
     runs = list(csv.DictReader((folder / "runs.csv").open()))
-    assert len(runs) == 12 and runs[0]["lr"] == "0.1" and runs[10]["outcome"] == ""
+    assert len(runs) == 12
+    assert runs[0]["lr"] == "0.1"
+    assert runs[10]["outcome"] == ""
     assert "| `muon` | 3.2720 |" in (folder / "judgement.md").read_text()
     assert r"\texttt{muon} & 3.2720" in (folder / "judgement.tex").read_text()
     assert (folder / "figure.pdf").read_bytes().startswith(b"%PDF")
@@ -95,7 +100,7 @@ def test_what_we_did_not_write_is_not_replaced(tmp_path: Path, name: str):
 def test_what_was_edited_since_is_not_replaced(tmp_path: Path):
     write(cautioned(), tmp_path)
     (tmp_path / "arms.csv").write_text("edited")
-    with pytest.raises(UserError, match="arms.csv is there"):
+    with pytest.raises(UserError, match=r"arms\.csv is there"):
         write(cautioned(answer=["Else."]), tmp_path)
     assert "Else." not in (tmp_path / "judgement.html").read_text()
 
@@ -111,7 +116,8 @@ def test_names_of_others_stay_text(tmp_path: Path):
     made = judgement(arms, "b", loss=HOSTILE, answer=[HOSTILE], sources=[HOSTILE])
     write(made, tmp_path / "x")
     page = (tmp_path / "x" / "judgement.html").read_text()
-    assert "<script>alert" not in page and "&lt;script&gt;alert" in page
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
     assert f"`{HOSTILE}`" in (tmp_path / "x" / "judgement.md").read_text(), "as code, which is no markup"
     assert next(csv.DictReader((tmp_path / "x" / "arms.csv").open()))["arm"] == HOSTILE
 
@@ -121,4 +127,5 @@ def test_a_row_a_run_has_a_page_without_curves(tmp_path: Path):
     made.data = type(made.data)(made.data.table, made.data.curves.iloc[:0], (), "val_loss", "lower", "")
     write(made, tmp_path)
     page = (tmp_path / "judgement.html").read_text()
-    assert "How did the runs" in page and "Curves and steps" not in page
+    assert "How did the runs" in page
+    assert "Curves and steps" not in page

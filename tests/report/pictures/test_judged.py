@@ -71,7 +71,8 @@ def test_one_bad_arm_does_not_squash_the_others_and_shows_that_it_is_beyond():
     arms = {**{f"arm_{i}": [1 + 0.1 * i, 1.05 + 0.1 * i] for i in range(6)}, "bad": [50.0, 60.0]}
     record = record_of(arms, "arm_0")
     low, high = frame_of(rows_of(record), higher=False)
-    assert low < 1 and 1.6 < high < 5
+    assert low < 1
+    assert 1.6 < high < 5
     upside = record_of({k: [-x for x in v] for k, v in arms.items()}, "arm_0", better="higher")
     assert frame_of(rows_of(upside), higher=True) == pytest.approx((-high, -low))
     sheet = draw_outcomes(record, Source("runs.csv"))
@@ -81,7 +82,9 @@ def test_one_bad_arm_does_not_squash_the_others_and_shows_that_it_is_beyond():
 def test_of_many_arms_the_best_and_the_reference_are_drawn():
     record = record_of({f"arm_{i}": [1 + i / 10, 1.01 + i / 10] for i in range(80)}, "arm_79")
     names = [row.arm["arm"] for row in rows_of(record)]
-    assert len(names) == MOST_ROWS + 1 and names[0] == "arm_0" and names[-1] == "arm_79"
+    assert len(names) == MOST_ROWS + 1
+    assert names[0] == "arm_0"
+    assert names[-1] == "arm_79"
     assert "of 80 arms" in draw_outcomes(record, Source("runs.csv")).note
 
 
@@ -100,7 +103,9 @@ def test_little_is_drawn_too(arms: dict[str, list[float]], narrow: bool):
 def test_dots_are_thinned_by_rank():
     values = [float(x) for x in range(1000)]
     kept = thinned(values)
-    assert len(kept) == MOST_DOTS and kept[0] == 0 and kept[-1] == 999
+    assert len(kept) == MOST_DOTS
+    assert kept[0] == 0
+    assert kept[-1] == 999
     assert max(np.diff(kept)) <= 18
 
 
@@ -123,7 +128,8 @@ def test_a_diverged_run_stays_in_the_median_and_one_that_ended_does_not():
     record = record_of(ARMS, "adamw")
     runs = runs_of(record, steps=11)
     course = courses_of(record, runs)["sgd"]
-    assert np.isinf(course.high).all() and np.isfinite(course.middle).all()
+    assert np.isinf(course.high).all()
+    assert np.isfinite(course.middle).all()
     short = runs.curves[(runs.curves["run"] != 0) | (runs.curves["step"] <= 500)]
     ended = courses_of(record, type(runs)(runs.table, short, (), "val_loss", "lower", "step"))["muon"]
     assert ended.low[-1] == pytest.approx(3.272 + math.exp(-10)), "the run of 3.2705 is over"
@@ -133,7 +139,9 @@ def test_a_diverged_run_stays_in_the_median_and_one_that_ended_does_not():
 def test_steps_are_thinned_but_not_the_last_ones():
     assert chosen_steps(np.arange(50.0)).tolist() == list(range(50))
     kept = chosen_steps(np.arange(5000.0))
-    assert len(kept) <= MOST_STEPS and kept[0] == 0 and kept[-1] == 4999
+    assert len(kept) <= MOST_STEPS
+    assert kept[0] == 0
+    assert kept[-1] == 4999
     assert (kept >= 3750).sum() >= MOST_STEPS // 2 - 1
 
 
@@ -145,10 +153,12 @@ def test_the_end_of_every_named_curve_is_seen_and_grey_ones_are_one_artist():
     right = sheet.panels[1]
     low, high = right.get_ylim()
     ends = [line.get_ydata()[-1] for line in right.get_lines()]  # type: ignore[index]
-    assert len(ends) == 8 and all(low < end < high for end in ends)
+    assert len(ends) == 8
+    assert all(low < end < high for end in ends)
     assert [len(c.get_segments()) for c in right.collections if hasattr(c, "get_segments")] == [22]
     keys = [str(mark.get_label()) for mark in sheet.marks]
-    assert keys[0] == "arm_29" and "22 other arms" in keys
+    assert keys[0] == "arm_29"
+    assert "22 other arms" in keys
     sheet.settle()
     assert len(svg(sheet, "curves")) < 60_000
 
