@@ -5,7 +5,7 @@ Terminal, page, papers and CSV files are made from this record, and `judge --jso
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 
 class Taken(TypedDict):
@@ -51,7 +51,9 @@ class DifferenceRecord(TypedDict):
 
     arm: str
     reference: str
-    method: str | None  # t, rank: paired by seed; welch, rank-sum: unpaired; sigma: by a given σ; None: nothing
+    method: (
+        str | None
+    )  # t, rank: paired by seed; welch, rank-sum: unpaired; sigma: by a given σ; None: nothing
     n_arm: int
     n_reference: int
     mean: float | None
@@ -81,6 +83,9 @@ class Record(TypedDict):
     loss: str  # the judged column
     better: str  # lower or higher
     outcome: str  # what of a curve: `last val_loss`, in words
+    unit: NotRequired[
+        str
+    ]  # of the outcomes where it is not the loss: `steps` to a target, of which less is better
     step: str  # unit of the curve's steps; empty where there is no curve
     reference: str
     paired: bool
