@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ebc_lab import __version__
@@ -44,28 +45,33 @@ def judge(runs: pd.DataFrame | Paths | Sequence[Paths], **asked: Any) -> Judgeme
     Raises:
         UserError: it cannot be told which column is what, or a column does not hold what it is taken for.
     """
+    return judged(runs, Asked(**asked))
+
+
+def judged(runs: pd.DataFrame | Paths | Sequence[Paths], asked: Asked) -> Judgement:
+    """Return what `judge` does, with its options as one value."""
     import pandas as pd
 
     from .readers.reader import Source
 
-    options = checked(Asked(**asked))
+    check(asked)
     if isinstance(runs, pd.DataFrame):
         sources = [Source(runs, f"a frame of {len(runs):,} rows")]
     else:
         from .readers import read
 
         paths = [runs] if isinstance(runs, str | os.PathLike) else list(runs)
-        sources = read(paths, options)
-    chosen = [choose_columns(source, options) for source in sources]
-    made = joined([runs_of(source, columns, options) for source, columns in chosen])
+        sources = read([Path(path) for path in paths], asked)
+    chosen = [choose_columns(source, asked) for source in sources]
+    made = joined([runs_of(source, columns) for source, columns in chosen])
     what = [source.what for source in sources]
     notes = [note for source in sources for note in source.notes]
     taken = list({one["sentence"]: one for _, columns in chosen for one in columns.taken}.values())
-    return Judgement(made, _record(made, options, what, notes, taken))
+    return Judgement(made, _record(made, asked, what, notes, taken))
 
 
-def checked(asked: Asked) -> Asked:
-    """Return the options. Raises UserError where one of them cannot be."""
+def check(asked: Asked) -> None:
+    """Raise UserError where an option cannot be."""
     require(asked.better in ("", "lower", "higher"), f"--better is lower or higher, not {asked.better}.")
     require(asked.outcome in OUTCOMES, f"--outcome is {any_of(OUTCOMES)}, not {asked.outcome}.")
     require(asked.rule in ("", "track3"), f"--rule is track3, not {asked.rule}.")
@@ -76,7 +82,6 @@ def checked(asked: Asked) -> Asked:
     require(math.isfinite(asked.margin) and asked.margin >= 0, "--margin is a difference of at least 0.")
     number = asked.sigma in ("", "pooled") or _positive(asked.sigma)
     require(number, f"--sigma is pooled or a number above 0, not {asked.sigma}.")
-    return asked
 
 
 def _positive(text: str) -> bool:
@@ -199,7 +204,6 @@ def _record(
         "better": runs.better,
         "outcome": sentences.outcome_in_words(runs, asked),
         "step": runs.step_name,
-        **({"unit": f"{runs.step_name}s"} if asked.outcome == "target" else {}),
         "reference": reference,
         "paired": paired,
         "pairing": pairing,
@@ -217,6 +221,8 @@ def _record(
         "rule": sections.rule_section(judged, asked),
         "runs": _run_records(judged),
     }
+    if asked.outcome == "target":
+        record["unit"] = f"{runs.step_name}s"
     record["cautions"] = [
         *(Caution(kind="read", sentence=note, runs=[]) for note in notes),
         *of_lengths,
@@ -236,7 +242,9 @@ def reference_of(losses: outcomes.Losses, asked: Asked) -> str:
     arms = list(losses)
     if asked.reference:
         near = nearest(asked.reference, arms)
-        require(asked.reference in arms, f"there is no arm {asked.reference}{near}: there are {any_of(arms)}.")
+        require(
+            asked.reference in arms, f"there is no arm {asked.reference}{near}: there are {any_of(arms)}."
+        )
         return asked.reference
     names = {arm.lower(): arm for arm in arms}
     called = next((names[name] for name in BASELINES if name in names), "")
@@ -245,9 +253,7 @@ def reference_of(losses: outcomes.Losses, asked: Asked) -> str:
     return next((names[name] for name in COMMON_BASELINES if name in names), arms[0])
 
 
-def pairing_of(
-    runs: Runs, losses: Mapping[str, Mapping[str, float]], asked: Asked
-) -> tuple[bool, str]:
+def pairing_of(runs: Runs, losses: Mapping[str, Mapping[str, float]], asked: Asked) -> tuple[bool, str]:
     """Return whether seeds pair the runs of different arms, and why, in a sentence.
 
     Raises UserError where pairs are asked for and runs have no seeds."""
@@ -302,9 +308,7 @@ def in_order(losses: outcomes.Losses) -> list[str]:
 # -- rows of the record --------------------------------------------------------------------------------------
 
 
-def _arm_records(
-    runs: Runs, losses: Mapping[str, Mapping[str, float]], asked: Asked, *, turn: bool
-) -> list[ArmRecord]:
+def _arm_records(runs: Runs, losses: outcomes.Losses, asked: Asked, *, turn: bool) -> list[ArmRecord]:
     """Return a row for each arm, the best first: by mean, an arm with diverged runs behind those without."""
     table = runs.table
     varying = [name for name in runs.settings if table[name].map(str).nunique() > 1]

@@ -84,9 +84,7 @@ def _lengths(table: pd.DataFrame, asked: Asked) -> dict[str, float]:
     return {str(arm): float(asked.at.get(str(arm), asked.at.get("", x))) for arm, x in longest.items()}
 
 
-def _exchange(
-    rates: Mapping[str, steps.Exchange], reference: str, asked: Asked
-) -> tuple[float | None, str]:
+def _exchange(rates: Mapping[str, steps.Exchange], reference: str, asked: Asked) -> tuple[float | None, str]:
     """Return the loss that a step is worth, and whence it is: as given, else from the reference's lengths,
     else from those of the arm that has most."""
     if asked.exchange is not None:
