@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ARM_NAMES = (  # of equal weight within a line; those further down only where none of these is there
-    ("arm", "optimizer", "optim", "opt", "method", "algorithm", "algo", "variant", "treatment"),
+    ("arm", "optimizer", "optim", "opt", "method", "algorithm", "algo", "variant", "treatment", "recipe"),
     ("optimizer name", "optimizer type", "optim name", "experiment", "condition", "study"),
     ("group", "run group"),
     ("name", "run name", "run"),
@@ -57,6 +57,7 @@ SETTING_WORDS = re.compile(
     r"(^|\s)(lr|learning rate|weight decay|wd|momentum|beta\d?|betas|eps|epsilon|warmup|batch|dropout|schedule|"
     r"scheduler|decay|clip|width|depth|layers?|dim|heads?|model|dataset|rank|damping|hidden|delta|temperature)(\s|$)"
 )
+FIRST_LOOK = 1000  # rows that are looked at before all
 DETAILS = {"state", "notes", "user", "tags", "runtime", "sweep", "hostname", "commit", "git", "url", "id", "path"}
 
 
@@ -151,7 +152,7 @@ class _Search:
         free = [name for name in self.names if name not in {*self.used, *apart}]
         for tier in names:
             there = [n for n in free if plain(n) in tier] or [n for n in free if short(n) in tier]
-            there = [n for n in there if self.frame[n].notna().any()]
+            there = [n for n in there if self.says_anything(n)]
             if len(there) > 1:
                 there = [n for n in there if self.varies(n)] or there[:1]
             if len(there) > 1 and not self.agree(there):
@@ -162,10 +163,16 @@ class _Search:
                 return self.take(role, there[0], f"column {there[0]}, by its name")
         return ""
 
+    def says_anything(self, name: str) -> bool:
+        """Return whether a column has a value."""
+        values = self.frame[name]
+        return bool(values.iloc[:FIRST_LOOK].notna().any() or values.notna().any())
+
     def varies(self, name: str) -> bool:
         """Return whether a column has more than one value."""
         values = self.frame[name]
-        return bool((values != values.iloc[0]).any()) if len(values) else False
+        near = values.iloc[:FIRST_LOOK]
+        return bool((near != near.iloc[0]).any() or (values != near.iloc[0]).any()) if len(values) else False
 
     def agree(self, names: Sequence[str]) -> bool:
         """Return whether columns divide the rows alike, so that it does not matter which is taken."""
@@ -235,7 +242,7 @@ def _guess_loss(search: _Search) -> tuple[str, str]:
 
 def _percent(search: _Search, name: str) -> bool:
     """Return whether a column of text holds percentages."""
-    some = search.frame[name].dropna().head(20).astype(str)
+    some = search.frame[name].iloc[:FIRST_LOOK].dropna().head(20).astype(str)
     return len(some) > 0 and bool(some.str.fullmatch(r"\s*[-+]?[\d.]+\s*%\s*").all())
 
 

@@ -70,24 +70,15 @@ def runs_of(source: Source, columns: Columns, asked: Asked) -> Runs:
     worst = math.inf if columns.better == "lower" else -math.inf
     codes, keys = _runs_in(frame, columns)
     table = _table(frame, columns, codes, keys)
+    settings, cautions = _constant(frame, columns, codes, table)
     unit = plain(columns.step) if columns.step else ""
-    cautions: list[Caution] = []
     if columns.step:
-        logged = ~np.isnan(loss)
-        step = _numbers(frame, columns.step, "step")
-        _refuse_blank_steps(step, logged, columns)
-        kept = np.flatnonzero(logged)
-        chosen, cautions = repeated_steps(codes[kept], step[kept], loss[kept], list(table["run"]), unit)
-        kept = kept[chosen] if chosen is not None else kept
-        curves = _curves(codes[kept], step[kept], loss[kept])
-    else:
-        curves = pd.DataFrame({"run": codes[:0], "step": loss[:0], "loss": loss[:0]})
-    settings, cautions_of_settings = _constant(frame, columns, codes, table)
-    cautions = [*cautions, *cautions_of_settings]
-    if columns.step:
-        curves["loss"] = np.where(np.isfinite(curves["loss"]), curves["loss"], worst)
+        curves, repeats = _curves(frame, columns, codes, loss, list(table["run"]))
+        cautions += repeats
+        curves["loss"] = curves["loss"].where(np.isfinite(curves["loss"]), worst)
         table = _with_curves(table, curves, frame, columns, codes)
     else:
+        curves = pd.DataFrame({"run": codes[:0], "step": loss[:0], "loss": loss[:0]})
         table["outcome"] = loss
         table["chosen_by"] = _numbers(frame, columns.choose, "choose") if columns.choose else loss
     for name in ("outcome", "chosen_by"):
@@ -153,71 +144,77 @@ def _runs_in(frame: pd.DataFrame, columns: Columns) -> tuple[Any, list[str]]:
     apart. Where no step is there, every row is a run."""
     import numpy as np
 
-    _refuse_blank_arms(frame, columns)
     if not columns.step:
         return np.arange(len(frame)), []
-    keys = [name for name in (columns.run, columns.arm) if name] if columns.run else [columns.arm]
-    if not columns.run:
-        keys += [name for name in (columns.seed,) if name]
-        varying = [name for name in columns.settings if not _follows_steps(frame, name, keys, columns)]
-        keys += varying
+    if columns.run:
+        keys = list(dict.fromkeys([columns.run, columns.arm]))
+        return _numbered(frame, keys), keys
+    keys = [name for name in (columns.arm, columns.seed) if name]
+    keys += [name for name in columns.settings if not _follows_steps(frame, name, keys, columns)]
     return _numbered(frame, keys), keys
 
 
 def _numbered(frame: pd.DataFrame, keys: Sequence[str]) -> Any:
-    """Return a number for each row: equal where the keys are, from 0 in the order of first rows."""
+    """Return a number for each row: equal where the keys are, from 0 in the order of first rows. Rows of a run
+    mostly stand together, and then only the first of them is looked up."""
     import numpy as np
     import pandas as pd
 
-    combined: Any = np.zeros(len(frame), dtype=np.int64)
+    changed = np.zeros(len(frame), dtype=bool)
+    changed[0] = True
     for key in keys:
-        codes = _codes(frame[key])
-        combined = combined * (int(codes.max(initial=0)) + 2) + codes + 1
-        if len(keys) > 1:
-            combined = pd.factorize(combined)[0].astype(np.int64)
-    return pd.factorize(combined)[0].astype(np.int64)
+        changed[1:] |= _changes(frame[key])
+    starts = np.flatnonzero(changed)
+    combined: Any = np.zeros(len(starts), dtype=np.int64)
+    for key in keys:
+        codes = pd.factorize(frame[key].iloc[starts])[0].astype(np.int64)
+        combined = pd.factorize(combined * (int(codes.max()) + 2) + codes + 1)[0].astype(np.int64)
+    return np.repeat(combined, np.diff(starts, append=len(frame)))
 
 
-def _codes(values: pd.Series) -> Any:
+def _changes(values: pd.Series) -> Any:
+    """Return for each row but the first whether its value is another than that of the row before."""
     import numpy as np
     import pandas as pd
 
     if isinstance(values.dtype, pd.CategoricalDtype):
-        return values.cat.codes.to_numpy().astype(np.int64)
-    return pd.factorize(values)[0].astype(np.int64)
+        codes = values.cat.codes.to_numpy()
+        return codes[1:] != codes[:-1]
+    plain_values = values.to_numpy() if values.dtype.kind in "iufb" else values.to_numpy(dtype=object)
+    changed = np.asarray(plain_values[1:] != plain_values[:-1], dtype=bool)
+    if changed.any() and values.hasnans:
+        blank = values.isna().to_numpy()
+        changed &= ~(blank[1:] & blank[:-1])
+    return changed
 
 
 def _follows_steps(frame: pd.DataFrame, name: str, keys: Sequence[str], columns: Columns) -> bool:
     """Return whether a column is a course within runs, as a logged learning rate is, and no setting: without
     it no two rows of a run have the same step, though it varies there."""
-    import numpy as np
-    import pandas as pd
-
     codes = _numbered(frame, keys)
-    if not _varies_within(_codes(frame[name]), codes):
-        return False
-    step = pd.factorize(frame[columns.step])[0].astype(np.int64)
-    both = codes * (int(step.max(initial=0)) + 1) + step
-    return len(pd.unique(both)) == len(both)
+    return _varies_within(frame[name], codes) and not bool(
+        frame[[columns.step]].assign(run=codes).duplicated().any()
+    )
 
 
-def _varies_within(values: Any, codes: Any) -> bool:
+def _varies_within(values: pd.Series, codes: Any) -> bool:
     """Return whether some run has two values."""
     import numpy as np
 
-    first = np.full(int(codes.max(initial=0)) + 1, -2, dtype=np.int64)
-    first[codes[::-1]] = values[::-1]
-    return bool((values != first[codes]).any())
+    if not (_changes(values) & (codes[1:] == codes[:-1])).any() and (np.diff(codes) >= 0).all():
+        return False
+    several = values.astype("category").cat.codes.groupby(codes).nunique()
+    return bool((several > 1).any())
 
 
-def _refuse_blank_arms(frame: pd.DataFrame, columns: Columns) -> None:
+def _refuse_blank_arms(table: pd.DataFrame, first: Any, columns: Columns) -> None:
     import numpy as np
 
-    blank = np.flatnonzero(frame[columns.arm].isna().to_numpy())
+    blank = np.flatnonzero(table["arm"].isna().to_numpy())
     require(
         not len(blank),
-        f"{len(blank)} rows have no value in column {columns.arm}, which names the arm (the first is row "
-        f"{(blank[0] if len(blank) else 0) + 1}): fill it in, or leave the rows out.",
+        f"{len(blank)} {'runs' if columns.step else 'rows'} have no value in column {columns.arm}, which names the "
+        f"arm (the first is row {(first[blank[0]] if len(blank) else 0) + 1}): fill it in, or leave the rows out.",
     )
 
 
@@ -231,6 +228,7 @@ def _table(frame: pd.DataFrame, columns: Columns, codes: Any, keys: Sequence[str
     rows = frame.iloc[first].reset_index(drop=True)
     table = pd.DataFrame(index=pd.RangeIndex(len(first)))
     table["arm"] = rows[columns.arm].map(_text).astype(object)
+    _refuse_blank_arms(table, first, columns)
     table["seed"] = rows[columns.seed].map(_text).astype(object) if columns.seed else None
     table["run"] = _names(rows, columns, keys, table)
     place = next((name for name in ("source", "file") if name in rows), "")
@@ -289,7 +287,7 @@ def _constant(
     frame: pd.DataFrame, columns: Columns, codes: Any, table: pd.DataFrame
 ) -> tuple[tuple[str, ...], list[Caution]]:
     """Return the settings that do not vary within a run, and a caution about the others."""
-    varying = [name for name in columns.settings if _varies_within(_codes(frame[name]), codes)]
+    varying = [name for name in columns.settings if _varies_within(frame[name], codes)]
     kept = tuple(_setting_name(name) for name in columns.settings if name not in varying)
     table.drop(columns=[_setting_name(name) for name in varying], inplace=True)
     if not varying:
@@ -302,16 +300,22 @@ def _constant(
 # -- curves --------------------------------------------------------------------------------------------------
 
 
-def _curves(run: Any, step: Any, loss: Any) -> pd.DataFrame:
-    """Return curves by run and step; what is in order already is not sorted again."""
+def _curves(
+    frame: pd.DataFrame, columns: Columns, codes: Any, loss: Any, names: Sequence[str]
+) -> tuple[pd.DataFrame, list[Caution]]:
+    """Return the curves by run and step, without the rows that logged no loss, and what was met."""
     import numpy as np
     import pandas as pd
 
-    ordered = len(run) < 2 or bool(((run[1:] > run[:-1]) | ((run[1:] == run[:-1]) & (step[1:] >= step[:-1]))).all())
-    if not ordered:
-        order = np.lexsort((step, run))
-        run, step, loss = run[order], step[order], loss[order]
-    return pd.DataFrame({"run": run, "step": step, "loss": loss}, copy=False)
+    step = _numbers(frame, columns.step, "step")
+    logged = ~np.isnan(loss)
+    _refuse_blank_steps(step, logged, columns)
+    if not logged.all():
+        codes, step, loss = codes[logged], step[logged], loss[logged]
+    rows, cautions = repeated_steps(codes, step, loss, names, plain(columns.step))
+    if rows is not None:
+        codes, step, loss = codes[rows], step[rows], loss[rows]
+    return pd.DataFrame({"run": codes, "step": step, "loss": loss}), cautions
 
 
 def _with_curves(

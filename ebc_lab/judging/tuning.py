@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 
 ERRORS = 2  # standard errors in the upper limit by which a configuration is chosen
 MOST_BUDGETS = 50  # of how many budgets k the expected best is given
-LEARNING_RATES = {"lr", "learning_rate", "learningrate", "base_lr", "max_lr", "peak_lr", "peak_learning_rate"}
+LEARNING_RATE = re.compile(r"(.*[./_])?(lr|learning_?rate)(_init|_max|_peak)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Configuration:
     """One configuration of an arm: its settings by name, as the source has them, and of each of its runs, by
-    seed or by name, the loss that chooses and the loss that is reported (lower is better, infinite if the run
+    seed or by number, the loss that chooses and the loss that is reported (lower is better, infinite if it
     diverged). `rows`: the runs' numbers in the table that they come from."""
 
     settings: Mapping[str, Any]
@@ -121,13 +121,13 @@ def configurations_of(
 ) -> dict[str, list[Configuration]]:
     """Return each arm's configurations in the order of their first runs.
 
-    `table`: a row a run, with columns arm, run, seed, outcome, chosen_by and those named in `settings`.
+    `table`: a row a run, with columns arm, seed, outcome, chosen_by and those named in `settings`.
     `higher`: whether larger outcomes are better; their signs are turned. Runs go by seed where each run of
-    the table has one and no configuration has one twice, and by name otherwise.
+    the table has one and no configuration has one twice, and by number otherwise.
     """
     by = ["arm", *settings]
     seeds = table["seed"].notna().all() and not table.duplicated([*by, "seed"]).any()
-    keys = table["seed" if seeds else "run"].astype(str).tolist()
+    keys = table["seed"].tolist() if seeds else [str(i) for i in range(len(table))]
     sign = -1.0 if higher else 1.0
     choosing, outcomes = ((sign * table[name]).tolist() for name in ("chosen_by", "outcome"))
     arms, *values = (table[name].tolist() for name in by)
@@ -153,8 +153,8 @@ def tuning_of(
     """Return what the configurations of each arm show of its tuning, or None if no arm has two.
 
     `chosen_by`, `reported`: names of the losses that choose and that are reported. `lr`: the setting that is
-    the learning rate; empty: the only one with such a name. `within`: the window's height, in the unit of the
-    choosing loss.
+    the learning rate; empty: the only one with such a name that varies. `within`: the window's height, in the
+    unit of the choosing loss.
 
     The chosen configuration of an arm is the only one of which the runs are compared with another arm's; all
     others are tuning, even if they have as many runs. It is the one with the lowest upper limit of the
@@ -348,13 +348,12 @@ def _edges(tried: Sequence[Configuration], best: int) -> list[Edge]:
     found: list[Edge] = []
     for name in tried[best].settings:
         values = _numbers(tried, name)
-        value = values.get(best)
-        if value is None:
+        value, different = values.get(best), len(set(values.values()))
+        if value is None or different < 2:
             continue
         end = _end(value, values.values())
         beside = _end(value, [x for i, x in values.items() if _alike(tried[i], tried[best], name)])
         if end or beside:
-            different = len(set(values.values()))
             found.append({"setting": name, "value": value, "values": different, "end": end, "beside": beside})
     return found
 
@@ -396,12 +395,12 @@ def _window(
 ) -> Window | None:
     """Return the window of the learning rate around its best value, from configurations that are like the
     best one in every other setting; None if they have fewer than two rates above 0, or if none is known."""
-    settings = tried[best].settings
-    named = [lr] if lr else [x for x in settings if re.split(r"[./]", x)[-1].lower() in LEARNING_RATES]
-    if len(named) != 1:
+    named = [lr] if lr else [x for x in tried[best].settings if LEARNING_RATE.fullmatch(x)]
+    varied = {x: rates for x in named if len(set((rates := _numbers(tried, x)).values())) > 1}
+    if len(varied) != 1:
         return None
-    rates = _numbers(tried, named[0])
-    like = {x: losses[i] for i, x in rates.items() if x > 0 and _alike(tried[i], tried[best], named[0])}
+    [(name, rates)] = varied.items()
+    like = {x: losses[i] for i, x in rates.items() if x > 0 and _alike(tried[i], tried[best], name)}
     return window(like, within) if len(like) > 1 else None
 
 

@@ -245,11 +245,27 @@ def test_the_window_is_that_of_the_learning_rate_with_other_settings_as_chosen()
     assert tuning_of({"arm": tried([2.0], [1.9], setting="eta")})["arms"]["arm"]["window"] is None
 
 
-def test_configurations_come_from_a_table_by_seed_or_where_seeds_repeat_by_run():
+@pytest.mark.parametrize(
+    ("rates", "known"),
+    [
+        (("max_learning_rate",), True),
+        (("optim/lr",), True),
+        (("learning_rate_init",), True),
+        (("lr", "min_lr"), False),  # which of the two is not guessed
+        (("color",), False),
+    ],
+)
+def test_the_learning_rate_is_known_by_its_name(rates, known):
+    fixed = {"learning_rate": "constant", "warmup_lr": 1e-6}
+    arm = [Configuration({**dict.fromkeys(rates, x), **fixed}, {"0": (2 * x, x)}) for x in (0.1, 0.2)]
+    found = tuning_of({"arm": arm}, within=0.1)["arms"]["arm"]["window"]
+    assert (found is not None) == known
+
+
+def test_configurations_come_from_a_table_by_seed_or_where_seeds_repeat_by_number():
     table = pd.DataFrame(
         {
             "arm": ["adam", "adam", "adam", "sgd", "lion"],
-            "run": ["w", "x", "y", "z", "zz"],
             "seed": ["0", "0", "1", "0", "0"],
             "lr": [1.0, 2.0, 2.0, math.nan, math.nan],
             "outcome": [0.5, 0.6, 0.7, -INF, 0.8],
@@ -265,7 +281,7 @@ def test_configurations_come_from_a_table_by_seed_or_where_seeds_repeat_by_run()
     assert found["lion"][0].rows == (4,)
     assert tuning_of(found)["arms"]["sgd"]["chosen"]["settings"] == {"lr": None}
     table["seed"] = "0"
-    assert [list(c.runs) for c in configurations_of(table, ["lr"])["adam"]] == [["w"], ["x", "y"]]
+    assert [list(c.runs) for c in configurations_of(table, ["lr"])["adam"]] == [["0"], ["1", "2"]]
     assert len(configurations_of(table, [])["adam"]) == 1
 
 

@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ebc_lab.config.errors import UserError, require, shown
 
@@ -28,10 +28,11 @@ STEP_NAMES = re.compile(
     re.IGNORECASE,
 )
 # words of columns that are a metric, a setting or a count, and so no run's name
-KNOWN_WORDS = frozenset(
-    "loss acc accuracy ppl perplexity bpb bpc error err score metric reward f1 bleu rouge mse rmse mae nll ce auc "
-    "seed lr learning rate wd decay batch size step steps iter iteration epoch tokens time wall runtime timestamp "
-    "train training val valid validation test eval dev norm grad mean std min max memory gpu planned run".split()
+KNOWN_WORD = re.compile(
+    r"(loss|acc|accuracy|ppl|perplexity|bpb|bpc|error|err|score|metric|reward|f1|bleu|rouge|mse|rmse|mae|nll|ce|"
+    r"auc|seed|lr|learning|rate|wd|decay|batch|size|steps?|iter|iteration|epoch|tokens|time|wall|runtime|timestamp|"
+    r"train|training|val|valid|validation|test|eval|dev|norm|grad|mean|std|min|max|memory|gpu|planned|run)\d*",
+    re.IGNORECASE,
 )
 
 
@@ -45,13 +46,7 @@ class Delimited(Reader):
 
     def read(self, path: Path, asked: Asked) -> Source:
         frame, notes = read_table(path)
-        long, wide_note = made_long(frame, asked, str(path))
-        return Source(
-            long,
-            f"CSV file {path.name}",
-            roles={"run": "run", "arm": "arm"} if wide_note else {},
-            notes=[*notes, *([wide_note] if wide_note else [])],
-        )
+        return table_source(frame, asked, path, "CSV file", notes)
 
 
 READER = Delimited()
@@ -92,7 +87,7 @@ def read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
     rows, mark, point = first_rows(path)
     names = [name.strip().removeprefix("\ufeff") for name in rows[0]]
     _check_names(names, path)
-    format_of_cells = {
+    format_of_cells: Any = {
         "sep": mark,
         "decimal": point,
         "header": 0,
@@ -116,12 +111,22 @@ def read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
         raise UserError(f"{path} is damaged: {why}") from error
     require(len(frame) > 0, f"{path} has names of columns and no rows")
     notes = []
-    frame = logged(frame)
-    if "" in names and (frame["index"].to_numpy() == range(len(frame))).all():
-        if any(STEP_NAMES.fullmatch(name) for name in names if name):
-            frame = frame.drop(columns="index")
-            notes.append(f"The first column of {path.name} has no name and counts its rows: left out.")
+    has_steps = any(STEP_NAMES.fullmatch(name) for name in names if name)
+    if "" in names and has_steps and (frame["index"].to_numpy() == range(len(frame))).all():
+        frame = frame.drop(columns="index")
+        notes.append(f"The first column of {path.name} has no name and counts its rows: left out.")
     return frame, notes
+
+
+def table_source(
+    frame: pd.DataFrame, asked: Asked, path: Path, what: str, notes: Sequence[str] = ()
+) -> Source:
+    """Return what a table's rows are, long or wide."""
+    long, metric, note = made_long(logged(frame), asked, str(path))
+    roles = {"run": "run", "arm": "arm", "loss": metric} if metric else {}
+    if metric and "seed" in long:
+        roles["seed"] = "seed"
+    return Source(long, f"{what} {path.name}", roles=roles, notes=[*notes, *([note] if note else [])])
 
 
 def logged(frame: pd.DataFrame) -> pd.DataFrame:
@@ -132,21 +137,23 @@ def logged(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def made_long(frame: pd.DataFrame, asked: Asked, where: str) -> tuple[pd.DataFrame, str]:
-    """Return a table with a row an evaluation, and a note where it was made so from one with a column a run.
+def made_long(frame: pd.DataFrame, asked: Asked, where: str) -> tuple[pd.DataFrame, str, str]:
+    """Return a table with a row an evaluation. Where it was made so from one with a column a run: the name of
+    what the columns hold, and a note.
 
     A table has a column for each run where it has a column of steps, all others are numbers, and their names,
-    without a metric's name that all of them share, are no names of metrics or settings. With `--loss`, columns
-    whose names begin or end with it are the runs.
+    without a metric's name that all of them share, are no names of metrics or settings. With `--loss`, the
+    columns whose names begin or end with it are the runs.
 
     Raises UserError: nothing but numbers under names that nobody knows, and no column of steps.
     """
+    import numpy as np
     import pandas as pd
     from pandas.api.types import is_numeric_dtype
 
     names = list(frame.columns)
     if asked.loss in names:
-        return frame, ""
+        return frame, "", ""
     steps = [asked.step] if asked.step in names else [name for name in names if STEP_NAMES.fullmatch(name)]
     others = [name for name in names if name not in steps]
     if asked.loss:
@@ -156,43 +163,47 @@ def made_long(frame: pd.DataFrame, asked: Asked, where: str) -> tuple[pd.DataFra
         runs, metric = _runs_of_columns(others)
     numeric = all(is_numeric_dtype(frame[name]) for name in (runs if asked.loss else others))
     if len(runs) < 2 or not numeric:
-        return frame, ""
+        return frame, "", ""
     require(
         len(steps) > 0,
-        f"{where}: is each column a run, or a metric? Name the column of steps by --step, or that of the loss by "
-        f"--loss; its columns are {shown(', '.join(names))}",
+        f"{where}: is each column a run, or a metric? Name the column of steps by --step, or that of the "
+        f"loss by --loss; its columns are {shown(', '.join(names))}",
     )
     step = asked.step or steps[0]
     split = split_names(list(runs.values()))
     kept = [frame[name].notna().to_numpy() for name in runs]
     counts = [int(mask.sum()) for mask in kept]
-    table = pd.DataFrame({"run": list(runs.values()), "arm": [arm or "all runs" for arm, _ in split]}, dtype=object)
+    table = pd.DataFrame(
+        {"run": list(runs.values()), "arm": [arm or "all runs" for arm, _ in split]}, dtype=object
+    )
     for key in dict.fromkeys(key for _, told in split for key in told if key != "run"):
         table[key] = [told.get(key) for _, told in split]
-    import numpy as np
-
     long = table.loc[np.repeat(range(len(runs)), counts)].reset_index(drop=True)
     long[step] = np.concatenate([frame[step].to_numpy()[mask] for mask in kept])
-    long[metric] = np.concatenate([frame[name].to_numpy(float)[mask] for name, mask in zip(runs, kept, strict=True)])
-    return long, f"{where} has a column for each of {len(runs)} runs: {metric} by {step}."
+    long[metric] = np.concatenate(
+        [frame[name].to_numpy(float)[mask] for name, mask in zip(runs, kept, strict=True)]
+    )
+    return long, metric, f"{where} has a column for each of {len(runs)} runs: {metric} by {step}."
 
 
 def _runs_of_columns(names: Sequence[str]) -> tuple[dict[str, str], str]:
-    """Return column -> run, and the metric that the columns share. Nothing where one is a metric or a setting."""
-    words = [re.split(r"(\s-\s|[_/.:\s-])", name) for name in names]  # words, with what separates them between
+    """Return column -> run, and the metric that they share. No runs where one is a metric or a setting."""
+    words = [
+        re.split(r"(\s-\s|[_/.:\s-])", name) for name in names
+    ]  # words, with what separates them between
     shared = 0
     while (
         len(names) > 1
         and all(len(each) >= 2 * shared + 3 for each in words)
         and len({each[-1 - 2 * shared] for each in words}) == 1
-        and words[0][-1 - 2 * shared].lower() in KNOWN_WORDS
+        and KNOWN_WORD.fullmatch(words[0][-1 - 2 * shared])
     ):
         shared += 1
     metric = "".join(words[0][-(2 * shared - 1) :]) if shared else "loss"
     runs = {name: "".join(each[: len(each) - 2 * shared]) for name, each in zip(names, words, strict=True)}
     for run in runs.values():
         rest = split_name(run)[0]
-        if any(word.lower().rstrip("0123456789") in KNOWN_WORDS for word in re.split(r"[^A-Za-z0-9]+", rest)):
+        if any(KNOWN_WORD.fullmatch(word) for word in re.split(r"[^A-Za-z0-9]+", rest)):
             return {}, metric
     return runs, metric
 
@@ -207,10 +218,10 @@ def _without(name: str, metric: str) -> str | None:
 
 
 class _Logged(io.RawIOBase):
-    """A file in which each cell `nan` is `inf`, as long as it was read: pandas takes both `nan` and an empty cell
-    for missing, and only the second is."""
+    """A file in whose text each cell `nan` is `inf`: pandas takes both `nan` and an empty cell for missing,
+    and only the second is."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.first = True
 
@@ -248,8 +259,8 @@ def _mentions_nan(path: Path) -> bool:
     return False
 
 
-def _opened(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
+def _opened(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def _decoded(head: bytes, path: Path) -> str:
@@ -286,7 +297,7 @@ def _check_names(names: Sequence[str], path: Path) -> None:
     numbers = [name for name in names if re.fullmatch(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?", name)]
     require(
         2 * len(numbers) <= len(names),
-        f"{path}: its first row, {shown(', '.join(names))}, is of numbers: it needs a row with the columns' names",
+        f"{path}: its first row, {shown(', '.join(names))}, is of numbers: write the columns' names above it",
     )
     for name in names:
         require(names.count(name) == 1, f"{path} has two columns called {shown(name)}: rename one of them")

@@ -11,7 +11,7 @@ from typing import Any
 from ebc_lab.config.errors import UserError, require, shown
 
 from ..asked import Asked
-from .delimited import STEP_NAMES, logged, made_long
+from .delimited import STEP_NAMES, table_source
 from .reader import Reader, Source
 
 ENDINGS = (".jsonl", ".ndjson", ".json")
@@ -36,14 +36,7 @@ class JsonLines(Reader):
 
         records, notes = _records(path)
         rows = [row for record in records for row in _exploded(_flat(record), path)]
-        frame = pd.DataFrame.from_records(rows)
-        long, note = made_long(logged(frame), asked, str(path))
-        return Source(
-            long,
-            f"JSON file {path.name}",
-            roles={"run": "run", "arm": "arm"} if note else {},
-            notes=[*notes, *([note] if note else [])],
-        )
+        return table_source(pd.DataFrame.from_records(rows), asked, path, "JSON file", notes)
 
 
 READER = JsonLines()
@@ -106,29 +99,32 @@ def _flat(record: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 def _exploded(row: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     """Return a record whose lists are a curve as a row a step; other lists are text.
 
-    Lists are a curve where all lists of numbers in the record are as long as one that is called as steps are, or,
-    where none is, there is one list of numbers and it is called as a loss: its steps count from 1.
+    Lists of numbers are a curve where one of them is called as steps are; or, where neither a list nor a
+    value is, where one of them is called a loss: its steps count from 1.
+
+    Raises UserError: the lists of a curve have different lengths.
     """
-    lists = {name: value for name, value in row.items() if isinstance(value, list) and _numbers(value)}
+    same = {name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}
+    lists = {name: value for name, value in row.items() if _numbers(value)}
     steps = [name for name in lists if STEP_NAMES.fullmatch(name)]
-    if not lists:
-        return [{name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}]
-    curve = [name for name in lists if name in steps or "loss" in name.lower() or len(steps) > 0]
-    lengths = {len(lists[name]) for name in curve}
+    curve = [name for name in lists if steps or "loss" in name.lower()]
     if not steps and (len(curve) != 1 or any(STEP_NAMES.fullmatch(name) for name in row)):
-        return [{name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}]
+        return [same]
+    lengths = {len(lists[name]) for name in curve}
     require(
         len(lengths) == 1,
-        f"{path}: the lists {shown(', '.join(curve))} of a record have different lengths: write a record a step",
+        f"{path}: lists {shown(', '.join(curve))} of a record have different lengths: write a record a step",
     )
-    same = {name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}
     count = lengths.pop()
     counted = {} if steps else {"step": list(range(1, count + 1))}
     columns = {**counted, **{name: lists[name] for name in curve}}
     return [{**same, **{name: values[n] for name, values in columns.items()}} for n in range(count)]
 
 
-def _numbers(values: list[Any]) -> bool:
-    return len(values) > 0 and all(
-        value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values
+def _numbers(value: object) -> bool:
+    """Return whether a value is a list of numbers, with null where nothing was logged."""
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(each is None or type(each) in (int, float) for each in value)
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from ebc_lab.config.errors import UserError
 
 from ..asked import Asked
-from .delimited import logged, made_long
+from .delimited import table_source
 from .reader import Reader, Source
 
 
@@ -34,13 +34,7 @@ class Parquet(Reader):
         if any(name is not None for name in frame.index.names):
             frame = frame.reset_index()
         frame.columns = frame.columns.astype(str)
-        long, note = made_long(logged(frame), asked, str(path))
-        return Source(
-            long,
-            f"Parquet file {path.name}",
-            roles={"run": "run", "arm": "arm"} if note else {},
-            notes=[note] if note else [],
-        )
+        return table_source(frame, asked, path, "Parquet file")
 
 
 READER = Parquet()

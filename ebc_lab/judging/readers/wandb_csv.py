@@ -1,4 +1,4 @@
-"""What the site of Weights & Biases exports as CSV: a chart (columns a run), or the table of runs (a row a run)."""
+"""What the site of Weights & Biases exports as CSV: a chart, with columns a run, or the table of runs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from ebc_lab.config.errors import UserError, any_of, require, shown
 
 from ..asked import Asked
-from .delimited import ENDING, first_rows, read_table
+from .delimited import ENDING, first_rows, logged, read_table
 from .names import split_names
 from .reader import Reader, Source
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 SPREAD = re.compile(r"(.*)__(MIN|MAX)")
 # columns that the table of runs has whatever was logged, besides Name
@@ -55,6 +55,7 @@ def _chart(path: Path, asked: Asked) -> Source:
     import pandas as pd
 
     frame, notes = read_table(path)
+    frame = logged(frame)
     step = str(frame.columns[0])
     values: dict[str, dict[str, str]] = {}  # run -> metric -> column
     for column in frame.columns[1:]:
@@ -69,7 +70,9 @@ def _chart(path: Path, asked: Asked) -> Source:
     )
     parts, names = [], list(values)
     for run, columns in values.items():
-        part = pd.DataFrame({step: frame[step], **{metric: frame[column] for metric, column in columns.items()}})
+        part = pd.DataFrame(
+            {step: frame[step], **{metric: frame[column] for metric, column in columns.items()}}
+        )
         kept = part[list(set(columns) - {"_step"}) or list(columns)].notna().any(axis=1)
         parts.append(part[kept].assign(run=run))
     long = pd.concat(parts, ignore_index=True)
@@ -84,14 +87,14 @@ def _chart(path: Path, asked: Asked) -> Source:
                 binned += int(np.sum((frame[f"{column}__MIN"] < frame[f"{column}__MAX"]).to_numpy()))
     if binned:
         notes.append(
-            f"{path.name}: {binned:,} points are means of several values (their __MIN and __MAX differ): W&B drew "
-            "bins or groups of runs, so they are not what was logged; export single runs, or the history by its API."
+            f"{path.name}: {binned:,} points are means of several values (their __MIN and __MAX differ): W&B "
+            "drew bins or groups of runs, and not what was logged; export single runs, or their history."
         )
     return Source(
         long,
         f"W&B chart of {any_of(drawn or metrics)} with {len(values)} runs",
         roles={"run": "run", "arm": "arm", "step": step} | _seed(split) | _loss(drawn, asked),
-        settings=[key for key in long if key not in {step, "run", "arm", "seed", *metrics}],
+        settings=[key for key in map(str, long) if key not in {step, "run", "arm", "seed", *metrics}],
         notes=notes,
     )
 
@@ -99,15 +102,20 @@ def _chart(path: Path, asked: Asked) -> Source:
 def _table(path: Path) -> Source:
     """Return the table of runs. Runs of one name are told apart by a number behind it."""
     frame, notes = read_table(path)
+    frame = logged(frame)
     names = frame["Name"].astype(str)
     again = names.groupby(names).cumcount()
     if (again > 0).any():
-        notes.append(f"{path.name}: runs of one name have a number behind it here, such as {names[again > 0].iloc[0]} (2).")
+        notes.append(
+            f"{path.name}: runs of one name get a number behind it, such as {names[again > 0].iloc[0]} (2)."
+        )
     frame["Name"] = names.where(again == 0, names + " (" + (again + 1).astype(str) + ")")
     roles = {"run": "Name"} | ({"started": "Created"} if "Created" in frame else {})
-    unfinished = frame["State"].isin(["running", "crashed", "failed", "killed"]) if "State" in frame else []
-    if sum(unfinished):
-        notes.append(f"{path.name}: {sum(unfinished)} runs are crashed, failed, killed or running, and are kept.")
+    unfinished = (
+        int(frame["State"].isin(["running", "crashed", "failed", "killed"]).sum()) if "State" in frame else 0
+    )
+    if unfinished:
+        notes.append(f"{path.name}: {unfinished} runs are crashed, failed, killed or running, and are kept.")
     lower = {str(name).lower() for name in frame}
     split = dict(zip(names, split_names(list(names)), strict=True))
     if "seed" not in lower and all("seed" in told for _, told in split.values()):

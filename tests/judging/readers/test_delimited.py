@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging.asked import Asked
 from ebc_lab.judging.readers.delimited import READER
@@ -19,7 +20,9 @@ def written(folder: Path, text: str, name: str = "runs.csv") -> Path:
 
 
 @pytest.mark.parametrize("word", ["nan", "NaN", "inf", "-inf", "Infinity", '"nan"', "-nan", " nan"])
-def test_what_was_logged_and_is_not_finite_is_inf_and_an_empty_cell_is_missing(tmp_path: Path, word: str) -> None:
+def test_what_was_logged_and_is_not_finite_is_inf_and_an_empty_cell_is_missing(
+    tmp_path: Path, word: str
+) -> None:
     text = f"arm,val_loss,step\nadam,2.5,1\nadam,{word},2\nadam,,3\nnancy,1,4\n"
     frame = READER.read(written(tmp_path, text), Asked()).frame
     assert list(frame.val_loss)[:2] == [2.5, math.inf]
@@ -59,7 +62,7 @@ def test_gzip_quoted_line_ends_and_percentages(tmp_path: Path) -> None:
     path = tmp_path / "runs.csv.gz"
     path.write_bytes(gzip.compress(b'arm,note,acc\nadam,"two\nlines",84.2%\nmuon,,85%\n'))
     frame = READER.read(path, Asked()).frame
-    assert list(frame.note)[0] == "two\nlines"
+    assert frame.note[0] == "two\nlines"
     assert list(frame.acc) == ["84.2%", "85%"]
 
 
@@ -77,7 +80,8 @@ def test_a_column_a_run_is_made_long(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "header", ["step,train_loss,val_loss", "step,val_loss,lr", "step,seed,adam", "step,loss1,loss2", "epoch,acc,adam"]
+    "header",
+    ["step,train_loss,val_loss", "step,val_loss,lr", "step,seed,adam", "step,loss1,loss2", "epoch,acc,adam"],
 )
 def test_metrics_are_not_taken_for_runs(tmp_path: Path, header: str) -> None:
     frame = READER.read(written(tmp_path, f"{header}\n1,2,3\n2,2,3\n"), Asked()).frame
@@ -94,7 +98,12 @@ def test_a_metric_that_all_columns_share_is_the_loss(tmp_path: Path) -> None:
 def test_loss_chooses_among_the_metrics_of_a_wide_table(tmp_path: Path) -> None:
     path = written(tmp_path, "step,adam_train_loss,adam_val_loss,muon_train_loss,muon_val_loss\n1,2,3,4,5\n")
     frame = READER.read(path, Asked(loss="val_loss")).frame
-    assert frame.to_dict("list") == {"run": ["adam", "muon"], "arm": ["adam", "muon"], "step": [1, 1], "val_loss": [3, 5]}
+    assert frame.to_dict("list") == {
+        "run": ["adam", "muon"],
+        "arm": ["adam", "muon"],
+        "step": [1, 1],
+        "val_loss": [3, 5],
+    }
 
 
 @pytest.mark.parametrize(
@@ -102,7 +111,7 @@ def test_loss_chooses_among_the_metrics_of_a_wide_table(tmp_path: Path) -> None:
     [
         ("", "is empty"),
         ("arm,val_loss\n", "no rows"),
-        ("1,2,3\n4,5,6\n", "a row with the columns' names"),
+        ("1,2,3\n4,5,6\n", "write the columns' names above it"),
         ("arm,loss,loss\nadam,1,2\n", "two columns called loss"),
         ("adam,muon\n1,2\n3,4\n", "--step"),
         ("arm;a;b\nx;1,5;2.5\n", "decimal comma"),

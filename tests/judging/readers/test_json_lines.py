@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging.asked import Asked
 from ebc_lab.judging.readers.json_lines import READER
@@ -19,7 +20,11 @@ def written(folder: Path, text: str, name: str = "runs.jsonl") -> Path:
 
 
 def test_nested_objects_and_nan(tmp_path: Path) -> None:
-    rows = [{"run": "a", "eval": {"loss": 2.5}}, {"run": "b", "eval": {"loss": math.nan}}, {"run": "c", "eval": {}}]
+    rows = [
+        {"run": "a", "eval": {"loss": 2.5}},
+        {"run": "b", "eval": {"loss": math.nan}},
+        {"run": "c", "eval": {}},
+    ]
     frame = READER.read(written(tmp_path, "\n".join(map(json.dumps, rows))), Asked()).frame
     assert list(frame) == ["run", "eval/loss"]
     assert list(frame["eval/loss"])[:2] == [2.5, math.inf]
@@ -46,7 +51,9 @@ def test_lists_of_steps_and_losses_are_a_curve(tmp_path: Path) -> None:
 
 
 def test_one_list_of_losses_counts_its_steps(tmp_path: Path) -> None:
-    frame = READER.read(written(tmp_path, '{"arm": "adam", "losses": [3, 2, 1], "betas": [0.9, 0.95]}'), Asked()).frame
+    frame = READER.read(
+        written(tmp_path, '{"arm": "adam", "losses": [3, 2, 1], "betas": [0.9, 0.95]}'), Asked()
+    ).frame
     assert list(frame.step) == [1, 2, 3]
     assert list(frame.losses) == [3, 2, 1]
     assert list(frame.betas) == ["[0.9, 0.95]"] * 3

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging.asked import Asked
 from ebc_lab.judging.readers.logs import READER
@@ -30,7 +31,7 @@ def test_lines_that_match_are_rows_and_the_others_are_counted(tmp_path: Path) ->
         "loss": [10.82584, 5.30619, math.inf],
     }
     assert source.roles == {"step": "step", "planned": "planned", "loss": "loss"}
-    assert source.notes == ["a.txt: 3 matches of --pattern; 2 lines do not match."]
+    assert source.notes == ["3 matches of --pattern; 2 lines do not match."]
 
 
 def test_groups_that_are_words_stay_text_and_an_absent_group_is_missing(tmp_path: Path) -> None:
@@ -58,7 +59,9 @@ def test_loss_may_be_the_name_of_another_group(tmp_path: Path) -> None:
         ("val_loss", "has no group loss"),
     ],
 )
-def test_a_pattern_that_cannot_serve_is_said_in_a_sentence(tmp_path: Path, pattern: str, sentence: str) -> None:
+def test_a_pattern_that_cannot_serve_is_said_in_a_sentence(
+    tmp_path: Path, pattern: str, sentence: str
+) -> None:
     (tmp_path / "a.txt").write_text(LOG)
     with pytest.raises(UserError, match=sentence):
         READER.read(tmp_path / "a.txt", Asked(pattern=pattern))

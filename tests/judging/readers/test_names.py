@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from ebc_lab.judging.readers.names import columns_of_places, split_name, split_names
 
 
@@ -27,6 +28,7 @@ from ebc_lab.judging.readers.names import columns_of_places, split_name, split_n
         ("rs4_sgd", "rs4_sgd", {}),
         ("lr3e-4", "", {"lr": "3e-4"}),
         ("lars", "lars", {}),
+        ("exp/adam/seed0", "exp/adam", {"seed": "0"}),
         ("lr_scheduler", "lr_scheduler", {}),
         ("muon, seed=3", "muon", {"seed": "3"}),
     ],
@@ -52,7 +54,9 @@ def test_folders_that_differ_are_columns() -> None:
 
 
 def test_files_of_a_flat_folder_are_runs() -> None:
-    frame = columns_of_places(["r/adam_0.csv.gz", "r/adam_1.csv.gz", "r/muon_0.csv.gz", "r/muon_1.csv.gz"], "r")
+    frame = columns_of_places(
+        ["r/adam_0.csv.gz", "r/adam_1.csv.gz", "r/muon_0.csv.gz", "r/muon_1.csv.gz"], "r"
+    )
     assert frame.to_dict("list") == {
         "run": ["adam_0", "adam_1", "muon_0", "muon_1"],
         "file": ["adam", "adam", "muon", "muon"],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging.asked import Asked
 from ebc_lab.judging.readers.parquet import READER
@@ -18,7 +19,10 @@ def test_columns_and_what_is_not_finite(tmp_path: Path) -> None:
     frame = pd.DataFrame({"arm": ["adam", "muon"], "val_loss": [2.5, -math.inf]}).set_index("arm")
     frame.to_parquet(path)
     assert READER.claims(path)
-    assert READER.read(path, Asked()).frame.to_dict("list") == {"arm": ["adam", "muon"], "val_loss": [2.5, math.inf]}
+    assert READER.read(path, Asked()).frame.to_dict("list") == {
+        "arm": ["adam", "muon"],
+        "val_loss": [2.5, math.inf],
+    }
 
 
 def test_without_the_library_or_damaged_the_error_says_what_to_do(tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ import math
 from pathlib import Path
 
 import pytest
+
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging.asked import Asked
 from ebc_lab.judging.readers.wandb_csv import READER
 
 CHART = (
-    '"Step","adam-s0 - val/loss","adam-s0 - val/loss__MIN","adam-s0 - val/loss__MAX","muon - x-s1 - val/loss",'
-    '"muon - x-s1 - val/loss__MIN","muon - x-s1 - val/loss__MAX"\n'
+    '"Step","adam-s0 - val/loss","adam-s0 - val/loss__MIN","adam-s0 - val/loss__MAX",'
+    '"muon - x-s1 - val/loss","muon - x-s1 - val/loss__MIN","muon - x-s1 - val/loss__MAX"\n'
     '"10","3.5","3.5","3.5","","",""\n'
     '"20","3","3","3","NaN","NaN","NaN"\n'
     '"30","","","","2","1.5","2.5"\n'
@@ -37,7 +38,9 @@ def test_a_chart_is_a_row_an_evaluation_with_arm_and_seed(tmp_path: Path) -> Non
 
 def test_a_chart_over_another_axis_keeps_the_step(tmp_path: Path) -> None:
     path = tmp_path / "wandb_export.csv"
-    path.write_text('"epoch","adam - _step","adam - _step__MIN","adam - acc","adam - acc__MIN"\n1,100,100,0.5,0.5\n')
+    path.write_text(
+        '"epoch","adam - _step","adam - _step__MIN","adam - acc","adam - acc__MIN"\n1,100,100,0.5,0.5\n'
+    )
     source = READER.read(path, Asked())
     assert list(source.frame["_step"]) == [100]
     assert source.roles["loss"] == "acc"

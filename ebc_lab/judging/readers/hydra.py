@@ -1,0 +1,126 @@
+"""Job folders of Hydra, of single runs and of sweeps: what was overridden, and the metrics beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ebc_lab.config.errors import UserError, require, shown
+
+from ..asked import Asked
+from .reader import Reader, Source
+
+BEGUN = re.compile(r"(\d{4}-\d\d-\d\d)[/_](\d\d)-(\d\d)-(\d\d)")  # Hydra's own names of folders
+
+
+class Hydra(Reader):
+    """Folders with `.hydra/overrides.yaml`."""
+
+    title = "Hydra's job folders"
+
+    def claims(self, path: Path) -> bool:
+        return (path / ".hydra" / "overrides.yaml").is_file()
+
+    def read(self, path: Path, asked: Asked) -> Source:
+        return self.read_all([path], path.parent, asked)
+
+    def read_all(self, paths: Sequence[Path], root: Path, asked: Asked) -> Source:
+        """Return the runs of jobs. A setting that one of them overrides is read from all configurations.
+
+        Raises UserError: no job left metrics in a format that is known.
+        """
+        import pandas as pd
+
+        from . import read_inside
+
+        overrides = [_overrides(job) for job in paths]
+        swept = list(dict.fromkeys(key for each in overrides for key in each))
+        frames, empty, sources = [], [], []
+        for job, own in zip(paths, overrides, strict=True):
+            try:
+                source = read_inside(job, asked)
+            except UserError as error:
+                require("none of the formats" in str(error), str(error))
+                empty.append(job.relative_to(root).as_posix())
+                continue
+            config = _yaml(job / ".hydra" / "config.yaml")
+            settings = {key: own.get(key, _value(config, key)) for key in swept}
+            named = {key: _value(config, key) for key, value in settings.items()}
+            told = {
+                key: settings[key] if isinstance(named[key], dict | None) else named[key] for key in swept
+            }
+            place = job.relative_to(root).as_posix()
+            frame = source.frame.assign(**{key: _plain(value) for key, value in told.items()})
+            run = source.roles.get("run", "")
+            frame["run"] = place if not run else place + " " + source.frame[run].astype(str)
+            begun = BEGUN.search(job.resolve().as_posix())
+            if begun:
+                frame["started"] = f"{begun[1]} {begun[2]}:{begun[3]}:{begun[4]}"
+            frames.append(frame)
+            sources.append(source)
+        require(
+            bool(frames),
+            f"{root}: {len(paths)} job folders of Hydra, and none of the formats that are known lies in one: "
+            "let jobs write their metrics there, or give --pattern for their logs",
+        )
+        first = sources[0]
+        seed = next((key for key in swept if key.rpartition(".")[2] in ("seed", "random_seed")), "")
+        notes = [f"{len(empty)} jobs left no metrics, such as {shown(empty[0])}: not read."] if empty else []
+        frame = pd.concat(frames, ignore_index=True)
+        return replace(
+            first,
+            frame=frame,
+            what=f"{len(frames)} jobs of Hydra ({first.what})",
+            roles={
+                **{role: name for role, name in first.roles.items() if role not in ("run", "arm")},
+                "run": "run",
+                **({"seed": seed} if seed else {}),
+                **({"started": "started"} if "started" in frame else {}),
+            },
+            settings=[key for key in swept if key != seed],
+            notes=[*notes, *dict.fromkeys(note for source in sources for note in source.notes)],
+        )
+
+
+READER = Hydra()
+
+
+def _yaml(path: Path) -> Any:
+    """Return a YAML file's content, None where there is none. Raises UserError: it is damaged."""
+    import yaml
+
+    if not path.is_file():
+        return None
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+def _overrides(job: Path) -> dict[str, str]:
+    """Return a job's overrides, key -> value; what is removed (`~key`) is `removed`."""
+    listed = _yaml(job / ".hydra" / "overrides.yaml") or []
+    require(
+        isinstance(listed, list) and all(isinstance(each, str) for each in listed),
+        f"{job / '.hydra' / 'overrides.yaml'} is no list of overrides, as Hydra writes it",
+    )
+    overrides = {}
+    for each in listed:
+        key, _, value = each.partition("=")
+        overrides[key.lstrip("+~").partition("@")[0]] = "removed" if key.startswith("~") else value
+    return overrides
+
+
+def _value(config: Any, key: str) -> Any:
+    """Return what the configuration of a job holds for a key, None where it holds nothing."""
+    for part in re.split(r"[./]", key):
+        config = config.get(part) if isinstance(config, Mapping) else None
+    return config
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that a cell can hold."""
+    return str(value) if isinstance(value, list | dict | tuple) else value

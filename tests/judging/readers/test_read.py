@@ -1,0 +1,96 @@
+"""Which reader reads what lies at a path, and how several files become one table."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.judging.asked import Asked
+from ebc_lab.judging.readers import read
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_folders_of_csv_files_are_runs_named_by_their_places(tmp_path: Path) -> None:
+    for arm in ("adam", "muon"):
+        for seed in (0, 1):
+            write(tmp_path / arm / f"seed{seed}" / "metrics.csv", f"step,val_loss\n1,3\n2,{2 + seed}\n")
+    write(tmp_path / ".git" / "old.csv", "step,val_loss\n1,9\n")
+    (source,) = read([tmp_path], Asked())
+    frame = source.frame
+    assert len(frame) == 8
+    assert list(frame.run.unique()) == ["adam/seed0", "adam/seed1", "muon/seed0", "muon/seed1"]
+    assert list(frame.folder1.unique()) == ["adam", "muon"]
+    assert list(frame.groupby("run", observed=True).seed.first()) == ["0", "1", "0", "1"]
+    assert source.roles == {"run": "run", "arm": "folder1"}
+
+
+def test_a_file_an_arm_with_its_seeds_in_a_column(tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{arm}.csv", "seed,step,val_loss\n0,1,3\n1,1,2\n") for arm in ("adam", "muon")]
+    (source,) = read(files, Asked())
+    assert list(source.frame.file) == ["adam", "adam", "muon", "muon"]
+    assert "run" not in source.frame
+
+
+def test_rows_that_are_runs_stay_runs_when_files_are_joined(tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{arm}.csv", "seed,val_loss\n0,3\n1,2\n") for arm in ("adam", "muon")]
+    (source,) = read(files, Asked())
+    assert "run" not in source.roles
+    assert len(source.frame) == 4
+
+
+def test_the_most_specific_format_is_read_and_the_others_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "chart.csv", '"Step","a - loss","a - loss__MIN"\n1,2,2\n')
+    write(tmp_path / "other.csv", "step,val_loss\n1,2\n")
+    (source,) = read([tmp_path], Asked())
+    assert list(source.frame.run) == ["a"]
+    assert any("other.csv" in note and "not" in note for note in source.notes)
+
+
+def test_files_of_two_formats_that_are_both_named_are_both_read(tmp_path: Path) -> None:
+    files = [
+        write(tmp_path / "a.csv", "step,val_loss\n1,2\n"),
+        write(tmp_path / "b.jsonl", '{"step": 1, "val_loss": 2}\n'),
+    ]
+    assert len(read(files, Asked())) == 2
+
+
+def test_logs_by_pattern_are_a_run_a_file(tmp_path: Path) -> None:
+    for name in ("adam_0", "adam_1", "muon_0", "muon_1"):
+        write(tmp_path / f"{name}.txt", "begin\nstep:1/2 val_loss:3\nstep:2/2 val_loss:nan\n")
+    write(tmp_path / "README.md", "how these were made\n")
+    pattern = r"step:(?P<step>\d+)/(?P<planned>\d+) val_loss:(?P<loss>\S+)"
+    (source,) = read([tmp_path], Asked(pattern=pattern))
+    assert list(source.frame.loss) == [3, math.inf] * 4
+    assert list(source.frame.file.unique()) == ["adam", "muon"]
+    assert list(source.frame.run.unique()) == ["adam_0", "adam_1", "muon_0", "muon_1"]
+    assert any("README.md" in note for note in source.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("log.txt", "step:1 val_loss:3\n", "--pattern"),
+        ("config.json", '{"lr": 1}', "none of the formats"),
+        ("", "", "none of the formats"),
+    ],
+)
+def test_what_no_reader_claims_is_said_in_a_sentence(
+    tmp_path: Path, name: str, text: str, sentence: str
+) -> None:
+    if name:
+        write(tmp_path / name, text)
+    with pytest.raises(UserError, match=sentence):
+        read([tmp_path / name], Asked())
+
+
+def test_a_place_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no file or folder"):
+        read([tmp_path / "nowhere.csv"], Asked())
