@@ -313,7 +313,7 @@ def _check_cells(rows: Sequence[Sequence[str]], path: Path) -> None:
     for number, row in enumerate(rows[1:], 2):
         require(
             len(row) <= len(names),
-            f"{path}: row {number} has {len(row)} cells, and the first row names {len(names)} columns: name all",
+            f"{path}: row {number} has {len(row)} cells, the first row {len(names)} names: name all columns",
         )
         for name, cell in zip(names, row, strict=False):
             require(

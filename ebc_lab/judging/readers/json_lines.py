@@ -99,8 +99,8 @@ def _flat(record: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 def _exploded(row: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     """Return a record whose lists are a curve as a row a step; other lists are text.
 
-    A list of objects holds such rows. Lists of numbers are a curve where one of them is called as steps are; or,
-    where neither a list nor a value is, where one of them is called a loss: its steps count from 1.
+    A list of objects holds such rows. Lists of numbers are a curve where one of them is called as steps are;
+    or, where neither a list nor a value is, where one of them is called a loss: its steps count from 1.
 
     Raises UserError: the lists of a curve have different lengths.
     """
