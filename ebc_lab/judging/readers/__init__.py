@@ -109,7 +109,7 @@ def _found(place: Path, asked: Asked, modules: Sequence[str]) -> dict[str, list[
 
 
 def _candidates(place: Path, found: dict[str, list[Path]]) -> Iterator[Path]:
-    """Yield a file; or a folder and what is in it, but not what is in a folder that is found to be a job."""
+    """Yield a file; or a folder and what is in it, but not what is in a folder of a study or a job."""
     if place.is_file():
         yield place
     seen = 0
@@ -174,7 +174,9 @@ def together(
         frame[roles["run"]] = places.run.to_numpy()[number] + " " + frame[roles["run"]].astype(str)
     elif all(_is_a_run(source, asked) for source in sources):
         roles["run"] = "run"
-    said = [name for name in places if name not in frame and (name != "run" or roles.get("run") == "run")]
+    said = [
+        str(name) for name in places if name not in frame and (name != "run" or roles.get("run") == "run")
+    ]
     for name in said:
         codes, values = pd.factorize(places[name])
         frame[name] = pd.Categorical.from_codes(codes[number], pd.Index(values, dtype=object))
