@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .options import Json, console, optional, print_json
 
-Column = "Column that "
+MOST_ROWS = 40  # of a table on the terminal
+if TYPE_CHECKING:
+    from ebc_lab.judging.record import Record
+
 FLAGS: dict[str, str] = {
     "arm": "names the arm: optimizer, method …",
     "seed": "holds the seed, which pairs runs where all arms have the same.",
@@ -24,7 +26,7 @@ FLAGS: dict[str, str] = {
 
 
 def column(name: str) -> Any:
-    return optional(f"--{name}", metavar="COLUMN", help=f"{Column}{FLAGS[name]}", rich_help_panel="Columns")
+    return optional(f"--{name}", metavar="COLUMN", help=f"Column that {FLAGS[name]}", rich_help_panel="Columns")
 
 
 def judge(
@@ -123,12 +125,36 @@ def judge(
     if as_json:
         print_json(judgement.record)
     else:
-        from ebc_lab.report.kinds import judged as kind
-
-        screen = console()
-        _print(screen, judgement, kind)
+        _print(judgement.record)
     if output or not (no_page or as_json):
         from ebc_lab.report.page.judged import write
 
         files = write(judgement, output or Path("judgement"))
         typer.echo(f"page {files[0]}", err=as_json)
+
+
+def _print(record: Record) -> None:
+    """Print what was taken for what, the answer, what to know of it, and the tables."""
+    from ebc_lab.report.kinds.judged import tables
+    from ebc_lab.report.text.table import TERMINAL
+
+    from .screen import draw_table
+
+    screen = console()
+    for line in record["sources"]:
+        screen.print(f"read: {line}")
+    for one in record["taken"]:
+        screen.print(one["sentence"])
+    screen.print("")
+    for line in record["answer"]:
+        screen.print(line, style="bold")
+    for caution in record["cautions"]:
+        screen.print(f"caution: {caution['sentence']}")
+    for table in tables(record):
+        if TERMINAL in table.places and table.name not in ("columns", "cautions"):
+            short = table.shortened(MOST_ROWS, "the page and its CSV files have all")
+            screen.print("")
+            screen.print(draw_table(short))
+            if short is not table:
+                screen.print(short.note.rpartition("; ")[2])
+    screen.print(f"{record['pairing']} {record['method']}")

@@ -527,21 +527,20 @@ def _seeds_added(runs: Runs) -> Caution | None:
     started = table["started"].dropna().sort_values(kind="stable")
     if len(started) < 4 or started.nunique() < 3:
         return None
-    arm = table.loc[started.index, "arm"]
-    when = (started - started.iloc[0]).dt.total_seconds()
-    pause = np.diff(when, prepend=0.0)
-    ends = when.groupby(arm, sort=False).agg(["min", "max", "size"])
+    arm = table["arm"].loc[started.index].to_numpy()
+    when = (started - started.iloc[0]).dt.total_seconds().to_numpy()
+    longest = np.maximum.accumulate(np.diff(when, prepend=0.0))  # pause up to and before each start
+    of_arm = {name: when[rows] for name, rows in pd.Series(arm).groupby(arm, sort=False).indices.items()}
+    low, high = (np.array([own[end] for own in of_arm.values() if len(own) > 1]) for end in (0, -1))
     added: list[Any] = []
-    for name, own in when.groupby(arm, sort=False):
-        others = ends[(ends.index != name) & (ends["size"] > 1)]
-        for low, high in zip(others["min"], others["max"], strict=True):
-            late = own.index[own > high]
-            if not len(late) or not (own < low).any() or len(late) + (own < low).sum() < len(own):
-                continue
-            at = started.index.get_loc(late[0])
-            if pause[at] > 2 * pause[:at].max():
-                added.extend(late)
-                break
+    for name, own in of_arm.items():
+        early, late = np.searchsorted(own, low, "left"), np.searchsorted(own, high, "right")
+        split = late[(early == late) & (early > 0) & (late < len(own))]  # an arm lies between two of its runs
+        if not len(split):
+            continue
+        at = np.searchsorted(when, own[split.max()])
+        if when[at] - when[at - 1] > 2 * longest[at - 1]:
+            added.extend(started.index[(arm == name) & (when >= when[at])])
     if not added:
         return None
     first = pd.Timestamp(started.loc[added].min())

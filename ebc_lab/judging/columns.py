@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ARM_NAMES = (  # of equal weight within a line; those further down only where none of these is there
-    ("arm", "optimizer", "optim", "opt", "method", "algorithm", "algo", "variant", "treatment"),
+    ("arm", "optimizer", "optim", "opt", "method", "algorithm", "algo", "variant", "treatment", "recipe"),
     ("optimizer name", "optimizer type", "optim name", "experiment", "condition", "study"),
     ("group", "run group"),
     ("name", "run name", "run"),

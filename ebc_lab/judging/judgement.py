@@ -184,7 +184,7 @@ def _record(
     sigma, freedom = sigma_of(losses, asked)
     compared = differences.compare(
         keyed,
-        reference or next(iter(losses)),
+        reference or in_order(losses)[0],
         pairs=asked.pairs or not reference,
         paired=paired,
         margin=asked.margin,
@@ -199,6 +199,7 @@ def _record(
         "better": runs.better,
         "outcome": sentences.outcome_in_words(runs, asked),
         "step": runs.step_name,
+        **({"unit": f"{runs.step_name}s"} if asked.outcome == "target" else {}),
         "reference": reference,
         "paired": paired,
         "pairing": pairing,
@@ -211,7 +212,7 @@ def _record(
         "arms": _arm_records(judged, losses, asked, turn=turn),
         "differences": [_difference_record(one, turn=turn) for one in compared],
         "tuning": cast(dict[str, Any] | None, tuned),
-        "steps": sections.steps_section(judged, reference, asked, paired=paired),
+        "steps": sections.steps_section(judged, reference, in_order(losses)[0], asked, paired=paired),
         "lengths": sections.lengths_section(every, judged, keyed, reference, asked, paired=paired, turn=turn),
         "rule": sections.rule_section(judged, asked),
         "runs": _run_records(judged),
@@ -227,7 +228,7 @@ def _record(
     return record
 
 
-def reference_of(losses: Mapping[str, Mapping[str, float]], asked: Asked) -> str:
+def reference_of(losses: outcomes.Losses, asked: Asked) -> str:
     """Return the arm that the others are compared with: the one asked for, or one that is called so; of two
     arms one in any case. Empty where none is: then all pairs are compared.
 
@@ -286,6 +287,18 @@ def sigma_of(losses: Mapping[str, Mapping[str, float]], asked: Asked) -> tuple[f
     return math.sqrt(squares / freedom), freedom
 
 
+def in_order(losses: outcomes.Losses) -> list[str]:
+    """Return the arms, the best first: by the share of their runs that diverged, then by the mean of the
+    others."""
+
+    def place(arm: str) -> tuple[float, float]:
+        finished = [x for x in losses[arm].values() if math.isfinite(x)]
+        mean = statistics.fmean(finished) if finished else math.inf
+        return 1 - len(finished) / len(losses[arm]), mean
+
+    return sorted(losses, key=place)
+
+
 # -- rows of the record --------------------------------------------------------------------------------------
 
 
@@ -309,7 +322,7 @@ def _arm_records(
                 "at": asked.at.get(arm, asked.at.get("")),
             }
         )
-    order = sorted(losses, key=lambda arm: differences.rank_of(list(losses[arm].values())))
+    order = in_order(losses)
     return cast(list[ArmRecord], sorted(records, key=lambda record: order.index(record["arm"])))
 
 
@@ -324,9 +337,7 @@ def _turned(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 def _difference_record(compared: Mapping[str, Any], *, turn: bool) -> DifferenceRecord:
     """Return a comparison with the fields of the record."""
-    figures = _turned(compared) if turn else dict(compared)
-    luck = figures.get("luck")
-    figures["luck"] = luck["sd"] if luck else None
+    figures = _turned(compared) if turn else compared
     return cast(DifferenceRecord, {name: figures.get(name) for name in DifferenceRecord.__annotations__})
 
 

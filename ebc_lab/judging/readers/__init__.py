@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from ebc_lab.config.errors import UserError, any_of, require, shown
+from ebc_lab.config.errors import UserError, require, shown
 
 from ..asked import Asked
+from .logs import ADVICE
 from .names import columns_of_places
 from .reader import Reader, Source
 
 # the most specific first: in a folder with files of several formats the first that claims one is read
 MODULES = (
+    "lab_study",
     "hydra",
     "wandb_offline",
     "mlflow_store",
@@ -30,8 +33,9 @@ MODULES = (
     "delimited",
 )
 # these read one file, or one folder of a job, at a time; the others a folder with all that is in it
-ONE_BY_ONE = {"hydra", "wandb_csv", "parquet", "json_lines", "delimited", "logs"}
+ONE_BY_ONE = {"lab_study", "hydra", "wandb_csv", "parquet", "json_lines", "delimited", "logs"}
 MANY = 100_000  # files and folders below one that is searched
+ARM_NAMES = {"arm", "optimizer", "optim", "opt", "method", "algorithm", "algo", "variant", "group"}
 LEFT_OUT = {"__pycache__", "node_modules", "site-packages"}
 
 
@@ -98,20 +102,20 @@ def _found(place: Path, asked: Asked, modules: Sequence[str]) -> dict[str, list[
     formats = ", ".join(reader_of(module).title for module in MODULES)
     if not found:
         raise UserError(
-            f"{place} holds none of the formats that ebc-lab reads ({formats}); for logs of text give --pattern, a "
-            r"regular expression such as 'step:(?P<step>\d+)/(?P<planned>\d+) val_loss:(?P<loss>\S+)'"
+            f"{place} holds none of the formats that ebc-lab reads ({formats}); for logs of text give a "
+            f"regular expression, such as {ADVICE}"
         )
     return found
 
 
 def _candidates(place: Path, found: dict[str, list[Path]]) -> Iterator[Path]:
-    """Yield a file; or a folder and what is in it, but not what is in a folder that is found to be a job's."""
+    """Yield a file; or a folder and what is in it, but not what is in a folder that is found to be a job."""
     if place.is_file():
         yield place
     seen = 0
     for folder, folders, files in os.walk(place):
         yield Path(folder)
-        if Path(folder) in found.get("hydra", ())[-1:]:
+        if any(Path(folder) in found.get(module, ())[-1:] for module in ("lab_study", "hydra")):
             folders.clear()
             continue
         seen += len(folders) + len(files)
@@ -123,7 +127,7 @@ def _candidates(place: Path, found: dict[str, list[Path]]) -> Iterator[Path]:
 
 
 def _unread(place: Path, found: dict[str, list[Path]], chosen: str) -> list[str]:
-    """Return notes about files of formats that were not read. What is in a study's or a job's folder is its own."""
+    """Return notes about files of formats that were not read. All in a study's folder is the study's."""
     if chosen == "lab_study":
         return []
     notes = []
@@ -132,8 +136,8 @@ def _unread(place: Path, found: dict[str, list[Path]], chosen: str) -> list[str]
         if paths and not (chosen == "hydra" and module not in ONE_BY_ONE):
             example = "" if paths[0] == place else f", such as {shown(os.path.relpath(paths[0], place))}"
             notes.append(
-                f"{place} holds {reader_of(chosen).title}, which were read, and {reader_of(module).title}{example}, "
-                "which were not: give their files to have them read."
+                f"{place} holds {reader_of(chosen).title}, which were read, and {reader_of(module).title}"
+                f"{example}, which were not: give their files to have them read."
             )
     return notes
 
@@ -154,7 +158,7 @@ def together(
 ) -> Source:
     """Return sources of one format as one, with columns of what their places say.
 
-    A file with a column of steps and no column that tells runs apart is a run, and its place is the run's name.
+    A file with a column of steps and no column that tells runs apart is a run, named by its place.
     """
     import pandas as pd
 
@@ -178,6 +182,9 @@ def together(
     frame = pd.concat(frames, ignore_index=True)
     for name in {"source", "run", *places} & set(frame):
         frame[name] = frame[name].astype("category")
+    said_by_places = [name for name in places if re.fullmatch(r"folder\d+|file", name)]
+    if len(said_by_places) == 1 and not ARM_NAMES & {str(name).lower() for name in frame}:
+        roles.setdefault("arm", said_by_places[0])
     if "run" not in roles and "run" in frame and not frame["run"].isna().any():
         roles["run"] = "run"
     settings = dict.fromkeys(name for source in sources for name in source.settings)
@@ -200,16 +207,5 @@ def _is_a_run(source: Source, asked: Asked) -> bool:
     steps = {asked.step, source.roles.get("step", "")} & set(names) or [
         n for n in names if STEP_NAMES.fullmatch(n)
     ]
-    telling = {
-        asked.run,
-        asked.seed,
-        asked.arm,
-        "run",
-        "seed",
-        "arm",
-        "optimizer",
-        "method",
-        "name",
-        "run_id",
-    }
+    telling = {asked.run, asked.seed, asked.arm, "run", "run_id", "seed", "name", *ARM_NAMES}
     return bool(steps) and not any(source.frame[name].nunique() > 1 for name in telling & set(names))

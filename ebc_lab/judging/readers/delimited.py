@@ -142,8 +142,8 @@ def made_long(frame: pd.DataFrame, asked: Asked, where: str) -> tuple[pd.DataFra
     what the columns hold, and a note.
 
     A table has a column for each run where it has a column of steps, all others are numbers, and their names,
-    without a metric's name that all of them share, are no names of metrics or settings. With `--loss`, columns
-    whose names begin or end with it are the runs.
+    without a metric's name that all of them share, are no names of metrics or settings. With `--loss`, the
+    columns whose names begin or end with it are the runs.
 
     Raises UserError: nothing but numbers under names that nobody knows, and no column of steps.
     """
@@ -166,8 +166,8 @@ def made_long(frame: pd.DataFrame, asked: Asked, where: str) -> tuple[pd.DataFra
         return frame, "", ""
     require(
         len(steps) > 0,
-        f"{where}: is each column a run, or a metric? Name the column of steps by --step, or that of the loss by "
-        f"--loss; its columns are {shown(', '.join(names))}",
+        f"{where}: is each column a run, or a metric? Name the column of steps by --step, or that of the "
+        f"loss by --loss; its columns are {shown(', '.join(names))}",
     )
     step = asked.step or steps[0]
     split = split_names(list(runs.values()))
@@ -187,7 +187,7 @@ def made_long(frame: pd.DataFrame, asked: Asked, where: str) -> tuple[pd.DataFra
 
 
 def _runs_of_columns(names: Sequence[str]) -> tuple[dict[str, str], str]:
-    """Return column -> run, and the metric that the columns share. Nothing where one is a metric or a setting."""
+    """Return column -> run, and the metric that they share. No runs where one is a metric or a setting."""
     words = [
         re.split(r"(\s-\s|[_/.:\s-])", name) for name in names
     ]  # words, with what separates them between
@@ -218,8 +218,8 @@ def _without(name: str, metric: str) -> str | None:
 
 
 class _Logged(io.RawIOBase):
-    """A file in whose text each cell `nan` is `inf`: pandas takes both `nan` and an empty cell for missing, and
-    only the second is."""
+    """A file in whose text each cell `nan` is `inf`: pandas takes both `nan` and an empty cell for missing,
+    and only the second is."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -297,7 +297,7 @@ def _check_names(names: Sequence[str], path: Path) -> None:
     numbers = [name for name in names if re.fullmatch(r"[-+]?\d*\.?\d+([eE][-+]?\d+)?", name)]
     require(
         2 * len(numbers) <= len(names),
-        f"{path}: its first row, {shown(', '.join(names))}, is of numbers: it needs a row with the columns' names",
+        f"{path}: its first row, {shown(', '.join(names))}, is of numbers: write the columns' names above it",
     )
     for name in names:
         require(names.count(name) == 1, f"{path} has two columns called {shown(name)}: rename one of them")

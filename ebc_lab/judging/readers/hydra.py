@@ -1,4 +1,4 @@
-"""Job folders of Hydra, of single runs and of sweeps: what was overridden, and the metrics that lie beside."""
+"""Job folders of Hydra, of single runs and of sweeps: what was overridden, and the metrics beside it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Hydra(Reader):
         return self.read_all([path], path.parent, asked)
 
     def read_all(self, paths: Sequence[Path], root: Path, asked: Asked) -> Source:
-        """Return the runs of jobs. A setting that one of them overrides is read from the configuration of all.
+        """Return the runs of jobs. A setting that one of them overrides is read from all configurations.
 
         Raises UserError: no job left metrics in a format that is known.
         """

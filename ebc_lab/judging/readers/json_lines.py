@@ -99,8 +99,10 @@ def _flat(record: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 def _exploded(row: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     """Return a record whose lists are a curve as a row a step; other lists are text.
 
-    Lists are a curve where all lists of numbers in the record are as long as one that is called as steps are, or,
-    where none is, there is one list of numbers and it is called as a loss: its steps count from 1.
+    Lists of numbers are a curve where one of them is called as steps are; or, where neither a list nor a
+    value is, where one of them is called a loss: its steps count from 1.
+
+    Raises UserError: the lists of a curve have different lengths.
     """
     same = {name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}
     lists = {name: value for name, value in row.items() if _numbers(value)}
@@ -111,7 +113,7 @@ def _exploded(row: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     lengths = {len(lists[name]) for name in curve}
     require(
         len(lengths) == 1,
-        f"{path}: the lists {shown(', '.join(curve))} of a record have different lengths: write a record a step",
+        f"{path}: lists {shown(', '.join(curve))} of a record have different lengths: write a record a step",
     )
     count = lengths.pop()
     counted = {} if steps else {"step": list(range(1, count + 1))}

@@ -48,7 +48,7 @@ class LightningLogs(Reader):
 
 
 def _is_lightnings(file: Path) -> bool:
-    """Return whether a table is Lightning's: its settings lie beside it, or its folder is called as it does."""
+    """Return whether a table is Lightning's: settings lie beside it, or its folder is a version."""
     with file.open("rb") as start:
         head = start.readline().decode("utf-8", "replace").strip().split(",")
     named = file.parent.name.startswith("version_") or (file.parent / "hparams.yaml").is_file()
@@ -68,8 +68,10 @@ def _metrics(file: Path) -> pd.DataFrame:
     rows, columns = np.nonzero((numbers.isna() & ~table.isin(["", "nan", "NaN"])).to_numpy())
     if len(rows):
         word = table.iloc[rows[0], columns[0]]
-        raise UserError(f"{file}, line {rows[0] + 2}: {table.columns[columns[0]]} is {word!r}, which is no number.")
-    return numbers.where(np.isfinite(numbers) | (table == ""), np.inf)
+        name = table.columns[columns[0]]
+        raise UserError(f"{file}, line {rows[0] + 2}: {name} is {word!r}, which is no number.")
+    finite: pd.DataFrame = numbers.where(np.isfinite(numbers) | (table == ""), np.inf)
+    return finite
 
 
 def _hparams(file: Path) -> tuple[dict[str, Any], list[str]]:
@@ -82,12 +84,12 @@ def _hparams(file: Path) -> tuple[dict[str, Any], list[str]]:
     class Opaque:
         """Stands for a value whose tag is unknown."""
 
-    class Loader(yaml.SafeLoader):
-        pass
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
+        """A safe loader that does not stop at a tag of Python's."""
 
     Loader.add_multi_constructor("", lambda loader, tag, node: Opaque())
     try:
-        found = yaml.load(file.read_text("utf-8"), Loader)  # noqa: S506: a SafeLoader that makes no objects
+        found = yaml.load(file.read_text("utf-8"), Loader)  # a safe loader: no objects are made
     except (yaml.YAMLError, UnicodeDecodeError):
         return {}, ["everything"]
     settings = flat(found) if isinstance(found, Mapping) else {}

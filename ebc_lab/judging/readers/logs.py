@@ -21,10 +21,6 @@ if TYPE_CHECKING:
 ADVICE = r"--pattern 'step:(?P<step>\d+)/(?P<planned>\d+) val_loss:(?P<loss>\S+)'"
 
 
-class NoMatch(UserError):
-    """No line of a file matches the caller's pattern."""
-
-
 class Logs(Reader):
     """Any text, where the caller gives `--pattern`."""
 
@@ -38,33 +34,41 @@ class Logs(Reader):
         return path.suffix == ".gz" or b"\0" not in head
 
     def read_all(self, paths: Sequence[Path], root: Path, asked: Asked) -> Source:
-        """Return the logs that the pattern matches; a note names files that it does not.
+        """Return the logs that the pattern matches; a note counts the lines and files that it does not.
 
         Raises UserError: it matches none.
         """
         from . import together
 
-        logs, sources, others = [], [], []
+        logs: list[Path] = []
+        sources: list[Source] = []
+        others: list[Path] = []
+        missed = 0
         for path in paths:
-            try:
-                sources.append(self.read(path, asked))
-                logs.append(path)
-            except NoMatch:
-                if len(paths) == 1:
-                    raise
+            source, others_of_it = self._matched(path, asked)
+            if source is None:
                 others.append(path)
+            else:
+                logs.append(path)
+                sources.append(source)
+                missed += others_of_it
+        last = _last(paths[0])
         require(
             bool(logs),
-            f"{root}: no line of {len(paths)} files matches --pattern {shown(asked.pattern)}; the last line of "
-            f"{paths[0].name} is {shown(_last(paths[0]))}",
+            f"{paths[0]}: no line matches --pattern {shown(asked.pattern)}; its last line is {shown(last)}"
+            + (f" ({len(paths) - 1} more files, none of which it matches)" if len(paths) > 1 else ""),
         )
         source = together(self, sources, logs, root, asked) if len(logs) > 1 else sources[0]
-        if not others:
-            return source
-        note = f"--pattern matches no line of {len(others)} other files, such as {others[0].name}: not read."
-        return replace(source, notes=[*source.notes, note])
+        notes = [f"{len(source.frame):,} matches of --pattern; {missed:,} lines do not match."]
+        if others:
+            notes.append(f"--pattern matches no line of {len(others)} more files, such as {others[0].name}.")
+        return replace(source, notes=notes)
 
     def read(self, path: Path, asked: Asked) -> Source:
+        return self.read_all([path], path.parent, asked)
+
+    def _matched(self, path: Path, asked: Asked) -> tuple[Source | None, int]:
+        """Return what matches in a log, None if nothing does, and how many lines do not match."""
         import pandas as pd
 
         pattern = compiled(asked)
@@ -75,19 +79,12 @@ class Logs(Reader):
             rows.extend(matches)
             missed += not matches and line.strip() != ""
         if not rows:
-            raise NoMatch(
-                f"{path}: no line matches --pattern {shown(asked.pattern)}; its last line is {shown(_last(path))}"
-            )
+            return None, missed
         frame = pd.DataFrame(rows)
         for name in frame:
             frame[name] = _numbers(frame[name])
-        return Source(
-            frame,
-            f"log {path.name}",
-            roles={role: role for role in ("step", "seed", "arm", "planned", "run") if role in frame}
-            | {"loss": loss},
-            notes=[f"{path.name}: {len(rows):,} matches of --pattern; {missed:,} lines do not match."],
-        )
+        roles = {role: role for role in ("step", "seed", "arm", "planned", "run") if role in frame}
+        return Source(frame, f"log {path.name}", roles=roles | {"loss": loss}), missed
 
 
 READER = Logs()

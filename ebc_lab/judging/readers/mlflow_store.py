@@ -1,8 +1,8 @@
 """MLflow's stores: an SQLite file, `mlflow.db`, and a folder of text files, `mlruns`.
 
-MLflow itself is not asked to open them: its client makes a folder in a store of files, which its newest versions
-refuse altogether, and refuses a database of another version until that is upgraded for good. What is read here
-has been the same since MLflow 1.0: tables and files of runs, metrics, params and tags.
+MLflow itself is not asked to open them: its client makes a folder in a store of files, which its newest
+versions refuse altogether, and it refuses an older database until that is upgraded for good. What is read
+here are the tables and files of runs, metrics, params and tags, opened so that they cannot change.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 RUNS = """select r.run_uuid as key, r.name as name, r.status as state, r.start_time as start,
     r.lifecycle_stage as stage, e.name as experiment, e.lifecycle_stage as of_experiment
-    from runs r left join experiments e on e.experiment_id = r.experiment_id order by r.start_time, r.run_uuid"""
+    from runs r left join experiments e
+    on e.experiment_id = r.experiment_id order by r.start_time, r.run_uuid"""
 POINTS = """select run_uuid as run, key as name, value, is_nan, step, timestamp as time
     from metrics order by timestamp, rowid"""
 LARGEST = 1.79e308  # a database holds infinity as the largest float, 1.797e308
@@ -53,7 +54,9 @@ class MLflowStore(Reader):
         about = []
         for name, run in zip(names, kept, strict=True):
             started = pd.to_datetime(run["start"], unit="ms")
-            about.append({"run": name, "name": run["name"], "experiment": run["experiment"], "started": started})
+            about.append(
+                {"run": name, "name": run["name"], "experiment": run["experiment"], "started": started}
+            )
         bad = [name for name, run in zip(names, kept, strict=True) if run["state"] not in ("FINISHED", "3")]
         if bad:
             notes.append(f"{len(bad)} of {len(kept)} runs did not finish, by MLflow: {', '.join(bad[:5])}.")
@@ -85,14 +88,16 @@ def _as_numbers(params: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
         numbers = pd.to_numeric(table[name], errors="coerce")
         if numbers.notna().sum() == table[name].notna().sum():
             table[name] = numbers
-    return table.to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 # -- a database ----------------------------------------------------------------------------------------------
 
 
 def _databases(path: Path) -> Iterator[Path]:
-    return (file for file in files_below(path, r".*\.(db|sqlite3?)") if {"metrics", "params"} <= tables_of(file))
+    return (
+        file for file in files_below(path, r".*\.(db|sqlite3?)") if {"metrics", "params"} <= tables_of(file)
+    )
 
 
 def tables_of(file: Path) -> set[str]:
@@ -102,7 +107,9 @@ def tables_of(file: Path) -> set[str]:
             return set()
     try:
         with closing(read_only(file)) as database:
-            return {name for (name,) in database.execute("select name from sqlite_master where type = 'table'")}
+            return {
+                name for (name,) in database.execute("select name from sqlite_master where type = 'table'")
+            }
     except sqlite3.Error:
         return set()
 
@@ -121,11 +128,15 @@ def _from_database(file: Path) -> tuple[list[dict[str, Any]], pd.DataFrame]:
             runs = pd.read_sql_query(RUNS, database).to_dict("records")
             points = pd.read_sql_query(POINTS, database)
             params, tags = (
-                database.execute(f"select run_uuid, key, value from {table}").fetchall() for table in ("params", "tags")
+                database.execute(f"select run_uuid, key, value from {table}").fetchall()
+                for table in ("params", "tags")
             )
     except (sqlite3.Error, pd.errors.DatabaseError) as error:
-        raise UserError(f"{file} is a damaged store of MLflow, or its tables are of an unknown version: {error}.") from None
-    by_key: dict[str, dict[str, Any]] = {run["key"]: {**run, "params": {}, "tags": {}} for run in runs}
+        raise UserError(f"{file} is a damaged store of MLflow, or of an unknown version: {error}.") from None
+    by_key: dict[str, dict[str, Any]] = {
+        run["key"]: {str(name): value for name, value in run.items()} | {"params": {}, "tags": {}}
+        for run in runs
+    }
     for which, rows in (("params", params), ("tags", tags)):
         for key, name, value in rows:
             by_key[key][which][name] = value
@@ -185,7 +196,9 @@ def _metric(file: Path) -> pd.DataFrame:
 
     try:
         table = pd.read_csv(file, sep=" ", header=None, usecols=range(3), names=["time", "value", "step"])
-        return table.dropna(subset=["time", "step"]).astype({"time": "int64", "step": "int64", "value": float})
+        return table.dropna(subset=["time", "step"]).astype(
+            {"time": "int64", "step": "int64", "value": float}
+        )
     except (ValueError, pd.errors.ParserError) as error:
         raise UserError(f"{file} is no metric of MLflow, lines of time, value and step: {error}.") from None
 

@@ -26,9 +26,9 @@ FIRST_HALVES = (
     "random|rng|learning|weight|batch|label|grad|gradient|warmup|clip|init|max|min|num|n|hidden|lr|model"
 )
 KEY = rf"(?:(?:{FIRST_HALVES})_)?[A-Za-z][A-Za-z0-9.]*"
-END = r"(?=$|[_\-\s,;])"
+END = r"(?=$|[_\-\s,;/])"
 PART = re.compile(
-    rf"(?:^|(?<=[_\-\s,;]))(?:(?P<key>{KEY})=(?P<value>{NUMBER}{END}|.+?(?=$|[,;\s]|[_-](?:{KEY}=|{GLUED}{END})))"
+    rf"(?:^|(?<=[_\-\s,;/]))(?:(?P<key>{KEY})=(?P<value>{NUMBER}{END}|.+?(?=$|[,;\s/]|[_-](?:{KEY}=|{GLUED}{END})))"
     rf"|(?P<known>{SEEDS}|{REPLICATES}|{KNOWN})[_-]?(?P<number>{NUMBER}){END}|s(?P<seed>\d+){END})",
     re.IGNORECASE,
 )
@@ -38,9 +38,9 @@ COUNTED = re.compile(r"(.*?)[_\-\s.]?(?<![\d.])(\d+)")
 def split_name(name: str) -> tuple[str, dict[str, str]]:
     """Return what a name says: the arm, and settings by name, `seed` among them.
 
-    `muon-lr=0.02-s3` is the arm `muon` with lr 0.02 and seed 3. The number of a replicate (`run-3`, `trial_0`)
-    is `run`. What is not written as a setting stays in the arm: `adamw8bit`, `muon_0.95`. The arm is empty where
-    the name is made of settings only.
+    `muon-lr=0.02-s3` is the arm `muon` with lr 0.02 and seed 3. The number of a replicate (`run-3`,
+    `trial_0`) is `run`. What is not written as a setting stays in the arm: `adamw8bit`, `muon_0.95`. The arm
+    is empty where the name is made of settings only.
     """
     told: dict[str, str] = {}
     parts = name.split(",")
@@ -59,7 +59,7 @@ def split_name(name: str) -> tuple[str, dict[str, str]]:
 
     rest = PART.sub(taken, name)
     if "\0" in rest:
-        pieces = (piece.strip("_- ,;") for piece in rest.split("\0"))
+        pieces = (piece.strip("_- ,;/") for piece in rest.split("\0"))
         rest = "_".join(piece for piece in pieces if piece)
     return rest, told
 
@@ -67,9 +67,9 @@ def split_name(name: str) -> tuple[str, dict[str, str]]:
 def split_names(names: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
     """Return `split_name` of each, looked at together.
 
-    A number at the end is that of a replicate (`run`) where every name ends in one, at least two have the same
-    stem, and the numbers of each stem count from 0 or from 1 without a gap: `adam_0`, `adam_1`, `muon_0`,
-    `muon_1`. Alone, `adam_0` could be anything.
+    A number at the end is that of a replicate (`run`) where every name ends in one, every stem has at least
+    two, and they count from 0 or from 1 without a gap: `adam_0`, `adam_1`, `muon_0`, `muon_1`. Alone,
+    `adam_0` could be anything.
     """
     split = [split_name(name) for name in names]
     ends = {arm: COUNTED.fullmatch(arm) for arm, _ in split}
@@ -89,9 +89,10 @@ def split_names(names: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
 def columns_of_places(paths: Sequence[str | Path], root: str | Path) -> pd.DataFrame:
     """Return what the places of runs say, a row a path in the order given.
 
-    Columns: `run`, the place below `root` without what all have in common at its end; `folder1`, `folder2` … and
-    `file`, what is left of each level that differs; `seed`; and settings that differ. A level that is the same
-    for all says nothing, nor does the number of a replicate. A path that lacks what others have holds None.
+    Columns: `run`, the place below `root`, without the file's name where all have the same; `folder1`,
+    `folder2` … and `file`, what is left of each level that differs; `seed`; and settings that differ. A level
+    that is the same for all says nothing, nor does the number of a replicate. A path that lacks what others
+    have holds None.
     """
     import pandas as pd
 

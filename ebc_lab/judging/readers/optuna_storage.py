@@ -32,8 +32,8 @@ class OptunaStorage(Reader):
         return any(True for _ in _storages(path))
 
     def read(self, path: Path, asked: Asked) -> Source:
-        """Return a row an intermediate value of each trial, and of each at least one. A trial that was pruned or
-        failed has no value, which counts as the worst; one that has not ended is left out."""
+        """Return a row an intermediate value of each trial, and of each at least one. A trial that was pruned
+        or failed has no value, which counts as the worst; one that has not ended is left out."""
         import pandas as pd
 
         every = [kept for file in _storages(path) for kept in _trials(file, path)]
@@ -43,8 +43,12 @@ class OptunaStorage(Reader):
         columns, better = _objectives(ended, path)
         curved = len(columns) == 1 and all(_ends_its_curve(kept.trial) for kept in ended)
         if not curved and any(kept.trial.intermediate_values for kept in ended):
-            notes.append("A trial's value is not its last intermediate value: these are a column of their own.")
-        rows = [{"run": n} | row for n, kept in enumerate(ended) for row in _rows(kept.trial, columns, curved)]
+            notes.append(
+                "Values of trials are not their last intermediate ones, which are a column of their own."
+            )
+        rows = [
+            {"run": n} | row for n, kept in enumerate(ended) for row in _rows(kept.trial, columns, curved)
+        ]
         for state, words in (("PRUNED", "pruned"), ("FAIL", "failed")):
             if many := sum(kept.trial.state.name == state for kept in ended):
                 notes.append(f"{many} of {len(ended)} trials {words}: they count as worse than every other.")
@@ -89,8 +93,8 @@ def _ends_its_curve(trial: Any) -> bool:
 
 
 def _rows(trial: Any, columns: Sequence[str], curved: bool) -> list[dict[str, Any]]:
-    """Return a row an intermediate value, in the column of the objective where these are its curve (`curved`); the
-    last row holds what the trial ended with."""
+    """Return a row an intermediate value, in the column of the objective if these are its curve (`curved`);
+    the last row holds what the trial ended with."""
     name = columns[0] if curved else "intermediate_value"
     rows: list[dict[str, Any]] = [
         {"step": step, name: number(value)} for step, value in sorted(trial.intermediate_values.items())
@@ -119,25 +123,27 @@ def _storages(path: Path) -> Iterator[Path]:
 def _trials(file: Path, path: Path) -> list[_Trial]:
     """Return the trials of every study of a storage, in the order of their numbers."""
     try:
-        import optuna
+        from optuna import get_all_study_names, load_study, logging
     except ImportError:
         raise needed("Optuna", "optuna", path) from None
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
     try:
         with tempfile.TemporaryDirectory() as folder:
             storage = _opened(file, Path(folder) / "copy")
             trials = []
-            for name in optuna.study.get_all_study_names(storage):
-                study = optuna.load_study(study_name=name, storage=storage)
+            for name in get_all_study_names(storage):
+                study = load_study(study_name=name, storage=storage)
                 about = (name, tuple(d.name for d in study.directions), tuple(study.metric_names or ()))
                 trials += [_Trial(*about, trial) for trial in study.get_trials(deepcopy=False)]
             return trials
     except Exception as error:  # SQLAlchemy's, sqlite3's and Optuna's own have no base in common
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{file} is a damaged storage of Optuna, or its version is not known: {reason}.") from error
+        raise UserError(
+            f"{file} is a damaged storage of Optuna, or of an unknown version: {reason}."
+        ) from error
     finally:
-        optuna.logging.set_verbosity(verbosity)
+        logging.set_verbosity(verbosity)
 
 
 def _opened(file: Path, copy: Path) -> Any:

@@ -30,8 +30,8 @@ class Source:
         frame: the rows, in the order in which they were logged. Columns are called as the format calls them.
             A value that was logged and is not finite is `inf`; one that was not logged is NaN.
         what: what was read, in words: `3 offline runs of W&B`.
-        roles: role -> column, of the roles that the format itself knows: `run`, `arm`, `seed`, `step`, `loss`,
-            `planned`, `started` (when the run began).
+        roles: role -> column, of the roles that the format itself knows: `run`, `arm`, `seed`, `step`,
+            `loss`, `planned`, `started` (when the run began).
         settings: columns that the format keeps as a run's configuration.
         better: `lower` or `higher`, where the format says it.
         notes: what was left out and why, a sentence each.
@@ -68,8 +68,8 @@ def needed(package: str, extra: str, path: Path) -> UserError:
 
 
 def files_below(path: Path, pattern: str) -> Iterator[Path]:
-    """Yield the files whose name is as the regular expression says, in order of their places: `path` itself, or
-    those in and below it. Hidden folders are left out, and what lies deeper than `DEEPEST` levels."""
+    """Yield the files whose name is as the regular expression says, in order of their places: `path` itself,
+    or those in and below it. Hidden folders are left out, and what lies deeper than `DEEPEST` levels."""
     if path.is_file():
         yield from [path] if re.fullmatch(pattern, path.name) else []
         return
@@ -110,8 +110,8 @@ def by_step(points: pd.DataFrame) -> pd.DataFrame:
     """Return a row a step from a row a value, in the order in which the values were logged.
 
     Args:
-        points: columns `run` (number of the run), `step`, `name`, `value`, and `time`, which orders them. A step
-            that was logged again, as by a run that was resumed, stays a row of its own.
+        points: columns `run` (number of the run), `step`, `name`, `value`, and `time`, which orders them. A
+            step that was logged again, as by a run that was resumed, stays a row of its own.
 
     Returns: columns `run`, `step`, and one for each name: NaN where it was not logged, `inf` where what was
     logged is not finite.
@@ -177,13 +177,17 @@ def about_places(
     about: Sequence[Mapping[str, Any]],
     settings: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Return what `source_of_runs` wants to know about runs that are folders in `path`, or `path` itself: what
-    their places say, apart from what every run's settings say better."""
-    root = path if path.is_dir() and path not in folders else folders[0].parent if len(folders) == 1 else path.parent
+    """Return what `source_of_runs` wants to know about runs that are folders in `path`, or `path` itself:
+    what their places say, apart from what every run's settings say better."""
+    root = path if path.is_dir() and path not in folders else path.parent
+    root = folders[0].parent if len(folders) == 1 else root
     places = columns_of_places(folders, root)
     better = [name for name in places if name != "run" and all(name in of_run for of_run in settings)]
     rows = places.drop(columns=better).to_dict("records")
-    return [{**row, **more} for row, more in zip(rows, about, strict=True)]
+    return [
+        {**{str(name): told for name, told in row.items()}, **more}
+        for row, more in zip(rows, about, strict=True)
+    ]
 
 
 def told_apart(names: Sequence[str], keys: Sequence[str]) -> list[str]:

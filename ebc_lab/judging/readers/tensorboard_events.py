@@ -47,7 +47,7 @@ class TensorBoardEvents(Reader):
                 runs.setdefault(folder.parent, {}).update(settings)
                 continue
             runs.setdefault(run, {}).update(settings)
-            points += [(run, split + name, *value) for name, *value in values]
+            points += [(run, split + name, step, value, time) for name, step, value, time in values]
         if not points:
             raise UserError(f"the event files in {path} hold no scalar: pictures and texts cannot be judged.")
         order = {run: number for number, run in enumerate(runs)}
@@ -98,7 +98,7 @@ def _folder(files: list[Path], path: Path) -> tuple[Values, dict[str, Any], list
                         continue
                     values.append((value.tag, event.step, number, event.wall_time))
         if said:
-            torn.append(f"{file.name} is damaged or ends in the middle of a record: what stands before that was read.")
+            torn.append(f"{file.name} is damaged or cut off: what stands before that was read.")
     return values, settings, torn
 
 
@@ -112,7 +112,7 @@ def _settings(content: bytes) -> Mapping[str, Any]:
 
 @contextmanager
 def _gaps() -> Iterator[list[str]]:
-    """Around the reading of a file: hear TensorBoard's words where it gives up, which it says to debuggers only."""
+    """Around the reading of a file: hear where TensorBoard gives up, which it says to debuggers only."""
     said: list[str] = []
     logger = logging.getLogger("tensorboard")
     level, aloud, handler = logger.level, logger.propagate, logging.Handler()

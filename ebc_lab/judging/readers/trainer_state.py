@@ -1,7 +1,7 @@
 """`trainer_state.json` of Hugging Face's Trainer.
 
-`training_args.bin` beside it is a pickle, which could execute anything, and is left alone: settings are those of
-the state itself, and of the model card (README.md) where there is one.
+`training_args.bin` beside it is a pickle, which could execute anything, and is left alone: settings are those
+of the state itself, and of the model card (README.md) where there is one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from .reader import Reader, Source, about_places, files_below, flat, number, sou
 
 STATE = r"trainer_state\.json"
 OF_STATE = ("train_batch_size", "num_train_epochs", "trial_params")
-CARD = re.compile(r"^- (learning_rate|train_batch_size|eval_batch_size|seed|optimizer|lr_scheduler_\w+): (.+)$", re.M)
+CARD = re.compile(r"^- (learning_rate|\w+_batch_size|seed|optimizer|lr_scheduler_\w+): (.+)$", re.MULTILINE)
+OF_SPEED = ("_per_second", "_runtime", "_flos")
 
 
 class TrainerState(Reader):
@@ -30,7 +31,7 @@ class TrainerState(Reader):
         return any(True for _ in files_below(path, STATE))
 
     def read(self, path: Path, asked: Asked) -> Source:
-        """Return a row a logging. A run is a folder; of its checkpoints, which repeat it, the last is read."""
+        """Return a row a logging. A run is a folder; of its checkpoints, which repeat it, the last counts."""
         import pandas as pd
 
         states: dict[Path, dict[str, Any]] = {}
@@ -54,13 +55,15 @@ class TrainerState(Reader):
             notes.append(f"{copies} older copies of the same runs in checkpoint folders were left out.")
         if hidden := sum(row.get("loss") == math.inf for row in rows):
             notes.append(
-                f"{hidden} training losses of 0 with a gradient that is not finite count as not finite: the Trainer "
-                "leaves NaN out of its means (logging_nan_inf_filter), and the mean of nothing is logged as 0."
+                f"{hidden} training losses of 0 beside a gradient that is not finite count as not finite: "
+                "the Trainer leaves NaN out of its means (logging_nan_inf_filter), and logs 0 if nothing "
+                "is left."
             )
         what = f"{len(runs)} run{'s' * (len(runs) > 1)} of Hugging Face's Trainer"
         curves = pd.DataFrame(rows) if rows else pd.DataFrame({"run": []})
         roles = {"run": "run", "seed": "seed", "step": "step", "planned": "max_steps"}
-        return source_of_runs(about_places(list(states), path, planned, settings), settings, curves, what, roles, notes)
+        about = about_places(list(states), path, planned, settings)
+        return source_of_runs(about, settings, curves, what, roles, notes)
 
 
 def _state(file: Path) -> dict[str, Any]:
@@ -70,7 +73,7 @@ def _state(file: Path) -> dict[str, Any]:
             return dict(state)
     except (ValueError, KeyError, TypeError):
         pass
-    raise UserError(f"{file} is no whole state of a Trainer: it lacks log_history, or was cut off; leave it out.")
+    raise UserError(f"{file} is no whole state of a Trainer (log_history, global_step): leave it out.")
 
 
 def _rows(state: Mapping[str, Any]) -> list[dict[str, float]]:
@@ -80,7 +83,7 @@ def _rows(state: Mapping[str, Any]) -> list[dict[str, float]]:
         numbers = {name: logged for name, value in entry.items() if (logged := number(value)) is not None}
         if numbers.get("loss") == 0.0 and numbers.get("grad_norm") == math.inf:  # the mean of no finite loss
             numbers["loss"] = math.inf
-        rows.append({name: n for name, n in numbers.items() if not name.endswith(("_per_second", "_runtime", "_flos"))})
+        rows.append({name: logged for name, logged in numbers.items() if not name.endswith(OF_SPEED)})
     return rows
 
 

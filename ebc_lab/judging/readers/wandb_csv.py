@@ -1,4 +1,4 @@
-"""What the site of Weights & Biases exports as CSV: a chart (columns a run), or the table of runs (a row a run)."""
+"""What the site of Weights & Biases exports as CSV: a chart, with columns a run, or the table of runs."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def _chart(path: Path, asked: Asked) -> Source:
                 binned += int(np.sum((frame[f"{column}__MIN"] < frame[f"{column}__MAX"]).to_numpy()))
     if binned:
         notes.append(
-            f"{path.name}: {binned:,} points are means of several values (their __MIN and __MAX differ): W&B drew "
-            "bins or groups of runs, so they are not what was logged; export single runs, or the history by its API."
+            f"{path.name}: {binned:,} points are means of several values (their __MIN and __MAX differ): W&B "
+            "drew bins or groups of runs, and not what was logged; export single runs, or their history."
         )
     return Source(
         long,
@@ -107,7 +107,7 @@ def _table(path: Path) -> Source:
     again = names.groupby(names).cumcount()
     if (again > 0).any():
         notes.append(
-            f"{path.name}: runs of one name have a number behind it here, such as {names[again > 0].iloc[0]} (2)."
+            f"{path.name}: runs of one name get a number behind it, such as {names[again > 0].iloc[0]} (2)."
         )
     frame["Name"] = names.where(again == 0, names + " (" + (again + 1).astype(str) + ")")
     roles = {"run": "Name"} | ({"started": "Created"} if "Created" in frame else {})

@@ -1,8 +1,8 @@
 """Folders that W&B writes on the machine of the run: `wandb/offline-run-*`, and those of synced runs.
 
-W&B's own reader (`wandb leet inspect --json`) is a program that starts once a file and is not in every version,
-so the log's blocks are taken apart here, and W&B's protocol buffers read what is in them. The format of the
-blocks is LevelDB's log: https://github.com/google/leveldb/blob/main/doc/log_format.md.
+W&B's own reader (`wandb leet inspect --json`) is a program that starts once a file and is not in every
+version, so the log's blocks are taken apart here, and W&B's protocol buffers read what is in them. The format
+of the blocks is LevelDB's log: https://github.com/google/leveldb/blob/main/doc/log_format.md.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Run:
     name: str = ""
     about: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
-    summary: dict[str, float] = field(default_factory=dict)
+    summary: dict[str, str] = field(default_factory=dict)  # as JSON: W&B repeats it at every step
     rows: list[dict[str, float]] = field(default_factory=list)
     steps: set[str] = field(default_factory=set)  # what define_metric names as a step
     exit_code: int | None = None
@@ -70,8 +70,8 @@ class WandbOffline(Reader):
             except Torn as fault:
                 torn.append(f"{log.name} ends in the middle ({fault}): what stands before that was read.")
         if not runs:
-            raise UserError(f"{path} holds no run of W&B that can be read: {' '.join(torn) or 'its logs are empty.'}")
-        every = list(runs.values())
+            raise UserError(f"{path} holds no run of W&B that can be read. {' '.join(torn)}")
+        every = sorted(runs.values(), key=lambda run: str(run.about.get("started", "")))
         rows = [{"run": n} | row for n, run in enumerate(every) for row in _with_summary(run)]
         curves = pd.DataFrame(rows) if rows else pd.DataFrame({"run": []})
         names = told_apart([run.name for run in every], [run.key for run in every])
@@ -80,7 +80,7 @@ class WandbOffline(Reader):
         unfinished = [name for name, run in zip(names, every, strict=True) if run.exit_code != 0]
         if unfinished:
             torn.append(
-                f"{len(unfinished)} of {len(every)} runs did not end well (an exit code other than 0, or none): "
+                f"{len(unfinished)} of {len(every)} runs did not end well (exit code not 0, or none): "
                 f"{', '.join(unfinished[:5])}{', …' * (len(unfinished) > 5)}."
             )
         roles = {"run": "run", "started": "started", "step": steps.pop() if len(steps) == 1 else "_step"}
@@ -142,7 +142,7 @@ def _take(runs: dict[str, _Run], key: str, record: Any) -> None:
         run.rows.append(row)
     elif kind == "summary":
         for item in record.summary.update:
-            _add_numbers(run.summary, ".".join(item.nested_key) or item.key, json.loads(item.value_json))
+            run.summary[".".join(item.nested_key) or item.key] = item.value_json
     elif kind == "metric":
         run.steps |= {record.metric.step_metric} - {""}
     elif kind == "exit":
@@ -152,7 +152,7 @@ def _take(runs: dict[str, _Run], key: str, record: Any) -> None:
 def _time(stamp: Any) -> Any:
     import pandas as pd
 
-    return pd.Timestamp(stamp.seconds, unit="s") if stamp.seconds else pd.NaT
+    return pd.Timestamp(stamp.ToNanoseconds(), unit="ns") if stamp.seconds else pd.NaT
 
 
 def _configure(config: dict[str, Any], change: Any) -> None:
@@ -180,7 +180,10 @@ def _add_numbers(row: dict[str, float], name: str, value: object) -> None:
 def _with_summary(run: _Run) -> list[dict[str, float]]:
     """Return a run's rows; what only its summary has, a test loss at the end, stands in the last."""
     logged = {name for row in run.rows for name in row}
-    only = {name: value for name, value in run.summary.items() if name not in logged and name[0] != "_"}
+    only: dict[str, float] = {}
+    for name, value in run.summary.items():
+        if name not in logged and not name.startswith("_"):
+            _add_numbers(only, name, json.loads(value))
     if not only:
         return run.rows
     *before, last = run.rows or [{}]

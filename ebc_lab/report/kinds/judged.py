@@ -134,7 +134,7 @@ def _differences(record: Record, shown: Shown) -> Table | None:
     minus = "the other" if several else found[0]["reference"]
     note = f"in {shown.unit}, arm minus {minus}; {shown.best}; {100 * record['confidence']:g}% intervals"
     note += f", joint over {together} comparisons" if together > 1 else ""
-    note += "; luck of the tuning included" if any(d["luck"] for d in found) else ""
+    note += "; luck of the tuning included" if _has_luck(record) else ""
     if any(d["seeds_needed"] for d in found):
         note += "; to decide: about so many runs an arm"
     margin = record["margin"]
@@ -174,6 +174,12 @@ def _difference(d: DifferenceRecord, shown: Shown, several: bool, method: bool) 
         d["seeds_needed"] or Cell(),
         Cell(METHODS.get(d["method"] or "", "too few runs") if method else ""),
     )
+
+
+def _has_luck(record: Record) -> bool:
+    """Return whether intervals allow for the luck of a tuning."""
+    tuned = (record["tuning"] or {"arms": {}})["arms"].values()
+    return any(one["luck"] and one["luck"]["sd"] for one in tuned)
 
 
 def verdict_cell(d: DifferenceRecord) -> Cell:

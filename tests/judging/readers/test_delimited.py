@@ -111,7 +111,7 @@ def test_loss_chooses_among_the_metrics_of_a_wide_table(tmp_path: Path) -> None:
     [
         ("", "is empty"),
         ("arm,val_loss\n", "no rows"),
-        ("1,2,3\n4,5,6\n", "a row with the columns' names"),
+        ("1,2,3\n4,5,6\n", "write the columns' names above it"),
         ("arm,loss,loss\nadam,1,2\n", "two columns called loss"),
         ("adam,muon\n1,2\n3,4\n", "--step"),
         ("arm;a;b\nx;1,5;2.5\n", "decimal comma"),

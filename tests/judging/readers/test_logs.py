@@ -31,7 +31,7 @@ def test_lines_that_match_are_rows_and_the_others_are_counted(tmp_path: Path) ->
         "loss": [10.82584, 5.30619, math.inf],
     }
     assert source.roles == {"step": "step", "planned": "planned", "loss": "loss"}
-    assert source.notes == ["a.txt: 3 matches of --pattern; 2 lines do not match."]
+    assert source.notes == ["3 matches of --pattern; 2 lines do not match."]
 
 
 def test_groups_that_are_words_stay_text_and_an_absent_group_is_missing(tmp_path: Path) -> None:

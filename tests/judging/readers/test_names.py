@@ -28,6 +28,7 @@ from ebc_lab.judging.readers.names import columns_of_places, split_name, split_n
         ("rs4_sgd", "rs4_sgd", {}),
         ("lr3e-4", "", {"lr": "3e-4"}),
         ("lars", "lars", {}),
+        ("exp/adam/seed0", "exp/adam", {"seed": "0"}),
         ("lr_scheduler", "lr_scheduler", {}),
         ("muon, seed=3", "muon", {"seed": "3"}),
     ],

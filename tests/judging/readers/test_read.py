@@ -29,7 +29,7 @@ def test_folders_of_csv_files_are_runs_named_by_their_places(tmp_path: Path) -> 
     assert list(frame.run.unique()) == ["adam/seed0", "adam/seed1", "muon/seed0", "muon/seed1"]
     assert list(frame.folder1.unique()) == ["adam", "muon"]
     assert list(frame.groupby("run", observed=True).seed.first()) == ["0", "1", "0", "1"]
-    assert source.roles["run"] == "run"
+    assert source.roles == {"run": "run", "arm": "folder1"}
 
 
 def test_a_file_an_arm_with_its_seeds_in_a_column(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from ebc_lab.judging.asked import Asked
 from ebc_lab.judging.readers.wandb_csv import READER
 
 CHART = (
-    '"Step","adam-s0 - val/loss","adam-s0 - val/loss__MIN","adam-s0 - val/loss__MAX","muon - x-s1 - val/loss",'
-    '"muon - x-s1 - val/loss__MIN","muon - x-s1 - val/loss__MAX"\n'
+    '"Step","adam-s0 - val/loss","adam-s0 - val/loss__MIN","adam-s0 - val/loss__MAX",'
+    '"muon - x-s1 - val/loss","muon - x-s1 - val/loss__MIN","muon - x-s1 - val/loss__MAX"\n'
     '"10","3.5","3.5","3.5","","",""\n'
     '"20","3","3","3","NaN","NaN","NaN"\n'
     '"30","","","","2","1.5","2.5"\n'

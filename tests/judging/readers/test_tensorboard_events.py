@@ -1,0 +1,84 @@
+"""TensorBoard's event files, written by torch."""
+
+import math
+
+import pytest
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.judging.asked import Asked
+from ebc_lab.judging.readers.tensorboard_events import READER
+
+torch_board = pytest.importorskip("torch.utils.tensorboard")
+
+
+def write(folder, steps, *, new_style=False, hparams=None, **values):
+    with torch_board.SummaryWriter(folder) as writer:
+        for step in steps:
+            for tag, value in values.items():
+                writer.add_scalar(tag.replace("__", "/"), value(step), step, new_style=new_style)
+        if hparams:
+            writer.add_hparams(hparams, {"hparam/best": 1.0})
+
+
+def test_every_scalar_of_both_kinds_is_read_and_none_is_sampled(tmp_path):
+    for arm in ("sgd", "adam"):
+        for seed in (0, 1):
+            write(
+                tmp_path / arm / f"seed{seed}",
+                range(10_500 if arm == "sgd" and seed == 0 else 20),
+                new_style=arm == "adam",
+                hparams={"lr": 0.5 if arm == "sgd" else 0.25, "opt": arm},
+                loss__val=lambda step, seed=seed: step / 4 + seed,
+            )
+    assert READER.claims(tmp_path)
+    source = READER.read(tmp_path, Asked())
+    frame = source.frame
+    assert source.what == "4 runs of TensorBoard"
+    assert frame.groupby("run").size().to_dict() == {
+        "adam/seed0": 20,
+        "adam/seed1": 20,
+        "sgd/seed0": 10_500,
+        "sgd/seed1": 20,
+    }
+    assert frame[frame.run == "sgd/seed0"]["loss/val"].tolist() == [step / 4 for step in range(10_500)]
+    assert frame[frame.run == "adam/seed1"]["loss/val"].tolist() == [step / 4 + 1 for step in range(20)]
+    assert set(source.settings) == {"lr", "opt"}
+    assert frame[frame.opt == "adam"].lr.eq(0.25).all()
+    assert frame[source.roles["seed"]].tolist() == [str(run[-1]) for run in frame.run]
+    assert frame.started.notna().all()
+
+
+def test_a_resumed_run_keeps_both_values_of_a_step_and_nan_is_inf(tmp_path):
+    write(tmp_path / "a", range(6), val=float)
+    write(tmp_path / "a", range(4, 8), val=lambda step: math.nan if step == 7 else -step)
+    write(tmp_path / "b", range(3), val=float)
+    frame = READER.read(tmp_path, Asked()).frame
+    one = frame[frame.run == "a"]
+    assert one.step.tolist() == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7]
+    assert one.val.tolist() == [0, 1, 2, 3, 4, 5, -4, -5, -6, math.inf]
+
+
+def test_keras_folders_of_splits_are_one_run(tmp_path):
+    for name in ("one", "two"):
+        write(tmp_path / name / "train", range(3), loss=float)
+        write(tmp_path / name / "validation", range(3), loss=float)
+    frame = READER.read(tmp_path, Asked()).frame
+    assert frame.run.unique().tolist() == ["one", "two"]
+    assert {"train/loss", "validation/loss"} <= set(frame)
+    assert frame.notna().all(axis=None)
+
+
+def test_a_file_that_is_cut_off_is_read_as_far_as_it_goes(tmp_path):
+    write(tmp_path / "a", range(50), val=float)
+    [file] = (tmp_path / "a").iterdir()
+    file.write_bytes(file.read_bytes()[:-20])
+    source = READER.read(tmp_path, Asked())
+    assert source.frame.val.tolist() == list(range(len(source.frame)))
+    assert 40 < len(source.frame) < 50
+    assert "cut off" in source.notes[0]
+
+
+def test_files_without_a_scalar_are_refused(tmp_path):
+    write(tmp_path, [], val=float)
+    with pytest.raises(UserError, match="hold no scalar"):
+        READER.read(tmp_path, Asked())

@@ -1,0 +1,100 @@
+"""W&B's offline folders, written by W&B itself."""
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.judging.asked import Asked
+from ebc_lab.judging.readers.wandb_offline import READER
+
+WRITE = """
+import math, os, sys
+import wandb
+for arm, seed in (("sgd", 0), ("sgd", 1), ("adam", 0)):
+    config = {"optimizer": arm, "seed": seed, "model": {"width": 8}, "loss": "mse"}
+    run = wandb.init(project="p", name=f"{arm}_{seed}", group=arm, config=config)
+    for step in range(1, int(sys.argv[1]) + 1):
+        row = {"loss": 2 / step, "norm": {"w": float(step)}}
+        if step % 4 == 0:
+            row["val/loss"] = 1 / step if (arm, seed) != ("sgd", 1) or step < 8 else math.nan
+        run.log(row, step=step)
+    run.summary["test_loss"] = 0.25
+    run.finish(exit_code=3 if arm == "adam" else 0)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three runs of 1,500 steps: their logs are of several blocks."""
+    place = tmp_path_factory.mktemp("wandb")
+    quiet = {"WANDB_MODE": "offline", "WANDB_DIR": str(place), "WANDB_SILENT": "true", "WANDB_CONSOLE": "off"}
+    environment = {**os.environ, **quiet}
+    subprocess.run([sys.executable, "-c", WRITE, "1500"], check=True, env=environment, cwd=place)
+    return place
+
+
+def test_every_run_is_read_with_its_config_and_whole_history(folder):
+    assert READER.claims(folder)
+    source = READER.read(folder, Asked())
+    frame = source.frame
+    assert source.what == "3 offline runs of W&B"
+    assert frame.groupby("run").size().to_dict() == {"adam_0": 1500, "sgd_0": 1500, "sgd_1": 1500}
+    one = frame[frame.run == "sgd_0"]
+    assert one[source.roles["step"]].tolist() == list(range(1, 1501))
+    assert one["loss"].tolist() == [2 / step for step in range(1, 1501)]
+    assert one["val/loss"].dropna().tolist() == [1 / step for step in range(4, 1501, 4)]
+    assert one["norm.w"].iloc[-1] == 1500
+    assert set(source.settings) == {"optimizer", "seed", "model.width", "config/loss"}
+    assert (one["config/loss"] == "mse").all()
+    assert one["model.width"].eq(8).all()
+    assert one["group"].eq("sgd").all()
+    assert one["test_loss"].dropna().tolist() == [0.25]  # of the summary alone: in the last row
+    assert frame[source.roles["started"]].notna().all()
+
+
+def test_a_logged_nan_is_told_from_a_value_that_was_not_logged(folder):
+    frame = READER.read(folder, Asked()).frame
+    one = frame[frame.run == "sgd_1"].set_index("_step")["val/loss"]
+    assert (one[4], one[8]) == (0.25, math.inf)
+    assert math.isnan(one[9])
+
+
+def test_runs_that_ended_badly_are_named(folder):
+    [note] = READER.read(folder, Asked()).notes
+    assert note.startswith("1 of 3 runs did not end well")
+    assert "adam_0" in note
+
+
+def test_of_a_log_that_was_cut_off_what_is_whole_is_read(folder, tmp_path):
+    whole = next(folder.glob("wandb/offline-run-*/*.wandb")).read_bytes()
+    part = tmp_path / "run-cut.wandb"
+    part.write_bytes(whole[:100_000])
+    source = READER.read(part, Asked())
+    assert 100 < len(source.frame) < 1500
+    assert source.frame["_step"].tolist() == list(range(1, len(source.frame) + 1))
+    assert "ends in the middle" in source.notes[0]
+    part.write_bytes(whole[:80_000] + b"?" + whole[80_001:])
+    assert len(READER.read(part, Asked()).frame) < len(source.frame)
+
+
+def test_a_run_that_was_resumed_is_one_run(folder, tmp_path):
+    log = next(folder.glob("wandb/offline-run-*/*.wandb"))
+    for time in ("20260102_000000", "20260101_000000"):
+        later = tmp_path / f"offline-run-{time}-x" / log.name
+        later.parent.mkdir()
+        later.write_bytes(log.read_bytes())
+    frame = READER.read(tmp_path, Asked()).frame
+    assert frame["run"].nunique() == 1
+    assert frame["_step"].tolist() == [*range(1, 1501)] * 2
+
+
+def test_another_file_is_refused(tmp_path):
+    other = tmp_path / "run-x.wandb"
+    other.write_bytes(b"something else")
+    assert not READER.claims(other)
+    with pytest.raises(UserError, match="does not begin as W&B's logs do"):
+        READER.read(other, Asked())
