@@ -17,6 +17,7 @@ class Asked:
         arm, seed, lr, step, loss, run, planned: columns by name; `loss` is what is judged.
         choose: the column by which an arm's configuration is chosen, where it is not `loss`.
         settings: further columns that make a run's configuration.
+        pattern: of text logs: a regular expression with named groups `step`, `loss` and others.
         reference: the arm that the others are compared with.
         better: `lower` or `higher`, whichever is better in the column `loss`.
         outcome: of a curve: `last`, `target` (the first step at or below it) or `best` over its steps.
@@ -29,7 +30,6 @@ class Asked:
             the loss; empty: none is assumed.
         exchange: what a step is worth, in the unit of the loss per step; None: not known.
         rule: another benchmark's rule that is applied beside ours: `track3`.
-        pattern: of text logs: a regular expression with named groups `step`, `loss` and others.
     """
 
     arm: str = ""
@@ -41,6 +41,7 @@ class Asked:
     planned: str = ""
     choose: str = ""
     settings: tuple[str, ...] = ()
+    pattern: str = ""
     reference: str = ""
     better: str = ""
     outcome: str = "last"
@@ -52,7 +53,6 @@ class Asked:
     sigma: str = ""
     exchange: float | None = None
     rule: str = ""
-    pattern: str = ""
 
 
 def steps_at(pairs: Sequence[str]) -> dict[str, float]:
@@ -77,5 +77,7 @@ def exchange_of(text: str) -> float | None:
     except (ValueError, ZeroDivisionError):
         worth = math.nan
     if not (math.isfinite(worth) and worth >= 0):
-        raise UserError(f"--exchange is a loss over the steps that it is worth, such as 0.0045/100, not {text}.")
+        raise UserError(
+            f"--exchange is a loss over the steps that it is worth, such as 0.0045/100, not {text}."
+        )
     return worth

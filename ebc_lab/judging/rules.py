@@ -109,9 +109,10 @@ def standings(curves: pd.DataFrame, table: pd.DataFrame, at: Mapping[str, float]
     step.
     """
     import numpy as np
+    import pandas as pd
 
     codes, arms = table["arm"].factorize()
-    of_arm = codes[table.index.get_indexer(curves["run"])]
+    of_arm = codes[table.index.get_indexer(pd.Index(curves["run"]))]
     out = []
     for code, arm in enumerate(map(str, arms)):
         n = int((codes == code).sum())

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from ebc_lab.config.errors import UserError, any_of, require, shown
 
-from .asked import Asked
 from .columns import Columns, plain
 from .readers.reader import Source
 from .record import Caution
@@ -59,7 +58,7 @@ class Runs:
         return math.inf if self.better == "lower" else -math.inf
 
 
-def runs_of(source: Source, columns: Columns, asked: Asked) -> Runs:
+def runs_of(source: Source, columns: Columns) -> Runs:
     """Return the runs of a source. Raises UserError where its columns do not hold what they are taken for."""
     import numpy as np
     import pandas as pd
@@ -273,14 +272,14 @@ def _text(value: Any) -> str | None:
     return str(value)
 
 
-def _times(values: pd.Series) -> pd.Series:
+def _times(values: pd.Series[Any]) -> pd.Series[Any]:
     """Return times; NaT where a value is none. Numbers are seconds since 1970, or milliseconds if large."""
     import pandas as pd
 
-    if values.dtype.kind in "fiu":
-        unit = "ms" if values.max() > 1e11 else "s"
-        return pd.to_datetime(values, unit=unit, errors="coerce", utc=True)
-    return pd.to_datetime(values, errors="coerce", utc=True, format="mixed")
+    if values.dtype.kind not in "fiu":
+        return pd.to_datetime(values, errors="coerce", utc=True, format="mixed")
+    seconds = values.astype(float) / (1000 if values.max() > 1e11 else 1)
+    return pd.to_datetime(seconds, unit="s", errors="coerce", utc=True)
 
 
 def _constant(

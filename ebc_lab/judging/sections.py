@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def steps_section(runs: Runs, reference: str, asked: Asked, *, paired: bool) -> dict[str, Any] | None:
-    """Return `target`, `arms` (arm -> `steps.Reached`) and `ratios` (a `steps.Ratio` for each comparison)."""
+def steps_section(
+    runs: Runs, reference: str, best: str, asked: Asked, *, paired: bool
+) -> dict[str, Any] | None:
+    """`best`: the arm that pairs begin with where there is no reference. Return `target`, `arms` (arm -> `steps.Reached`) and `ratios` (a `steps.Ratio` for each comparison)."""
     if asked.target is None or not runs.step_name:
         return None
     table = runs.table
@@ -30,7 +32,7 @@ def steps_section(runs: Runs, reference: str, asked: Asked, *, paired: bool) -> 
         ratios = steps.ratios_of_steps(
             reached,
             table,
-            reference or str(table["arm"].iloc[0]),
+            reference or best,
             key="seed" if paired else "run",
             pairs=asked.pairs or not reference,
             paired=paired,
@@ -82,9 +84,7 @@ def _lengths(table: pd.DataFrame, asked: Asked) -> dict[str, float]:
     return {str(arm): float(asked.at.get(str(arm), asked.at.get("", x))) for arm, x in longest.items()}
 
 
-def _exchange(
-    rates: Mapping[str, steps.Exchange], reference: str, asked: Asked
-) -> tuple[float | None, str]:
+def _exchange(rates: Mapping[str, steps.Exchange], reference: str, asked: Asked) -> tuple[float | None, str]:
     """Return the loss that a step is worth, and whence it is: as given, else from the reference's lengths,
     else from those of the arm that has most."""
     if asked.exchange is not None:

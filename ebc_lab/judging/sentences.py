@@ -97,10 +97,17 @@ def answer(record: Record) -> list[str]:
         return [_alone(compared[0], record), *_of_rule(record)]
     lines = []
     reference = record["reference"]
-    words = {"better": "Better than", "level": "Level with", "worse": "Worse than", "undecided": "Undecided against"}
+    words = {
+        "better": "Better than",
+        "level": "Level with",
+        "worse": "Worse than",
+        "undecided": "Undecided against",
+    }
     for verdict, ones in by_verdict.items():
         if ones:
-            named = [f"{one['arm']} ({difference_in_words({**one, 'comparisons': 1}, record)})" for one in ones]
+            named = [
+                f"{one['arm']} ({difference_in_words({**one, 'comparisons': 1}, record)})" for one in ones
+            ]
             lines.append(f"{words[verdict]} {reference}: {listed(named)}.")
     if not by_verdict["better"]:
         lines.insert(0, f"No arm is shown to be better than {reference}.")
@@ -132,22 +139,25 @@ def _needed(undecided: Iterable[DifferenceRecord]) -> list[str]:
         return []
     named = [f"{one['arm']} {one['seeds_needed']}" for one in known]
     if len(known) == 1:
-        return [f"About {known[0]['seeds_needed']} runs an arm would decide it, if the difference is as it seems."]
-    return [f"About so many runs an arm would decide it, if the differences are as they seem: {listed(named)}."]
+        return [
+            f"About {known[0]['seeds_needed']} runs an arm would decide it, if the difference is as it seems."
+        ]
+    return [
+        f"About so many runs an arm would decide it, if the differences are as they seem: {listed(named)}."
+    ]
 
 
 def _about_best(record: Record) -> list[str]:
     """Return how the best arm stands to all others, where there is no reference."""
     best = record["arms"][0]["arm"]
-    beaten, open_ones, needed = [], [], []
+    beaten: list[str] = []
+    open_ones: list[str] = []
     for one in record["differences"]:
         if best not in (one["arm"], one["reference"]):
             continue
         other = one["reference"] if one["arm"] == best else one["arm"]
         wins = one["verdict"] == ("better" if one["arm"] == best else "worse")
         (beaten if wins else open_ones).append(other)
-        if not wins:
-            needed.append(one)
     extreme = "lowest" if record["better"] == "lower" else "highest"
     mean = record["arms"][0]["mean"]
     of_mean = f" ({rounded(mean, record['arms'][0]['sd'])})" if mean is not None else ""
@@ -157,7 +167,9 @@ def _about_best(record: Record) -> list[str]:
         return [f"{first} It is better than every one of the {others} others, jointly over all pairs."]
     if not beaten:
         return [f"{first} It cannot be told from any of the {others} others."]
-    return [f"{first} It is better than {len(beaten)} of {others} others, and cannot be told from {listed(open_ones)}."]
+    return [
+        f"{first} It is better than {len(beaten)} of {others} others, and cannot be told from {listed(open_ones)}."
+    ]
 
 
 def _of_rule(record: Record) -> list[str]:

@@ -23,17 +23,17 @@ later.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, TypedDict
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.study.stages import statistics
 
+from .differences import Comparison, compare
+
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
-
-    from ebc_lab.judging.differences import Comparison
 
 END = 0.1  # the share of a run's steps over which the slope at its end is taken
 GRID = 1025  # lengths at which `ratio_of_lengths` compares two arms
@@ -64,7 +64,7 @@ class Ratio(TypedDict):
     arm: str
     reference: str
     ratio: float | None
-    low: float | None  # an infinite or unknown end is None; `high` without an end means that it is open
+    low: float | None  # None: infinite or not known; where both are, the verdict says whether it is
     high: float | None
     verdict: str  # fewer, more, undecided
     coarse: bool  # whether the evaluations, and not the runs, set an end of the interval
@@ -185,86 +185,97 @@ def ratios_of_steps(
     narrower than the ratios that this leaves open. Where one arm was evaluated more often than the other near
     the target, its steps are biased less, and what is left open is added to both ends.
     """
-    arms: dict[str, dict[str, float]] = {}
+    logs: dict[str, list[float]] = {}
     left_open: dict[str, list[float]] = {}
     for arm, rows in reached.groupby(table["arm"], sort=False):
-        names = table.loc[rows.index, key]
-        unpaired = key == "run" or not names.is_unique or names.isna().any()
-        prefix = f"{arm}/" if unpaired else ""  # no two arms have a name of a run in common
-        names = table.loc[rows.index, "run"] if unpaired else names
         if (rows["step"] <= 0).any():
             raise UserError(
                 f"{arm}: a run is at the target at step 0, before any training: choose another --target"
             )
-        logs = [math.log(step) if step > 0 else math.inf for step in rows["step"]]  # NaN: never
-        arms[str(arm)] = dict(zip((f"{prefix}{name}" for name in names), logs, strict=True))
+        logs[str(arm)] = [math.log(step) if step > 0 else math.inf for step in rows["step"]]  # NaN: never
         known = rows[rows["step"].notna()]
         left_open[str(arm)] = [
             math.log(step / before) if before > 0 else math.inf
             for step, before in zip(known["step"], known["before"], strict=True)
         ]
-    from ebc_lab.judging.differences import compare
+    tied = {arm for arm, values in logs.items() if len({*values}) == 1 < len(values) == len(left_open[arm])}
+    for arm in tied:
+        logs[arm] = _spread_within(logs[arm], left_open[arm])
+    together = key != "run" and not tied  # a made spread belongs to no seed
+    names = {
+        str(arm): rows for arm, rows in table[key if together else "run"].groupby(table["arm"], sort=False)
+    }
+    together = together and all(rows.notna().all() and rows.is_unique for rows in names.values())
+    arms = {
+        # where nothing is paired, no two arms have a name of a run in common
+        arm: {
+            str(name) if together else f"{arm}/{i}": x
+            for i, (name, x) in enumerate(zip(names[arm], values, strict=True))
+        }
+        for arm, values in logs.items()
+    }
+    found = compare(arms, reference, pairs=pairs, paired=paired if together else False)
+    return [_ratio(one, arms, left_open, tied) for one in found]
 
-    compared = compare(arms, reference, pairs=pairs, paired=paired)
-    return [_ratio(found, arms, left_open, len(compared)) for found in compared]
+
+def _spread_within(logs: list[float], left_open: list[float]) -> list[float]:
+    """Return the logarithms of the steps of runs that all crossed between the same two evaluations, with the
+    mean that they have and the spread that they may have: that of a uniform distribution between these."""
+    import numpy as np
+
+    if not math.isfinite(max(left_open)):
+        return logs
+    even = np.linspace(-1.0, 1.0, len(logs))
+    return [float(x) for x in logs[0] + max(left_open) / math.sqrt(12) * even / even.std(ddof=1)]
 
 
 def _ratio(
     found: Comparison,
     arms: Mapping[str, Mapping[str, float]],
     left_open: Mapping[str, list[float]],
-    comparisons: int,
+    tied: Collection[str],
 ) -> Ratio:
-    """Return a comparison of logarithms of steps as a ratio, its interval widened for the evaluations."""
+    """Return a comparison of logarithms of steps as a ratio, its interval widened for the evaluations.
+
+    `tied`: arms whose runs all crossed between the same two evaluations.
+    """
     arm, reference = found["arm"], found["reference"]
-    values, others = list(arms[arm].values()), list(arms[reference].values())
-    by_rank = math.inf in (*values, *others)
+    by_rank = math.inf in (*arms[arm].values(), *arms[reference].values())
     below, above = (_left_open(left_open[name], by_rank) for name in (arm, reference))
     centre = found["median"] if found["mean"] is None else found["mean"]
-    low = -math.inf if found["joint_low"] is None else found["joint_low"]
-    high = math.inf if found["joint_high"] is None else found["joint_high"]
-    spread = by_rank or max(len({*values}), len({*others})) > 1
-    even = spread and max(below, above) < SIMILAR * min(below, above)
-    if centre is not None and not spread and min(len(values), len(others)) > 1:
-        low, high = _within_evaluations(centre, (below, len(values)), (above, len(others)), comparisons)
-    coarse = False
-    if (low, high) != (-math.inf, math.inf):
-        wide = (
-            (centre - below, centre + above) if even and centre is not None else (low - below, high + above)
-        )
-        coarse = bool(wide[0] < low or wide[1] > high)
-        low, high = min(low, wide[0]), max(high, wide[1])
+    low, high = found["joint_low"], found["joint_high"]
+    if low is None:  # an infinity, of the sign that the verdict has
+        low = math.inf if found["verdict"] == "worse" else -math.inf
+    if high is None:
+        high = -math.inf if found["verdict"] == "better" else math.inf
+    even = not {arm, reference} & {*tied} and max(below, above) < SIMILAR * min(below, above)
+    lowest, highest = (low if math.isinf(low) else low - below), (high if math.isinf(high) else high + above)
+    if even and centre is not None and (low, high) != (-math.inf, math.inf):
+        lowest, highest = min(low, centre - below), max(high, centre + above)
     return {
         "arm": arm,
         "reference": reference,
         "ratio": None if centre is None else math.exp(centre),
-        "low": math.exp(low) if low > -math.inf else None,
-        "high": math.exp(high) if high < math.inf else None,
-        "verdict": "fewer" if high < 0 else "more" if low > 0 else "undecided",
-        "coarse": coarse,
+        "low": math.exp(lowest) if math.isfinite(lowest) else None,
+        "high": math.exp(highest) if math.isfinite(highest) else None,
+        "verdict": _verdict(lowest, highest, 0.0),
+        "coarse": bool(lowest < low or highest > high),
     }
 
 
 def _left_open(logs: list[float], by_rank: bool) -> float:
     """Return by how much the logarithms of an arm's steps may be too high: their mean, or for a comparison by
     rank, which has an interval between two runs, the most."""
-    return (max(logs) if by_rank else sum(logs) / len(logs)) if logs else 0.0
+    if not logs:
+        return 0.0
+    return max(logs) if by_rank else sum(logs) / len(logs)
 
 
-def _within_evaluations(
-    centre: float, arm: tuple[float, int], reference: tuple[float, int], comparisons: int
-) -> tuple[float, float]:
-    """Return the interval of a difference of logarithms where all runs of either arm crossed between the same
-    two evaluations, so that they show no spread. They are given the spread of a uniform distribution between
-    these: 1/√12 of the distance. Each arm is given as that distance and the number of its runs."""
-    from scipy import stats
-
-    variance, freedom = statistics.of_sum(*((wide**2 / 12 / n, n - 1.0) for wide, n in (arm, reference)))
-    if not math.isfinite(variance):
-        return -math.inf, math.inf
-    level = (1 - statistics.CONFIDENCE) / comparisons
-    margin = float(stats.t.ppf(1 - level / 2, freedom)) * math.sqrt(variance)
-    return centre - margin, centre + margin
+def _verdict(low: float | None, high: float | None, level: float) -> str:
+    """Return on which side of `level`, at which two arms need equal steps, an interval lies."""
+    if high is not None and high < level:
+        return "fewer"
+    return "more" if low is not None and low > level else "undecided"
 
 
 def _last_losses(table: pd.DataFrame) -> pd.DataFrame:
@@ -371,7 +382,7 @@ def ratio_of_lengths(table: pd.DataFrame, arm: str, reference: str, comparisons:
         "ratio": float(centre) / longest,
         "low": low,
         "high": high,
-        "verdict": "fewer" if high and high < 1 else "more" if low and low > 1 else "undecided",
+        "verdict": _verdict(low, high, 1.0),
         "coarse": False,
     }
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging import rules
@@ -92,12 +93,14 @@ def test_the_spread_beside_the_assumed_one():
     rng = np.random.default_rng(1)
     sds = {"as assumed": rules.SIGMA, "twice": 2 * rules.SIGMA, "a quarter": rules.SIGMA / 4}
     arms = {arm: [{1: loss} for loss in rng.normal(3.27, sd, 40)] for arm, sd in sds.items()}
+    arms["two far apart"] = [{1: 3.27}, {1: 3.273}]  # two runs say little about their spread
     found = rules.spread(rules.standings(*runs_of(arms)))
     assert found["wider"] == ["twice"]
     assert found["narrower"] == ["a quarter"]
-    assert found["p_equal"] < 1e-6
     losses = [[curve[1] for curve in runs] for runs in arms.values()]
-    assert found["pooled"] == pytest.approx(np.sqrt(np.mean([np.var(x, ddof=1) for x in losses])))
+    assert found["p_equal"] == stats.levene(*losses, center="median").pvalue
+    squares = sum(np.var(x) * len(x) for x in losses)
+    assert found["pooled"] == pytest.approx(np.sqrt(squares / found["freedom"]))
     assert found["low"] < found["pooled"] < found["high"]
 
 
@@ -106,3 +109,5 @@ def test_successive_results_are_compared_in_the_order_given():
     (claim,) = rules.claims(found)
     assert (claim["arm"], claim["other"]) == ("b", "a")
     assert claim["worth"] == pytest.approx(10 * 0.0045 / 100)
+    (dearer,) = rules.claims(found, exchange=0.001)
+    assert dearer["worth"] == pytest.approx(0.01)

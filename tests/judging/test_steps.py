@@ -74,9 +74,11 @@ def test_an_arm_in_figures():
     """Of seven runs, two never reach the target: they rank last, and the mean does not exist."""
     runs = [crossing_at(x) for x in (100, 200, 300, 400, 500)]
     runs += [crossing_at(9999), crossing_at(9999, end=200), crossing_at(500), crossing_at(700)]
-    table = table_of({"a": 7, "b": 2})
+    runs += [crossing_at(9999, end=600)] * 2
+    table = table_of({"a": 7, "b": 2, "c": 2})
     found = steps.reached_by_arm(steps.steps_to_target(curves_of(runs), table, 1.0), table)
     a, b = found["a"], found["b"]
+    assert found["c"]["ended_early"] == found["c"]["censored"] == 2  # another arm's run took 700 steps
     assert (a["runs"], a["reached"], a["censored"], a["ended_early"]) == (7, 5, 2, 1)
     assert (a["first"], a["median"], a["last"], a["mean"]) == (100, 400, None, None)
     assert (a["low"], a["high"]) == (100, None)  # of 7, the interval of 98% is the whole range
@@ -163,6 +165,27 @@ def test_runs_that_never_reach_the_target_count():
     assert worse["verdict"] != "fewer"
     assert worse["high"] is None
     assert worse["ratio"] is None
+
+
+def test_an_arm_that_never_reaches_the_target_needs_more_steps():
+    ref, never = [crossing_at(x) for x in range(500, 600, 10)], [crossing_at(9999)] * 10
+    for arms, expected in (({"ref": 10, "arm": 10}, "more"), ({"arm": 10, "ref": 10}, "fewer")):
+        (found,) = ratios([*ref, *never], table_of(arms))
+        assert found["verdict"] == expected
+        assert (found["ratio"], found["low"], found["high"]) == (None, None, None)
+
+
+def test_one_arm_without_spread():
+    """Its runs all crossed between 900 and 1000, which is no reason to leave it out, nor to trust it wholly.
+    Seeds do not pair runs that show no difference."""
+    at = [700, 800, 700, 800, 900, 700, 800, 700]
+    runs, table = [crossing_at(x, 100) for x in [1000] * 8 + at], table_of({"ref": 8, "arm": 8})
+    (found,) = ratios(runs, table)
+    centre = math.exp(np.log(at).mean())
+    assert found["verdict"] == "fewer"
+    assert found["low"] < (centre - 100) / 1000
+    assert centre / 900 < found["high"] < 1
+    assert ratios(runs, table, key="seed", paired=True) == [found]
 
 
 def test_a_target_that_is_reached_before_training_has_no_ratio():

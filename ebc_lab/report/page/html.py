@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,18 +60,30 @@ class Picture:
         return _uri(self.path)
 
     @property
+    def file(self) -> str:
+        """Return the name of its file."""
+        return self.path.name
+
+    @property
     def phone(self) -> Any:
         """Return what a narrow screen shows instead; empty where that is the same."""
         if not self.phone_path or self.arm:
             return ""
-        return _ours(_uri(self.phone_path).replace(" ", "%20"))  # in a srcset a space ends the address
+        return in_srcset(_uri(self.phone_path))
+
+
+def in_srcset(uri: Any) -> Any:
+    """Return a data: URI for a srcset, in which a space would end it."""
+    return _ours(uri.replace(" ", "%20"))
 
 
 def _uri(path: Path) -> Any:
-    """Return a file as a data: URI; an SVG as text, which is a fifth shorter than base64."""
-    if path.suffix != ".svg":
-        return _base64(path)
-    text = " ".join(path.read_bytes().decode().split())
+    return svg_uri(path.read_bytes()) if path.suffix == ".svg" else _base64(path)
+
+
+def svg_uri(svg: bytes) -> Any:
+    """Return an SVG as a data: URI: as text, which is a fifth shorter than base64."""
+    text = " ".join(svg.decode().split())
     for special in '%#&"':
         text = text.replace(special, f"%{ord(special):02X}")
     return _ours(f"data:{KINDS['.svg']},{text}")  # without " and & it stays in its attribute
@@ -123,22 +135,22 @@ def render(root: Path, evidence_of: Mapping[str, Any], live: Mapping[str, Any] |
         "curves_data": _ours(as_script(evidence_of["curves"])),
         **(words.explanation(ebc, checked, said) if compares_arms else {"method": (), "terms": {}}),
     }
-    return _rendered("page.html.j2", **evidence_of, **rest)
+    return rendered("page.html.j2", **evidence_of, **rest)
 
 
 def message(title: str, text: str) -> str:
     """Return a page that says one thing: what a live view shows when the study cannot be read."""
-    return _rendered("message.html.j2", title=title, text=text)
+    return rendered("message.html.j2", title=title, text=text)
 
 
-def _rendered(template: str, **values: Any) -> str:
-    """Return a template with these values, and with the page's own style and script. Raises LookupError where
-    a value lacks what the template names."""
+def rendered(template: str, *, scripts: Sequence[str] = SCRIPTS, **values: Any) -> str:
+    """Return a template with these values, and with the page's own style and `scripts`. Raises LookupError
+    where a value lacks what the template names."""
     from jinja2 import UndefinedError
 
-    style, scripts = _source("page.css"), [_source(name) for name in SCRIPTS]
-    hashes = {"style_hash": _hash(style), "script_hashes": [_hash(script) for script in scripts]}
-    embedded = {"style": style, "scripts": scripts, **hashes}
+    style, sources = _source("page.css"), [_source(name) for name in scripts]
+    hashes = {"style_hash": _hash(style), "script_hashes": [_hash(script) for script in sources]}
+    embedded = {"style": style, "scripts": sources, **hashes}
     try:
         page: str = _environment().get_template(template).render(**values, **embedded)
     except UndefinedError as error:

@@ -19,7 +19,7 @@ def draw_intervals(table: Table) -> Table:
     shown = [by_interval(c.interval, joint=True) for row in table.rows for c in row.cells if c.interval]
     if not shown:
         return table
-    ruler = Ruler.over(shown, table.target)
+    ruler = Ruler.over(shown, table.target, table.higher)
     rows = []
     for row in table.rows:
         cells = [
@@ -36,19 +36,23 @@ class Ruler:
 
     WIDTH, EDGE = 240.0, 8.0
 
-    def __init__(self, reach: float, margin: float | None):
+    def __init__(self, reach: float, margin: float | None, higher: bool = False):
+        """`margin`: how far from zero still counts as no worse; `higher`: whether more is better."""
         self.reach = reach
+        self.higher = higher
         self.zero = self.x(0.0)
         self.target = None if margin is None else self.x(margin)
+        edge = self.target or self.zero
+        self.worse = (0.0, edge) if higher else (edge, round(self.WIDTH - edge, 1))  # from where, how wide
 
     @classmethod
-    def over(cls, differences: Sequence[Difference], margin: float | None) -> Ruler:
+    def over(cls, differences: Sequence[Difference], margin: float | None, higher: bool = False) -> Ruler:
         """Return an axis that shows most intervals whole: one wild arm does not squash the others."""
         limits = ((d["low"], d["high"], d["mean"]) for d in differences)
         largest = (max((abs(x) for x in ends if x is not None), default=0.0) for ends in limits)
         sizes = [size for size in largest if size > 0]
         reach = min(max(sizes), 1.5 * statistics.median(sizes)) if sizes else 1.0
-        return cls(1.1 * max(reach, 2 * (margin or 0.0)), margin)
+        return cls(1.1 * max(reach, 2 * abs(margin or 0.0)), margin, higher)
 
     def x(self, value: float) -> float:
         share = max(-1.0, min(1.0, value / self.reach))
@@ -62,9 +66,9 @@ class Ruler:
         ends = (-math.inf if low is None else low, math.inf if high is None else high)
         side = "both"
         if ends[1] < 0:
-            side = "below"
+            side = "worse" if self.higher else "better"
         elif ends[0] > 0:
-            side = "above"
+            side = "better" if self.higher else "worse"
         return {
             "low": self.x(ends[0]),
             "high": self.x(ends[1]),

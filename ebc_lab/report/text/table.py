@@ -87,6 +87,7 @@ class Table:
     paper: Sequence[str] = ()  # titles of the columns of a paper, in their order there; empty: as columns say
     places: Sequence[str] = EVERYWHERE
     target: float | None = None  # of its drawn intervals: how much worse still counts as no worse
+    higher: bool = False  # of its drawn intervals: whether what lies above zero is better
 
     def on(self, place: str) -> Table:
         """Return the columns shown in a place. The terminal is narrow: there every empty column is left

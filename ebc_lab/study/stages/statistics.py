@@ -53,14 +53,14 @@ class Luck:
 
     def __add__(self, other: Luck) -> Luck:
         """Return the luck in the difference of two independent choices."""
-        variance, freedom = of_sum((self.sd**2, self.freedom), (other.sd**2, other.freedom))
+        variance, freedom = sum_of_variances((self.sd**2, self.freedom), (other.sd**2, other.freedom))
         return Luck(math.sqrt(variance), freedom)
 
 
 NO_LUCK = Luck()
 
 
-def of_sum(*parts: tuple[float, float]) -> tuple[float, float]:
+def sum_of_variances(*parts: tuple[float, float]) -> tuple[float, float]:
     """Return the variance and degrees of freedom of a sum, from those of each part (Welch 1947; Satterthwaite
     1946)."""
     variance = sum(v for v, _ in parts)
@@ -174,7 +174,10 @@ def paired(
     finite = [a - b for a, b in both if math.isfinite(a) and math.isfinite(b)]
     level = (1 - CONFIDENCE) / looks
     out: dict[str, Any] = {"seeds": len(seeds), "comparisons": comparisons, "looks": looks, "margin": margin}
-    out |= {"method": "t" if both else None, "median": _finite(statistics.median(differences or [math.nan]))}
+    out |= {
+        "method": "t" if both else None,
+        "median": finite_or_none(statistics.median(differences or [math.nan])),
+    }
     out |= dict.fromkeys(("mean", "sd", "sigmas"))
     if lost or gained:
         out |= {"method": "rank", "diverged": {"arm": lost, "reference": gained}}
@@ -182,11 +185,11 @@ def paired(
         out["mean"] = mean = statistics.fmean(differences)
         out["sd"] = statistics.stdev(differences) if len(differences) > 1 else None
         out["sigmas"] = mean / statistics.stdev(replicates) if len(set(replicates)) > 1 else None
-    if luck.sd and out["method"] == "t" and not _equal(differences):
+    if luck.sd and out["method"] == "t" and not without_spread(differences):
         out["luck"] = asdict(luck)
     for name, prefix, k in (("alone", "", 1), ("judged", "joint_", comparisons)):
-        low, high, p = _interval(out["method"], differences, luck, level / k)
-        out |= {f"{prefix}low": _finite(low), f"{prefix}high": _finite(high)}
+        low, high, p = interval_of(out["method"], differences, luck, level / k)
+        out |= {f"{prefix}low": finite_or_none(low), f"{prefix}high": finite_or_none(high)}
         out["p_joint" if prefix else "p"] = None if p is None else min(1.0, p * looks * k)
         out[f"{prefix}detectable"] = _detectable(finite, replicates, level / k, luck)
         # an arm that diverged on more seeds than its reference misses, whatever its other seeds did
@@ -194,7 +197,7 @@ def paired(
     return cast(Difference, out)
 
 
-def _interval(
+def interval_of(
     method: str | None, differences: Sequence[float], luck: Luck, level: float
 ) -> tuple[float, float, float | None]:
     """Return the ends of an interval with error `level`, and the p-value; NaN, NaN and None if there is
@@ -207,7 +210,7 @@ def _interval(
         by_rank = stats.quantile_test(differences, q=0.0, p=0.5)
         return *by_rank.confidence_interval(1 - level), float(by_rank.pvalue)
     mean = statistics.fmean(differences)
-    if _equal(differences):  # the same runs under two names
+    if without_spread(differences):  # the same runs under two names
         return mean, mean, float(mean == 0)
     plain = stats.ttest_1samp(differences, 0.0)
     low, high = plain.confidence_interval(1 - level)
@@ -220,7 +223,7 @@ def _interval(
     return low, high, p
 
 
-def _equal(differences: Sequence[float]) -> bool:
+def without_spread(differences: Sequence[float]) -> bool:
     """Return whether the differences have no spread: there are fewer than two, or all are equal."""
     return len(differences) < 2 or max(differences) - min(differences) <= ROUNDING
 
@@ -235,11 +238,11 @@ def judge(low: float, high: float, margin: float) -> str:
 
 def _error(spread: float, seeds: int, luck: Luck) -> tuple[float, float]:
     """Return the standard error of a mean difference, including its luck, and the degrees of freedom."""
-    variance, freedom = of_sum((spread**2 / seeds, seeds - 1), (luck.sd**2, luck.freedom))
+    variance, freedom = sum_of_variances((spread**2 / seeds, seeds - 1), (luck.sd**2, luck.freedom))
     return math.sqrt(variance), freedom
 
 
-def _finite(value: float) -> float | None:
+def finite_or_none(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
@@ -250,14 +253,14 @@ def _detectable(
     are fewer than two, from the spread of the replicates. Return None if both have fewer than two values."""
     if len(differences) > 1:
         errors = (_error(statistics.stdev(differences), len(differences), x) for x in (luck, NO_LUCK))
-        return max(_factor(freedom, level) * error for error, freedom in errors)
+        return max(detectable_errors(freedom, level) * error for error, freedom in errors)
     if len(replicates) > 1:
-        return _factor(len(replicates) - 1, level) * statistics.stdev(replicates) * math.sqrt(2)
+        return detectable_errors(len(replicates) - 1, level) * statistics.stdev(replicates) * math.sqrt(2)
     return None
 
 
 @functools.cache
-def _factor(freedom: float, level: float) -> float:
+def detectable_errors(freedom: float, level: float) -> float:
     """Return the true difference, in standard errors, that a two-sided t-test with error `level` finds with
     probability POWER."""
     from scipy import optimize, stats
@@ -286,7 +289,7 @@ def seeds_needed(difference: Difference) -> int | None:
     def decides(seeds: int) -> bool:
         error = max(spread, ROUNDING)
         powers = (_power(mean, error, seeds, level, difference["margin"], x) for x in {luck, NO_LUCK})
-        return min(powers) >= POWER  # `_interval` takes the wider of the two
+        return min(powers) >= POWER  # `interval_of` takes the wider of the two
 
     fewest = max(2, difference["seeds"] + 1)
     if not decides(MOST_SEEDS):
@@ -301,22 +304,33 @@ def mostly_luck(difference: Difference) -> bool:
 
 
 def _power(mean: float, spread: float, seeds: int, level: float, margin: float, luck: Luck) -> float:
+    """Return the `power` of a comparison of `seeds` pairs."""
+    error, freedom = _error(spread, seeds, luck)
+    return float(power(mean, error, freedom, level, margin))
+
+
+def power(mean: Any, error: Any, freedom: Any, level: Any, margin: float) -> Any:
     """Return the larger of two probabilities: that a t-interval with error `level` excludes 0, and that the
-    interval lies within ± `margin`."""
+    interval lies within ± `margin`.
+
+    `mean`: the true difference; `error`: the standard error of its estimate; `freedom`: of this error. These
+    and `level` are numbers or numpy arrays of one shape, as is what is returned.
+    """
+    import numpy as np
     from scipy import stats
 
-    error, freedom = _error(spread, seeds, luck)
-    critical = float(stats.t.ppf(1 - level / 2, freedom))
+    critical = stats.t.ppf(1 - level / 2, freedom)
 
-    def above(true: float) -> float:  # P(lower limit > 0) for this true mean
+    def above(true: Any) -> Any:  # P(lower limit > 0) for this true mean
         shift = true / error
-        chance = float(stats.nct.sf(critical, freedom, shift)) if abs(shift) < 35 else math.nan
+        chance = stats.nct.sf(critical, freedom, np.clip(shift, -35, 35))
         # far out, scipy has no value of the noncentral t: take that of the normal
-        return chance if math.isfinite(chance) else float(stats.norm.sf(critical - shift))
+        known = (abs(shift) < 35) & np.isfinite(chance)
+        return np.where(known, chance, stats.norm.sf(critical - shift))
 
     apart = above(mean) + above(-mean)
     level_ = above(mean + margin) + above(margin - mean) - 1
-    return max(apart, level_)
+    return np.maximum(apart, level_)
 
 
 def by_interval(difference: Difference, joint: bool) -> Difference:

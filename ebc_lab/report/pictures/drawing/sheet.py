@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from textwrap import wrap
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -74,13 +74,28 @@ class Facts:
     def look(self, name: str) -> Look:
         return self.looks.get(name, UNKNOWN)
 
+    @property
+    def source(self) -> str:
+        text = f"study {self.name} · {self.scale} scale · {self.corpus}"
+        return f"{text}. Corpus: {self.warning}" if self.warning else text
+
+
+class Shown(Protocol):
+    """What a sheet has to know of what it shows: whether it is narrow, and where the data come from."""
+
+    @property
+    def narrow(self) -> bool: ...
+
+    @property
+    def source(self) -> str: ...
+
 
 class Sheet(Figure):
     """A picture with its panels, and in words what the page says around it."""
 
     def __init__(
         self,
-        facts: Facts,
+        facts: Shown,
         title: str,
         about: Sequence[str],
         notes: Sequence[str] = (),
@@ -105,8 +120,7 @@ class Sheet(Figure):
             notes = (count_seeds(max((len(arm["runs"]) for arm in arms.values()), default=0)), *notes)
         self.note = " · ".join(notes)
         self.alert = alert or missing(arms or {})
-        source = f"study {facts.name} · {facts.scale} scale · {facts.corpus}"
-        self.source = f"{source}. Corpus: {facts.warning}" if facts.warning else source
+        self.source = facts.source
         head = wrap(self.title, int(72 * width / 8.6))
         foot = wrap(" ".join(self.source.split()), int((72 * width - 2 * GAP) / CHARACTER))
         self.strips = (

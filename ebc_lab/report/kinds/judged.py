@@ -1,0 +1,269 @@
+"""Runs that somebody else made, judged: the tables of the answer, for terminal, page and papers alike.
+
+Everything here is a pure function of a judgement's record (`ebc_lab.judging.record`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from ebc_lab.judging.record import ArmRecord, Caution, DifferenceRecord, Record
+
+from ..text.table import PAGE, PAPER, TERMINAL, Cell, Column, Row, Table, filled
+from ..text.words import BADGES, NOTHING, brief, plural
+from . import judged_further
+from .judged_figures import Shown, brackets, in_steps, p_value, settings_in_words
+from .kind import Tile
+
+FEW_RUNS = 5  # up to so many, an arm's median is shown with its interval
+LONGEST_HEADLINE = 200  # characters
+NAMED = 6  # runs that a caution names
+
+
+def tables(record: Record) -> list[Table]:
+    """Return every table that has something to say, in the order of the page."""
+    shown = Shown.of(record)
+    made = (
+        _arms(record, shown),
+        _differences(record, shown),
+        *judged_further.tables(record, shown),
+        _columns(record),
+        _cautions(record),
+    )
+    return [table for table in made if table and table.rows]
+
+
+# -- arms and differences ------------------------------------------------------------------------------------
+
+
+def _arms(record: Record, shown: Shown) -> Table:
+    columns = (  # on a phone the first three are on screen
+        Column("Arm", "name", short="arm", head=True),
+        Column("Mean", "figure", shown.value, "mean"),
+        Column("Interval", "figure", short="interval", optional=True),
+        Column("Deviation", "figure", shown.spread, "sd", optional=True),
+        Column("Runs", "figure", brief, "runs"),
+        Column("Diverged", "figure", short="diverged", optional=True),
+        Column("Median", "figure", shown.value, "median", on=(PAGE,)),
+        Column("Interval of the median", "figure", short="of the median", on=(PAGE,), optional=True),
+        Column("Lowest", "figure", shown.value, "lowest", on=(PAGE,)),
+        Column("Highest", "figure", shown.value, "highest", on=(PAGE,)),
+        Column("Length", "figure", in_steps, "length", on=(PAGE, TERMINAL), optional=True),
+        Column("Judged at", "figure", in_steps, "at", optional=True),
+        Column("Configuration", "prose", short="configuration", optional=True),
+    )
+    rows = [_arm(arm, columns, shown, arm["arm"] == record["reference"]) for arm in record["arms"]]
+    note = f"{record['outcome']}; {'more' if shown.higher else 'less'} is better; 95% t-intervals of the mean"
+    if any(arm["diverged"] for arm in record["arms"]):
+        note += "; a diverged run ranks behind every other, so its arm has no mean but a median, with the "
+        note += "interval of order statistics at the confidence beside it"
+    return Table("arms", "Arms", columns, rows, note, f"Arms by {shown.unit}.")
+
+
+def _arm(arm: ArmRecord, columns: Sequence[Column], shown: Shown, chosen: bool) -> Row:
+    rank = _interval_of_median(arm, shown)
+    mean, limits = Cell(shown.value(arm["mean"]), arm["mean"]), brackets(arm["low"], arm["high"], shown.value)
+    interval = Cell(limits, arm["low"])
+    if arm["mean"] is None and arm["median"] is not None:
+        median = shown.value(arm["median"])
+        mean, interval = Cell(f"median {median}", arm["median"], page=NOTHING), rank
+    values = (
+        Cell(arm["arm"], page=arm["arm"], note="reference" if chosen else ""),
+        mean,
+        interval,
+        arm["sd"],
+        arm["runs"],
+        Cell(str(arm["diverged"]) if arm["diverged"] else "", arm["diverged"]),
+        arm["median"],
+        rank,
+        arm["lowest"],
+        arm["highest"],
+        arm["length"],
+        arm["at"],
+        Cell(settings_in_words(arm["configuration"])),
+    )
+    return filled(columns, values, chosen=chosen)
+
+
+def _interval_of_median(arm: ArmRecord, shown: Shown) -> Cell:
+    """Return the distribution-free interval where the t-interval is not there or rests on few runs."""
+    if not arm["diverged"] and arm["runs"] > FEW_RUNS:
+        return Cell()
+    limits = brackets(arm["median_low"], arm["median_high"], shown.value)
+    sure = arm["median_confidence"]
+    return Cell(f"{limits} {100 * sure:.3g}%" if sure and limits != NOTHING else limits, arm["median_low"])
+
+
+def in_order(record: Record) -> list[DifferenceRecord]:
+    """Return the differences, those of the best arm first."""
+    place = {arm["arm"]: nth for nth, arm in enumerate(record["arms"])}
+    return sorted(record["differences"], key=lambda d: (place[d["arm"]], place[d["reference"]]))
+
+
+def centre(d: DifferenceRecord) -> float | None:
+    """Return the mean of a difference, or its median where a diverged run makes ranks decide."""
+    return d["median"] if d["mean"] is None else d["mean"]
+
+
+def _differences(record: Record, shown: Shown) -> Table | None:
+    found = in_order(record)
+    if not found:
+        return None
+    references = {d["reference"] for d in found}
+    several = len(references) > 1
+    columns = (  # on a phone the first three are on screen
+        Column("Arm", "name", short="arm", head=True),
+        Column("Against", "name", short="against", optional=True),
+        Column("Difference", "figure", short="difference"),
+        Column("Verdict", short="verdict"),
+        Column("Drawn", "drawing", on=(PAGE,)),
+        Column("Joint interval", "figure", short="joint interval"),
+        Column("Interval by itself", "figure", short="by itself", on=(PAGE,)),
+        Column("p, jointly", "figure", p_value, "p joint"),
+        Column("p by itself", "figure", p_value, "p alone", on=(PAGE,)),
+        Column("Runs", "figure", short="runs", on=(PAGE, PAPER)),
+        Column("Detectable", "figure", shown.value, "detectable", on=(PAGE, PAPER), optional=True),
+        Column("Runs to decide", "figure", brief, "to decide", optional=True),
+        Column("By", short="by", on=(PAGE,), optional=True),
+    )
+    methods = {d["method"] for d in found}
+    rows = [filled(columns, _difference(d, shown, several, len(methods) > 1)) for d in found]
+    together = max((d["comparisons"] for d in found), default=0)
+    minus = "the other" if several else found[0]["reference"]
+    note = f"in {shown.unit}, arm minus {minus}; {shown.best}; {100 * record['confidence']:g}% intervals"
+    note += f", joint over {together} comparisons" if together > 1 else ""
+    note += "; luck of the tuning included" if _has_luck(record) else ""
+    if any(d["seeds_needed"] for d in found):
+        note += "; to decide: about so many runs an arm"
+    margin = record["margin"]
+    note += f"; level: within {margin:g}" if margin else ""
+    target = (-margin if shown.higher else margin) if margin else None
+    title = "Differences between arms" if several else f"Differences from {minus}"
+    caption = f"{title}, in {shown.unit}."
+    return Table("differences", title, columns, rows, note, caption, target=target, higher=shown.higher)
+
+
+METHODS = {
+    "t": "t, paired by seed",
+    "rank": "ranks, paired by seed",
+    "welch": "Welch’s t",
+    "rank-sum": "rank sums",
+    "sigma": "σ as given",
+}
+
+
+def _difference(d: DifferenceRecord, shown: Shown, several: bool, method: bool) -> tuple[Any, ...]:
+    """Return a comparison's cells; whom it is with, and by what `method`, where there are `several`."""
+    middle = centre(d)
+    text = shown.change(middle)
+    by_rank = d["mean"] is None and middle is not None
+    return (
+        d["arm"],
+        d["reference"] if several else Cell(),
+        Cell(f"median {text}" if by_rank else text, middle),
+        verdict_cell(d),
+        Cell(page="none", interval=d),
+        Cell(brackets(d["joint_low"], d["joint_high"], shown.change), d["joint_low"]),
+        Cell(brackets(d["low"], d["high"], shown.change), d["low"]),
+        d["p_joint"],
+        d["p"],
+        Cell(f"{d['n_arm']} / {d['n_reference']}", d["n_arm"]),
+        d["joint_detectable"],
+        d["seeds_needed"] or Cell(),
+        Cell(METHODS.get(d["method"] or "", "too few runs") if method else ""),
+    )
+
+
+def _has_luck(record: Record) -> bool:
+    """Return whether intervals allow for the luck of a tuning."""
+    tuned = (record["tuning"] or {"arms": {}})["arms"].values()
+    return any(one["luck"] and one["luck"]["sd"] for one in tuned)
+
+
+def verdict_cell(d: DifferenceRecord) -> Cell:
+    return Cell(d["verdict"], tone=BADGES[d["verdict"]]) if d["method"] else Cell(NOTHING)
+
+
+# -- what else there is to know ------------------------------------------------------------------------------
+
+
+def _columns(record: Record) -> Table:
+    columns = (
+        Column("Role", short="role", head=True),
+        Column("Column", "name", short="column"),
+        Column("What it was taken for", "prose", short="taken for"),
+    )
+    rows = [filled(columns, (t["role"], t["column"], t["sentence"])) for t in record["taken"]]
+    return Table("columns", "What was taken for what", columns, rows, "", "Columns as they were taken.")
+
+
+def _cautions(record: Record) -> Table:
+    """Return the cautions for a paper; the page has them below its answer instead, and the terminal one a
+    line."""
+    columns = (
+        Column("Caution", "prose", short="caution"),
+        Column("Runs", "prose", short="runs", optional=True),
+    )
+    rows = [filled(columns, (c["sentence"], Cell(runs_of_caution(c)))) for c in record["cautions"]]
+    places = (PAPER,)
+    return Table("cautions", "Cautions", columns, rows, "", "What to know of these runs.", places=places)
+
+
+def runs_of_caution(caution: Caution) -> str:
+    """Return the names of a caution's runs, as long as they are few and its sentence does not name them."""
+    unnamed = [run for run in caution["runs"] if run not in caution["sentence"]]
+    return ", ".join(caution["runs"]) if unnamed and len(caution["runs"]) <= NAMED else ""
+
+
+# -- the answer ----------------------------------------------------------------------------------------------
+
+
+def question(record: Record) -> str:
+    """Return what is asked of the runs."""
+    arms, reference = [arm["arm"] for arm in record["arms"]], record["reference"]
+    others = [arm for arm in arms if arm != reference]
+    if not reference:
+        return f"Which arms differ in {record['loss']}?"
+    if len(others) == 1:
+        return f"Is {others[0]} better than {reference}?"
+    return f"Is any arm better than {reference}?" if others else f"What do the runs of {reference} say?"
+
+
+def headline(record: Record) -> str:
+    """Return the answer in one sentence that a title has room for: the first of the answer, or, where that
+    names many arms, how many are better."""
+    first = next(iter(record["answer"]), "No answer: there is nothing to compare.")
+    if len(first) <= LONGEST_HEADLINE or not record["reference"]:
+        return first
+    counts = Counter(d["verdict"] for d in record["differences"])
+    of = plural(counts.total(), "arm")
+    better = counts.pop("better", 0)
+    rest = ", ".join(f"{n} {verdict}" for verdict, n in counts.most_common())
+    text = f"{better or 'None'} of {of} {'are' if better > 1 else 'is'} better than {record['reference']}"
+    return f"{text}: {rest}." if rest else f"{text}."
+
+
+def judged(record: Record) -> str:
+    """Return beats, meets, misses or undecided: the colour of the answer."""
+    found = {d["verdict"] for d in record["differences"] if d["method"]}
+    if "better" in found or (not record["reference"] and "worse" in found):
+        return "beats"
+    if not found or "undecided" in found:
+        return "undecided"
+    return "meets" if "level" in found else "misses"
+
+
+def tiles(record: Record) -> list[Tile]:
+    """Return the difference that the answer is about: of the best arm, from the reference."""
+    shown = Shown.of(record)
+    found = [d for d in in_order(record) if d["method"]]
+    if not found or centre(found[0]) is None:
+        return []
+    d = found[0]
+    limits = brackets(d["joint_low"], d["joint_high"], shown.change)
+    over = f", joint over {d['comparisons']} comparisons" if d["comparisons"] > 1 else ""
+    runs = f"{d['n_arm']} and {plural(d['n_reference'], 'run')}"
+    remark = f"{limits} ({100 * record['confidence']:g}%{over}, {runs})"
+    return [Tile(f"{d['arm']} minus {d['reference']}", shown.change(centre(d)), shown.unit, remark)]

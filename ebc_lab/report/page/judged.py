@@ -1,0 +1,244 @@
+"""judgement.html and its neighbours: what runs that somebody else made can say, as files.
+
+All of them are pure functions of the judgement: equal runs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.judging.record import ArmRecord, DifferenceRecord, Record
+from ebc_lab.records.files import write_atomic
+from ebc_lab.records.json_files import json_bytes
+
+from ..kinds import judged as kind
+from ..text import papers
+from ..text.table import PAGE, PAPER, Table
+from . import html
+from .ruler import draw_intervals
+
+if TYPE_CHECKING:
+    from ebc_lab.judging.judgement import Judgement
+    from ebc_lab.judging.runs import Runs
+
+    from ..pictures.drawing.sheet import Sheet
+
+PAGE_FILE, FIGURE = "judgement.html", "figure.pdf"
+INDEX = "judgement.json"  # the record, and the checksums of the files beside it
+MOST_ROWS = 500  # of a table of the page
+SECTIONS = {  # id -> title, the names of its tables
+    "arms-compared": ("Arms and differences", ("arms", "differences")),
+    "tuned": ("How the arms were tuned", ("tuning",)),
+    "speed": ("Curves and steps", ("steps", "ratios", "exchange", "equal", "speedups")),
+    "rules": ("Another benchmark’s rule", ("rule", "claims")),
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture that the page embeds: what `parts.figure` shows of it."""
+
+    name: str
+    sheet: Sheet
+    svg: bytes
+    narrow: bytes
+    arm: str = ""  # it is of all of them
+
+    @property
+    def file(self) -> str:
+        return FIGURE if self.name == "outcomes" else ""
+
+    @property
+    def whole_title(self) -> str:
+        return self.sheet.title
+
+    @property
+    def caption(self) -> str:
+        return self.sheet.title
+
+    @property
+    def uri(self) -> Any:
+        return html.svg_uri(self.svg)
+
+    @property
+    def phone(self) -> Any:
+        return html.in_srcset(html.svg_uri(self.narrow))
+
+    @property
+    def alt(self) -> str:
+        return self.sheet.alt
+
+    @property
+    def alert(self) -> str:
+        return self.sheet.alert
+
+    @property
+    def note(self) -> str:
+        return self.sheet.note
+
+
+def write(judgement: Judgement, folder: Path) -> list[Path]:
+    """Write the page, the tables and the picture for papers of a judgement into a folder, which is made if it
+    is not there. -> the files, the page first.
+
+    Raises UserError: a file of one of these names is there and is not as we wrote it.
+    """
+    made = files_of(judgement.record, judgement.data, folder.resolve().name)
+    index = {**judgement.record, "files": {name: _checksum(content) for name, content in made.items()}}
+    made = {INDEX: json_bytes(index), **made}
+    refuse_foreign(folder, made)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in made.items():
+        write_atomic(folder / name, content)
+    return [folder / name for name in (PAGE_FILE, *(name for name in made if name != PAGE_FILE))]
+
+
+def files_of(record: Record, runs: Runs, name: str) -> dict[str, bytes]:
+    """Return what is written of a judgement but for its index, a file's name -> its content. `name`: what the
+    page calls it."""
+    every = kind.tables(record)
+    drawings, figure = _drawn(record, runs)
+    on_paper = [table.on(PAPER) for table in every if PAPER in table.places]
+    about = f"From {'; '.join(record['sources'])}. {record['method']}"
+    texts = {
+        PAGE_FILE: render(record, every, drawings, name),
+        "arms.csv": as_csv(_columns_of(ArmRecord, "configuration"), map(_arm_row, record["arms"])),
+        "differences.csv": as_csv(list(DifferenceRecord.__annotations__), record["differences"]),
+        "runs.csv": as_csv(*_runs(record)),
+        "judgement.md": papers.markdown(on_paper, about),
+        "judgement.tex": papers.latex(on_paper, name, about),
+    }
+    return {**{file: text.encode() for file, text in texts.items()}, FIGURE: figure}
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def refuse_foreign(folder: Path, made: Mapping[str, bytes]) -> None:
+    """Raise UserError where a file would be overwritten that an earlier judgement did not leave so."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: name a folder for the page and the tables.")
+    written = _written(folder / INDEX)
+    for name, content in made.items():
+        path = folder / name
+        if not path.exists() or (name == INDEX and written):
+            continue
+        there = path.read_bytes() if path.is_file() else b""
+        if there != content and written.get(name) != _checksum(there):
+            raise UserError(
+                f"{path} is there and is not as ebc-lab wrote it: move it away, or name another folder."
+            )
+
+
+def _written(index: Path) -> Mapping[str, str]:
+    """Return the files of an earlier judgement with their checksums; empty where there is none."""
+    try:
+        files = json.loads(index.read_bytes())["files"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}
+    return cast(Mapping[str, str], files) if isinstance(files, dict) else {}
+
+
+# -- tables of figures in full -------------------------------------------------------------------------------
+
+
+def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return rows as CSV, figures in full; what is not known is empty."""
+    made = io.StringIO()
+    writer = csv.writer(made, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([row.get(name) for name in columns] for row in rows)
+    return made.getvalue()
+
+
+def _columns_of(record: type, but: str) -> list[str]:
+    return [name for name in record.__annotations__ if name != but] + [but]
+
+
+def _arm_row(arm: ArmRecord) -> dict[str, Any]:
+    return {**arm, "configuration": json.dumps(arm["configuration"], default=str)}
+
+
+def _runs(record: Record) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return the columns of the runs and their rows, a column for each setting."""
+    rows = [
+        {**run["settings"], **{k: v for k, v in run.items() if k != "settings"}} for run in record["runs"]
+    ]
+    own = [k for k in (record["runs"] or [{}])[0] if k != "settings"]
+    settings = [name for name in dict.fromkeys(key for row in rows for key in row) if name not in own]
+    return [*own, *settings], rows
+
+
+# -- the page ------------------------------------------------------------------------------------------------
+
+
+def _drawn(record: Record, runs: Runs) -> tuple[list[Drawing], bytes]:
+    """Return the page's pictures, and the one of the outcomes as PDF."""
+    import matplotlib
+
+    from ..pictures.catalogue import PHONE
+    from ..pictures.drawing.sheet import STYLE
+    from ..pictures.judged import Source, draw_curves, draw_outcomes
+    from ..pictures.render import pdf, svg
+
+    source = "; ".join(record["sources"])
+    draw = {
+        "outcomes": lambda at: draw_outcomes(record, at),
+        "curves": lambda at: draw_curves(record, runs, at),
+    }
+    made = []
+    with matplotlib.rc_context(fname=STYLE), warnings.catch_warnings():
+        # a letter that the font lacks is a box in the PDF; in the SVG the reader's own fonts show it
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        for name, drawn in draw.items():
+            wide, narrow = drawn(Source(source)), drawn(Source(source, narrow=True))
+            if wide is None or narrow is None:
+                continue
+            wide.settle()
+            narrow.settle()
+            made.append(Drawing(name, wide, svg(wide, name), svg(narrow, f"{name}{PHONE}")))
+        figure = pdf(made[0].sheet)
+    return made, figure
+
+
+def render(record: Record, every: Sequence[Table], drawings: Sequence[Drawing], name: str) -> str:
+    """Return the page. `every`: the tables as `kinds.judged.tables` makes them."""
+    pictures = {drawing.name: drawing for drawing in drawings}
+    shown = {}
+    for table in every:
+        if PAGE in table.places:
+            short = draw_intervals(table).on(PAGE)
+            shown[table.name] = short.shortened(MOST_ROWS, "all of them lie beside this page as CSV files")
+    sections = []
+    for id, (title, names) in SECTIONS.items():
+        found = [shown[table] for table in names if table in shown]
+        picture = pictures.get("curves") if id == "speed" else None
+        if found or picture:
+            sections.append({"id": id, "title": title, "about": "", "tables": found, "picture": picture})
+    cautions = [{**caution, "runs": kind.runs_of_caution(caution)} for caution in record["cautions"]]
+    headline = kind.headline(record)
+    return html.rendered(
+        "judged.html.j2",
+        scripts=("page.js",),
+        name=name,
+        record=record,
+        question=kind.question(record),
+        headline=headline,
+        findings=record["answer"][1:] if headline in record["answer"] else record["answer"],
+        judged=kind.judged(record),
+        tiles=kind.tiles(record),
+        cautions=cautions,
+        outcomes=pictures.get("outcomes"),
+        sections=sections,
+        provenance=[shown[table] for table in ("columns",) if table in shown],
+    )
