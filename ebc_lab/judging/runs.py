@@ -17,6 +17,7 @@ from .columns import RATES, Columns, plain
 from .readers.reader import Source
 from .record import Caution
 from .repeats import repeated_steps
+from .words import count, listed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,8 +33,8 @@ class Runs:
 
     Attributes:
         table: one row a run; its index is the run's number. Columns: `run` (its name), `arm`, `seed` (text,
-            None where there is none), `source`, `planned` (steps it was to have, NaN where unknown), `length`
-            (its last step), `rows` (of its curve), `started` (datetime or NaT), `outcome`, `chosen_by` (what its
+            None where there is none), `source`, `planned` (steps it was to have, NaN: unknown), `length` (its
+            last step), `rows` (of its curve), `started` (datetime or NaT), `outcome`, `chosen_by` (what its
             configuration is chosen by), and a column for each of `settings`.
         curves: `run`, `step`, `loss`, by run and step; inf (or -inf where higher is better) where a value was
             logged and is not finite. Empty where the source has one row a run.
@@ -154,8 +155,8 @@ def _runs_in(frame: pd.DataFrame, columns: Columns) -> tuple[Any, list[str]]:
 
 
 def _numbered(frame: pd.DataFrame, keys: Sequence[str]) -> Any:
-    """Return a number for each row: equal where the keys are, from 0 in the order of first rows. Of equal rows
-    that stand together only the first is looked up."""
+    """Return a number for each row: equal where the keys are, from 0 in the order of first rows. Of equal
+    rows that stand together only the first is looked up."""
     import numpy as np
     import pandas as pd
 
@@ -213,8 +214,8 @@ def _refuse_blank_arms(table: pd.DataFrame, first: Any, columns: Columns) -> Non
     require(
         not len(blank),
         f"{len(blank)} {'runs' if columns.step else 'rows'} have no value in column {columns.arm}, which "
-        f"names the arm (the first in row {(first[blank[0]] if len(blank) else 0) + 1}): fill it in, or leave "
-        "them out.",
+        f"names the arm (the first in row {(first[blank[0]] if len(blank) else 0) + 1}): fill it in, or "
+        "leave them out.",
     )
 
 
@@ -311,12 +312,44 @@ def _curves(
     step = _numbers(frame, columns.step, "step")
     logged = ~np.isnan(loss)
     _refuse_blank_steps(step, logged, columns)
+    cautions: list[Caution] = []
     if not logged.all():
+        ended = _blank_ends(codes, step, logged)
+        if len(ended):
+            loss, logged = np.where(ended, math.inf, loss), logged | ended
+            meant = [names[run] for run in np.unique(codes[ended])]
+            cautions = [_blank_caution(meant, columns.loss)]
         codes, step, loss = codes[logged], step[logged], loss[logged]
-    rows, cautions = repeated_steps(codes, step, loss, names, plain(columns.step))
+    rows, repeats = repeated_steps(codes, step, loss, names, plain(columns.step))
     if rows is not None:
         codes, step, loss = codes[rows], step[rows], loss[rows]
-    return pd.DataFrame({"run": codes, "step": step, "loss": loss}), cautions
+    return pd.DataFrame({"run": codes, "step": step, "loss": loss}), [*cautions, *repeats]
+
+
+def _blank_ends(codes: Any, step: Any, logged: Any) -> Any:
+    """Return a flag for each row without a loss that stands at the end of a run where one was due: other runs
+    have one at this step, and the run's last is at least one of its usual distances away. Empty if there is
+    none. Without this, a frame that has NaN both for diverged and for not logged would hide a divergence."""
+    import numpy as np
+
+    runs = int(codes.max()) + 1
+    last, first = np.full(runs, -np.inf), np.full(runs, np.inf)
+    np.maximum.at(last, codes[logged], step[logged])
+    np.minimum.at(first, codes[logged], step[logged])
+    gaps = np.bincount(codes[logged], minlength=runs) - 1
+    usual = np.where(gaps > 0, (last - first) / np.maximum(gaps, 1), 0.0)
+    with np.errstate(invalid="ignore"):
+        late = ~logged & (step > last[codes]) & (step >= last[codes] + usual[codes])
+    ended = late & np.isin(step, np.unique(step[logged]))
+    return ended if ended.any() else ended[:0]
+
+
+def _blank_caution(names: Sequence[str], loss: str) -> Caution:
+    sentence = (
+        f"{count(len(names), 'run')} ({listed(names)}) {'has' if len(names) == 1 else 'have'} rows without a "
+        f"{loss} at the end, at steps where other runs have one: this counts as a loss that is not finite."
+    )
+    return Caution(kind="blank_end", sentence=sentence, runs=list(names))
 
 
 def _with_curves(

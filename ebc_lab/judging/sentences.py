@@ -90,7 +90,7 @@ def answer(record: Record) -> list[str]:
     compared = record["differences"]
     if not any(one["method"] for one in compared):
         lines = [
-            f"{by} {best['arm']} is the best of {len(others) + 1} arms; whether by more than luck is not known."
+            f"{by} {best['arm']} is the best of {len(others) + 1} arms; nothing says if by more than luck."
         ]
         if all(arm["runs"] == 1 for arm in record["arms"]):
             lines.append(
