@@ -25,8 +25,8 @@ def _column(name: str, what: str) -> Any:
 Paths = Annotated[
     list[Path],
     typer.Argument(
-        help="Files and folders: CSV, Parquet, JSON lines, W&B, MLflow, TensorBoard, Trainer, Lightning, Optuna, "
-        "Hydra, text logs, studies of ebc-lab.",
+        help="Files and folders: CSV, Parquet, JSON lines, W&B, MLflow, TensorBoard, Trainer, Lightning, "
+        "Optuna, Hydra, text logs, studies of ebc-lab.",
         show_default=False,
     ),
 ]

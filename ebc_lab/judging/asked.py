@@ -26,8 +26,8 @@ class Asked:
         pairs: whether all pairs of arms are compared, in place of each with the reference.
         paired: whether seeds pair the runs of two arms; None: where both have the same seeds.
         margin: so much worse still counts as level, in the unit of the loss.
-        sigma: standard deviation of a run's outcome, for arms of one run: `pooled`, or a number in the unit of
-            the loss; empty: none is assumed.
+        sigma: standard deviation of a run's outcome, for arms of one run: `pooled`, or a number in the unit
+            of the loss; empty: none is assumed.
         exchange: what a step is worth, in the unit of the loss per step; None: not known.
         rule: another benchmark's rule that is applied beside ours: `track3`.
     """
@@ -56,7 +56,7 @@ class Asked:
 
 
 def steps_at(pairs: Sequence[str]) -> dict[str, float]:
-    """Return arm -> step of `ARM=STEP`, or "" -> step of a step alone. Raises UserError where it is neither."""
+    """Return arm -> step of `ARM=STEP`, or "" -> step of a step alone. Raises UserError for anything else."""
     steps = {}
     for pair in pairs:
         arm, _, step = pair.rpartition("=")

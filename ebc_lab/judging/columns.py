@@ -47,6 +47,7 @@ PLANNED_NAMES = (
 )
 EPOCHS_PLANNED = (("epochs", "max epochs", "num epochs", "num train epochs"),)
 RATE_NAMES = (("lr", "learning rate"), ("max lr", "peak lr", "base lr", "optimizer lr", "optim lr", "opt lr"))
+RATES = {name for names in RATE_NAMES for name in names}
 RUN_NAMES = (("run", "run id", "run name", "trial"), ("name", "id"))
 RUN_WORDS = {"name", "run name", "run", "run id", "file", "trial", "id"}
 STARTED_NAMES = (("started", "start time", "created", "created at"),)
@@ -71,8 +72,8 @@ CHOOSING = {"val", "valid", "validation", "eval", "evaluation", "dev", "v"}
 TESTING = {"test", "heldout", "holdout"}
 TRAINING = {"train", "training", "tr"}
 SETTING_WORDS = re.compile(
-    r"(^|\s)(lr|learning rate|weight decay|wd|momentum|beta\d?|betas|eps|epsilon|warmup|batch|dropout|schedule|"
-    r"scheduler|decay|clip|width|depth|layers?|dim|heads?|model|dataset|rank|damping|hidden|delta|temperature)(\s|$)"
+    r"\b(lr|learning rate|weight decay|wd|momentum|beta\d?|betas|eps|epsilon|warmup|batch|dropout|schedule|"
+    r"scheduler|decay|clip|width|depth|layers?|dim|heads?|model|dataset|rank|damping|hidden|temperature)\b"
 )
 FIRST_LOOK = 1000  # rows that are looked at before all
 DETAILS = {
@@ -288,8 +289,8 @@ def _arm(search: _Search, asked: Asked, run: str, seed: str) -> tuple[Source, st
     arm = search.find("arm", asked.arm, ARM_NAMES, apart={seed, *numbered})
     if not arm:
         raise UserError(
-            f"no column of {search.source.what} names the arm (the optimizer or method): say which with --arm, "
-            f"among {any_of(search.names)}."
+            f"no column of {search.source.what} names the arm (the optimizer or method): say which with "
+            f"--arm, among {any_of(search.names)}."
         )
     if asked.arm or plain(arm) not in RUN_WORDS:
         return search.source, arm
@@ -328,8 +329,6 @@ def _settings(search: _Search, asked: Asked, rate: str, *, has_steps: bool) -> t
     candidates = [n for n in (known or named) if n in free and not _metric(n)]
     guessed = [n for n in candidates if search.varies(n) and not set(plain(n).split()) & {"seed", *DETAILS}]
     found = [*([rate] if rate and search.varies(rate) else []), *guessed]
-    if found:
-        search.take("settings", ", ".join(found), f"column{'s' * (len(found) > 1)} {', '.join(found)}")
     rest = [n for n in free if n not in found and search.varies(n)]
     if rest:
         search.take("not used", ", ".join(rest), ", ".join(rest))

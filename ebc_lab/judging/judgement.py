@@ -67,6 +67,10 @@ def judged(runs: pd.DataFrame | Paths | Sequence[Paths], asked: Asked) -> Judgem
     what = [source.what for source in sources]
     notes = [note for source in sources for note in source.notes]
     taken = list({one["sentence"]: one for _, columns in chosen for one in columns.taken}.values())
+    taken = [one for one in taken if one["role"] != "lr" or one["column"] in made.settings]
+    if made.settings:
+        names = ", ".join(made.settings)
+        taken.append(Taken(role="settings", column=names, sentence=f"settings: {names}"))
     return Judgement(made, _record(made, asked, what, notes, taken))
 
 
@@ -114,7 +118,7 @@ class Judgement:
         return [caution["sentence"] for caution in self.record["cautions"]]
 
     def runs(self) -> pd.DataFrame:
-        """Return one row a run: name, arm, seed, lengths, outcome (inf or -inf where it diverged), settings."""
+        """Return one row a run: name, arm, seed, length, outcome (inf or -inf: diverged), settings."""
         return self.data.table.copy()
 
     def arms(self) -> pd.DataFrame:
@@ -139,7 +143,7 @@ class Judgement:
                 "name": one["arm"],
                 "question": f"Is {one['arm']} better than {one['reference']}?",
                 "verdict": one["verdict"],
-                "figure": sentences.difference_in_words(one, self.record),
+                "figure": sentences.difference_in_words(one),
             }
             for one in self.record["differences"]
         ]
@@ -270,12 +274,13 @@ def pairing_of(runs: Runs, losses: Mapping[str, Mapping[str, float]], asked: Ask
     if not known:
         return False, "No column gives every run a seed, so nothing is paired."
     alike = {frozenset(of_arm) for of_arm in seeds.values()}
+    shared = len(next(iter(alike)))
     if doubled:
         return False, "An arm has two runs of one seed, so nothing is paired."
-    if len(seeds) > 1 and len(alike) == 1 and len(next(iter(alike))) > 1:
+    if len(seeds) > 1 and len(alike) == 1 and shared > 1:
         return True, (
-            f"Every arm has the same {len(next(iter(alike)))} seeds, so runs are paired by seed; if a seed does "
-            "not give two arms the same weights or data, say --unpaired."
+            f"Every arm has the same {shared} seeds, so runs are paired by seed; say --unpaired if one seed "
+            "does not give two arms the same weights or data."
         )
     return False, "The arms do not have the same seeds, so nothing is paired."
 

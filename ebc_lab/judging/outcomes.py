@@ -22,7 +22,7 @@ Losses = dict[str, dict[str, float]]  # arm -> run or seed -> loss, lower is bet
 
 
 def lengths_by_arm(table: pd.DataFrame) -> dict[str, dict[float, int]]:
-    """Return the lengths that the runs of an arm were to have -> how many runs; without a column that says so,
+    """Return arm -> length -> number of runs: of the planned lengths or, without a column that has them, of
     the last steps that several runs of the arm share."""
     planned = table["planned"].notna().any()
     column = "planned" if planned else "length"
@@ -57,8 +57,9 @@ def at_one_length(runs: Runs) -> tuple[Runs, list[Caution]]:
         return runs, []
     names = [f"{arm} ({', '.join(f'{length:g}' for length in of_arm)})" for arm, of_arm in several.items()]
     sentence = (
-        f"Runs of several lengths: {'; '.join(names)} {runs.step_name}s; {int((~kept).sum())} runs of other lengths "
-        "than the one that most arms have are not in the comparison, and serve the exchange of loss into steps."
+        f"Some arms have runs of several lengths, in {runs.step_name}s: {'; '.join(names)}. Compared are "
+        f"those of the length that most arms have; the other {int((~kept).sum())} show what a "
+        f"{runs.step_name} is worth."
     )
     left_out = [str(name) for name in table.loc[~kept, "run"]]
     return only(runs, kept), [{"kind": "lengths", "sentence": sentence, "runs": left_out}]
