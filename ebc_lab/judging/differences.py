@@ -365,8 +365,8 @@ def _by_t(
 
 
 def welch(errors: Any, freedoms: Any, runs: Any, first: Any, second: Any) -> tuple[Any, Any, Any]:
-    """Return `joint.welch` of arms with so many `runs`, but the freedom of the smaller arm where it has too few
-    for Welch's; and which comparisons have Welch's, and spend their error jointly."""
+    """Return `joint.welch` of arms with so many `runs`, but the freedom of the smaller arm where it has too
+    few for Welch's; and which comparisons have Welch's, and so spend their error jointly."""
     import numpy as np
 
     error, freedom = joint.welch(errors, freedoms, first, second)

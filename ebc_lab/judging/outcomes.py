@@ -22,7 +22,7 @@ Losses = dict[str, dict[str, float]]  # arm -> run or seed -> loss, lower is bet
 
 
 def lengths_by_arm(table: pd.DataFrame) -> dict[str, dict[float, int]]:
-    """Return the lengths that the runs of an arm were to have -> how many runs; without a column that says so,
+    """Return arm -> length -> number of runs: of the planned lengths or, without a column that has them, of
     the last steps that several runs of the arm share."""
     planned = table["planned"].notna().any()
     column = "planned" if planned else "length"
@@ -30,7 +30,7 @@ def lengths_by_arm(table: pd.DataFrame) -> dict[str, dict[float, int]]:
     for arm, of_arm in table.groupby("arm", sort=False):
         counts = of_arm[column].value_counts()
         shared = counts if planned else counts[counts > 1]
-        found[str(arm)] = {float(length): int(n) for length, n in sorted(shared.items())}
+        found[str(arm)] = {float(str(length)): n for length, n in shared.sort_index().items()}
     return found
 
 
@@ -57,8 +57,9 @@ def at_one_length(runs: Runs) -> tuple[Runs, list[Caution]]:
         return runs, []
     names = [f"{arm} ({', '.join(f'{length:g}' for length in of_arm)})" for arm, of_arm in several.items()]
     sentence = (
-        f"Runs of several lengths: {'; '.join(names)} {runs.step_name}s; {int((~kept).sum())} runs of other lengths "
-        "than the one that most arms have are not in the comparison, and serve the exchange of loss into steps."
+        f"Some arms have runs of several lengths, in {runs.step_name}s: {'; '.join(names)}. Compared are "
+        f"those of the length that most arms have; the other {int((~kept).sum())} show what a "
+        f"{runs.step_name} is worth."
     )
     left_out = [str(name) for name in table.loc[~kept, "run"]]
     return only(runs, kept), [{"kind": "lengths", "sentence": sentence, "runs": left_out}]
@@ -87,13 +88,15 @@ def with_outcome(runs: Runs, asked: Asked) -> tuple[Runs, list[Caution]]:
     require(bool(runs.step_name), f"{what} needs curves, and these runs have one {runs.loss} each.")
     if asked.outcome == "target":
         assert asked.target is not None  # `checked`
-        reached = steps.steps_to_target(runs.curves, len(runs.table), asked.target, runs.better)
-        return _replaced(runs, reached, math.inf), []
+        reached = steps.steps_to_target(runs.curves, runs.table, asked.target, runs.better)
+        return _replaced(runs, reached["step"], math.inf), []
     if asked.outcome == "best":
         return _replaced(runs, _best(runs), runs.worst), []
     values, missing = _at(runs, asked.at)
     names = [str(name) for name in runs.table.loc[missing, "run"]]
-    sentence = f"{len(names)} runs have no evaluation at the step that is asked for, and rank behind the others."
+    sentence = (
+        f"{len(names)} runs have no evaluation at the step that is asked for, and rank behind the others."
+    )
     cautions: list[Caution] = [{"kind": "no_step", "sentence": sentence, "runs": names}] if names else []
     return _replaced(runs, values, runs.worst), cautions
 
@@ -126,7 +129,9 @@ def _at(runs: Runs, at: Mapping[str, float]) -> tuple[Any, Any]:
     table, curves = runs.table, runs.curves
     arms = list(dict.fromkeys(table["arm"]))
     unknown = [arm for arm in at if arm and arm not in arms]
-    require(not unknown, f"--at names the arm {', '.join(unknown)}, which is not there: there are {any_of(arms)}.")
+    require(
+        not unknown, f"--at names the arm {', '.join(unknown)}, which is not there: there are {any_of(arms)}."
+    )
     wanted = table["arm"].map(lambda arm: at.get(arm, at.get("", math.nan))).to_numpy(dtype=float)
     there = curves[curves["step"].to_numpy() == wanted[curves["run"].to_numpy()]]
     values = np.where(np.isnan(wanted), table["outcome"], math.nan)
@@ -138,13 +143,13 @@ def _at(runs: Runs, at: Mapping[str, float]) -> tuple[Any, Any]:
             step = wanted[of_arm][0]
             near = curves["step"][of_arm[curves["run"].to_numpy()]]
             nearest = f"{near.iloc[(near - step).abs().argmin()]:g}" if len(near) else "none"
-            raise UserError(f"{arm} has no evaluation at {runs.step_name} {step:g}: the nearest is {nearest}.")
+            raise UserError(
+                f"{arm} has no evaluation at {runs.step_name} {step:g}: the nearest is {nearest}."
+            )
     return values, missing
 
 
-def chosen_runs(
-    runs: Runs, tried: Mapping[str, Sequence[Configuration]], tuned: Tuning | None
-) -> Runs:
+def chosen_runs(runs: Runs, tried: Mapping[str, Sequence[Configuration]], tuned: Tuning | None) -> Runs:
     """Return each arm's runs in the configuration that is chosen for it."""
     if tuned is None:
         return runs

@@ -51,28 +51,27 @@ class DifferenceRecord(TypedDict):
 
     arm: str
     reference: str
-    method: (
-        str | None
-    )  # t, rank: paired by seed; welch, rank-sum: unpaired; sigma: by a given σ; None: nothing
+    # t: paired by seed; rank: paired, with a diverged run; welch; rank-sum: unpaired, with a diverged run;
+    # sigma: by a given σ; None: nothing can be tested, and `note` says why
+    method: str | None
+    note: str | None
     n_arm: int
     n_reference: int
     mean: float | None
     median: float | None
+    sd: float | None  # of the difference of one run of each arm
     low: float | None
     high: float | None
     p: float | None
     detectable: float | None
-    alone: str
     joint_low: float | None
     joint_high: float | None
     p_joint: float | None
     joint_detectable: float | None
-    judged: str
     verdict: str  # better, worse, level or undecided, by the joint interval
     seeds_needed: int | None  # runs an arm that would decide it
     margin: float
     comparisons: int
-    luck: float | None  # sd that other draws of the tuning would add
 
 
 class Record(TypedDict):
@@ -83,9 +82,7 @@ class Record(TypedDict):
     loss: str  # the judged column
     better: str  # lower or higher
     outcome: str  # what of a curve: `last val_loss`, in words
-    unit: NotRequired[
-        str
-    ]  # of the outcomes where it is not the loss: `steps` to a target, of which less is better
+    unit: NotRequired[str]  # of outcomes that are no loss: `steps` to a target, of which fewer are better
     step: str  # unit of the curve's steps; empty where there is no curve
     reference: str
     paired: bool

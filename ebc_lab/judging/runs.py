@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ebc_lab.config.errors import UserError, any_of, require, shown
 
-from .asked import Asked
-from .columns import Columns, plain
+from .columns import RATES, Columns, plain
 from .readers.reader import Source
 from .record import Caution
 from .repeats import repeated_steps
@@ -32,9 +31,9 @@ class Runs:
     """Runs and their curves.
 
     Attributes:
-        table: one row a run; its index is the run's number. Columns: `run` (its name), `arm`, `seed` (text, None
-            where there is none), `source`, `planned` (steps it was to have, NaN where unknown), `length` (its
-            last step), `rows` (of its curve), `started` (datetime or NaT), `outcome`, `chosen_by` (what its
+        table: one row a run; its index is the run's number. Columns: `run` (its name), `arm`, `seed` (text,
+            None where there is none), `source`, `planned` (steps it was to have, NaN where unknown), `length`
+            (its last step), `rows` (of its curve), `started` (datetime or NaT), `outcome`, `chosen_by` (what its
             configuration is chosen by), and a column for each of `settings`.
         curves: `run`, `step`, `loss`, by run and step; inf (or -inf where higher is better) where a value was
             logged and is not finite. Empty where the source has one row a run.
@@ -59,7 +58,7 @@ class Runs:
         return math.inf if self.better == "lower" else -math.inf
 
 
-def runs_of(source: Source, columns: Columns, asked: Asked) -> Runs:
+def runs_of(source: Source, columns: Columns) -> Runs:
     """Return the runs of a source. Raises UserError where its columns do not hold what they are taken for."""
     import numpy as np
     import pandas as pd
@@ -112,8 +111,8 @@ def _numbers(frame: pd.DataFrame, column: str, role: str) -> np.ndarray[Any, Any
     if words.any():
         row = int(np.flatnonzero(words.to_numpy())[0])
         raise UserError(
-            f"column {column} is taken as the {role} and holds {shown(str(values.iloc[row]))} in row {row + 1}: "
-            f"mend that row, or say with --{role} which column it is."
+            f"column {column} is taken as the {role} and holds {shown(str(values.iloc[row]))} in row "
+            f"{row + 1}: mend that row, or say with --{role} which column it is."
         )
     logged = text.notna() & numbers.isna()
     return numbers.mask(logged, math.inf).to_numpy(dtype=np.float64, na_value=np.nan)
@@ -155,8 +154,8 @@ def _runs_in(frame: pd.DataFrame, columns: Columns) -> tuple[Any, list[str]]:
 
 
 def _numbered(frame: pd.DataFrame, keys: Sequence[str]) -> Any:
-    """Return a number for each row: equal where the keys are, from 0 in the order of first rows. Rows of a run
-    mostly stand together, and then only the first of them is looked up."""
+    """Return a number for each row: equal where the keys are, from 0 in the order of first rows. Of equal rows
+    that stand together only the first is looked up."""
     import numpy as np
     import pandas as pd
 
@@ -213,8 +212,9 @@ def _refuse_blank_arms(table: pd.DataFrame, first: Any, columns: Columns) -> Non
     blank = np.flatnonzero(table["arm"].isna().to_numpy())
     require(
         not len(blank),
-        f"{len(blank)} {'runs' if columns.step else 'rows'} have no value in column {columns.arm}, which names the "
-        f"arm (the first is row {(first[blank[0]] if len(blank) else 0) + 1}): fill it in, or leave the rows out.",
+        f"{len(blank)} {'runs' if columns.step else 'rows'} have no value in column {columns.arm}, which "
+        f"names the arm (the first in row {(first[blank[0]] if len(blank) else 0) + 1}): fill it in, or leave "
+        "them out.",
     )
 
 
@@ -273,14 +273,14 @@ def _text(value: Any) -> str | None:
     return str(value)
 
 
-def _times(values: pd.Series) -> pd.Series:
+def _times(values: pd.Series[Any]) -> pd.Series[Any]:
     """Return times; NaT where a value is none. Numbers are seconds since 1970, or milliseconds if large."""
     import pandas as pd
 
-    if values.dtype.kind in "fiu":
-        unit = "ms" if values.max() > 1e11 else "s"
-        return pd.to_datetime(values, unit=unit, errors="coerce", utc=True)
-    return pd.to_datetime(values, errors="coerce", utc=True, format="mixed")
+    if values.dtype.kind not in "fiu":
+        return pd.to_datetime(values, errors="coerce", utc=True, format="mixed")
+    seconds = values.astype(float) / (1000 if values.max() > 1e11 else 1)
+    return pd.to_datetime(seconds, unit="s", errors="coerce", utc=True)
 
 
 def _constant(
@@ -290,6 +290,7 @@ def _constant(
     varying = [name for name in columns.settings if _varies_within(frame[name], codes)]
     kept = tuple(_setting_name(name) for name in columns.settings if name not in varying)
     table.drop(columns=[_setting_name(name) for name in varying], inplace=True)
+    varying = [name for name in varying if plain(name) not in RATES]  # a schedule that is logged
     if not varying:
         return kept, []
     verb = "varies" if len(varying) == 1 else "vary"
@@ -353,8 +354,8 @@ def joined(several: Sequence[Runs]) -> Runs:
             mine, theirs = getattr(first, what), getattr(other, what)
             require(
                 mine == theirs,
-                f"the sources differ in {what.replace('_name', '')} ({mine or 'none'} and {theirs or 'none'}): "
-                "judge them one by one, or name the columns that they share.",
+                f"the sources differ in what is the {what.removesuffix('_name')}: {mine or 'none'} and "
+                f"{theirs or 'none'}; judge them one by one, or name the columns that they share.",
             )
     tables, curves, offset = [], [], 0
     for runs in several:

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def steps_section(runs: Runs, reference: str, asked: Asked, *, paired: bool) -> dict[str, Any] | None:
-    """Return `target`, `arms` (arm -> `steps.Reached`) and `ratios` (a `steps.Ratio` for each comparison)."""
+def steps_section(
+    runs: Runs, reference: str, best: str, asked: Asked, *, paired: bool
+) -> dict[str, Any] | None:
+    """Return `target`, `arms` (arm -> `steps.Reached`) and `ratios` (a `steps.Ratio` for each comparison).
+
+    `best`: the arm that pairs begin with where there is no reference."""
     if asked.target is None or not runs.step_name:
         return None
     table = runs.table
@@ -30,7 +34,7 @@ def steps_section(runs: Runs, reference: str, asked: Asked, *, paired: bool) -> 
         ratios = steps.ratios_of_steps(
             reached,
             table,
-            reference or str(table["arm"].iloc[0]),
+            reference or best,
             key="seed" if paired else "run",
             pairs=asked.pairs or not reference,
             paired=paired,
@@ -82,9 +86,7 @@ def _lengths(table: pd.DataFrame, asked: Asked) -> dict[str, float]:
     return {str(arm): float(asked.at.get(str(arm), asked.at.get("", x))) for arm, x in longest.items()}
 
 
-def _exchange(
-    rates: Mapping[str, steps.Exchange], reference: str, asked: Asked
-) -> tuple[float | None, str]:
+def _exchange(rates: Mapping[str, steps.Exchange], reference: str, asked: Asked) -> tuple[float | None, str]:
     """Return the loss that a step is worth, and whence it is: as given, else from the reference's lengths,
     else from those of the arm that has most."""
     if asked.exchange is not None:
@@ -97,8 +99,8 @@ def _exchange(
 
 
 def rule_section(runs: Runs, asked: Asked) -> dict[str, Any] | None:
-    """Return what the rule of another benchmark says: `standings` and `claims`, the arms in the order of their
-    steps, the most first, and `spread`, how the runs' own σ stands to the rule's."""
+    """Return what the rule of another benchmark says: `standings` and `claims`, the arms by their steps, the
+    most first, and `spread`, how the runs' own σ stands to the rule's."""
     if not asked.rule:
         return None
     results = rules.standings(runs.curves, runs.table, asked.at)
@@ -106,10 +108,11 @@ def rule_section(runs: Runs, asked: Asked) -> dict[str, Any] | None:
     found = rules.spread(results)
     holding = sum(one["holds"] for one in results)
     claims = rules.claims(in_order, asked.exchange)
+    shown = sum(one["holds"] for one in claims)
     sentence = (
         f"By the rule of track3 {holding} of {len(results)} arms count as at or below {rules.TARGET:g}, and "
-        f"{sum(one['holds'] for one in claims)} of {len(claims)} arms as better than the one before. It takes σ for "
-        f"{rules.SIGMA:g}; here it is {found['pooled'] or 0:.2g} pooled."
+        f"{shown} of {len(claims)} arms as better than the one before. It takes σ for {rules.SIGMA:g}; here "
+        f"it is {found['pooled'] or 0:.2g} pooled."
     )
     return {
         "name": asked.rule,

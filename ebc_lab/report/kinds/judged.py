@@ -5,18 +5,20 @@ Everything here is a pure function of a judgement's record (`ebc_lab.judging.rec
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ebc_lab.judging.record import ArmRecord, DifferenceRecord, Record
+from ebc_lab.judging.record import ArmRecord, Caution, DifferenceRecord, Record
 
 from ..text.table import PAGE, PAPER, TERMINAL, Cell, Column, Row, Table, filled
 from ..text.words import BADGES, NOTHING, brief, plural
 from . import judged_further
-from .judged_figures import Shown, brackets, p_value, settings_in_words
+from .judged_figures import Shown, brackets, in_steps, p_value, settings_in_words
 from .kind import Tile
 
 FEW_RUNS = 5  # up to so many, an arm's median is shown with its interval
+LONGEST_HEADLINE = 200  # characters
 NAMED = 6  # runs that a caution names
 
 
@@ -48,8 +50,8 @@ def _arms(record: Record, shown: Shown) -> Table:
         Column("Interval of the median", "figure", short="of the median", on=(PAGE,), optional=True),
         Column("Lowest", "figure", shown.value, "lowest", on=(PAGE,)),
         Column("Highest", "figure", shown.value, "highest", on=(PAGE,)),
-        Column("Length", "figure", brief, "length", on=(PAGE, TERMINAL), optional=True),
-        Column("Judged at", "figure", brief, "at", optional=True),
+        Column("Length", "figure", in_steps, "length", on=(PAGE, TERMINAL), optional=True),
+        Column("Judged at", "figure", in_steps, "at", optional=True),
         Column("Configuration", "prose", short="configuration", optional=True),
     )
     rows = [_arm(arm, columns, shown, arm["arm"] == record["reference"]) for arm in record["arms"]]
@@ -94,13 +96,19 @@ def _interval_of_median(arm: ArmRecord, shown: Shown) -> Cell:
     return Cell(f"{limits} {100 * sure:.3g}%" if sure and limits != NOTHING else limits, arm["median_low"])
 
 
+def in_order(record: Record) -> list[DifferenceRecord]:
+    """Return the differences, those of the best arm first."""
+    place = {arm["arm"]: nth for nth, arm in enumerate(record["arms"])}
+    return sorted(record["differences"], key=lambda d: (place[d["arm"]], place[d["reference"]]))
+
+
 def centre(d: DifferenceRecord) -> float | None:
     """Return the mean of a difference, or its median where a diverged run makes ranks decide."""
     return d["median"] if d["mean"] is None else d["mean"]
 
 
 def _differences(record: Record, shown: Shown) -> Table | None:
-    found = record["differences"]
+    found = in_order(record)
     if not found:
         return None
     references = {d["reference"] for d in found}
@@ -114,7 +122,6 @@ def _differences(record: Record, shown: Shown) -> Table | None:
         Column("Joint interval", "figure", short="joint interval"),
         Column("Interval by itself", "figure", short="by itself", on=(PAGE,)),
         Column("p, jointly", "figure", p_value, "p joint"),
-        Column("p by itself", "figure", p_value, "p alone", on=(PAGE,)),
         Column("Runs", "figure", short="runs", on=(PAGE, PAPER)),
         Column("Detectable", "figure", shown.value, "detectable", on=(PAGE, PAPER), optional=True),
         Column("Runs to decide", "figure", brief, "to decide", optional=True),
@@ -126,7 +133,7 @@ def _differences(record: Record, shown: Shown) -> Table | None:
     minus = "the other" if several else found[0]["reference"]
     note = f"in {shown.unit}, arm minus {minus}; {shown.best}; {100 * record['confidence']:g}% intervals"
     note += f", joint over {together} comparisons" if together > 1 else ""
-    note += "; luck of the tuning included" if any(d["luck"] for d in found) else ""
+    note += "; luck of the tuning included" if _has_luck(record) else ""
     if any(d["seeds_needed"] for d in found):
         note += "; to decide: about so many runs an arm"
     margin = record["margin"]
@@ -160,12 +167,17 @@ def _difference(d: DifferenceRecord, shown: Shown, several: bool, method: bool) 
         Cell(brackets(d["joint_low"], d["joint_high"], shown.change), d["joint_low"]),
         Cell(brackets(d["low"], d["high"], shown.change), d["low"]),
         d["p_joint"],
-        d["p"],
         Cell(f"{d['n_arm']} / {d['n_reference']}", d["n_arm"]),
         d["joint_detectable"],
         d["seeds_needed"] or Cell(),
         Cell(METHODS.get(d["method"] or "", "too few runs") if method else ""),
     )
+
+
+def _has_luck(record: Record) -> bool:
+    """Return whether intervals allow for the luck of a tuning."""
+    tuned = (record["tuning"] or {"arms": {}})["arms"].values()
+    return any(one["luck"] and one["luck"]["sd"] for one in tuned)
 
 
 def verdict_cell(d: DifferenceRecord) -> Cell:
@@ -186,20 +198,21 @@ def _columns(record: Record) -> Table:
 
 
 def _cautions(record: Record) -> Table:
-    """Return the cautions; the page has them below its answer instead."""
+    """Return the cautions for a paper; the page has them below its answer instead, and the terminal one a
+    line."""
     columns = (
         Column("Caution", "prose", short="caution"),
         Column("Runs", "prose", short="runs", optional=True),
     )
-    rows = [filled(columns, (c["sentence"], Cell(runs_in_words(c["runs"])))) for c in record["cautions"]]
-    places = (TERMINAL, PAPER)
+    rows = [filled(columns, (c["sentence"], Cell(runs_of_caution(c)))) for c in record["cautions"]]
+    places = (PAPER,)
     return Table("cautions", "Cautions", columns, rows, "", "What to know of these runs.", places=places)
 
 
-def runs_in_words(runs: Sequence[str], most: int = NAMED) -> str:
-    """Return the names of the first runs, and how many more there are."""
-    more = f" and {len(runs) - most:,} more" if len(runs) > most else ""
-    return ", ".join(runs[:most]) + more
+def runs_of_caution(caution: Caution) -> str:
+    """Return the names of a caution's runs, as long as they are few and its sentence does not name them."""
+    unnamed = [run for run in caution["runs"] if run not in caution["sentence"]]
+    return ", ".join(caution["runs"]) if unnamed and len(caution["runs"]) <= NAMED else ""
 
 
 # -- the answer ----------------------------------------------------------------------------------------------
@@ -216,6 +229,20 @@ def question(record: Record) -> str:
     return f"Is any arm better than {reference}?" if others else f"What do the runs of {reference} say?"
 
 
+def headline(record: Record) -> str:
+    """Return the answer in one sentence that a title has room for: the first of the answer, or, where that
+    names many arms, how many are better."""
+    first = next(iter(record["answer"]), "No answer: there is nothing to compare.")
+    if len(first) <= LONGEST_HEADLINE or not record["reference"]:
+        return first
+    counts = Counter(d["verdict"] for d in record["differences"])
+    of = plural(counts.total(), "arm")
+    better = counts.pop("better", 0)
+    rest = ", ".join(f"{n} {verdict}" for verdict, n in counts.most_common())
+    text = f"{better or 'None'} of {of} {'are' if better > 1 else 'is'} better than {record['reference']}"
+    return f"{text}: {rest}." if rest else f"{text}."
+
+
 def judged(record: Record) -> str:
     """Return beats, meets, misses or undecided: the colour of the answer."""
     found = {d["verdict"] for d in record["differences"] if d["method"]}
@@ -229,9 +256,7 @@ def judged(record: Record) -> str:
 def tiles(record: Record) -> list[Tile]:
     """Return the difference that the answer is about: of the best arm, from the reference."""
     shown = Shown.of(record)
-    place = {arm["arm"]: nth for nth, arm in enumerate(record["arms"])}
-    found = [d for d in record["differences"] if d["method"]]
-    found.sort(key=lambda d: (place[d["arm"]], place[d["reference"]]))
+    found = [d for d in in_order(record) if d["method"]]
     if not found or centre(found[0]) is None:
         return []
     d = found[0]

@@ -10,7 +10,7 @@ from typing import Any
 
 from ebc_lab.judging.record import Record
 
-from ..text.words import NOTHING, fixed, setting, signed
+from ..text.words import NOTHING, brief, fixed, setting, signed
 
 MOST_DECIMALS = 12
 USUAL_DECIMALS = 4  # of losses of which no spread is known
@@ -40,7 +40,11 @@ class Shown:
         return fixed(x, min(self.decimals + 1, MOST_DECIMALS))
 
     def change(self, x: float | None) -> str:
-        return signed(x, self.decimals)
+        """Return a difference; of one that is not zero never `+0.0000`, which would hide its side."""
+        decimals = self.decimals
+        while x and round(x, decimals) == 0 and decimals < MOST_DECIMALS:
+            decimals += 1
+        return signed(x, decimals)
 
 
 def brackets(low: float | None, high: float | None, form: Callable[[float | None], str]) -> str:
@@ -64,6 +68,11 @@ def decimals_of(record: Record) -> int:
 def settings_in_words(settings: Mapping[str, Any]) -> str:
     """Return `lr 0.02, wd 0.1`."""
     return ", ".join(f"{name} {setting(value)}" for name, value in settings.items())
+
+
+def in_steps(x: float | None) -> str:
+    """Return a number of steps or epochs: a large one whole."""
+    return brief(x) if x is None or abs(x) < 100 else f"{x:,.0f}"
 
 
 def p_value(p: float | None) -> str:

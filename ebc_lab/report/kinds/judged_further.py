@@ -6,6 +6,7 @@ A part that a record does not have gives no table.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from ebc_lab.study.stages.statistics import in_octaves
 
 from ..text.table import PAGE, TERMINAL, Cell, Column, Table, filled
 from ..text.words import BADGES, NOTHING, brief, setting
-from .judged_figures import Shown, brackets, p_value, settings_in_words
+from .judged_figures import Shown, brackets, in_steps, p_value, settings_in_words
 
 RATIOS = {"fewer": "pass", "more": "fail", "undecided": "undecided"}  # verdict -> badge
 
@@ -93,19 +94,20 @@ def steps_to_target(found: Mapping[str, Any], unit: str, shown: Shown) -> Table 
     """Return how soon the runs of each arm reach the target."""
     columns = (
         Column("Arm", "name", short="arm", head=True),
-        Column(f"Median {unit}", "figure", brief, "median"),
+        Column(f"Median {unit}", "figure", in_steps, "median"),
         Column("Interval of the median", "figure", short="interval"),
         Column("Reached it", "figure", short="reached"),
-        Column("First", "figure", brief, "first"),
-        Column("Last", "figure", brief, "last"),
-        Column("Mean", "figure", brief, "mean", on=(PAGE,)),
+        Column("First", "figure", in_steps, "first"),
+        Column("Last", "figure", in_steps, "last"),
+        Column("Mean", "figure", in_steps, "mean", on=(PAGE,)),
         Column("Above it again", "figure", brief, "above again", optional=True),
-        Column("Evaluations apart", "figure", brief, "apart"),
+        Column("Evaluations apart", "figure", in_steps, "apart"),
     )
     rows = []
-    for arm, reached in (found.get("arms") or {}).items():
+    known = found.get("arms") or {}
+    for arm, reached in sorted(known.items(), key=lambda item: _soonest(item[1])):
         sure = reached["confidence"]
-        limits = brackets(reached["low"], reached["high"], brief)
+        limits = brackets(reached["low"], reached["high"], in_steps)
         values = (
             arm,
             reached["median"],
@@ -125,6 +127,12 @@ def steps_to_target(found: Mapping[str, Any], unit: str, shown: Shown) -> Table 
     note = "; ".join([*([goal] if goal else []), "a run that never reached it ranks behind those that did"])
     title = f"{unit.capitalize()}s to the target"
     return Table("steps", title, columns, rows, note, f"{title}.") if rows else None
+
+
+def _soonest(reached: Mapping[str, Any]) -> tuple[float, int]:
+    """Return the key that puts the arm first that is first there, and arms whose median run is not last."""
+    median = reached["median"]
+    return math.inf if median is None else median, -reached["reached"]
 
 
 def ratios(name: str, title: str, found: Sequence[Mapping[str, Any]], unit: str) -> Table | None:
@@ -174,7 +182,7 @@ def exchange(found: Mapping[str, Any], unit: str, shown: Shown) -> Table | None:
         low, worth, high = (
             None if x is None else 100 * x for x in (rate["low"], rate["per_step"], rate["high"])
         )
-        lengths = ", ".join(map(brief, rate["lengths"]))
+        lengths = ", ".join(map(in_steps, rate["lengths"]))
         limits = Cell(brackets(low, high, shown.spread), low)
         rows.append(filled(columns, (arm, Cell(lengths), rate["runs"], worth, limits)))
     note = f"{shown.unit} by which longer runs end better: the slope of a line through their last values"
@@ -197,7 +205,7 @@ def at_equal_steps(found: Mapping[str, Any], unit: str, shown: Shown) -> Table |
     )
     lengths, rows = found.get("lengths") or {}, []
     for d in found.get("differences") or ():
-        taken = " / ".join(brief(lengths.get(name)) for name in (d["arm"], d["reference"]))
+        taken = " / ".join(in_steps(lengths.get(name)) for name in (d["arm"], d["reference"]))
         limits = Cell(brackets(d["joint_low"], d["joint_high"], shown.change), d["joint_low"])
         verdict = Cell(d["verdict"], tone=BADGES[d["verdict"]]) if d["method"] else Cell(NOTHING)
         middle = d["median"] if d["mean"] is None else d["mean"]
@@ -219,7 +227,7 @@ def standings(rule: Mapping[str, Any], shown: Shown) -> Table | None:
     """Return each arm's result by track3's rule, and what its runs' own spread says of it."""
     columns = (
         Column("Arm", "name", short="arm", head=True),
-        Column("Step", "figure", brief, "step"),
+        Column("Step", "figure", in_steps, "step"),
         Column("Mean there", "figure", shown.value, "mean"),
         Column("Runs", "figure", brief, "runs"),
         Column("Counts", short="counts"),

@@ -225,13 +225,16 @@ def render(record: Record, every: Sequence[Table], drawings: Sequence[Drawing], 
         picture = pictures.get("curves") if id == "speed" else None
         if found or picture:
             sections.append({"id": id, "title": title, "about": "", "tables": found, "picture": picture})
-    cautions = [{**caution, "runs": kind.runs_in_words(caution["runs"])} for caution in record["cautions"]]
+    cautions = [{**caution, "runs": kind.runs_of_caution(caution)} for caution in record["cautions"]]
+    headline = kind.headline(record)
     return html.rendered(
         "judged.html.j2",
         scripts=("page.js",),
         name=name,
         record=record,
         question=kind.question(record),
+        headline=headline,
+        findings=record["answer"][1:] if headline in record["answer"] else record["answer"],
         judged=kind.judged(record),
         tiles=kind.tiles(record),
         cautions=cautions,
