@@ -10,7 +10,7 @@ target, it may be that it would have reached it first, and `Reached.ended_early`
 
 Three figures compare arms of unequal length:
 
-* the ratio of steps to the target (`ratio_of_steps`);
+* the ratio of steps to the target (`ratios_of_steps`);
 * the exchange rate, the change of the last loss with each step by which a run is made longer
   (`exchange_rates`), which needs runs of several lengths, each with a schedule of its own;
 * the ratio of the lengths at which two arms end at the same loss (`ratio_of_lengths`).
