@@ -138,10 +138,11 @@ def _differences(record: Record, shown: Shown) -> Table | None:
         note += "; to decide: about so many runs an arm"
     margin = record["margin"]
     note += f"; level: within {margin:g}" if margin else ""
-    target = (-margin if shown.higher else margin) if margin else None
     title = "Differences between arms" if several else f"Differences from {minus}"
     caption = f"{title}, in {shown.unit}."
-    return Table("differences", title, columns, rows, note, caption, target=target, higher=shown.higher)
+    return Table(
+        "differences", title, columns, rows, note, caption, target=margin or None, higher=shown.higher
+    )
 
 
 METHODS = {
