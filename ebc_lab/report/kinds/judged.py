@@ -73,7 +73,7 @@ def _arm(arm: ArmRecord, columns: Sequence[Column], shown: Shown, chosen: bool) 
         Cell(arm["arm"], page=arm["arm"], note="reference" if chosen else ""),
         mean,
         interval,
-        arm["sd"],
+        None if arm["mean"] is None else arm["sd"],
         arm["runs"],
         Cell(str(arm["diverged"]) if arm["diverged"] else "", arm["diverged"]),
         arm["median"],
@@ -138,10 +138,11 @@ def _differences(record: Record, shown: Shown) -> Table | None:
         note += "; to decide: about so many runs an arm"
     margin = record["margin"]
     note += f"; level: within {margin:g}" if margin else ""
-    target = (-margin if shown.higher else margin) if margin else None
     title = "Differences between arms" if several else f"Differences from {minus}"
     caption = f"{title}, in {shown.unit}."
-    return Table("differences", title, columns, rows, note, caption, target=target, higher=shown.higher)
+    return Table(
+        "differences", title, columns, rows, note, caption, target=margin or None, higher=shown.higher
+    )
 
 
 METHODS = {
@@ -229,12 +230,22 @@ def question(record: Record) -> str:
     return f"Is any arm better than {reference}?" if others else f"What do the runs of {reference} say?"
 
 
+ALONE = {  # verdict of the only comparison -> the answer
+    "better": "{arm} is better than {reference}.",
+    "worse": "{arm} is worse than {reference}.",
+    "level": "{arm} is level with {reference}.",
+    "undecided": "Whether {arm} is better than {reference} is undecided.",
+}
+
+
 def headline(record: Record) -> str:
     """Return the answer in one sentence that a title has room for: the first of the answer, or, where that
     names many arms, how many are better."""
     first = next(iter(record["answer"]), "No answer: there is nothing to compare.")
     if len(first) <= LONGEST_HEADLINE or not record["reference"]:
         return first
+    if len(record["differences"]) == 1:
+        return ALONE[record["differences"][0]["verdict"]].format(**record["differences"][0])
     counts = Counter(d["verdict"] for d in record["differences"])
     of = plural(counts.total(), "arm")
     better = counts.pop("better", 0)

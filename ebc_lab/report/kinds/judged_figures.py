@@ -79,4 +79,6 @@ def p_value(p: float | None) -> str:
     """Return a p-value with two digits; a tiny one as a bound."""
     if p is None:
         return NOTHING
-    return "< 0.0001" if p < 1e-4 else f"{p:.2g}" if p < 0.095 else f"{p:.2f}"
+    if p < 1e-4:
+        return "< 0.0001"
+    return f"{p:.2g}" if p < 0.095 else f"{p:.2f}"

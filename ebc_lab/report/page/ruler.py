@@ -41,7 +41,7 @@ class Ruler:
         self.reach = reach
         self.higher = higher
         self.zero = self.x(0.0)
-        self.target = None if margin is None else self.x(margin)
+        self.target = None if margin is None else self.x(-margin if higher else margin)
         edge = self.target or self.zero
         self.worse = (0.0, edge) if higher else (edge, round(self.WIDTH - edge, 1))  # from where, how wide
 
@@ -52,7 +52,7 @@ class Ruler:
         largest = (max((abs(x) for x in ends if x is not None), default=0.0) for ends in limits)
         sizes = [size for size in largest if size > 0]
         reach = min(max(sizes), 1.5 * statistics.median(sizes)) if sizes else 1.0
-        return cls(1.1 * max(reach, 2 * abs(margin or 0.0)), margin, higher)
+        return cls(1.1 * max(reach, 2 * (margin or 0.0)), margin, higher)
 
     def x(self, value: float) -> float:
         share = max(-1.0, min(1.0, value / self.reach))

@@ -180,7 +180,7 @@ def _draw_rows(sheet: Sheet, axes: Axes, rows: Sequence[Drawn], higher: bool) ->
         if row.arm["diverged"]:
             words = f"{row.arm['diverged']} ×"
             side = "left" if higher else "right"
-            axes.text(edge, y, f"   {words}   ", color=ALERT, ha=side, va="center", size=SMALL, zorder=5)
+            axes.text(edge, y - 0.05, f"  {words}  ", color=ALERT, ha=side, va="bottom", size=SMALL)
     axes.add_collection(LineCollection(bars, colors=colours, lw=2.4, zorder=3))
     if dots:
         axes.plot(*zip(*dots, strict=True), "o", color=INK, ms=3, mew=0, alpha=0.35, zorder=2)

@@ -10,7 +10,7 @@ from support.judged import record_of, runs_of
 
 from ebc_lab.judging import rules, tuning
 from ebc_lab.report.kinds import judged
-from ebc_lab.report.kinds.judged_figures import Shown, brackets, decimals_of, p_value
+from ebc_lab.report.kinds.judged_figures import Shown, brackets, decimals_of, in_steps, p_value
 from ebc_lab.report.page.ruler import draw_intervals
 from ebc_lab.report.text.table import PAGE, PAPER, TERMINAL, Table
 
@@ -199,3 +199,30 @@ def test_the_colour_of_the_answer(verdicts: tuple[str, str], colour: str):
     for difference, verdict in zip(record["differences"], verdicts, strict=True):
         difference["verdict"] = verdict
     assert judged.judged(record) == colour
+
+
+@pytest.mark.parametrize(
+    ("arms", "answer", "headline"),
+    [
+        (("muon", "adamw"), "muon is better.", "muon is better."),
+        (("muon", "adamw"), "long " * 50, "muon is better than adamw."),
+        (("lion", "adamw"), "long " * 50, "Whether lion is better than adamw is undecided."),
+        (("muon", "adamw", "lion"), "long " * 50, "1 of 2 arms is better than adamw: 1 undecided."),
+    ],
+)
+def test_a_headline_is_short_whatever_the_answer_names(arms: tuple[str, ...], answer: str, headline: str):
+    record = record_of({name: ARMS[name] for name in arms}, "adamw", answer=[answer])
+    assert judged.headline(record) == headline
+
+
+def test_differences_stand_in_the_order_of_the_arms():
+    record = record_of(ARMS, "adamw")
+    record["differences"].reverse()
+    table = named(judged.tables(record), "differences")
+    assert list(seen(table, TERMINAL)) == ["muon", "lion", "sgd"]
+
+
+def test_a_small_difference_keeps_its_side_and_steps_are_whole():
+    shown = Shown.of(record_of(ARMS, "adamw"))
+    assert [shown.change(x) for x in (-0.00002, 0.0, 0.1)] == ["−0.00002", "+0.0000", "+0.1000"]
+    assert [in_steps(x) for x in (None, 3137.5, 61.4375, 0.25)] == ["–", "3,138", "61.4", "0.25"]
