@@ -423,7 +423,8 @@ def _chosen_by_reported(runs: Runs, tuned: Tuning) -> Caution | None:
         return None
     known = [of["optimism"] for arm, of in tuned["arms"].items() if arm in several]
     sizes = [abs(size) for size in known if size is not None]
-    size = f", by about {min(sizes):.2g} to {max(sizes):.2g} as their noise suggests" if sizes else ""
+    ends = dict.fromkeys(f"{size:.2g}" for size in (min(sizes), max(sizes))) if sizes else {}
+    size = f", by about {' to '.join(ends)} as their noise suggests" if ends else ""
     sentence = (
         f"{tuned['reported']} chooses the configuration of {count(len(several), 'arm')} and is "
         f"reported of it (tried: {_arms(several)}): the best of several is too good by luck{size}; choose "

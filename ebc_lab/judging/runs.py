@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ebc_lab.config.errors import UserError, any_of, require, shown
+from ebc_lab.config.errors import UserError, any_of, require, shown, visible
 
 from .columns import RATES, Columns, plain
 from .readers.reader import Source
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ROLES = ("run", "arm", "seed", "source", "planned", "length", "rows", "started", "outcome", "chosen_by")
 PERCENT = "%"
+LARGEST = 1e100  # a loss beyond it counts as not finite: its square would be
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ def runs_of(source: Source, columns: Columns) -> Runs:
     frame = source.frame
     require(len(frame) > 0, f"{source.what} holds no row.")
     loss = _numbers(frame, columns.loss, "loss")
+    loss = np.where(np.abs(loss) > LARGEST, math.inf, loss)
     worst = math.inf if columns.better == "lower" else -math.inf
     codes, keys = _runs_in(frame, columns)
     table = _table(frame, columns, codes, keys)
@@ -82,7 +84,7 @@ def runs_of(source: Source, columns: Columns) -> Runs:
         table["outcome"] = loss
         table["chosen_by"] = _numbers(frame, columns.choose, "choose") if columns.choose else loss
     for name in ("outcome", "chosen_by"):
-        table[name] = table[name].where(np.isfinite(table[name]), worst)
+        table[name] = table[name].where(table[name].abs() <= LARGEST, worst)
     return Runs(table, curves, settings, columns.loss, columns.better, unit, tuple(cautions))
 
 
@@ -214,8 +216,8 @@ def _refuse_blank_arms(table: pd.DataFrame, first: Any, columns: Columns) -> Non
     require(
         not len(blank),
         f"{len(blank)} {'runs' if columns.step else 'rows'} have no value in column {columns.arm}, which "
-        f"names the arm (the first in row {(first[blank[0]] if len(blank) else 0) + 1}): fill it in, or "
-        "leave them out.",
+        f"names the arm (the first in row {(first[blank[0]] if len(blank) else 0) + 1}): fill it in, "
+        "leave them out, or name another column with --arm.",
     )
 
 
@@ -238,9 +240,11 @@ def _table(frame: pd.DataFrame, columns: Columns, codes: Any, keys: Sequence[str
     table["length"], table["rows"] = math.nan, 0
     started = rows[columns.started] if columns.started else pd.Series(pd.NaT, index=rows.index)
     table["started"] = _times(started)
-    for name in columns.settings:
-        table[_setting_name(name)] = rows[name].astype(object).where(rows[name].notna(), None)
-    return table
+    settings = {
+        _setting_name(name): rows[name].map(_setting).astype(object).where(rows[name].notna(), None)
+        for name in columns.settings
+    }
+    return pd.concat([table, pd.DataFrame(settings, index=table.index)], axis=1) if settings else table
 
 
 def _setting_name(column: str) -> str:
@@ -266,12 +270,17 @@ def _names(rows: pd.DataFrame, columns: Columns, keys: Sequence[str], table: pd.
 
 
 def _text(value: Any) -> str | None:
-    """Return a value as text, a whole number without its point; None for a blank."""
+    """Return a value as text on one line, a whole number without its point, and what would command a terminal
+    as escapes; None for a blank."""
     if value is None or value != value:
         return None
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return str(int(value))
-    return str(value)
+    return visible(" ".join(str(value).split())) or None
+
+
+def _setting(value: Any) -> Any:
+    return _text(value) if isinstance(value, str) else value
 
 
 def _times(values: pd.Series[Any]) -> pd.Series[Any]:
