@@ -124,7 +124,7 @@ def arm_summary(values: Sequence[float]) -> ArmSummary:
     losses = sorted(_ranked(values))
     finite = [x for x in losses if math.isfinite(x)]
     n, lost = len(losses), len(losses) - len(finite)
-    out = dict.fromkeys(ArmSummary.__annotations__)
+    out: dict[str, Any] = dict.fromkeys(ArmSummary.__annotations__)
     out |= {"runs": n, "completed": len(finite), "diverged": lost, "median": _median(losses)}
     out |= {"lowest": finite_or_none(losses[0]), "highest": finite_or_none(losses[-1])}
     out["mean"] = None if lost else statistics.fmean(losses)
@@ -288,7 +288,7 @@ def _mann_whitney(n: int, m: int) -> np.ndarray[Any, Any]:
 
     if n * m > EXACT:
         spread = math.sqrt(n * m * (n + m + 1) / 12)
-        return stats.norm.cdf((np.arange(n * m + 1) + 0.5 - n * m / 2) / spread)
+        return np.asarray(stats.norm.cdf((np.arange(n * m + 1) + 0.5 - n * m / 2) / spread))
     row = [np.ones(1)] * (m + 1)  # chances of U for no run of the first arm and 0 … m of the second
     for i in range(1, n + 1):
         new = [np.ones(1)]
@@ -312,8 +312,8 @@ def _rank(c: Comparison, ours: Sequence[float], theirs: Sequence[float]) -> None
     between = np.sort(np.where(np.isnan(between), 0.0, between))
     chances = _mann_whitney(len(ours), len(theirs))
     least = min(chances[int((between <= 0).sum())], chances[int((between >= 0).sum())])
-    c["p"] = min(1.0, 2 * float(least))
-    c["p_joint"] = min(1.0, c["comparisons"] * c["p"])
+    p = min(1.0, 2 * float(least))
+    c["p"], c["p_joint"] = p, min(1.0, c["comparisons"] * p)
     c["median"] = _median([*map(float, between)])
     for prefix, level in (("", ERROR), ("joint_", ERROR / c["comparisons"])):
         outside = int(np.searchsorted(chances, level / 2, side="right"))  # P(U < outside) ≤ level / 2
@@ -389,7 +389,7 @@ def _of_family(
 
     names = list(means)
     number = {name: i for i, name in enumerate(names)}
-    first, second = (np.array([number[c[key]] for c in found]) for key in ("arm", "reference"))  # type: ignore[literal-required]
+    first, second = (np.array([number[c[key]] for c in found]) for key in ("arm", "reference"))
     runs = np.array([means[x].runs for x in names])
     variances = np.array([means[x].variance for x in names])
     lucks = [luck.get(x, NO_LUCK) for x in names]
@@ -469,4 +469,4 @@ def _needed(
         freedom = np.where(np.isnan(fixed), shape * (middle - 1), fixed)
         enough = power(mean, np.sqrt(variance / middle + lucky), freedom, level, margin) >= POWER
         low, high = np.where(enough, low, np.minimum(middle + 1, high)), np.where(enough, middle, high)
-    return low
+    return np.asarray(low)
