@@ -149,6 +149,7 @@ def compare(
     reference: str,
     *,
     pairs: bool = False,
+    chain: Sequence[str] = (),
     paired: bool | None = None,
     margin: float = 0.0,
     sigma: float | None = None,
@@ -156,7 +157,8 @@ def compare(
     luck: Mapping[str, Luck] | None = None,
 ) -> list[Comparison]:
     """Return the comparison of each arm with `reference` or, with `pairs`, of all pairs of arms, the earlier
-    of which is the reference (`reference` itself comes first).
+    of which is the reference (`reference` itself comes first); with `chain`, of each arm in it with the one
+    before.
 
     `arms`: arm -> seed, or name of the run -> loss, lower being better; a loss that is not finite is that of
     a diverged run. `paired`: whether seeds pair the runs of two arms; None: where both have the same seeds.
@@ -172,7 +174,11 @@ def compare(
     luck = luck or {}
     losses = {name: dict(zip(runs, _ranked(runs.values()), strict=True)) for name, runs in arms.items()}
     order = [reference, *(name for name in losses if name != reference)]
-    couples = list(itertools.combinations(order, 2)) if pairs else [(reference, x) for x in order[1:]]
+    couples = [(reference, arm) for arm in order[1:]]
+    if pairs:
+        couples = list(itertools.combinations(order, 2))
+    if chain:
+        couples = list(itertools.pairwise(chain))
     found = [_begun(losses, arm, other, paired, sigma) for other, arm in couples]
     tested = [c for c in found if c["method"]]
     for c in found:

@@ -83,6 +83,11 @@ def check(asked: Asked) -> None:
         asked.outcome != "target" or asked.target is not None,
         "--outcome target needs a --target, the loss that is to be reached.",
     )
+    require(len(asked.chain) != 1, "--chain names the arms from the first to the last, with commas between.")
+    alone = [asked.pairs, bool(asked.chain), bool(asked.reference)]
+    require(
+        sum(alone) < 2, "give one of --reference, --pairs and --chain: each says what is compared with what."
+    )
     require(math.isfinite(asked.margin) and asked.margin >= 0, "--margin is a difference of at least 0.")
     number = asked.sigma in ("", "pooled") or _positive(asked.sigma)
     require(number, f"--sigma is pooled or a number above 0, not {asked.sigma}.")
@@ -180,6 +185,8 @@ def _record(
     every: Runs, asked: Asked, what: Sequence[str], notes: Sequence[str], taken: list[Taken]
 ) -> Record:
     """Return the judgement of runs as JSON has it."""
+    every = outcomes.of_chain(every, asked.chain)
+    every, of_copies = outcomes.distinct_runs(every) if asked.distinct else (every, [])
     runs, of_lengths = outcomes.at_one_length(every)
     runs, of_outcomes = outcomes.with_outcome(runs, asked)
     turn = runs.better == "higher" and asked.outcome != "target"
@@ -195,6 +202,7 @@ def _record(
         keyed,
         reference or in_order(losses)[0],
         pairs=asked.pairs or not reference,
+        chain=asked.chain,
         paired=paired,
         margin=asked.margin,
         sigma=sigma,
@@ -225,10 +233,13 @@ def _record(
         "rule": sections.rule_section(judged, asked),
         "runs": _run_records(judged),
     }
+    if asked.chain:
+        record["chain"] = list(asked.chain)
     if asked.outcome == "target":
         record["unit"] = f"{runs.step_name}s"
     record["cautions"] = [
         *(Caution(kind="read", sentence=note, runs=[]) for note in notes),
+        *of_copies,
         *of_lengths,
         *of_outcomes,
         *cautions.cautions(runs, judged, asked, tuned),
@@ -244,6 +255,8 @@ def reference_of(losses: outcomes.Losses, asked: Asked) -> str:
 
     Raises UserError where there is no arm of the name asked for."""
     arms = list(losses)
+    if asked.chain:
+        return ""
     if asked.reference:
         near = nearest(asked.reference, arms)
         require(

@@ -96,6 +96,8 @@ def answer(record: Record) -> list[str]:
             lines.append(
                 "Each arm has one run, and one run does not show how far another one would lie from it."
             )
+    elif "chain" in record:
+        lines = _along_chain(record, by)
     elif not record["reference"]:
         lines = [f"{by} {_about_best(record)}"]
     elif len(compared) == 1:
@@ -140,6 +142,24 @@ def _against_reference(record: Record, by: str) -> list[str]:
     lines[1:] = [f"{line[:1].upper()}{line[1:]}" for line in lines[1:]]
     lines.append(f"Intervals are joint over {len(compared)} comparisons.")
     return [*lines, *_needed([one for one in compared if one["verdict"] == "undecided"])]
+
+
+def _along_chain(record: Record, by: str) -> list[str]:
+    """Return which arms of a chain are better than the one before; at equal steps where these have a worth."""
+    lengths = record["lengths"] or {"differences": []}
+    compared, how = record["differences"], by.removeprefix("By ").rstrip(",")
+    if lengths["differences"]:
+        compared, how = lengths["differences"], f"at its own steps, each worth {lengths['exchange']:.3g}"
+    named: dict[str, list[str]] = {"better": []}
+    for one in compared:
+        named.setdefault(one["verdict"], []).append(one["arm"])
+    lines = [
+        f"{len(named['better'])} of {len(compared)} arms are better than the one before, jointly ({how})."
+    ]
+    lines += [
+        f"{verdict.capitalize()}: {listed(arms, len(arms))}." for verdict, arms in named.items() if arms
+    ]
+    return lines
 
 
 def _about_best(record: Record) -> str:
