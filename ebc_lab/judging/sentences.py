@@ -145,7 +145,7 @@ def _against_reference(record: Record, by: str) -> list[str]:
 
 
 def _along_chain(record: Record, by: str) -> list[str]:
-    """Return which arms of a chain are better than the one before; at equal steps where these have a worth."""
+    """Return which arms of a chain are better than the one before, at equal steps if a step has a worth."""
     lengths = record["lengths"] or {"differences": []}
     compared, how = record["differences"], by.removeprefix("By ").rstrip(",")
     if lengths["differences"]:
