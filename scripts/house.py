@@ -67,7 +67,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
 }
 MOST_FILES = 16  # in a folder, without __init__.py
 GROUPED = ("config/parts", "components")  # these have a file for each group of conf/, however many
-MOST_ENTRIES = 12  # at the top of the package, libraries aside
+MOST_ENTRIES = 13  # at the top of the package, libraries aside
 LONGEST_FUNCTION = 70  # lines: a function is as long as its thought
 
 

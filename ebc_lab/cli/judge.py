@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,119 +10,136 @@ import typer
 
 from .options import Json, console, optional, print_json
 
-MOST_ROWS = 40  # of a table on the terminal
 if TYPE_CHECKING:
     from ebc_lab.judging.record import Record
 
-FLAGS: dict[str, str] = {
-    "arm": "names the arm: optimizer, method …",
-    "seed": "holds the seed, which pairs runs where all arms have the same.",
-    "lr": "holds the learning rate.",
-    "step": "counts steps, epochs or tokens.",
-    "loss": "is judged.",
-    "run": "tells runs apart where arm and seed do not.",
-    "planned": "holds the length that a run was to have.",
-    "choose": "chooses an arm's configuration, where another one judges it.",
-}
+MOST_ROWS = 40  # of a table on the terminal
+PATTERN = r"'step:(?P<step>\d+) loss:(?P<loss>\S+)'"
 
 
-def column(name: str) -> Any:
-    return optional(f"--{name}", metavar="COLUMN", help=f"Column that {FLAGS[name]}", rich_help_panel="Columns")
+def _column(name: str, what: str) -> Any:
+    help_text = f"Column that {what}."
+    return optional(f"--{name}", metavar="COLUMN", help=help_text, rich_help_panel="Columns")
+
+
+Paths = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Files and folders: CSV, Parquet, JSON lines, W&B, MLflow, TensorBoard, Trainer, Lightning, "
+        "Optuna, Hydra, text logs, studies of ebc-lab.",
+        show_default=False,
+    ),
+]
+Arm = Annotated[str, _column("arm", "names the arm: optimizer, method …")]
+Seed = Annotated[str, _column("seed", "holds the seed")]
+Rate = Annotated[str, _column("lr", "holds the learning rate")]
+Step = Annotated[str, _column("step", "counts steps, epochs or tokens")]
+Loss = Annotated[str, _column("loss", "is judged")]
+Run = Annotated[str, _column("run", "tells runs apart where arm and seed do not")]
+Planned = Annotated[str, _column("planned", "holds the length that a run was to have")]
+Choose = Annotated[str, _column("choose", "chooses an arm's configuration, where another one judges it")]
+Setting = Annotated[list[str] | None, _column("setting", "holds a setting that is tuned; repeatable")]
+Pattern = Annotated[
+    str,
+    optional("--pattern", metavar="REGEX", help=f"Of text logs: {PATTERN}.", rich_help_panel="Columns"),
+]
+Reference = Annotated[str, optional("--reference", metavar="ARM", help="What the others are compared with.")]
+Better = Annotated[
+    str, optional("--better", metavar="lower|higher", help="Which value of the loss is better.")
+]
+Outcome = Annotated[
+    str,
+    typer.Option(
+        "--outcome",
+        metavar="last|target|best",
+        help="Of a curve: its last value, the steps to --target, its best.",
+    ),
+]
+Target = Annotated[float | None, optional("--target", help="A loss; the steps to it are reported.")]
+At = Annotated[
+    list[str] | None,
+    optional("--at", metavar="[ARM=]STEP", help="Judge an arm, or all, at this step; repeatable."),
+]
+Chain = Annotated[
+    str, optional("--chain", metavar="ARM,ARM,…", help="Compare each of these with the one before it.")
+]
+Distinct = Annotated[bool, typer.Option("--distinct", help="Count runs with equal curves once.")]
+Pairs = Annotated[bool, typer.Option("--pairs", help="Compare all pairs of arms.")]
+Paired = Annotated[
+    bool | None,
+    optional(
+        "--paired/--unpaired", help="Whether seeds pair runs; if left out, where all arms have the same."
+    ),
+]
+Margin = Annotated[float, typer.Option("--margin", help="Differences up to it are level.")]
+Sigma = Annotated[
+    str, optional("--sigma", metavar="pooled|NUMBER", help="Deviation of a run, for arms that have one run.")
+]
+Exchange = Annotated[
+    str, optional("--exchange", metavar="LOSS/STEPS", help="What steps are worth: 0.0045/100.")
+]
+Rule = Annotated[
+    str, optional("--rule", metavar="track3", help="The rule of another benchmark, beside ours.")
+]
+Output = Annotated[
+    Path | None,
+    optional("--output", "-o", metavar="FOLDER", help="Where page, tables and pictures go; ./judgement."),
+]
+NoPage = Annotated[bool, typer.Option("--no-page", help="Answer on the terminal, and write nothing.")]
 
 
 def judge(
-    paths: Annotated[
-        list[Path],
-        typer.Argument(help="Files or folders: CSV, Parquet, JSON lines, W&B, MLflow, TensorBoard …"),
-    ],
-    arm: Annotated[str, column("arm")] = "",
-    seed: Annotated[str, column("seed")] = "",
-    lr: Annotated[str, column("lr")] = "",
-    step: Annotated[str, column("step")] = "",
-    loss: Annotated[str, column("loss")] = "",
-    run: Annotated[str, column("run")] = "",
-    planned: Annotated[str, column("planned")] = "",
-    choose: Annotated[str, column("choose")] = "",
-    setting: Annotated[
-        list[str] | None,
-        optional(
-            "--setting", metavar="COLUMN", help="A setting that is tuned; repeatable.", rich_help_panel="Columns"
-        ),
-    ] = None,
-    pattern: Annotated[
-        str,
-        optional(
-            "--pattern",
-            metavar="REGEX",
-            help=r"Of text logs, a row a matching line: 'step:(?P<step>\d+) loss:(?P<loss>\S+)'.",
-            rich_help_panel="Columns",
-        ),
-    ] = "",
-    reference: Annotated[str, optional("--reference", help="The arm that the others are compared with.")] = "",
-    better: Annotated[str, optional("--better", metavar="lower|higher", help="Which loss is better.")] = "",
-    outcome: Annotated[
-        str,
-        typer.Option(
-            "--outcome",
-            metavar="last|target|best",
-            help="What of a curve: its last value, the steps to --target, its best value.",
-        ),
-    ] = "last",
-    target: Annotated[
-        float | None, optional("--target", help="A loss; steps to it are reported and compared.")
-    ] = None,
-    at: Annotated[
-        list[str] | None,
-        optional("--at", metavar="[ARM=]STEP", help="Judge an arm, or all, at this step; repeatable."),
-    ] = None,
-    pairs: Annotated[bool, typer.Option("--pairs", help="Compare all pairs of arms.")] = False,
-    paired: Annotated[
-        bool | None,
-        optional("--paired/--unpaired", help="Whether seeds pair runs; by themselves if all arms have the same."),
-    ] = None,
-    margin: Annotated[float, typer.Option("--margin", help="So much worse still counts as level.")] = 0.0,
-    sigma: Annotated[
-        str,
-        optional("--sigma", metavar="pooled|NUMBER", help="Of a run, assumed for arms that have one run."),
-    ] = "",
-    exchange: Annotated[
-        str, optional("--exchange", metavar="LOSS/STEPS", help="What steps are worth: 0.0045/100.")
-    ] = "",
-    rule: Annotated[str, optional("--rule", metavar="track3", help="Another benchmark's rule, beside.")] = "",
-    output: Annotated[
-        Path | None, optional("--output", "-o", help="Folder for page, tables and pictures; ./judgement.")
-    ] = None,
-    no_page: Annotated[bool, typer.Option("--no-page", help="Answer on the terminal only.")] = False,
+    paths: Paths,
+    arm: Arm = "",
+    seed: Seed = "",
+    lr: Rate = "",
+    step: Step = "",
+    loss: Loss = "",
+    run: Run = "",
+    planned: Planned = "",
+    choose: Choose = "",
+    setting: Setting = None,
+    pattern: Pattern = "",
+    reference: Reference = "",
+    better: Better = "",
+    outcome: Outcome = "last",
+    target: Target = None,
+    at: At = None,
+    chain: Chain = "",
+    pairs: Pairs = False,
+    distinct: Distinct = False,
+    paired: Paired = None,
+    margin: Margin = 0.0,
+    sigma: Sigma = "",
+    exchange: Exchange = "",
+    rule: Rule = "",
+    output: Output = None,
+    no_page: NoPage = False,
     as_json: Json = False,
 ) -> None:
-    """Judge runs that you have already, of any trainer: which arm is better, and is it sure?"""
-    from ebc_lab.judging.asked import exchange_of, steps_at
-    from ebc_lab.judging.judgement import judge as judged
+    """Judge runs that you have already, of any trainer: which arm is better, how sure is that, and what is in
+    the way of an answer?"""
+    from ebc_lab.judging.asked import Asked, exchange_of, steps_at
+    from ebc_lab.judging.judgement import judged
 
-    judgement = judged(
-        paths,
-        arm=arm,
-        seed=seed,
-        lr=lr,
-        step=step,
-        loss=loss,
-        run=run,
-        planned=planned,
-        choose=choose,
-        settings=tuple(setting or ()),
-        pattern=pattern,
+    columns = Asked(arm, seed, lr, step, loss, run, planned, choose, tuple(setting or ()), pattern)
+    asked = replace(
+        columns,
         reference=reference,
         better=better,
         outcome=outcome,
         target=target,
         at=steps_at(at or ()),
+        chain=tuple(name.strip() for name in chain.split(",") if name.strip()),
         pairs=pairs,
+        distinct=distinct,
         paired=paired,
         margin=margin,
         sigma=sigma,
         exchange=exchange_of(exchange),
         rule=rule,
     )
+    judgement = judged(paths, asked)
     if as_json:
         print_json(judgement.record)
     else:
@@ -129,8 +147,8 @@ def judge(
     if output or not (no_page or as_json):
         from ebc_lab.report.page.judged import write
 
-        files = write(judgement, output or Path("judgement"))
-        typer.echo(f"page {files[0]}", err=as_json)
+        page = write(judgement, output or Path("judgement"))[0]
+        typer.echo(f"page {page}", err=as_json)
 
 
 def _print(record: Record) -> None:

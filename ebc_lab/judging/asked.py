@@ -17,19 +17,21 @@ class Asked:
         arm, seed, lr, step, loss, run, planned: columns by name; `loss` is what is judged.
         choose: the column by which an arm's configuration is chosen, where it is not `loss`.
         settings: further columns that make a run's configuration.
+        pattern: of text logs: a regular expression with named groups `step`, `loss` and others.
         reference: the arm that the others are compared with.
         better: `lower` or `higher`, whichever is better in the column `loss`.
         outcome: of a curve: `last`, `target` (the first step at or below it) or `best` over its steps.
         target: of the loss; steps to it are reported.
         at: arm -> the step whose value is its outcome in place of the last; "" stands for every arm.
+        chain: arms, each of which is compared with the one before it, in place of with the reference.
         pairs: whether all pairs of arms are compared, in place of each with the reference.
+        distinct: whether runs of an arm with equal curves count as one run.
         paired: whether seeds pair the runs of two arms; None: where both have the same seeds.
         margin: so much worse still counts as level, in the unit of the loss.
-        sigma: standard deviation of a run's outcome, for arms of one run: `pooled`, or a number in the unit of
-            the loss; empty: none is assumed.
+        sigma: standard deviation of a run's outcome, for arms of one run: `pooled`, or a number in the unit
+            of the loss; empty: none is assumed.
         exchange: what a step is worth, in the unit of the loss per step; None: not known.
         rule: another benchmark's rule that is applied beside ours: `track3`.
-        pattern: of text logs: a regular expression with named groups `step`, `loss` and others.
     """
 
     arm: str = ""
@@ -41,22 +43,24 @@ class Asked:
     planned: str = ""
     choose: str = ""
     settings: tuple[str, ...] = ()
+    pattern: str = ""
     reference: str = ""
     better: str = ""
     outcome: str = "last"
     target: float | None = None
     at: Mapping[str, float] = field(default_factory=dict)
+    chain: tuple[str, ...] = ()
     pairs: bool = False
+    distinct: bool = False
     paired: bool | None = None
     margin: float = 0.0
     sigma: str = ""
     exchange: float | None = None
     rule: str = ""
-    pattern: str = ""
 
 
 def steps_at(pairs: Sequence[str]) -> dict[str, float]:
-    """Return arm -> step of `ARM=STEP`, or "" -> step of a step alone. Raises UserError where it is neither."""
+    """Return arm -> step of `ARM=STEP`, or "" -> step of a step alone. Raises UserError for anything else."""
     steps = {}
     for pair in pairs:
         arm, _, step = pair.rpartition("=")
@@ -77,5 +81,7 @@ def exchange_of(text: str) -> float | None:
     except (ValueError, ZeroDivisionError):
         worth = math.nan
     if not (math.isfinite(worth) and worth >= 0):
-        raise UserError(f"--exchange is a loss over the steps that it is worth, such as 0.0045/100, not {text}.")
+        raise UserError(
+            f"--exchange is a loss over the steps that it is worth, such as 0.0045/100, not {text}."
+        )
     return worth

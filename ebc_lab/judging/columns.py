@@ -19,7 +19,7 @@ from .readers.reader import Source
 from .record import Taken
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 ARM_NAMES = (  # of equal weight within a line; those further down only where none of these is there
     ("arm", "optimizer", "optim", "opt", "method", "algorithm", "algo", "variant", "treatment", "recipe"),
@@ -31,7 +31,11 @@ ARM_NAMES = (  # of equal weight within a line; those further down only where no
     ("folder3",),
     ("file",),
 )
-SEED_NAMES = (("seed",), ("random seed", "rng seed", "manual seed", "torch seed", "random state"), ("data seed",))
+SEED_NAMES = (
+    ("seed",),
+    ("random seed", "rng seed", "manual seed", "torch seed", "random state"),
+    ("data seed",),
+)
 STEP_NAMES = (
     ("step", "global step", "iteration", "iter", "iterations", "training step", "train step", "update"),
     ("epoch",),
@@ -43,10 +47,24 @@ PLANNED_NAMES = (
 )
 EPOCHS_PLANNED = (("epochs", "max epochs", "num epochs", "num train epochs"),)
 RATE_NAMES = (("lr", "learning rate"), ("max lr", "peak lr", "base lr", "optimizer lr", "optim lr", "opt lr"))
+RATES = {name for names in RATE_NAMES for name in names}
 RUN_NAMES = (("run", "run id", "run name", "trial"), ("name", "id"))
 RUN_WORDS = {"name", "run name", "run", "run id", "file", "trial", "id"}
 STARTED_NAMES = (("started", "start time", "created", "created at"),)
-LOSSES = {"loss", "nll", "ce", "xent", "crossentropy", "bpb", "bpc", "perplexity", "ppl", "mse", "mae", "rmse"}
+LOSSES = {
+    "loss",
+    "nll",
+    "ce",
+    "xent",
+    "crossentropy",
+    "bpb",
+    "bpc",
+    "perplexity",
+    "ppl",
+    "mse",
+    "mae",
+    "rmse",
+}
 ERRORS = {"error", "err", "wer", "cer", "fid", "regret"}
 SCORES = {"acc", "accuracy", "f1", "auc", "auroc", "bleu", "rouge", "score", "iou", "reward", "return", "map"}
 SCORES |= {"top1", "top5", "r2", "precision", "recall"}
@@ -54,11 +72,24 @@ CHOOSING = {"val", "valid", "validation", "eval", "evaluation", "dev", "v"}
 TESTING = {"test", "heldout", "holdout"}
 TRAINING = {"train", "training", "tr"}
 SETTING_WORDS = re.compile(
-    r"(^|\s)(lr|learning rate|weight decay|wd|momentum|beta\d?|betas|eps|epsilon|warmup|batch|dropout|schedule|"
-    r"scheduler|decay|clip|width|depth|layers?|dim|heads?|model|dataset|rank|damping|hidden|delta|temperature)(\s|$)"
+    r"\b(lr|learning rate|weight decay|wd|momentum|beta\d?|betas|eps|epsilon|warmup|batch|dropout|schedule|"
+    r"scheduler|decay|clip|width|depth|layers?|dim|heads?|model|dataset|rank|damping|hidden|temperature)\b"
 )
 FIRST_LOOK = 1000  # rows that are looked at before all
-DETAILS = {"state", "notes", "user", "tags", "runtime", "sweep", "hostname", "commit", "git", "url", "id", "path"}
+DETAILS = {
+    "state",
+    "notes",
+    "user",
+    "tags",
+    "runtime",
+    "sweep",
+    "hostname",
+    "commit",
+    "git",
+    "url",
+    "id",
+    "path",
+}
 
 
 @dataclass(frozen=True)
@@ -138,9 +169,7 @@ class _Search:
             )
         return self.take(role, column, f"column {column}, as asked")
 
-    def find(
-        self, role: str, asked: str, names: Sequence[Sequence[str]], apart: Iterable[str] = ()
-    ) -> str:
+    def find(self, role: str, asked: str, names: Sequence[Sequence[str]], apart: Iterable[str] = ()) -> str:
         """Return the column with a role: the one asked for, the one that the format knows, or the first by
         its name that says anything; an empty name where there is none.
 
@@ -206,9 +235,11 @@ def _losses(search: _Search, asked: Asked) -> tuple[str, str, str]:
     if choose and not asked.choose:
         search.take("choose", choose, f"column {choose} chooses an arm's configuration, {loss} judges it")
     words = set(plain(loss).split())
-    by_name = "higher" if words & SCORES and not words & (LOSSES | ERRORS) else "lower"
-    better = asked.better or search.source.better or by_name
-    why = "as asked" if asked.better else "by the format" if search.source.better else "by its name"
+    better, why = "higher" if words & SCORES and not words & (LOSSES | ERRORS) else "lower", "by its name"
+    if search.source.better:
+        better, why = search.source.better, "by the format"
+    if asked.better:
+        better, why = asked.better, "as asked"
     search.take("better", loss, f"{better} {loss} is better, {why}")
     return loss, choose, better
 
@@ -252,12 +283,14 @@ def _percent(search: _Search, name: str) -> bool:
 def _arm(search: _Search, asked: Asked, run: str, seed: str) -> tuple[Source, str]:
     """Return the source and the column of the arm; where names of runs or files hold the arm and more, a
     column that is made from them."""
-    numbered = {n for n in search.names if plain(n) in RUN_WORDS and search.numeric(n)}  # tell runs apart, not arms
+    numbered = {
+        n for n in search.names if plain(n) in RUN_WORDS and search.numeric(n)
+    }  # tell runs apart, not arms
     arm = search.find("arm", asked.arm, ARM_NAMES, apart={seed, *numbered})
     if not arm:
         raise UserError(
-            f"no column of {search.source.what} names the arm (the optimizer or method): say which with --arm, "
-            f"among {any_of(search.names)}."
+            f"no column of {search.source.what} names the arm (the optimizer or method): say which with "
+            f"--arm, among {any_of(search.names)}."
         )
     if asked.arm or plain(arm) not in RUN_WORDS:
         return search.source, arm
@@ -292,11 +325,10 @@ def _settings(search: _Search, asked: Asked, rate: str, *, has_steps: bool) -> t
         return tuple(dict.fromkeys([*([rate] if rate else []), *chosen]))
     known = list(search.source.settings)
     free = [name for name in search.names if name not in search.used and name != rate]
-    named = [n for n in free if SETTING_WORDS.search(plain(n)) and not set(plain(n).split()) & DETAILS]
-    guessed = [n for n in (known or named) if n in free and search.varies(n) and not _metric(n)]
+    named = [n for n in free if SETTING_WORDS.search(plain(n))]
+    candidates = [n for n in (known or named) if n in free and not _metric(n)]
+    guessed = [n for n in candidates if search.varies(n) and not set(plain(n).split()) & {"seed", *DETAILS}]
     found = [*([rate] if rate and search.varies(rate) else []), *guessed]
-    if found:
-        search.take("settings", ", ".join(found), f"column{'s' * (len(found) > 1)} {', '.join(found)}")
     rest = [n for n in free if n not in found and search.varies(n)]
     if rest:
         search.take("not used", ", ".join(rest), ", ".join(rest))

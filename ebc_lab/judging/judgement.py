@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ebc_lab import __version__
@@ -44,28 +45,37 @@ def judge(runs: pd.DataFrame | Paths | Sequence[Paths], **asked: Any) -> Judgeme
     Raises:
         UserError: it cannot be told which column is what, or a column does not hold what it is taken for.
     """
+    return judged(runs, Asked(**asked))
+
+
+def judged(runs: pd.DataFrame | Paths | Sequence[Paths], asked: Asked) -> Judgement:
+    """Return what `judge` does, with its options as one value."""
     import pandas as pd
 
     from .readers.reader import Source
 
-    options = checked(Asked(**asked))
+    check(asked)
     if isinstance(runs, pd.DataFrame):
         sources = [Source(runs, f"a frame of {len(runs):,} rows")]
     else:
         from .readers import read
 
         paths = [runs] if isinstance(runs, str | os.PathLike) else list(runs)
-        sources = read(paths, options)
-    chosen = [choose_columns(source, options) for source in sources]
-    made = joined([runs_of(source, columns, options) for source, columns in chosen])
+        sources = read([Path(path) for path in paths], asked)
+    chosen = [choose_columns(source, asked) for source in sources]
+    made = joined([runs_of(source, columns) for source, columns in chosen])
     what = [source.what for source in sources]
     notes = [note for source in sources for note in source.notes]
     taken = list({one["sentence"]: one for _, columns in chosen for one in columns.taken}.values())
-    return Judgement(made, _record(made, options, what, notes, taken))
+    taken = [one for one in taken if one["role"] != "lr" or one["column"] in made.settings]
+    if made.settings:
+        names = ", ".join(made.settings)
+        taken.append(Taken(role="settings", column=names, sentence=f"settings: {names}"))
+    return Judgement(made, _record(made, asked, what, notes, taken))
 
 
-def checked(asked: Asked) -> Asked:
-    """Return the options. Raises UserError where one of them cannot be."""
+def check(asked: Asked) -> None:
+    """Raise UserError where an option cannot be."""
     require(asked.better in ("", "lower", "higher"), f"--better is lower or higher, not {asked.better}.")
     require(asked.outcome in OUTCOMES, f"--outcome is {any_of(OUTCOMES)}, not {asked.outcome}.")
     require(asked.rule in ("", "track3"), f"--rule is track3, not {asked.rule}.")
@@ -73,10 +83,14 @@ def checked(asked: Asked) -> Asked:
         asked.outcome != "target" or asked.target is not None,
         "--outcome target needs a --target, the loss that is to be reached.",
     )
+    require(len(asked.chain) != 1, "--chain names the arms from the first to the last, with commas between.")
+    alone = [asked.pairs, bool(asked.chain), bool(asked.reference)]
+    require(
+        sum(alone) < 2, "give one of --reference, --pairs and --chain: each says what is compared with what."
+    )
     require(math.isfinite(asked.margin) and asked.margin >= 0, "--margin is a difference of at least 0.")
     number = asked.sigma in ("", "pooled") or _positive(asked.sigma)
     require(number, f"--sigma is pooled or a number above 0, not {asked.sigma}.")
-    return asked
 
 
 def _positive(text: str) -> bool:
@@ -109,7 +123,7 @@ class Judgement:
         return [caution["sentence"] for caution in self.record["cautions"]]
 
     def runs(self) -> pd.DataFrame:
-        """Return one row a run: name, arm, seed, lengths, outcome (inf or -inf where it diverged), settings."""
+        """Return one row a run: name, arm, seed, length, outcome (inf or -inf: diverged), settings."""
         return self.data.table.copy()
 
     def arms(self) -> pd.DataFrame:
@@ -134,7 +148,7 @@ class Judgement:
                 "name": one["arm"],
                 "question": f"Is {one['arm']} better than {one['reference']}?",
                 "verdict": one["verdict"],
-                "figure": sentences.difference_in_words(one, self.record),
+                "figure": sentences.difference_in_words(one),
             }
             for one in self.record["differences"]
         ]
@@ -171,6 +185,8 @@ def _record(
     every: Runs, asked: Asked, what: Sequence[str], notes: Sequence[str], taken: list[Taken]
 ) -> Record:
     """Return the judgement of runs as JSON has it."""
+    every = outcomes.of_chain(every, asked.chain)
+    every, of_copies = outcomes.distinct_runs(every) if asked.distinct else (every, [])
     runs, of_lengths = outcomes.at_one_length(every)
     runs, of_outcomes = outcomes.with_outcome(runs, asked)
     turn = runs.better == "higher" and asked.outcome != "target"
@@ -186,6 +202,7 @@ def _record(
         keyed,
         reference or in_order(losses)[0],
         pairs=asked.pairs or not reference,
+        chain=asked.chain,
         paired=paired,
         margin=asked.margin,
         sigma=sigma,
@@ -199,7 +216,6 @@ def _record(
         "better": runs.better,
         "outcome": sentences.outcome_in_words(runs, asked),
         "step": runs.step_name,
-        **({"unit": f"{runs.step_name}s"} if asked.outcome == "target" else {}),
         "reference": reference,
         "paired": paired,
         "pairing": pairing,
@@ -217,8 +233,13 @@ def _record(
         "rule": sections.rule_section(judged, asked),
         "runs": _run_records(judged),
     }
+    if asked.chain:
+        record["chain"] = list(asked.chain)
+    if asked.outcome == "target":
+        record["unit"] = f"{runs.step_name}s"
     record["cautions"] = [
         *(Caution(kind="read", sentence=note, runs=[]) for note in notes),
+        *of_copies,
         *of_lengths,
         *of_outcomes,
         *cautions.cautions(runs, judged, asked, tuned),
@@ -234,9 +255,13 @@ def reference_of(losses: outcomes.Losses, asked: Asked) -> str:
 
     Raises UserError where there is no arm of the name asked for."""
     arms = list(losses)
+    if asked.chain:
+        return ""
     if asked.reference:
         near = nearest(asked.reference, arms)
-        require(asked.reference in arms, f"there is no arm {asked.reference}{near}: there are {any_of(arms)}.")
+        require(
+            asked.reference in arms, f"there is no arm {asked.reference}{near}: there are {any_of(arms)}."
+        )
         return asked.reference
     names = {arm.lower(): arm for arm in arms}
     called = next((names[name] for name in BASELINES if name in names), "")
@@ -245,9 +270,7 @@ def reference_of(losses: outcomes.Losses, asked: Asked) -> str:
     return next((names[name] for name in COMMON_BASELINES if name in names), arms[0])
 
 
-def pairing_of(
-    runs: Runs, losses: Mapping[str, Mapping[str, float]], asked: Asked
-) -> tuple[bool, str]:
+def pairing_of(runs: Runs, losses: Mapping[str, Mapping[str, float]], asked: Asked) -> tuple[bool, str]:
     """Return whether seeds pair the runs of different arms, and why, in a sentence.
 
     Raises UserError where pairs are asked for and runs have no seeds."""
@@ -264,12 +287,13 @@ def pairing_of(
     if not known:
         return False, "No column gives every run a seed, so nothing is paired."
     alike = {frozenset(of_arm) for of_arm in seeds.values()}
+    shared = len(next(iter(alike)))
     if doubled:
         return False, "An arm has two runs of one seed, so nothing is paired."
-    if len(seeds) > 1 and len(alike) == 1 and len(next(iter(alike))) > 1:
+    if len(seeds) > 1 and len(alike) == 1 and shared > 1:
         return True, (
-            f"Every arm has the same {len(next(iter(alike)))} seeds, so runs are paired by seed; if a seed does "
-            "not give two arms the same weights or data, say --unpaired."
+            f"Every arm has the same {shared} seeds, so runs are paired by seed; say --unpaired if one seed "
+            "does not give two arms the same weights or data."
         )
     return False, "The arms do not have the same seeds, so nothing is paired."
 
@@ -302,9 +326,7 @@ def in_order(losses: outcomes.Losses) -> list[str]:
 # -- rows of the record --------------------------------------------------------------------------------------
 
 
-def _arm_records(
-    runs: Runs, losses: Mapping[str, Mapping[str, float]], asked: Asked, *, turn: bool
-) -> list[ArmRecord]:
+def _arm_records(runs: Runs, losses: outcomes.Losses, asked: Asked, *, turn: bool) -> list[ArmRecord]:
     """Return a row for each arm, the best first: by mean, an arm with diverged runs behind those without."""
     table = runs.table
     varying = [name for name in runs.settings if table[name].map(str).nunique() > 1]

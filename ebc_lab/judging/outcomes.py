@@ -14,6 +14,7 @@ from .asked import Asked
 from .record import Caution
 from .runs import Runs
 from .tuning import Configuration, Tuning
+from .words import listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,16 +23,51 @@ Losses = dict[str, dict[str, float]]  # arm -> run or seed -> loss, lower is bet
 
 
 def lengths_by_arm(table: pd.DataFrame) -> dict[str, dict[float, int]]:
-    """Return the lengths that the runs of an arm were to have -> how many runs; without a column that says so,
+    """Return arm -> length -> number of runs: of the planned lengths or, without a column that has them, of
     the last steps that several runs of the arm share."""
     planned = table["planned"].notna().any()
     column = "planned" if planned else "length"
+    table = table if planned else table[table["outcome"].abs() < math.inf]  # a diverged run was to be longer
     found: dict[str, dict[float, int]] = {}
     for arm, of_arm in table.groupby("arm", sort=False):
         counts = of_arm[column].value_counts()
         shared = counts if planned else counts[counts > 1]
-        found[str(arm)] = {float(length): int(n) for length, n in sorted(shared.items())}
+        found[str(arm)] = {float(str(length)): n for length, n in shared.sort_index().items()}
     return found
+
+
+def of_chain(runs: Runs, chain: Sequence[str]) -> Runs:
+    """Return the runs of the arms of a chain, in its order; all where there is none.
+
+    Raises UserError where an arm is not there."""
+    if not chain:
+        return runs
+    arms = list(dict.fromkeys(runs.table["arm"]))
+    unknown = [arm for arm in chain if arm not in arms]
+    require(not unknown, f"--chain names {', '.join(unknown)}, which is no arm: there are {any_of(arms)}.")
+    return only(runs, runs.table["arm"].isin(chain))
+
+
+def distinct_runs(runs: Runs) -> tuple[Runs, list[Caution]]:
+    """Return the runs without copies: of runs of an arm that agree at every step that both have, step 0
+    aside, the one with most evaluations is kept."""
+    table = runs.table
+    curves = dict(list(runs.curves[runs.curves["step"] > 0].groupby("run")))
+    kept = [True] * len(table)
+    for _, alike in table[table["rows"] > 0].groupby(["arm", "length", "outcome"], sort=False):
+        if len(alike) < 2:
+            continue
+        first, *others = alike.sort_values("rows", ascending=False, kind="stable").index
+        known = curves[first].set_index("step")["loss"]
+        for other in others:
+            mine = curves[other].set_index("step")["loss"]
+            shared = mine.index.intersection(known.index)
+            kept[other] = bool((mine[shared] != known[shared]).any())
+    names = [str(name) for name, keep in zip(table["run"], kept, strict=True) if not keep]
+    if not names:
+        return runs, []
+    sentence = f"Left out, as asked, as copies of other runs: {listed(names)}."
+    return only(runs, kept), [Caution(kind="copies", sentence=sentence, runs=names)]
 
 
 def at_one_length(runs: Runs) -> tuple[Runs, list[Caution]]:
@@ -52,13 +88,15 @@ def at_one_length(runs: Runs) -> tuple[Runs, list[Caution]]:
     for arm, of_arm in several.items():
         judged = max(of_arm, key=weight)
         others = [length for length in of_arm if length != judged]
-        kept &= (table["arm"] != arm) | ~table[column].isin(others)
+        finished = (table["outcome"].abs() < math.inf) | (column == "planned")
+        kept &= (table["arm"] != arm) | ~(table[column].isin(others) & finished)
     if kept.all():
         return runs, []
     names = [f"{arm} ({', '.join(f'{length:g}' for length in of_arm)})" for arm, of_arm in several.items()]
     sentence = (
-        f"Runs of several lengths: {'; '.join(names)} {runs.step_name}s; {int((~kept).sum())} runs of other lengths "
-        "than the one that most arms have are not in the comparison, and serve the exchange of loss into steps."
+        f"Some arms have runs of several lengths, in {runs.step_name}s: {'; '.join(names)}. Compared are "
+        f"those of the length that most arms have; the other {int((~kept).sum())} show what a "
+        f"{runs.step_name} is worth."
     )
     left_out = [str(name) for name in table.loc[~kept, "run"]]
     return only(runs, kept), [{"kind": "lengths", "sentence": sentence, "runs": left_out}]
@@ -87,13 +125,15 @@ def with_outcome(runs: Runs, asked: Asked) -> tuple[Runs, list[Caution]]:
     require(bool(runs.step_name), f"{what} needs curves, and these runs have one {runs.loss} each.")
     if asked.outcome == "target":
         assert asked.target is not None  # `checked`
-        reached = steps.steps_to_target(runs.curves, len(runs.table), asked.target, runs.better)
-        return _replaced(runs, reached, math.inf), []
+        reached = steps.steps_to_target(runs.curves, runs.table, asked.target, runs.better)
+        return _replaced(runs, reached["step"], math.inf), []
     if asked.outcome == "best":
         return _replaced(runs, _best(runs), runs.worst), []
     values, missing = _at(runs, asked.at)
     names = [str(name) for name in runs.table.loc[missing, "run"]]
-    sentence = f"{len(names)} runs have no evaluation at the step that is asked for, and rank behind the others."
+    sentence = (
+        f"{len(names)} runs have no evaluation at the step that is asked for, and rank behind the others."
+    )
     cautions: list[Caution] = [{"kind": "no_step", "sentence": sentence, "runs": names}] if names else []
     return _replaced(runs, values, runs.worst), cautions
 
@@ -126,7 +166,9 @@ def _at(runs: Runs, at: Mapping[str, float]) -> tuple[Any, Any]:
     table, curves = runs.table, runs.curves
     arms = list(dict.fromkeys(table["arm"]))
     unknown = [arm for arm in at if arm and arm not in arms]
-    require(not unknown, f"--at names the arm {', '.join(unknown)}, which is not there: there are {any_of(arms)}.")
+    require(
+        not unknown, f"--at names the arm {', '.join(unknown)}, which is not there: there are {any_of(arms)}."
+    )
     wanted = table["arm"].map(lambda arm: at.get(arm, at.get("", math.nan))).to_numpy(dtype=float)
     there = curves[curves["step"].to_numpy() == wanted[curves["run"].to_numpy()]]
     values = np.where(np.isnan(wanted), table["outcome"], math.nan)
@@ -138,13 +180,13 @@ def _at(runs: Runs, at: Mapping[str, float]) -> tuple[Any, Any]:
             step = wanted[of_arm][0]
             near = curves["step"][of_arm[curves["run"].to_numpy()]]
             nearest = f"{near.iloc[(near - step).abs().argmin()]:g}" if len(near) else "none"
-            raise UserError(f"{arm} has no evaluation at {runs.step_name} {step:g}: the nearest is {nearest}.")
+            raise UserError(
+                f"{arm} has no evaluation at {runs.step_name} {step:g}: the nearest is {nearest}."
+            )
     return values, missing
 
 
-def chosen_runs(
-    runs: Runs, tried: Mapping[str, Sequence[Configuration]], tuned: Tuning | None
-) -> Runs:
+def chosen_runs(runs: Runs, tried: Mapping[str, Sequence[Configuration]], tuned: Tuning | None) -> Runs:
     """Return each arm's runs in the configuration that is chosen for it."""
     if tuned is None:
         return runs

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from ebc_lab.config.errors import UserError, any_of, require, shown
 
-from .asked import Asked
-from .columns import Columns, plain
+from .columns import RATES, Columns, plain
 from .readers.reader import Source
 from .record import Caution
 from .repeats import repeated_steps
+from .words import count, listed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,8 +32,8 @@ class Runs:
     """Runs and their curves.
 
     Attributes:
-        table: one row a run; its index is the run's number. Columns: `run` (its name), `arm`, `seed` (text, None
-            where there is none), `source`, `planned` (steps it was to have, NaN where unknown), `length` (its
+        table: one row a run; its index is the run's number. Columns: `run` (its name), `arm`, `seed` (text,
+            None where there is none), `source`, `planned` (steps it was to have, NaN: unknown), `length` (its
             last step), `rows` (of its curve), `started` (datetime or NaT), `outcome`, `chosen_by` (what its
             configuration is chosen by), and a column for each of `settings`.
         curves: `run`, `step`, `loss`, by run and step; inf (or -inf where higher is better) where a value was
@@ -59,7 +59,7 @@ class Runs:
         return math.inf if self.better == "lower" else -math.inf
 
 
-def runs_of(source: Source, columns: Columns, asked: Asked) -> Runs:
+def runs_of(source: Source, columns: Columns) -> Runs:
     """Return the runs of a source. Raises UserError where its columns do not hold what they are taken for."""
     import numpy as np
     import pandas as pd
@@ -112,8 +112,8 @@ def _numbers(frame: pd.DataFrame, column: str, role: str) -> np.ndarray[Any, Any
     if words.any():
         row = int(np.flatnonzero(words.to_numpy())[0])
         raise UserError(
-            f"column {column} is taken as the {role} and holds {shown(str(values.iloc[row]))} in row {row + 1}: "
-            f"mend that row, or say with --{role} which column it is."
+            f"column {column} is taken as the {role} and holds {shown(str(values.iloc[row]))} in row "
+            f"{row + 1}: mend that row, or say with --{role} which column it is."
         )
     logged = text.notna() & numbers.isna()
     return numbers.mask(logged, math.inf).to_numpy(dtype=np.float64, na_value=np.nan)
@@ -155,8 +155,8 @@ def _runs_in(frame: pd.DataFrame, columns: Columns) -> tuple[Any, list[str]]:
 
 
 def _numbered(frame: pd.DataFrame, keys: Sequence[str]) -> Any:
-    """Return a number for each row: equal where the keys are, from 0 in the order of first rows. Rows of a run
-    mostly stand together, and then only the first of them is looked up."""
+    """Return a number for each row: equal where the keys are, from 0 in the order of first rows. Of equal
+    rows that stand together only the first is looked up."""
     import numpy as np
     import pandas as pd
 
@@ -213,8 +213,9 @@ def _refuse_blank_arms(table: pd.DataFrame, first: Any, columns: Columns) -> Non
     blank = np.flatnonzero(table["arm"].isna().to_numpy())
     require(
         not len(blank),
-        f"{len(blank)} {'runs' if columns.step else 'rows'} have no value in column {columns.arm}, which names the "
-        f"arm (the first is row {(first[blank[0]] if len(blank) else 0) + 1}): fill it in, or leave the rows out.",
+        f"{len(blank)} {'runs' if columns.step else 'rows'} have no value in column {columns.arm}, which "
+        f"names the arm (the first in row {(first[blank[0]] if len(blank) else 0) + 1}): fill it in, or "
+        "leave them out.",
     )
 
 
@@ -273,14 +274,14 @@ def _text(value: Any) -> str | None:
     return str(value)
 
 
-def _times(values: pd.Series) -> pd.Series:
+def _times(values: pd.Series[Any]) -> pd.Series[Any]:
     """Return times; NaT where a value is none. Numbers are seconds since 1970, or milliseconds if large."""
     import pandas as pd
 
-    if values.dtype.kind in "fiu":
-        unit = "ms" if values.max() > 1e11 else "s"
-        return pd.to_datetime(values, unit=unit, errors="coerce", utc=True)
-    return pd.to_datetime(values, errors="coerce", utc=True, format="mixed")
+    if values.dtype.kind not in "fiu":
+        return pd.to_datetime(values, errors="coerce", utc=True, format="mixed")
+    seconds = values.astype(float) / (1000 if values.max() > 1e11 else 1)
+    return pd.to_datetime(seconds, unit="s", errors="coerce", utc=True)
 
 
 def _constant(
@@ -290,6 +291,7 @@ def _constant(
     varying = [name for name in columns.settings if _varies_within(frame[name], codes)]
     kept = tuple(_setting_name(name) for name in columns.settings if name not in varying)
     table.drop(columns=[_setting_name(name) for name in varying], inplace=True)
+    varying = [name for name in varying if plain(name) not in RATES]  # a schedule that is logged
     if not varying:
         return kept, []
     verb = "varies" if len(varying) == 1 else "vary"
@@ -310,12 +312,45 @@ def _curves(
     step = _numbers(frame, columns.step, "step")
     logged = ~np.isnan(loss)
     _refuse_blank_steps(step, logged, columns)
+    cautions: list[Caution] = []
     if not logged.all():
+        ended = _blank_ends(codes, step, logged)
+        if len(ended):
+            loss, logged = np.where(ended, math.inf, loss), logged | ended
+            meant = [names[run] for run in np.unique(codes[ended])]
+            cautions = [_blank_caution(meant, columns.loss)]
         codes, step, loss = codes[logged], step[logged], loss[logged]
-    rows, cautions = repeated_steps(codes, step, loss, names, plain(columns.step))
+    rows, repeats = repeated_steps(codes, step, loss, names, plain(columns.step))
     if rows is not None:
         codes, step, loss = codes[rows], step[rows], loss[rows]
-    return pd.DataFrame({"run": codes, "step": step, "loss": loss}), cautions
+    curves = pd.DataFrame({"run": codes, "step": step, "loss": loss}, copy=False)
+    return curves, [*cautions, *repeats]
+
+
+def _blank_ends(codes: Any, step: Any, logged: Any) -> Any:
+    """Return a flag for each row without a loss that stands at the end of a run where one was due: other runs
+    have one at this step, and the run's last is at least one of its usual distances away. Empty if there is
+    none. Without this, a frame that has NaN both for diverged and for not logged would hide a divergence."""
+    import numpy as np
+
+    runs = int(codes.max()) + 1
+    last, first = np.full(runs, -np.inf), np.full(runs, np.inf)
+    np.maximum.at(last, codes[logged], step[logged])
+    np.minimum.at(first, codes[logged], step[logged])
+    gaps = np.bincount(codes[logged], minlength=runs) - 1
+    usual = np.where(gaps > 0, (last - first) / np.maximum(gaps, 1), 0.0)
+    with np.errstate(invalid="ignore"):
+        late = ~logged & (step > last[codes]) & (step >= last[codes] + usual[codes])
+    ended = late & np.isin(step, np.unique(step[logged]))
+    return ended if ended.any() else ended[:0]
+
+
+def _blank_caution(names: Sequence[str], loss: str) -> Caution:
+    sentence = (
+        f"{count(len(names), 'run')} ({listed(names)}) {'has' if len(names) == 1 else 'have'} rows without a "
+        f"{loss} at the end, at steps where other runs have one: this counts as a loss that is not finite."
+    )
+    return Caution(kind="blank_end", sentence=sentence, runs=list(names))
 
 
 def _with_curves(
@@ -353,8 +388,8 @@ def joined(several: Sequence[Runs]) -> Runs:
             mine, theirs = getattr(first, what), getattr(other, what)
             require(
                 mine == theirs,
-                f"the sources differ in {what.replace('_name', '')} ({mine or 'none'} and {theirs or 'none'}): "
-                "judge them one by one, or name the columns that they share.",
+                f"the sources differ in what is the {what.removesuffix('_name')}: {mine or 'none'} and "
+                f"{theirs or 'none'}; judge them one by one, or name the columns that they share.",
             )
     tables, curves, offset = [], [], 0
     for runs in several:

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 def steps_section(
     runs: Runs, reference: str, best: str, asked: Asked, *, paired: bool
 ) -> dict[str, Any] | None:
-    """`best`: the arm that pairs begin with where there is no reference. Return `target`, `arms` (arm -> `steps.Reached`) and `ratios` (a `steps.Ratio` for each comparison)."""
+    """Return `target`, `arms` (arm -> `steps.Reached`) and `ratios` (a `steps.Ratio` for each comparison).
+
+    `best`: the arm that pairs begin with where there is no reference."""
     if asked.target is None or not runs.step_name:
         return None
     table = runs.table
@@ -35,6 +37,7 @@ def steps_section(
             reference or best,
             key="seed" if paired else "run",
             pairs=asked.pairs or not reference,
+            chain=asked.chain,
             paired=paired,
         )
     return {"target": asked.target, "arms": arms, "ratios": ratios}
@@ -65,7 +68,12 @@ def lengths_section(
     if exchange is not None and len(set(lengths.values())) > 1:
         equal = steps.at_equal_steps(losses, lengths, exchange)
         compared = compare(
-            equal, reference or next(iter(losses)), pairs=not reference, paired=paired, margin=asked.margin
+            equal,
+            reference or next(iter(losses)),
+            pairs=not reference,
+            chain=asked.chain,
+            paired=paired,
+            margin=asked.margin,
         )
     return {
         "lengths": lengths,
@@ -84,9 +92,7 @@ def _lengths(table: pd.DataFrame, asked: Asked) -> dict[str, float]:
     return {str(arm): float(asked.at.get(str(arm), asked.at.get("", x))) for arm, x in longest.items()}
 
 
-def _exchange(
-    rates: Mapping[str, steps.Exchange], reference: str, asked: Asked
-) -> tuple[float | None, str]:
+def _exchange(rates: Mapping[str, steps.Exchange], reference: str, asked: Asked) -> tuple[float | None, str]:
     """Return the loss that a step is worth, and whence it is: as given, else from the reference's lengths,
     else from those of the arm that has most."""
     if asked.exchange is not None:
@@ -99,8 +105,8 @@ def _exchange(
 
 
 def rule_section(runs: Runs, asked: Asked) -> dict[str, Any] | None:
-    """Return what the rule of another benchmark says: `standings` and `claims`, the arms in the order of their
-    steps, the most first, and `spread`, how the runs' own σ stands to the rule's."""
+    """Return what the rule of another benchmark says: `standings` and `claims`, the arms by their steps, the
+    most first, and `spread`, how the runs' own σ stands to the rule's."""
     if not asked.rule:
         return None
     results = rules.standings(runs.curves, runs.table, asked.at)
@@ -108,10 +114,11 @@ def rule_section(runs: Runs, asked: Asked) -> dict[str, Any] | None:
     found = rules.spread(results)
     holding = sum(one["holds"] for one in results)
     claims = rules.claims(in_order, asked.exchange)
+    shown = sum(one["holds"] for one in claims)
     sentence = (
         f"By the rule of track3 {holding} of {len(results)} arms count as at or below {rules.TARGET:g}, and "
-        f"{sum(one['holds'] for one in claims)} of {len(claims)} arms as better than the one before. It takes σ for "
-        f"{rules.SIGMA:g}; here it is {found['pooled'] or 0:.2g} pooled."
+        f"{shown} of {len(claims)} arms as better than the one before. It takes σ for {rules.SIGMA:g}; here "
+        f"it is {found['pooled'] or 0:.2g} pooled."
     )
     return {
         "name": asked.rule,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .asked import Asked
@@ -15,7 +15,7 @@ METHODS = {
     "t": "Runs with one seed are paired; intervals are Student's t of the differences",
     "rank": "where a run diverged, the median difference has the interval of order statistics",
     "welch": "Intervals are Welch's t of two groups of runs",
-    "rank-sum": "where a run diverged, it ranks behind every other and the shift has the Mann-Whitney interval",
+    "rank-sum": "where a run diverged, it ranks behind all others, and the interval is by ranks",
     "sigma": "where an arm has one run, the interval rests on the given σ",
 }
 
@@ -67,99 +67,129 @@ def span(low: float | None, high: float | None) -> str:
     return f"[{ends[0]}, {ends[1]}]"
 
 
-def difference_in_words(one: DifferenceRecord, record: Record) -> str:
+def difference_in_words(one: DifferenceRecord) -> str:
     """Return a difference with its joint interval, such as `-0.0040 [-0.0061, -0.0019]`."""
     low, high = one["joint_low"], one["joint_high"]
     centre = one["mean"] if one["mean"] is not None else one["median"]
     if low is None and high is None:
         return f"{rounded(centre, sign=True)}, no interval"
     width = (high - low) / 2 if low is not None and high is not None else None
-    joint = f", joint over {one['comparisons']} comparisons" if one["comparisons"] > 1 else ""
-    ratio = f"{rounded(centre, width, sign=True)} " if centre is not None else ""
-    return f"{ratio}{span(low, high)}{joint}"
+    return f"{rounded(centre, width, sign=True)} {span(low, high)}"
 
 
 def answer(record: Record) -> list[str]:
     """Return what was found, the answer first."""
-    arms = record["arms"]
-    best = arms[0]
-    if len(arms) == 1:
-        told = f"{best['arm']}: {record['outcome']} has mean {rounded(best['mean'])} over {count(best['runs'], 'run')}"
-        return [f"{told}. It is the only arm, so there is nothing to compare."]
+    best, *others = record["arms"]
+    by = f"By {record['outcome']},"
+    if not others:
+        mean = rounded(best["mean"], best["sd"])
+        runs = count(best["runs"], "run")
+        return [
+            f"{by} {best['arm']} has mean {mean} over {runs}: the only arm, so there is nothing to compare."
+        ]
     compared = record["differences"]
-    if not record["reference"]:
-        return [*_about_best(record), *_of_rule(record)]
-    by_verdict = {
-        verdict: [one for one in compared if one["verdict"] == verdict]
-        for verdict in ("better", "level", "worse", "undecided")
-    }
-    if len(compared) == 1:
-        return [_alone(compared[0], record), *_of_rule(record)]
-    lines = []
-    reference = record["reference"]
-    words = {"better": "Better than", "level": "Level with", "worse": "Worse than", "undecided": "Undecided against"}
-    for verdict, ones in by_verdict.items():
-        if ones:
-            named = [f"{one['arm']} ({difference_in_words({**one, 'comparisons': 1}, record)})" for one in ones]
-            lines.append(f"{words[verdict]} {reference}: {listed(named)}.")
-    if not by_verdict["better"]:
-        lines.insert(0, f"No arm is shown to be better than {reference}.")
-    lines.append(f"Intervals are joint over {len(compared)} comparisons.")
-    return [*lines, *_needed(by_verdict["undecided"]), *_of_rule(record)]
+    if not any(one["method"] for one in compared):
+        lines = [
+            f"{by} {best['arm']} is the best of {len(others) + 1} arms; nothing says if by more than luck."
+        ]
+        if all(arm["runs"] == 1 for arm in record["arms"]):
+            lines.append(
+                "Each arm has one run, and one run does not show how far another one would lie from it."
+            )
+    elif "chain" in record:
+        lines = _along_chain(record, by)
+    elif not record["reference"]:
+        lines = [f"{by} {_about_best(record)}"]
+    elif len(compared) == 1:
+        lines = [f"{by} {_alone(compared[0], record)}"]
+    else:
+        lines = _against_reference(record, by)
+    rule = record["rule"]
+    return [*lines, *([str(rule["sentence"])] if rule else [])]
 
 
 def _alone(one: DifferenceRecord, record: Record) -> str:
     """Return the answer of a single comparison."""
     arm, reference = one["arm"], one["reference"]
-    what = f"{record['outcome']} differs by {difference_in_words(one, record)}"
-    runs = f"{one['n_arm']} and {one['n_reference']} runs, {'paired by seed' if record['paired'] else 'unpaired'}"
+    how = "paired by seed" if record["paired"] else "unpaired"
+    evidence = f"{difference_in_words(one)} ({one['n_arm']} and {one['n_reference']} runs, {how})."
     if one["verdict"] in ("better", "worse"):
-        return f"{arm} is {one['verdict']} than {reference}: {what} ({runs})."
+        return f"{arm} is {one['verdict']} than {reference}: {evidence}"
     if one["verdict"] == "level":
-        return f"{arm} is level with {reference}, within {one['margin']:g}: {what} ({runs})."
-    more = " ".join(_needed([one])) or ""
-    if one["joint_low"] is None and one["joint_high"] is None and one["n_arm"] * one["n_reference"] < 4:
-        least = one["detectable"]
-        of_less = f" of less than {rounded(least)}" if least else ""
-        return f"Undecided whether {arm} is better than {reference}: {what}; one run says nothing about a difference{of_less}."
-    return f"Undecided whether {arm} is better than {reference}: {what} ({runs}). {more}".rstrip()
+        return f"{arm} is level with {reference}, within {one['margin']:g}: {evidence}"
+    return " ".join(
+        [f"it is undecided whether {arm} is better than {reference}: {evidence}", *_needed([one])]
+    )
 
 
-def _needed(undecided: Iterable[DifferenceRecord]) -> list[str]:
+def _against_reference(record: Record, by: str) -> list[str]:
+    """Return the answer of several comparisons with one reference, a line for each verdict."""
+    reference, compared = record["reference"], record["differences"]
+    words = {
+        "better": "better than",
+        "level": "level with",
+        "worse": "worse than",
+        "undecided": "undecided against",
+    }
+    lines = []
+    for verdict, relation in words.items():
+        named = [f"{x['arm']} ({difference_in_words(x)})" for x in compared if x["verdict"] == verdict]
+        if named:
+            lines.append(f"{relation} {reference}: {listed(named)}.")
+        elif verdict == "better":
+            lines.append(f"no arm is shown to be better than {reference}.")
+    lines[0] = f"{by} {lines[0]}"
+    lines[1:] = [f"{line[:1].upper()}{line[1:]}" for line in lines[1:]]
+    lines.append(f"Intervals are joint over {len(compared)} comparisons.")
+    return [*lines, *_needed([one for one in compared if one["verdict"] == "undecided"])]
+
+
+def _along_chain(record: Record, by: str) -> list[str]:
+    """Return which arms of a chain are better than the one before, at equal steps if a step has a worth."""
+    lengths = record["lengths"] or {"differences": []}
+    compared, how = record["differences"], by.removeprefix("By ").rstrip(",")
+    if lengths["differences"]:
+        compared, how = lengths["differences"], f"at its own steps, each worth {lengths['exchange']:.3g}"
+    named: dict[str, list[str]] = {"better": []}
+    for one in compared:
+        named.setdefault(one["verdict"], []).append(one["arm"])
+    lines = [
+        f"{len(named['better'])} of {len(compared)} arms are better than the one before, jointly ({how})."
+    ]
+    lines += [
+        f"{verdict.capitalize()}: {listed(arms, len(arms))}." for verdict, arms in named.items() if arms
+    ]
+    return lines
+
+
+def _about_best(record: Record) -> str:
+    """Return how the best arm stands to all others, where there is no reference."""
+    first = record["arms"][0]
+    best, others = first["arm"], len(record["arms"]) - 1
+    open_ones = []
+    for one in record["differences"]:
+        if best in (one["arm"], one["reference"]):
+            is_arm = one["arm"] == best
+            if one["verdict"] != ("better" if is_arm else "worse"):
+                open_ones.append(one["reference" if is_arm else "arm"])
+    mean = f" (mean {rounded(first['mean'], first['sd'])})" if first["mean"] is not None else ""
+    told = f"{best} is the best of {others + 1} arms{mean}"
+    if not open_ones:
+        return f"{told}, and better than each of the others, jointly over all pairs."
+    if len(open_ones) == others:
+        return f"{told}, and cannot be told from any of the others."
+    shown = others - len(open_ones)
+    better = f"better than {shown} of the others, jointly over all pairs"
+    return f"{told}: {better}; not told from {listed(open_ones)}."
+
+
+def _needed(undecided: Sequence[DifferenceRecord]) -> list[str]:
     """Return about how many runs would decide what is open."""
     known = [one for one in undecided if one["seeds_needed"]]
     if not known:
         return []
+    if len(undecided) == 1:
+        runs = known[0]["seeds_needed"]
+        return [f"About {runs} fresh runs an arm would decide it, if the difference is what it seems."]
     named = [f"{one['arm']} {one['seeds_needed']}" for one in known]
-    if len(known) == 1:
-        return [f"About {known[0]['seeds_needed']} runs an arm would decide it, if the difference is as it seems."]
-    return [f"About so many runs an arm would decide it, if the differences are as they seem: {listed(named)}."]
-
-
-def _about_best(record: Record) -> list[str]:
-    """Return how the best arm stands to all others, where there is no reference."""
-    best = record["arms"][0]["arm"]
-    beaten, open_ones, needed = [], [], []
-    for one in record["differences"]:
-        if best not in (one["arm"], one["reference"]):
-            continue
-        other = one["reference"] if one["arm"] == best else one["arm"]
-        wins = one["verdict"] == ("better" if one["arm"] == best else "worse")
-        (beaten if wins else open_ones).append(other)
-        if not wins:
-            needed.append(one)
-    extreme = "lowest" if record["better"] == "lower" else "highest"
-    mean = record["arms"][0]["mean"]
-    of_mean = f" ({rounded(mean, record['arms'][0]['sd'])})" if mean is not None else ""
-    first = f"{best} has the {extreme} mean of {record['outcome']}{of_mean}."
-    others = len(beaten) + len(open_ones)
-    if not open_ones:
-        return [f"{first} It is better than every one of the {others} others, jointly over all pairs."]
-    if not beaten:
-        return [f"{first} It cannot be told from any of the {others} others."]
-    return [f"{first} It is better than {len(beaten)} of {others} others, and cannot be told from {listed(open_ones)}."]
-
-
-def _of_rule(record: Record) -> list[str]:
-    """Return what another benchmark's rule says beside it."""
-    return [str(record["rule"]["sentence"])] if record["rule"] else []
+    return [f"Fresh runs an arm that would decide, if the differences are what they seem: {listed(named)}."]

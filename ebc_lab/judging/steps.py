@@ -10,7 +10,7 @@ target, it may be that it would have reached it first, and `Reached.ended_early`
 
 Three figures compare arms of unequal length:
 
-* the ratio of steps to the target (`ratio_of_steps`);
+* the ratio of steps to the target (`ratios_of_steps`);
 * the exchange rate, the change of the last loss with each step by which a run is made longer
   (`exchange_rates`), which needs runs of several lengths, each with a schedule of its own;
 * the ratio of the lengths at which two arms end at the same loss (`ratio_of_lengths`).
@@ -23,7 +23,7 @@ later.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 from ebc_lab.config.errors import UserError
@@ -173,10 +173,11 @@ def ratios_of_steps(
     *,
     key: str = "run",
     pairs: bool = False,
+    chain: Sequence[str] = (),
     paired: bool | None = None,
 ) -> list[Ratio]:
-    """Return the ratios of the arms' steps to the target to those of the reference (or, with `pairs`, of all
-    pairs), each with an interval that holds for all of them at once.
+    """Return the ratios of the arms' steps to the target to those of the reference (with `pairs`, of
+    all pairs; with `chain`, to those of the arm before), each with an interval that holds for all at once.
 
     The comparisons are those of `differences.compare` on the logarithm of the steps: a ratio of geometric
     means where all runs of both arms reached the target, and by rank otherwise. `key`: the column of `table`
@@ -214,7 +215,8 @@ def ratios_of_steps(
         }
         for arm, values in logs.items()
     }
-    found = compare(arms, reference, pairs=pairs, paired=paired if together else False)
+    pairing = paired if together else False
+    found = compare(arms, reference, pairs=pairs, chain=chain, paired=pairing)
     return [_ratio(one, arms, left_open, tied) for one in found]
 
 

@@ -133,13 +133,22 @@ def test_no_spread_is_not_certainty():
     runs = [crossing_at(1000, 100)] * 5 + [crossing_at(900, 100)] * 5 + [crossing_at(500, 100)] * 5
     near, far = ratios(runs, table_of({"ref": 5, "arm": 5, "far": 5}))
     assert near["ratio"] == pytest.approx(0.9)
-    assert near["low"] < 800 / 1000
+    assert near["low"] < 0.78  # 800 / 1000, less what five runs leave open
     assert near["high"] > 900 / 900
     assert near["verdict"] == "undecided"
     assert near["coarse"]
     assert far["verdict"] == "fewer"
     assert far["low"] < 400 / 1000
     assert far["high"] > 500 / 900
+
+
+def test_little_spread_is_no_certainty_either():
+    """Nine of ten runs of either arm cross between the same evaluations: all may have crossed at 900."""
+    runs = [crossing_at(x, 100) for x in [1000] * 9 + [900] + [900] * 9 + [800]]
+    (found,) = ratios(runs, table_of({"ref": 10, "arm": 10}))
+    assert found["high"] > found["ratio"] * 1000 / 900 * 0.999
+    assert found["low"] < found["ratio"] * 800 / 900
+    assert found["coarse"]
 
 
 def test_an_arm_evaluated_more_rarely_is_not_slower_for_that():

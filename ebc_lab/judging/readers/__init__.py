@@ -109,7 +109,7 @@ def _found(place: Path, asked: Asked, modules: Sequence[str]) -> dict[str, list[
 
 
 def _candidates(place: Path, found: dict[str, list[Path]]) -> Iterator[Path]:
-    """Yield a file; or a folder and what is in it, but not what is in a folder that is found to be a job."""
+    """Yield a file; or a folder and what is in it, but not what is in a folder of a study or a job."""
     if place.is_file():
         yield place
     seen = 0
@@ -160,33 +160,29 @@ def together(
 
     A file with a column of steps and no column that tells runs apart is a run, named by its place.
     """
+    import numpy as np
     import pandas as pd
 
     places = columns_of_places(paths, root)
+    places["source"] = [os.path.relpath(path, root) for path in paths]
     roles = {role: name for source in sources for role, name in source.roles.items()}
-    frames = []
-    for number, source in enumerate(sources):
-        frame = source.frame
-        said = {
-            str(name): places[name].iloc[number] for name in places if name not in frame and name != "run"
-        }
-        if "run" in roles:
-            run = source.roles.get("run", "")
-            said[roles["run"]] = (
-                places.run[number] + " " + frame[run].astype(str) if run else places.run[number]
-            )
-        elif _is_a_run(source, asked):
-            said["run"] = places.run[number]
-        said["source"] = os.path.relpath(paths[number], root)
-        frames.append(frame.assign(**said))
-    frame = pd.concat(frames, ignore_index=True)
-    for name in {"source", "run", *places} & set(frame):
-        frame[name] = frame[name].astype("category")
-    said_by_places = [name for name in places if re.fullmatch(r"folder\d+|file", name)]
-    if len(said_by_places) == 1 and not ARM_NAMES & {str(name).lower() for name in frame}:
-        roles.setdefault("arm", said_by_places[0])
-    if "run" not in roles and "run" in frame and not frame["run"].isna().any():
+    frame = pd.concat([source.frame for source in sources], ignore_index=True)
+    number = np.repeat(
+        np.arange(len(sources)), [len(source.frame) for source in sources]
+    )  # of each row's file
+    if "run" in roles:
+        frame[roles["run"]] = places.run.to_numpy()[number] + " " + frame[roles["run"]].astype(str)
+    elif all(_is_a_run(source, asked) for source in sources):
         roles["run"] = "run"
+    said = [
+        str(name) for name in places if name not in frame and (name != "run" or roles.get("run") == "run")
+    ]
+    for name in said:
+        codes, values = pd.factorize(places[name])
+        frame[name] = pd.Categorical.from_codes(codes[number], pd.Index(values, dtype=object))
+    parted = [name for name in said if re.fullmatch(r"folder\d+|file", name)]
+    if len(parted) == 1 and not ARM_NAMES & {str(name).lower() for name in frame}:
+        roles.setdefault("arm", parted[0])
     settings = dict.fromkeys(name for source in sources for name in source.settings)
     notes = list(dict.fromkeys(note for source in sources for note in source.notes))
     return replace(

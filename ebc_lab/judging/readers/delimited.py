@@ -7,6 +7,7 @@ import gzip
 import io
 import re
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ENDING = re.compile(r"\.(csv|tsv)(\.gz)?$", re.IGNORECASE)
-FIRST_LOOK = 1 << 16  # bytes
+FIRST_LOOK = 1 << 14  # bytes
 MISSING = ["", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "None"]  # not logged
 NAN = re.compile(rb"(?<=[,;\t\n\"])[ ]*-?(?:nan|NaN)(?=[ ]*[\",;\t\r\n])")
 STEP_NAMES = re.compile(
@@ -65,8 +66,10 @@ def first_rows(path: Path) -> tuple[list[list[str]], str, str]:
     text = _decoded(head, path)
     require(text.strip() != "", f"{path} is empty")
     lines = text.splitlines()
+    if len(head) == FIRST_LOOK and len(lines) > 1:  # the last is cut off
+        lines.pop()
     tables = {mark: _split(lines, mark) for mark in ("\t", ";", ",")}
-    mark = max(tables, key=lambda each: (_agreeing(tables[each]), len(tables[each][0])))
+    mark = max(tables, key=lambda each: (_agreeing(tables[each]), max(map(len, tables[each]))))
     rows = tables[mark]
     cells = [cell for row in rows[1:] for cell in row]
     comma = mark == ";" and any(re.fullmatch(r"-?\d+,\d+", cell) for cell in cells)
@@ -87,6 +90,7 @@ def read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
     rows, mark, point = first_rows(path)
     names = [name.strip().removeprefix("\ufeff") for name in rows[0]]
     _check_names(names, path)
+    _check_cells(rows, path)
     format_of_cells: Any = {
         "sep": mark,
         "decimal": point,
@@ -122,10 +126,7 @@ def table_source(
     frame: pd.DataFrame, asked: Asked, path: Path, what: str, notes: Sequence[str] = ()
 ) -> Source:
     """Return what a table's rows are, long or wide."""
-    long, metric, note = made_long(logged(frame), asked, str(path))
-    roles = {"run": "run", "arm": "arm", "loss": metric} if metric else {}
-    if metric and "seed" in long:
-        roles["seed"] = "seed"
+    long, roles, note = made_long(logged(frame), asked, str(path))
     return Source(long, f"{what} {path.name}", roles=roles, notes=[*notes, *([note] if note else [])])
 
 
@@ -137,9 +138,9 @@ def logged(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def made_long(frame: pd.DataFrame, asked: Asked, where: str) -> tuple[pd.DataFrame, str, str]:
-    """Return a table with a row an evaluation. Where it was made so from one with a column a run: the name of
-    what the columns hold, and a note.
+def made_long(frame: pd.DataFrame, asked: Asked, where: str) -> tuple[pd.DataFrame, dict[str, str], str]:
+    """Return a table with a row an evaluation. Where it was made so from one with a column a run: also its
+    columns by role, and a note.
 
     A table has a column for each run where it has a column of steps, all others are numbers, and their names,
     without a metric's name that all of them share, are no names of metrics or settings. With `--loss`, the
@@ -153,7 +154,7 @@ def made_long(frame: pd.DataFrame, asked: Asked, where: str) -> tuple[pd.DataFra
 
     names = list(frame.columns)
     if asked.loss in names:
-        return frame, "", ""
+        return frame, {}, ""
     steps = [asked.step] if asked.step in names else [name for name in names if STEP_NAMES.fullmatch(name)]
     others = [name for name in names if name not in steps]
     if asked.loss:
@@ -163,7 +164,7 @@ def made_long(frame: pd.DataFrame, asked: Asked, where: str) -> tuple[pd.DataFra
         runs, metric = _runs_of_columns(others)
     numeric = all(is_numeric_dtype(frame[name]) for name in (runs if asked.loss else others))
     if len(runs) < 2 or not numeric:
-        return frame, "", ""
+        return frame, {}, ""
     require(
         len(steps) > 0,
         f"{where}: is each column a run, or a metric? Name the column of steps by --step, or that of the "
@@ -183,7 +184,10 @@ def made_long(frame: pd.DataFrame, asked: Asked, where: str) -> tuple[pd.DataFra
     long[metric] = np.concatenate(
         [frame[name].to_numpy(float)[mask] for name, mask in zip(runs, kept, strict=True)]
     )
-    return long, metric, f"{where} has a column for each of {len(runs)} runs: {metric} by {step}."
+    roles = {"run": "run", "arm": "arm", "step": step, "loss": metric} | (
+        {"seed": "seed"} if "seed" in long else {}
+    )
+    return long, roles, f"{where} has a column for each of {len(runs)} runs: {metric} by {step}."
 
 
 def _runs_of_columns(names: Sequence[str]) -> tuple[dict[str, str], str]:
@@ -265,6 +269,7 @@ def _opened(path: Path) -> BinaryIO:
 
 def _decoded(head: bytes, path: Path) -> str:
     """Return the beginning of a file as text. A character that its end cuts in two is left out."""
+    require(b"\0" not in head, f"{path} is not text in UTF-8: save it as UTF-8 and call again")
     try:
         return head.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -274,17 +279,12 @@ def _decoded(head: bytes, path: Path) -> str:
 
 
 def _split(lines: Sequence[str], mark: str) -> list[list[str]]:
-    """Return the first rows of cells: at most 50, and not the last line, which may be cut off."""
+    """Return the first rows of cells, at most 50."""
     try:
-        rows = [row for row, _ in zip(csv.reader(_ended(lines), delimiter=mark), range(50), strict=False)]
+        rows = csv.reader((f"{line}\n" for line in lines), delimiter=mark)
+        return [row for row in islice(rows, 50) if row] or [[]]
     except csv.Error:
         return [[]]
-    rows = [row for row in rows if row]
-    return rows[:-1] if len(lines) > 2 and len(rows) < 50 and len(rows) > 2 else rows
-
-
-def _ended(lines: Sequence[str]) -> list[str]:
-    return [f"{line}\n" for line in lines]
 
 
 def _agreeing(rows: Sequence[Sequence[str]]) -> bool:
@@ -301,3 +301,22 @@ def _check_names(names: Sequence[str], path: Path) -> None:
     )
     for name in names:
         require(names.count(name) == 1, f"{path} has two columns called {shown(name)}: rename one of them")
+
+
+def _check_cells(rows: Sequence[Sequence[str]], path: Path) -> None:
+    """Raise UserError unless the first rows have no more cells than the first, and plain numbers."""
+    names = rows[0]
+    require(
+        len(names) > 1 or max(map(len, rows)) > 1,
+        f"{path} has one column, {shown(names[0])}: separate its cells by commas, semicolons or tabs",
+    )
+    for number, row in enumerate(rows[1:], 2):
+        require(
+            len(row) <= len(names),
+            f"{path}: row {number} has {len(row)} cells, the first row {len(names)} names: name all columns",
+        )
+        for name, cell in zip(names, row, strict=False):
+            require(
+                not re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", cell),
+                f"{path}: row {number} has {cell} in column {name}: write it without separators of thousands",
+            )

@@ -47,11 +47,8 @@ class Hydra(Reader):
                 empty.append(job.relative_to(root).as_posix())
                 continue
             config = _yaml(job / ".hydra" / "config.yaml")
-            settings = {key: own.get(key, _value(config, key)) for key in swept}
-            named = {key: _value(config, key) for key, value in settings.items()}
-            told = {
-                key: settings[key] if isinstance(named[key], dict | None) else named[key] for key in swept
-            }
+            resolved = {key: _value(config, key) for key in swept}
+            told = {key: own.get(key) if isinstance(v, dict | None) else v for key, v in resolved.items()}
             place = job.relative_to(root).as_posix()
             frame = source.frame.assign(**{key: _plain(value) for key, value in told.items()})
             run = source.roles.get("run", "")

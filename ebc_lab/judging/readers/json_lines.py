@@ -99,11 +99,15 @@ def _flat(record: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 def _exploded(row: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     """Return a record whose lists are a curve as a row a step; other lists are text.
 
-    Lists of numbers are a curve where one of them is called as steps are; or, where neither a list nor a
-    value is, where one of them is called a loss: its steps count from 1.
+    A list of objects holds such rows. Lists of numbers are a curve where one of them is called as steps are;
+    or, where neither a list nor a value is, where one of them is called a loss: its steps count from 1.
 
     Raises UserError: the lists of a curve have different lengths.
     """
+    inner = [name for name, value in row.items() if _objects(value)]
+    if len(inner) == 1:
+        outer = {name: value for name, value in row.items() if name != inner[0]}
+        return [one for record in row[inner[0]] for one in _exploded({**outer, **_flat(record)}, path)]
     same = {name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}
     lists = {name: value for name, value in row.items() if _numbers(value)}
     steps = [name for name in lists if STEP_NAMES.fullmatch(name)]
@@ -128,3 +132,7 @@ def _numbers(value: object) -> bool:
         and len(value) > 0
         and all(each is None or type(each) in (int, float) for each in value)
     )
+
+
+def _objects(value: object) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(each, dict) for each in value)

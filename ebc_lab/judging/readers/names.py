@@ -68,8 +68,8 @@ def split_names(names: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
     """Return `split_name` of each, looked at together.
 
     A number at the end is that of a replicate (`run`) where every name ends in one, every stem has at least
-    two, and they count from 0 or from 1 without a gap: `adam_0`, `adam_1`, `muon_0`, `muon_1`. Alone,
-    `adam_0` could be anything.
+    two, and they count from 0 or from 1 without a gap: `adam_0`, `adam_1`, `muon_0`, `muon_1`. With one stem,
+    as in `v1`, `v2`, they could be arms.
     """
     split = [split_name(name) for name in names]
     ends = {arm: COUNTED.fullmatch(arm) for arm, _ in split}
@@ -78,9 +78,10 @@ def split_names(names: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
         if match is None:
             return split
         numbers[match[1]].add(int(match[2]))
-    if any(
-        len(seen) < 2 or min(seen) > 1 or max(seen) - min(seen) != len(seen) - 1 for seen in numbers.values()
-    ):
+    gapless = (
+        sorted(seen) in (list(range(len(seen))), list(range(1, len(seen) + 1))) for seen in numbers.values()
+    )
+    if len(numbers) < 2 or min(map(len, numbers.values())) < 2 or not all(gapless):
         return split
     counted = {arm: (match[1], match[2]) for arm, match in ends.items() if match}
     return [(counted[arm][0], {**told, "run": counted[arm][1]}) for arm, told in split]

@@ -52,13 +52,16 @@ class OptunaStorage(Reader):
         for state, words in (("PRUNED", "pruned"), ("FAIL", "failed")):
             if many := sum(kept.trial.state.name == state for kept in ended):
                 notes.append(f"{many} of {len(ended)} trials {words}: they count as worse than every other.")
+        planned = _planned(ended)
         about = [
             {"run": f"{kept.study}/{kept.trial.number}", "study": kept.study, "started": _naive(kept.trial)}
+            | ({"planned": planned[n]} if any(planned) else {})
             | {f"user_attrs.{name}": value for name, value in flat(kept.trial.user_attrs).items()}
-            for kept in ended
+            for n, kept in enumerate(ended)
         ]
         seed = "seed" if any("seed" in kept.trial.params for kept in ended) else "user_attrs.seed"
         roles = {"run": "run", "arm": "study", "seed": seed, "step": "step", "started": "started"}
+        roles["planned"] = "planned"
         roles |= {"loss": columns[0]} if len(columns) == 1 else {}
         what = f"{len(ended)} trial{'s' * (len(ended) > 1)} of Optuna"
         params = [dict(kept.trial.params) for kept in ended]
@@ -103,6 +106,19 @@ def _rows(trial: Any, columns: Sequence[str], curved: bool) -> list[dict[str, An
     values = trial.values if completed else [math.inf] * len(columns)
     rows[-1] |= {column: number(value) for column, value in zip(columns, values, strict=True)}
     return rows
+
+
+def _planned(trials: Sequence[_Trial]) -> list[float | None]:
+    """Return how long trials were to be: one that was pruned or failed as its study's longest, the others as
+    they are; None without a curve."""
+    lengths = [max(kept.trial.intermediate_values, default=None) for kept in trials]
+    longest: dict[str, float] = {}
+    for kept, length in zip(trials, lengths, strict=True):
+        longest[kept.study] = max(longest.get(kept.study, 0), length or 0)
+    return [
+        length if kept.trial.state.name == "COMPLETE" else longest[kept.study] or None
+        for kept, length in zip(trials, lengths, strict=True)
+    ]
 
 
 def _naive(trial: Any) -> Any:

@@ -41,7 +41,7 @@ class TensorBoardEvents(Reader):
         for folder, files in folders.items():
             split = f"{folder.name}/" if folder.name.lower() in SPLITS and folder != path else ""
             run = folder.parent if split else folder
-            values, settings, torn = _folder(sorted(files, key=_began), path)
+            values, settings, torn = _folder(files, path)
             notes += torn
             if settings and folder.parent in folders:  # torch's add_hparams: a folder for these alone
                 runs.setdefault(folder.parent, {}).update(settings)
@@ -60,11 +60,6 @@ class TensorBoardEvents(Reader):
         roles = {"run": "run", "seed": "seed", "step": "step", "started": "started"}
         curves = by_step(table)
         return source_of_runs(about, list(runs.values()), curves, what, roles, notes)
-
-
-def _began(file: Path) -> str:
-    """Return what sorts a run's files: `events.out.tfevents.TIME.HOST.PROCESS.NUMBER`."""
-    return file.name.split(".tfevents.", 1)[1]
 
 
 Values = list[tuple[str, float, float, float]]

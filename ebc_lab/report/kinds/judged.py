@@ -103,6 +103,8 @@ def _interval_of_median(arm: ArmRecord, shown: Shown) -> Cell:
 def in_order(record: Record) -> list[DifferenceRecord]:
     """Return the differences, those of the best arm first."""
     place = {arm["arm"]: nth for nth, arm in enumerate(record["arms"])}
+    if "chain" in record:
+        return record["differences"]
     return sorted(record["differences"], key=lambda d: (place[d["arm"]], place[d["reference"]]))
 
 

@@ -255,7 +255,9 @@ def standings(rule: Mapping[str, Any], shown: Shown) -> Table | None:
 
 def claims(rule: Mapping[str, Any], record: Record, shown: Shown) -> Table | None:
     """Return track3's comparisons of two results beside our verdict, where that pair was compared."""
-    ours = {(d["arm"], d["reference"]): d["verdict"] for d in record["differences"] if d["method"]}
+    at_equal_steps = (record["lengths"] or {"differences": []})["differences"]
+    compared = at_equal_steps or record["differences"]
+    ours = {(d["arm"], d["reference"]): d["verdict"] for d in compared if d["method"]}
     turned = {"better": "worse", "worse": "better"}
     ours |= {(b, a): turned.get(verdict, verdict) for (a, b), verdict in ours.items()}
     columns = (
@@ -273,6 +275,7 @@ def claims(rule: Mapping[str, Any], record: Record, shown: Shown) -> Table | Non
         own = ours.get((c["arm"], c["other"]), "")
         values = (c["arm"], c["other"], c["lower_by"], c["worth"], c["p"], holds, Cell(own))
         rows.append(filled(columns, values))
-    note = "each result against the one before it; jointly: the losses alone, without the worth of the steps"
+    worth = "with" if at_equal_steps else "the losses alone, without"
+    note = f"each result against the one before it; jointly: {worth} the worth of the steps"
     title = "One result against another, by track3’s rule"
     return Table("claims", title, columns, rows, note, f"{title}.") if rows else None

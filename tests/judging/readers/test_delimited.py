@@ -35,11 +35,11 @@ def test_nan_in_the_last_cell_of_a_file_without_a_last_line_end(tmp_path: Path) 
     assert list(frame.val_loss) == [2.0, math.inf]
 
 
-def test_nan_far_into_a_large_file_is_found(tmp_path: Path) -> None:
-    rows = [f"{n},{'nan' if n % 1000 == 999 else '' if n % 1000 == 500 else n / 7}" for n in range(100_000)]
+def test_nan_is_found_wherever_a_large_file_is_cut_into_blocks(tmp_path: Path) -> None:
+    rows = [f"{n},{'' if n % 1000 == 500 else 0.5 if n % 1000 == 7 else 'nan'}" for n in range(200_000)]
     frame = READER.read(written(tmp_path, "step,val_loss\n" + "\n".join(rows) + "\n"), Asked()).frame
-    assert (frame.val_loss == math.inf).sum() == 100
-    assert frame.val_loss.isna().sum() == 100
+    assert (frame.val_loss == math.inf).sum() == 200_000 - 400
+    assert frame.val_loss.isna().sum() == 200
     assert frame.val_loss.dtype == float
 
 
@@ -115,6 +115,12 @@ def test_loss_chooses_among_the_metrics_of_a_wide_table(tmp_path: Path) -> None:
         ("arm,loss,loss\nadam,1,2\n", "two columns called loss"),
         ("adam,muon\n1,2\n3,4\n", "--step"),
         ("arm;a;b\nx;1,5;2.5\n", "decimal comma"),
+        ("# by me\narm,step,val_loss\nadam,1,2\n", "row 2 has 3 cells"),
+        ("arm,step,val_loss\nadam,1,2\nadam,2,3,4\n", "row 3 has 4 cells"),
+        ('arm,val_loss\nadam,"1,234.5"\nmuon,2\n', "separators of thousands"),
+        ("arm val_loss\nadam 1\n", "has one column"),
+        ('arm,step,val_loss\n"adam,1,2\nmuon,1,2\n', "damaged"),
+        ("a\0,b\n1,2\n", "UTF-8"),
     ],
 )
 def test_what_cannot_be_read_is_said_in_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
@@ -127,3 +133,12 @@ def test_text_of_another_encoding_is_refused(tmp_path: Path) -> None:
     path.write_bytes("arm,val_loss\nadám,1\n".encode("utf-16"))
     with pytest.raises(UserError, match="UTF-8"):
         READER.read(path, Asked())
+
+
+def test_a_frame_of_runs_that_pandas_wrote_with_its_index_is_wide(tmp_path: Path) -> None:
+    path = written(tmp_path, ",adam_0,adam_1,muon_0,muon_1\n0,1,2,3,4\n1,1,2,3,4\n")
+    source = READER.read(path, Asked())
+    assert source.roles["step"] == "index"
+    assert list(source.frame.arm) == ["adam"] * 4 + ["muon"] * 4
+    long = READER.read(written(tmp_path, ",arm,step,val_loss\n0,adam,1,2\n1,adam,2,2\n"), Asked())
+    assert list(long.frame) == ["arm", "step", "val_loss"]

@@ -82,3 +82,9 @@ def test_what_cannot_be_read_is_said_in_a_sentence(tmp_path: Path, text: str, se
 def test_a_configuration_is_not_claimed(tmp_path: Path) -> None:
     assert not READER.claims(written(tmp_path, '{"lr": 0.1}', "config.json"))
     assert READER.claims(written(tmp_path, '\n[\n {"lr": 0.1}]', "runs.json"))
+
+
+def test_a_list_of_objects_is_a_row_each(tmp_path: Path) -> None:
+    text = '{"arm": "adam", "history": [{"step": 1, "val": {"loss": 3}}, {"step": 2, "val": {"loss": 2}}]}'
+    frame = READER.read(written(tmp_path, text), Asked()).frame
+    assert frame.to_dict("list") == {"arm": ["adam"] * 2, "step": [1, 2], "val/loss": [3, 2]}

@@ -28,6 +28,7 @@ def fill(uri):
         params = [Param("optimizer", arm), Param("lr", "1e-3"), Param("seed", str(seed)), Param("odd", "2x")]
         client.log_batch(run, metrics=rows, params=params)
         client.set_terminated(run, "FAILED" if bad else "FINISHED")
+    client.set_terminated(client.create_run(experiment, run_name="muon-0").info.run_id, "FAILED")
     typo = client.create_run(experiment, run_name="typo").info.run_id
     client.log_metric(typo, "loss", 1.0, step=1)
     client.delete_run(typo)
@@ -59,8 +60,9 @@ def test_full_histories_params_and_names_are_read_and_the_store_is_as_it_was(sto
     assert content(store) == before
     assert sorted(file.name for file in store.parent.iterdir()) == [store.name]
     frame = source.frame
-    assert source.what == "3 runs of MLflow"
-    assert list(frame.run.unique()) == ["sgd-0", "sgd-1", "adam-0"]
+    assert source.what == "4 runs of MLflow"
+    assert list(frame.run.unique()) == ["sgd-0", "sgd-1", "adam-0", "muon-0"]
+    assert frame[frame.run == "muon-0"].loss.isna().tolist() == [True]  # it ended before it logged anything
     one = frame[frame.run == "sgd-0"]
     assert one.step.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 4]
     assert one.loss.tolist() == [*(4 / step for step in range(1, 9)), 9.0]
@@ -84,7 +86,7 @@ def test_what_was_left_out_is_said(store):
     notes = " ".join(READER.read(store, Asked()).notes)
     assert "1 deleted run was left out" in notes
     assert "1 parent run without a metric left out" in notes
-    assert "1 of 3 runs did not finish, by MLflow: sgd-1" in notes
+    assert "2 of 4 runs did not finish, by MLflow: sgd-1, muon-0" in notes
 
 
 def test_another_or_a_damaged_database_is_refused(store, tmp_path):

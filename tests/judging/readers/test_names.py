@@ -40,6 +40,7 @@ def test_a_name_is_split_into_arm_and_settings(name: str, arm: str, settings: di
 def test_numbers_that_count_are_replicates_and_others_are_not() -> None:
     assert split_names(["adam_0", "adam_1", "muon_0", "muon_1"])[3] == ("muon", {"run": "1"})
     assert split_names(["adam_1024", "adam_2048"]) == [("adam_1024", {}), ("adam_2048", {})]
+    assert split_names(["v1", "v2"]) == [("v1", {}), ("v2", {})]
     assert split_names(["sgd", "sgd2"]) == [("sgd", {}), ("sgd2", {})]
     assert split_names(["muon_0.95", "muon_0.96"]) == [("muon_0.95", {}), ("muon_0.96", {})]
 

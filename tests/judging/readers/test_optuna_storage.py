@@ -73,6 +73,10 @@ def test_pruned_and_failed_trials_are_last_and_not_dropped(storage):
     last = source.frame.groupby("run").value.last()
     assert last["sgd/1"] == last["sgd/2"] == math.inf
     assert math.isfinite(last["sgd/3"])
+    assert source.frame[source.frame.run == "sgd/1"].step.tolist() == [10]
+    assert (
+        source.frame[source.roles["planned"]].eq(20).all()
+    )  # the pruned one was to be as long as the others
     notes = " ".join(source.notes)
     assert "2 of 8 trials pruned" in notes
     assert "2 of 8 trials failed" in notes

@@ -48,6 +48,24 @@ def test_every_scalar_of_both_kinds_is_read_and_none_is_sampled(tmp_path):
     assert frame.started.notna().all()
 
 
+def test_a_tag_is_a_scalar_where_its_first_event_says_so(tmp_path):
+    """As TensorFlow writes them: what a tag is stands in its first event only."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.scalar.metadata import create_summary_metadata
+    from tensorboard.util.tensor_util import make_tensor_proto
+
+    metadata = create_summary_metadata("", "")
+    with torch_board.SummaryWriter(tmp_path) as writer:
+        for step in range(3):
+            told = {"metadata": metadata} if step == 0 else {}
+            values = [Summary.Value(tag="val", tensor=make_tensor_proto(step / 2), **told)]
+            values.append(Summary.Value(tag="weights", tensor=make_tensor_proto([1.0, 2.0])))
+            writer.file_writer.add_summary(Summary(value=values), step)
+    frame = READER.read(tmp_path, Asked()).frame
+    assert frame.val.tolist() == [0.0, 0.5, 1.0]
+    assert "weights" not in frame
+
+
 def test_a_resumed_run_keeps_both_values_of_a_step_and_nan_is_inf(tmp_path):
     write(tmp_path / "a", range(6), val=float)
     write(tmp_path / "a", range(4, 8), val=lambda step: math.nan if step == 7 else -step)
