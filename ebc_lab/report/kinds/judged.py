@@ -58,7 +58,10 @@ def _arms(record: Record, shown: Shown) -> Table:
     rows = [_arm(arm, columns, shown, arm["arm"] == record["reference"]) for arm in record["arms"]]
     note = f"{record['outcome']}; {'more' if shown.higher else 'less'} is better; 95% t-intervals of the mean"
     if any(arm["diverged"] for arm in record["arms"]):
-        note += f"; a run that {'diverged' if lost == 'diverged' else 'never got there'} ranks behind every other, so its arm has no mean but a median, with the "
+        such = "diverged" if lost == "diverged" else "never got there"
+        note += (
+            f"; a run that {such} ranks behind every other, so its arm has no mean but a median, with the "
+        )
         note += "interval of order statistics at the confidence beside it"
     return Table("arms", "Arms", columns, rows, note, f"Arms by {shown.unit}.")
 
