@@ -129,7 +129,7 @@ def reached_by_arm(reached: pd.DataFrame, table: pd.DataFrame) -> dict[str, Reac
         steps = np.sort(rows["step"].fillna(np.inf).to_numpy(dtype=float))
         none = rows["step"].isna()
         width = (rows["step"] - rows["before"].fillna(0.0)).mean()
-        low, high, confidence = median_interval(steps)
+        low, high, confidence = median_interval(steps.tolist())
         out[str(arm)] = {
             "runs": len(rows),
             "reached": int((~none).sum()),
