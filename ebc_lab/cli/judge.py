@@ -60,6 +60,10 @@ At = Annotated[
     list[str] | None,
     optional("--at", metavar="[ARM=]STEP", help="Judge an arm, or all, at this step; repeatable."),
 ]
+Chain = Annotated[
+    str, optional("--chain", metavar="ARM,ARM,…", help="Compare each of these with the one before it.")
+]
+Distinct = Annotated[bool, typer.Option("--distinct", help="Count runs with equal curves once.")]
 Pairs = Annotated[bool, typer.Option("--pairs", help="Compare all pairs of arms.")]
 Paired = Annotated[
     bool | None,
@@ -101,7 +105,9 @@ def judge(
     outcome: Outcome = "last",
     target: Target = None,
     at: At = None,
+    chain: Chain = "",
     pairs: Pairs = False,
+    distinct: Distinct = False,
     paired: Paired = None,
     margin: Margin = 0.0,
     sigma: Sigma = "",
@@ -124,7 +130,9 @@ def judge(
         outcome=outcome,
         target=target,
         at=steps_at(at or ()),
+        chain=tuple(name.strip() for name in chain.split(",") if name.strip()),
         pairs=pairs,
+        distinct=distinct,
         paired=paired,
         margin=margin,
         sigma=sigma,

@@ -23,7 +23,9 @@ class Asked:
         outcome: of a curve: `last`, `target` (the first step at or below it) or `best` over its steps.
         target: of the loss; steps to it are reported.
         at: arm -> the step whose value is its outcome in place of the last; "" stands for every arm.
+        chain: arms, each of which is compared with the one before it, in place of with the reference.
         pairs: whether all pairs of arms are compared, in place of each with the reference.
+        distinct: whether runs of an arm with equal curves count as one run.
         paired: whether seeds pair the runs of two arms; None: where both have the same seeds.
         margin: so much worse still counts as level, in the unit of the loss.
         sigma: standard deviation of a run's outcome, for arms of one run: `pooled`, or a number in the unit
@@ -47,7 +49,9 @@ class Asked:
     outcome: str = "last"
     target: float | None = None
     at: Mapping[str, float] = field(default_factory=dict)
+    chain: tuple[str, ...] = ()
     pairs: bool = False
+    distinct: bool = False
     paired: bool | None = None
     margin: float = 0.0
     sigma: str = ""

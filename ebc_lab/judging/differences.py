@@ -4,7 +4,7 @@ Distributions and tests are scipy's, and comparisons over shared seeds are those
 (ebc_lab/study/stages/statistics.py). For runs that share no seeds:
 
 * Welch's t-interval. It is too narrow where an arm of two or three runs, whose variance may come out tiny by
-  chance, stands against many more (2 against 20 runs of equal variance: an error of 11% in place of 5%).
+  chance, stands against many more (2 against 20 runs of equal variance: an error of 12% in place of 5%).
   There the t has the freedom of the smaller arm, which is never too narrow (Mickey & Brown 1966).
 * Where a run diverged, it ranks behind all others, and the interval is that of Hodges & Lehmann (1963), which
   inverts the exact test of Mann & Whitney (1947). It alone judges: a mere count of diverged runs has no known
@@ -124,7 +124,7 @@ def arm_summary(values: Sequence[float]) -> ArmSummary:
     losses = sorted(_ranked(values))
     finite = [x for x in losses if math.isfinite(x)]
     n, lost = len(losses), len(losses) - len(finite)
-    out = dict.fromkeys(ArmSummary.__annotations__)
+    out: dict[str, Any] = dict.fromkeys(ArmSummary.__annotations__)
     out |= {"runs": n, "completed": len(finite), "diverged": lost, "median": _median(losses)}
     out |= {"lowest": finite_or_none(losses[0]), "highest": finite_or_none(losses[-1])}
     out["mean"] = None if lost else statistics.fmean(losses)
@@ -132,16 +132,22 @@ def arm_summary(values: Sequence[float]) -> ArmSummary:
     if not lost and not without_spread(losses):
         half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * statistics.stdev(losses) / math.sqrt(n)
         out |= {"low": out["mean"] - half, "high": out["mean"] + half}
-    if n > 1:
-        below = max(0, int(stats.binom.ppf(ERROR / 2, n, 0.5)) - 1)  # runs outside the interval on one side
-        if stats.binom.cdf(below, n, 0.5) > ERROR / 2:
-            below = 0  # too few runs for the confidence; what they have is told
-        out |= {
-            "median_low": finite_or_none(losses[below]),
-            "median_high": finite_or_none(losses[-1 - below]),
-        }
-        out["median_confidence"] = float(1 - 2 * stats.binom.cdf(below, n, 0.5))
+    out["median_low"], out["median_high"], out["median_confidence"] = median_interval(losses)
     return cast(ArmSummary, out)
+
+
+def median_interval(ranked: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+    """Return the interval of order statistics of the median of sorted values (Thompson 1936), at 95% or more,
+    and its actual confidence; of fewer than six values their whole range, with its lower confidence. An
+    infinite end is None; all are None from one value."""
+    from scipy import stats
+
+    n = len(ranked)
+    if n < 2:
+        return None, None, None
+    cut = max(int(stats.binom.ppf(ERROR / 2, n, 0.5)), 1)  # P(fewer than cut) ≤ 2.5%, or there is no such cut
+    confidence = float(1 - 2 * stats.binom.cdf(cut - 1, n, 0.5))
+    return finite_or_none(ranked[cut - 1]), finite_or_none(ranked[n - cut]), confidence
 
 
 def compare(
@@ -149,6 +155,7 @@ def compare(
     reference: str,
     *,
     pairs: bool = False,
+    chain: Sequence[str] = (),
     paired: bool | None = None,
     margin: float = 0.0,
     sigma: float | None = None,
@@ -156,7 +163,8 @@ def compare(
     luck: Mapping[str, Luck] | None = None,
 ) -> list[Comparison]:
     """Return the comparison of each arm with `reference` or, with `pairs`, of all pairs of arms, the earlier
-    of which is the reference (`reference` itself comes first).
+    of which is the reference (`reference` itself comes first); with `chain`, of each arm in it with the one
+    before.
 
     `arms`: arm -> seed, or name of the run -> loss, lower being better; a loss that is not finite is that of
     a diverged run. `paired`: whether seeds pair the runs of two arms; None: where both have the same seeds.
@@ -172,7 +180,11 @@ def compare(
     luck = luck or {}
     losses = {name: dict(zip(runs, _ranked(runs.values()), strict=True)) for name, runs in arms.items()}
     order = [reference, *(name for name in losses if name != reference)]
-    couples = list(itertools.combinations(order, 2)) if pairs else [(reference, x) for x in order[1:]]
+    couples = [(reference, arm) for arm in order[1:]]
+    if pairs:
+        couples = list(itertools.combinations(order, 2))
+    if chain:
+        couples = list(itertools.pairwise(chain))
     found = [_begun(losses, arm, other, paired, sigma) for other, arm in couples]
     tested = [c for c in found if c["method"]]
     for c in found:
@@ -288,7 +300,7 @@ def _mann_whitney(n: int, m: int) -> np.ndarray[Any, Any]:
 
     if n * m > EXACT:
         spread = math.sqrt(n * m * (n + m + 1) / 12)
-        return stats.norm.cdf((np.arange(n * m + 1) + 0.5 - n * m / 2) / spread)
+        return np.asarray(stats.norm.cdf((np.arange(n * m + 1) + 0.5 - n * m / 2) / spread))
     row = [np.ones(1)] * (m + 1)  # chances of U for no run of the first arm and 0 … m of the second
     for i in range(1, n + 1):
         new = [np.ones(1)]
@@ -312,8 +324,8 @@ def _rank(c: Comparison, ours: Sequence[float], theirs: Sequence[float]) -> None
     between = np.sort(np.where(np.isnan(between), 0.0, between))
     chances = _mann_whitney(len(ours), len(theirs))
     least = min(chances[int((between <= 0).sum())], chances[int((between >= 0).sum())])
-    c["p"] = min(1.0, 2 * float(least))
-    c["p_joint"] = min(1.0, c["comparisons"] * c["p"])
+    p = min(1.0, 2 * float(least))
+    c["p"], c["p_joint"] = p, min(1.0, c["comparisons"] * p)
     c["median"] = _median([*map(float, between)])
     for prefix, level in (("", ERROR), ("joint_", ERROR / c["comparisons"])):
         outside = int(np.searchsorted(chances, level / 2, side="right"))  # P(U < outside) ≤ level / 2
@@ -389,7 +401,7 @@ def _of_family(
 
     names = list(means)
     number = {name: i for i, name in enumerate(names)}
-    first, second = (np.array([number[c[key]] for c in found]) for key in ("arm", "reference"))  # type: ignore[literal-required]
+    first, second = (np.array([number[c[key]] for c in found]) for key in ("arm", "reference"))
     runs = np.array([means[x].runs for x in names])
     variances = np.array([means[x].variance for x in names])
     lucks = [luck.get(x, NO_LUCK) for x in names]
@@ -469,4 +481,4 @@ def _needed(
         freedom = np.where(np.isnan(fixed), shape * (middle - 1), fixed)
         enough = power(mean, np.sqrt(variance / middle + lucky), freedom, level, margin) >= POWER
         low, high = np.where(enough, low, np.minimum(middle + 1, high)), np.where(enough, middle, high)
-    return low
+    return np.asarray(low)

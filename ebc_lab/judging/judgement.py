@@ -83,6 +83,11 @@ def check(asked: Asked) -> None:
         asked.outcome != "target" or asked.target is not None,
         "--outcome target needs a --target, the loss that is to be reached.",
     )
+    require(len(asked.chain) != 1, "--chain names the arms from the first to the last, with commas between.")
+    alone = [asked.pairs, bool(asked.chain), bool(asked.reference)]
+    require(
+        sum(alone) < 2, "give one of --reference, --pairs and --chain: each says what is compared with what."
+    )
     require(math.isfinite(asked.margin) and asked.margin >= 0, "--margin is a difference of at least 0.")
     number = asked.sigma in ("", "pooled") or _positive(asked.sigma)
     require(number, f"--sigma is pooled or a number above 0, not {asked.sigma}.")
@@ -180,12 +185,15 @@ def _record(
     every: Runs, asked: Asked, what: Sequence[str], notes: Sequence[str], taken: list[Taken]
 ) -> Record:
     """Return the judgement of runs as JSON has it."""
+    every = outcomes.of_chain(every, asked.chain)
+    every, of_copies = outcomes.distinct_runs(every) if asked.distinct else (every, [])
     runs, of_lengths = outcomes.at_one_length(every)
     runs, of_outcomes = outcomes.with_outcome(runs, asked)
     turn = runs.better == "higher" and asked.outcome != "target"
     tried = tuning.configurations_of(runs.table, runs.settings, higher=turn)
     tuned = tuning.tuning_of(tried, chosen_by=asked.choose or runs.loss, reported=runs.loss, lr=asked.lr)
     judged = outcomes.chosen_runs(runs, tried, tuned)
+    varying = [name for name in runs.settings if runs.table[name].map(str).nunique() > 1]
     losses = outcomes.losses_by_arm(judged, turn=turn)
     reference = reference_of(losses, asked)
     paired, pairing = pairing_of(judged, losses, asked)
@@ -195,6 +203,7 @@ def _record(
         keyed,
         reference or in_order(losses)[0],
         pairs=asked.pairs or not reference,
+        chain=asked.chain,
         paired=paired,
         margin=asked.margin,
         sigma=sigma,
@@ -217,18 +226,21 @@ def _record(
         "taken": taken,
         "answer": [],
         "cautions": [],
-        "arms": _arm_records(judged, losses, asked, turn=turn),
+        "arms": _arm_records(judged, varying, losses, asked, turn=turn),
         "differences": [_difference_record(one, turn=turn) for one in compared],
-        "tuning": cast(dict[str, Any] | None, tuned),
+        "tuning": cast(dict[str, Any] | None, tuning.turned(tuned) if turn and tuned else tuned),
         "steps": sections.steps_section(judged, reference, in_order(losses)[0], asked, paired=paired),
         "lengths": sections.lengths_section(every, judged, keyed, reference, asked, paired=paired, turn=turn),
         "rule": sections.rule_section(judged, asked),
         "runs": _run_records(judged),
     }
+    if asked.chain:
+        record["chain"] = list(asked.chain)
     if asked.outcome == "target":
         record["unit"] = f"{runs.step_name}s"
     record["cautions"] = [
         *(Caution(kind="read", sentence=note, runs=[]) for note in notes),
+        *of_copies,
         *of_lengths,
         *of_outcomes,
         *cautions.cautions(runs, judged, asked, tuned),
@@ -244,6 +256,8 @@ def reference_of(losses: outcomes.Losses, asked: Asked) -> str:
 
     Raises UserError where there is no arm of the name asked for."""
     arms = list(losses)
+    if asked.chain:
+        return ""
     if asked.reference:
         near = nearest(asked.reference, arms)
         require(
@@ -313,10 +327,11 @@ def in_order(losses: outcomes.Losses) -> list[str]:
 # -- rows of the record --------------------------------------------------------------------------------------
 
 
-def _arm_records(runs: Runs, losses: outcomes.Losses, asked: Asked, *, turn: bool) -> list[ArmRecord]:
+def _arm_records(
+    runs: Runs, settings: Sequence[str], losses: outcomes.Losses, asked: Asked, *, turn: bool
+) -> list[ArmRecord]:
     """Return a row for each arm, the best first: by mean, an arm with diverged runs behind those without."""
     table = runs.table
-    varying = [name for name in runs.settings if table[name].map(str).nunique() > 1]
     records = []
     for arm, of_arm in losses.items():
         summary: dict[str, Any] = dict(differences.arm_summary(list(of_arm.values())))
@@ -325,7 +340,7 @@ def _arm_records(runs: Runs, losses: outcomes.Losses, asked: Asked, *, turn: boo
         records.append(
             {
                 "arm": arm,
-                "configuration": {name: rows[name].iloc[0] for name in varying},
+                "configuration": {name: rows[name].iloc[0] for name in settings},
                 **(_turned(summary) if turn else summary),
                 "length": lengths.pop() if len(lengths) == 1 else None,
                 "at": asked.at.get(arm, asked.at.get("")),

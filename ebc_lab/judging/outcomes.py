@@ -14,6 +14,7 @@ from .asked import Asked
 from .record import Caution
 from .runs import Runs
 from .tuning import Configuration, Tuning
+from .words import listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,12 +27,47 @@ def lengths_by_arm(table: pd.DataFrame) -> dict[str, dict[float, int]]:
     the last steps that several runs of the arm share."""
     planned = table["planned"].notna().any()
     column = "planned" if planned else "length"
+    table = table if planned else table[table["outcome"].abs() < math.inf]  # a diverged run was to be longer
     found: dict[str, dict[float, int]] = {}
     for arm, of_arm in table.groupby("arm", sort=False):
         counts = of_arm[column].value_counts()
         shared = counts if planned else counts[counts > 1]
         found[str(arm)] = {float(str(length)): n for length, n in shared.sort_index().items()}
     return found
+
+
+def of_chain(runs: Runs, chain: Sequence[str]) -> Runs:
+    """Return the runs of the arms of a chain, in its order; all where there is none.
+
+    Raises UserError where an arm is not there."""
+    if not chain:
+        return runs
+    arms = list(dict.fromkeys(runs.table["arm"]))
+    unknown = [arm for arm in chain if arm not in arms]
+    require(not unknown, f"--chain names {', '.join(unknown)}, which is no arm: there are {any_of(arms)}.")
+    return only(runs, runs.table["arm"].isin(chain))
+
+
+def distinct_runs(runs: Runs) -> tuple[Runs, list[Caution]]:
+    """Return the runs without copies: of runs of an arm that agree at every step that both have, step 0
+    aside, the one with most evaluations is kept."""
+    table = runs.table
+    curves = dict(list(runs.curves[runs.curves["step"] > 0].groupby("run")))
+    kept = [True] * len(table)
+    for _, alike in table[table["rows"] > 0].groupby(["arm", "length", "outcome"], sort=False):
+        if len(alike) < 2:
+            continue
+        first, *others = alike.sort_values("rows", ascending=False, kind="stable").index
+        known = curves[first].set_index("step")["loss"]
+        for other in others:
+            mine = curves[other].set_index("step")["loss"]
+            shared = mine.index.intersection(known.index)
+            kept[other] = bool((mine[shared] != known[shared]).any())
+    names = [str(name) for name, keep in zip(table["run"], kept, strict=True) if not keep]
+    if not names:
+        return runs, []
+    sentence = f"Left out, as asked, as copies of other runs: {listed(names)}."
+    return only(runs, kept), [Caution(kind="copies", sentence=sentence, runs=names)]
 
 
 def at_one_length(runs: Runs) -> tuple[Runs, list[Caution]]:
@@ -52,7 +88,8 @@ def at_one_length(runs: Runs) -> tuple[Runs, list[Caution]]:
     for arm, of_arm in several.items():
         judged = max(of_arm, key=weight)
         others = [length for length in of_arm if length != judged]
-        kept &= (table["arm"] != arm) | ~table[column].isin(others)
+        finished = (table["outcome"].abs() < math.inf) | (column == "planned")
+        kept &= (table["arm"] != arm) | ~(table[column].isin(others) & finished)
     if kept.all():
         return runs, []
     names = [f"{arm} ({', '.join(f'{length:g}' for length in of_arm)})" for arm, of_arm in several.items()]
@@ -160,8 +197,10 @@ def chosen_runs(runs: Runs, tried: Mapping[str, Sequence[Configuration]], tuned:
 
 
 def losses_by_arm(runs: Runs, *, turn: bool, by: str = "run") -> Losses:
-    """Return the arms' losses by run or by seed. `turn`: outcomes of which larger ones are better."""
+    """Return the arms' losses by the number of the run or by seed. `turn`: of outcomes of which larger ones
+    are better."""
+    keys = runs.table.index if by == "run" else runs.table[by]
     found: Losses = {}
-    for arm, key, value in zip(runs.table["arm"], runs.table[by], runs.table["outcome"], strict=True):
+    for arm, key, value in zip(runs.table["arm"], keys, runs.table["outcome"], strict=True):
         found.setdefault(arm, {})[str(key)] = -value if turn else value
     return found

@@ -84,7 +84,8 @@ class Record(TypedDict):
     outcome: str  # what of a curve: `last val_loss`, in words
     unit: NotRequired[str]  # of outcomes that are no loss: `steps` to a target, of which fewer are better
     step: str  # unit of the curve's steps; empty where there is no curve
-    reference: str
+    reference: str  # empty: all pairs are compared, or a chain
+    chain: NotRequired[list[str]]  # arms, each of which is compared with the one before it
     paired: bool
     pairing: str  # why, in a sentence
     method: str  # how intervals and p-values were made, in a sentence or two

@@ -37,6 +37,7 @@ def steps_section(
             reference or best,
             key="seed" if paired else "run",
             pairs=asked.pairs or not reference,
+            chain=asked.chain,
             paired=paired,
         )
     return {"target": asked.target, "arms": arms, "ratios": ratios}
@@ -67,7 +68,12 @@ def lengths_section(
     if exchange is not None and len(set(lengths.values())) > 1:
         equal = steps.at_equal_steps(losses, lengths, exchange)
         compared = compare(
-            equal, reference or next(iter(losses)), pairs=not reference, paired=paired, margin=asked.margin
+            equal,
+            reference or next(iter(losses)),
+            pairs=not reference,
+            chain=asked.chain,
+            paired=paired,
+            margin=asked.margin,
         )
     return {
         "lengths": lengths,

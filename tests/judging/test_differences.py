@@ -175,6 +175,15 @@ def test_an_arm_that_always_diverged_is_worse_where_there_are_enough_runs(pairs)
         assert compare(arms, "a", paired=pairs)[0]["verdict"] == {"worse": "better"}.get(verdict, verdict)
 
 
+def test_two_diverged_runs_are_level_with_each_other():
+    arms = {name: by_run(name, [math.inf, math.nan, 1.0]) for name in "ab"}
+    (found,) = compare(arms, "b")
+    assert (found["median"], found["p"], found["verdict"]) == (0.0, 1.0, "undecided")
+    lost = {name: by_run(name, [math.inf] * 9) for name in "ab"}
+    (found,) = compare(lost, "b")
+    assert (found["low"], found["high"], found["p"], found["verdict"]) == (0.0, 0.0, 1.0, "level")
+
+
 def test_of_one_run_only_a_standard_deviation_from_elsewhere_makes_an_interval():
     arms = {"a": {"a-0": 2.0}, "b": by_run("b", [1.0, 1.1, 1.2, 1.3])}
     (without,), (found,) = compare(arms, "b"), compare(arms, "b", sigma=0.1)

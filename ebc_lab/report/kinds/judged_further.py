@@ -26,7 +26,7 @@ def tables(record: Record, shown: Shown) -> list[Table | None]:
     unit = record["step"] or "step"
     return [
         tuning(record["tuning"], shown),
-        steps_to_target(steps, unit, shown),
+        steps_to_target(steps, unit, record),
         ratios("ratios", f"Ratio of {unit}s to the target", steps.get("ratios") or (), unit),
         exchange(lengths, unit, shown),
         at_equal_steps(lengths, unit, shown),
@@ -90,7 +90,7 @@ def _tuned(arm: str, tuned: Mapping[str, Any], budget: int, shown: Shown) -> tup
 # -- steps ---------------------------------------------------------------------------------------------------
 
 
-def steps_to_target(found: Mapping[str, Any], unit: str, shown: Shown) -> Table | None:
+def steps_to_target(found: Mapping[str, Any], unit: str, record: Record) -> Table | None:
     """Return how soon the runs of each arm reach the target."""
     columns = (
         Column("Arm", "name", short="arm", head=True),
@@ -121,10 +121,9 @@ def steps_to_target(found: Mapping[str, Any], unit: str, shown: Shown) -> Table 
         )
         rows.append(filled(columns, values))
     target = found.get("target")
-    goal = (
-        f"{shown.unit} {'at least' if shown.higher else 'at most'} {target:g}" if target is not None else ""
-    )
-    note = "; ".join([*([goal] if goal else []), "a run that never reached it ranks behind those that did"])
+    least = "at least" if record["better"] == "higher" else "at most"
+    goal = [f"{record['loss']} {least} {target:g}"] if target is not None else []
+    note = "; ".join([*goal, "a run that never reached it ranks behind those that did"])
     title = f"{unit.capitalize()}s to the target"
     return Table("steps", title, columns, rows, note, f"{title}.") if rows else None
 
@@ -256,7 +255,9 @@ def standings(rule: Mapping[str, Any], shown: Shown) -> Table | None:
 
 def claims(rule: Mapping[str, Any], record: Record, shown: Shown) -> Table | None:
     """Return track3's comparisons of two results beside our verdict, where that pair was compared."""
-    ours = {(d["arm"], d["reference"]): d["verdict"] for d in record["differences"] if d["method"]}
+    at_equal_steps = (record["lengths"] or {"differences": []})["differences"]
+    compared = at_equal_steps or record["differences"]
+    ours = {(d["arm"], d["reference"]): d["verdict"] for d in compared if d["method"]}
     turned = {"better": "worse", "worse": "better"}
     ours |= {(b, a): turned.get(verdict, verdict) for (a, b), verdict in ours.items()}
     columns = (
@@ -274,6 +275,7 @@ def claims(rule: Mapping[str, Any], record: Record, shown: Shown) -> Table | Non
         own = ours.get((c["arm"], c["other"]), "")
         values = (c["arm"], c["other"], c["lower_by"], c["worth"], c["p"], holds, Cell(own))
         rows.append(filled(columns, values))
-    note = "each result against the one before it; jointly: the losses alone, without the worth of the steps"
+    worth = "with" if at_equal_steps else "the losses alone, without"
+    note = f"each result against the one before it; jointly: {worth} the worth of the steps"
     title = "One result against another, by track3’s rule"
     return Table("claims", title, columns, rows, note, f"{title}.") if rows else None
