@@ -57,7 +57,12 @@ class MLflowStore(Reader):
         for name, run in zip(names, kept, strict=True):
             started = pd.to_datetime(run["start"], unit="ms")
             about.append(
-                {"run": name, "name": run["name"] or run["key"][:8], "experiment": run["experiment"], "started": started}
+                {
+                    "run": name,
+                    "name": run["name"] or run["key"][:8],
+                    "experiment": run["experiment"],
+                    "started": started,
+                }
             )
         bad = [name for name, run in zip(names, kept, strict=True) if run["state"] not in ("FINISHED", "3")]
         if bad:
@@ -153,7 +158,7 @@ def _from_database(file: Path) -> tuple[list[dict[str, Any]], pd.DataFrame]:
 
 
 def _folders(path: Path) -> Iterator[Path]:
-    """Yield the folders of runs: those whose `meta.yaml` is a run's, and not an experiment's or a model's. The
+    """Yield the folders of runs: those whose `meta.yaml` is a run's, not an experiment's or a model's. The
     folders beside it say nothing: a store that went through git lacks those that are empty."""
     for file in files_below(path, r"meta\.yaml"):
         if OF_RUN.search(file.read_bytes()):
@@ -199,7 +204,9 @@ def _meta(file: Path) -> dict[str, Any]:
     try:
         return dict(yaml.safe_load(file.read_text("utf-8")) or {})
     except (yaml.YAMLError, ValueError, TypeError):
-        raise UserError(f"{file} is damaged, or is being written: call again, or leave its folder out.") from None
+        raise UserError(
+            f"{file} is damaged, or is being written: call again, or leave its folder out."
+        ) from None
 
 
 def _metric(file: Path) -> pd.DataFrame:

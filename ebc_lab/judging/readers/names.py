@@ -55,7 +55,8 @@ def split_name(name: str) -> tuple[str, dict[str, str]]:
         if match["seed"]:
             told["seed"] = match["seed"]
         else:
-            told[_called(match["key"] or match["known"])] = match["value"] or re.sub("(?<=[eE])_", "-", match["number"])
+            value = match["value"] or re.sub("(?<=[eE])_", "-", match["number"])
+            told[_called(match["key"] or match["known"])] = value
         return "\0"
 
     rest = PART.sub(taken, name)

@@ -40,7 +40,7 @@ class TrainerState(Reader):
         for run, of_run in _by_run(path).items():
             ends = _ends(of_run)
             copies += len(of_run) - len(ends)
-            states |= ends if len(ends) > 1 else {run: state for state in ends.values()}
+            states |= ends if len(ends) > 1 else dict.fromkeys([run], *ends.values())
         if not states:
             raise UserError(f"{path} holds no trainer_state.json.")
         runs = list(states.values())
@@ -64,7 +64,7 @@ class TrainerState(Reader):
 
 
 def _by_run(path: Path) -> dict[Path, dict[Path, dict[str, Any]]]:
-    """Return the folder of each run -> folder with a state, its own or of a checkpoint in it -> that state."""
+    """Return the folder of each run -> a folder with a state, its own or a checkpoint's -> that state."""
     by_run: dict[Path, dict[Path, dict[str, Any]]] = {}
     for file in files_below(path, STATE):
         folder = file.parent
@@ -80,7 +80,8 @@ def _ends(states: Mapping[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:
     ends: dict[Path, dict[str, Any]] = {}
     for folder in sorted(states, key=lambda folder: (-states[folder]["global_step"], len(folder.parts))):
         log = states[folder]["log_history"]
-        if not any(end["log_history"][: len(log)] == log for end in ends.values()):
+        as_text = json.dumps(log)  # in which NaN is NaN
+        if not any(json.dumps(end["log_history"][: len(log)]) == as_text for end in ends.values()):
             ends[folder] = states[folder]
     return ends
 

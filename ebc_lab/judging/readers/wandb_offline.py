@@ -63,8 +63,12 @@ class WandbOffline(Reader):
         except ImportError:
             raise needed("wandb", "wandb", path) from None
         runs: dict[str, _Run] = {}
-        torn, unreadable = [], []
+        torn, unreadable, seen = [], [], set[tuple[str, int]]()
         for log in sorted(files_below(path, LOG), key=lambda log: log.parent.name.split("run-", 1)[-1]):
+            content = (log.name, zlib.crc32(log.read_bytes()))
+            if log.parent.name == "latest-run" and content in seen:  # it was a link, and became a copy
+                continue
+            seen.add(content)
             try:
                 for record in _records(log):
                     _take(runs, log.stem, protocol.Record.FromString(record))
@@ -84,7 +88,10 @@ class WandbOffline(Reader):
         rows = [{"run": n} | row for n, run in enumerate(every) for row in _with_summary(run)]
         curves = pd.DataFrame(rows) if rows else pd.DataFrame({"run": []})
         names = told_apart([run.name for run in every], [run.key for run in every])
-        about = [{"run": name, "name": run.name or run.key} | run.about for name, run in zip(names, every, strict=True)]
+        about = [
+            {"run": name, "name": run.name or run.key} | run.about
+            for name, run in zip(names, every, strict=True)
+        ]
         steps = {step for run in every for step in run.steps} & set(curves.columns)
         unfinished = [name for name, run in zip(names, every, strict=True) if run.exit_code != 0]
         if unfinished:

@@ -142,3 +142,11 @@ def test_a_frame_of_runs_that_pandas_wrote_with_its_index_is_wide(tmp_path: Path
     assert list(source.frame.arm) == ["adam"] * 4 + ["muon"] * 4
     long = READER.read(written(tmp_path, ",arm,step,val_loss\n0,adam,1,2\n1,adam,2,2\n"), Asked())
     assert list(long.frame) == ["arm", "step", "val_loss"]
+
+
+def test_a_first_row_that_is_longer_than_the_first_look(tmp_path: Path) -> None:
+    names = [f"metric{n}" for n in range(5000)]
+    text = f"step,{','.join(names)},val_loss\n1,{','.join('0' * 5000)},2.5"
+    frame = READER.read(written(tmp_path, text), Asked()).frame
+    assert frame.shape == (1, 5002)
+    assert frame.val_loss[0] == 2.5
