@@ -39,6 +39,11 @@ def test_a_setting_called_n_steps_is_not_a_length_where_there_are_no_curves() ->
     assert not any(one["role"] == "planned" for one in judged.record["taken"])
 
 
+def test_one_arm_of_several_runs_is_not_said_to_lack_them() -> None:
+    record = judge(frame(arm="adam", seed=range(6))).record
+    assert record["method"] == "There is one arm, and so nothing is compared."
+
+
 def test_losses_without_any_scatter_are_not_said_to_scatter() -> None:
     record = judge(frame(val_loss=1.5)).record
     assert "unequal_spread" not in {caution["kind"] for caution in record["cautions"]}

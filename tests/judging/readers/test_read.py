@@ -100,7 +100,8 @@ def test_a_place_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 def test_a_pipe_in_a_folder_is_passed_over_and_a_pipe_itself_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.csv", "arm,val_loss\nadam,1\n")
-    for name in "b.csv c.jsonl metrics.csv run-1.wandb d.db trainer_state.json x.tfevents.1".split():
+    names = ["b.csv", "c.jsonl", "metrics.csv", "run-1.wandb", "d.db", "trainer_state.json", "x.tfevents.1"]
+    for name in names:
         os.mkfifo(tmp_path / name)
     (source,) = read([tmp_path], Asked())
     assert len(source.frame) == 1
