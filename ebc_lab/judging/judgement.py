@@ -193,6 +193,7 @@ def _record(
     tried = tuning.configurations_of(runs.table, runs.settings, higher=turn)
     tuned = tuning.tuning_of(tried, chosen_by=asked.choose or runs.loss, reported=runs.loss, lr=asked.lr)
     judged = outcomes.chosen_runs(runs, tried, tuned)
+    varying = [name for name in runs.settings if runs.table[name].map(str).nunique() > 1]
     losses = outcomes.losses_by_arm(judged, turn=turn)
     reference = reference_of(losses, asked)
     paired, pairing = pairing_of(judged, losses, asked)
@@ -225,9 +226,9 @@ def _record(
         "taken": taken,
         "answer": [],
         "cautions": [],
-        "arms": _arm_records(judged, losses, asked, turn=turn),
+        "arms": _arm_records(judged, varying, losses, asked, turn=turn),
         "differences": [_difference_record(one, turn=turn) for one in compared],
-        "tuning": cast(dict[str, Any] | None, tuned),
+        "tuning": cast(dict[str, Any] | None, tuning.turned(tuned) if turn and tuned else tuned),
         "steps": sections.steps_section(judged, reference, in_order(losses)[0], asked, paired=paired),
         "lengths": sections.lengths_section(every, judged, keyed, reference, asked, paired=paired, turn=turn),
         "rule": sections.rule_section(judged, asked),
@@ -326,10 +327,11 @@ def in_order(losses: outcomes.Losses) -> list[str]:
 # -- rows of the record --------------------------------------------------------------------------------------
 
 
-def _arm_records(runs: Runs, losses: outcomes.Losses, asked: Asked, *, turn: bool) -> list[ArmRecord]:
+def _arm_records(
+    runs: Runs, settings: Sequence[str], losses: outcomes.Losses, asked: Asked, *, turn: bool
+) -> list[ArmRecord]:
     """Return a row for each arm, the best first: by mean, an arm with diverged runs behind those without."""
     table = runs.table
-    varying = [name for name in runs.settings if table[name].map(str).nunique() > 1]
     records = []
     for arm, of_arm in losses.items():
         summary: dict[str, Any] = dict(differences.arm_summary(list(of_arm.values())))
@@ -338,7 +340,7 @@ def _arm_records(runs: Runs, losses: outcomes.Losses, asked: Asked, *, turn: boo
         records.append(
             {
                 "arm": arm,
-                "configuration": {name: rows[name].iloc[0] for name in varying},
+                "configuration": {name: rows[name].iloc[0] for name in settings},
                 **(_turned(summary) if turn else summary),
                 "length": lengths.pop() if len(lengths) == 1 else None,
                 "at": asked.at.get(arm, asked.at.get("")),

@@ -22,7 +22,7 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from ebc_lab.records.decisions import Window
 from ebc_lab.study.stages.statistics import (
@@ -175,6 +175,39 @@ def tuning_of(
         "equal": max(map(len, arms.values())) == budget,
         "arms": {arm: _tuned(tried, same, budget, lr, within) for arm, tried in arms.items()},
     }
+
+
+def turned(tuning: Tuning) -> Tuning:
+    """Return the tuning of losses as that of scores, of which larger ones are better: figures change their
+    signs, and the ends of intervals their places."""
+    arms = {}
+    for arm, of_arm in tuning["arms"].items():
+        expected = [
+            {
+                **one,
+                **{key: _negative(one[key]) for key in ("expected", "dodge", "median")},
+                "low": _negative(one["high"]),
+                "high": _negative(one["low"]),
+            }
+            for one in of_arm["expected"]
+        ]
+        window = of_arm["window"]
+        arms[arm] = {
+            **of_arm,
+            "chosen": _turned_means(of_arm["chosen"]),
+            "lower": _turned_means(of_arm["lower"]) if of_arm["lower"] else None,
+            "expected": expected,
+            "window": {**window, "loss": -window["loss"]} if window else None,
+        }
+    return cast(Tuning, {**tuning, "arms": arms})
+
+
+def _turned_means(tried: Tried) -> Tried:
+    return {**tried, "loss": _negative(tried["loss"]), "outcome": _negative(tried["outcome"])}
+
+
+def _negative(value: float | None) -> float | None:
+    return None if value is None else -value
 
 
 def luck_of(tuning: Tuning | None, arm: str) -> Luck:
