@@ -32,6 +32,7 @@ from ebc_lab.study.stages.statistics import (
     WINDOW_NATS,
     Luck,
     chances_of_lowest,
+    finite_or_none,
     noise_of_runs,
     window,
 )
@@ -231,7 +232,7 @@ def _tuned(tried: Sequence[Configuration], same: bool, budget: int, lr: str, wit
 
     def described(i: int) -> Tried:
         settings = {name: _plain(value) for name, value in tried[i].settings.items()}
-        loss, outcome = _finite(choosing[i]), _finite(outcomes[i])
+        loss, outcome = finite_or_none(choosing[i]), finite_or_none(outcomes[i])
         return {"number": i, "settings": settings, "runs": counts[i], "loss": loss, "outcome": outcome}
 
     best = min(range(len(tried)), key=rank)
@@ -291,14 +292,14 @@ def expected_best(choosing: Sequence[float], outcomes: Sequence[float], ks: Iter
         low = high = None
         if same:
             first, last = stats.binom.ppf([tails, 1 - tails], n, 1 - 0.5 ** (1 / k)).astype(int)
-            low = _finite(ranked[first - 1]) if first else None
-            high = _finite(ranked[last]) if last < n else None
+            low = finite_or_none(ranked[first - 1]) if first else None
+            high = finite_or_none(ranked[last]) if last < n else None
         found.append(
             {
                 "k": k,
-                "expected": _finite(_mean(values, weights)),
-                "dodge": _finite(_mean(values, dodge)),
-                "median": _finite(ranked[middle]),
+                "expected": finite_or_none(_mean(values, weights)),
+                "dodge": finite_or_none(_mean(values, dodge)),
+                "median": finite_or_none(ranked[middle]),
                 "low": low,
                 "high": high,
             }
@@ -444,7 +445,3 @@ def _plain(value: Any) -> Any:
         return None
     plain = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
     return value if plain else str(value)
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
