@@ -15,8 +15,8 @@ from ebc_lab import __version__
 from ebc_lab.config.errors import any_of, nearest, require
 
 from . import cautions, differences, outcomes, sections, sentences, tuning
-from .asked import Asked
-from .columns import choose_columns
+from .asked import Asked, asked_of
+from .columns import choose_columns, plain_frame
 from .record import ArmRecord, Caution, DifferenceRecord, Record, Taken
 from .runs import Runs, joined, runs_of
 
@@ -45,7 +45,7 @@ def judge(runs: pd.DataFrame | Paths | Sequence[Paths], **asked: Any) -> Judgeme
     Raises:
         UserError: it cannot be told which column is what, or a column does not hold what it is taken for.
     """
-    return judged(runs, Asked(**asked))
+    return judged(runs, asked_of(asked))
 
 
 def judged(runs: pd.DataFrame | Paths | Sequence[Paths], asked: Asked) -> Judgement:
@@ -56,11 +56,15 @@ def judged(runs: pd.DataFrame | Paths | Sequence[Paths], asked: Asked) -> Judgem
 
     check(asked)
     if isinstance(runs, pd.DataFrame):
-        sources = [Source(runs, f"a frame of {len(runs):,} rows")]
+        sources = [Source(plain_frame(runs), f"a frame of {len(runs):,} rows")]
     else:
         from .readers import read
 
-        paths = [runs] if isinstance(runs, str | os.PathLike) else list(runs)
+        paths = [runs] if isinstance(runs, str | os.PathLike) else list(runs or ())
+        require(
+            all(isinstance(path, str | os.PathLike) for path in paths),
+            "judge takes a frame of pandas, or the places of files and folders: join several frames into one.",
+        )
         sources = read([Path(path) for path in paths], asked)
     chosen = [choose_columns(source, asked) for source in sources]
     made = joined([runs_of(source, columns) for source, columns in chosen])
@@ -286,11 +290,15 @@ def pairing_of(runs: Runs, losses: Mapping[str, Mapping[str, float]], asked: Ask
         return False, "Runs are compared unpaired, as asked."
     if not known:
         return False, "No column gives every run a seed, so nothing is paired."
+    if len(seeds) == 1:
+        return False, "There is one arm, so nothing is paired."
+    if max(len(of_arm) for of_arm in losses.values()) == 1:
+        return False, "Each arm has one run, so nothing is paired."
     alike = {frozenset(of_arm) for of_arm in seeds.values()}
     shared = len(next(iter(alike)))
     if doubled:
         return False, "An arm has two runs of one seed, so nothing is paired."
-    if len(seeds) > 1 and len(alike) == 1 and shared > 1:
+    if len(alike) == 1 and shared > 1:
         return True, (
             f"Every arm has the same {shared} seeds, so runs are paired by seed; say --unpaired if one seed "
             "does not give two arms the same weights or data."

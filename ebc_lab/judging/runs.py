@@ -7,6 +7,7 @@ named in `Runs.cautions`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from .columns import RATES, Columns, plain
 from .readers.reader import Source
 from .record import Caution
 from .repeats import repeated_steps
-from .words import count, listed
+from .words import count, has_or_have, listed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,19 +102,24 @@ def _numbers(frame: pd.DataFrame, column: str, role: str) -> np.ndarray[Any, Any
     text = text.mask(text == "")
     percent = text.str.endswith(PERCENT).fillna(False)
     if percent.any():
-        require(
-            bool((percent | text.isna()).all()),
-            f"column {column} has percentages in some rows and plain numbers in others (row "
-            f"{_first_row(~percent & text.notna())}): write them alike.",
-        )
+        others = ~percent & text.notna()
+        if others.any():
+            raise UserError(
+                f"column {column} has percentages in some rows and plain numbers in others (row "
+                f"{_first_row(others)}): write them alike."
+            )
         text = text.str.rstrip(PERCENT)
     numbers = pd.to_numeric(text, errors="coerce")
     words = numbers.isna() & text.notna() & ~text.str.lower().isin(("nan", "inf", "-inf", "infinity"))
     if words.any():
-        row = int(np.flatnonzero(words.to_numpy())[0])
+        row = _first_row(words)
+        cell = str(text.iloc[row - 1])
+        mend = "mend that row"
+        if re.fullmatch(r"[-+]?\d+,\d+", cell):
+            mend = "write numbers with a decimal point"
         raise UserError(
-            f"column {column} is taken as the {role} and holds {shown(str(values.iloc[row]))} in row "
-            f"{row + 1}: mend that row, or say with --{role} which column it is."
+            f"column {column} is taken as the {role} and holds {shown(cell)} in row {row}: {mend}, or say "
+            f"with --{role} which column it is."
         )
     logged = text.notna() & numbers.isna()
     return numbers.mask(logged, math.inf).to_numpy(dtype=np.float64, na_value=np.nan)
@@ -129,11 +135,11 @@ def _refuse_blank_steps(step: Any, logged: Any, columns: Columns) -> None:
     import numpy as np
 
     blank = np.flatnonzero(logged & ~np.isfinite(step))
-    require(
-        not len(blank),
-        f"{len(blank)} rows have a {columns.loss} and no {columns.step} (the first is row "
-        f"{(blank[0] if len(blank) else 0) + 1}): give each its step, or leave the rows out.",
-    )
+    if len(blank):
+        raise UserError(
+            f"{count(len(blank), 'row')} with a {columns.loss} {has_or_have(len(blank))} no {columns.step} "
+            f"(the first is row {blank[0] + 1}): give each its step, or leave the rows out."
+        )
 
 
 # -- runs ----------------------------------------------------------------------------------------------------
@@ -211,12 +217,12 @@ def _refuse_blank_arms(table: pd.DataFrame, first: Any, columns: Columns) -> Non
     import numpy as np
 
     blank = np.flatnonzero(table["arm"].isna().to_numpy())
-    require(
-        not len(blank),
-        f"{len(blank)} {'runs' if columns.step else 'rows'} have no value in column {columns.arm}, which "
-        f"names the arm (the first in row {(first[blank[0]] if len(blank) else 0) + 1}): fill it in, or "
-        "leave them out.",
-    )
+    if len(blank):
+        what = count(len(blank), "run" if columns.step else "row")
+        raise UserError(
+            f"{what} {has_or_have(len(blank))} no value in column {columns.arm}, which names the arm (the "
+            f"first in row {first[blank[0]] + 1}): fill it in, or leave those rows out."
+        )
 
 
 def _table(frame: pd.DataFrame, columns: Columns, codes: Any, keys: Sequence[str]) -> pd.DataFrame:
@@ -267,7 +273,7 @@ def _names(rows: pd.DataFrame, columns: Columns, keys: Sequence[str], table: pd.
 
 def _text(value: Any) -> str | None:
     """Return a value as text, a whole number without its point; None for a blank."""
-    if value is None or value != value:
+    if value is None or value != value or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return str(int(value))
@@ -346,7 +352,7 @@ def _blank_ends(codes: Any, step: Any, logged: Any) -> Any:
 
 def _blank_caution(names: Sequence[str], loss: str) -> Caution:
     sentence = (
-        f"{count(len(names), 'run')} ({listed(names)}) {'has' if len(names) == 1 else 'have'} rows without a "
+        f"{count(len(names), 'run')} ({listed(names)}) {has_or_have(len(names))} rows without a "
         f"{loss} at the end, at steps where other runs have one: this counts as a loss that is not finite."
     )
     return Caution(kind="blank_end", sentence=sentence, runs=list(names))
