@@ -75,13 +75,18 @@ def asked_of(options: Mapping[str, Any]) -> Asked:
         given["at"] = steps_at([str(at)])
     if isinstance(given.get("exchange"), str):
         given["exchange"] = exchange_of(given["exchange"])
-    if "sigma" in given:
-        given["sigma"] = str(given["sigma"])
-    given["settings"] = tuple(given.get("settings", ()))
+    for option in fields(Asked):  # names of columns and arms may be numbers in a frame
+        if option.name in given and option.type == "str":
+            given[option.name] = str(given[option.name])
+    for name in ("settings", "chain"):
+        given[name] = tuple(map(str, given.get(name, ())))
     asked = Asked(**given)
     for name in ("target", "margin", "exchange"):
         value = getattr(asked, name)
         require(value is None or isinstance(value, SupportsFloat), f"{name} is a number, not {value!r}.")
+    for name in ("pairs", "distinct", "paired"):
+        value = getattr(asked, name)
+        require(value is None or isinstance(value, bool), f"{name} is True or False, not {value!r}.")
     require(isinstance(asked.at, Mapping), f"at is a step, or {{arm: step}}, not {asked.at!r}.")
     return asked
 

@@ -180,6 +180,9 @@ def _refuse_two_roles(asked: Asked) -> None:
             raise UserError(f"--{roles[column]} and --{role} both name column {column}: it can be one of them.")
         if column:
             roles[column] = role
+    for column in asked.settings:
+        if column in roles:
+            raise UserError(f"--{roles[column]} and --setting both name column {column}: it can be one of them.")
 
 
 class _Search:

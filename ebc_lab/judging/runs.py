@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ROLES = ("run", "arm", "seed", "source", "planned", "length", "rows", "started", "outcome", "chosen_by")
 PERCENT = "%"
+LARGEST = 1e100  # an outcome beyond it counts as not finite: its square would not be
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def runs_of(source: Source, columns: Columns) -> Runs:
         table["outcome"] = loss
         table["chosen_by"] = _numbers(frame, columns.choose, "choose") if columns.choose else loss
     for name in ("outcome", "chosen_by"):
-        table[name] = table[name].where(np.isfinite(table[name]), worst)
+        table[name] = table[name].where(table[name].abs() < LARGEST, worst)
     return Runs(table, curves, settings, columns.loss, columns.better, unit, tuple(cautions))
 
 
@@ -157,6 +158,9 @@ def _runs_in(frame: pd.DataFrame, columns: Columns) -> tuple[Any, list[str]]:
         return _numbered(frame, keys), keys
     keys = [name for name in (columns.arm, columns.seed) if name]
     keys += [name for name in columns.settings if not _follows_steps(frame, name, keys, columns)]
+    length = columns.planned
+    if length and _varies_within(frame[length], _numbered(frame, keys)):
+        keys += [length] if not _follows_steps(frame, length, keys, columns) else []
     return _numbered(frame, keys), keys
 
 
@@ -245,7 +249,8 @@ def _table(frame: pd.DataFrame, columns: Columns, codes: Any, keys: Sequence[str
     started = rows[columns.started] if columns.started else pd.Series(pd.NaT, index=rows.index)
     table["started"] = _times(started)
     for name in columns.settings:
-        table[_setting_name(name)] = rows[name].astype(object).where(rows[name].notna(), None)
+        values = rows[name] if rows[name].dtype.kind in "iufbO" else rows[name].map(_text)
+        table[_setting_name(name)] = values.astype(object).where(rows[name].notna(), None)
     return table
 
 
@@ -379,6 +384,21 @@ def _with_curves(
         chosen[codes[logged]] = choosing[logged]  # the last one logged
         table["chosen_by"] = chosen
     return table
+
+
+def alike_arms(table: pd.DataFrame) -> list[Caution]:
+    """Return a caution where the names of arms differ only in capitals or in spaces."""
+    by_letters: dict[str, list[str]] = {}
+    for arm in dict.fromkeys(table["arm"]):
+        by_letters.setdefault("".join(arm.split()).casefold(), []).append(arm)
+    alike = [" and ".join(map(repr, arms)) for arms in by_letters.values() if len(arms) > 1]
+    if not alike:
+        return []
+    sentence = (
+        f"Arms are told apart by capitals or spaces alone: {listed(alike)}. They are taken for different arms; "
+        "write them alike if they are one."
+    )
+    return [Caution(kind="alike_arms", sentence=sentence, runs=[])]
 
 
 def joined(several: Sequence[Runs]) -> Runs:
