@@ -66,7 +66,7 @@ def cautions(runs: Runs, judged: Runs, asked: Asked, tuned: Tuning | None) -> li
         _training_loss(runs),
         _confounded(runs),
         _unequal_tuning(runs, tuned) if tuned else None,
-        _ended_early(runs, curves),
+        _ended_early(runs, asked, curves),
         _unequal_lengths(chosen, runs, asked),
         _unequal_cadence(runs, asked, curves),
         _smoothed(runs, curves),
@@ -254,11 +254,7 @@ def _diverged(runs: Runs, asked: Asked, curves: _Curves) -> Caution | None:
     if not len(lost):
         return None
     per_arm = table.loc[lost].groupby("arm", sort=False).size()
-    words = "never reached the target" if asked.outcome == "target" else "diverged or lack an outcome"
-    sentence = (
-        f"{len(lost):,} of {count(len(table), 'run')} {words} ({_arms(per_arm)}): they rank behind "
-        "every other run and are not dropped, so a median can be compared where a mean cannot"
-    )
+    words = "never reached the target" if asked.outcome == "target" else "diverged or have no value"
     steps = []
     for i in np.flatnonzero(np.isin(curves.run, lost)):
         loss = curves.loss[curves.start[i] : curves.end[i]]
@@ -266,16 +262,15 @@ def _diverged(runs: Runs, asked: Asked, curves: _Curves) -> Caution | None:
         after = (finite[-1] if len(finite) else -1) + 1
         if after < len(loss):
             steps.append(float(curves.step[curves.start[i] + after]))
-    if steps:
-        sentence += (
-            f"; {count(len(steps), 'curve')} {'ends' if len(steps) == 1 else 'end'} in NaN or infinity, the "
-        )
-        sentence += f"earliest from {runs.step_name} {min(steps):g} on"
-    sentence += f". They are: {listed(_names(table, lost))}."
+    since = f", the earliest from {runs.step_name} {min(steps):g} on" if steps else ""
+    sentence = (
+        f"{len(lost):,} of {count(len(table), 'run')} {words} ({_arms(per_arm)}{since}): "
+        f"{listed(_names(table, lost))}. They rank behind every other run, and none is dropped."
+    )
     return Caution(kind="diverged", sentence=sentence, runs=_names(table, lost))
 
 
-def _ended_early(runs: Runs, curves: _Curves) -> Caution | None:
+def _ended_early(runs: Runs, asked: Asked, curves: _Curves) -> Caution | None:
     """Runs whose last row comes before the planned end by more than the distance of their last two rows."""
     import numpy as np
 
@@ -284,19 +279,17 @@ def _ended_early(runs: Runs, curves: _Curves) -> Caution | None:
     several = curves.end - curves.start > 1
     last = curves.end[several] - 1
     distance[curves.run[several]] = curves.step[last] - curves.step[last - 1]
-    short = table[(table["planned"] - table["length"] > np.maximum(distance, 1)).to_numpy()]
+    early = table["planned"] - table["length"] > np.maximum(distance, 1)
+    short = table[(early & ~table["arm"].isin(list(asked.at))).to_numpy()]
     if short.empty:
         return None
     ends = short.groupby("arm", sort=False)["length"].agg(["size", "nunique"])
     alike = ends.index[(ends["nunique"] == 1) & (ends["size"] == table["arm"].value_counts()[ends.index])]
-    meant = f"; all runs of {listed(alike)} ended at the same one, which looks intended" * (len(alike) > 0)
-    firsts = short.drop_duplicates("arm").itertuples()
-    places = listed(f"{r.run} at {r.length:g} of {r.planned:g}" for r in firsts)
+    meant = f" All runs of {listed(alike)} ended at one step, which looks intended." * (len(alike) > 0)
     sentence = (
-        f"{count(len(short), 'run')} ended before the planned {_units(runs)} "
-        f"({_arms(ends['size'])}; the first of each arm: {places}{meant}): an unfinished "
-        "schedule of the learning rate makes the last loss too high; find out why they ended, and leave runs "
-        "out only for a reason that does not depend on their loss."
+        f"{count(len(short), 'run')} ended before the planned {_units(runs)} ({_arms(ends['size'])}): where a "
+        f"schedule of the learning rate did not finish, the last loss is too high.{meant} Leave runs out only "
+        "for a reason that does not depend on their loss."
     )
     return Caution(kind="ended_early", sentence=sentence, runs=_names(table, short.index))
 
@@ -324,8 +317,8 @@ def _identical(runs: Runs, curves: _Curves) -> Caution | None:
     what = "the same curve" if len(curves.run) else "the same outcome"
     sentence = (
         f"{count(sum(map(len, names)), 'run')} have {what} as another to the last digit "
-        f"({listed((' = '.join(group[:3]) + ' …' * (len(group) > 3) for group in names), 3)}): a copy, "
-        "or a seed that the training ignores; identical runs are one run, so leave out all but one of them."
+        f"({listed((' = '.join(group[:3]) + ' …' * (len(group) > 3) for group in names), 3)}): copies, or "
+        "a seed that the training ignores. Count them once (--distinct)."
     )
     return Caution(kind="identical", sentence=sentence, runs=[name for group in names for name in group])
 
@@ -423,7 +416,7 @@ def _chosen_by_reported(runs: Runs, tuned: Tuning) -> Caution | None:
         return None
     known = [of["optimism"] for arm, of in tuned["arms"].items() if arm in several]
     sizes = [abs(size) for size in known if size is not None]
-    size = f", by about {min(sizes):.2g} to {max(sizes):.2g} as their noise suggests" if sizes else ""
+    size = f", by up to {max(sizes):.2g} as their noise suggests" if sizes else ""
     sentence = (
         f"{tuned['reported']} chooses the configuration of {count(len(several), 'arm')} and is "
         f"reported of it (tried: {_arms(several)}): the best of several is too good by luck{size}; choose "
@@ -509,10 +502,9 @@ def _unequal_cadence(runs: Runs, asked: Asked, curves: _Curves) -> Caution | Non
     if apart.iloc[-1] <= 1.5 * apart.iloc[0]:
         return None
     sentence = (
-        f"Near their ends the arms were evaluated unequally often, from about every {apart.iloc[0]:.3g} "
-        f"{_units(runs)} ({apart.index[0]}) to every {apart.iloc[-1]:.3g} ({apart.index[-1]}): a "
-        "first step below a target, or a best value, is found earlier by whoever looks more often; "
-        "differences of less than one such distance mean nothing."
+        f"Near their ends the arms were evaluated from every {apart.iloc[0]:.3g} {_units(runs)} "
+        f"({apart.index[0]}) to every {apart.iloc[-1]:.3g} ({apart.index[-1]}): whoever looks more often finds "
+        "a first step below a target, or a best value, earlier."
     )
     return Caution(kind="unequal_cadence", sentence=sentence, runs=_names(runs.table, curves.run))
 

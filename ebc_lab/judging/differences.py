@@ -4,7 +4,7 @@ Distributions and tests are scipy's, and comparisons over shared seeds are those
 (ebc_lab/study/stages/statistics.py). For runs that share no seeds:
 
 * Welch's t-interval. It is too narrow where an arm of two or three runs, whose variance may come out tiny by
-  chance, stands against many more (2 against 20 runs of equal variance: an error of 11% in place of 5%).
+  chance, stands against many more (2 against 20 runs of equal variance: an error of 12% in place of 5%).
   There the t has the freedom of the smaller arm, which is never too narrow (Mickey & Brown 1966).
 * Where a run diverged, it ranks behind all others, and the interval is that of Hodges & Lehmann (1963), which
   inverts the exact test of Mann & Whitney (1947). It alone judges: a mere count of diverged runs has no known

@@ -334,7 +334,8 @@ def _curves(
     rows, repeats = repeated_steps(codes, step, loss, names, plain(columns.step))
     if rows is not None:
         codes, step, loss = codes[rows], step[rows], loss[rows]
-    return pd.DataFrame({"run": codes, "step": step, "loss": loss}), [*cautions, *repeats]
+    curves = pd.DataFrame({"run": codes, "step": step, "loss": loss}, copy=False)
+    return curves, [*cautions, *repeats]
 
 
 def _blank_ends(codes: Any, step: Any, logged: Any) -> Any:

@@ -61,11 +61,14 @@ def rounded(value: float | None, half_width: float | None = None, *, sign: bool 
 
 
 def span(low: float | None, high: float | None) -> str:
-    """Return an interval, such as `[-0.0042, -0.0011]`; an infinite end as `∞`."""
+    """Return the interval of a difference, such as `[-0.0042, -0.0011]`; an infinite end as `∞`."""
     width = (high - low) / 2 if low is not None and high is not None else None
     width = width or next((abs(x) for x in (low, high) if x), None)
-    ends = ("−∞" if low is None else rounded(low, width), "∞" if high is None else rounded(high, width))
-    return f"[{ends[0]}, {ends[1]}]"
+    ends = (
+        "−∞" if low is None else rounded(low, width, sign=True),
+        "∞" if high is None else rounded(high, width, sign=True),
+    )
+    return f"[{', '.join(ends)}]"
 
 
 def difference_in_words(one: DifferenceRecord) -> str:
@@ -106,7 +109,8 @@ def answer(record: Record) -> list[str]:
     elif "chain" in record:
         lines = _along_chain(record, by)
     elif not record["reference"]:
-        lines = [f"{by} {_about_best(record)}"]
+        first, *rest = _about_best(record)
+        lines = [f"{by} {first}", *rest]
     elif len(compared) == 1:
         lines = [f"{by} {_alone(compared[0], record)}"]
     else:
@@ -132,27 +136,25 @@ def _alone(one: DifferenceRecord, record: Record) -> str:
 def _against_reference(record: Record, by: str) -> list[str]:
     """Return the answer of several comparisons with one reference, a line for each verdict."""
     reference, compared = record["reference"], record["differences"]
-    words = {
-        "better": "better than",
-        "level": "level with",
-        "worse": "worse than",
-        "undecided": "undecided against",
-    }
+    relations = {"better": "better than", "level": "level with", "worse": "worse than"}
     lines = []
-    for verdict, relation in words.items():
+    for verdict, relation in relations.items():
         named = [f"{x['arm']} ({difference_in_words(x)})" for x in compared if x["verdict"] == verdict]
         if named:
-            lines.append(f"{relation} {reference}: {listed(named)}.")
+            verb = "is" if len(named) == 1 else "are"
+            lines.append(f"{listed(named)} {verb} {relation} {reference}.")
         elif verdict == "better":
             lines.append(f"no arm is shown to be better than {reference}.")
     lines[0] = f"{by} {lines[0]}"
-    lines[1:] = [f"{line[:1].upper()}{line[1:]}" for line in lines[1:]]
-    lines.append(f"Intervals are joint over {len(compared)} comparisons.")
-    return [*lines, *_needed([one for one in compared if one["verdict"] == "undecided"])]
+    undecided = [one for one in compared if one["verdict"] == "undecided"]
+    if undecided:
+        named = [f"{x['arm']} ({difference_in_words(x)})" for x in undecided]
+        lines.append(f"Undecided: {listed(named)}.")
+    return [*lines, *_needed(undecided), f"Intervals are joint over {len(compared)} comparisons."]
 
 
 def _along_chain(record: Record, by: str) -> list[str]:
-    """Return which arms of a chain are better than the one before; at equal steps where these have a worth."""
+    """Return which arms of a chain are better than the one before, at equal steps if a step has a worth."""
     lengths = record["lengths"] or {"differences": []}
     compared, how = record["differences"], by.removeprefix("By ").rstrip(",")
     if lengths["differences"]:
@@ -169,7 +171,7 @@ def _along_chain(record: Record, by: str) -> list[str]:
     return lines
 
 
-def _about_best(record: Record) -> str:
+def _about_best(record: Record) -> list[str]:
     """Return how the best arm stands to all others, where there is no reference."""
     first = record["arms"][0]
     best, others = first["arm"], len(record["arms"]) - 1
@@ -182,12 +184,11 @@ def _about_best(record: Record) -> str:
     mean = f" (mean {rounded(first['mean'], first['sd'])})" if first["mean"] is not None else ""
     told = f"{best} is the best of {others + 1} arms{mean}"
     if not open_ones:
-        return f"{told}, and better than each of the others, jointly over all pairs."
+        return [f"{told}, and better than each of the others, jointly over all pairs."]
     if len(open_ones) == others:
-        return f"{told}, and cannot be told from any of the others."
-    shown = others - len(open_ones)
-    better = f"better than {shown} of the others, jointly over all pairs"
-    return f"{told}: {better}; not told from {listed(open_ones)}."
+        return [f"{told}, and cannot be told from any of the others."]
+    shown = f"better than {others - len(open_ones)} of the others, jointly over all pairs"
+    return [f"{told}, {shown}.", f"It cannot be told from {listed(open_ones)}."]
 
 
 def _needed(undecided: Sequence[DifferenceRecord]) -> list[str]:

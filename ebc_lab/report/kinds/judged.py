@@ -39,13 +39,14 @@ def tables(record: Record) -> list[Table]:
 
 
 def _arms(record: Record, shown: Shown) -> Table:
+    lost = "diverged" if shown.unit == record["loss"] else "never there"  # of steps to a target
     columns = (  # on a phone the first three are on screen
         Column("Arm", "name", short="arm", head=True),
         Column("Mean", "figure", shown.value, "mean"),
         Column("Interval", "figure", short="interval", optional=True),
         Column("Deviation", "figure", shown.spread, "sd", optional=True),
         Column("Runs", "figure", brief, "runs"),
-        Column("Diverged", "figure", short="diverged", optional=True),
+        Column(lost.capitalize(), "figure", short=lost, optional=True),
         Column("Median", "figure", shown.value, "median", on=(PAGE,)),
         Column("Interval of the median", "figure", short="of the median", on=(PAGE,), optional=True),
         Column("Lowest", "figure", shown.value, "lowest", on=(PAGE,)),
@@ -57,7 +58,10 @@ def _arms(record: Record, shown: Shown) -> Table:
     rows = [_arm(arm, columns, shown, arm["arm"] == record["reference"]) for arm in record["arms"]]
     note = f"{record['outcome']}; {'more' if shown.higher else 'less'} is better; 95% t-intervals of the mean"
     if any(arm["diverged"] for arm in record["arms"]):
-        note += "; a diverged run ranks behind every other, so its arm has no mean but a median, with the "
+        such = "diverged" if lost == "diverged" else "never got there"
+        note += (
+            f"; a run that {such} ranks behind every other, so its arm has no mean but a median, with the "
+        )
         note += "interval of order statistics at the confidence beside it"
     return Table("arms", "Arms", columns, rows, note, f"Arms by {shown.unit}.")
 

@@ -26,7 +26,7 @@ def tables(record: Record, shown: Shown) -> list[Table | None]:
     unit = record["step"] or "step"
     return [
         tuning(record["tuning"], shown),
-        steps_to_target(steps, unit, shown),
+        steps_to_target(steps, unit, record),
         ratios("ratios", f"Ratio of {unit}s to the target", steps.get("ratios") or (), unit),
         exchange(lengths, unit, shown),
         at_equal_steps(lengths, unit, shown),
@@ -90,7 +90,7 @@ def _tuned(arm: str, tuned: Mapping[str, Any], budget: int, shown: Shown) -> tup
 # -- steps ---------------------------------------------------------------------------------------------------
 
 
-def steps_to_target(found: Mapping[str, Any], unit: str, shown: Shown) -> Table | None:
+def steps_to_target(found: Mapping[str, Any], unit: str, record: Record) -> Table | None:
     """Return how soon the runs of each arm reach the target."""
     columns = (
         Column("Arm", "name", short="arm", head=True),
@@ -121,10 +121,9 @@ def steps_to_target(found: Mapping[str, Any], unit: str, shown: Shown) -> Table 
         )
         rows.append(filled(columns, values))
     target = found.get("target")
-    goal = (
-        f"{shown.unit} {'at least' if shown.higher else 'at most'} {target:g}" if target is not None else ""
-    )
-    note = "; ".join([*([goal] if goal else []), "a run that never reached it ranks behind those that did"])
+    least = "at least" if record["better"] == "higher" else "at most"
+    goal = [f"{record['loss']} {least} {target:g}"] if target is not None else []
+    note = "; ".join([*goal, "a run that never reached it ranks behind those that did"])
     title = f"{unit.capitalize()}s to the target"
     return Table("steps", title, columns, rows, note, f"{title}.") if rows else None
 

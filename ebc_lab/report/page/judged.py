@@ -10,8 +10,9 @@ import hashlib
 import io
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -192,9 +193,9 @@ def _drawn(record: Record, runs: Runs) -> tuple[list[Drawing], bytes]:
     from ..pictures.render import pdf, svg
 
     source = "; ".join(record["sources"])
-    draw = {
-        "outcomes": lambda at: draw_outcomes(record, at),
-        "curves": lambda at: draw_curves(record, runs, at),
+    draw: dict[str, Callable[[Source], Sheet | None]] = {
+        "outcomes": partial(draw_outcomes, record),
+        "curves": partial(draw_curves, record, runs),
     }
     made = []
     with matplotlib.rc_context(fname=STYLE), warnings.catch_warnings():

@@ -80,6 +80,16 @@ def test_an_interval_is_drawn_on_the_side_that_its_direction_makes_better(better
     assert ("above" if better == "higher" else "below") + " zero is better" in table.note
 
 
+def test_steps_to_a_target_are_judged_in_steps_and_the_target_is_one_of_the_loss():
+    arms = {"muon": [900.0, 1000.0, 1100.0], "adamw": [1200.0, 1300.0, math.inf]}
+    steps = {"target": 0.78, "arms": {}, "ratios": []}
+    record = record_of(arms, "adamw", unit="steps", loss="val_acc", better="higher", steps=steps)
+    table = named(judged.tables(record), "arms")
+    assert seen(table, TERMINAL)["adamw"]["never there"] == "1"
+    assert "less is better" in table.note
+    assert "never got there ranks behind" in table.note
+
+
 def test_all_pairs_name_both_arms():
     record = record_of(ARMS, "adamw")
     record["differences"][0]["reference"], record["reference"] = "lion", ""
@@ -154,6 +164,8 @@ def test_steps_show_how_many_reached_the_target_and_the_ratio():
         "3 of 4",
     )
     assert "val_loss at most 3.28" in named(tables, "steps").note
+    turned = judged.tables(record_of(ARMS, "adamw", steps=steps, better="higher", unit="steps"))
+    assert "val_loss at least 3.28" in named(turned, "steps").note
     against = seen(named(tables, "ratios"), TERMINAL)["muon"]
     assert (against["ratio"], against["joint interval"]) == ("×0.900", "[0.850, 0.950]")
     assert "evaluations" in against["remark"]
@@ -165,7 +177,7 @@ def test_another_benchmarks_rule_stands_beside_ours():
     standings = rules.standings(runs.curves, runs.table)
     rule = {
         "standings": standings,
-        "claims": rules.claims(standings[1::-1]),
+        "claims": rules.claims([standings[1], standings[0], standings[1]]),
         "spread": rules.spread(standings),
         "sentence": "By the rule.",
     }
@@ -177,6 +189,7 @@ def test_another_benchmarks_rule_stands_beside_ours():
         "lion": "no",
         "sgd": "no",
     }
+    assert seen(named(tables, "claims"), PAGE)["adamw"]["By the joint interval"] == "worse"
     claim = seen(named(tables, "claims"), PAGE)["muon"]
     assert (claim["Against"], claim["By the rule"], claim["By the joint interval"]) == (
         "adamw",

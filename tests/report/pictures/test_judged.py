@@ -133,6 +133,7 @@ def test_a_diverged_run_stays_in_the_median_and_one_that_ended_does_not():
     short = runs.curves[(runs.curves["run"] != 0) | (runs.curves["step"] <= 500)]
     ended = courses_of(record, type(runs)(runs.table, short, (), "val_loss", "lower", "step"))["muon"]
     assert ended.low[-1] == pytest.approx(3.272 + math.exp(-10)), "the run of 3.2705 is over"
+    assert ended.high[-1] == pytest.approx(3.2735 + math.exp(-10)), "nor is its last value carried on"
     assert ended.low[5] == pytest.approx(3.2705 + math.exp(-5))
 
 
