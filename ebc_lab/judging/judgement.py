@@ -61,9 +61,10 @@ def judged(runs: pd.DataFrame | Paths | Sequence[Paths], asked: Asked) -> Judgem
     else:
         from .readers import read
 
-        paths = [runs] if isinstance(runs, str | os.PathLike) else list(runs or ())
+        paths = [runs] if isinstance(runs, str | os.PathLike) else runs
+        paths = list(paths) if isinstance(paths, Sequence) else []
         require(
-            all(isinstance(path, str | os.PathLike) for path in paths),
+            bool(paths) and all(isinstance(path, str | os.PathLike) for path in paths),
             "judge takes a frame of pandas, or the places of files and folders: join several frames into one.",
         )
         sources = read([Path(path) for path in paths], asked)
@@ -232,7 +233,7 @@ def _record(
         "taken": [*taken, *([Taken(role="reference", column="", sentence=why)] if why else [])],
         "answer": [],
         "cautions": [],
-        "arms": _arm_records(judged, losses, asked, turn=turn),
+        "arms": _arm_records(runs, judged, losses, asked, turn=turn),
         "differences": [_difference_record(one, turn=turn) for one in compared],
         "tuning": cast(dict[str, Any] | None, tuned),
         "steps": sections.steps_section(judged, reference, next(iter(losses)), asked, paired=paired),
@@ -340,10 +341,12 @@ def in_order(losses: outcomes.Losses) -> list[str]:
 # -- rows of the record --------------------------------------------------------------------------------------
 
 
-def _arm_records(runs: Runs, losses: outcomes.Losses, asked: Asked, *, turn: bool) -> list[ArmRecord]:
-    """Return a row for each arm, in the order of `losses`."""
-    table = runs.table
-    varying = [name for name in runs.settings if table[name].map(str).nunique() > 1]
+def _arm_records(
+    runs: Runs, judged: Runs, losses: outcomes.Losses, asked: Asked, *, turn: bool
+) -> list[ArmRecord]:
+    """Return a row for each arm, in the order of `losses`. `runs`: those among which `judged` were chosen."""
+    table = judged.table
+    varying = [name for name in runs.settings if runs.table[name].map(str).nunique() > 1]
     records = []
     for arm, of_arm in losses.items():
         summary: dict[str, Any] = dict(differences.arm_summary(list(of_arm.values())))

@@ -155,6 +155,11 @@ def _runs_in(frame: pd.DataFrame, columns: Columns) -> tuple[Any, list[str]]:
         return np.arange(len(frame)), []
     if columns.run:
         keys = list(dict.fromkeys([columns.run, columns.arm]))
+        codes = _numbered(frame, keys)
+        seeds = frame[columns.seed] if columns.seed else None
+        if seeds is None or seeds.hasnans or not _varies_within(seeds, codes):
+            return codes, keys
+        keys.append(columns.seed)  # the column of runs counts them afresh for each seed
         return _numbered(frame, keys), keys
     keys = [name for name in (columns.arm, columns.seed) if name]
     keys += [name for name in columns.settings if not _follows_steps(frame, name, keys, columns)]
@@ -263,13 +268,13 @@ def _names(rows: pd.DataFrame, columns: Columns, keys: Sequence[str], table: pd.
     """Return a name for each run that no other has."""
     if columns.run:
         names = [_text(value) or "" for value in rows[columns.run]]
-        if len(set(names)) == len(names):
-            return names
-        return [f"{arm} {name}" for arm, name in zip(table["arm"], names, strict=True)]
-    names = list(table["arm"])
-    if columns.seed:
+        if len(set(names)) < len(names):
+            names = [f"{arm} {name}" for arm, name in zip(table["arm"], names, strict=True)]
+    else:
+        names = list(table["arm"])
+    if columns.seed and len(set(names)) < len(names):
         names = [f"{name}, seed {seed}" for name, seed in zip(names, table["seed"], strict=True)]
-    for key in (key for key in keys if key not in (columns.arm, columns.seed)):
+    for key in (key for key in keys if key not in (columns.run, columns.arm, columns.seed)):
         names = [f"{name}, {key} {_text(value)}" for name, value in zip(names, rows[key], strict=True)]
     if len(set(names)) < len(names):
         names = [f"{name} (row {row + 1})" for row, name in enumerate(names)]
@@ -301,7 +306,8 @@ def _constant(
     """Return the settings that do not vary within a run, and a caution about the others."""
     varying = [name for name in columns.settings if _varies_within(frame[name], codes)]
     kept = tuple(_setting_name(name) for name in columns.settings if name not in varying)
-    table.drop(columns=[_setting_name(name) for name in varying], inplace=True)
+    for name in varying:
+        del table[_setting_name(name)]
     varying = [name for name in varying if plain(name) not in RATES]  # a schedule that is logged
     if not varying:
         return kept, []
