@@ -424,8 +424,11 @@ def joined(several: Sequence[Runs]) -> Runs:
                 f"{theirs or 'none'}; judge them one by one, or name the columns that they share.",
             )
     tables, curves, offset = [], [], 0
-    for runs in several:
-        tables.append(runs.table)
+    named: set[str] = set()
+    for number, runs in enumerate(several, 1):
+        names = [name if name not in named else f"{name} (source {number})" for name in runs.table["run"]]
+        named.update(names)
+        tables.append(runs.table.assign(run=names))
         curves.append(runs.curves.assign(run=runs.curves["run"] + offset))
         offset += len(runs.table)
     settings = tuple(dict.fromkeys(name for runs in several for name in runs.settings))

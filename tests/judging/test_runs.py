@@ -185,3 +185,12 @@ def test_times_of_runs_are_read_as_text_and_as_seconds():
         days.astype("int64") / (days.astype("int64") // days.map(lambda t: int(t.timestamp()))),
     ):
         assert list(judge(RUNS.assign(started=started)).data.table["started"].dt.day) == list(range(1, 11))
+
+
+def test_runs_of_one_name_in_two_sources_stay_two_runs(tmp_path):
+    RUNS.to_csv(tmp_path / "a.csv", index=False)
+    more = RUNS.assign(val_loss=RUNS.val_loss + 0.001)
+    more.to_json(tmp_path / "b.jsonl", orient="records", lines=True)
+    found = judge([tmp_path / "a.csv", tmp_path / "b.jsonl"])
+    assert [arm["runs"] for arm in found.record["arms"]] == [10, 10]
+    assert found.data.table["run"].is_unique
