@@ -177,12 +177,16 @@ def _refuse_two_roles(asked: Asked) -> None:
     for role in ("arm", "seed", "step", "loss", "planned"):
         column = getattr(asked, role)
         if column in roles:
-            raise UserError(f"--{roles[column]} and --{role} both name column {column}: it can be one of them.")
+            raise UserError(
+                f"--{roles[column]} and --{role} both name column {column}: it can be one of them."
+            )
         if column:
             roles[column] = role
     for column in asked.settings:
         if column in roles:
-            raise UserError(f"--{roles[column]} and --setting both name column {column}: it can be one of them.")
+            raise UserError(
+                f"--{roles[column]} and --setting both name column {column}: it can be one of them."
+            )
 
 
 class _Search:

@@ -65,7 +65,7 @@ def judged(runs: pd.DataFrame | Paths | Sequence[Paths], asked: Asked) -> Judgem
         paths = list(paths) if isinstance(paths, Sequence) else []
         require(
             bool(paths) and all(isinstance(path, str | os.PathLike) for path in paths),
-            "judge takes a frame of pandas, or the places of files and folders: join several frames into one.",
+            "judge takes a frame of pandas, or the places of files and folders: join several frames first.",
         )
         sources = read([Path(path) for path in paths], asked)
     chosen = [choose_columns(source, asked) for source in sources]

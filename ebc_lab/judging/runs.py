@@ -402,8 +402,8 @@ def alike_arms(table: pd.DataFrame) -> list[Caution]:
     if not alike:
         return []
     sentence = (
-        f"Arms are told apart by capitals or spaces alone: {listed(alike)}. They are taken for different arms; "
-        "write them alike if they are one."
+        f"Arms are told apart by capitals or spaces alone: {listed(alike)}. They are taken for different "
+        "arms; write them alike if they are one."
     )
     return [Caution(kind="alike_arms", sentence=sentence, runs=[])]
 

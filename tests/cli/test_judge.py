@@ -24,7 +24,8 @@ def folder(tmp_path):
 def test_it_says_what_it_took_for_what_and_answers(folder):
     said = answered("judge", "runs.csv", "--no-page", cwd=folder).stdout
     lines = said.splitlines()
-    assert lines[0].startswith("read: ") and "runs.csv" in lines[0]
+    assert lines[0].startswith("read: ")
+    assert "runs.csv" in lines[0]
     for line in ("arm: column optimizer, by its name", "seed: column seed, by its name"):
         assert line in lines
     assert "reference: adam, by its name" in lines
@@ -74,13 +75,15 @@ def test_json_is_the_record_of_the_same_options(options, asked, folder):
 
     found = json.loads(done.stdout, parse_constant=strict)
     assert found == judge(folder / "more.csv", **asked).record | {"sources": found["sources"]}
-    assert not (folder / "judgement").exists() and done.stderr == ""
+    assert not (folder / "judgement").exists()
+    assert done.stderr == ""
 
 
 def test_the_page_and_the_tables_are_written_and_written_again(folder):
     first = answered("judge", "runs.csv", "--no-page", cwd=folder).stdout
     done = answered("judge", "runs.csv", cwd=folder)
-    assert done.stdout.startswith(first.rstrip("\n")[:200]) and "page judgement/" in done.stdout
+    assert done.stdout.startswith(first.rstrip("\n")[:200])
+    assert "page judgement/" in done.stdout
     names = {path.name for path in (folder / "judgement").iterdir()}
     assert {"arms.csv", "differences.csv", "runs.csv"} <= names
     answered("judge", "curves.csv", cwd=folder)
@@ -88,14 +91,16 @@ def test_the_page_and_the_tables_are_written_and_written_again(folder):
     answered("judge", "runs.csv", "-o", "other", cwd=folder)
     assert {path.name for path in (folder / "other").iterdir()} == names
     with_json = answered("judge", "runs.csv", "--json", "-o", "third", cwd=folder)
-    assert json.loads(with_json.stdout)["reference"] == "adam" and "page third/" in with_json.stderr
+    assert json.loads(with_json.stdout)["reference"] == "adam"
+    assert "page third/" in with_json.stderr
 
 
 def test_a_file_that_is_not_its_own_is_left_alone(folder):
     (folder / "judgement").mkdir()
     (folder / "judgement" / "runs.csv").write_text("mine")
     done = called("judge", "runs.csv", cwd=folder)
-    assert done.returncode == 2 and "judgement/runs.csv" in done.stderr
+    assert done.returncode == 2
+    assert "judgement/runs.csv" in done.stderr
     assert [path.name for path in (folder / "judgement").iterdir()] == ["runs.csv"]
     assert (folder / "judgement" / "runs.csv").read_text() == "mine"
 
@@ -131,7 +136,9 @@ def test_bad_input_is_one_sentence_exit_2_and_nothing_written(arguments, words, 
     (folder / "poem.bin").write_bytes(b"\x00\x01\x02 no runs")
     if "-o" in arguments:  # found out after the answer
         done = called("judge", *arguments, cwd=folder)
-        assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1
+        assert done.returncode == 2
+        assert words in done.stderr
+        assert len(done.stderr.splitlines()) == 1
         return
     assert words in refused("judge", *arguments, cwd=folder)
 
@@ -145,8 +152,8 @@ def test_names_are_shown_as_they_are(folder):
 
 def test_neither_torch_nor_matplotlib_is_imported_for_an_answer(folder):
     code = (
-        "import sys; from ebc_lab.cli import main; sys.argv = ['ebc-lab', 'judge', 'curves.csv', '--no-page', "
-        "'--target', '3.4']\ntry: main()\nexcept SystemExit as ended: assert not ended.code\n"
+        "import sys; from ebc_lab.cli import main\n"
+        "sys.argv = ['ebc-lab', 'judge', 'curves.csv', '--no-page', '--target', '3.4']\ntry: main()\nexcept SystemExit as ended: assert not ended.code\n"
         "print([name for name in ('torch', 'matplotlib') if name in sys.modules])"
     )
     done = subprocess.run(
@@ -159,7 +166,8 @@ def test_neither_torch_nor_matplotlib_is_imported_for_an_answer(folder):
 @pytest.mark.parametrize("place", ["runs.csv", "./runs.csv"])
 def test_commands_of_studies_point_a_file_of_runs_to_judge(command, place, folder):
     sentence = refused(command, place, cwd=folder)
-    assert "runs.csv is a file and no study" in sentence and "`ebc-lab judge runs.csv`" in sentence
+    assert "runs.csv is a file and no study" in sentence
+    assert "`ebc-lab judge runs.csv`" in sentence
 
 
 def test_a_large_csv_with_a_rule_is_answered(folder):

@@ -52,7 +52,8 @@ def test_unpaired_figures_are_those_of_scipy():
     for found in (only_difference(uneven), only_difference(uneven, paired=False)):
         expected = stats.ttest_ind(of(uneven, "muon"), of(uneven, "adam"), equal_var=False)
         interval = expected.confidence_interval(0.95)
-        assert found["method"] == "welch" and found["p"] == pytest.approx(expected.pvalue)
+        assert found["method"] == "welch"
+        assert found["p"] == pytest.approx(expected.pvalue)
         assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high))
 
 
@@ -71,7 +72,8 @@ def test_the_joint_interval_of_several_comparisons_is_wider_and_holds_for_all():
         difference = of(THREE, one["arm"]) - of(THREE, "adam")
         half = stats.t.ppf(1 - 0.025 / 2, 4) * stats.sem(difference)  # Bonferroni's
         assert one["joint_high"] == pytest.approx(difference.mean() + half)
-        assert one["joint_low"] < one["low"] < one["high"] < one["joint_high"] and one["comparisons"] == 2
+        assert one["joint_low"] < one["low"] < one["high"] < one["joint_high"]
+        assert one["comparisons"] == 2
 
 
 @pytest.mark.parametrize("by", [{}, {"paired": False}, {"pairs": True}])
@@ -102,7 +104,8 @@ def test_the_verdict_follows_from_the_joint_interval_and_the_margin():
     assert "muon is better than adam" in judge(RUNS.assign(val_loss=-RUNS.val_loss)).answer
     near = row_a_run(gap=0.0)
     undecided = judge(near)
-    assert only_difference(near)["verdict"] == "undecided" and "it is undecided whether" in undecided.answer
+    assert only_difference(near)["verdict"] == "undecided"
+    assert "it is undecided whether" in undecided.answer
     level = judge(near, margin=0.1)
     assert level.record["differences"][0]["verdict"] == "level"
     assert "muon is level with adam, within 0.1" in level.answer
@@ -126,8 +129,10 @@ def test_the_runs_that_would_decide_are_about_as_many_as_it_says():
 def test_one_run_an_arm_has_no_interval_unless_a_sigma_is_given():
     ones = row_a_run(seeds=1)
     found = judge(ones)
-    assert found.record["differences"][0]["verdict"] == "undecided" and "one run" in found.answer
-    assert found.record["differences"][0]["low"] is None and found.record["arms"][0]["sd"] is None
+    assert found.record["differences"][0]["verdict"] == "undecided"
+    assert "one run" in found.answer
+    assert found.record["differences"][0]["low"] is None
+    assert found.record["arms"][0]["sd"] is None
     given = only_difference(ones, sigma=0.01)
     half = stats.norm.ppf(0.975) * 0.01 * math.sqrt(2)
     assert (given["low"], given["high"]) == pytest.approx((given["mean"] - half, given["mean"] + half))
@@ -174,16 +179,20 @@ def test_runs_that_all_diverged_have_no_better_arm():
 
 def test_one_arm_has_nothing_to_be_compared_with():
     found = judge(RUNS[RUNS.optimizer == "adam"])
-    assert found.record["differences"] == [] and "the only arm" in found.answer
-    assert found.differences().empty and found.verdict.empty
+    assert found.record["differences"] == []
+    assert "the only arm" in found.answer
+    assert found.differences().empty
+    assert found.verdict.empty
     assert found.record["pairing"] == "There is one arm, so nothing is paired."
 
 
 def test_many_arms_are_all_compared():
     found = judge(row_a_run(["baseline", *(f"a{i}x" for i in range(29))], 3))
-    assert len(found.record["differences"]) == 29 and "joint over 29 comparisons" in found.answer
+    assert len(found.record["differences"]) == 29
+    assert "joint over 29 comparisons" in found.answer
     pairs = judge(row_a_run([f"a{i}x" for i in range(12)], 3))
-    assert len(pairs.record["differences"]) == 66 and "is the best of 12 arms" in pairs.answer
+    assert len(pairs.record["differences"]) == 66
+    assert "is the best of 12 arms" in pairs.answer
 
 
 # -- the reference and pairs ---------------------------------------------------------------------------------
@@ -231,7 +240,8 @@ def test_an_arm_that_is_not_there_is_no_reference():
 )
 def test_runs_are_paired_where_arms_have_the_same_seeds(frame, asked, paired, why):
     record = judge(frame, **asked).record
-    assert record["paired"] is paired and why in record["pairing"]
+    assert record["paired"] is paired
+    assert why in record["pairing"]
 
 
 @pytest.mark.parametrize(
@@ -304,7 +314,8 @@ def test_the_record_is_strict_json():
 
 def test_tables_are_those_of_the_record():
     found = judge(CURVES)
-    assert list(found.arms()["arm"]) == ["adam", "muon"] and len(found.runs()) == 8
+    assert list(found.arms()["arm"]) == ["adam", "muon"]
+    assert len(found.runs()) == 8
     assert found.differences().iloc[0]["p"] == found.record["differences"][0]["p"]
     assert found.verdict.iloc[0][["name", "question", "verdict"]].tolist() == [
         "muon",
@@ -314,7 +325,8 @@ def test_tables_are_those_of_the_record():
     mine = found.evals("adam", 2)
     expected = CURVES[(CURVES.optimizer == "adam") & (CURVES.seed == 2)]
     assert list(mine.columns) == ["run", "arm", "seed", "step", "val_loss"]
-    assert mine.val_loss.tolist() == expected.val_loss.tolist() and len(found.evals()) == len(CURVES)
+    assert mine.val_loss.tolist() == expected.val_loss.tolist()
+    assert len(found.evals()) == len(CURVES)
     with pytest.raises(UserError, match="no run has arm sgd"):
         found.evals("sgd")
     copy = found.runs()
@@ -324,7 +336,8 @@ def test_tables_are_those_of_the_record():
 
 def test_it_shows_in_a_notebook_without_markup_from_names():
     found = judge(row_a_run(["<b>x", "adam"]))
-    assert "&lt;b&gt;x" in found._repr_html_() and "<b>x" not in found._repr_html_()
+    assert "&lt;b&gt;x" in found._repr_html_()
+    assert "<b>x" not in found._repr_html_()
     assert found.answer.split("\n")[0] in repr(found)
 
 

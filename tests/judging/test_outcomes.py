@@ -48,13 +48,15 @@ def test_steps_to_a_target_are_judged_and_fewer_are_better():
     found = judge(CURVES, outcome="target", target=3.4)
     first = by_run(CURVES[CURVES.val_loss <= 3.4]).step.first()
     assert outcomes(found) == first.to_dict()
-    assert found.record["unit"] == "steps" and "steps to the first val_loss ≤ 3.4" in found.answer
+    assert found.record["unit"] == "steps"
+    assert "steps to the first val_loss ≤ 3.4" in found.answer
 
 
 def test_a_target_that_is_never_reached_ranks_behind():
     found = judge(CURVES, outcome="target", target=3.2)
     muon = next(arm for arm in found.record["arms"] if arm["arm"] == "muon")
-    assert muon["diverged"] == 4 and muon["mean"] is None
+    assert muon["diverged"] == 4
+    assert muon["mean"] is None
     assert found.record["arms"][0]["arm"] == "adam"
 
 
@@ -63,7 +65,8 @@ def test_for_an_accuracy_the_target_is_reached_from_below_and_fewer_steps_are_be
         judge(CURVES, outcome="target", target=3.3),
         judge(SCORES, outcome="target", target=1 - 3.3 / 6),
     )
-    assert outcomes(loss) == outcomes(score) and "≥" in score.answer
+    assert outcomes(loss) == outcomes(score)
+    assert "≥" in score.answer
     assert [arm["mean"] for arm in loss.record["arms"]] == [arm["mean"] for arm in score.record["arms"]]
     assert loss.record["differences"] == score.record["differences"]
 
@@ -92,7 +95,8 @@ def test_a_step_is_asked_for_of_all_arms_or_of_one():
 def test_a_run_without_an_evaluation_at_the_step_ranks_behind_and_is_named():
     short = CURVES[(CURVES.optimizer != "muon") | (CURVES.seed != 2) | (CURVES.step < 400)]
     found = judge(short, at=500)
-    assert outcomes(found)["muon", 2] is None and kinds(found)["no_step"] == ["muon, seed 2"]
+    assert outcomes(found)["muon", 2] is None
+    assert kinds(found)["no_step"] == ["muon, seed 2"]
 
 
 @pytest.mark.parametrize(
@@ -111,12 +115,14 @@ def test_a_run_without_an_evaluation_at_the_step_ranks_behind_and_is_named():
 def test_outcomes_that_cannot_be_are_refused_in_one_sentence(frame, asked, words):
     with pytest.raises(UserError) as refused:
         judge(frame, **asked)
-    assert words in str(refused.value) and "\n" not in str(refused.value)
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_steps_and_exchanges_are_read_as_they_are_typed():
     assert steps_at(["300", "a=b=400"]) == {"": 300, "a=b": 400}
-    assert exchange_of("0.0045/100") == pytest.approx(4.5e-5) and exchange_of("0.1") == 0.1
+    assert exchange_of("0.0045/100") == pytest.approx(4.5e-5)
+    assert exchange_of("0.1") == 0.1
     assert exchange_of("") is None
     for wrong in ("x", "1/0", "-1", "nan", "1/x"):
         with pytest.raises(UserError, match=r"^--exchange .*0\.0045/100"):
@@ -159,7 +165,8 @@ def test_the_exchange_of_loss_for_steps_is_estimated_or_given():
     )
     assert estimated["exchange"] == pytest.approx((finals["adam", 500] - finals["adam", 1000]) / 500)
     assert estimated["by"] == "from the lengths of adam"
-    assert given["exchange"] == pytest.approx(4.5e-5) and given["by"] == "as given"
+    assert given["exchange"] == pytest.approx(4.5e-5)
+    assert given["by"] == "as given"
 
 
 def test_arms_of_unequal_lengths_are_compared_at_equal_steps_with_an_exchange():
@@ -173,7 +180,8 @@ def test_a_diverged_run_that_stopped_early_is_no_length_of_its_own():
     frame = CURVES[(CURVES.optimizer != "muon") | (CURVES.seed < 2) | (CURVES.step < 400)].copy()
     frame.loc[(frame.optimizer == "muon") & (frame.seed >= 2) & (frame.step == 300), "val_loss"] = math.inf
     found = judge(frame)
-    assert len(found.record["runs"]) == 8 and found.record["arms"][1]["diverged"] == 2
+    assert len(found.record["runs"]) == 8
+    assert found.record["arms"][1]["diverged"] == 2
 
 
 # -- which runs ----------------------------------------------------------------------------------------------
@@ -193,7 +201,8 @@ def test_copies_of_a_run_are_left_out_if_asked():
     both = pd.concat([CURVES, copy])
     assert len(judge(both).record["runs"]) == 9
     found = judge(both, distinct=True)
-    assert len(found.record["runs"]) == 8 and kinds(found)["copies"] == ["adam, seed 9"]
+    assert len(found.record["runs"]) == 8
+    assert kinds(found)["copies"] == ["adam, seed 9"]
     assert len(judge(CURVES, distinct=True).record["runs"]) == 8
 
 

@@ -28,7 +28,9 @@ def lengthened(frame, runs):
 def test_a_run_is_an_arm_and_a_seed_and_its_curve_is_in_order():
     found = judge(CURVES.sample(frac=1, random_state=1))
     runs, curves = found.data.table, found.data.curves
-    assert len(runs) == 8 and set(runs["length"]) == {500} and set(runs["rows"]) == {6}
+    assert len(runs) == 8
+    assert set(runs["length"]) == {500}
+    assert set(runs["rows"]) == {6}
     in_order = curves.sort_values(["run", "step"])
     assert (curves[["run", "step"]].to_numpy() == in_order[["run", "step"]].to_numpy()).all()
     for number, run in runs.iterrows():
@@ -49,9 +51,11 @@ def test_a_loss_that_is_not_finite_is_behind_all_others_and_is_not_dropped():
     for lost in (math.nan, math.inf, -math.inf, LARGEST, "NaN", "inf"):
         frame = RUNS.assign(val_loss=RUNS.val_loss.astype(object).where(RUNS.index != 3, lost))
         found = judge(frame)
-        assert len(found.data.table) == 10 and found.data.table["outcome"][3] == math.inf
+        assert len(found.data.table) == 10
+        assert found.data.table["outcome"][3] == math.inf
         assert [arm["diverged"] for arm in found.record["arms"]] == [0, 1]  # muon is first
-        assert found.record["arms"][0]["arm"] == "muon" and found.record["runs"][3]["outcome"] is None
+        assert found.record["arms"][0]["arm"] == "muon"
+        assert found.record["runs"][3]["outcome"] is None
         score = judge(frame.rename(columns={"val_loss": "val_acc"}))
         assert score.data.table["outcome"][3] == -math.inf
 
@@ -70,14 +74,16 @@ def test_a_blank_at_the_end_where_other_runs_have_a_loss_is_a_divergence_and_sai
     frame = CURVES.assign(val_loss=CURVES.val_loss.where((CURVES.index > 5) | (CURVES.step < 300)))
     found = judge(frame)
     assert kinds(found)["blank_end"] == ["adam, seed 0"]
-    assert found.data.table["outcome"][0] == math.inf and found.record["arms"][1]["diverged"] == 1
+    assert found.data.table["outcome"][0] == math.inf
+    assert found.record["arms"][1]["diverged"] == 1
     assert found.data.curves.loss[:6].map(math.isinf).tolist() == [False] * 3 + [True] * 3
 
 
 def test_of_a_step_that_was_logged_again_the_last_value_counts_and_the_run_is_named():
     again = CURVES.iloc[[3, 4, 5]].assign(val_loss=[2.5, 2.4, 2.3])
     found = judge(pd.concat([CURVES, again]))
-    assert found.data.table["outcome"][0] == 2.3 and kinds(found)["resumed"] == ["adam, seed 0"]
+    assert found.data.table["outcome"][0] == 2.3
+    assert kinds(found)["resumed"] == ["adam, seed 0"]
     copied = judge(pd.concat([CURVES.iloc[:6], CURVES.iloc[5:6], CURVES.iloc[6:]]))
     assert kinds(copied) == {"row_twice": ["adam, seed 0"]}
     assert copied.record["differences"] == judge(CURVES).record["differences"]
@@ -85,8 +91,8 @@ def test_of_a_step_that_was_logged_again_the_last_value_counts_and_the_run_is_na
 
 def test_two_rows_of_one_arm_and_seed_are_said_and_not_paired():
     found = judge(pd.concat([RUNS, RUNS.iloc[[2]].assign(val_loss=3.02)]))
-    assert len(kinds(found)["seed_twice"]) == 2 if "seed_twice" in kinds(found) else True
-    assert not found.record["paired"] and "two runs of one seed" in found.record["pairing"]
+    assert not found.record["paired"]
+    assert "two runs of one seed" in found.record["pairing"]
     assert any("--setting COLUMN" in sentence for sentence in found.problems)
 
 
@@ -98,7 +104,8 @@ def test_a_seed_that_is_a_running_number_pairs_nothing_and_is_said():
 
 def test_a_seed_that_is_missing_somewhere_pairs_nothing():
     found = judge(RUNS.assign(seed=RUNS.seed.where(RUNS.index != 4)))
-    assert not found.record["paired"] and "every run a seed" in found.record["pairing"]
+    assert not found.record["paired"]
+    assert "every run a seed" in found.record["pairing"]
 
 
 def test_the_same_seed_in_runs_of_several_lengths_is_several_runs():
@@ -114,7 +121,8 @@ def test_the_same_seed_in_runs_of_several_lengths_is_several_runs():
 def test_a_column_of_runs_tells_runs_apart_where_arm_and_seed_do_not():
     twice = pd.concat([CURVES.assign(trial="a"), CURVES.assign(trial="b", val_loss=CURVES.val_loss + 0.001)])
     found = judge(twice)
-    assert len(found.data.table) == 16 and found.data.table["run"].is_unique
+    assert len(found.data.table) == 16
+    assert found.data.table["run"].is_unique
     with pytest.raises(UserError, match="tells runs apart"):
         judge(twice.drop(columns="trial"))
 
@@ -122,8 +130,10 @@ def test_a_column_of_runs_tells_runs_apart_where_arm_and_seed_do_not():
 def test_a_learning_rate_that_is_logged_as_a_schedule_is_no_setting():
     logged = CURVES.assign(lr=1e-3 * (1 - CURVES.step / 600))
     found = judge(logged)
-    assert found.data.settings == () and found.record["tuning"] is None
-    assert not kinds(found) and len(found.data.table) == 8
+    assert found.data.settings == ()
+    assert found.record["tuning"] is None
+    assert not kinds(found)
+    assert len(found.data.table) == 8
 
 
 def test_a_setting_that_varies_within_runs_makes_no_configuration_and_is_said():
@@ -136,7 +146,8 @@ def test_a_grid_with_seeds_has_configurations_with_replicates():
     grid = pd.concat([row_a_step(number=i).assign(lr=lr) for i, lr in enumerate((1e-4, 1e-3, 1e-2))])
     grid["val_loss"] += 0.1 * (np.log10(grid.lr) + 3) ** 2
     found = judge(grid)
-    assert found.data.settings == ("lr",) and len(found.data.table) == 24
+    assert found.data.settings == ("lr",)
+    assert len(found.data.table) == 24
     assert [arm["configuration"]["lr"] for arm in found.record["arms"]] == [1e-3, 1e-3]
     assert {name: of["configurations"] for name, of in found.record["tuning"]["arms"].items()} == {
         "adam": 3,

@@ -5,7 +5,7 @@ import pandas as pd
 
 
 def row_a_run(arms=("adam", "muon"), seeds=5, gap=0.05, noise=0.01, number=0):
-    """Return a frame with a row a run: optimizer, seed, val_loss. Each arm is worse by `gap` than the last."""
+    """Return a frame with a row a run: optimizer, seed, val_loss. Each arm is worse by `gap`."""
     rng = np.random.default_rng(number)
     rows = [
         (arm, seed, 3 + gap * place + noise * rng.standard_normal())
