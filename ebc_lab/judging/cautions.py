@@ -287,9 +287,9 @@ def _ended_early(runs: Runs, asked: Asked, curves: _Curves) -> Caution | None:
     alike = ends.index[(ends["nunique"] == 1) & (ends["size"] == table["arm"].value_counts()[ends.index])]
     meant = f" All runs of {listed(alike)} ended at one step, which looks intended." * (len(alike) > 0)
     sentence = (
-        f"{count(len(short), 'run')} ended before the planned {_units(runs)} ({_arms(ends['size'])}): where a "
-        f"schedule of the learning rate did not finish, the last loss is too high.{meant} Leave runs out only "
-        "for a reason that does not depend on their loss."
+        f"{count(len(short), 'run')} ended before the planned {_units(runs)} ({_arms(ends['size'])}): where "
+        f"a schedule of the learning rate did not finish, the last loss is too high.{meant} Leave runs out "
+        "only for a reason that does not depend on their loss."
     )
     return Caution(kind="ended_early", sentence=sentence, runs=_names(table, short.index))
 
@@ -503,8 +503,8 @@ def _unequal_cadence(runs: Runs, asked: Asked, curves: _Curves) -> Caution | Non
         return None
     sentence = (
         f"Near their ends the arms were evaluated from every {apart.iloc[0]:.3g} {_units(runs)} "
-        f"({apart.index[0]}) to every {apart.iloc[-1]:.3g} ({apart.index[-1]}): whoever looks more often finds "
-        "a first step below a target, or a best value, earlier."
+        f"({apart.index[0]}) to every {apart.iloc[-1]:.3g} ({apart.index[-1]}): whoever looks more often "
+        "finds a first step below a target, or a best value, earlier."
     )
     return Caution(kind="unequal_cadence", sentence=sentence, runs=_names(runs.table, curves.run))
 

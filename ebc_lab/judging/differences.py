@@ -132,16 +132,22 @@ def arm_summary(values: Sequence[float]) -> ArmSummary:
     if not lost and not without_spread(losses):
         half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * statistics.stdev(losses) / math.sqrt(n)
         out |= {"low": out["mean"] - half, "high": out["mean"] + half}
-    if n > 1:
-        below = max(0, int(stats.binom.ppf(ERROR / 2, n, 0.5)) - 1)  # runs outside the interval on one side
-        if stats.binom.cdf(below, n, 0.5) > ERROR / 2:
-            below = 0  # too few runs for the confidence; what they have is told
-        out |= {
-            "median_low": finite_or_none(losses[below]),
-            "median_high": finite_or_none(losses[-1 - below]),
-        }
-        out["median_confidence"] = float(1 - 2 * stats.binom.cdf(below, n, 0.5))
+    out["median_low"], out["median_high"], out["median_confidence"] = median_interval(losses)
     return cast(ArmSummary, out)
+
+
+def median_interval(ranked: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+    """Return the interval of order statistics of the median of sorted values (Thompson 1936), at 95% or more,
+    and its actual confidence; of fewer than six values their whole range, with its lower confidence. An
+    infinite end is None; all are None from one value."""
+    from scipy import stats
+
+    n = len(ranked)
+    if n < 2:
+        return None, None, None
+    cut = max(int(stats.binom.ppf(ERROR / 2, n, 0.5)), 1)  # P(fewer than cut) ≤ 2.5%, or there is no such cut
+    confidence = float(1 - 2 * stats.binom.cdf(cut - 1, n, 0.5))
+    return finite_or_none(ranked[cut - 1]), finite_or_none(ranked[n - cut]), confidence
 
 
 def compare(

@@ -199,6 +199,7 @@ def _record(
     tried = tuning.configurations_of(runs.table, runs.settings, higher=turn)
     tuned = tuning.tuning_of(tried, chosen_by=asked.choose or runs.loss, reported=runs.loss, lr=asked.lr)
     judged = outcomes.chosen_runs(runs, tried, tuned)
+    varying = [name for name in runs.settings if runs.table[name].map(str).nunique() > 1]
     losses = outcomes.losses_by_arm(judged, turn=turn)
     losses = {arm: losses[arm] for arm in in_order(losses)}
     reference, why = reference_of(losses, asked)
@@ -233,9 +234,9 @@ def _record(
         "taken": [*taken, *([Taken(role="reference", column="", sentence=why)] if why else [])],
         "answer": [],
         "cautions": [],
-        "arms": _arm_records(runs, judged, losses, asked, turn=turn),
+        "arms": _arm_records(judged, varying, losses, asked, turn=turn),
         "differences": [_difference_record(one, turn=turn) for one in compared],
-        "tuning": cast(dict[str, Any] | None, tuned),
+        "tuning": cast(dict[str, Any] | None, tuning.turned(tuned) if turn and tuned else tuned),
         "steps": sections.steps_section(judged, reference, next(iter(losses)), asked, paired=paired),
         "lengths": sections.lengths_section(every, judged, keyed, reference, asked, paired=paired, turn=turn),
         "rule": sections.rule_section(judged, asked),
@@ -342,11 +343,10 @@ def in_order(losses: outcomes.Losses) -> list[str]:
 
 
 def _arm_records(
-    runs: Runs, judged: Runs, losses: outcomes.Losses, asked: Asked, *, turn: bool
+    runs: Runs, settings: Sequence[str], losses: outcomes.Losses, asked: Asked, *, turn: bool
 ) -> list[ArmRecord]:
-    """Return a row for each arm, in the order of `losses`. `runs`: those among which `judged` were chosen."""
-    table = judged.table
-    varying = [name for name in runs.settings if runs.table[name].map(str).nunique() > 1]
+    """Return a row for each arm, in the order of `losses`. `settings`: those that tell configurations."""
+    table = runs.table
     records = []
     for arm, of_arm in losses.items():
         summary: dict[str, Any] = dict(differences.arm_summary(list(of_arm.values())))
@@ -355,7 +355,7 @@ def _arm_records(
         records.append(
             {
                 "arm": arm,
-                "configuration": {name: rows[name].iloc[0] for name in varying},
+                "configuration": {name: rows[name].iloc[0] for name in settings},
                 **(_turned(summary) if turn else summary),
                 "length": lengths.pop() if len(lengths) == 1 else None,
                 "at": asked.at.get(arm, asked.at.get("")),

@@ -197,8 +197,10 @@ def chosen_runs(runs: Runs, tried: Mapping[str, Sequence[Configuration]], tuned:
 
 
 def losses_by_arm(runs: Runs, *, turn: bool, by: str = "run") -> Losses:
-    """Return the arms' losses by run or by seed. `turn`: outcomes of which larger ones are better."""
+    """Return the arms' losses by the number of the run or by seed. `turn`: of outcomes of which larger ones
+    are better."""
+    keys = runs.table.index if by == "run" else runs.table[by]
     found: Losses = {}
-    for arm, key, value in zip(runs.table["arm"], runs.table[by], runs.table["outcome"], strict=True):
+    for arm, key, value in zip(runs.table["arm"], keys, runs.table["outcome"], strict=True):
         found.setdefault(arm, {})[str(key)] = -value if turn else value
     return found

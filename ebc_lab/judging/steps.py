@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, TypedDict
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.study.stages import statistics
+from ebc_lab.study.stages.statistics import finite_or_none
 
-from .differences import Comparison, compare
+from .differences import Comparison, compare, median_interval
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
 END = 0.1  # the share of a run's steps over which the slope at its end is taken
@@ -129,41 +129,24 @@ def reached_by_arm(reached: pd.DataFrame, table: pd.DataFrame) -> dict[str, Reac
         steps = np.sort(rows["step"].fillna(np.inf).to_numpy(dtype=float))
         none = rows["step"].isna()
         width = (rows["step"] - rows["before"].fillna(0.0)).mean()
-        low, high, confidence = _median_interval(steps)
+        low, high, confidence = median_interval(steps.tolist())
         out[str(arm)] = {
             "runs": len(rows),
             "reached": int((~none).sum()),
             "censored": int(none.sum()),
             "ended_early": int((none & ~(rows["end"] >= latest)).sum()) if latest == latest else 0,
             "returned": int(rows["returned"].sum()),
-            "first": _finite(steps[0]),
-            "last": _finite(steps[-1]),
-            "mean": _finite(steps.mean()),
+            "first": finite_or_none(steps[0]),
+            "last": finite_or_none(steps[-1]),
+            "mean": finite_or_none(steps.mean()),
             # between a run that reached the target and one that did not, there is no number
-            "median": _finite((steps[(len(steps) - 1) // 2] + steps[len(steps) // 2]) / 2),
+            "median": finite_or_none((steps[(len(steps) - 1) // 2] + steps[len(steps) // 2]) / 2),
             "low": low,
             "high": high,
             "confidence": confidence,
-            "between": _finite(width),
+            "between": finite_or_none(width),
         }
     return out
-
-
-def _median_interval(ranked: np.ndarray) -> tuple[float | None, float | None, float | None]:
-    """Return the interval of order statistics of the median (Thompson 1936), at 95% or more, and its actual
-    confidence; of fewer than six values, their whole range, with its lower confidence. None from one
-    value."""
-    from scipy import stats
-
-    n = len(ranked)
-    if n < 2:
-        return None, None, None
-    cut = max(int(stats.binom.ppf((1 - statistics.CONFIDENCE) / 2, n, 0.5)), 1)  # P(fewer than cut) ≤ 2.5%
-    return _finite(ranked[cut - 1]), _finite(ranked[n - cut]), float(1 - 2 * stats.binom.cdf(cut - 1, n, 0.5))
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def ratios_of_steps(
@@ -320,8 +303,8 @@ def exchange_rates(table: pd.DataFrame) -> dict[str, Exchange]:
             "unfinished": int((~rows["finished"]).sum()),
             "diverged": int((rows["finished"] & ~finite).sum()),
             "per_step": float(-line.slope),
-            "low": _finite(-line.slope - half),
-            "high": _finite(-line.slope + half),
+            "low": finite_or_none(-line.slope - half),
+            "high": finite_or_none(-line.slope + half),
         }
     return out
 
@@ -403,7 +386,7 @@ def slopes_at_end(curves: pd.DataFrame, table: pd.DataFrame) -> dict[str, float 
     y = near["loss"] - groups["loss"].transform("mean")
     slope = -((x * y).groupby(near["run"]).sum() / (x * x).groupby(near["run"]).sum())
     means = slope.groupby(table["arm"].reindex(slope.index)).mean()
-    return {str(arm): _finite(means.get(arm, math.nan)) for arm in table["arm"].unique()}
+    return {str(arm): finite_or_none(means.get(arm, math.nan)) for arm in table["arm"].unique()}
 
 
 def at_equal_steps(

@@ -22,7 +22,7 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from ebc_lab.records.decisions import Window
 from ebc_lab.study.stages.statistics import (
@@ -32,6 +32,7 @@ from ebc_lab.study.stages.statistics import (
     WINDOW_NATS,
     Luck,
     chances_of_lowest,
+    finite_or_none,
     noise_of_runs,
     window,
 )
@@ -177,6 +178,39 @@ def tuning_of(
     }
 
 
+def turned(tuning: Tuning) -> Tuning:
+    """Return the tuning of losses as that of scores, of which larger ones are better: figures change their
+    signs, and the ends of intervals their places."""
+    arms = {}
+    for arm, of_arm in tuning["arms"].items():
+        expected = [
+            {
+                **one,
+                **{key: _negative(one[key]) for key in ("expected", "dodge", "median")},
+                "low": _negative(one["high"]),
+                "high": _negative(one["low"]),
+            }
+            for one in of_arm["expected"]
+        ]
+        window = of_arm["window"]
+        arms[arm] = {
+            **of_arm,
+            "chosen": _turned_means(of_arm["chosen"]),
+            "lower": _turned_means(of_arm["lower"]) if of_arm["lower"] else None,
+            "expected": expected,
+            "window": {**window, "loss": -window["loss"]} if window else None,
+        }
+    return cast(Tuning, {**tuning, "arms": arms})
+
+
+def _turned_means(tried: Tried) -> Tried:
+    return {**tried, "loss": _negative(tried["loss"]), "outcome": _negative(tried["outcome"])}
+
+
+def _negative(value: float | None) -> float | None:
+    return None if value is None else -value
+
+
 def luck_of(tuning: Tuning | None, arm: str) -> Luck:
     """Return the luck of an arm's tuning; none where nothing is known of it."""
     known = tuning["arms"][arm]["luck"] if tuning else None
@@ -198,7 +232,7 @@ def _tuned(tried: Sequence[Configuration], same: bool, budget: int, lr: str, wit
 
     def described(i: int) -> Tried:
         settings = {name: _plain(value) for name, value in tried[i].settings.items()}
-        loss, outcome = _finite(choosing[i]), _finite(outcomes[i])
+        loss, outcome = finite_or_none(choosing[i]), finite_or_none(outcomes[i])
         return {"number": i, "settings": settings, "runs": counts[i], "loss": loss, "outcome": outcome}
 
     best = min(range(len(tried)), key=rank)
@@ -258,14 +292,14 @@ def expected_best(choosing: Sequence[float], outcomes: Sequence[float], ks: Iter
         low = high = None
         if same:
             first, last = stats.binom.ppf([tails, 1 - tails], n, 1 - 0.5 ** (1 / k)).astype(int)
-            low = _finite(ranked[first - 1]) if first else None
-            high = _finite(ranked[last]) if last < n else None
+            low = finite_or_none(ranked[first - 1]) if first else None
+            high = finite_or_none(ranked[last]) if last < n else None
         found.append(
             {
                 "k": k,
-                "expected": _finite(_mean(values, weights)),
-                "dodge": _finite(_mean(values, dodge)),
-                "median": _finite(ranked[middle]),
+                "expected": finite_or_none(_mean(values, weights)),
+                "dodge": finite_or_none(_mean(values, dodge)),
+                "median": finite_or_none(ranked[middle]),
                 "low": low,
                 "high": high,
             }
@@ -411,7 +445,3 @@ def _plain(value: Any) -> Any:
         return None
     plain = isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
     return value if plain else str(value)
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

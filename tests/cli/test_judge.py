@@ -153,7 +153,8 @@ def test_names_are_shown_as_they_are(folder):
 def test_neither_torch_nor_matplotlib_is_imported_for_an_answer(folder):
     code = (
         "import sys; from ebc_lab.cli import main\n"
-        "sys.argv = ['ebc-lab', 'judge', 'curves.csv', '--no-page', '--target', '3.4']\ntry: main()\nexcept SystemExit as ended: assert not ended.code\n"
+        "sys.argv = ['ebc-lab', 'judge', 'curves.csv', '--no-page', '--target', '3.4']\n"
+        "try: main()\nexcept SystemExit as ended: assert not ended.code\n"
         "print([name for name in ('torch', 'matplotlib') if name in sys.modules])"
     )
     done = subprocess.run(

