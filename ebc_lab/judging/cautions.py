@@ -349,7 +349,7 @@ def _seed_twice(runs: Runs) -> Caution | None:
         f"{count(len(twice), 'run')} share arm, configuration and seed with another ("
         f"{listed(f'{r.arm}, seed {r.seed}' for r in pairs.itertuples())}): counted as separate runs "
         "they make intervals too narrow; leave out all but one, or name the column in which they "
-        "differ (--settings COLUMN)."
+        "differ (--setting COLUMN)."
     )
     return Caution(kind="seed_twice", sentence=sentence, runs=_names(table, twice.index))
 
