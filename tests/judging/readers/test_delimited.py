@@ -115,7 +115,7 @@ def test_loss_chooses_among_the_metrics_of_a_wide_table(tmp_path: Path) -> None:
         ("arm,loss,loss\nadam,1,2\n", "two columns called loss"),
         ("adam,muon\n1,2\n3,4\n", "--step"),
         ("arm;a;b\nx;1,5;2.5\n", "decimal comma"),
-        ("# by me\narm,step,val_loss\nadam,1,2\n", "row 2 has 3 cells"),
+        ("# by me\narm,step,val_loss\nadam,1,2\n", "remove what stands above"),
         ("arm,step,val_loss\nadam,1,2\nadam,2,3,4\n", "row 3 has 4 cells"),
         ('arm,val_loss\nadam,"1,234.5"\nmuon,2\n', "separators of thousands"),
         ("arm val_loss\nadam 1\n", "has one column"),

@@ -96,5 +96,5 @@ def test_another_file_is_refused(tmp_path):
     other = tmp_path / "run-x.wandb"
     other.write_bytes(b"something else")
     assert not READER.claims(other)
-    with pytest.raises(UserError, match="does not begin as W&B's logs do"):
+    with pytest.raises(UserError, match="no run of W&B that can be read"):
         READER.read(other, Asked())
