@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any, SupportsFloat
 
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, any_of, nearest, require
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,37 @@ class Asked:
     sigma: str = ""
     exchange: float | None = None
     rule: str = ""
+
+
+def asked_of(options: Mapping[str, Any]) -> Asked:
+    """Return options that a program gave. One that is None counts as left out; a single name will do for
+    `settings`, a step for `at`, and `0.0045/100` for `exchange`.
+
+    Raises UserError: there is no such option, or a value is not of its kind."""
+    known = [field.name for field in fields(Asked)]
+    for name in options:
+        require(name in known, f"judge has no option {name}{nearest(name, known)}: it takes {any_of(known)}.")
+    given = {name: value for name, value in options.items() if value is not None}
+    if isinstance(given.get("settings", ()), str):
+        given["settings"] = (given["settings"],)
+    if isinstance(at := given.get("at", {}), str | int | float):
+        given["at"] = steps_at([str(at)])
+    if isinstance(given.get("exchange"), str):
+        given["exchange"] = exchange_of(given["exchange"])
+    for option in fields(Asked):  # names of columns and arms may be numbers in a frame
+        if option.name in given and option.type == "str":
+            given[option.name] = str(given[option.name])
+    for name in ("settings", "chain"):
+        given[name] = tuple(map(str, given.get(name, ())))
+    asked = Asked(**given)
+    for name in ("target", "margin", "exchange"):
+        value = getattr(asked, name)
+        require(value is None or isinstance(value, SupportsFloat), f"{name} is a number, not {value!r}.")
+    for name in ("pairs", "distinct", "paired"):
+        value = getattr(asked, name)
+        require(value is None or isinstance(value, bool), f"{name} is True or False, not {value!r}.")
+    require(isinstance(asked.at, Mapping), f"at is a step, or {{arm: step}}, not {asked.at!r}.")
+    return asked
 
 
 def steps_at(pairs: Sequence[str]) -> dict[str, float]:

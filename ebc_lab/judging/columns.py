@@ -20,7 +20,7 @@ from .readers.reader import Source
 from .record import Taken
 
 if TYPE_CHECKING:
-    pass
+    import pandas as pd
 
 ARM_NAMES = (  # of equal weight within a line; those further down only where none of these is there
     ("arm", "optimizer", "optim", "opt", "method", "algorithm", "algo", "variant", "treatment", "recipe"),
@@ -52,6 +52,7 @@ RATES = {name for names in RATE_NAMES for name in names}
 RUN_NAMES = (("run", "run id", "run name", "trial"), ("name", "id"))
 RUN_WORDS = {"name", "run name", "run", "run id", "file", "trial", "id"}
 STARTED_NAMES = (("started", "start time", "created", "created at"),)
+NO_LOSS = (SEED_NAMES, STEP_NAMES, PLANNED_NAMES, EPOCHS_PLANNED, RATE_NAMES, RUN_NAMES, STARTED_NAMES)
 LOSSES = {
     "loss",
     "nll",
@@ -121,12 +122,39 @@ def short(name: str) -> str:
     return re.sub(r"^(config|params?|hparams|hyperparameters|args|user attrs|trainer) (?=.)", "", plain(name))
 
 
+def plain_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return somebody's frame with its rows numbered from 0 and columns that have text for names: named
+    levels of the index become columns, and names of several levels are joined, `val_loss/last`. Cells that
+    hold lists or mappings become text.
+
+    Raises UserError: two columns have one name."""
+    levels = [name for name in frame.index.names if name is not None and name not in frame.columns]
+    others = [name for name in frame.index.names if name not in levels]
+    made = frame.reset_index(level=levels) if levels and others else frame
+    made = made.reset_index(drop=bool(others) or not levels)
+    names = ["/".join(map(str, n)) if isinstance(n, tuple) else str(n) for n in made.columns]
+    names = [name.strip("/") for name in names]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"two columns are called {twice[0]}: rename one, or leave it out.")
+    made.columns = names
+    for name in names:
+        if made[name].dtype == object and made[name].iloc[:FIRST_LOOK].map(_holds_others).any():
+            made[name] = made[name].map(lambda value: str(value) if _holds_others(value) else value)
+    return made
+
+
+def _holds_others(value: object) -> bool:
+    return hasattr(value, "__len__") and not isinstance(value, str | bytes)
+
+
 def choose_columns(source: Source, asked: Asked) -> tuple[Source, Columns]:
     """Return the source, with a column for the arm where it has to be made from names, and what is what.
 
     Raises UserError: a column that was asked for is not there, or it cannot be told which is what.
     """
     search = _Search(source, asked)
+    _refuse_two_roles(asked)
     step = search.find("step", asked.step, STEP_NAMES)
     loss, choose, better = _losses(search, asked)
     seed = search.find("seed", asked.seed, SEED_NAMES)
@@ -144,6 +172,24 @@ def choose_columns(source: Source, asked: Asked) -> tuple[Source, Columns]:
     settings = _settings(search, asked, rate, has_steps=bool(step))
     columns = Columns(loss, better, arm, seed, step, run if run != arm else "", planned, started, choose)
     return source, replace(columns, settings=settings, taken=tuple(search.taken))
+
+
+def _refuse_two_roles(asked: Asked) -> None:
+    """Raise UserError where one column is asked for as two things that it cannot be at once."""
+    roles: dict[str, str] = {}
+    for role in ("arm", "seed", "step", "loss", "planned"):
+        column = getattr(asked, role)
+        if column in roles:
+            raise UserError(
+                f"--{roles[column]} and --{role} both name column {column}: it can be one of them."
+            )
+        if column:
+            roles[column] = role
+    for column in asked.settings:
+        if column in roles:
+            raise UserError(
+                f"--{roles[column]} and --setting both name column {column}: it can be one of them."
+            )
 
 
 class _Search:
@@ -215,6 +261,21 @@ class _Search:
             for name in names[1:]
         )
 
+    def same(self, names: Sequence[str]) -> bool:
+        """Return whether columns hold the same values."""
+        return all(self.frame[names[0]].equals(self.frame[name]) for name in names[1:])
+
+    def measures(self, name: str) -> bool:
+        """Return whether a column holds numbers, or text that is mostly numbers or percentages."""
+        import pandas as pd
+
+        values = self.frame[name]
+        if self.numeric(name) or isinstance(values.dtype, pd.CategoricalDtype) or values.dtype.kind == "b":
+            return self.numeric(name)
+        text = values.iloc[:FIRST_LOOK].dropna().astype(str).str.strip().str.rstrip("%")
+        text = text[text != ""].str.replace(",", ".", n=1, regex=False)
+        return len(text) > 0 and bool(pd.to_numeric(text, errors="coerce").notna().mean() >= 0.5)
+
     def numeric(self, name: str) -> bool:
         """Return whether a column holds numbers and nothing else."""
         kind = self.frame[name].dtype
@@ -238,23 +299,29 @@ def _losses(search: _Search, asked: Asked) -> tuple[str, str, str]:
     if choose and not asked.choose:
         search.take("choose", choose, f"column {choose} chooses an arm's configuration, {loss} judges it")
     words = set(plain(loss).split())
-    better, why = "higher" if words & SCORES and not words & (LOSSES | ERRORS) else "lower", "by its name"
+    better, why = "lower", "by its name"
+    if words & SCORES and not words & (LOSSES | ERRORS):
+        better = "higher"
+    elif not words & (LOSSES | ERRORS):
+        why = "as nothing says otherwise; say --better higher if it is"
     if search.source.better:
         better, why = search.source.better, "by the format"
     if asked.better:
         better, why = asked.better, "as asked"
     search.take("better", loss, f"{better} {loss} is better, {why}")
+    if _percent(search, loss):
+        search.take("unit", loss, f"{loss} is in percent")
     return loss, choose, better
 
 
 def _guess_loss(search: _Search) -> tuple[str, str]:
     """Return the loss by its name: of a test split where there is one, chosen by the validation split's."""
-    metrics = {n: set(plain(n).split()) for n in search.names if search.numeric(n) or _percent(search, n)}
+    metrics = {n: set(plain(n).split()) for n in search.names if search.measures(n)}
     for kinds in (LOSSES - {"perplexity", "ppl"}, LOSSES, ERRORS, SCORES):
         choosing = [n for n, words in metrics.items() if words & CHOOSING and words & kinds]
         testing = [n for n, words in metrics.items() if words & TESTING and words & kinds]
         for there in (choosing, testing):
-            if len(there) > 1 and not search.agree(there):
+            if len(there) > 1 and not search.same(there):
                 raise UserError(
                     f"{any_of(there)} could each be the loss: say which with --loss {quote(there[0])}."
                 )
@@ -264,7 +331,8 @@ def _guess_loss(search: _Search) -> tuple[str, str]:
         if choosing:
             return search.take("loss", choosing[0], f"column {choosing[0]}, by its name"), ""
     training = [n for n, words in metrics.items() if words & (LOSSES | SCORES | ERRORS | {"value"})]
-    numbers = [n for n in search.names if search.numeric(n)]
+    known = {n for names in NO_LOSS for tier in names for n in tier}
+    numbers = [n for n in search.names if search.measures(n) and plain(n) not in known]
     worded = [n for n in search.names if set(plain(n).split()) & (CHOOSING | TESTING) and _metric(n)]
     if len(worded) == 1:  # what it holds besides numbers is said when they are read
         return search.take("loss", worded[0], f"column {worded[0]}, by its name"), ""

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ebc_lab import __version__
 from ebc_lab.config.errors import any_of, nearest, require
+from ebc_lab.records.json_files import as_json
 
 from . import cautions, differences, outcomes, sections, sentences, tuning
-from .asked import Asked
-from .columns import choose_columns
+from .asked import Asked, asked_of
+from .columns import choose_columns, plain_frame
 from .record import ArmRecord, Caution, DifferenceRecord, Record, Taken
-from .runs import Runs, joined, runs_of
+from .runs import Runs, alike_arms, joined, runs_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +46,7 @@ def judge(runs: pd.DataFrame | Paths | Sequence[Paths], **asked: Any) -> Judgeme
     Raises:
         UserError: it cannot be told which column is what, or a column does not hold what it is taken for.
     """
-    return judged(runs, Asked(**asked))
+    return judged(runs, asked_of(asked))
 
 
 def judged(runs: pd.DataFrame | Paths | Sequence[Paths], asked: Asked) -> Judgement:
@@ -56,11 +57,16 @@ def judged(runs: pd.DataFrame | Paths | Sequence[Paths], asked: Asked) -> Judgem
 
     check(asked)
     if isinstance(runs, pd.DataFrame):
-        sources = [Source(runs, f"a frame of {len(runs):,} rows")]
+        sources = [Source(plain_frame(runs), f"a frame of {len(runs):,} rows")]
     else:
         from .readers import read
 
-        paths = [runs] if isinstance(runs, str | os.PathLike) else list(runs)
+        paths = [runs] if isinstance(runs, str | os.PathLike) else runs
+        paths = list(paths) if isinstance(paths, Sequence) else []
+        require(
+            bool(paths) and all(isinstance(path, str | os.PathLike) for path in paths),
+            "judge takes a frame of pandas, or the places of files and folders: join several frames first.",
+        )
         sources = read([Path(path) for path in paths], asked)
     chosen = [choose_columns(source, asked) for source in sources]
     made = joined([runs_of(source, columns) for source, columns in chosen])
@@ -71,7 +77,7 @@ def judged(runs: pd.DataFrame | Paths | Sequence[Paths], asked: Asked) -> Judgem
     if made.settings:
         names = ", ".join(made.settings)
         taken.append(Taken(role="settings", column=names, sentence=f"settings: {names}"))
-    return Judgement(made, _record(made, asked, what, notes, taken))
+    return Judgement(made, as_json(_record(made, asked, what, notes, taken)))
 
 
 def check(asked: Asked) -> None:
@@ -195,13 +201,15 @@ def _record(
     judged = outcomes.chosen_runs(runs, tried, tuned)
     varying = [name for name in runs.settings if runs.table[name].map(str).nunique() > 1]
     losses = outcomes.losses_by_arm(judged, turn=turn)
-    reference = reference_of(losses, asked)
+    losses = {arm: losses[arm] for arm in in_order(losses)}
+    reference, why = reference_of(losses, asked)
     paired, pairing = pairing_of(judged, losses, asked)
-    keyed = outcomes.losses_by_arm(judged, turn=turn, by="seed") if paired else losses
+    by_seed = outcomes.losses_by_arm(judged, turn=turn, by="seed") if paired else losses
+    keyed = {arm: by_seed[arm] for arm in losses}
     sigma, freedom = sigma_of(losses, asked)
     compared = differences.compare(
         keyed,
-        reference or in_order(losses)[0],
+        reference or next(iter(losses)),
         pairs=asked.pairs or not reference,
         chain=asked.chain,
         paired=paired,
@@ -223,13 +231,13 @@ def _record(
         "method": sentences.method_in_words(compared),
         "margin": asked.margin,
         "confidence": CONFIDENCE,
-        "taken": taken,
+        "taken": [*taken, *([Taken(role="reference", column="", sentence=why)] if why else [])],
         "answer": [],
         "cautions": [],
         "arms": _arm_records(judged, varying, losses, asked, turn=turn),
         "differences": [_difference_record(one, turn=turn) for one in compared],
         "tuning": cast(dict[str, Any] | None, tuning.turned(tuned) if turn and tuned else tuned),
-        "steps": sections.steps_section(judged, reference, in_order(losses)[0], asked, paired=paired),
+        "steps": sections.steps_section(judged, reference, next(iter(losses)), asked, paired=paired),
         "lengths": sections.lengths_section(every, judged, keyed, reference, asked, paired=paired, turn=turn),
         "rule": sections.rule_section(judged, asked),
         "runs": _run_records(judged),
@@ -244,31 +252,34 @@ def _record(
         *of_lengths,
         *of_outcomes,
         *cautions.cautions(runs, judged, asked, tuned),
+        *alike_arms(every.table),
         *every.cautions,
     ]
     record["answer"] = sentences.answer(record)
     return record
 
 
-def reference_of(losses: outcomes.Losses, asked: Asked) -> str:
-    """Return the arm that the others are compared with: the one asked for, or one that is called so; of two
-    arms one in any case. Empty where none is: then all pairs are compared.
+def reference_of(losses: outcomes.Losses, asked: Asked) -> tuple[str, str]:
+    """Return the arm that the others are compared with, and why it is: the one asked for, or one that is
+    called so; of two arms one in any case. Empty where none is: then all pairs are compared.
 
     Raises UserError where there is no arm of the name asked for."""
     arms = list(losses)
     if asked.chain:
-        return ""
+        return "", ""
     if asked.reference:
         near = nearest(asked.reference, arms)
         require(
             asked.reference in arms, f"there is no arm {asked.reference}{near}: there are {any_of(arms)}."
         )
-        return asked.reference
-    names = {arm.lower(): arm for arm in arms}
+        return asked.reference, f"reference: {asked.reference}, as asked"
+    names = {arm.lower(): arm for arm in sorted(arms)}
     called = next((names[name] for name in BASELINES if name in names), "")
-    if called or len(arms) != 2:
-        return called
-    return next((names[name] for name in COMMON_BASELINES if name in names), arms[0])
+    if len(arms) == 2:
+        called = called or next((names[name] for name in COMMON_BASELINES if name in names), "")
+        if not called:
+            return min(arms), f"reference: {min(arms)}, the first of the two in the alphabet"
+    return called, f"reference: {called}, by its name" if called else ""
 
 
 def pairing_of(runs: Runs, losses: Mapping[str, Mapping[str, float]], asked: Asked) -> tuple[bool, str]:
@@ -287,11 +298,15 @@ def pairing_of(runs: Runs, losses: Mapping[str, Mapping[str, float]], asked: Ask
         return False, "Runs are compared unpaired, as asked."
     if not known:
         return False, "No column gives every run a seed, so nothing is paired."
+    if len(seeds) == 1:
+        return False, "There is one arm, so nothing is paired."
+    if max(len(of_arm) for of_arm in losses.values()) == 1:
+        return False, "Each arm has one run, so nothing is paired."
     alike = {frozenset(of_arm) for of_arm in seeds.values()}
     shared = len(next(iter(alike)))
     if doubled:
         return False, "An arm has two runs of one seed, so nothing is paired."
-    if len(seeds) > 1 and len(alike) == 1 and shared > 1:
+    if len(alike) == 1 and shared > 1:
         return True, (
             f"Every arm has the same {shared} seeds, so runs are paired by seed; say --unpaired if one seed "
             "does not give two arms the same weights or data."
@@ -314,12 +329,12 @@ def sigma_of(losses: Mapping[str, Mapping[str, float]], asked: Asked) -> tuple[f
 
 def in_order(losses: outcomes.Losses) -> list[str]:
     """Return the arms, the best first: by the share of their runs that diverged, then by the mean of the
-    others."""
+    others, then by name."""
 
-    def place(arm: str) -> tuple[float, float]:
+    def place(arm: str) -> tuple[float, float, str]:
         finished = [x for x in losses[arm].values() if math.isfinite(x)]
         mean = statistics.fmean(finished) if finished else math.inf
-        return 1 - len(finished) / len(losses[arm]), mean
+        return 1 - len(finished) / len(losses[arm]), mean, arm
 
     return sorted(losses, key=place)
 
@@ -330,7 +345,7 @@ def in_order(losses: outcomes.Losses) -> list[str]:
 def _arm_records(
     runs: Runs, settings: Sequence[str], losses: outcomes.Losses, asked: Asked, *, turn: bool
 ) -> list[ArmRecord]:
-    """Return a row for each arm, the best first: by mean, an arm with diverged runs behind those without."""
+    """Return a row for each arm, in the order of `losses`. `settings`: those that tell configurations."""
     table = runs.table
     records = []
     for arm, of_arm in losses.items():
@@ -346,8 +361,7 @@ def _arm_records(
                 "at": asked.at.get(arm, asked.at.get("")),
             }
         )
-    order = in_order(losses)
-    return cast(list[ArmRecord], sorted(records, key=lambda record: order.index(record["arm"])))
+    return cast(list[ArmRecord], records)
 
 
 def _turned(figures: Mapping[str, Any]) -> dict[str, Any]:

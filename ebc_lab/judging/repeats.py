@@ -36,7 +36,8 @@ def repeated_steps(
     rows = np.argsort(run, kind="stable")
     of, at = run[rows], step[rows]
     back = np.flatnonzero((of[1:] == of[:-1]) & (at[1:] < at[:-1]))
-    resumed = _resumed(of[back], at[back], at[back + 1], names, unit)
+    shuffled = len(back) > max(len(rows) / 4, 3)  # rows in no order of logging: sorted by something else
+    resumed = None if shuffled else _resumed(of[back], at[back], at[back + 1], names, unit)
     if len(back):
         rows = rows[np.lexsort((at, of))]
         of, at = run[rows], step[rows]

@@ -7,6 +7,7 @@ named in `Runs.cautions`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from .columns import RATES, Columns, plain
 from .readers.reader import Source
 from .record import Caution
 from .repeats import repeated_steps
-from .words import count, listed
+from .words import count, has_or_have, listed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 ROLES = ("run", "arm", "seed", "source", "planned", "length", "rows", "started", "outcome", "chosen_by")
 PERCENT = "%"
-LARGEST = 1e100  # a loss beyond it counts as not finite: its square would be
+LARGEST = 1e100  # an outcome beyond it counts as not finite: its square would not be
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def runs_of(source: Source, columns: Columns) -> Runs:
         table["outcome"] = loss
         table["chosen_by"] = _numbers(frame, columns.choose, "choose") if columns.choose else loss
     for name in ("outcome", "chosen_by"):
-        table[name] = table[name].where(table[name].abs() <= LARGEST, worst)
+        table[name] = table[name].where(table[name].abs() < LARGEST, worst)
     return Runs(table, curves, settings, columns.loss, columns.better, unit, tuple(cautions))
 
 
@@ -103,19 +104,24 @@ def _numbers(frame: pd.DataFrame, column: str, role: str) -> np.ndarray[Any, Any
     text = text.mask(text == "")
     percent = text.str.endswith(PERCENT).fillna(False)
     if percent.any():
-        require(
-            bool((percent | text.isna()).all()),
-            f"column {column} has percentages in some rows and plain numbers in others (row "
-            f"{_first_row(~percent & text.notna())}): write them alike.",
-        )
+        others = ~percent & text.notna()
+        if others.any():
+            raise UserError(
+                f"column {column} has percentages in some rows and plain numbers in others (row "
+                f"{_first_row(others)}): write them alike."
+            )
         text = text.str.rstrip(PERCENT)
     numbers = pd.to_numeric(text, errors="coerce")
     words = numbers.isna() & text.notna() & ~text.str.lower().isin(("nan", "inf", "-inf", "infinity"))
     if words.any():
-        row = int(np.flatnonzero(words.to_numpy())[0])
+        row = _first_row(words)
+        cell = str(text.iloc[row - 1])
+        mend = "mend that row"
+        if re.fullmatch(r"[-+]?\d+,\d+", cell):
+            mend = "write numbers with a decimal point"
         raise UserError(
-            f"column {column} is taken as the {role} and holds {shown(str(values.iloc[row]))} in row "
-            f"{row + 1}: mend that row, or say with --{role} which column it is."
+            f"column {column} is taken as the {role} and holds {shown(cell)} in row {row}: {mend}, or say "
+            f"with --{role} which column it is."
         )
     logged = text.notna() & numbers.isna()
     return numbers.mask(logged, math.inf).to_numpy(dtype=np.float64, na_value=np.nan)
@@ -131,11 +137,11 @@ def _refuse_blank_steps(step: Any, logged: Any, columns: Columns) -> None:
     import numpy as np
 
     blank = np.flatnonzero(logged & ~np.isfinite(step))
-    require(
-        not len(blank),
-        f"{len(blank)} rows have a {columns.loss} and no {columns.step} (the first is row "
-        f"{(blank[0] if len(blank) else 0) + 1}): give each its step, or leave the rows out.",
-    )
+    if len(blank):
+        raise UserError(
+            f"{count(len(blank), 'row')} with a {columns.loss} {has_or_have(len(blank))} no {columns.step} "
+            f"(the first is row {blank[0] + 1}): give each its step, or leave the rows out."
+        )
 
 
 # -- runs ----------------------------------------------------------------------------------------------------
@@ -150,9 +156,17 @@ def _runs_in(frame: pd.DataFrame, columns: Columns) -> tuple[Any, list[str]]:
         return np.arange(len(frame)), []
     if columns.run:
         keys = list(dict.fromkeys([columns.run, columns.arm]))
+        codes = _numbered(frame, keys)
+        seeds = frame[columns.seed] if columns.seed else None
+        if seeds is None or seeds.hasnans or not _varies_within(seeds, codes):
+            return codes, keys
+        keys.append(columns.seed)  # the column of runs counts them afresh for each seed
         return _numbered(frame, keys), keys
     keys = [name for name in (columns.arm, columns.seed) if name]
     keys += [name for name in columns.settings if not _follows_steps(frame, name, keys, columns)]
+    length = columns.planned
+    if length and _varies_within(frame[length], _numbered(frame, keys)):
+        keys += [length] if not _follows_steps(frame, length, keys, columns) else []
     return _numbered(frame, keys), keys
 
 
@@ -213,12 +227,13 @@ def _refuse_blank_arms(table: pd.DataFrame, first: Any, columns: Columns) -> Non
     import numpy as np
 
     blank = np.flatnonzero(table["arm"].isna().to_numpy())
-    require(
-        not len(blank),
-        f"{len(blank)} {'runs' if columns.step else 'rows'} have no value in column {columns.arm}, which "
-        f"names the arm (the first in row {(first[blank[0]] if len(blank) else 0) + 1}): fill it in, "
-        "leave them out, or name another column with --arm.",
-    )
+    if len(blank):
+        what = count(len(blank), "run" if columns.step else "row")
+        raise UserError(
+            f"{what} {has_or_have(len(blank))} no value in column {columns.arm}, which names the arm (the "
+            f"first in row {first[blank[0]] + 1}): fill it in, leave those rows out, or name another column "
+            "with --arm."
+        )
 
 
 def _table(frame: pd.DataFrame, columns: Columns, codes: Any, keys: Sequence[str]) -> pd.DataFrame:
@@ -256,13 +271,13 @@ def _names(rows: pd.DataFrame, columns: Columns, keys: Sequence[str], table: pd.
     """Return a name for each run that no other has."""
     if columns.run:
         names = [_text(value) or "" for value in rows[columns.run]]
-        if len(set(names)) == len(names):
-            return names
-        return [f"{arm} {name}" for arm, name in zip(table["arm"], names, strict=True)]
-    names = list(table["arm"])
-    if columns.seed:
+        if len(set(names)) < len(names):
+            names = [f"{arm} {name}" for arm, name in zip(table["arm"], names, strict=True)]
+    else:
+        names = list(table["arm"])
+    if columns.seed and len(set(names)) < len(names):
         names = [f"{name}, seed {seed}" for name, seed in zip(names, table["seed"], strict=True)]
-    for key in (key for key in keys if key not in (columns.arm, columns.seed)):
+    for key in (key for key in keys if key not in (columns.run, columns.arm, columns.seed)):
         names = [f"{name}, {key} {_text(value)}" for name, value in zip(names, rows[key], strict=True)]
     if len(set(names)) < len(names):
         names = [f"{name} (row {row + 1})" for row, name in enumerate(names)]
@@ -272,7 +287,7 @@ def _names(rows: pd.DataFrame, columns: Columns, keys: Sequence[str], table: pd.
 def _text(value: Any) -> str | None:
     """Return a value as text on one line, a whole number without its point, and what would command a terminal
     as escapes; None for a blank."""
-    if value is None or value != value:
+    if value is None or value != value or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return str(int(value))
@@ -299,7 +314,8 @@ def _constant(
     """Return the settings that do not vary within a run, and a caution about the others."""
     varying = [name for name in columns.settings if _varies_within(frame[name], codes)]
     kept = tuple(_setting_name(name) for name in columns.settings if name not in varying)
-    table.drop(columns=[_setting_name(name) for name in varying], inplace=True)
+    for name in varying:
+        del table[_setting_name(name)]
     varying = [name for name in varying if plain(name) not in RATES]  # a schedule that is logged
     if not varying:
         return kept, []
@@ -356,7 +372,7 @@ def _blank_ends(codes: Any, step: Any, logged: Any) -> Any:
 
 def _blank_caution(names: Sequence[str], loss: str) -> Caution:
     sentence = (
-        f"{count(len(names), 'run')} ({listed(names)}) {'has' if len(names) == 1 else 'have'} rows without a "
+        f"{count(len(names), 'run')} ({listed(names)}) {has_or_have(len(names))} rows without a "
         f"{loss} at the end, at steps where other runs have one: this counts as a loss that is not finite."
     )
     return Caution(kind="blank_end", sentence=sentence, runs=list(names))
@@ -385,6 +401,21 @@ def _with_curves(
     return table
 
 
+def alike_arms(table: pd.DataFrame) -> list[Caution]:
+    """Return a caution where the names of arms differ only in capitals or in spaces."""
+    by_letters: dict[str, list[str]] = {}
+    for arm in dict.fromkeys(table["arm"]):
+        by_letters.setdefault("".join(arm.split()).casefold(), []).append(arm)
+    alike = [" and ".join(map(repr, arms)) for arms in by_letters.values() if len(arms) > 1]
+    if not alike:
+        return []
+    sentence = (
+        f"Arms are told apart by capitals or spaces alone: {listed(alike)}. They are taken for different "
+        "arms; write them alike if they are one."
+    )
+    return [Caution(kind="alike_arms", sentence=sentence, runs=[])]
+
+
 def joined(several: Sequence[Runs]) -> Runs:
     """Return the runs of several sources as one. Raises UserError where they cannot stand in one table."""
     import pandas as pd
@@ -401,8 +432,11 @@ def joined(several: Sequence[Runs]) -> Runs:
                 f"{theirs or 'none'}; judge them one by one, or name the columns that they share.",
             )
     tables, curves, offset = [], [], 0
-    for runs in several:
-        tables.append(runs.table)
+    named: set[str] = set()
+    for number, runs in enumerate(several, 1):
+        names = [name if name not in named else f"{name} (source {number})" for name in runs.table["run"]]
+        named.update(names)
+        tables.append(runs.table.assign(run=names))
         curves.append(runs.curves.assign(run=runs.curves["run"] + offset))
         offset += len(runs.table)
     settings = tuple(dict.fromkeys(name for runs in several for name in runs.settings))

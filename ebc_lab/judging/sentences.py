@@ -42,7 +42,8 @@ def method_in_words(compared: Sequence[Mapping[str, Any]]) -> str:
     used = {one["method"] for one in compared if one["method"]}
     text = "; ".join(sentence for method, sentence in METHODS.items() if method in used)
     if not text:
-        return "No arm has the two finished runs that an interval needs."
+        notes = {one["note"] for one in compared if one["note"]}
+        return f"Nothing is tested ({'; '.join(sorted(notes))})." if notes else "Nothing is compared."
     comparisons = max(one["comparisons"] for one in compared)
     if comparisons > 1:
         by = "Bonferroni's inequality" if used <= {"t", "rank"} else "simulation"
@@ -76,6 +77,8 @@ def difference_in_words(one: DifferenceRecord) -> str:
     """Return a difference with its joint interval, such as `-0.0040 [-0.0061, -0.0019]`."""
     low, high = one["joint_low"], one["joint_high"]
     centre = one["mean"] if one["mean"] is not None else one["median"]
+    if centre is None and low is None and high is None:
+        return "no finite difference"
     if low is None and high is None:
         return f"{rounded(centre, sign=True)}, no interval"
     width = (high - low) / 2 if low is not None and high is not None else None
@@ -86,6 +89,8 @@ def answer(record: Record) -> list[str]:
     """Return what was found, the answer first."""
     best, *others = record["arms"]
     by = f"By {record['outcome']},"
+    if not others and not best["completed"]:
+        return [f"{by} no run of {best['arm']}, the only arm, has a finite outcome."]
     if not others:
         mean = rounded(best["mean"], best["sd"])
         runs = count(best["runs"], "run")
@@ -93,7 +98,9 @@ def answer(record: Record) -> list[str]:
             f"{by} {best['arm']} has mean {mean} over {runs}: the only arm, so there is nothing to compare."
         ]
     compared = record["differences"]
-    if not any(one["method"] for one in compared):
+    if not any(arm["completed"] for arm in record["arms"]):
+        lines = [f"{by} no run of any arm has a finite outcome, so no arm can be called better."]
+    elif not any(one["method"] for one in compared):
         lines = [
             f"{by} {best['arm']} is the best of {len(others) + 1} arms; nothing says if by more than luck."
         ]

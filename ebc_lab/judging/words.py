@@ -19,3 +19,7 @@ def listed(names: Iterable[object], most: int = MOST_NAMED) -> str:
 def count(number: int, one: str) -> str:
     """Return a number with its noun: `1 run`, `3 runs`."""
     return f"{number:,} {one}{'s' * (number != 1)}"
+
+
+def has_or_have(number: int) -> str:
+    return "has" if number == 1 else "have"

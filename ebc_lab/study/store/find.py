@@ -73,9 +73,19 @@ def no_study_in(folder: Path) -> str:
     return f"there is no study in {folder}, but this folder has {there}: {which}."
 
 
+def not_a_study(file: Path) -> str:
+    """Return the error message for a file that is given for a study. It may be of runs of another trainer."""
+    place = visible(str(file))
+    return (
+        f"{place} is a file and no study: if it holds runs that you have already, "
+        f"`ebc-lab judge {visible(shlex.quote(str(file)))}` answers from them."
+    )
+
+
 def place_of(name: str, output_dir: str, say: Say) -> Path:
     """Return the path of a study's folder or bundle. A path is returned as given; a plain name is looked up
-    in `output_dir`, then in the working folder. If both hold one, `say` is told which is taken."""
+    in `output_dir`, then in the working folder. If both hold one, `say` is told which is taken. Raises
+    UserError for a file that is no bundle."""
     here = Path(name).expanduser()
     if here.name in ("", ".."):  # `.` and `..`, which name no folder
         here = here.resolve()
@@ -88,8 +98,12 @@ def place_of(name: str, output_dir: str, say: Say) -> Path:
             f"{here} is a suite's file, not a study: give the study's name, {visible(str(study))}."
         )
     if os.sep in str(Path(name)) or name.startswith((".", "~")):
+        if here.is_file() and not is_bundle(here):
+            raise UserError(not_a_study(here))
         return here
     inside = Path(output_dir).expanduser() / name
+    if here.is_file() and not is_bundle(here) and not Study(inside).exists():
+        raise UserError(not_a_study(here))
     both = [path for path in (inside, here) if (path.is_file() if is_bundle(path) else Study(path).exists())]
     if both == [here]:
         return here
