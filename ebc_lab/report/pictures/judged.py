@@ -287,7 +287,7 @@ def draw_curves(record: Record, runs: Runs, source: Source) -> Sheet | None:
     higher = record["better"] == "higher"
     sheet = Sheet(
         source,
-        f"How does {record['loss']} {'rise' if higher else 'fall'} in each arm?",
+        f"{record['loss']} over the {record['step']}s of each arm",
         (f"{plural(len(order), 'arm')}, those told apart are the best and the reference",) if others else (),
         ("median of the runs at each step; shaded: from the lowest to the highest run",),
         grid=("ab",),
