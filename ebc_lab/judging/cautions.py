@@ -560,7 +560,7 @@ def _unequal_spread(chosen: pd.DataFrame) -> Caution | None:
     low, high = spread.iloc[0], spread.iloc[-1]
     n_low, n_high = (outcome.size()[spread.index[i]] for i in (0, -1))
     # with three runs an arm, one ratio in thirteen is above five by chance
-    if high < UNEQUAL_SPREAD * low or (
+    if not high or high < UNEQUAL_SPREAD * low or (
         low > 0 and special.fdtrc(n_high - 1, n_low - 1, (high / low) ** 2) > 0.01
     ):
         return None
