@@ -64,6 +64,7 @@ INTERNAL = (  # types that show in the signature of something public
     r"ebm\.energy\.Splats",
     r"(integrations\.transformers\.Reporting|lowbit\.linear\.Model)",
     r"verity\.grids\.Grid",
+    r"judging\.record\.\w+",
     r"(study|records)\..*",
 )
 nitpick_ignore_regex = [

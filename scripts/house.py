@@ -42,6 +42,7 @@ ABOUT = {  # what each package is for
     "verity": "training whose bits no machine changes; imports torch only",
     "lowbit": "few levels, packed and measured; imports torch, numpy only",
     "ebm": "an energy-based language model on the sphere; imports torch, numpy only",
+    "judging": "runs of others: read, compared, judged; no torch",
     "config": "settings, their checks, a run's identity; no torch",
     "records": "files on disk: formats, columns, locks",
     "workloads": "what is trained: model, text, loss",

@@ -217,7 +217,7 @@ def understood(line: str) -> None:
     if name in ("train", "bench"):
         for combination in expand(settings):
             compose(implied(combination), study=False)
-    elif settings:
+    elif settings and name != "judge":  # whose --at has a step for an arm
         configurations(settings, multirun="-m" in words)
 
 

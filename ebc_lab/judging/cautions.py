@@ -42,6 +42,7 @@ TRAINING = re.compile(r"(train|training|tr)$")
 HELD_OUT = re.compile(r"(val|valid|validation|eval|evaluation|test|dev|holdout|heldout)\d*$")
 CHOSEN_STEP = re.compile(r"(best|min|max|minimum|maximum|lowest|highest)$")
 # an optimizer's own settings, each tuned for it, and names that stand for the arm or for the run itself
+RISING = 4.0  # standard errors: the best step was picked among many
 OWN = re.compile(
     r"lr|rate|decay|wd|momentum|betas?\d*|eps|epsilon|nesterov|rho|damping|ns|precond\w*|optim\w*|opt|method|algo\w*"
     r"|arm|name|group|tags?|notes?|host|dir|path|id|date|time|timestamp|seed"
@@ -60,6 +61,8 @@ def cautions(runs: Runs, judged: Runs, asked: Asked, tuned: Tuning | None) -> li
         _identical(runs, curves),
         _seed_twice(runs),
         _diverged(runs, asked, curves),
+        _at_edge(runs, tuned) if tuned else None,
+        _rising(judged, asked),
         _one_run(chosen),
         _chosen_by_reported(runs, tuned) if tuned else None,
         _best_over_steps(runs, asked, curves),
@@ -410,17 +413,69 @@ def _seed_is_an_index(runs: Runs) -> Caution | None:
 # Arms that were not treated alike
 
 
+def _at_edge(runs: Runs, tuned: Tuning) -> Caution | None:
+    """Arms of which the chosen configuration has the lowest or highest value of a setting that was tried."""
+    found = {}
+    for arm, of in tuned["arms"].items():
+        edges = [(one, one["beside"] or one["end"]) for one in of["edges"] if one["values"] > 1]
+        said = [f"{one['setting']} {one['value']:g} is the {end}est tried" for one, end in edges if end]
+        if said:
+            found[arm] = listed(said)
+    if not found:
+        return None
+    places = listed(f"{arm} ({said})" for arm, said in found.items())
+    sentence = (
+        f"Tuning ended at the edge of what was tried: {places}. Beyond it the arm may be better, so its tuning is "
+        "not finished; try further values before you compare it."
+    )
+    return Caution(
+        kind="edge", sentence=sentence, runs=_names(runs.table, runs.table["arm"].isin(list(found)))
+    )
+
+
+def _rising(judged: Runs, asked: Asked) -> Caution | None:
+    """Arms whose judged curves were better at an earlier step than at their last one, by more than RISING
+    standard errors of the difference over runs."""
+    import numpy as np
+
+    if asked.outcome != "last" or asked.at or not judged.step_name:
+        return None
+    sign = 1.0 if judged.better == "lower" else -1.0
+    said, meant = [], []
+    for arm, of_arm in judged.table.groupby("arm", sort=False):
+        curves = judged.curves[judged.curves["run"].isin(of_arm.index)]
+        wide = curves.pivot(index="step", columns="run", values="loss").dropna()
+        values = sign * wide.to_numpy()
+        if values.shape[0] < 3 or values.shape[1] < 2 or not np.isfinite(values).all():
+            continue
+        best = int(values.mean(axis=1).argmin())
+        rise = values[-1] - values[best]
+        error = rise.std(ddof=1) / np.sqrt(len(rise))
+        if rise.mean() > RISING * error and rise.mean() > 0:
+            said.append(f"{arm} since {judged.step_name} {wide.index[best]:g}, by {rise.mean():.2g}")
+            meant += of_arm["run"].tolist()
+    if not said:
+        return None
+    sentence = (
+        f"The {judged.loss} of some arms got worse before their end ({listed(said)}): judged at another step "
+        "(--at, or --outcome best) the order of the arms may be another."
+    )
+    return Caution(kind="rising", sentence=sentence, runs=meant)
+
+
 def _chosen_by_reported(runs: Runs, tuned: Tuning) -> Caution | None:
     several = {arm: of["configurations"] for arm, of in tuned["arms"].items() if of["configurations"] > 1}
     if not several or not tuned["same"]:
         return None
     known = [of["optimism"] for arm, of in tuned["arms"].items() if arm in several]
-    sizes = [abs(size) for size in known if size is not None]
-    size = f", by up to {max(sizes):.2g} as their noise suggests" if sizes else ""
+    noises = [of["noise"] for arm, of in tuned["arms"].items() if arm in several and of["noise"]]
+    largest = max((abs(size) for size in known if size is not None), default=0.0)
+    visible = bool(noises) and largest > 0.05 * max(noises)
+    size = f", here by up to {largest:.2g}" if visible else ""
     sentence = (
-        f"{tuned['reported']} chooses the configuration of {count(len(several), 'arm')} and is "
-        f"reported of it (tried: {_arms(several)}): the best of several is too good by luck{size}; choose "
-        "by another split (--choose COLUMN), or train the chosen configurations on fresh seeds."
+        f"The configurations were selected on {tuned['reported']}, which is also the metric reported (tried: "
+        f"{_arms(several)}), so the best of several looks better than it is{size}: select on another split "
+        "(--choose COLUMN), or train the chosen configurations on fresh seeds."
     )
     meant = runs.table["arm"].isin(list(several))
     return Caution(kind="chosen_by_reported", sentence=sentence, runs=_names(runs.table, meant))
@@ -558,10 +613,14 @@ def _unequal_spread(chosen: pd.DataFrame) -> Caution | None:
     from scipy import special
 
     low, high = spread.iloc[0], spread.iloc[-1]
+    if not high:
+        return None
     n_low, n_high = (outcome.size()[spread.index[i]] for i in (0, -1))
     # with three runs an arm, one ratio in thirteen is above five by chance
-    if not high or high < UNEQUAL_SPREAD * low or (
-        low > 0 and special.fdtrc(n_high - 1, n_low - 1, (high / low) ** 2) > 0.01
+    if (
+        high == 0
+        or high < UNEQUAL_SPREAD * low
+        or (low > 0 and special.fdtrc(n_high - 1, n_low - 1, (high / low) ** 2) > 0.01)
     ):
         return None
     of_high = outcome.get_group(spread.index[-1])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from ebc_lab.config.errors import UserError, any_of, nearest, require, shown
@@ -158,7 +159,9 @@ def choose_columns(source: Source, asked: Asked) -> tuple[Source, Columns]:
     loss, choose, better = _losses(search, asked)
     seed = search.find("seed", asked.seed, SEED_NAMES)
     lengths = EPOCHS_PLANNED if plain(step) == "epoch" else PLANNED_NAMES
-    planned = search.find("planned", asked.planned, lengths, apart={step})
+    curved = bool(step or asked.planned)  # without curves `n_steps` is a setting like others
+    words = {name for name in search.names if not search.numeric(name)}
+    planned = search.find("planned", asked.planned, lengths, apart={step, *words}) if curved else ""
     started = search.find("started", "", STARTED_NAMES)
     run = search.find("run", asked.run, RUN_NAMES, apart={asked.arm} - {""})
     search.used |= {loss, choose, seed, step, planned, started}
@@ -232,7 +235,7 @@ class _Search:
                 there = [n for n in there if self.varies(n)] or there[:1]
             if len(there) > 1 and not self.agree(there):
                 raise UserError(
-                    f"{any_of(there)} could each be the {role}: say which with --{role} {there[0]}."
+                    f"{any_of(there)} could each be the {role}: say which with --{role} {quote(there[0])}."
                 )
             if there:
                 return self.take(role, there[0], f"column {there[0]}, by its name")
@@ -319,7 +322,9 @@ def _guess_loss(search: _Search) -> tuple[str, str]:
         testing = [n for n, words in metrics.items() if words & TESTING and words & kinds]
         for there in (choosing, testing):
             if len(there) > 1 and not search.same(there):
-                raise UserError(f"{any_of(there)} could each be the loss: say which with --loss {there[0]}.")
+                raise UserError(
+                    f"{any_of(there)} could each be the loss: say which with --loss {quote(there[0])}."
+                )
         if testing:
             loss = search.take("loss", testing[0], f"column {testing[0]}, by its name")
             return loss, choosing[0] if choosing else ""
@@ -328,10 +333,13 @@ def _guess_loss(search: _Search) -> tuple[str, str]:
     training = [n for n, words in metrics.items() if words & (LOSSES | SCORES | ERRORS | {"value"})]
     known = {n for names in NO_LOSS for tier in names for n in tier}
     numbers = [n for n in search.names if search.measures(n) and plain(n) not in known]
+    worded = [n for n in search.names if set(plain(n).split()) & (CHOOSING | TESTING) and _metric(n)]
+    if len(worded) == 1:  # what it holds besides numbers is said when they are read
+        return search.take("loss", worded[0], f"column {worded[0]}, by its name"), ""
     if training:
         raise UserError(
             f"no column is a validation or test loss by its name; {any_of(training)} may be of training: "
-            f"say --loss {training[0]} if that is what you want judged."
+            f"say --loss {quote(training[0])} if that is what you want judged."
         )
     raise UserError(
         f"no column of {search.source.what} is a loss by its name: say which with --loss"
@@ -397,7 +405,7 @@ def _settings(search: _Search, asked: Asked, rate: str, *, has_steps: bool) -> t
     candidates = [n for n in (known or named) if n in free and not _metric(n)]
     guessed = [n for n in candidates if search.varies(n) and not set(plain(n).split()) & {"seed", *DETAILS}]
     found = [*([rate] if rate and search.varies(rate) else []), *guessed]
-    rest = [n for n in free if n not in found and search.varies(n)]
+    rest = [n for n in free if n not in found and n != "source" and search.varies(n)]
     if rest:
         search.take("not used", ", ".join(rest), ", ".join(rest))
     return tuple(dict.fromkeys(found))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ebc_lab.config.errors import UserError, any_of, require, shown
+from ebc_lab.config.errors import UserError, any_of, require, shown, visible
 
 from .columns import RATES, Columns, plain
 from .readers.reader import Source
@@ -69,6 +69,7 @@ def runs_of(source: Source, columns: Columns) -> Runs:
     frame = source.frame
     require(len(frame) > 0, f"{source.what} holds no row.")
     loss = _numbers(frame, columns.loss, "loss")
+    loss = np.where(np.abs(loss) > LARGEST, math.inf, loss)
     worst = math.inf if columns.better == "lower" else -math.inf
     codes, keys = _runs_in(frame, columns)
     table = _table(frame, columns, codes, keys)
@@ -230,7 +231,8 @@ def _refuse_blank_arms(table: pd.DataFrame, first: Any, columns: Columns) -> Non
         what = count(len(blank), "run" if columns.step else "row")
         raise UserError(
             f"{what} {has_or_have(len(blank))} no value in column {columns.arm}, which names the arm (the "
-            f"first in row {first[blank[0]] + 1}): fill it in, or leave those rows out."
+            f"first in row {first[blank[0]] + 1}): fill it in, leave those rows out, or name another column "
+            "with --arm."
         )
 
 
@@ -253,10 +255,11 @@ def _table(frame: pd.DataFrame, columns: Columns, codes: Any, keys: Sequence[str
     table["length"], table["rows"] = math.nan, 0
     started = rows[columns.started] if columns.started else pd.Series(pd.NaT, index=rows.index)
     table["started"] = _times(started)
-    for name in columns.settings:
-        values = rows[name] if rows[name].dtype.kind in "iufbO" else rows[name].map(_text)
-        table[_setting_name(name)] = values.astype(object).where(rows[name].notna(), None)
-    return table
+    settings = {
+        _setting_name(name): rows[name].map(_setting).astype(object).where(rows[name].notna(), None)
+        for name in columns.settings
+    }
+    return pd.concat([table, pd.DataFrame(settings, index=table.index)], axis=1) if settings else table
 
 
 def _setting_name(column: str) -> str:
@@ -282,12 +285,17 @@ def _names(rows: pd.DataFrame, columns: Columns, keys: Sequence[str], table: pd.
 
 
 def _text(value: Any) -> str | None:
-    """Return a value as text, a whole number without its point; None for a blank."""
+    """Return a value as text on one line, a whole number without its point, and what would command a terminal
+    as escapes; None for a blank."""
     if value is None or value != value or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return str(int(value))
-    return str(value)
+    return visible(" ".join(str(value).split())) or None
+
+
+def _setting(value: Any) -> Any:
+    return _text(value) if isinstance(value, str) else value
 
 
 def _times(values: pd.Series[Any]) -> pd.Series[Any]:

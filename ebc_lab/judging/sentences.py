@@ -37,6 +37,8 @@ def outcome_in_words(runs: Runs, asked: Asked) -> str:
 
 def method_in_words(compared: Sequence[Mapping[str, Any]]) -> str:
     """Return how the intervals were made."""
+    if not compared:
+        return "There is one arm, and so nothing is compared."
     used = {one["method"] for one in compared if one["method"]}
     text = "; ".join(sentence for method, sentence in METHODS.items() if method in used)
     if not text:

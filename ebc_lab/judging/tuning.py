@@ -29,7 +29,6 @@ from ebc_lab.study.stages.statistics import (
     CONFIDENCE,
     NO_LUCK,
     ROUNDING,
-    WINDOW_NATS,
     Luck,
     chances_of_lowest,
     finite_or_none,
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ERRORS = 2  # standard errors in the upper limit by which a configuration is chosen
+NOISES = 2.0  # standard deviations of a run: the height of a learning-rate window
 MOST_BUDGETS = 50  # of how many budgets k the expected best is given
 LEARNING_RATE = re.compile(r"(.*[./_])?(lr|learning_?rate)(_init|_max|_peak)?", re.IGNORECASE)
 
@@ -149,7 +149,7 @@ def tuning_of(
     chosen_by: str = "loss",
     reported: str = "loss",
     lr: str = "",
-    within: float = WINDOW_NATS,
+    within: float | None = None,
 ) -> Tuning | None:
     """Return what the configurations of each arm show of its tuning, or None if no arm has two.
 
@@ -217,7 +217,7 @@ def luck_of(tuning: Tuning | None, arm: str) -> Luck:
     return Luck(**known) if known else NO_LUCK
 
 
-def _tuned(tried: Sequence[Configuration], same: bool, budget: int, lr: str, within: float) -> Tuned:
+def _tuned(tried: Sequence[Configuration], same: bool, budget: int, lr: str, within: float | None) -> Tuned:
     """Return one arm's tuning."""
     choosing, outcomes = _means(tried, 0), _means(tried, 1)
     counts = [len(c.runs) for c in tried]
@@ -249,7 +249,7 @@ def _tuned(tried: Sequence[Configuration], same: bool, budget: int, lr: str, wit
         "lower": described(lowest) if choosing[lowest] < choosing[best] else None,
         "expected": expected_best(choosing, outcomes, budgets(budget)),
         "edges": _edges(tried, best),
-        "window": _window(tried, best, choosing, lr, within),
+        "window": _window(tried, best, choosing, lr, NOISES * sd if noise and within is None else within),
         "noise": noise[0] if noise else None,
         "luck": None if luck is None else {"sd": luck.sd, "freedom": luck.freedom},
         "optimism": optimism if same else None,
@@ -425,10 +425,13 @@ def _alike(a: Configuration, b: Configuration, name: str) -> bool:
 
 
 def _window(
-    tried: Sequence[Configuration], best: int, losses: Sequence[float], lr: str, within: float
+    tried: Sequence[Configuration], best: int, losses: Sequence[float], lr: str, within: float | None
 ) -> Window | None:
     """Return the window of the learning rate around its best value, from configurations that are like the
-    best one in every other setting; None if they have fewer than two rates above 0, or if none is known."""
+    best one in every other setting; None if they have fewer than two rates above 0, if none is known, or
+    without a height."""
+    if within is None:
+        return None
     named = [lr] if lr else [x for x in tried[best].settings if LEARNING_RATE.fullmatch(x)]
     varied = {x: rates for x in named if len(set((rates := _numbers(tried, x)).values())) > 1}
     if len(varied) != 1:

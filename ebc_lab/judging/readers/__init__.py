@@ -60,6 +60,7 @@ def read(paths: Sequence[str | Path], asked: Asked) -> list[Source]:
     notes: list[str] = []
     for place in places:
         require(place.exists(), f"there is no file or folder {place}")
+        require(place.is_file() or place.is_dir(), f"{place} is no file, but a pipe or device: save it first")
         here = _found(place, asked, MODULES)
         chosen = min(here, key=_rank)
         found.setdefault(chosen, []).extend(
@@ -122,8 +123,9 @@ def _candidates(place: Path, found: dict[str, list[Path]]) -> Iterator[Path]:
         require(seen <= MANY, f"{place} has more than {MANY:,} files: give the folder in which the runs are")
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in LEFT_OUT)
         for name in sorted(files):
-            if not name.startswith("."):
-                yield Path(folder) / name
+            path = Path(folder, name)
+            if not name.startswith(".") and path.is_file():  # a pipe would keep the reader waiting
+                yield path
 
 
 def _unread(place: Path, found: dict[str, list[Path]], chosen: str) -> list[str]:

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 ENDING = re.compile(r"\.(csv|tsv)(\.gz)?$", re.IGNORECASE)
 FIRST_LOOK = 1 << 14  # bytes
+WIDE = 3  # rows that are looked at however long they are
 MISSING = ["", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "None"]  # not logged
 NAN = re.compile(rb"(?<=[,;\t\n\"])[ ]*-?(?:nan|NaN)(?=[ ]*[\",;\t\r\n])")
 STEP_NAMES = re.compile(
@@ -61,12 +63,15 @@ def first_rows(path: Path) -> tuple[list[list[str]], str, str]:
     try:
         with _opened(path) as file:
             head = file.read(FIRST_LOOK)
+            whole = len(head) < FIRST_LOOK
+            if head.count(b"\n") < WIDE:  # a row may be longer than the first look
+                head += b"".join(islice(file, WIDE))
     except (OSError, EOFError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    text = _decoded(head, path)
+    text = _decoded(head, path, whole=whole)
     require(text.strip() != "", f"{path} is empty")
     lines = text.splitlines()
-    if len(head) == FIRST_LOOK and len(lines) > 1:  # the last is cut off
+    if not whole and not text.endswith("\n") and len(lines) > 1:  # the last is cut off
         lines.pop()
     tables = {mark: _split(lines, mark) for mark in ("\t", ";", ",")}
     mark = max(tables, key=lambda each: (_agreeing(tables[each]), max(map(len, tables[each]))))
@@ -267,13 +272,13 @@ def _opened(path: Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
-def _decoded(head: bytes, path: Path) -> str:
+def _decoded(head: bytes, path: Path, *, whole: bool) -> str:
     """Return the beginning of a file as text. A character that its end cuts in two is left out."""
     require(b"\0" not in head, f"{path} is not text in UTF-8: save it as UTF-8 and call again")
     try:
         return head.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        if error.start > len(head) - 4 and len(head) == FIRST_LOOK:
+        if error.start > len(head) - 4 and not whole:
             return head[: error.start].decode("utf-8-sig")
         raise UserError(f"{path} is not text in UTF-8: save it as UTF-8 and call again") from error
 
@@ -299,8 +304,8 @@ def _check_names(names: Sequence[str], path: Path) -> None:
         2 * len(numbers) <= len(names),
         f"{path}: its first row, {shown(', '.join(names))}, is of numbers: write the columns' names above it",
     )
-    for name in names:
-        require(names.count(name) == 1, f"{path} has two columns called {shown(name)}: rename one of them")
+    for name, times in Counter(names).items():
+        require(times == 1, f"{path} has two columns called {shown(name)}: rename one of them")
 
 
 def _check_cells(rows: Sequence[Sequence[str]], path: Path) -> None:
@@ -309,6 +314,11 @@ def _check_cells(rows: Sequence[Sequence[str]], path: Path) -> None:
     require(
         len(names) > 1 or max(map(len, rows)) > 1,
         f"{path} has one column, {shown(names[0])}: separate its cells by commas, semicolons or tabs",
+    )
+    require(
+        len(names) > 1,
+        f"{path}: its first row, {shown(names[0])}, has one cell and others have more: remove what stands "
+        "above the columns' names",
     )
     for number, row in enumerate(rows[1:], 2):
         require(

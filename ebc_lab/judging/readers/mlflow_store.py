@@ -7,6 +7,7 @@ here are the tables and files of runs, metrics, params and tags, opened so that 
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -28,6 +29,7 @@ RUNS = """select r.run_uuid as key, r.name as name, r.status as state, r.start_t
 POINTS = """select run_uuid as run, key as name, value, is_nan, step, timestamp as time
     from metrics order by timestamp, rowid"""
 LARGEST = 1.79e308  # a database holds infinity as the largest float, 1.797e308
+OF_RUN = re.compile(rb"^run_(id|uuid):", re.MULTILINE)
 NAME, PARENT = "mlflow.runName", "mlflow.parentRunId"
 
 
@@ -55,7 +57,12 @@ class MLflowStore(Reader):
         for name, run in zip(names, kept, strict=True):
             started = pd.to_datetime(run["start"], unit="ms")
             about.append(
-                {"run": name, "name": run["name"], "experiment": run["experiment"], "started": started}
+                {
+                    "run": name,
+                    "name": run["name"] or run["key"][:8],
+                    "experiment": run["experiment"],
+                    "started": started,
+                }
             )
         bad = [name for name, run in zip(names, kept, strict=True) if run["state"] not in ("FINISHED", "3")]
         if bad:
@@ -151,25 +158,25 @@ def _from_database(file: Path) -> tuple[list[dict[str, Any]], pd.DataFrame]:
 
 
 def _folders(path: Path) -> Iterator[Path]:
-    """Yield the folders of runs: those with `meta.yaml` and the folders that MLflow makes beside it."""
+    """Yield the folders of runs: those whose `meta.yaml` is a run's, not an experiment's or a model's. The
+    folders beside it say nothing: a store that went through git lacks those that are empty."""
     for file in files_below(path, r"meta\.yaml"):
-        if (file.parent / "metrics").is_dir() and (file.parent / "params").is_dir():
+        if OF_RUN.search(file.read_bytes()):
             yield file.parent
 
 
 def _from_files(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], pd.DataFrame]:
     """Return the runs of these folders, and their metrics as `by_step` takes them."""
     import pandas as pd
-    import yaml
 
     runs, points = [], [pd.DataFrame(columns=["time", "value", "step", "run", "name"])]
     experiments: dict[Path, Any] = {}
     for folder in folders:
-        meta = yaml.safe_load((folder / "meta.yaml").read_text("utf-8")) or {}
+        meta = _meta(folder / "meta.yaml")
         above = folder.parent
         if above not in experiments:
             file = above / "meta.yaml"
-            experiments[above] = (yaml.safe_load(file.read_text("utf-8")) or {}) if file.is_file() else {}
+            experiments[above] = _meta(file) if file.is_file() else {}
         params, tags = (_texts(folder / which) for which in ("params", "tags"))
         runs.append(
             {
@@ -188,6 +195,18 @@ def _from_files(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], pd.DataF
             points.append(_metric(file).assign(run=folder.name, name=name))
     runs.sort(key=lambda run: run["start"] or 0)
     return runs, pd.concat([p for p in points if len(p)] or points, ignore_index=True)
+
+
+def _meta(file: Path) -> dict[str, Any]:
+    """Return what MLflow noted of a run or an experiment."""
+    import yaml
+
+    try:
+        return dict(yaml.safe_load(file.read_text("utf-8")) or {})
+    except (yaml.YAMLError, ValueError, TypeError):
+        raise UserError(
+            f"{file} is damaged, or is being written: call again, or leave its folder out."
+        ) from None
 
 
 def _metric(file: Path) -> pd.DataFrame:

@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+POWER = r"\d+(?:\.\d+)?[eE]_\d{1,2}"  # 3e_4 is 3e-4, where a name must not hold a second hyphen
 SEEDS = "random_seed|rng_seed|seed"
-REPLICATES = "run|rep|repeat|replicate|trial|version"
+REPLICATES = "run|rep|repeat|replicate|trial|version|checkpoint"
 # settings whose value people write without an equals sign: lr1e-3, lr_0.01, bs-32
 KNOWN = (
     "learning_rate|lr|weight_decay|wd|batch_size|batch|bs|momentum|mom|beta1|beta2|eps|warmup_steps|warmup|"
     "label_smoothing|dropout|grad_clip|clip"
 )
-GLUED = rf"(?:(?:{SEEDS}|{REPLICATES}|{KNOWN})[_-]?{NUMBER}|s\d+)"
+GLUED = rf"(?:(?:{SEEDS}|{REPLICATES}|{KNOWN})[_-]?(?:{POWER}|{NUMBER})|s\d+)"
 # first halves of settings of two words, which an underscore would tear apart
 FIRST_HALVES = (
     "random|rng|learning|weight|batch|label|grad|gradient|warmup|clip|init|max|min|num|n|hidden|lr|model"
@@ -29,7 +30,7 @@ KEY = rf"(?:(?:{FIRST_HALVES})_)?[A-Za-z][A-Za-z0-9.]*"
 END = r"(?=$|[_\-\s,;/])"
 PART = re.compile(
     rf"(?:^|(?<=[_\-\s,;/]))(?:(?P<key>{KEY})=(?P<value>{NUMBER}{END}|.+?(?=$|[,;\s/]|[_-](?:{KEY}=|{GLUED}{END})))"
-    rf"|(?P<known>{SEEDS}|{REPLICATES}|{KNOWN})[_-]?(?P<number>{NUMBER}){END}|s(?P<seed>\d+){END})",
+    rf"|(?P<known>{SEEDS}|{REPLICATES}|{KNOWN})[_-]?(?P<number>{POWER}|{NUMBER}){END}|s(?P<seed>\d+){END})",
     re.IGNORECASE,
 )
 COUNTED = re.compile(r"(.*?)[_\-\s.]?(?<![\d.])(\d+)")
@@ -54,12 +55,13 @@ def split_name(name: str) -> tuple[str, dict[str, str]]:
         if match["seed"]:
             told["seed"] = match["seed"]
         else:
-            told[_called(match["key"] or match["known"])] = match["value"] or match["number"]
+            value = match["value"] or re.sub("(?<=[eE])_", "-", match["number"])
+            told[_called(match["key"] or match["known"])] = value
         return "\0"
 
     rest = PART.sub(taken, name)
     if "\0" in rest:
-        pieces = (piece.strip("_- ,;/") for piece in rest.split("\0"))
+        pieces = (piece.strip("_- ,;/\n") for piece in rest.split("\0"))
         rest = "_".join(piece for piece in pieces if piece)
     return rest, told
 
@@ -90,7 +92,7 @@ def split_names(names: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
 def columns_of_places(paths: Sequence[str | Path], root: str | Path) -> pd.DataFrame:
     """Return what the places of runs say, a row a path in the order given.
 
-    Columns: `run`, the place below `root`, without the file's name where all have the same; `folder1`,
+    Columns: `run`, the place below `root`, without levels that are the same for all; `folder1`,
     `folder2` … and `file`, what is left of each level that differs; `seed`; and settings that differ. A level
     that is the same for all says nothing, nor does the number of a replicate. A path that lacks what others
     have holds None.
@@ -118,8 +120,17 @@ def columns_of_places(paths: Sequence[str | Path], root: str | Path) -> pd.DataF
         column_of_name = [settings.get(name) for settings in told]
         if name == "seed" or len(set(column_of_name)) > 1:
             columns[name] = column_of_name
-    same_file = len(set(files)) == 1 and len(set(map(tuple, (places for places, _ in levels)))) == len(levels)
-    runs = ["/".join(places if same_file and places else [*places, file]) for places, file in levels]
+    places_of_runs = [[*places, file] for places, file in levels]
+    same = {
+        level
+        for level in range(min(map(len, places_of_runs)))
+        if len({places[level] for places in places_of_runs}) == 1
+    }
+    if len({len(places) for places in places_of_runs}) == 1 and len(same) < len(places_of_runs[0]):
+        places_of_runs = [
+            [place for level, place in enumerate(places) if level not in same] for places in places_of_runs
+        ]
+    runs = ["/".join(places) for places in places_of_runs]
     return pd.DataFrame({"run": runs, **columns}, dtype=object)
 
 

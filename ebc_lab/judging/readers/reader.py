@@ -69,14 +69,16 @@ def needed(package: str, extra: str, path: Path) -> UserError:
 
 def files_below(path: Path, pattern: str) -> Iterator[Path]:
     """Yield the files whose name is as the regular expression says, in order of their places: `path` itself,
-    or those in and below it. Hidden folders are left out, and what lies deeper than `DEEPEST` levels."""
+    or those in and below it. Hidden folders are left out, what lies deeper than `DEEPEST` levels, and what is
+    no file, such as a pipe."""
     if path.is_file():
         yield from [path] if re.fullmatch(pattern, path.name) else []
         return
     for folder, folders, names in os.walk(path):
         deep = len(Path(folder).relative_to(path).parts) >= DEEPEST
         folders[:] = [] if deep else sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(names) if re.fullmatch(pattern, name))
+        files = (Path(folder, name) for name in sorted(names) if re.fullmatch(pattern, name))
+        yield from (file for file in files if file.is_file())
 
 
 def number(value: object) -> float | None:

@@ -31,19 +31,16 @@ class TrainerState(Reader):
         return any(True for _ in files_below(path, STATE))
 
     def read(self, path: Path, asked: Asked) -> Source:
-        """Return a row a logging. A run is a folder; of its checkpoints, which repeat it, the last counts."""
+        """Return a row a logging. A run is a folder; of its checkpoints, which repeat it, the last counts. A
+        checkpoint whose log is not the beginning of the last one's is of another run."""
         import pandas as pd
 
         states: dict[Path, dict[str, Any]] = {}
         copies = 0
-        for file in files_below(path, STATE):
-            folder = file.parent
-            of_checkpoint = folder.name.startswith("checkpoint-") and folder.name[11:].isdigit()
-            run = folder.parent if of_checkpoint and file != path else folder
-            state = _state(file)
-            copies += run in states
-            if run not in states or state["global_step"] >= states[run]["global_step"]:
-                states[run] = state
+        for run, of_run in _by_run(path).items():
+            ends = _ends(of_run)
+            copies += len(of_run) - len(ends)
+            states |= ends if len(ends) > 1 else dict.fromkeys([run], *ends.values())
         if not states:
             raise UserError(f"{path} holds no trainer_state.json.")
         runs = list(states.values())
@@ -64,6 +61,29 @@ class TrainerState(Reader):
         roles = {"run": "run", "seed": "seed", "step": "step", "planned": "max_steps"}
         about = about_places(list(states), path, planned, settings)
         return source_of_runs(about, settings, curves, what, roles, notes)
+
+
+def _by_run(path: Path) -> dict[Path, dict[Path, dict[str, Any]]]:
+    """Return the folder of each run -> a folder with a state, its own or a checkpoint's -> that state."""
+    by_run: dict[Path, dict[Path, dict[str, Any]]] = {}
+    for file in files_below(path, STATE):
+        folder = file.parent
+        of_checkpoint = folder.name.startswith("checkpoint-") and folder.name[11:].isdigit()
+        run = folder.parent if of_checkpoint and file != path else folder
+        by_run.setdefault(run, {})[folder] = _state(file)
+    return by_run
+
+
+def _ends(states: Mapping[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:
+    """Return the states whose log no longer one continues: several where runs followed each other in one
+    folder without its being emptied. Of equal ones the folder's own counts, before a checkpoint's."""
+    ends: dict[Path, dict[str, Any]] = {}
+    for folder in sorted(states, key=lambda folder: (-states[folder]["global_step"], len(folder.parts))):
+        log = states[folder]["log_history"]
+        as_text = json.dumps(log)  # in which NaN is NaN
+        if not any(json.dumps(end["log_history"][: len(log)]) == as_text for end in ends.values()):
+            ends[folder] = states[folder]
+    return ends
 
 
 def _state(file: Path) -> dict[str, Any]:

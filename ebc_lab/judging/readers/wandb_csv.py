@@ -17,7 +17,7 @@ from .reader import Reader, Source
 if TYPE_CHECKING:
     pass
 
-SPREAD = re.compile(r"(.*)__(MIN|MAX)")
+SPREAD = re.compile(r"(.*)__(MIN|MAX)", re.DOTALL)
 # columns that the table of runs has whatever was logged, besides Name
 OF_TABLE = {"State", "Notes", "User", "Tags", "Created", "Runtime", "Sweep", "ID"}
 

@@ -30,6 +30,10 @@ class Torn(Exception):
     """A log ends in the middle of a record, or its checksum is wrong."""
 
 
+class NotALog(Exception):
+    """A file does not begin as W&B's logs do."""
+
+
 @dataclass
 class _Run:
     """What the logs of one run say, in the order in which they were written."""
@@ -48,10 +52,7 @@ class WandbOffline(Reader):
     title = "offline folders of W&B"
 
     def claims(self, path: Path) -> bool:
-        for log in files_below(path, LOG):
-            with log.open("rb") as file:
-                return file.read(4) == MAGIC
-        return False
+        return any(_begins_well(log) for log in files_below(path, LOG))
 
     def read(self, path: Path, asked: Asked) -> Source:
         """Return a row a `log`. A run that was resumed is one run, and its logs follow each other."""
@@ -62,20 +63,35 @@ class WandbOffline(Reader):
         except ImportError:
             raise needed("wandb", "wandb", path) from None
         runs: dict[str, _Run] = {}
-        torn = []
+        torn, unreadable, seen = [], [], set[tuple[str, int]]()
         for log in sorted(files_below(path, LOG), key=lambda log: log.parent.name.split("run-", 1)[-1]):
+            content = (log.name, zlib.crc32(log.read_bytes()))
+            if log.parent.name == "latest-run" and content in seen:  # it was a link, and became a copy
+                continue
+            seen.add(content)
             try:
                 for record in _records(log):
                     _take(runs, log.stem, protocol.Record.FromString(record))
+            except NotALog:
+                unreadable.append(log.name)
             except Torn as fault:
                 torn.append(f"{log.name} ends in the middle ({fault}): what stands before that was read.")
+        if unreadable:
+            torn.append(
+                f"{len(unreadable)} logs are empty or damaged from their first byte, and their runs are left "
+                f"out ({', '.join(unreadable[:5])}{', …' * (len(unreadable) > 5)}): what is known of them is "
+                "in files/wandb-summary.json beside them; see whether runs that went wrong are among them."
+            )
         if not runs:
             raise UserError(f"{path} holds no run of W&B that can be read. {' '.join(torn)}")
         every = sorted(runs.values(), key=lambda run: str(run.about.get("started", "")))
         rows = [{"run": n} | row for n, run in enumerate(every) for row in _with_summary(run)]
         curves = pd.DataFrame(rows) if rows else pd.DataFrame({"run": []})
         names = told_apart([run.name for run in every], [run.key for run in every])
-        about = [{"run": name, "name": run.name} | run.about for name, run in zip(names, every, strict=True)]
+        about = [
+            {"run": name, "name": run.name or run.key} | run.about
+            for name, run in zip(names, every, strict=True)
+        ]
         steps = {step for run in every for step in run.steps} & set(curves.columns)
         unfinished = [name for name, run in zip(names, every, strict=True) if run.exit_code != 0]
         if unfinished:
@@ -88,13 +104,18 @@ class WandbOffline(Reader):
         return source_of_runs(about, [flat(run.config) for run in every], curves, what, roles, torn)
 
 
+def _begins_well(log: Path) -> bool:
+    with log.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
 def _records(log: Path) -> Iterator[bytes]:
     """Yield the records of a log, each put together from its parts.
 
-    Raises Torn where the next is not whole, UserError where this is no log of W&B."""
+    Raises Torn where the next is not whole, NotALog where the first bytes are not W&B's."""
     content = log.read_bytes()
     if content[:4] != MAGIC:
-        raise UserError(f"{log} does not begin as W&B's logs do: it is damaged, or something else.")
+        raise NotALog
     place, parts = 7, b""
     while place < len(content):
         left = BLOCK - place % BLOCK

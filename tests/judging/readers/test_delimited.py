@@ -115,7 +115,7 @@ def test_loss_chooses_among_the_metrics_of_a_wide_table(tmp_path: Path) -> None:
         ("arm,loss,loss\nadam,1,2\n", "two columns called loss"),
         ("adam,muon\n1,2\n3,4\n", "--step"),
         ("arm;a;b\nx;1,5;2.5\n", "decimal comma"),
-        ("# by me\narm,step,val_loss\nadam,1,2\n", "row 2 has 3 cells"),
+        ("# by me\narm,step,val_loss\nadam,1,2\n", "remove what stands above"),
         ("arm,step,val_loss\nadam,1,2\nadam,2,3,4\n", "row 3 has 4 cells"),
         ('arm,val_loss\nadam,"1,234.5"\nmuon,2\n', "separators of thousands"),
         ("arm val_loss\nadam 1\n", "has one column"),
@@ -142,3 +142,11 @@ def test_a_frame_of_runs_that_pandas_wrote_with_its_index_is_wide(tmp_path: Path
     assert list(source.frame.arm) == ["adam"] * 4 + ["muon"] * 4
     long = READER.read(written(tmp_path, ",arm,step,val_loss\n0,adam,1,2\n1,adam,2,2\n"), Asked())
     assert list(long.frame) == ["arm", "step", "val_loss"]
+
+
+def test_a_first_row_that_is_longer_than_the_first_look(tmp_path: Path) -> None:
+    names = [f"metric{n}" for n in range(5000)]
+    text = f"step,{','.join(names)},val_loss\n1,{','.join('0' * 5000)},2.5"
+    frame = READER.read(written(tmp_path, text), Asked()).frame
+    assert frame.shape == (1, 5002)
+    assert frame.val_loss[0] == 2.5

@@ -99,3 +99,22 @@ def test_another_or_a_damaged_database_is_refused(store, tmp_path):
         READER.read(other, Asked())
     (tmp_path / "plain.db").write_text("no database")
     assert not READER.claims(tmp_path / "plain.db")
+
+
+def test_a_store_without_its_empty_folders_is_read(tmp_path):
+    """Git keeps no empty folder: a run without params has none."""
+    for number in (1, 2):
+        run = tmp_path / "mlruns" / "0" / (f"{number}" * 32)
+        (run / "metrics").mkdir(parents=True)
+        (run / "metrics" / "test loss").write_text("1000 0.5 1\n1001 0.25 2\n")
+        (run / "meta.yaml").write_text(f"run_id: {run.name}\nstatus: 3\nstart_time: {number}\n")
+    model = tmp_path / "mlruns" / "0" / "models" / "m-1"
+    model.mkdir(parents=True)
+    (model / "meta.yaml").write_text("model_id: m-1\nsource_run_id: 1\n")
+    assert READER.claims(tmp_path)
+    frame = READER.read(tmp_path, Asked()).frame
+    assert list(frame["test loss"]) == [0.5, 0.25] * 2
+    assert list(frame["name"].unique()) == ["1" * 8, "2" * 8]
+    (run / "meta.yaml").write_text("run_id: [1")
+    with pytest.raises(UserError, match="damaged, or is being written"):
+        READER.read(tmp_path, Asked())

@@ -31,6 +31,9 @@ from ebc_lab.judging.readers.names import columns_of_places, split_name, split_n
         ("exp/adam/seed0", "exp/adam", {"seed": "0"}),
         ("lr_scheduler", "lr_scheduler", {}),
         ("muon, seed=3", "muon", {"seed": "3"}),
+        ("UNet_lr3e_4_wd_1e_5", "UNet", {"lr": "3e-4", "wd": "1e-5"}),
+        ("bert/checkpoint-798", "bert", {"run": "798"}),
+        ("gpt_lr_1e_x", "gpt_lr_1e_x", {}),
     ],
 )
 def test_a_name_is_split_into_arm_and_settings(name: str, arm: str, settings: dict[str, str]) -> None:
@@ -51,7 +54,7 @@ def test_folders_that_differ_are_columns() -> None:
     assert list(frame) == ["run", "folder2", "seed"]
     assert list(frame.folder2) == ["adam", "muon"]
     assert list(frame.seed) == ["1", "1"]
-    assert frame.run[0] == "exp/adam/lr_0.1/seed1"
+    assert list(frame.run) == ["adam", "muon"]
 
 
 def test_files_of_a_flat_folder_are_runs() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,15 @@ def test_what_no_reader_claims_is_said_in_a_sentence(
 def test_a_place_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no file or folder"):
         read([tmp_path / "nowhere.csv"], Asked())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_in_a_folder_is_passed_over_and_a_pipe_itself_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", "arm,val_loss\nadam,1\n")
+    names = ["b.csv", "c.jsonl", "metrics.csv", "run-1.wandb", "d.db", "trainer_state.json", "x.tfevents.1"]
+    for name in names:
+        os.mkfifo(tmp_path / name)
+    (source,) = read([tmp_path], Asked())
+    assert len(source.frame) == 1
+    with pytest.raises(UserError, match="is no file, but a pipe"):
+        read([tmp_path / "b.csv"], Asked())

@@ -84,3 +84,13 @@ def test_a_state_that_was_cut_off_is_refused(tmp_path):
     (tmp_path / "trainer_state.json").write_text('{"global_step": 3, "log_his')
     with pytest.raises(UserError, match="no whole state of a Trainer"):
         READER.read(tmp_path, Asked())
+
+
+def test_a_checkpoint_whose_log_is_not_continued_is_of_another_run(tmp_path):
+    write(tmp_path / "bert" / "checkpoint-20", state(20, diverges_after=10))
+    write(tmp_path / "bert" / "checkpoint-40", state(40, diverges_after=10))
+    write(tmp_path / "bert" / "checkpoint-30", {**state(30, diverges_after=5), "max_steps": 30})
+    frame = (source := READER.read(tmp_path, Asked())).frame
+    assert source.what == "2 runs of Hugging Face's Trainer"
+    assert set(frame.run) == {"checkpoint-40", "checkpoint-30"}
+    assert set(frame.max_steps) == {40, 30}

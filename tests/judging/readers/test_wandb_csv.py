@@ -68,3 +68,12 @@ def test_other_tables_are_not_claimed(tmp_path: Path) -> None:
     assert not READER.claims(path)
     path.write_text("")
     assert not READER.claims(path)
+
+
+def test_a_run_whose_name_holds_a_line_break_keeps_its_spread(tmp_path: Path) -> None:
+    path = tmp_path / "chart.csv"
+    names = ",".join(f'"a\nb, {s} - val/loss{end}"' for s in (0, 1) for end in ("", "__MIN", "__MAX"))
+    path.write_text(f"Step,{names}\n1,2,2,2,3,3,3\n")
+    frame = READER.read(path, Asked()).frame
+    assert list(frame["val/loss"]) == [2, 3]
+    assert "val/loss__MIN" not in frame

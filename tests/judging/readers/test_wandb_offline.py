@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 
@@ -96,5 +97,18 @@ def test_another_file_is_refused(tmp_path):
     other = tmp_path / "run-x.wandb"
     other.write_bytes(b"something else")
     assert not READER.claims(other)
-    with pytest.raises(UserError, match="does not begin as W&B's logs do"):
+    with pytest.raises(UserError, match="no run of W&B that can be read"):
         READER.read(other, Asked())
+
+
+def test_a_log_that_is_empty_is_left_out_and_said_so(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    whole = READER.read(tmp_path / "copy", Asked())  # in which latest-run, a link, is a folder like others
+    assert len(whole.frame) == 3 * 1500
+    shutil.rmtree(tmp_path / "copy" / "wandb" / "latest-run")
+    first, *_ = sorted((tmp_path / "copy").rglob("*.wandb"))
+    first.write_bytes(b"")
+    assert READER.claims(tmp_path / "copy")
+    source = READER.read(tmp_path / "copy", Asked())
+    assert source.what == "2 offline runs of W&B"
+    assert any(note.startswith("1 logs are empty") and first.name in note for note in source.notes)

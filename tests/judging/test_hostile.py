@@ -1,0 +1,55 @@
+"""Tables with what nobody should write: commands to the terminal, losses beyond bounds, words for numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from ebc_lab.config.errors import UserError
+from ebc_lab.judging.judgement import judge
+
+
+def frame(**columns: Any) -> pd.DataFrame:
+    losses = [2.0, 2.1, 2.05, 1.8, 1.9, 1.87]
+    arms = ["adam"] * 3 + ["muon"] * 3
+    return pd.DataFrame({"arm": arms, "seed": [0, 1, 2] * 2, "val_loss": losses, **columns})
+
+
+def test_names_of_arms_hold_no_command_to_a_terminal_and_no_line_break() -> None:
+    evil = "\x1b]0;title\x07 a\n\u202eb "
+    record = judge(frame(arm=["adam"] * 3 + [evil] * 3)).record
+    assert {arm["arm"] for arm in record["arms"]} == {"adam", r"\x1b]0;title\x07 a \u202eb"}
+
+
+@pytest.mark.parametrize("far", [1e101, 1e300, 1.7e308, -1e300])
+def test_a_loss_beyond_all_bounds_counts_as_not_finite(far: float) -> None:
+    record = judge(frame(val_loss=[2.0, 2.1, far, 1.8, 1.9, 1.87])).record
+    assert {arm["arm"]: arm["diverged"] for arm in record["arms"]} == {"adam": 1, "muon": 0}
+
+
+def test_a_loss_with_a_word_among_its_numbers_is_named() -> None:
+    with pytest.raises(UserError, match="column val_loss is taken as the loss and holds oom in row 2"):
+        judge(frame(val_loss=["2.0", "oom", "2.1", "1.8", "1.9", "1.87"]))
+
+
+def test_a_setting_called_n_steps_is_not_a_length_where_there_are_no_curves() -> None:
+    judged = judge(frame(n_steps=[128] * 3 + [256] * 3), settings=("n_steps",))
+    assert not any(one["role"] == "planned" for one in judged.record["taken"])
+
+
+def test_one_arm_of_several_runs_is_not_said_to_lack_them() -> None:
+    record = judge(frame(arm="adam", seed=range(6))).record
+    assert record["method"] == "There is one arm, and so nothing is compared."
+
+
+def test_losses_without_any_scatter_are_not_said_to_scatter() -> None:
+    record = judge(frame(val_loss=1.5)).record
+    assert "unequal_spread" not in {caution["kind"] for caution in record["cautions"]}
+
+
+@pytest.mark.parametrize("first", [2**53, 2**63, 2**70])
+def test_large_seeds_stay_apart_and_pair(first: int) -> None:
+    record = judge(frame(seed=pd.Series([first, first + 1, first + 2] * 2, dtype=object))).record
+    assert "paired" in record["pairing"]
