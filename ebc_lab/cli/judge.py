@@ -119,7 +119,7 @@ def judge(
 ) -> None:
     """Judge runs that you have already, of any trainer: which arm is better, how sure is that, and what is in
     the way of an answer?"""
-    from ebc_lab.judging.asked import Asked, exchange_of, steps_at
+    from ebc_lab.judging.asked import Asked, chain_of, exchange_of, steps_at
     from ebc_lab.judging.judgement import judged
 
     columns = Asked(arm, seed, lr, step, loss, run, planned, choose, tuple(setting or ()), pattern)
@@ -130,7 +130,7 @@ def judge(
         outcome=outcome,
         target=target,
         at=steps_at(at or ()),
-        chain=tuple(name.strip() for name in chain.split(",") if name.strip()),
+        chain=chain_of(chain),
         pairs=pairs,
         distinct=distinct,
         paired=paired,

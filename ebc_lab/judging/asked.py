@@ -62,7 +62,7 @@ class Asked:
 
 def asked_of(options: Mapping[str, Any]) -> Asked:
     """Return options that a program gave. One that is None counts as left out; a single name will do for
-    `settings`, a step for `at`, and `0.0045/100` for `exchange`.
+    `settings`, a step for `at`, `a,b,c` for `chain`, and `0.0045/100` for `exchange`.
 
     Raises UserError: there is no such option, or a value is not of its kind."""
     known = [field.name for field in fields(Asked)]
@@ -78,6 +78,8 @@ def asked_of(options: Mapping[str, Any]) -> Asked:
     for option in fields(Asked):  # names of columns and arms may be numbers in a frame
         if option.name in given and option.type == "str":
             given[option.name] = str(given[option.name])
+    if isinstance(given.get("chain"), str):
+        given["chain"] = chain_of(given["chain"])
     for name in ("settings", "chain"):
         given[name] = tuple(map(str, given.get(name, ())))
     asked = Asked(**given)
@@ -101,6 +103,11 @@ def steps_at(pairs: Sequence[str]) -> dict[str, float]:
         except ValueError:
             raise UserError(f"--at is STEP or ARM=STEP, such as muon=3250, not {pair}.") from None
     return steps
+
+
+def chain_of(text: str) -> tuple[str, ...]:
+    """Return the arms of a chain, which are typed with commas between."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def exchange_of(text: str) -> float | None:

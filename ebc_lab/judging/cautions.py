@@ -614,6 +614,8 @@ def _unequal_spread(chosen: pd.DataFrame) -> Caution | None:
     from scipy import special
 
     low, high = spread.iloc[0], spread.iloc[-1]
+    if not high:
+        return None
     n_low, n_high = (outcome.size()[spread.index[i]] for i in (0, -1))
     # with three runs an arm, one ratio in thirteen is above five by chance
     if (

@@ -89,12 +89,16 @@ def check(asked: Asked) -> None:
         asked.outcome != "target" or asked.target is not None,
         "--outcome target needs a --target, the loss that is to be reached.",
     )
+    twice = [arm for arm in asked.chain if asked.chain.count(arm) > 1]
+    require(not twice, f"--chain names {' and '.join(twice[:1])} twice: an arm has one place in it.")
     require(len(asked.chain) != 1, "--chain names the arms from the first to the last, with commas between.")
     alone = [asked.pairs, bool(asked.chain), bool(asked.reference)]
     require(
         sum(alone) < 2, "give one of --reference, --pairs and --chain: each says what is compared with what."
     )
     require(math.isfinite(asked.margin) and asked.margin >= 0, "--margin is a difference of at least 0.")
+    worth = asked.exchange if asked.exchange is not None else 0.0
+    require(math.isfinite(worth) and worth >= 0, "--exchange is a loss of at least 0 for a step.")
     number = asked.sigma in ("", "pooled") or _positive(asked.sigma)
     require(number, f"--sigma is pooled or a number above 0, not {asked.sigma}.")
 

@@ -119,6 +119,12 @@ def only(runs: Runs, kept: Any) -> Runs:
 def with_outcome(runs: Runs, asked: Asked) -> tuple[Runs, list[Caution]]:
     """Return the runs with the outcome that is asked for. Raises UserError where runs have no curves and it
     is one of a curve, or an arm has no evaluation at the step that is asked for."""
+    for option, given in (("--target", asked.target is not None), ("--rule", bool(asked.rule))):
+        require(
+            bool(runs.step_name) or not given,
+            f"{option} needs curves, and these runs have one {runs.loss} each.",
+        )
+    require(runs.better == "lower" or not asked.rule, f"--rule {asked.rule} is one of losses.")
     if asked.outcome == "last" and not asked.at:
         return runs, []
     what = f"--outcome {asked.outcome}" if asked.outcome != "last" else "--at"

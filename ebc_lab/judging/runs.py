@@ -117,8 +117,8 @@ def _numbers(frame: pd.DataFrame, column: str, role: str) -> np.ndarray[Any, Any
         row = _first_row(words)
         cell = str(text.iloc[row - 1])
         mend = "mend that row"
-        if re.fullmatch(r"[-+]?\d+,\d+", cell):
-            mend = "write numbers with a decimal point"
+        if re.fullmatch(r"[-+]?[\d.]*\d,[\d,.]*", cell):
+            mend = "write numbers with a decimal point and without commas"
         raise UserError(
             f"column {column} is taken as the {role} and holds {shown(cell)} in row {row}: {mend}, or say "
             f"with --{role} which column it is."

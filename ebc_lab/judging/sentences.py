@@ -113,7 +113,8 @@ def answer(record: Record) -> list[str]:
         ]
     compared = record["differences"]
     if not any(arm["completed"] for arm in record["arms"]):
-        lines = [f"{by} no run of any arm has a finite outcome, so no arm can be called better."]
+        lacks = "reached the target" if "unit" in record else "has a finite outcome"
+        lines = [f"{by} no run of any arm {lacks}, so no arm can be called better."]
     elif not any(one["method"] for one in compared):
         lines = [
             f"{by} {best['arm']} is the best of {len(others) + 1} arms; nothing says if by more than luck."

@@ -106,6 +106,10 @@ def test_options_that_cannot_be_are_refused_in_one_sentence(asked, words):
             "column val_loss is taken as the loss and holds crashed in row 4",
         ),
         (with_cell(CURVES, "step", 4, "end"), "column step is taken as the step and holds end in row 4"),
+        (
+            with_cell(CURVES, "step", 4, "1,000"),
+            "holds 1,000 in row 4: write numbers with a decimal point and",
+        ),
         (with_cell(RUNS, "val_loss", 4, "3,25"), "holds 3,25 in row 4: write numbers with a decimal point"),
         (
             with_cell(RUNS, "optimizer", 4, None),

@@ -174,6 +174,7 @@ def test_runs_that_all_diverged_have_no_better_arm():
         found = judge(frame)
         assert "no run of any arm has a finite outcome" in found.answer
         assert found.record["differences"][0]["verdict"] not in ("better", "worse")
+    assert "no run of any arm reached the target" in judge(CURVES, outcome="target", target=1.0).answer
     assert "no run of adam" in judge(RUNS[RUNS.optimizer == "adam"].assign(val_loss=np.nan)).answer
 
 

@@ -109,6 +109,11 @@ def test_a_run_without_an_evaluation_at_the_step_ranks_behind_and_is_named():
         (CURVES, {"outcome": "target"}, "needs a --target"),
         (CURVES, {"outcome": "first"}, "--outcome is last, target or best, not first"),
         (CURVES, {"chain": ("adam", "sgd")}, "--chain names sgd, which is no arm: there are adam or muon"),
+        (CURVES, {"chain": "adam,muon,adam"}, "--chain names adam twice"),
+        (CURVES, {"exchange": -1}, "--exchange is a loss of at least 0"),
+        (row_a_run(), {"target": 3}, "--target needs curves"),
+        (row_a_run(), {"rule": "track3"}, "--rule needs curves"),
+        (SCORES, {"rule": "track3"}, "--rule track3 is one of losses"),
         (CURVES, {"chain": ("adam",)}, "--chain names the arms from the first to the last"),
     ],
 )
