@@ -83,8 +83,10 @@ def size_in_words(one: DifferenceRecord) -> str:
     if centre is None or centre >= 0:
         return difference_in_words(one).replace("+", "")
     low, high = one["joint_high"], one["joint_low"]
-    turned = {"joint_low": None if low is None else -low, "joint_high": None if high is None else -high}
-    return difference_in_words({**one, **turned, "mean": -centre}).replace("+", "")
+    turned = one.copy()
+    turned["mean"] = -centre
+    turned["joint_low"], turned["joint_high"] = (None if end is None else -end for end in (low, high))
+    return difference_in_words(turned).replace("+", "")
 
 
 def difference_in_words(one: DifferenceRecord) -> str:

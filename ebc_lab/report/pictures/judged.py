@@ -5,6 +5,7 @@ Drawn with few artists, and thinned first: a file does not grow with the rows of
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import Counter
@@ -338,8 +339,10 @@ def _frame(left: Axes, right: Axes, courses: Sequence[Course], higher: bool, tar
         ends = [float(own[-1]) for own in seen if len(own)]
         if not ends:
             continue
-        needed = [*ends, *([target] if target is not None else [])]
         whole = np.concatenate(seen)
+        bands = [(c.low[-1], c.high[-1]) for c in courses if np.isfinite((c.low[-1], c.high[-1])).all()]
+        best = float(whole.max() if higher else whole.min())
+        needed = [*ends, best, *itertools.chain(*bands), *([target] if target is not None else [])]
         low, high = min(needed), max(needed)
         span = max(high - low, 0.25 * float(whole.max() - whole.min()), 1e-9)
         if axes is left:
