@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ebc_lab.judging.record import Record
 
 MOST_ROWS = 40  # of a table on the terminal
-PATTERN = r"'step:(?P<step>\d+) loss:(?P<loss>\S+)'"
+PATTERN = r"'step:(?P<step>\d+) val_loss:(?P<val_loss>\S+)'"
 
 
 def _column(name: str, what: str) -> Any:

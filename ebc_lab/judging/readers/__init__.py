@@ -13,7 +13,7 @@ from pathlib import Path
 from ebc_lab.config.errors import UserError, require, shown
 
 from ..asked import Asked
-from .logs import ADVICE
+from .logs import ADVICE, advice
 from .names import columns_of_places
 from .reader import Reader, Source
 
@@ -102,9 +102,10 @@ def _found(place: Path, asked: Asked, modules: Sequence[str]) -> dict[str, list[
             found.setdefault(module, []).append(path)
     formats = ", ".join(reader_of(module).title for module in MODULES)
     if not found:
+        hint = next((advice(path) for path in _candidates(place, {}) if reader_of("logs").claims(path)), "")
         raise UserError(
-            f"{place} holds none of the formats that ebc-lab reads ({formats}); for logs of text give a "
-            f"regular expression, such as {ADVICE}"
+            f"{place} holds none of the formats that ebc-lab reads ({formats}); logs of text need --pattern, "
+            f"a regular expression{hint or f', such as {ADVICE}'}."
         )
     return found
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ebc_lab.config.errors import UserError, any_of, require, shown
+from ebc_lab.config.errors import UserError, require, shown
 
 from ..asked import Asked
 from .reader import Reader, Source
@@ -18,7 +18,11 @@ from .reader import Reader, Source
 if TYPE_CHECKING:
     import pandas as pd
 
-ADVICE = r"--pattern 'step:(?P<step>\d+)/(?P<planned>\d+) val_loss:(?P<loss>\S+)'"
+ADVICE = r"--pattern 'step:(?P<step>\d+)/(?P<planned>\d+) val_loss:(?P<val_loss>\S+)'"
+FIGURE = re.compile(
+    r"((?:[A-Za-z]+ )?[A-Za-z_][\w./-]*?)([\s:=]+)([-+]?\d[\d.,eE+-]*)"
+)  # a name, what separates, a number
+COUNTERS = {"step", "steps", "iter", "iteration", "epoch", "it", "global_step"}
 
 
 class Logs(Reader):
@@ -52,12 +56,11 @@ class Logs(Reader):
                 logs.append(path)
                 sources.append(source)
                 missed += others_of_it
-        last = _last(paths[0])
-        require(
-            bool(logs),
-            f"{paths[0]}: no line matches --pattern {shown(asked.pattern)}; its last line is {shown(last)}"
-            + (f" ({len(paths) - 1} more files, none of which it matches)" if len(paths) > 1 else ""),
-        )
+        if not logs:
+            more = f" and in {len(paths) - 1} more files" if len(paths) > 1 else ""
+            raise UserError(
+                f"no line of {paths[0]}{more} matches --pattern {shown(asked.pattern)}{advice(paths[0])}."
+            )
         source = together(self, sources, logs, root, asked) if len(logs) > 1 else sources[0]
         notes = [f"{len(source.frame):,} matches of --pattern; {missed:,} lines do not match."]
         if others:
@@ -72,7 +75,6 @@ class Logs(Reader):
         import pandas as pd
 
         pattern = compiled(asked)
-        loss = asked.loss if asked.loss in pattern.groupindex else "loss"
         rows, missed = [], 0
         for line in _text(path).splitlines():
             matches = [match.groupdict() for match in pattern.finditer(line)]
@@ -84,7 +86,7 @@ class Logs(Reader):
         for name in frame:
             frame[name] = _numbers(frame[name])
         roles = {role: role for role in ("step", "seed", "arm", "planned", "run") if role in frame}
-        return Source(frame, f"log {path.name}", roles=roles | {"loss": loss}), missed
+        return Source(frame, f"log {path.name}", roles=roles), missed
 
 
 READER = Logs()
@@ -93,20 +95,34 @@ READER = Logs()
 def compiled(asked: Asked) -> re.Pattern[str]:
     """Return the caller's pattern.
 
-    Raises UserError: it is no regular expression, or has no group for the loss.
+    Raises UserError: it is no regular expression, or has no named group.
     """
     try:
         pattern = re.compile(asked.pattern)
     except re.error as error:
         raise UserError(f"--pattern {shown(asked.pattern)} is no regular expression: {error}") from error
-    groups = list(pattern.groupindex)
     require(
-        asked.loss in groups or "loss" in groups,
-        f"--pattern {shown(asked.pattern)} has no group {asked.loss or 'loss'}"
-        + (f": its groups are {any_of(groups)}" if groups else "")
-        + f"; such as {ADVICE}",
+        bool(pattern.groupindex),
+        f"--pattern {shown(asked.pattern)} has no named group, which becomes a column; such as {ADVICE}.",
     )
     return pattern
+
+
+def advice(path: Path) -> str:
+    """Return the line of a log that looks most like an evaluation, and a pattern that would match it."""
+    lines = [line.strip() for line in _text(path).splitlines() if line.strip()]
+    best = max(lines, key=lambda line: len(FIGURE.findall(line)), default="")
+    parts: list[str] = []
+    for name, between, figure in FIGURE.findall(best):
+        group = "step" if name.lower() in COUNTERS else re.sub(r"\W+", "_", name)
+        literal = re.escape(name).replace(r"\ ", " ")
+        digits = r"\d+" if figure.isdecimal() else r"\S+"
+        gap = re.escape(between) if between.strip() else r"\s+"
+        if f"(?P<{group}>" not in "".join(parts):
+            parts.append(f"{literal}{gap}(?P<{group}>{digits})")
+    if not parts:
+        return f"; its last line is {shown(lines[-1])}" if lines else "; it is empty"
+    return f"; of its line {shown(best)} --pattern '{'.*?'.join(parts)}' would match each figure"
 
 
 def _numbers(texts: pd.Series) -> pd.Series:
@@ -128,8 +144,3 @@ def _text(path: Path) -> str:
     except (OSError, EOFError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     return content.decode("utf-8-sig", errors="replace")
-
-
-def _last(path: Path) -> str:
-    lines = [line for line in _text(path).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else ""
