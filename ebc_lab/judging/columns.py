@@ -347,7 +347,8 @@ def _guess_loss(search: _Search) -> tuple[str, str]:
     training = [n for n, words in metrics.items() if words & (LOSSES | SCORES | ERRORS | {"value"})]
     known = {n for names in NO_LOSS for tier in names for n in tier}
     numbers = [n for n in search.names if search.measures(n) and plain(n) not in known]
-    worded = [n for n in search.names if set(plain(n).split()) & (CHOOSING | TESTING) and _metric(n)]
+    text = [n for n in search.names if search.frame[n].dtype.kind != "b"]
+    worded = [n for n in text if set(plain(n).split()) & (CHOOSING | TESTING) and _metric(n)]
     if len(worded) == 1:  # what it holds besides numbers is said when they are read
         return search.take("loss", worded[0], f"column {worded[0]}, by its name"), ""
     if training:
