@@ -42,6 +42,7 @@ TRAINING = re.compile(r"(train|training|tr)$")
 HELD_OUT = re.compile(r"(val|valid|validation|eval|evaluation|test|dev|holdout|heldout)\d*$")
 CHOSEN_STEP = re.compile(r"(best|min|max|minimum|maximum|lowest|highest)$")
 # an optimizer's own settings, each tuned for it, and names that stand for the arm or for the run itself
+MOST_STEPS = 200  # of a curve that are looked at for a rise
 RISING = 3.0  # standard errors: the best step was picked among many
 OWN = re.compile(
     r"lr|rate|decay|wd|momentum|betas?\d*|eps|epsilon|nesterov|rho|damping|ns|precond\w*|optim\w*|opt|method|algo\w*"
@@ -441,20 +442,25 @@ def _rising(judged: Runs, asked: Asked) -> Caution | None:
     if asked.outcome != "last" or asked.at or not judged.step_name:
         return None
     sign = 1.0 if judged.better == "lower" else -1.0
+    curves = _curves(judged)
+    arms = judged.table["arm"].to_numpy()[curves.run]
     said, meant = [], []
-    for arm, of_arm in judged.table.groupby("arm", sort=False):
-        curves = judged.curves[judged.curves["run"].isin(of_arm.index)]
-        wide = curves.pivot(index="step", columns="run", values="loss").dropna()
-        values = sign * wide.to_numpy()
-        if values.shape[0] < 6 or values.shape[1] < 2 or not np.isfinite(values).all():
+    for arm in dict.fromkeys(arms):
+        rows = [slice(*ends) for ends in zip(curves.start[arms == arm], curves.end[arms == arm], strict=True)]
+        steps = curves.step[rows[0]]
+        if len(rows) < 2 or len(steps) < 6 or not all(np.array_equal(curves.step[x], steps) for x in rows):
+            continue
+        thin = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MOST_STEPS)).round().astype(int))
+        values = sign * np.array([curves.loss[x][thin] for x in rows]).T
+        if not np.isfinite(values).all():
             continue
         smooth = (values[:-2] + values[1:-1] + values[2:]) / 3
         best = int(smooth.mean(axis=1).argmin())
         rise = smooth[-1] - smooth[best]
         error = rise.std(ddof=1) / np.sqrt(len(rise))
         if rise.mean() > RISING * error and best < len(smooth) - 3:
-            said.append(f"{arm} since {judged.step_name} {wide.index[best + 1]:g}, by {rise.mean():.2g}")
-            meant += of_arm["run"].tolist()
+            said.append(f"{arm} since {judged.step_name} {steps[thin[best + 1]]:g}, by {rise.mean():.2g}")
+            meant += _names(judged.table, curves.run[arms == arm])
     if not said:
         return None
     sentence = (

@@ -190,18 +190,10 @@ def _numbered(frame: pd.DataFrame, keys: Sequence[str]) -> Any:
 
 def _changes(values: pd.Series) -> Any:
     """Return for each row but the first whether its value is another than that of the row before."""
-    import numpy as np
     import pandas as pd
 
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        codes = values.cat.codes.to_numpy()
-        return codes[1:] != codes[:-1]
-    plain_values = values.to_numpy() if values.dtype.kind in "iufb" else values.to_numpy(dtype=object)
-    changed = np.asarray(plain_values[1:] != plain_values[:-1], dtype=bool)
-    if changed.any() and values.hasnans:
-        blank = values.isna().to_numpy()
-        changed &= ~(blank[1:] & blank[:-1])
-    return changed
+    codes = values.to_numpy() if values.dtype.kind in "iub" else pd.factorize(values)[0]
+    return codes[1:] != codes[:-1]
 
 
 def _follows_steps(frame: pd.DataFrame, name: str, keys: Sequence[str], columns: Columns) -> bool:

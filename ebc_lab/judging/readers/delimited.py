@@ -108,11 +108,13 @@ def read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
         "na_values": MISSING,
     }
     try:
-        if _mentions_nan(path):
+        frame = pd.read_csv(path, **{**format_of_cells, "na_values": [*MISSING, "nan", "NaN"]})
+        if any(frame[name].hasnans for name in frame) and _mentions_nan(
+            path
+        ):  # which of these are empty cells?
+            del frame
             with _opened(path) as raw:
                 frame = pd.read_csv(_Logged(raw), **format_of_cells)
-        else:
-            frame = pd.read_csv(path, **format_of_cells)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text in UTF-8: save it as UTF-8 and call again") from error
     except (pd.errors.ParserError, OSError, EOFError) as error:
