@@ -220,3 +220,11 @@ def test_a_configuration_is_chosen_by_the_column_asked_for_and_judged_by_the_oth
     assert [arm["configuration"]["lr"] for arm in found.record["arms"]] == [0.2, 0.2]
     expected = grid[grid.lr == 0.2].groupby("optimizer").late.mean()
     assert {arm["arm"]: arm["mean"] for arm in found.record["arms"]} == pytest.approx(expected.to_dict())
+
+
+def test_a_configuration_is_chosen_by_the_outcome_that_is_asked_for():
+    fast, slow = row_a_step(number=1).assign(lr=0.2), row_a_step(number=2).assign(lr=0.1)
+    slow["val_loss"] += 0.5 - slow.step / 500  # behind at step 0, ahead at the end
+    grid = pd.concat([fast, slow])
+    for at, lr in ((100, 0.2), (500, 0.1)):
+        assert [arm["configuration"]["lr"] for arm in judge(grid, at=at).record["arms"]] == [lr, lr]

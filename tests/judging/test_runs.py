@@ -225,3 +225,12 @@ def test_runs_of_one_name_in_two_sources_stay_two_runs(tmp_path):
     found = judge([tmp_path / "a.csv", tmp_path / "b.jsonl"])
     assert [arm["runs"] for arm in found.record["arms"]] == [10, 10]
     assert found.data.table["run"].is_unique
+
+
+def test_curves_of_two_formats_keep_their_runs(tmp_path):
+    adam, muon = (of_arm for _, of_arm in CURVES.groupby("optimizer"))
+    adam.to_csv(tmp_path / "adam.csv", index=False)
+    muon.to_json(tmp_path / "muon.jsonl", orient="records", lines=True, double_precision=15)
+    found = judge([tmp_path / "adam.csv", tmp_path / "muon.jsonl"], target=3.3)
+    for arm, expected in judge(CURVES, target=3.3).record["steps"]["arms"].items():
+        assert found.record["steps"]["arms"][arm] == expected
