@@ -173,6 +173,6 @@ def _print(record: Record) -> None:
             short = table.shortened(MOST_ROWS, "the page and its CSV files have all")
             screen.print("")
             screen.print(draw_table(short))
-            if short is not table:
-                screen.print(short.note.rpartition("; ")[2])
+            if short.note:
+                screen.print(short.note, style="dim")
     screen.print(f"{record['pairing']} {record['method']}")

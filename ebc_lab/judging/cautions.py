@@ -42,7 +42,7 @@ TRAINING = re.compile(r"(train|training|tr)$")
 HELD_OUT = re.compile(r"(val|valid|validation|eval|evaluation|test|dev|holdout|heldout)\d*$")
 CHOSEN_STEP = re.compile(r"(best|min|max|minimum|maximum|lowest|highest)$")
 # an optimizer's own settings, each tuned for it, and names that stand for the arm or for the run itself
-RISING = 4.0  # standard errors: the best step was picked among many
+RISING = 3.0  # standard errors: the best step was picked among many
 OWN = re.compile(
     r"lr|rate|decay|wd|momentum|betas?\d*|eps|epsilon|nesterov|rho|damping|ns|precond\w*|optim\w*|opt|method|algo\w*"
     r"|arm|name|group|tags?|notes?|host|dir|path|id|date|time|timestamp|seed"
@@ -425,8 +425,8 @@ def _at_edge(runs: Runs, tuned: Tuning) -> Caution | None:
         return None
     places = listed(f"{arm} ({said})" for arm, said in found.items())
     sentence = (
-        f"Tuning ended at the edge of what was tried: {places}. Beyond it the arm may be better, so its tuning is "
-        "not finished; try further values before you compare it."
+        f"Tuning ended at the edge of what was tried: {places}. Beyond it the arm may be better: its tuning "
+        "is not finished, and a comparison with it says little before it is."
     )
     return Caution(
         kind="edge", sentence=sentence, runs=_names(runs.table, runs.table["arm"].isin(list(found)))
@@ -434,8 +434,8 @@ def _at_edge(runs: Runs, tuned: Tuning) -> Caution | None:
 
 
 def _rising(judged: Runs, asked: Asked) -> Caution | None:
-    """Arms whose judged curves were better at an earlier step than at their last one, by more than RISING
-    standard errors of the difference over runs."""
+    """Arms whose judged curves were better at an earlier step than at their end, both over three evaluations,
+    by more than RISING standard errors of the difference over runs."""
     import numpy as np
 
     if asked.outcome != "last" or asked.at or not judged.step_name:
@@ -446,13 +446,14 @@ def _rising(judged: Runs, asked: Asked) -> Caution | None:
         curves = judged.curves[judged.curves["run"].isin(of_arm.index)]
         wide = curves.pivot(index="step", columns="run", values="loss").dropna()
         values = sign * wide.to_numpy()
-        if values.shape[0] < 3 or values.shape[1] < 2 or not np.isfinite(values).all():
+        if values.shape[0] < 6 or values.shape[1] < 2 or not np.isfinite(values).all():
             continue
-        best = int(values.mean(axis=1).argmin())
-        rise = values[-1] - values[best]
+        smooth = (values[:-2] + values[1:-1] + values[2:]) / 3
+        best = int(smooth.mean(axis=1).argmin())
+        rise = smooth[-1] - smooth[best]
         error = rise.std(ddof=1) / np.sqrt(len(rise))
-        if rise.mean() > RISING * error and rise.mean() > 0:
-            said.append(f"{arm} since {judged.step_name} {wide.index[best]:g}, by {rise.mean():.2g}")
+        if rise.mean() > RISING * error and best < len(smooth) - 3:
+            said.append(f"{arm} since {judged.step_name} {wide.index[best + 1]:g}, by {rise.mean():.2g}")
             meant += of_arm["run"].tolist()
     if not said:
         return None

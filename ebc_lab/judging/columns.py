@@ -70,8 +70,8 @@ LOSSES = {
 ERRORS = {"error", "err", "wer", "cer", "fid", "regret"}
 SCORES = {"acc", "accuracy", "f1", "auc", "auroc", "bleu", "rouge", "score", "iou", "reward", "return", "map"}
 SCORES |= {"top1", "top5", "r2", "precision", "recall"}
-CHOOSING = {"val", "valid", "validation", "eval", "evaluation", "dev", "v"}
-TESTING = {"test", "heldout", "holdout"}
+CHOOSING = frozenset({"val", "valid", "validation", "eval", "evaluation", "dev", "v"})
+TESTING = frozenset({"test", "heldout", "holdout"})
 TRAINING = {"train", "training", "tr"}
 SETTING_WORDS = re.compile(
     r"\b(lr|learning rate|weight decay|wd|momentum|beta\d?|betas|eps|epsilon|warmup|batch|dropout|schedule|"
@@ -296,40 +296,54 @@ def _losses(search: _Search, asked: Asked) -> tuple[str, str, str]:
     else:
         loss, other = _guess_loss(search)
         choose = choose or other
-    if choose and not asked.choose:
-        search.take("choose", choose, f"column {choose} chooses an arm's configuration, {loss} judges it")
-    words = set(plain(loss).split())
-    better, why = "lower", "by its name"
-    if words & SCORES and not words & (LOSSES | ERRORS):
-        better = "higher"
-    elif not words & (LOSSES | ERRORS):
-        why = "as nothing says otherwise; say --better higher if it is"
+    better, why = direction_of(loss), "by its name"
     if search.source.better:
         better, why = search.source.better, "by the format"
     if asked.better:
         better, why = asked.better, "as asked"
+    require(
+        bool(better),
+        f"whether a lower or a higher {loss} is better cannot be told from its name: say --better lower or "
+        "--better higher.",
+    )
     search.take("better", loss, f"{better} {loss} is better, {why}")
+    if choose:
+        known = direction_of(choose)
+        how = f"{known or better} is better, {'by its name' if known else f'as of {loss}'}"
+        search.take(
+            "choose", choose, f"column {choose} chooses an arm's configuration ({how}); {loss} judges it"
+        )
     if _percent(search, loss):
         search.take("unit", loss, f"{loss} is in percent")
     return loss, choose, better
 
 
+def direction_of(column: str) -> str:
+    """Return whether a `lower` or a `higher` value of a column is better, by its name; empty if unknown."""
+    words = plain(column).split()
+    if any(word in LOSSES | ERRORS or word.endswith(("loss", "error")) for word in words):
+        return "lower"
+    scored = any(word in SCORES or word.endswith(("acc", "accuracy", "score", "reward")) for word in words)
+    return "higher" if scored else ""
+
+
 def _guess_loss(search: _Search) -> tuple[str, str]:
     """Return the loss by its name: of a test split where there is one, chosen by the validation split's."""
     metrics = {n: set(plain(n).split()) for n in search.names if search.measures(n)}
-    for kinds in (LOSSES - {"perplexity", "ppl"}, LOSSES, ERRORS, SCORES):
-        choosing = [n for n, words in metrics.items() if words & CHOOSING and words & kinds]
-        testing = [n for n, words in metrics.items() if words & TESTING and words & kinds]
-        for there in (choosing, testing):
+    chosen = {}
+    for split in (TESTING, CHOOSING):
+        for kinds in (LOSSES - {"perplexity", "ppl"}, LOSSES, ERRORS, SCORES):
+            there = [n for n, words in metrics.items() if words & split and words & kinds]
             if len(there) > 1 and not search.same(there):
                 raise UserError(
                     f"{any_of(there)} could each be the loss: say which with --loss {quote(there[0])}."
                 )
-        if testing:
-            loss = search.take("loss", testing[0], f"column {testing[0]}, by its name")
-            return loss, choosing[0] if choosing else ""
-        if choosing:
-            return search.take("loss", choosing[0], f"column {choosing[0]}, by its name"), ""
+            if there:
+                chosen[split] = there[0]
+                break
+    if chosen:
+        loss, *choosing = chosen.values()
+        return search.take("loss", loss, f"column {loss}, by its name"), choosing[0] if choosing else ""
     training = [n for n, words in metrics.items() if words & (LOSSES | SCORES | ERRORS | {"value"})]
     known = {n for names in NO_LOSS for tier in names for n in tier}
     numbers = [n for n in search.names if search.measures(n) and plain(n) not in known]

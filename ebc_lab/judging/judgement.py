@@ -211,6 +211,7 @@ def _record(
     by_seed = outcomes.losses_by_arm(judged, turn=turn, by="seed") if paired else losses
     keyed = {arm: by_seed[arm] for arm in losses}
     sigma, freedom = sigma_of(losses, asked)
+    luck = {arm: tuning.luck_of(tuned, arm) for arm in losses}
     compared = differences.compare(
         keyed,
         reference or next(iter(losses)),
@@ -220,7 +221,7 @@ def _record(
         margin=asked.margin,
         sigma=sigma,
         sigma_freedom=freedom,
-        luck={arm: tuning.luck_of(tuned, arm) for arm in losses},
+        luck=luck,
     )
     record: Record = {
         "ebc_lab": __version__,
@@ -232,7 +233,7 @@ def _record(
         "reference": reference,
         "paired": paired,
         "pairing": pairing,
-        "method": sentences.method_in_words(compared),
+        "method": sentences.method_in_words(compared, any(one.sd for one in luck.values())),
         "margin": asked.margin,
         "confidence": CONFIDENCE,
         "taken": [*taken, *([Taken(role="reference", column="", sentence=why)] if why else [])],

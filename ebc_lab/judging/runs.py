@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ebc_lab.config.errors import UserError, any_of, require, shown, visible
 
-from .columns import RATES, Columns, plain
+from .columns import RATES, Columns, direction_of, plain
 from .readers.reader import Source
 from .record import Caution
 from .repeats import repeated_steps
@@ -83,7 +83,7 @@ def runs_of(source: Source, columns: Columns) -> Runs:
     else:
         curves = pd.DataFrame({"run": codes[:0], "step": loss[:0], "loss": loss[:0]})
         table["outcome"] = loss
-        table["chosen_by"] = _numbers(frame, columns.choose, "choose") if columns.choose else loss
+        table["chosen_by"] = _choosing(frame, columns) if columns.choose else loss
     for name in ("outcome", "chosen_by"):
         table[name] = table[name].where(table[name].abs() < LARGEST, worst)
     return Runs(table, curves, settings, columns.loss, columns.better, unit, tuple(cautions))
@@ -378,6 +378,13 @@ def _blank_caution(names: Sequence[str], loss: str) -> Caution:
     return Caution(kind="blank_end", sentence=sentence, runs=list(names))
 
 
+def _choosing(frame: pd.DataFrame, columns: Columns) -> Any:
+    """Return the column that chooses configurations, its sign turned where the judged one has the other
+    direction, so that both agree in what is better."""
+    values = _numbers(frame, columns.choose, "choose")
+    return values if direction_of(columns.choose) in ("", columns.better) else -values
+
+
 def _with_curves(
     table: pd.DataFrame, curves: pd.DataFrame, frame: pd.DataFrame, columns: Columns, codes: Any
 ) -> pd.DataFrame:
@@ -393,7 +400,7 @@ def _with_curves(
     table["rows"] = np.bincount(run, minlength=len(table))
     table["chosen_by"] = table["outcome"]
     if columns.choose:
-        choosing = _numbers(frame, columns.choose, "choose")
+        choosing = _choosing(frame, columns)
         logged = np.flatnonzero(~np.isnan(choosing))
         chosen = np.full(len(table), math.nan)
         chosen[codes[logged]] = choosing[logged]  # the last one logged

@@ -11,6 +11,7 @@ from .record import DifferenceRecord, Record
 from .runs import Runs
 from .words import count, listed
 
+MOST_BEATEN = 3  # arms that are named with their differences
 METHODS = {
     "t": "Runs with one seed are paired; intervals are Student's t of the differences",
     "rank": "where a run diverged, the median difference has the interval of order statistics",
@@ -30,13 +31,15 @@ def outcome_in_words(runs: Runs, asked: Asked) -> str:
     if asked.outcome == "best":
         return f"the best {runs.loss} over the {runs.step_name}s of each run"
     if asked.at:
-        where = [f"{arm or 'every arm'} at {step:g}" for arm, step in asked.at.items()]
-        return f"the {runs.loss} of {runs.step_name} as asked ({', '.join(where)}), else the last of each run"
+        if set(asked.at) == {""}:
+            return f"the {runs.loss} at {runs.step_name} {asked.at['']:g}"
+        where = ", ".join(f"{arm or 'every other arm'} at {step:g}" for arm, step in asked.at.items())
+        return f"the {runs.loss} at the {runs.step_name} asked for ({where}), else the last of each run"
     return f"the last {runs.loss} of each run"
 
 
-def method_in_words(compared: Sequence[Mapping[str, Any]]) -> str:
-    """Return how the intervals were made."""
+def method_in_words(compared: Sequence[Mapping[str, Any]], luck: bool) -> str:
+    """Return how the intervals were made. `luck`: whether they allow for the luck of a tuning."""
     if not compared:
         return "There is one arm, and so nothing is compared."
     used = {one["method"] for one in compared if one["method"]}
@@ -44,6 +47,7 @@ def method_in_words(compared: Sequence[Mapping[str, Any]]) -> str:
     if not text:
         notes = {one["note"] for one in compared if one["note"]}
         return f"Nothing is tested ({'; '.join(sorted(notes))})." if notes else "Nothing is compared."
+    text += ", widened for what other seeds would have made of the tuning" if luck else ""
     comparisons = max(one["comparisons"] for one in compared)
     if comparisons > 1:
         by = "Bonferroni's inequality" if used <= {"t", "rank"} else "simulation"
@@ -71,6 +75,18 @@ def span(low: float | None, high: float | None) -> str:
         "∞" if high is None else rounded(high, width, sign=True),
     )
     return f"[{', '.join(ends)}]"
+
+
+def size_in_words(one: DifferenceRecord) -> str:
+    """Return a difference without its sign, with its joint interval: `0.0040 [0.0019, 0.0061]`."""
+    centre = one["mean"] if one["mean"] is not None else one["median"]
+    if centre is None or centre >= 0:
+        return difference_in_words(one).replace("+", "")
+    low, high = one["joint_high"], one["joint_low"]
+    turned = one.copy()
+    turned["mean"] = -centre
+    turned["joint_low"], turned["joint_high"] = (None if end is None else -end for end in (low, high))
+    return difference_in_words(turned).replace("+", "")
 
 
 def difference_in_words(one: DifferenceRecord) -> str:
@@ -176,22 +192,31 @@ def _along_chain(record: Record, by: str) -> list[str]:
 
 def _about_best(record: Record) -> list[str]:
     """Return how the best arm stands to all others, where there is no reference."""
-    first = record["arms"][0]
-    best, others = first["arm"], len(record["arms"]) - 1
-    open_ones = []
+    first, *others = record["arms"]
+    best = first["arm"]
+    beaten, open_ones = [], []
     for one in record["differences"]:
-        if best in (one["arm"], one["reference"]):
-            is_arm = one["arm"] == best
-            if one["verdict"] != ("better" if is_arm else "worse"):
-                open_ones.append(one["reference" if is_arm else "arm"])
-    mean = f" (mean {rounded(first['mean'], first['sd'])})" if first["mean"] is not None else ""
-    told = f"{best} is the best of {others + 1} arms{mean}"
-    if not open_ones:
-        return [f"{told}, and better than each of the others, jointly over all pairs."]
-    if len(open_ones) == others:
-        return [f"{told}, and cannot be told from any of the others."]
-    shown = f"better than {others - len(open_ones)} of the others, jointly over all pairs"
-    return [f"{told}, {shown}.", f"It cannot be told from {listed(open_ones)}."]
+        if best not in (one["arm"], one["reference"]):
+            continue
+        is_arm = one["arm"] == best
+        other = one["reference" if is_arm else "arm"]
+        if one["verdict"] == ("better" if is_arm else "worse"):
+            beaten.append(f"{other} (by {size_in_words(one)})")
+        else:
+            open_ones.append(other)
+    fewest = record["better"] == "lower" or "unit" in record
+    told = f"{best} ranks first"
+    if first["mean"] is not None:
+        told = (
+            f"{best} has the {'lowest' if fewest else 'highest'} mean, {rounded(first['mean'], first['sd'])}"
+        )
+    if not beaten:
+        return [f"{told}, and no other arm can be separated from it."]
+    shown = listed(beaten) if len(beaten) <= MOST_BEATEN else f"{len(beaten)} of the {len(others)} other arms"
+    lines = [f"{told}, and is better than {shown}, jointly over all pairs."]
+    if open_ones:
+        lines.append(f"{best} and {listed(open_ones)} cannot be separated.")
+    return lines
 
 
 def _needed(undecided: Sequence[DifferenceRecord]) -> list[str]:

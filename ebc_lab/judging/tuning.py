@@ -155,7 +155,7 @@ def tuning_of(
 
     `chosen_by`, `reported`: names of the losses that choose and that are reported. `lr`: the setting that is
     the learning rate; empty: the only one with such a name that varies. `within`: the window's height, in the
-    unit of the choosing loss.
+    unit of the choosing loss; None: twice the standard deviation of a run, and no window without replicates.
 
     The chosen configuration of an arm is the only one of which the runs are compared with another arm's; all
     others are tuning, even if they have as many runs. It is the one with the lowest upper limit of the

@@ -263,7 +263,11 @@ def headline(record: Record) -> str:
 def judged(record: Record) -> str:
     """Return beats, meets, misses or undecided: the colour of the answer."""
     found = {d["verdict"] for d in record["differences"] if d["method"]}
-    if "better" in found or (not record["reference"] and "worse" in found):
+    if not record["reference"] and "chain" not in record:
+        best = record["arms"][0]["arm"] if record["arms"] else ""
+        its = {d["verdict"] for d in record["differences"] if best in (d["arm"], d["reference"])}
+        return "beats" if its and its <= {"better", "worse"} else "undecided"
+    if "better" in found:
         return "beats"
     if not found or "undecided" in found:
         return "undecided"
@@ -271,12 +275,14 @@ def judged(record: Record) -> str:
 
 
 def tiles(record: Record) -> list[Tile]:
-    """Return the difference that the answer is about: of the best arm, from the reference."""
+    """Return the difference that the answer is about: the first one that is decided for the better, else the
+    first."""
     shown = Shown.of(record)
-    found = [d for d in in_order(record) if d["method"]]
-    if not found or centre(found[0]) is None:
+    found = [d for d in in_order(record) if d["method"] and centre(d) is not None]
+    if not found:
         return []
-    d = found[0]
+    claimed = "better" if record["reference"] or "chain" in record else "worse"
+    d = next((d for d in found if d["verdict"] == claimed), found[0])
     limits = brackets(d["joint_low"], d["joint_high"], shown.change)
     over = f", joint over {d['comparisons']} comparisons" if d["comparisons"] > 1 else ""
     runs = f"{d['n_arm']} and {plural(d['n_reference'], 'run')}"

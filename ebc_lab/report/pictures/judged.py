@@ -5,6 +5,7 @@ Drawn with few artists, and thinned first: a file does not grow with the rows of
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import Counter
@@ -287,7 +288,7 @@ def draw_curves(record: Record, runs: Runs, source: Source) -> Sheet | None:
     higher = record["better"] == "higher"
     sheet = Sheet(
         source,
-        f"How does {record['loss']} {'rise' if higher else 'fall'} in each arm?",
+        f"{record['loss']} over the {record['step']}s of each arm",
         (f"{plural(len(order), 'arm')}, those told apart are the best and the reference",) if others else (),
         ("median of the runs at each step; shaded: from the lowest to the highest run",),
         grid=("ab",),
@@ -338,8 +339,10 @@ def _frame(left: Axes, right: Axes, courses: Sequence[Course], higher: bool, tar
         ends = [float(own[-1]) for own in seen if len(own)]
         if not ends:
             continue
-        needed = [*ends, *([target] if target is not None else [])]
         whole = np.concatenate(seen)
+        bands = [(c.low[-1], c.high[-1]) for c in courses if np.isfinite((c.low[-1], c.high[-1])).all()]
+        best = float(whole.max() if higher else whole.min())
+        needed = [*ends, best, *itertools.chain(*bands), *([target] if target is not None else [])]
         low, high = min(needed), max(needed)
         span = max(high - low, 0.25 * float(whole.max() - whole.min()), 1e-9)
         if axes is left:
