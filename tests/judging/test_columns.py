@@ -50,7 +50,7 @@ def test_columns_are_found_by_the_names_that_trackers_give_them(names, roles):
 
 def test_columns_that_are_asked_for_are_taken_whatever_they_are_called():
     frame = CURVES.set_axis(["a", "b", "c", "d"], axis=1)
-    found = said(frame, arm="a", seed="b", step="c", loss="d")
+    found = said(frame, arm="a", seed="b", step="c", loss="d", better="lower")
     assert all(found[role].endswith("as asked") for role in ("arm", "seed", "step", "loss"))
 
 
@@ -69,7 +69,7 @@ def test_columns_that_are_asked_for_are_taken_whatever_they_are_called():
         (RUNS.rename(columns={"val_loss": "x"}), "say which with --loss, among x."),
         (RUNS.drop(columns="val_loss"), "none of its columns holds numbers"),
         (RUNS.drop(columns="optimizer"), "names the arm (the optimizer or method): say which with --arm"),
-        (RUNS.assign(val_loss=RUNS.val_loss > 3), "none of its columns holds numbers"),
+        (RUNS.assign(val_loss=RUNS.val_loss > 3), "column val_loss is taken as the loss and holds "),
         (pd.DataFrame(), "a frame of 0 rows"),
         (RUNS.iloc[:0], "a frame of 0 rows"),
         (pd.concat([RUNS, RUNS.val_loss], axis=1), "two columns are called val_loss: rename one"),
@@ -145,13 +145,15 @@ def test_the_direction_is_told_and_by_what():
     assert said(score)["better"] == "better: higher val_acc is better, by its name"
     assert said(RUNS)["better"] == "better: lower val_loss is better, by its name"
     assert said(RUNS, better="higher")["better"] == "better: higher val_loss is better, as asked"
-    unknown = said(RUNS.rename(columns={"val_loss": "x"}), loss="x")["better"]
-    assert "as nothing says otherwise; say --better higher" in unknown
+    unknown = complaint(RUNS.rename(columns={"val_loss": "x"}), loss="x")
+    assert "say --better lower or --better higher" in unknown
 
 
 def test_a_loss_that_behaves_as_an_accuracy_is_questioned():
     rising = CURVES.assign(metric=6 - CURVES.val_loss).drop(columns="val_loss")
-    assert any("--better higher" in sentence for sentence in judge(rising, loss="metric").problems)
+    assert any(
+        "--better higher" in sentence for sentence in judge(rising, loss="metric", better="lower").problems
+    )
     assert not any("--better higher" in sentence for sentence in judge(CURVES).problems)
 
 
@@ -209,7 +211,9 @@ def test_a_frame_of_any_make_is_read_as_its_plain_form():
         == plain["differences"]
     )
     numbered = RUNS.set_axis([0, 1, 2], axis=1)
-    assert judge(numbered, arm=0, seed=1, loss=2).record["differences"] == plain["differences"]
+    assert (
+        judge(numbered, arm=0, seed=1, loss=2, better="lower").record["differences"] == plain["differences"]
+    )
 
 
 def test_the_frame_of_the_caller_is_left_as_it_was():

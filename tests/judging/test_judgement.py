@@ -193,7 +193,7 @@ def test_many_arms_are_all_compared():
     assert "joint over 29 comparisons" in found.answer
     pairs = judge(row_a_run([f"a{i}x" for i in range(12)], 3))
     assert len(pairs.record["differences"]) == 66
-    assert "is the best of 12 arms" in pairs.answer
+    assert "of the 11 other arms" in pairs.answer
 
 
 # -- the reference and pairs ---------------------------------------------------------------------------------

@@ -216,7 +216,15 @@ def test_a_configuration_is_chosen_by_the_column_asked_for_and_judged_by_the_oth
     grid = pd.concat([row_a_run(number=i).assign(lr=lr) for i, lr in enumerate((0.1, 0.2, 0.3))])
     grid["val_loss"] += abs(grid.lr - 0.2)
     grid["late"] = 5 - grid.val_loss + 0.001 * rng.standard_normal(len(grid))  # would choose another one
-    found = judge(grid, loss="late", choose="val_loss")
+    found = judge(grid, loss="late", choose="val_loss", better="lower")
     assert [arm["configuration"]["lr"] for arm in found.record["arms"]] == [0.2, 0.2]
     expected = grid[grid.lr == 0.2].groupby("optimizer").late.mean()
     assert {arm["arm"]: arm["mean"] for arm in found.record["arms"]} == pytest.approx(expected.to_dict())
+
+
+def test_a_configuration_is_chosen_by_the_outcome_that_is_asked_for():
+    fast, slow = row_a_step(number=1).assign(lr=0.2), row_a_step(number=2).assign(lr=0.1)
+    slow["val_loss"] += 0.5 - slow.step / 500  # behind at step 0, ahead at the end
+    grid = pd.concat([fast, slow])
+    for at, lr in ((100, 0.2), (500, 0.1)):
+        assert [arm["configuration"]["lr"] for arm in judge(grid, at=at).record["arms"]] == [lr, lr]

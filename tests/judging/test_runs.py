@@ -68,6 +68,8 @@ def test_blanks_between_evaluations_are_no_losses():
     assert not kinds(judge(both))
     late = pd.concat([both, blank[blank.step > 500]])  # after the last evaluation, at no step of the others
     assert not kinds(judge(late))
+    beyond = pd.concat([both, CURVES[CURVES.step == 500].assign(step=700, val_loss=np.nan)])
+    assert not kinds(judge(beyond))
 
 
 def test_a_blank_at_the_end_where_other_runs_have_a_loss_is_a_divergence_and_said():
@@ -77,6 +79,24 @@ def test_a_blank_at_the_end_where_other_runs_have_a_loss_is_a_divergence_and_sai
     assert found.data.table["outcome"][0] == math.inf
     assert found.record["arms"][1]["diverged"] == 1
     assert found.data.curves.loss[:6].map(math.isinf).tolist() == [False] * 3 + [True] * 3
+
+
+def test_a_blank_sooner_than_a_loss_was_due_is_none_that_is_missing():
+    """One arm is evaluated each 100 steps and logs a training loss in between, the other each 50."""
+    often = CURVES[CURVES.optimizer == "muon"]
+    often = pd.concat([often, often.assign(step=often.step + 50, val_loss=often.val_loss - 0.01)])
+    seldom = CURVES[CURVES.optimizer == "adam"]
+    between = seldom.assign(step=seldom.step + 50, val_loss=np.nan)
+    found = judge(pd.concat([often, seldom, between]).sort_values(["optimizer", "seed", "step"]))
+    assert "blank_end" not in kinds(found)
+    assert found.record["arms"][0]["diverged"] == found.record["arms"][1]["diverged"] == 0
+
+
+def test_what_is_not_finite_in_a_curve_is_the_worst_value():
+    for lost in (math.inf, -math.inf):
+        frame = CURVES.assign(val_loss=CURVES.val_loss.where(CURVES.index != 3, lost))
+        assert judge(frame).data.curves.loss[3] == math.inf
+        assert judge(frame, better="higher").data.curves.loss[3] == -math.inf
 
 
 def test_of_a_step_that_was_logged_again_the_last_value_counts_and_the_run_is_named():
@@ -205,3 +225,12 @@ def test_runs_of_one_name_in_two_sources_stay_two_runs(tmp_path):
     found = judge([tmp_path / "a.csv", tmp_path / "b.jsonl"])
     assert [arm["runs"] for arm in found.record["arms"]] == [10, 10]
     assert found.data.table["run"].is_unique
+
+
+def test_curves_of_two_formats_keep_their_runs(tmp_path):
+    adam, muon = (of_arm for _, of_arm in CURVES.groupby("optimizer"))
+    adam.to_csv(tmp_path / "adam.csv", index=False)
+    muon.to_json(tmp_path / "muon.jsonl", orient="records", lines=True, double_precision=15)
+    found = judge([tmp_path / "adam.csv", tmp_path / "muon.jsonl"], target=3.3)
+    for arm, expected in judge(CURVES, target=3.3).record["steps"]["arms"].items():
+        assert found.record["steps"]["arms"][arm] == expected
