@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 
@@ -87,6 +87,20 @@ def any_of(choices: Sequence[str]) -> str:
         shown_count = sum(end <= LONG for end in length)
         choices = [*choices[:shown_count], f"{len(choices) - shown_count} more"]
     return " or ".join([", ".join(choices[:-1]), choices[-1]]) if len(choices) > 1 else choices[0]
+
+
+def listed(names: Iterable[object], most: int = 6) -> str:
+    """Return names as a list in words, such as `a, b and c`; of many the first ones, and how many more."""
+    every = [str(name) for name in names]
+    named = every[:most]
+    if len(every) > most:
+        named.append(f"{len(every) - most:,} more")
+    return " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
+
+
+def count(number: int, one: str) -> str:
+    """Return a number with its noun: `1 run`, `3 runs`."""
+    return f"{number:,} {one}{'s' * (number != 1)}"
 
 
 def shown(value: object) -> str:

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from ebc_lab.config.errors import count, listed
+
 from .asked import Asked
 from .record import Caution
-from .words import count, listed
 
 if TYPE_CHECKING:
     import numpy as np

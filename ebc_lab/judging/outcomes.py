@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ebc_lab.config.errors import UserError, any_of, require
+from ebc_lab.config.errors import UserError, any_of, listed, require
 
 from . import steps
 from .asked import Asked
 from .record import Caution
 from .runs import Runs
 from .tuning import Configuration, Tuning
-from .words import listed
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, count, listed
 
 from .record import Caution
-from .words import count, listed
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ebc_lab.config.errors import UserError, any_of, require, shown, visible
+from ebc_lab.config.errors import UserError, any_of, count, listed, require, shown, visible
 
 from .columns import RATES, Columns, direction_of, plain
 from .readers.reader import Source
 from .record import Caution
 from .repeats import repeated_steps
-from .words import count, has_or_have, listed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,7 +138,7 @@ def _refuse_blank_steps(step: Any, logged: Any, columns: Columns) -> None:
     blank = np.flatnonzero(logged & ~np.isfinite(step))
     if len(blank):
         raise UserError(
-            f"{count(len(blank), 'row')} with a {columns.loss} {has_or_have(len(blank))} no {columns.step} "
+            f"{count(len(blank), 'row')} with a {columns.loss} {'has' if len(blank) == 1 else 'have'} no {columns.step} "
             f"(the first is row {blank[0] + 1}): give each its step, or leave the rows out."
         )
 
@@ -222,7 +221,7 @@ def _refuse_blank_arms(table: pd.DataFrame, first: Any, columns: Columns) -> Non
     if len(blank):
         what = count(len(blank), "run" if columns.step else "row")
         raise UserError(
-            f"{what} {has_or_have(len(blank))} no value in column {columns.arm}, which names the arm (the "
+            f"{what} {'has' if len(blank) == 1 else 'have'} no value in column {columns.arm}, which names the arm (the "
             f"first in row {first[blank[0]] + 1}): fill it in, leave those rows out, or name another column "
             "with --arm."
         )
@@ -364,7 +363,7 @@ def _blank_ends(codes: Any, step: Any, logged: Any) -> Any:
 
 def _blank_caution(names: Sequence[str], loss: str) -> Caution:
     sentence = (
-        f"{count(len(names), 'run')} ({listed(names)}) {has_or_have(len(names))} rows without a "
+        f"{count(len(names), 'run')} ({listed(names)}) {'has' if len(names) == 1 else 'have'} rows without a "
         f"{loss} at the end, at steps where other runs have one: this counts as a loss that is not finite."
     )
     return Caution(kind="blank_end", sentence=sentence, runs=list(names))

@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ebc_lab.config.errors import count, listed
+
 from .asked import Asked
 from .record import DifferenceRecord, Record
 from .runs import Runs
-from .words import count, listed
 
 MOST_BEATEN = 3  # arms that are named with their differences
 METHODS = {
