@@ -420,7 +420,7 @@ def _settings(search: _Search, asked: Asked, rate: str, *, has_steps: bool) -> t
     candidates = [n for n in (known or named) if n in free and not _metric(n)]
     guessed = [n for n in candidates if search.varies(n) and not set(plain(n).split()) & {"seed", *DETAILS}]
     found = [*([rate] if rate and search.varies(rate) else []), *guessed]
-    rest = [n for n in free if n not in found and n != "source" and search.varies(n)]
+    rest = [n for n in free if n not in (*found, "source") and search.varies(n)]
     if rest:
         search.take("not used", ", ".join(rest), ", ".join(rest))
     return tuple(dict.fromkeys(found))

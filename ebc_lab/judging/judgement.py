@@ -201,7 +201,7 @@ def _record(
     runs, of_outcomes = outcomes.with_outcome(runs, asked)
     turn = runs.better == "higher" and asked.outcome != "target"
     tried = tuning.configurations_of(runs.table, runs.settings, higher=turn)
-    tuned = tuning.tuning_of(tried, chosen_by=asked.choose or runs.loss, reported=runs.loss, lr=asked.lr)
+    tuned = tuning.tuning_of(tried, chosen_by=runs.choose or runs.loss, reported=runs.loss, lr=asked.lr)
     judged = outcomes.chosen_runs(runs, tried, tuned)
     varying = [name for name in runs.settings if runs.table[name].map(str).nunique() > 1]
     losses = outcomes.losses_by_arm(judged, turn=turn)
@@ -210,7 +210,6 @@ def _record(
     paired, pairing = pairing_of(judged, losses, asked)
     by_seed = outcomes.losses_by_arm(judged, turn=turn, by="seed") if paired else losses
     keyed = {arm: by_seed[arm] for arm in losses}
-    sigma, freedom = sigma_of(losses, asked)
     luck = {arm: tuning.luck_of(tuned, arm) for arm in losses}
     compared = differences.compare(
         keyed,
@@ -219,9 +218,8 @@ def _record(
         chain=asked.chain,
         paired=paired,
         margin=asked.margin,
-        sigma=sigma,
-        sigma_freedom=freedom,
         luck=luck,
+        **sigma_of(losses, asked),
     )
     record: Record = {
         "ebc_lab": __version__,
@@ -319,17 +317,20 @@ def pairing_of(runs: Runs, losses: Mapping[str, Mapping[str, float]], asked: Ask
     return False, "The arms do not have the same seeds, so nothing is paired."
 
 
-def sigma_of(losses: Mapping[str, Mapping[str, float]], asked: Asked) -> tuple[float | None, float]:
-    """Return the standard deviation of a run that is assumed for arms of one run, and its degrees of freedom:
-    None where none is. Raises UserError where it is to be pooled and no arm has two finished runs."""
+def sigma_of(losses: outcomes.Losses, asked: Asked) -> dict[str, Any]:
+    """Return `sigma`, the standard deviation of a run that is assumed for arms of one run, and its degrees of
+    freedom; nothing where none is assumed. Raises UserError where it is to be pooled and no arm has two
+    finished runs."""
+    if not asked.sigma:
+        return {}
     if asked.sigma != "pooled":
-        return (float(asked.sigma), math.inf) if asked.sigma else (None, math.inf)
+        return {"sigma": float(asked.sigma)}
     finished = [[x for x in of_arm.values() if math.isfinite(x)] for of_arm in losses.values()]
     several = [values for values in finished if len(values) > 1]
     require(bool(several), "--sigma pooled needs an arm with two finished runs: give --sigma a number.")
     freedom = sum(len(values) - 1 for values in several)
     squares = sum((len(values) - 1) * statistics.variance(values) for values in several)
-    return math.sqrt(squares / freedom), freedom
+    return {"sigma": math.sqrt(squares / freedom), "sigma_freedom": freedom}
 
 
 def in_order(losses: outcomes.Losses) -> list[str]:

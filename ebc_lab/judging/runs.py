@@ -43,6 +43,7 @@ class Runs:
         loss: the judged column.
         better: `lower` or `higher`.
         step_name: the unit of steps; empty where there are no curves.
+        choose: the column of `chosen_by`, where it is not the judged one.
         cautions: what was met while the tables were made.
     """
 
@@ -52,6 +53,7 @@ class Runs:
     loss: str
     better: str
     step_name: str
+    choose: str = ""
     cautions: tuple[Caution, ...] = ()
 
     @property
@@ -85,7 +87,7 @@ def runs_of(source: Source, columns: Columns) -> Runs:
         table["chosen_by"] = _choosing(frame, columns) if columns.choose else loss
     for name in ("outcome", "chosen_by"):
         table[name] = table[name].where(table[name].abs() < LARGEST, worst)
-    return Runs(table, curves, settings, columns.loss, columns.better, unit, tuple(cautions))
+    return Runs(table, curves, settings, columns.loss, columns.better, unit, columns.choose, tuple(cautions))
 
 
 # -- columns as numbers --------------------------------------------------------------------------------------
@@ -138,8 +140,8 @@ def _refuse_blank_steps(step: Any, logged: Any, columns: Columns) -> None:
     blank = np.flatnonzero(logged & ~np.isfinite(step))
     if len(blank):
         raise UserError(
-            f"{count(len(blank), 'row')} with a {columns.loss} {'has' if len(blank) == 1 else 'have'} no {columns.step} "
-            f"(the first is row {blank[0] + 1}): give each its step, or leave the rows out."
+            f"{count(len(blank), 'row')} with a {columns.loss} lack the {columns.step} (the first is row "
+            f"{blank[0] + 1}): give each its step, or leave the rows out."
         )
 
 
@@ -221,9 +223,8 @@ def _refuse_blank_arms(table: pd.DataFrame, first: Any, columns: Columns) -> Non
     if len(blank):
         what = count(len(blank), "run" if columns.step else "row")
         raise UserError(
-            f"{what} {'has' if len(blank) == 1 else 'have'} no value in column {columns.arm}, which names the arm (the "
-            f"first in row {first[blank[0]] + 1}): fill it in, leave those rows out, or name another column "
-            "with --arm."
+            f"{what} without a value in column {columns.arm}, which names the arm (the first in row "
+            f"{first[blank[0]] + 1}): fill it in, leave those rows out, or name another column with --arm."
         )
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from ebc_lab.judging.asked import Asked
 from ebc_lab.judging.cautions import cautions
+from ebc_lab.judging.outcomes import only
 from ebc_lab.judging.runs import Runs
 from ebc_lab.judging.tuning import configurations_of, tuning_of
 
@@ -46,15 +47,11 @@ def warned(of, asked=None, kept=None):
     """Return kind -> caution. `kept`: a flag a run, of those that are compared; default all."""
     tried = configurations_of(of.table, of.settings)
     tuned = tuning_of(tried, chosen_by=(asked or Asked()).choose or of.loss, reported=of.loss)
-    judged = of if kept is None else runs_kept(of, kept)
+    judged = of if kept is None else only(of, kept)
     found = cautions(of, judged, asked or Asked(), tuned)
     assert all(one["sentence"].endswith(".") and set(one["runs"]) <= set(of.table["run"]) for one in found)
     assert len({one["kind"] for one in found}) == len(found)
     return {one["kind"]: one for one in found}
-
-
-def runs_kept(of, kept):
-    return Runs(of.table[kept], of.curves, of.settings, of.loss, of.better, of.step_name)
 
 
 def test_clean_runs_are_not_warned_about():

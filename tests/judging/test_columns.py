@@ -113,12 +113,12 @@ def test_options_that_cannot_be_are_refused_in_one_sentence(asked, words):
         (with_cell(RUNS, "val_loss", 4, "3,25"), "holds 3,25 in row 4: write numbers with a decimal point"),
         (
             with_cell(RUNS, "optimizer", 4, None),
-            "1 row has no value in column optimizer, which names the arm",
+            "1 row without a value in column optimizer, which names the arm",
         ),
         (with_cell(RUNS, "optimizer", 4, " "), "(the first in row 4)"),
         (
             CURVES.assign(step=CURVES.step.where(CURVES.index > 1)),
-            "2 rows with a val_loss have no step (the first is row 1)",
+            "2 rows with a val_loss lack the step (the first is row 1)",
         ),
         (
             CURVES.drop(columns="seed"),

@@ -85,7 +85,7 @@ class Logs(Reader):
         frame = pd.DataFrame(rows)
         for name in frame:
             frame[name] = _numbers(frame[name])
-        roles = {role: role for role in ("step", "seed", "arm", "planned", "run") if role in frame}
+        roles = {role: role for role in ("step", "loss", "seed", "arm", "planned", "run") if role in frame}
         return Source(frame, f"log {path.name}", roles=roles), missed
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -44,19 +45,22 @@ def test_groups_that_are_words_stay_text_and_an_absent_group_is_missing(tmp_path
     assert math.isnan(frame.acc[1])
 
 
-def test_loss_may_be_the_name_of_another_group(tmp_path: Path) -> None:
-    (tmp_path / "a.log").write_text("it 1 vl 2.5\n")
-    source = READER.read(tmp_path / "a.log", Asked(pattern=r"it (?P<step>\d+) vl (?P<vl>\S+)", loss="vl"))
-    assert source.roles["loss"] == "vl"
+def test_the_loss_may_have_any_name_and_the_error_proposes_a_pattern_that_works(tmp_path: Path) -> None:
+    lines = [f"[iter {i:4}/600] train loss {3 / i:.3f} | val loss {4 / i:.3f}" for i in (50, 100)]
+    (tmp_path / "a.log").write_text("\n".join(["Training adam", *lines, "Done."]))
+    with pytest.raises(UserError) as error:
+        READER.read(tmp_path / "a.log", Asked(pattern="(?P<step>never)"))
+    pattern = re.search("--pattern '(.*)'", str(error.value))[1]
+    frame = READER.read(tmp_path / "a.log", Asked(pattern=pattern)).frame
+    assert frame.to_dict("list") == {"step": [50, 100], "train_loss": [0.06, 0.03], "val_loss": [0.08, 0.04]}
 
 
 @pytest.mark.parametrize(
     ("pattern", "sentence"),
     [
-        ("epoch:(?P<loss>.*)", "no line matches"),
-        (r"step:(?P<step>\d+)", "has no group loss: its groups are step"),
+        ("epoch:(?P<loss>.*)", "no line of .* matches"),
         ("step:(", "no regular expression"),
-        ("val_loss", "has no group loss"),
+        ("val_loss", "has no named group"),
     ],
 )
 def test_a_pattern_that_cannot_serve_is_said_in_a_sentence(
