@@ -93,7 +93,7 @@ def runs_of(source: Source, columns: Columns) -> Runs:
 
 
 def _refuse_rows_of_curves(table: pd.DataFrame, settings: Sequence[str], columns: Columns) -> None:
-    """Raise UserError where rows without a step are of curves: each arm, seed and configuration has several."""
+    """Raise UserError where rows without a step are those of curves: every run has several."""
     if not columns.seed or columns.run:
         return
     rows = table.groupby(["arm", "seed", *settings], dropna=False, sort=False).size()
