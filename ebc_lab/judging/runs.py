@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ROLES = ("run", "arm", "seed", "source", "planned", "length", "rows", "started", "outcome", "chosen_by")
 PERCENT = "%"
-FEWEST_ROWS = 3  # of every run: a curve, whose steps are missing
+FEWEST_ROWS = 5  # of every run: a curve, whose steps are missing
 LARGEST = 1e100  # an outcome beyond it counts as not finite: its square would not be
 
 
@@ -94,7 +94,7 @@ def runs_of(source: Source, columns: Columns) -> Runs:
 
 def _refuse_rows_of_curves(table: pd.DataFrame, settings: Sequence[str], columns: Columns) -> None:
     """Raise UserError where rows without a step are those of curves: every run has several."""
-    if not columns.seed or columns.run:
+    if not columns.seed or columns.run or table["seed"].nunique() < 2:
         return
     rows = table.groupby(["arm", "seed", *settings], dropna=False, sort=False).size()
     require(
