@@ -118,7 +118,7 @@ def _positive(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What somebody's runs say. Its tables are called as those of `ebc_lab.load`, and like them have units and
+    """What somebody's runs say. Its tables are called as those of `ebc_lab.load`; like them they have units and
     meanings of their columns in `table.attrs`.
 
     Attributes:
