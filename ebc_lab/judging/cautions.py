@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from ebc_lab.config.errors import count, listed
@@ -23,17 +22,18 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
-    from .runs import Runs
+    from .runs import Curves, Runs
     from .tuning import Tuning
 
     Floats = npt.NDArray[np.float64]
-    Ints = npt.NDArray[np.int64]
 
 UNEQUAL_SPREAD = 5.0  # one arm's standard deviation over another's from which it is said
 COINCIDENCES = 0.05  # so many pairs of equal outcomes are to be expected by rounding alone: fewer are a copy
 # lag-one correlation of a curve's third differences: of 30 real arms, −0.82 to −0.42 as logged, and −0.27 or
 # more under a running mean of weight 0.9
 SMOOTH = -0.4
+BY_CHANCE = 0.01  # so often a rise of an arm's curves, or unequal spreads, may be warned of without being there
+MOST_STEPS = 200  # of a curve that are looked at for a rise
 LONGEST_TAIL = 500  # rows of a curve, from its end, in which smoothing is looked for
 
 ACCURACY = re.compile(
@@ -43,8 +43,6 @@ TRAINING = re.compile(r"(train|training|tr)$")
 HELD_OUT = re.compile(r"(val|valid|validation|eval|evaluation|test|dev|holdout|heldout)\d*$")
 CHOSEN_STEP = re.compile(r"(best|min|max|minimum|maximum|lowest|highest)$")
 # an optimizer's own settings, each tuned for it, and names that stand for the arm or for the run itself
-MOST_STEPS = 200  # of a curve that are looked at for a rise
-RISING = 3.0  # standard errors: the best step was picked among many
 OWN = re.compile(
     r"lr|rate|decay|wd|momentum|betas?\d*|eps|epsilon|nesterov|rho|damping|ns|precond\w*|optim\w*|opt|method|algo\w*"
     r"|arm|name|group|tags?|notes?|host|dir|path|id|date|time|timestamp|seed"
@@ -55,7 +53,7 @@ def cautions(runs: Runs, judged: Runs, asked: Asked, tuned: Tuning | None) -> li
     """Return what warns about these runs, the gravest first. `judged`: the runs whose outcomes are compared,
     those of each arm's chosen configuration; `tuned`: how these were chosen, None if no arm had a choice."""
     chosen = judged.table
-    curves = _curves(runs)
+    curves = runs.by_run
     found = [
         _constant(runs, asked),
         _accuracy(runs, curves),
@@ -81,26 +79,6 @@ def cautions(runs: Runs, judged: Runs, asked: Asked, tuned: Tuning | None) -> li
         _seed_is_an_index(runs),
     ]
     return [caution for caution in found if caution]
-
-
-@dataclass(frozen=True)
-class _Curves:
-    """All curves end to end: run `run[i]` has the rows from `start[i]` to `end[i]` of `step` and `loss`."""
-
-    run: Ints
-    start: Ints
-    end: Ints
-    step: Floats
-    loss: Floats
-
-
-def _curves(runs: Runs) -> _Curves:
-    import numpy as np
-
-    number = runs.curves["run"].to_numpy()
-    start = np.flatnonzero(np.r_[True, number[1:] != number[:-1]][: len(number)])
-    step, loss = (runs.curves[name].to_numpy(dtype=float) for name in ("step", "loss"))
-    return _Curves(number[start], start, np.r_[start[1:], len(number)][: len(start)], step, loss)
 
 
 # Words
@@ -150,7 +128,7 @@ def _constant(runs: Runs, asked: Asked) -> Caution | None:
     return Caution(kind="constant", sentence=sentence, runs=_names(runs.table, outcome.index))
 
 
-def _accuracy(runs: Runs, curves: _Curves) -> Caution | None:
+def _accuracy(runs: Runs, curves: Curves) -> Caution | None:
     """A name of something of which more is better, or values within 0–100 that rise in nine runs of ten."""
     if runs.better != "lower":
         return None
@@ -205,7 +183,7 @@ def _training_loss(runs: Runs) -> Caution | None:
     return Caution(kind="training_loss", sentence=sentence, runs=_names(runs.table, runs.table.index))
 
 
-def _best_over_steps(runs: Runs, asked: Asked, curves: _Curves) -> Caution | None:
+def _best_over_steps(runs: Runs, asked: Asked, curves: Curves) -> Caution | None:
     if asked.outcome == "best":
         words, instead = "An outcome is", "(--outcome last)"
     elif _is_called(runs.loss, CHOSEN_STEP):
@@ -228,7 +206,7 @@ def _best_over_steps(runs: Runs, asked: Asked, curves: _Curves) -> Caution | Non
     return Caution(kind="best_over_steps", sentence=sentence, runs=_names(runs.table, runs.table.index))
 
 
-def _bias_of_best(curves: _Curves, better: str) -> tuple[Floats, int]:
+def _bias_of_best(curves: Curves, better: str) -> tuple[Floats, int]:
     """Return how far each run's best value lies beyond the curve, for runs that have it within the curve, and
     how many have it in its last row.
 
@@ -250,7 +228,7 @@ def _bias_of_best(curves: _Curves, better: str) -> tuple[Floats, int]:
 # Runs that failed
 
 
-def _diverged(runs: Runs, asked: Asked, curves: _Curves) -> Caution | None:
+def _diverged(runs: Runs, asked: Asked, curves: Curves) -> Caution | None:
     """Runs without a finite outcome; of those whose curve ends in NaN or inf, from which step on it does."""
     import numpy as np
 
@@ -275,7 +253,7 @@ def _diverged(runs: Runs, asked: Asked, curves: _Curves) -> Caution | None:
     return Caution(kind="diverged", sentence=sentence, runs=_names(table, lost))
 
 
-def _ended_early(runs: Runs, asked: Asked, curves: _Curves) -> Caution | None:
+def _ended_early(runs: Runs, asked: Asked, curves: Curves) -> Caution | None:
     """Runs whose last row comes before the planned end by more than the distance of their last two rows."""
     import numpy as np
 
@@ -302,7 +280,7 @@ def _ended_early(runs: Runs, asked: Asked, curves: _Curves) -> Caution | None:
 # Runs that are fewer than they seem
 
 
-def _identical(runs: Runs, curves: _Curves) -> Caution | None:
+def _identical(runs: Runs, curves: Curves) -> Caution | None:
     """Curves that agree in every row. Without curves, outcomes that agree in so many digits that rounding
     would hardly make two of them agree."""
     import numpy as np
@@ -436,30 +414,35 @@ def _at_edge(runs: Runs, tuned: Tuning) -> Caution | None:
 
 
 def _rising(judged: Runs, asked: Asked) -> Caution | None:
-    """Arms whose judged curves were better at an earlier step than at their end, both over three evaluations,
-    by more than RISING standard errors of the difference over runs."""
+    """Arms whose judged curves were better at an earlier step than at their end, both over three evaluations.
+
+    The best of many noisy steps looks better than the end even where the curve is level. So the step at which
+    a run is compared with its end is the best of the arm's other runs.
+    """
     import numpy as np
+    from scipy import special
 
     if asked.outcome != "last" or asked.at or not judged.step_name:
         return None
     sign = 1.0 if judged.better == "lower" else -1.0
-    curves = _curves(judged)
+    curves = judged.by_run
     arms = judged.table["arm"].to_numpy()[curves.run]
     said, meant = [], []
     for arm in dict.fromkeys(arms):
         rows = [slice(*ends) for ends in zip(curves.start[arms == arm], curves.end[arms == arm], strict=True)]
-        steps = curves.step[rows[0]]
-        if len(rows) < 2 or len(steps) < 6 or not all(np.array_equal(curves.step[x], steps) for x in rows):
+        n, steps = len(rows), curves.step[rows[0]]
+        if n < 2 or len(steps) < 6 or not all(np.array_equal(curves.step[x], steps) for x in rows):
             continue
         thin = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MOST_STEPS)).round().astype(int))
         values = sign * np.array([curves.loss[x][thin] for x in rows]).T
         if not np.isfinite(values).all():
             continue
         smooth = (values[:-2] + values[1:-1] + values[2:]) / 3
-        best = int(smooth.mean(axis=1).argmin())
-        rise = smooth[-1] - smooth[best]
-        error = rise.std(ddof=1) / np.sqrt(len(rise))
-        if rise.mean() > RISING * error and best < len(smooth) - 3:
+        total = smooth.sum(axis=1, keepdims=True)
+        rise = smooth[-1] - smooth[(total - smooth).argmin(axis=0), np.arange(n)]
+        chance = special.stdtrit(n - 1, 1 - BY_CHANCE) * rise.std(ddof=1) / np.sqrt(n)
+        best = int(total.argmin())
+        if rise.mean() > chance and best < len(smooth) - 3:
             said.append(f"{arm} since {judged.step_name} {steps[thin[best + 1]]:g}, by {rise.mean():.2g}")
             meant += _names(judged.table, curves.run[arms == arm])
     if not said:
@@ -548,7 +531,7 @@ def _unequal_lengths(chosen: pd.DataFrame, runs: Runs, asked: Asked) -> Caution 
     return Caution(kind="unequal_lengths", sentence=sentence, runs=_names(table, table.index))
 
 
-def _unequal_cadence(runs: Runs, asked: Asked, curves: _Curves) -> Caution | None:
+def _unequal_cadence(runs: Runs, asked: Asked, curves: Curves) -> Caution | None:
     """Arms that were evaluated more than 1.5 times as often as others in the last tenth of their steps, where
     a best value or a first step below a target comes the earlier the more often it is looked for."""
     import numpy as np
@@ -612,24 +595,21 @@ def _seeds_added(runs: Runs) -> Caution | None:
 
 
 def _unequal_spread(chosen: pd.DataFrame) -> Caution | None:
+    """Two arms of which one has UNEQUAL_SPREAD times the other's deviation, where all arms together show that
+    their spreads are unequal (Bartlett 1937): of many arms, two lie far apart by chance."""
     import numpy as np
 
     outcome = chosen[np.isfinite(chosen["outcome"])].groupby("arm", sort=False)["outcome"]
     spread = outcome.std()[outcome.size() >= 3].sort_values()
     if len(spread) < 2:
         return None
-    from scipy import special
+    from scipy import stats
 
     low, high = spread.iloc[0], spread.iloc[-1]
-    if not high:
-        return None
     n_low, n_high = (outcome.size()[spread.index[i]] for i in (0, -1))
-    # with three runs an arm, one ratio in thirteen is above five by chance
-    if (
-        high == 0
-        or high < UNEQUAL_SPREAD * low
-        or (low > 0 and special.fdtrc(n_high - 1, n_low - 1, (high / low) ** 2) > 0.01)
-    ):
+    if high == 0 or high < UNEQUAL_SPREAD * low:
+        return None
+    if low > 0 and stats.bartlett(*(outcome.get_group(arm) for arm in spread.index)).pvalue > BY_CHANCE:
         return None
     of_high = outcome.get_group(spread.index[-1])
     far = (of_high - of_high.median()).abs().idxmax()
@@ -643,7 +623,7 @@ def _unequal_spread(chosen: pd.DataFrame) -> Caution | None:
     return Caution(kind="unequal_spread", sentence=sentence, runs=_names(chosen, of_high.index))
 
 
-def _smoothed(runs: Runs, curves: _Curves) -> Caution | None:
+def _smoothed(runs: Runs, curves: Curves) -> Caution | None:
     """Arms of three runs and more whose noise goes on in the direction that it took.
 
     A run's noise is its distance from the mean of its arm's runs at the same step. If its values are

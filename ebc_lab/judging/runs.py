@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ebc_lab.config.errors import UserError, any_of, count, listed, require, shown, visible
@@ -27,6 +28,27 @@ ROLES = ("run", "arm", "seed", "source", "planned", "length", "rows", "started",
 PERCENT = "%"
 FEWEST_ROWS = 5  # of every run: a curve, whose steps are missing
 LARGEST = 1e100  # an outcome beyond it counts as not finite: its square would not be
+
+
+@dataclass(frozen=True)
+class Curves:
+    """All curves end to end: run `run[i]` has the rows from `start[i]` to `end[i]` of `step` and `loss`."""
+
+    run: np.ndarray[Any, Any]
+    start: np.ndarray[Any, Any]
+    end: np.ndarray[Any, Any]
+    step: np.ndarray[Any, Any]
+    loss: np.ndarray[Any, Any]
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame) -> Curves:
+        """Return the curves of a frame with columns run, step and loss, sorted by run and step."""
+        import numpy as np
+
+        number = frame["run"].to_numpy()
+        start = np.flatnonzero(np.r_[True, number[1:] != number[:-1]][: len(number)])
+        step, loss = (frame[name].to_numpy(dtype=float) for name in ("step", "loss"))
+        return cls(number[start], start, np.r_[start[1:], len(number)][: len(start)], step, loss)
 
 
 @dataclass(frozen=True)
@@ -56,6 +78,11 @@ class Runs:
     step_name: str
     choose: str = ""
     cautions: tuple[Caution, ...] = ()
+
+    @cached_property
+    def by_run(self) -> Curves:
+        """Return where in `curves` the rows of each run are."""
+        return Curves.of(self.curves)
 
     @property
     def worst(self) -> float:

@@ -31,6 +31,7 @@ from ebc_lab.study.stages import statistics
 from ebc_lab.study.stages.statistics import finite_or_none
 
 from .differences import Comparison, compare, median_interval
+from .runs import Curves
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,21 +97,18 @@ def steps_to_target(
     import numpy as np
     import pandas as pd
 
-    run, step = curves["run"].to_numpy(), curves["step"].to_numpy()
-    loss = curves["loss"].to_numpy()
+    by_run = Curves.of(curves)
+    step, loss = by_run.step, by_run.loss
     hit = loss <= target if better == "lower" else (loss >= target) & (loss < np.inf)  # inf: not a number
     out = pd.DataFrame(
         {"step": np.nan, "before": np.nan, "end": np.nan, "returned": False}, index=table.index
     )
-    if not len(run):
-        return out
-    starts = np.flatnonzero(np.r_[True, run[1:] != run[:-1]])
-    ends = np.r_[starts[1:], len(run)] - 1
+    names, starts, ends = by_run.run, by_run.start, by_run.end - 1
     at = np.flatnonzero(hit)
-    first = np.r_[at, len(run)][np.searchsorted(at, starts)]
+    first = np.r_[at, len(step)][np.searchsorted(at, starts)]
     reached = first <= ends
     missed = np.r_[0, np.cumsum(~hit)]  # evaluations on the wrong side, before each row
-    where, names = first[reached], run[starts]
+    where = first[reached]
     out.loc[names, "end"] = step[ends]
     out.loc[names[reached], "step"] = step[where]
     out.loc[names[reached], "returned"] = missed[ends[reached] + 1] > missed[where]

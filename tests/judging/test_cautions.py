@@ -295,3 +295,14 @@ def test_two_million_rows_cost_less_than_reading_them():
     begin = time.process_time()
     cautions(of, of, Asked(outcome="best"), tuned)
     assert time.process_time() - begin < 1.0  # 0.3 s where nothing else runs
+
+
+def test_noise_alone_is_seldom_taken_for_a_rise_or_for_unequal_spreads():
+    rng = np.random.default_rng(81)
+    level = [[3 + 0.01 * rng.standard_normal(30) for _ in range(6)] for _ in range(60)]
+    seen = [warned(runs({"adam": 3, "muon": 3}, losses=losses)) for losses in level]
+    assert sum("rising" in found for found in seen) <= 5  # of 60, at 1% an arm
+    arms = {f"arm {i}": 3 for i in range(31)}
+    alike = [list(3 + 0.01 * rng.standard_normal((93, 1))) for _ in range(60)]
+    seen = [warned(runs(arms, losses=losses, curves=False)) for losses in alike]
+    assert sum("unequal_spread" in found for found in seen) <= 3

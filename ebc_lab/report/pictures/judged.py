@@ -225,20 +225,15 @@ class Course:
 def courses_of(record: Record, runs: Runs) -> dict[str, Course]:
     """Return arm -> its course, of arms that have curves, over the runs that were judged. At most MOST_STEPS
     steps of each are kept, those of the end of the run more densely."""
-    run, step, loss = (runs.curves[name].to_numpy() for name in ("run", "step", "loss"))
+    curves = runs.by_run
     arms, names = runs.table["arm"].tolist(), runs.table["run"].tolist()
     judged = {(of_run["arm"], of_run["run"]) for of_run in record["runs"]}
-    if not len(run):
-        return {}
-    starts = np.flatnonzero(np.r_[True, run[1:] != run[:-1]])
-    ends = np.r_[starts[1:], len(run)]
     own: dict[str, list[slice]] = {}
-    for first, last in zip(starts.tolist(), ends.tolist(), strict=True):
-        number = int(run[first])
+    for number, first, last in zip(curves.run, curves.start, curves.end, strict=True):
         if (arms[number], names[number]) in judged:
             own.setdefault(arms[number], []).append(slice(first, last))
     worst = -math.inf if record["better"] == "higher" else math.inf
-    return {arm: _course(step, loss, runs, worst) for arm, runs in own.items()}
+    return {arm: _course(curves.step, curves.loss, runs, worst) for arm, runs in own.items()}
 
 
 def _course(step: np.ndarray, loss: np.ndarray, runs: Sequence[slice], worst: float) -> Course:
