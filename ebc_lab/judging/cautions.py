@@ -32,7 +32,9 @@ COINCIDENCES = 0.05  # so many pairs of equal outcomes are to be expected by rou
 # lag-one correlation of a curve's third differences: of 30 real arms, −0.82 to −0.42 as logged, and −0.27 or
 # more under a running mean of weight 0.9
 SMOOTH = -0.4
-BY_CHANCE = 0.01  # so often a rise of an arm's curves, or unequal spreads, may be warned of without being there
+BY_CHANCE = (
+    0.01  # so often a rise of an arm's curves, or unequal spreads, may be warned of without being there
+)
 MOST_STEPS = 200  # of a curve that are looked at for a rise
 LONGEST_TAIL = 500  # rows of a curve, from its end, in which smoothing is looked for
 
@@ -71,6 +73,7 @@ def cautions(runs: Runs, judged: Runs, asked: Asked, tuned: Tuning | None) -> li
         _unequal_tuning(runs, tuned) if tuned else None,
         _ended_early(runs, asked, curves),
         _unequal_lengths(chosen, runs, asked),
+        _unused_exchange(judged, asked),
         _unequal_cadence(runs, asked, curves),
         _smoothed(runs, curves),
         _seeds_added(runs),
@@ -507,28 +510,38 @@ def _confounded(runs: Runs) -> Caution | None:
 
 
 def _unequal_lengths(chosen: pd.DataFrame, runs: Runs, asked: Asked) -> Caution | None:
-    if asked.outcome != "last" or "" in asked.at:
-        return None
-    table = chosen[chosen["length"].notna() & ~chosen["arm"].isin(list(asked.at))]
-    if table["length"].nunique() < 2:
-        return None
-    ends = table.groupby("arm", sort=False)["length"].agg(["min", "max"])
-    ragged = ends[ends["min"] != ends["max"]]
+    """Arms whose runs had different plans, or end at different steps. At one step, or by their steps to a
+    target, schedules are compared, too."""
+    column = "planned" if chosen["planned"].notna().any() else "length"
+    table = chosen[chosen[column].notna()]
+    ends = table.groupby("arm", sort=False)[column].agg(["min", "max"])
+    length = chosen.groupby("arm", sort=False)["length"].agg(["min", "max"]).dropna()
+    ragged = length[length["min"] != length["max"]]
     said = []
     if ends["max"].nunique() > 1:
         by_end = ends["max"].sort_values()
         said.append(
-            f"arms end between {runs.step_name} {by_end.iloc[0]:g} ({by_end.index[0]}) and "
-            f"{by_end.iloc[-1]:g} ({by_end.index[-1]})"
+            f"arms {'were to take' if column == 'planned' else 'end at'} between {by_end.iloc[0]:g} "
+            f"{_units(runs)} ({by_end.index[0]}) and {by_end.iloc[-1]:g} ({by_end.index[-1]})"
         )
-    if len(ragged):
+    if len(ragged) and asked.outcome == "last" and not asked.at:
         some = listed((f"{r.Index} {r.min:g} to {r.max:g}" for r in ragged.itertuples()), 3)
         said.append(f"within {count(len(ragged), 'arm')} runs end unequally ({some})")
+    if not said:
+        return None
     sentence = (
-        f"Last values are compared although {' and '.join(said)}: a longer run is usually lower; "
-        "compare steps to a target (--target), or values at one step (--at)."
+        f"Runs of different lengths are compared: {' and '.join(said)}. A longer run is usually lower, and "
+        "one that is cut short, or met at a target on its way, has not had the end of its schedule: compare "
+        "runs that were planned alike."
     )
     return Caution(kind="unequal_lengths", sentence=sentence, runs=_names(table, table.index))
+
+
+def _unused_exchange(judged: Runs, asked: Asked) -> Caution | None:
+    if asked.exchange is None or judged.table["length"].nunique() > 1 or asked.at:
+        return None
+    sentence = "--exchange changes nothing here: all arms are judged at one length."
+    return Caution(kind="unused_exchange", sentence=sentence, runs=[])
 
 
 def _unequal_cadence(runs: Runs, asked: Asked, curves: Curves) -> Caution | None:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ERRORS = 2  # standard errors in the upper limit by which a configuration is chosen
+REPLICATED = 3  # runs
 NOISES = 2.0  # standard deviations of a run: the height of a learning-rate window
 MOST_BUDGETS = 50  # of how many budgets k the expected best is given
 LEARNING_RATE = re.compile(r"(.*[./_])?(lr|learning_?rate)(_init|_max|_peak)?", re.IGNORECASE)
@@ -158,7 +159,9 @@ def tuning_of(
     unit of the choosing loss; None: twice the standard deviation of a run, and no window without replicates.
 
     The chosen configuration of an arm is the only one of which the runs are compared with another arm's; all
-    others are tuning, even if they have as many runs. It is the one with the lowest upper limit of the
+    others are tuning, even if they have as many runs. Where one configuration has at least REPLICATED runs
+    and every other at most half as many, it is that one, which the arm's owner chose to repeat, say after a
+    search. Otherwise it is the one with the lowest upper limit of the
     choosing loss: its mean plus two standard errors, from the noise that all configurations share. Where each
     has the same number of runs, that is the lowest mean; otherwise, one lucky run does not beat a mean of
     several. A diverged run makes a mean infinite. If all are infinite, the smallest share of diverged runs
@@ -236,6 +239,9 @@ def _tuned(tried: Sequence[Configuration], same: bool, budget: int, lr: str, wit
         return {"number": i, "settings": settings, "runs": counts[i], "loss": loss, "outcome": outcome}
 
     best = min(range(len(tried)), key=rank)
+    most = max(counts)
+    if most >= REPLICATED and sum(2 * n > most for n in counts) == 1:
+        best = counts.index(most)
     lowest = min(range(len(tried)), key=lambda i: (choosing[i], i))
     luck, optimism = _luck(choosing, outcomes, counts, noise)
     return {
@@ -243,7 +249,7 @@ def _tuned(tried: Sequence[Configuration], same: bool, budget: int, lr: str, wit
         "runs": sum(counts),
         "diverged": sum(map(math.isinf, choosing)),
         "fewest": min(counts),
-        "most": max(counts),
+        "most": most,
         "chosen": described(best),
         "ties": sum(rank(i) == rank(best) for i in range(len(tried))) - 1,
         "lower": described(lowest) if choosing[lowest] < choosing[best] else None,
