@@ -89,7 +89,8 @@ def cautions(runs: Runs, judged: Runs, asked: Asked, tuned: Tuning | None) -> li
 
 def _units(runs: Runs) -> str:
     """Return the unit of steps in the plural."""
-    return runs.step_name + "s" * (not runs.step_name.endswith("s"))
+    name = runs.step_name or "step"
+    return name + "s" * (not name.endswith("s"))
 
 
 def _arms(counts: Mapping[Any, int] | pd.Series[Any]) -> str:
@@ -480,9 +481,11 @@ def _unequal_tuning(runs: Runs, tuned: Tuning) -> Caution | None:
         return None
     tried = {arm: of["configurations"] for arm, of in tuned["arms"].items()}
     tried = dict(sorted(tried.items(), key=lambda item: item[1]))
+    comparable = any(of["expected"] for of in tuned["arms"].values())
+    remedy = f"; compare the expected best of {tuned['budget']:,}, which all of them tried" * comparable
     sentence = (
         f"The arms tried unequal numbers of configurations ({_arms(tried)}): the best of more is better "
-        f"by luck alone; compare the expected best of {tuned['budget']:,}, which all of them tried."
+        f"by luck alone{remedy}."
     )
     return Caution(kind="unequal_tuning", sentence=sentence, runs=_names(runs.table, runs.table.index))
 

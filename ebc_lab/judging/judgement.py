@@ -235,6 +235,9 @@ def _selected(every: Runs, asked: Asked) -> _Selection:
     tried = tuning.configurations_of(runs.table, runs.settings, higher=turn)
     tuned = tuning.tuning_of(tried, chosen_by=runs.choose or runs.loss, reported=runs.loss, lr=asked.lr)
     judged = outcomes.chosen_runs(runs, tried, tuned)
+    if tuned:
+        everywhere = tuning.configurations_of(every.table, every.settings, higher=turn)
+        tuned = tuning.counted(tuned, {arm: len(tried) for arm, tried in everywhere.items()})
     losses = outcomes.losses_by_arm(judged, turn=turn)
     losses = {arm: losses[arm] for arm in in_order(losses)}
     return _Selection(every, runs, judged, tuned, turn, losses, [*of_copies, *of_lengths, *of_outcomes])

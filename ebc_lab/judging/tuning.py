@@ -181,6 +181,19 @@ def tuning_of(
     }
 
 
+def counted(tuning: Tuning, everywhere: Mapping[str, int]) -> Tuning:
+    """Return the tuning with the numbers of configurations that arms tried at any length. Where there were
+    others than those of the judged length, their losses are not comparable, and no best of k is given."""
+    if all(everywhere[arm] == of_arm["configurations"] for arm, of_arm in tuning["arms"].items()):
+        return tuning
+    arms = {
+        arm: {**of_arm, "configurations": everywhere[arm], "expected": []}
+        for arm, of_arm in tuning["arms"].items()
+    }
+    counts = set(everywhere.values())
+    return cast(Tuning, {**tuning, "arms": arms, "equal": len(counts) == 1, "budget": min(counts)})
+
+
 def turned(tuning: Tuning) -> Tuning:
     """Return the tuning of losses as that of scores, of which larger ones are better: figures change their
     signs, and the ends of intervals their places."""
