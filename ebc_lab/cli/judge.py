@@ -64,14 +64,16 @@ Chain = Annotated[
     str, optional("--chain", metavar="ARM,ARM,…", help="Compare each of these with the one before it.")
 ]
 Distinct = Annotated[bool, typer.Option("--distinct", help="Count runs with equal curves once.")]
-Pairs = Annotated[bool, typer.Option("--pairs", help="Compare all pairs of arms.")]
+Pairs = Annotated[bool, typer.Option("--pairs", help="Compare all pairs, as without a reference.")]
 Paired = Annotated[
     bool | None,
     optional(
         "--paired/--unpaired", help="Whether seeds pair runs; if left out, where all arms have the same."
     ),
 ]
-Margin = Annotated[float, typer.Option("--margin", help="Differences up to it are level.")]
+Margin = Annotated[
+    float, typer.Option("--margin", help="An undecided difference whose interval lies within it is level.")
+]
 Sigma = Annotated[
     str, optional("--sigma", metavar="pooled|NUMBER", help="Deviation of a run, for arms that have one run.")
 ]

@@ -13,6 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ebc_lab import __version__
 from ebc_lab.config.errors import any_of, nearest, require
+from ebc_lab.records.columns import (
+    JUDGED_ARM_MEANINGS,
+    JUDGED_DIFFERENCE_MEANINGS,
+    JUDGED_RUN_MEANINGS,
+    described,
+)
 from ebc_lab.records.json_files import as_json
 
 from . import cautions, differences, outcomes, sections, sentences, tuning
@@ -112,7 +118,8 @@ def _positive(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What somebody's runs say. Its tables are called as those of `ebc_lab.load`.
+    """What somebody's runs say. Its tables are called as those of `ebc_lab.load`; like them they have units and
+    meanings of their columns in `table.attrs`.
 
     Attributes:
         data: the runs as they were read: `data.table`, `data.curves`.
@@ -134,19 +141,22 @@ class Judgement:
 
     def runs(self) -> pd.DataFrame:
         """Return one row a run: name, arm, seed, length, outcome (inf or -inf: diverged), settings."""
-        return self.data.table.copy()
+        return described(self.data.table.copy(), JUDGED_RUN_MEANINGS)
 
     def arms(self) -> pd.DataFrame:
         """Return one row an arm, the best first."""
         import pandas as pd
 
-        return pd.DataFrame(self.record["arms"])
+        return described(pd.DataFrame(self.record["arms"]), JUDGED_ARM_MEANINGS)
 
     def differences(self) -> pd.DataFrame:
         """Return one row a comparison of two arms: arm minus reference, both intervals, the judgement."""
         import pandas as pd
 
-        return pd.DataFrame(self.record["differences"], columns=list(DifferenceRecord.__annotations__))
+        columns = list(DifferenceRecord.__annotations__)
+        return described(
+            pd.DataFrame(self.record["differences"], columns=columns), JUDGED_DIFFERENCE_MEANINGS
+        )
 
     @property
     def verdict(self) -> pd.DataFrame:

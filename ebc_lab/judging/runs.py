@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 ROLES = ("run", "arm", "seed", "source", "planned", "length", "rows", "started", "outcome", "chosen_by")
 PERCENT = "%"
+FEWEST_ROWS = 5  # of every run: a curve, whose steps are missing
 LARGEST = 1e100  # an outcome beyond it counts as not finite: its square would not be
 SMALLEST = 1e-8  # where no outcome is larger, differences vanish in rounding, and in what a page can show
 
@@ -110,6 +111,7 @@ def runs_of(source: Source, columns: Columns) -> Runs:
         curves["loss"] = curves["loss"].where(np.isfinite(curves["loss"]), worst)
         table = _with_curves(table, curves, frame, columns, codes)
     else:
+        _refuse_rows_of_curves(table, settings, columns)
         curves = pd.DataFrame({"run": codes[:0], "step": loss[:0], "loss": loss[:0]})
         table["outcome"] = loss
         table["chosen_by"] = _choosing(frame, columns) if columns.choose else loss
@@ -122,6 +124,18 @@ def runs_of(source: Source, columns: Columns) -> Runs:
         "differences can be shown.",
     )
     return Runs(table, curves, settings, columns.loss, columns.better, unit, columns.choose, tuple(cautions))
+
+
+def _refuse_rows_of_curves(table: pd.DataFrame, settings: Sequence[str], columns: Columns) -> None:
+    """Raise UserError where rows without a step are those of curves: every run has several."""
+    if not columns.seed or columns.run or table["seed"].nunique() < 2:
+        return
+    rows = table.groupby(["arm", "seed", *settings], dropna=False, sort=False).size()
+    require(
+        rows.min() < FEWEST_ROWS,
+        f"every {columns.arm} and {columns.seed} has {FEWEST_ROWS} rows or more, and no column is known to "
+        "count steps: say which with --step, or with --run what tells runs apart.",
+    )
 
 
 # -- columns as numbers --------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ METHODS = {
 def outcome_in_words(runs: Runs, asked: Asked) -> str:
     """Return what a run is judged by, such as `the last val_loss of each run`."""
     if not runs.step_name:
-        return f"{runs.loss} of each run"
+        return f"the {runs.loss} of each run"
     if asked.outcome == "target":
         sign = "≤" if runs.better == "lower" else "≥"
         return f"{runs.step_name}s to the first {runs.loss} {sign} {asked.target:g}"
@@ -34,8 +34,7 @@ def outcome_in_words(runs: Runs, asked: Asked) -> str:
     if asked.at:
         if set(asked.at) == {""}:
             return f"the {runs.loss} at {runs.step_name} {asked.at['']:g}"
-        where = ", ".join(f"{arm or 'every other arm'} at {step:g}" for arm, step in asked.at.items())
-        return f"the {runs.loss} at the {runs.step_name} asked for ({where}), else the last of each run"
+        return f"the {runs.loss} at the {runs.step_name} asked for, else the last of each run"
     return f"the last {runs.loss} of each run"
 
 
@@ -182,7 +181,10 @@ def _along_chain(record: Record, by: str) -> list[str]:
     lengths = record["lengths"] or {"differences": []}
     compared, how = record["differences"], by.removeprefix("By ").rstrip(",")
     if lengths["differences"]:
-        compared, how = lengths["differences"], f"at its own steps, each worth {lengths['exchange']:.3g}"
+        compared, how = (
+            lengths["differences"],
+            f"each at its own steps, a step being worth {lengths['exchange']:.3g}",
+        )
     named: dict[str, list[str]] = {"better": []}
     for one in compared:
         named.setdefault(one["verdict"], []).append(one["arm"])

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from ebc_lab.config.fields import number
 from ebc_lab.config.part import EXPERT, LEVEL, Figure
 from ebc_lab.config.parts import PARTS
 from ebc_lab.ebc.options import CURVE_SCALES
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+Meanings = Mapping[str, tuple[str, str]]  # column -> unit, meaning
 NATS = "nats/token"
 LOGITS = "logits/token"
 SHARE = "0–1"
@@ -285,6 +290,16 @@ ABLATION_MEANINGS = {  # of ablation.csv, one row per arm; figures are means ove
     **_columns_from(COLUMN_MEANINGS, "lr_schedule", "warmup_steps", "delta_schedule"),
 }
 
+
+def described(table: pd.DataFrame, meanings: Meanings) -> pd.DataFrame:
+    """Return the table with `attrs["units"]` and `attrs["meanings"]`: column -> unit, and what it says in
+    words."""
+    known = {name: meanings[name] for name in table.columns if name in meanings}
+    table.attrs["units"] = {name: unit for name, (unit, _) in known.items()}
+    table.attrs["meanings"] = {name: meaning for name, (_, meaning) in known.items()}
+    return table
+
+
 # -- tables of `ebc_lab.load` --------------------------------------------------------------------------------
 
 _RUN_COLUMNS = ("run_id", "stage", "role", "track", "arm", "seed", "optimizer", "projection", "stabilizer")
@@ -364,6 +379,63 @@ BOARD_MEANINGS = {  # of a leaderboard, one row per arm of a study
     "difference_high": (NATS, "upper end of it"),
 }
 
+# -- tables of `ebc-lab judge`, whose losses are in the unit of the judged column ----------------------------
+
+_OWN = "loss"
+JUDGED_ARM_MEANINGS = {
+    "arm": ("", "the arm"),
+    "runs": ("runs", "in the configuration that was chosen for it"),
+    "completed": ("runs", "of them with a finite outcome"),
+    "diverged": ("runs", "of them"),
+    "mean": (_OWN, "of the outcomes; empty where a run diverged"),
+    "sd": (_OWN, "their standard deviation"),
+    "low": (_OWN, "lower end of the 95% t-interval of the mean"),
+    "high": (_OWN, "upper end of it"),
+    "median": (_OWN, "of the outcomes, diverged runs behind all others"),
+    "median_low": (_OWN, "lower end of its interval of order statistics"),
+    "median_high": (_OWN, "upper end of it; empty: infinite"),
+    "median_confidence": (SHARE, "the confidence that this interval has"),
+    "lowest": (_OWN, "the lowest outcome"),
+    "highest": (_OWN, "the highest outcome; empty where a run diverged"),
+    "length": ("steps", "the last step of its runs, where it is one for all"),
+    "at": ("steps", "the step that was asked for in place of the last"),
+    "configuration": ("", "its settings, of those that vary among all runs, as JSON"),
+}
+JUDGED_DIFFERENCE_MEANINGS = {
+    **_columns_from(DIFFERENCE_MEANINGS, "arm", "reference"),
+    "method": (
+        "",
+        "`t` or `rank`: paired; `welch` or `rank-sum`: unpaired; `sigma`: by a given σ; empty: none",
+    ),
+    "note": ("", "why there is no method"),
+    "n_arm": ("runs", "of the arm"),
+    "n_reference": ("runs", "of the reference"),
+    "mean": (_OWN, "of the outcome, arm minus reference; empty where a run diverged"),
+    "median": (_OWN, "of the paired differences; unpaired, of those of all pairs of runs"),
+    "sd": (_OWN, "standard deviation of the difference of one run of each arm"),
+    "low": (_OWN, "lower end of the 95% interval by itself; empty: none, or infinite"),
+    "high": (_OWN, "upper end of it"),
+    "p": ABLATION_MEANINGS["p"],
+    "detectable": (_OWN, "the smallest difference that these runs would have shown, with power 80%"),
+    "joint_low": (_OWN, "lower end of the interval that holds, at 95%, for all comparisons together"),
+    "joint_high": (_OWN, "upper end of it"),
+    "p_joint": ABLATION_MEANINGS["p_joint"],
+    "joint_detectable": (_OWN, "the smallest difference that it would have shown"),
+    "verdict": ("", "`better`, `worse`, `level` or `undecided`, by the joint interval"),
+    "seeds_needed": ("runs", "fresh ones an arm, that would decide it by themselves; empty: not known"),
+    "margin": (_OWN, "how much may lie between two arms that count as level"),
+    "comparisons": ABLATION_MEANINGS["comparisons"],
+}
+JUDGED_RUN_MEANINGS = {
+    "run": ("", "its name"),
+    "arm": ("", "its arm"),
+    "seed": ("", "its seed, where there is one"),
+    "source": ("", "the file or folder that it was read from, of several"),
+    "planned": ("steps", "that it was to have"),
+    "length": ("steps", "its last one"),
+    "outcome": (_OWN, "what it is judged by; infinite or empty: it diverged, or has none"),
+}
+
 TABLES: dict[str, dict[str, tuple[str, str]]] = {  # file or method of a loaded study -> its columns
     "summary": COLUMN_MEANINGS,
     "ablation": ABLATION_MEANINGS,
@@ -377,4 +449,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {  # file or method of a loaded 
     "differences()": DIFFERENCE_MEANINGS,
     "verdict": VERDICT_MEANINGS,
     "board": BOARD_MEANINGS,
+    "judged_arms": JUDGED_ARM_MEANINGS,
+    "judged_differences": JUDGED_DIFFERENCE_MEANINGS,
+    "judged_runs": JUDGED_RUN_MEANINGS,
 }

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ebc_lab.records.columns import Meanings, described
+
 if TYPE_CHECKING:
     import pandas as pd
 
-Meanings = Mapping[str, tuple[str, str]]  # column -> unit, meaning
 WHOLE = {
     *("seed", "steps", "planned_steps", "warmup_steps", "guard_count", "skipped_steps", "seeds", "completed"),
     *("diverged", "comparisons", "seeds_needed", "rank", "shared_seeds", "step", "skipped", "measurements"),
@@ -44,12 +45,3 @@ def frame(rows: Sequence[Mapping[str, Any]], meanings: Meanings) -> pd.DataFrame
 def typed(table: pd.DataFrame) -> pd.DataFrame:
     """Return the table with the type that belongs to each of its columns."""
     return table.astype({name: kind_of(name) for name in table.columns})
-
-
-def described(table: pd.DataFrame, meanings: Meanings) -> pd.DataFrame:
-    """Return the table with `attrs["units"]` and `attrs["meanings"]`: column -> unit, and what it says in
-    words."""
-    known = {name: meanings[name] for name in table.columns if name in meanings}
-    table.attrs["units"] = {name: unit for name, (unit, _) in known.items()}
-    table.attrs["meanings"] = {name: meaning for name, (_, meaning) in known.items()}
-    return table

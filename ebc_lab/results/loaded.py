@@ -21,6 +21,7 @@ from ebc_lab.records.columns import (
     STEP_MEANINGS,
     WORKLOAD_EVAL_MEANINGS,
     WORKLOAD_STEP_MEANINGS,
+    described,
     meaning_of,
 )
 from ebc_lab.records.decisions import Decision
@@ -33,7 +34,7 @@ from ebc_lab.study.store.find import find
 from ebc_lab.study.store.study import Record, Study, StudyHeader, studies_in
 
 from . import card, tables
-from .frames import described, typed
+from .frames import typed
 
 if TYPE_CHECKING:
     import pandas as pd

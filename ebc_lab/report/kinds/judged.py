@@ -229,6 +229,8 @@ def question(record: Record) -> str:
     """Return what is asked of the runs."""
     arms, reference = [arm["arm"] for arm in record["arms"]], record["reference"]
     others = [arm for arm in arms if arm != reference]
+    if "chain" in record:
+        return f"Is each arm better than the one before, in {record['loss']}?"
     if not reference:
         return f"Which arms differ in {record['loss']}?"
     if len(others) == 1:
@@ -278,7 +280,9 @@ def tiles(record: Record) -> list[Tile]:
     """Return the difference that the answer is about: the first one that is decided for the better, else the
     first."""
     shown = Shown.of(record)
-    found = [d for d in in_order(record) if d["method"] and centre(d) is not None]
+    at_equal_steps = (record["lengths"] or {"differences": []})["differences"]
+    compared = at_equal_steps if "chain" in record and at_equal_steps else in_order(record)
+    found = [d for d in compared if d["method"] and centre(d) is not None]
     if not found:
         return []
     claimed = "better" if record["reference"] or "chain" in record else "worse"

@@ -67,7 +67,8 @@ def no_study_in(folder: Path) -> str:
     here = [study.name for study in studies_in(Path()) if study.exists()]
     here += sorted(path.name for path in Path().glob(f"*{SUFFIX}"))
     if not here or folder.resolve() == Path.cwd():
-        return f"there is no study in {folder}: start one with `ebc-lab autopilot`."
+        start = "start one with `ebc-lab autopilot`, or judge runs of another trainer with `ebc-lab judge`"
+        return f"there is no study in {folder}: {start}."
     there, first = visible(", ".join(here)), visible(shlex.quote(f"./{here[0]}"))
     which = f"name {'it' if len(here) == 1 else 'one of them'}, {first}, or this folder with `.`"
     return f"there is no study in {folder}, but this folder has {there}: {which}."
