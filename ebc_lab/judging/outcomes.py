@@ -76,7 +76,7 @@ def copies(runs: Runs) -> list[list[int]]:
             else:
                 groups.append([place])
         found += [curves.run[group].tolist() for group in groups if len(group) > 1]
-    return found
+    return sorted(found, key=min)
 
 
 def _by_rounding(known: pd.DataFrame) -> bool:

@@ -4,6 +4,9 @@ are said to differ."""
 import itertools
 import json
 import math
+import os
+import subprocess
+import sys
 
 import judge_rates
 import numpy as np
@@ -254,3 +257,22 @@ CELLS = list(itertools.product((1, 5), ((2, 2), (3, 3), (2, 20), (20, 2)), (1.0,
 def test_runs_without_a_difference_are_seldom_said_to_differ(k, sizes, sd):
     false = judge_rates.unpaired(600, k, *sizes, sd)["false"]
     assert false < 0.06 + 3 * math.sqrt(0.06 * 0.94 / 600)
+
+
+def test_the_same_runs_get_the_same_figures_in_every_process():
+    code = (
+        "from ebc_lab.judging.differences import compare\n"
+        "arms = {name: {str(i): (7 * i + 3 * n * i) % 11 + 2 * n for i in range(3 + n)}"
+        " for n, name in enumerate('abcde')}\n"
+        "print([c['p_joint'] for c in compare(arms, 'a', pairs=True, paired=False)])"
+    )
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in "12"
+    }
+    assert len(printed) == 1
