@@ -7,14 +7,14 @@ answer.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ebc_lab.config.errors import count, listed
 
 from .asked import Asked
+from .outcomes import copies
 from .record import Caution
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 UNEQUAL_SPREAD = 5.0  # one arm's standard deviation over another's from which it is said
-COINCIDENCES = 0.05  # so many pairs of equal outcomes are to be expected by rounding alone: fewer are a copy
 # lag-one correlation of a curve's third differences: of 30 real arms, −0.82 to −0.42 as logged, and −0.27 or
 # more under a running mean of weight 0.9
 SMOOTH = -0.4
@@ -60,7 +59,7 @@ def cautions(runs: Runs, judged: Runs, asked: Asked, tuned: Tuning | None) -> li
         _constant(runs, asked),
         _accuracy(runs, curves),
         _mixed_units(runs),
-        _identical(runs, curves),
+        _identical(runs),
         _seed_twice(runs),
         _diverged(runs, asked, curves),
         _at_edge(runs, tuned) if tuned else None,
@@ -284,45 +283,23 @@ def _ended_early(runs: Runs, asked: Asked, curves: Curves) -> Caution | None:
 # Runs that are fewer than they seem
 
 
-def _identical(runs: Runs, curves: Curves) -> Caution | None:
-    """Curves that agree in every row. Without curves, outcomes that agree in so many digits that rounding
-    would hardly make two of them agree."""
-    import numpy as np
-
-    table = runs.table
-    groups: dict[object, list[int]] = {}
-    for run, start, end in zip(curves.run.tolist(), curves.start, curves.end, strict=True):
-        if end - start > 2:  # the first row is often the loss before training, the same in all
-            groups.setdefault(hashlib.blake2b(curves.loss[start:end].data).digest(), []).append(run)
-    if not len(curves.run) and not _by_rounding(table):
-        for run, value in table["outcome"][np.isfinite(table["outcome"])].items():
-            groups.setdefault(value, []).append(cast(int, run))
-    alike = [group for group in groups.values() if len(group) > 1]
-    if not alike:
+def _identical(runs: Runs) -> Caution | None:
+    groups = copies(runs)
+    if not groups:
         return None
-    names = [_names(table, group) for group in alike]
-    what = "the same curve" if len(curves.run) else "the same outcome"
+    names = [_names(runs.table, group) for group in groups]
+    arms = [runs.table.loc[group, "arm"] for group in groups]
+    what = "curve" if len(runs.curves) else "outcome"
     sentence = (
-        f"{count(sum(map(len, names)), 'run')} have {what} as another to the last digit "
+        f"{count(sum(map(len, names)), 'run')} have the same {what} as another to the last digit "
         f"({listed((' = '.join(group[:3]) + ' …' * (len(group) > 3) for group in names), 3)}): copies, or "
-        "a seed that the training ignores. Count them once (--distinct)."
+        "a seed that the training ignores."
     )
+    if any(not of_group.is_unique for of_group in arms):
+        sentence += " Count those of one arm once (--distinct)."
+    if any(of_group.nunique() > 1 for of_group in arms):
+        sentence += " Where the arms differ, see to which of them the run belongs."
     return Caution(kind="identical", sentence=sentence, runs=[name for group in names for name in group])
-
-
-def _by_rounding(table: pd.DataFrame) -> bool:
-    """Return whether equal outcomes are no wonder: they are all equal, or of so many pairs of runs, with this
-    spread within arms and rounded to these digits, at least COINCIDENCES would be expected to agree."""
-    import numpy as np
-
-    known = table[np.isfinite(table["outcome"])]
-    if known["outcome"].nunique() < 2:
-        return True  # `_constant` has said it
-    digits = max(len(repr(float(x)).partition("e")[0].partition(".")[2]) for x in known["outcome"])
-    apart = (known["outcome"] - known.groupby("arm")["outcome"].transform("median")).abs()
-    spread = float(apart[apart > 0].median()) if (apart > 0).any() else float(known["outcome"].std())
-    pairs = len(known) * (len(known) - 1) / 2
-    return bool(pairs * 10.0**-digits / (2 * np.sqrt(np.pi) * spread) >= COINCIDENCES)
 
 
 def _seed_twice(runs: Runs) -> Caution | None:
@@ -466,10 +443,10 @@ def _chosen_by_reported(runs: Runs, tuned: Tuning) -> Caution | None:
     noises = [of["noise"] for arm, of in tuned["arms"].items() if arm in several and of["noise"]]
     largest = max((abs(size) for size in known if size is not None), default=0.0)
     visible = bool(noises) and largest > 0.05 * max(noises)
-    size = f", here by up to {largest:.2g}" if visible else ""
+    size = f", here by about {largest:.2g} where most (optimism)" if visible else ""
     sentence = (
         f"The configurations were selected on {tuned['reported']}, which is also the metric reported (tried: "
-        f"{_arms(several)}), so the best of several looks better than it is{size}: select on another split "
+        f"{_arms(several)}), so the mean of the best of several is too good{size}: select on another split "
         "(--choose COLUMN), or train the chosen configurations on fresh seeds."
     )
     meant = runs.table["arm"].isin(list(several))
@@ -667,7 +644,8 @@ def _smoothed(runs: Runs, curves: Curves) -> Caution | None:
         curved = np.diff(losses, n=3)
         curved /= np.sqrt((curved**2).mean(axis=0)) + 1e-300
         goes_on, error = _lag_one(noise), 1 / np.sqrt((len(losses) - 1) * noise.shape[1])
-        smooth = _lag_one(np.diff(noise)) > 3 * error - 1 / 2 or _lag_one(curved) > SMOOTH
+        least = max(SMOOTH, 3 / np.sqrt(curved.size) - 3 / 4)
+        smooth = _lag_one(np.diff(noise)) > 3 * error - 1 / 2 or _lag_one(curved) > least
         if goes_on > 3 * error and smooth:
             found[str(arm)] = goes_on
     if not found:

@@ -429,8 +429,8 @@ def _arm(search: _Search, asked: Asked, run: str, seed: str) -> tuple[Source, st
     if asked.arm or plain(arm) not in RUN_WORDS:
         return search.source, arm
     names = search.frame[arm].astype("category")
-    known = [str(name) for name in names.cat.categories]
-    parted = dict(zip(names.cat.categories, split_names(known), strict=True))
+    split = split_names([str(name) for name in names.cat.categories])
+    parted = dict(zip(names.cat.categories, split, strict=True))
     rests = {rest for rest, _ in parted.values()}
     if len(rests) == len(parted) and len(parted) > 2 and not run:
         require(
@@ -439,7 +439,8 @@ def _arm(search: _Search, asked: Asked, run: str, seed: str) -> tuple[Source, st
         )
     frame = search.frame.copy(deep=False)
     frame["arm"] = names.map({name: rest for name, (rest, _) in parted.items()})
-    for key in {key for _, settings in parted.values() for key in settings} - set(map(plain, search.names)):
+    known = set(map(plain, search.names))
+    for key in dict.fromkeys(key for _, settings in parted.values() for key in settings if key not in known):
         frame[key] = names.map({name: settings.get(key) for name, (_, settings) in parted.items()})
     search.taken[-1]["sentence"] = f"arm: from column {arm}, without seed and settings in the names"
     search.frame = frame

@@ -8,7 +8,7 @@ Distributions and tests are scipy's, and comparisons over shared seeds are those
   There the t has the freedom of the smaller arm, which is never too narrow (Mickey & Brown 1966).
 * Where a run diverged, it ranks behind all others, and the interval is that of Hodges & Lehmann (1963), which
   inverts the exact test of Mann & Whitney (1947). It alone judges: a mere count of diverged runs has no known
-  error.
+  error. The difference of two diverged runs is not known, and no end of an interval rests on it.
 * An arm of one run has no interval of its own. Only a standard deviation from elsewhere gives one.
 
 Of the error of a family of comparisons each has an equal share (Bonferroni). Those by Welch's t put theirs
@@ -22,7 +22,7 @@ import functools
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
@@ -195,7 +195,7 @@ def compare(
             both = luck.get(c["arm"], NO_LUCK) + luck.get(c["reference"], NO_LUCK)
             _pair(c, losses[c["arm"]], losses[c["reference"]], both)
         elif c["method"] == "rank-sum":
-            _rank(c, [*losses[c["arm"]].values()], [*losses[c["reference"]].values()])
+            _rank_sum(c, [*losses[c["arm"]].values()], [*losses[c["reference"]].values()])
     if by_t:
         _by_t(by_t, losses, luck, sigma, sigma_freedom)
     for c in found:
@@ -243,13 +243,15 @@ def _method(
     sigma: float | None,
 ) -> tuple[str | None, str | None]:
     """Return the method for two arms, or why there is none."""
+    if not any(map(math.isfinite, (*ours.values(), *theirs.values()))):
+        return None, "no run of either arm has a finite outcome"
     if few and lost:
         return None, "one run, and a diverged one: ranks of so few runs say nothing"
     if few:
         return ("sigma", None) if sigma else (None, "one run has no spread: no interval without a sigma")
     if together and lost:
         return "rank", None
-    same = "runs that agree to the last digit have no spread to test with: they may be one run"
+    same = "all runs of an arm agree: they may be copies, or the figure is as coarse as the evaluations"
     if together:
         return (None, same) if without_spread([ours[s] - theirs[s] for s in ours]) else ("t", None)
     if lost:
@@ -267,14 +269,18 @@ def _pair(c: Comparison, ours: Mapping[str, float], theirs: Mapping[str, float],
     difference = paired(ours, theirs, margin=c["margin"], comparisons=c["comparisons"], luck=luck)
     shared = Comparison.__annotations__.keys() & difference.keys() - {"diverged"}
     c.update(cast(Any, {key: difference[key] for key in shared}))  # type: ignore[literal-required]
-    low, high = c["joint_low"], c["joint_high"]
-    if c["method"] == "rank":  # None stands for an infinity of either sign
-        both = [(ours[s], theirs[s]) for s in ours.keys() & theirs.keys()]
-        between = [0.0 if a == b else a - b for a, b in both]
-        low, high, _ = interval_of("rank", between, NO_LUCK, ERROR / c["comparisons"])
+    if c["method"] == "rank":
+        between = [ours[s] - theirs[s] for s in ours.keys() & theirs.keys()]
+        lowest, highest = ([end if x != x else x for x in between] for end in (-math.inf, math.inf))
+
+        def limits(level: float) -> tuple[float, float]:
+            low, high = (interval_of("rank", ends, NO_LUCK, level) for ends in (lowest, highest))
+            return low[0], high[1]
+
+        _by_rank(c, between, limits)
     else:
         c["freedom"] = c["seeds"] - 1.0
-    c["verdict"] = _judged(cast(float, low), cast(float, high), c["margin"])
+        c["verdict"] = _judged(cast(float, c["joint_low"]), cast(float, c["joint_high"]), c["margin"])
     c["seeds_needed"] = seeds_needed(difference) if c["verdict"] == "undecided" else None
 
 
@@ -313,23 +319,32 @@ def _mann_whitney(n: int, m: int) -> np.ndarray[Any, Any]:
     return np.cumsum(row[m])
 
 
-def _rank(c: Comparison, ours: Sequence[float], theirs: Sequence[float]) -> None:
-    """Fill in a comparison of runs of which some diverged. Two diverged runs count as equal; ties count
-    against a difference."""
+def _rank_sum(c: Comparison, ours: Sequence[float], theirs: Sequence[float]) -> None:
+    """Fill in an unpaired comparison of runs of which some diverged; ties count against a difference."""
     import numpy as np
 
-    # infinity stands for a diverged run, and infinity less itself is no number: two of them are level
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # of two diverged runs
         between = np.subtract.outer(np.array(ours), np.array(theirs)).ravel()
-    between = np.sort(np.where(np.isnan(between), 0.0, between))
+    lowest, highest = (np.sort(np.where(np.isnan(between), end, between)) for end in (-math.inf, math.inf))
     chances = _mann_whitney(len(ours), len(theirs))
-    least = min(chances[int((between <= 0).sum())], chances[int((between >= 0).sum())])
+    least = min(chances[int((lowest <= 0).sum())], chances[int((highest >= 0).sum())])
     p = min(1.0, 2 * float(least))
     c["p"], c["p_joint"] = p, min(1.0, c["comparisons"] * p)
-    c["median"] = _median([*map(float, between)])
-    for prefix, level in (("", ERROR), ("joint_", ERROR / c["comparisons"])):
+
+    def limits(level: float) -> tuple[float, float]:
         outside = int(np.searchsorted(chances, level / 2, side="right"))  # P(U < outside) ≤ level / 2
-        low, high = (between[outside - 1], between[-outside]) if outside else (-math.inf, math.inf)
+        return (lowest[outside - 1], highest[-outside]) if outside else (-math.inf, math.inf)
+
+    _by_rank(c, between.tolist(), limits)
+
+
+def _by_rank(c: Comparison, between: Sequence[float], limits: Callable[[float], tuple[float, float]]) -> None:
+    """Fill in the median, the intervals and the verdict from the differences `between` runs, NaN for two that
+    diverged, and the `limits` of an interval with a given error."""
+    middle = statistics.median(0.0 if x != x else x for x in between)
+    c["median"] = finite_or_none(middle) if middle or 0.0 in between else None
+    for prefix, level in (("", ERROR), ("joint_", ERROR / c["comparisons"])):
+        low, high = limits(level)
         c.update(cast(Any, {f"{prefix}low": finite_or_none(low), f"{prefix}high": finite_or_none(high)}))
     c["verdict"] = _judged(low, high, c["margin"])
 
@@ -349,7 +364,9 @@ def _by_t(
     import numpy as np
 
     means = {}
-    for name in {name for c in found for name in (c["arm"], c["reference"])}:
+    for name in sorted(
+        {name for c in found for name in (c["arm"], c["reference"])}
+    ):  # not in the order of hashes
         values = [*losses[name].values()]
         variance = statistics.variance(values) if len(values) > 1 else math.nan
         means[name] = _Mean(statistics.fmean(values), variance, len(values) - 1.0, len(values))

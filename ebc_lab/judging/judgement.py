@@ -267,7 +267,6 @@ def _record(
         **assumed,
     )
     lucky = any(one.sd for one in luck.values())
-    alike = outcomes.alike(chosen.every, judged)
     tuned = tuning.turned(chosen.tuned) if turn and chosen.tuned else chosen.tuned
     record: Record = {
         "ebc_lab": __version__,
@@ -296,7 +295,7 @@ def _record(
         "tuning": cast(dict[str, Any] | None, tuned),
         "steps": sections.steps_section(judged, reference, next(iter(losses)), asked, paired=paired),
         "lengths": sections.lengths_section(
-            alike, judged, keyed, luck, reference, asked, paired=paired, turn=turn
+            chosen.every, judged, keyed, luck, reference, asked, paired=paired, turn=turn
         ),
         "rule": sections.rule_section(judged, asked),
         "runs": _run_records(judged),

@@ -12,12 +12,13 @@ from ebc_lab.config.errors import UserError, any_of, listed, require
 from . import steps
 from .asked import Asked
 from .record import Caution
-from .runs import Runs
+from .runs import Curves, Runs
 from .tuning import REPLICATED, Configuration, Tuning
 
 if TYPE_CHECKING:
     import pandas as pd
 
+COINCIDENCES = 0.05  # so many pairs of equal outcomes are to be expected by rounding alone: fewer are copies
 Losses = dict[str, dict[str, float]]  # arm -> run or seed -> loss, lower is better, inf: diverged or missing
 
 
@@ -47,25 +48,74 @@ def of_chain(runs: Runs, chain: Sequence[str]) -> Runs:
     return only(runs, runs.table["arm"].isin(chain))
 
 
+def copies(runs: Runs) -> list[list[int]]:
+    """Return the numbers of runs that seem to be one run, a list for each such run, the one with the most
+    evaluations first. Copies agree at every step after 0 that both have. Without curves, they have equal
+    outcomes, of so many digits that rounding would hardly make two runs agree."""
+    import pandas as pd
+
+    table, curves = runs.table, runs.by_run
+    if not len(curves.run):
+        known = table[table["outcome"].abs() < math.inf]
+        if _by_rounding(known):
+            return []
+        equal = known.groupby("outcome", sort=False).groups.values()
+        return [rows.tolist() for rows in equal if len(rows) > 1]
+    last = curves.end - 1
+    rows = curves.end - curves.start
+    ends = pd.DataFrame({"step": curves.step[last], "loss": curves.loss[last], "rows": rows})
+    found = []
+    ends = ends.sort_values("rows", ascending=False, kind="stable")
+    for _, alike in ends.groupby(["step", "loss"], sort=False):
+        groups: list[list[int]] = []
+        for place in alike.index:
+            for group in groups:
+                if _agree(curves, place, group[0]):
+                    group.append(place)
+                    break
+            else:
+                groups.append([place])
+        found += [curves.run[group].tolist() for group in groups if len(group) > 1]
+    return sorted(found, key=min)
+
+
+def _by_rounding(known: pd.DataFrame) -> bool:
+    """Return whether equal finite outcomes are no wonder: they are all equal, or of so many pairs of runs,
+    with this spread within arms and rounded to these digits, at least COINCIDENCES would be expected to
+    agree."""
+    import numpy as np
+
+    if known["outcome"].nunique() < 2:
+        return True
+    digits = max(len(repr(float(x)).partition("e")[0].partition(".")[2]) for x in known["outcome"])
+    apart = (known["outcome"] - known.groupby("arm")["outcome"].transform("median")).abs()
+    spread = float(apart[apart > 0].median()) if (apart > 0).any() else float(known["outcome"].std())
+    pairs = len(known) * (len(known) - 1) / 2
+    return bool(pairs * 10.0**-digits / (2 * np.sqrt(np.pi) * spread) >= COINCIDENCES)
+
+
+def _agree(curves: Curves, one: int, other: int) -> bool:
+    """Return whether two curves have the same loss at every step after 0 that both have, and two such."""
+    import numpy as np
+
+    mine, its = (slice(curves.start[i], curves.end[i]) for i in (one, other))
+    shared, here, there = np.intersect1d(
+        curves.step[mine], curves.step[its], assume_unique=True, return_indices=True
+    )
+    after = shared > 0
+    return bool(after.sum() > 1 and (curves.loss[mine][here] == curves.loss[its][there])[after].all())
+
+
 def distinct_runs(runs: Runs) -> tuple[Runs, list[Caution]]:
-    """Return the runs without copies: of runs of an arm that agree at every step that both have, step 0
-    aside, the one with most evaluations is kept."""
+    """Return the runs without copies of another run of their arm, and a caution that names these."""
     table = runs.table
-    curves = dict(list(runs.curves[runs.curves["step"] > 0].groupby("run")))
-    kept = [True] * len(table)
-    for _, alike in table[table["rows"] > 0].groupby(["arm", "length", "outcome"], sort=False):
-        if len(alike) < 2:
-            continue
-        first, *others = alike.sort_values("rows", ascending=False, kind="stable").index
-        known = curves[first].set_index("step")["loss"]
-        for other in others:
-            mine = curves[other].set_index("step")["loss"]
-            shared = mine.index.intersection(known.index)
-            kept[other] = bool((mine[shared] != known[shared]).any())
-    names = [str(name) for name, keep in zip(table["run"], kept, strict=True) if not keep]
-    if not names:
+    groups = (table.loc[group] for group in copies(runs))
+    copied = [number for group in groups for number in group.index[group["arm"].duplicated()]]
+    if not copied:
         return runs, []
+    names = [str(name) for name in table.loc[sorted(copied), "run"]]
     sentence = f"Left out, as asked, as copies of other runs: {listed(names)}."
+    kept = ~table.index.isin(copied)
     return only(runs, kept), [Caution(kind="copies", sentence=sentence, runs=names)]
 
 
@@ -204,16 +254,6 @@ def chosen_runs(runs: Runs, tried: Mapping[str, Sequence[Configuration]], tuned:
     for arm, configurations in tried.items():
         rows.update(configurations[tuned["arms"][arm]["chosen"]["number"]].rows)
     return only(runs, [number in rows for number in range(len(runs.table))])
-
-
-def alike(every: Runs, judged: Runs) -> Runs:
-    """Return the runs of all lengths that have the configuration of their arm's judged runs."""
-    if not every.settings:
-        return every
-    keys = ["arm", *every.settings]
-    wanted = set(judged.table[keys].astype(str).itertuples(index=False, name=None))
-    rows = every.table[keys].astype(str).itertuples(index=False, name=None)
-    return only(every, [row in wanted for row in rows])
 
 
 def losses_by_arm(runs: Runs, *, turn: bool, by: str = "run") -> Losses:

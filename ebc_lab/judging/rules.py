@@ -72,8 +72,6 @@ class Spread(TypedDict):
     low: float | None  # its 95% interval
     high: float | None
     p_equal: float | None  # that all arms have one spread (Brown & Forsythe 1974)
-    wider: list[str]  # arms whose own 95% interval lies above SIGMA
-    narrower: list[str]  # arms whose interval lies below it
 
 
 def counts(mean: float, runs: int) -> bool:
@@ -177,8 +175,6 @@ def spread(results: Sequence[Standing]) -> Spread:
         "low": None,
         "high": None,
         "p_equal": None,
-        "wider": [x["arm"] for x in several if (x["sd_low"] or 0.0) > SIGMA],
-        "narrower": [x["arm"] for x in several if x["sd_high"] is not None and x["sd_high"] < SIGMA],
     }
     if freedom:
         pooled = math.sqrt(sum((x["runs"] - 1) * (x["sd"] or 0.0) ** 2 for x in several) / freedom)

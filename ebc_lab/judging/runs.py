@@ -28,6 +28,7 @@ ROLES = ("run", "arm", "seed", "source", "planned", "length", "rows", "started",
 PERCENT = "%"
 FEWEST_ROWS = 5  # of every run: a curve, whose steps are missing
 LARGEST = 1e100  # an outcome beyond it counts as not finite: its square would not be
+SMALLEST = 1e-8  # where no outcome is larger, differences vanish in rounding, and in what a page can show
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,12 @@ def runs_of(source: Source, columns: Columns) -> Runs:
         table["chosen_by"] = _choosing(frame, columns) if columns.choose else loss
     for name in ("outcome", "chosen_by"):
         table[name] = table[name].where(table[name].abs() < LARGEST, worst)
+    size = table["outcome"].abs()
+    require(
+        not 0 < size[size < LARGEST].max() < SMALLEST,
+        f"no {columns.loss} is larger than {SMALLEST:g}: multiply the column by a power of ten, so that "
+        "differences can be shown.",
+    )
     return Runs(table, curves, settings, columns.loss, columns.better, unit, columns.choose, tuple(cautions))
 
 

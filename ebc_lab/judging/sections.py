@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from ebc_lab.config.errors import count
 from ebc_lab.study.stages.statistics import CONFIDENCE, NO_LUCK, Luck
 
 from . import rules, steps
@@ -46,7 +47,7 @@ def steps_section(
 
 
 def lengths_section(
-    alike: Runs,
+    every: Runs,
     judged: Runs,
     losses: Losses,
     luck: Mapping[str, Luck],
@@ -56,19 +57,19 @@ def lengths_section(
     paired: bool,
     turn: bool,
 ) -> dict[str, Any] | None:
-    """Return what lengths say, or None where all runs have one length. `alike`: the runs of all lengths that
-    have the configuration which is judged; `luck`: arm -> the luck of its tuning.
+    """Return what lengths say, or None where all runs have one length. `every`: the runs of all lengths;
+    `luck`: arm -> the luck of its tuning.
 
     * `rates`: arm -> `steps.Exchange`, of arms that have runs of several lengths;
     * `ratios`: `steps.Ratio` of the lengths at which an arm ends as low as the reference;
     * `exchange`: the loss that a step is worth in `differences`, and `by`, whence it is; None where unknown;
     * `differences`: the comparisons at equal steps, each further step charged at the exchange; intervals are
-      widened for what is not known of an estimated one;
-    * `slopes`: arm -> loss lost for each step at the end of a curve, which is no exchange rate.
+      widened for what is not known of an estimated one.
     """
-    if not alike.step_name or asked.outcome != "last":
+    if not every.step_name or asked.outcome != "last":
         return None
-    table = alike.table.assign(outcome=-alike.table["outcome"]) if turn else alike.table
+    table = _of_chosen(every, judged)
+    table = table.assign(outcome=-table["outcome"]) if turn else table
     rates = steps.exchange_rates(table)
     lengths = _lengths(judged.table, asked)
     if not rates and len(set(lengths.values())) < 2:
@@ -100,8 +101,21 @@ def lengths_section(
         "exchange": exchange,
         "by": by,
         "differences": compared,
-        "slopes": steps.slopes_at_end(judged.curves, judged.table),
     }
+
+
+def _of_chosen(every: Runs, judged: Runs) -> pd.DataFrame:
+    """Return the table of `every` run but, where an arm tried several configurations at one length, only the
+    one that is judged: whatever else was tried there would pass for what the length does."""
+    table, settings = every.table, list(every.settings)
+    if not settings:
+        return table
+    configuration = table.groupby(settings, sort=False, dropna=False).ngroup()
+    length = table["planned"].fillna(table["length"])
+    several = configuration.groupby([table["arm"], length]).transform("nunique") > 1
+    chosen = judged.table[["arm", *settings]].drop_duplicates()
+    known = table[["arm", *settings]].merge(chosen, how="left", indicator=True)["_merge"] == "both"
+    return table[~several | known.to_numpy()]
 
 
 def _lengths(table: pd.DataFrame, asked: Asked) -> dict[str, float]:
@@ -137,14 +151,16 @@ def rule_section(runs: Runs, asked: Asked) -> dict[str, Any] | None:
         return None
     results = rules.standings(runs.curves, runs.table, asked.at)
     in_order = sorted(results, key=lambda one: -(one["step"] or 0.0))
-    found = rules.spread(results)
-    holding = sum(one["holds"] for one in results)
+    spread = rules.spread(results)
     claims = rules.claims(in_order, asked.exchange)
-    shown = sum(one["holds"] for one in claims)
-    sentence = (
-        f"By the rule of track3 {holding} of {len(results)} arms count as at or below {rules.TARGET:g}, and "
-        f"{shown} of {len(claims)} arms as better than the one before. It takes σ for {rules.SIGMA:g}; here "
-        f"it is {found['pooled'] or 0:.2g} pooled."
+    reached, better = (sum(one["holds"] for one in some) for some in (results, claims))
+    pooled = spread["pooled"]
+    sentence = f"By track3’s rule {reached} of {count(len(results), 'arm')} reached {rules.TARGET:g}"
+    if claims:
+        sentence += f", and {better} of {len(claims)} beat the one before, in the order of falling steps"
+    sentence += f". The rule assumes a σ of {rules.SIGMA:g}; "
+    sentence += (
+        f"that of these runs is {pooled:.2g}." if pooled else "no arm here has a σ to compare with it."
     )
     return {
         "name": asked.rule,
@@ -152,6 +168,6 @@ def rule_section(runs: Runs, asked: Asked) -> dict[str, Any] | None:
         "target": rules.TARGET,
         "standings": [{k: v for k, v in one.items() if k != "losses"} for one in in_order],
         "claims": claims,
-        "spread": found,
+        "spread": spread,
         "sentence": sentence,
     }

@@ -123,9 +123,12 @@ def answer(record: Record) -> list[str]:
         lacks = "reached the target" if "unit" in record else "has a finite outcome"
         lines = [f"{by} no run of any arm {lacks}, so no arm can be called better."]
     elif not any(one["method"] for one in compared):
-        lines = [
-            f"{by} {best['arm']} is the best of {len(others) + 1} arms; nothing says if by more than luck."
-        ]
+        first = f"{best['arm']} is the best of {len(others) + 1} arms"
+        level = [arm["arm"] for arm in record["arms"] if arm["mean"] == best["mean"] is not None]
+        if len(level) > 1:
+            first = f"{listed(level)} have the same mean, {rounded(best['mean'])}"
+            first += f", the best of {len(others) + 1} arms" * (len(level) <= len(others))
+        lines = [f"{by} {first}; nothing says if by more than luck."]
         if all(arm["runs"] == 1 for arm in record["arms"]):
             lines.append(
                 "Each arm has one run, and one run does not show how far another one would lie from it."
@@ -177,7 +180,8 @@ def _against_reference(record: Record, by: str) -> list[str]:
     if of["undecided"]:
         named = listed(f"{x['arm']} ({difference_in_words(x)})" for x in of["undecided"])
         lines.append(f"Undecided: {named}.")
-    return [*lines, *_needed(of["undecided"]), f"Intervals are joint over {len(compared)} comparisons."]
+    together = count(compared[0]["comparisons"], "comparison")
+    return [*lines, *_needed(of["undecided"]), f"Intervals are joint over {together}."]
 
 
 def _along_chain(record: Record, by: str) -> list[str]:

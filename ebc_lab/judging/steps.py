@@ -15,7 +15,7 @@ Three figures compare arms of unequal length:
   (`exchange_rates`), which needs runs of several lengths, each with a schedule of its own;
 * the ratio of the lengths at which two arms end at the same loss (`ratio_of_lengths`).
 
-The slope at the end of a curve (`slopes_at_end`) is not an exchange rate. Under a schedule that decays, a
+The slope at the end of a curve is not an exchange rate. Under a schedule that decays, a
 run's last steps lower its loss for two reasons, the training and the decay, and a longer run would decay
 later.
 """
@@ -36,7 +36,6 @@ from .runs import Curves
 if TYPE_CHECKING:
     import pandas as pd
 
-END = 0.1  # the share of a run's steps over which the slope at its end is taken
 GRID = 1025  # lengths at which `ratio_of_lengths` compares two arms
 SIMILAR = 1.5  # two arms are evaluated equally often if what is left open differs by less than this factor
 
@@ -76,8 +75,6 @@ class Exchange(TypedDict):
 
     lengths: list[float]  # at which it was trained
     runs: int
-    unfinished: int  # runs that ended before others of the same planned length; not used
-    diverged: int  # not used
     per_step: float | None  # loss lost for each step; positive where longer runs end lower
     low: float | None  # 95%, from the scatter of the runs about the line
     high: float | None
@@ -286,8 +283,7 @@ def exchange_rates(table: pd.DataFrame) -> dict[str, Exchange]:
 
     out: dict[str, Exchange] = {}
     for arm, rows in _last_losses(table).groupby("arm", sort=False):
-        finite = np.isfinite(rows["outcome"])
-        used = rows[rows["finished"] & finite]
+        used = rows[rows["finished"] & np.isfinite(rows["outcome"])]
         lengths = sorted(float(x) for x in used["steps"].unique())
         if len(lengths) < 2:
             continue
@@ -298,8 +294,6 @@ def exchange_rates(table: pd.DataFrame) -> dict[str, Exchange]:
         out[str(arm)] = {
             "lengths": lengths,
             "runs": len(used),
-            "unfinished": int((~rows["finished"]).sum()),
-            "diverged": int((rows["finished"] & ~finite).sum()),
             "per_step": float(-line.slope),
             "low": finite_or_none(-line.slope - half),
             "high": finite_or_none(-line.slope + half),
@@ -368,23 +362,6 @@ def ratio_of_lengths(table: pd.DataFrame, arm: str, reference: str, comparisons:
         "verdict": _verdict(low, high, 1.0),
         "coarse": False,
     }
-
-
-def slopes_at_end(curves: pd.DataFrame, table: pd.DataFrame) -> dict[str, float | None]:
-    """Return for each arm the mean slope of its curves over the last tenth of each run, as loss lost for each
-    step. This is no exchange rate: see the top of this module. None where no run has two evaluations
-    there."""
-    import numpy as np
-
-    end = curves.groupby("run")["step"].transform("max").to_numpy()
-    late = (curves["step"].to_numpy() >= (1 - END) * end) & np.isfinite(curves["loss"].to_numpy())
-    near = curves[late]
-    groups = near.groupby("run")
-    x = near["step"] - groups["step"].transform("mean")
-    y = near["loss"] - groups["loss"].transform("mean")
-    slope = -((x * y).groupby(near["run"]).sum() / (x * x).groupby(near["run"]).sum())
-    means = slope.groupby(table["arm"].reindex(slope.index)).mean()
-    return {str(arm): finite_or_none(means.get(arm, math.nan)) for arm in table["arm"].unique()}
 
 
 def at_equal_steps(

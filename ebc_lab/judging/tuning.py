@@ -5,11 +5,11 @@ compared at equal budgets: by the expected best of k configurations that are dra
 
 * Dodge et al. 2019 (arXiv:1909.03004) draw the k *with* replacement. Then some are drawn twice, the best is
   one of fewer than k, and its loss is estimated too high; most so where k is near the number tried.
-* Tang et al. 2020 (arXiv:2004.14454) draw *without* replacement, which is unbiased. They also find that
-  bootstrap intervals of either cover too seldom. The interval here is exact, and is one for the median best
-  of k, a quantile of the configurations' losses (order statistics; Thompson 1936).
+* Tang et al. 2020 (arXiv:2004.14454) draw *without* replacement, which is unbiased, as here. They also find
+  that bootstrap intervals cover too seldom. The interval here is exact, and is one for the median best of k,
+  a quantile of the configurations' losses (order statistics; Thompson 1936).
 
-Both take the configurations for independent draws from one distribution: a random search is that, a grid or a
+All take the configurations for independent draws from one distribution: a random search is that, a grid or a
 sequential search (Bayesian, by hand) is not, and for these the figures describe and do not infer.
 
 numpy and scipy are imported only where they are used.
@@ -61,8 +61,7 @@ class Expected(TypedDict):
     """The reported loss of the best of k configurations. None stands for what is infinite."""
 
     k: int
-    expected: float | None  # unbiased (Tang et al.)
-    dodge: float | None  # with replacement (Dodge et al.)
+    expected: float | None
     median: float | None  # half of the draws of k find one at least as good
     low: float | None  # 95% interval of the median, for this k alone; an infinite end is None, and both ends
     high: float | None  # are None where one loss chooses and another is reported
@@ -93,12 +92,8 @@ class Tuned(TypedDict):
 
     configurations: int
     runs: int
-    diverged: int  # configurations of which a run diverged
-    fewest: int  # runs that a configuration has
-    most: int
     chosen: Tried
     ties: int  # further configurations that the choosing loss does not tell from the chosen one
-    lower: Tried | None  # lower in its mean than the chosen one, but of fewer runs, and within their noise
     expected: list[Expected]  # for budgets k up to the smallest of any arm
     edges: list[Edge]
     window: Window | None  # of the learning rate, the other settings as in the chosen configuration
@@ -202,7 +197,7 @@ def turned(tuning: Tuning) -> Tuning:
         expected = [
             {
                 **one,
-                **{key: _negative(one[key]) for key in ("expected", "dodge", "median")},
+                **{key: _negative(one[key]) for key in ("expected", "median")},
                 "low": _negative(one["high"]),
                 "high": _negative(one["low"]),
             }
@@ -212,7 +207,6 @@ def turned(tuning: Tuning) -> Tuning:
         arms[arm] = {
             **of_arm,
             "chosen": _turned_means(of_arm["chosen"]),
-            "lower": _turned_means(of_arm["lower"]) if of_arm["lower"] else None,
             "expected": expected,
             "window": {**window, "loss": -window["loss"]} if window else None,
         }
@@ -255,17 +249,12 @@ def _tuned(tried: Sequence[Configuration], same: bool, budget: int, lr: str, wit
     most = max(counts)
     if most >= REPLICATED and sum(2 * n > most for n in counts) == 1:
         best = counts.index(most)
-    lowest = min(range(len(tried)), key=lambda i: (choosing[i], i))
     luck, optimism = _luck(choosing, outcomes, counts, noise)
     return {
         "configurations": len(tried),
         "runs": sum(counts),
-        "diverged": sum(map(math.isinf, choosing)),
-        "fewest": min(counts),
-        "most": most,
         "chosen": described(best),
         "ties": sum(rank(i) == rank(best) for i in range(len(tried))) - 1,
-        "lower": described(lowest) if choosing[lowest] < choosing[best] else None,
         "expected": expected_best(choosing, outcomes, budgets(budget)),
         "edges": _edges(tried, best),
         "window": _window(tried, best, choosing, lr, NOISES * sd if noise and within is None else within),
@@ -303,10 +292,10 @@ def expected_best(choosing: Sequence[float], outcomes: Sequence[float], ks: Iter
     tails = (1 - CONFIDENCE) / 2
     found: list[Expected] = []
     for k in ks:
-        # the chance that none of k is among the best 1 … n, without and with replacement
+        # the chance that none of k is among the best 1 … n; ties share theirs
         none = np.cumprod(np.clip(n - k - upto + 1, 0, None) / (n - upto + 1))
-        again = (1 - upto / n) ** k
-        weights, dodge = (_shared(-np.diff(x, prepend=1.0), ties) for x in (none, again))
+        weights = -np.diff(none, prepend=1.0)
+        weights = (np.bincount(ties, weights) / np.bincount(ties))[ties]
         middle = int(np.searchsorted(np.cumsum(weights[by_value]), 0.5 - 1e-9))
         low = high = None
         if same:
@@ -316,27 +305,13 @@ def expected_best(choosing: Sequence[float], outcomes: Sequence[float], ks: Iter
         found.append(
             {
                 "k": k,
-                "expected": finite_or_none(_mean(values, weights)),
-                "dodge": finite_or_none(_mean(values, dodge)),
+                "expected": finite_or_none(float(values[weights > 0] @ weights[weights > 0])),  # never 0 × ∞
                 "median": finite_or_none(ranked[middle]),
                 "low": low,
                 "high": high,
             }
         )
     return found
-
-
-def _shared(weights: Any, ties: Any) -> Any:
-    """Return the weights, with each tie's sum divided equally among its members."""
-    import numpy as np
-
-    return (np.bincount(ties, weights) / np.bincount(ties))[ties]
-
-
-def _mean(values: Any, weights: Any) -> float:
-    """Return the weighted mean, in which an infinite value of weight 0 counts nothing."""
-    some = weights > 0
-    return float(values[some] @ weights[some])
 
 
 def _means(tried: Sequence[Configuration], which: int) -> list[float]:

@@ -181,5 +181,5 @@ def test_a_large_csv_with_a_rule_is_answered(folder):
     said = answered(
         "judge", "track.csv", "--target", "3.28", "--rule", "track3", "--no-page", cwd=folder
     ).stdout
-    assert "By the rule of track3" in said
+    assert "By track3’s rule" in said
     assert "second is better than first" in " ".join(said.split())

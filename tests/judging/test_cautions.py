@@ -307,3 +307,11 @@ def test_noise_alone_is_seldom_taken_for_a_rise_or_for_unequal_spreads():
     alike = [list(3 + 0.01 * rng.standard_normal((93, 1))) for _ in range(60)]
     seen = [warned(runs(arms, losses=losses, curves=False)) for losses in alike]
     assert sum("unequal_spread" in found for found in seen) <= 3
+
+
+def test_short_curves_of_unequal_slopes_are_not_called_smoothed():
+    rng = np.random.default_rng(81)
+    slopes = [0.4, 0.41, 0.402, 0.4, 0.41, 0.401]
+    for _ in range(20):
+        losses = [5 - slope * np.arange(11) + 0.001 * rng.standard_normal(11) for slope in slopes]
+        assert "smoothed" not in warned(runs({"adam": 3, "muon": 3}, losses=losses, steps=[STEPS[:11]] * 6))

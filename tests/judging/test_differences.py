@@ -4,6 +4,9 @@ are said to differ."""
 import itertools
 import json
 import math
+import os
+import subprocess
+import sys
 
 import judge_rates
 import numpy as np
@@ -175,13 +178,17 @@ def test_an_arm_that_always_diverged_is_worse_where_there_are_enough_runs(pairs)
         assert compare(arms, "a", paired=pairs)[0]["verdict"] == {"worse": "better"}.get(verdict, verdict)
 
 
-def test_two_diverged_runs_are_level_with_each_other():
+def test_two_diverged_runs_say_nothing_of_a_difference():
     arms = {name: by_run(name, [math.inf, math.nan, 1.0]) for name in "ab"}
     (found,) = compare(arms, "b")
     assert (found["median"], found["p"], found["verdict"]) == (0.0, 1.0, "undecided")
     lost = {name: by_run(name, [math.inf] * 9) for name in "ab"}
     (found,) = compare(lost, "b")
-    assert (found["low"], found["high"], found["p"], found["verdict"]) == (0.0, 0.0, 1.0, "level")
+    assert (found["method"], found["median"], found["verdict"]) == (None, None, "undecided")
+    most = {name: {str(i): i if i < 2 else math.inf for i in range(20)} for name in "ab"}
+    for by_seed in (False, True):
+        (found,) = compare(most, "b", paired=by_seed)
+        assert (found["low"], found["high"], found["verdict"]) == (None, None, "undecided")
 
 
 def test_of_one_run_only_a_standard_deviation_from_elsewhere_makes_an_interval():
@@ -202,7 +209,7 @@ def test_runs_that_agree_to_the_last_digit_are_not_tested(pairs):
     arms = {"a": {"1": 2.0, "2": 2.0, "3": 2.0}, "b": {"1": 1.0, "2": 1.0, "3": 1.0}}
     (found,) = compare(arms, "b", paired=pairs)
     assert (found["method"], found["p"], found["verdict"]) == (None, None, "undecided")
-    assert "last digit" in found["note"]
+    assert "all runs of an arm agree" in found["note"]
 
 
 def test_level_needs_the_whole_interval_within_the_margin():
@@ -250,3 +257,22 @@ CELLS = list(itertools.product((1, 5), ((2, 2), (3, 3), (2, 20), (20, 2)), (1.0,
 def test_runs_without_a_difference_are_seldom_said_to_differ(k, sizes, sd):
     false = judge_rates.unpaired(600, k, *sizes, sd)["false"]
     assert false < 0.06 + 3 * math.sqrt(0.06 * 0.94 / 600)
+
+
+def test_the_same_runs_get_the_same_figures_in_every_process():
+    code = (
+        "from ebc_lab.judging.differences import compare\n"
+        "arms = {name: {str(i): (7 * i + 3 * n * i) % 11 + 2 * n for i in range(3 + n)}"
+        " for n, name in enumerate('abcde')}\n"
+        "print([c['p_joint'] for c in compare(arms, 'a', pairs=True, paired=False)])"
+    )
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in "12"
+    }
+    assert len(printed) == 1

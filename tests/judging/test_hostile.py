@@ -53,3 +53,10 @@ def test_losses_without_any_scatter_are_not_said_to_scatter() -> None:
 def test_large_seeds_stay_apart_and_pair(first: int) -> None:
     record = judge(frame(seed=pd.Series([first, first + 1, first + 2] * 2, dtype=object))).record
     assert "paired" in record["pairing"]
+
+
+def test_losses_too_small_to_be_shown_are_refused() -> None:
+    small = frame()
+    with pytest.raises(UserError, match=r"no val_loss is larger than 1e-08: multiply"):
+        judge(small.assign(val_loss=small.val_loss * 1e-300))
+    assert judge(small.assign(val_loss=small.val_loss * 1e-6)).record["differences"][0]["method"]

@@ -348,3 +348,19 @@ def test_it_is_called_from_the_package():
     assert (
         ebc_lab.judge(RUNS, arm="optimizer", loss="val_loss", reference="adam").answer == judge(RUNS).answer
     )
+
+
+def test_of_arms_with_equal_means_none_is_called_the_best():
+    frame = row_a_run(["adam", "muon", "sgd"], seeds=1).assign(val_loss=[2.0, 2.0, 3.0])
+    assert "adam and muon have the same mean, 2, the best of 3 arms;" in judge(frame).answer
+    assert "adam and muon have the same mean, 2;" in judge(frame[:2]).answer
+    assert "adam is the best of 2 arms;" in judge(frame[1:].assign(optimizer=["adam", "sgd"])).answer
+
+
+def test_arms_of_which_every_run_diverged_are_not_compared():
+    frame = row_a_run(["adam", "muon", "sgd"], seeds=4)
+    lost = frame.assign(val_loss=frame.val_loss.where(frame.optimizer == "adam", np.inf))
+    found = {one["arm"]: one for one in judge(lost, reference="muon").record["differences"]}
+    assert (found["adam"]["verdict"], found["sgd"]["verdict"]) == ("undecided", "undecided")
+    assert "no run of either arm" in found["sgd"]["note"]
+    assert "joint over 1 comparison." in judge(lost, reference="muon").answer

@@ -174,6 +174,14 @@ def test_the_exchange_of_loss_for_steps_is_estimated_or_given():
     assert given["by"] == "as given"
 
 
+def test_configurations_that_were_only_tried_at_one_length_do_not_enter_the_exchange():
+    frame = of_lengths({"adam": (500, 1000), "muon": (500,)}).assign(lr=0.1)
+    tried = frame[(frame.optimizer == "adam") & (frame.planned == 500)]
+    tried = tried.assign(lr=0.9, val_loss=tried.val_loss + 1)
+    rate, both = (judge(x).record["lengths"]["rates"]["adam"] for x in (frame, pd.concat([frame, tried])))
+    assert both == rate
+
+
 def test_arms_of_unequal_lengths_are_compared_at_equal_steps_with_an_exchange():
     frame = of_lengths({"adam": (500,), "muon": (800,)}, slope=0)
     [plain] = judge(frame, reference="adam").record["differences"]
@@ -209,6 +217,13 @@ def test_copies_of_a_run_are_left_out_if_asked():
     assert len(found.record["runs"]) == 8
     assert kinds(found)["copies"] == ["adam, seed 9"]
     assert len(judge(CURVES, distinct=True).record["runs"]) == 8
+    seldom = judge(pd.concat([CURVES, copy[copy.step % 200 == 100]]), distinct=True)  # of fewer evaluations
+    assert kinds(seldom)["copies"] == ["adam, seed 9"]
+    other = judge(pd.concat([CURVES, copy.assign(optimizer="muon")]), distinct=True)  # of another arm
+    assert len(other.record["runs"]) == 9
+    rows = row_a_run()
+    twice = judge(pd.concat([rows, rows[:1].assign(seed=9)]), distinct=True)  # without curves
+    assert kinds(twice)["copies"] == ["adam, seed 9"]
 
 
 def test_a_configuration_is_chosen_by_the_column_asked_for_and_judged_by_the_other():

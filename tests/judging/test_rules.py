@@ -95,8 +95,6 @@ def test_the_spread_beside_the_assumed_one():
     arms = {arm: [{1: loss} for loss in rng.normal(3.27, sd, 40)] for arm, sd in sds.items()}
     arms["two far apart"] = [{1: 3.27}, {1: 3.273}]  # two runs say little about their spread
     found = rules.spread(rules.standings(*runs_of(arms)))
-    assert found["wider"] == ["twice"]
-    assert found["narrower"] == ["a quarter"]
     losses = [[curve[1] for curve in runs] for runs in arms.values()]
     assert found["p_equal"] == stats.levene(*losses, center="median").pvalue
     squares = sum(np.var(x) * len(x) for x in losses)

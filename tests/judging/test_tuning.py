@@ -52,9 +52,6 @@ def test_the_expected_best_is_the_mean_over_all_draws(ties):
     for found in expected_best(choosing, outcomes, range(1, 7)):
         without = [best(draw) for draw in itertools.combinations(range(6), found["k"])]
         assert found["expected"] == pytest.approx(statistics.fmean(without))
-        if found["k"] <= 4 and not ties:  # 6⁴ draws
-            again = [best(draw) for draw in itertools.product(range(6), repeat=found["k"])]
-            assert found["dodge"] == pytest.approx(statistics.fmean(again))
         assert found["low"] is found["high"] is None  # another loss is reported
 
 
@@ -65,14 +62,13 @@ def test_the_median_is_that_of_all_draws():
         assert found["median"] == statistics.median_low(draws)
 
 
-def test_without_replacement_the_estimate_is_unbiased_and_with_replacement_too_high():
+def test_the_expected_best_is_unbiased():
     random = np.random.default_rng(1)
     k, true = 4, statistics.fmean(random.exponential(size=(100_000, 4)).min(axis=1))
     seen = [expected_best(x, x, [k])[0] for x in random.exponential(size=(2000, 5))]
     assert true == pytest.approx(1 / k, abs=0.005)
     error = stats.sem([x["expected"] for x in seen])
     assert statistics.fmean(x["expected"] for x in seen) == pytest.approx(true, abs=3 * error)
-    assert statistics.fmean(x["dodge"] for x in seen) > true + 5 * error
 
 
 @pytest.mark.parametrize(("n", "k"), [(10, 1), (20, 3), (40, 10)])
@@ -96,7 +92,6 @@ def test_a_diverged_configuration_makes_the_expectation_infinite_and_leaves_the_
     one, two, three = expected_best(losses, losses, [1, 2, 3])
     assert (one["expected"], one["median"]) == (None, 2.0)
     assert two["expected"] == pytest.approx((1 + 1 + 2) / 3)  # one of the two is always finite
-    assert two["dodge"] is None
     assert (three["expected"], three["median"]) == (1.0, 1.0)
 
 
@@ -142,22 +137,19 @@ def test_the_lowest_mean_of_the_loss_that_chooses_is_chosen_and_the_other_report
 def test_a_single_lucky_run_does_not_beat_a_mean_of_several():
     found = of_one_arm([2.00, 2.02, 1.98, 2.01, 1.99], [1.99], [2.5])
     assert found["chosen"]["number"] == 0
-    assert found["lower"]["number"] == 1
     # the one that alone was repeated is judged even where a single run lies ahead, or one of its own diverged
-    ahead = of_one_arm([2.00, 2.02, 1.98, 2.01, 1.99], [1.96], [2.5])
-    assert (ahead["chosen"]["number"], ahead["lower"]["number"]) == (0, 1)
+    assert of_one_arm([2.00, 2.02, 1.98, 2.01, 1.99], [1.96], [2.5])["chosen"]["number"] == 0
     assert of_one_arm([2.5], [2.00, 2.02, INF], [2.4])["chosen"]["number"] == 1
     # of those that were repeated alike, the lowest
     assert of_one_arm([2.00, 2.02, 1.98], [1.96, 1.97, 1.95], [2.5])["chosen"]["number"] == 1
     # and an extra run of a bad configuration does not make it the winner
     extra = of_one_arm([2.5, 2.52], [2.0], [2.1])
     assert extra["chosen"]["number"] == 1
-    assert (extra["fewest"], extra["most"]) == (1, 2)
 
 
 def test_a_configuration_with_a_diverged_run_ranks_behind_and_ties_are_counted():
     found = of_one_arm([1.0, INF], [3.0, 3.0], [3.0, 3.0])
-    assert (found["chosen"]["number"], found["ties"], found["diverged"]) == (1, 1, 1)
+    assert (found["chosen"]["number"], found["ties"]) == (1, 1)
     hopeless = of_one_arm([INF, INF], [INF, 2.0], [INF, 1.0])
     assert hopeless["chosen"]["number"] == 2
     assert hopeless["chosen"]["loss"] is None

@@ -13,10 +13,13 @@ from typing import Any
 from ebc_lab.judging.record import Record
 from ebc_lab.study.stages.statistics import in_octaves
 
-from ..text.table import PAGE, TERMINAL, Cell, Column, Table, filled
+from ..text.table import PAGE, PAPER, TERMINAL, Cell, Column, Table, filled
 from ..text.words import BADGES, NOTHING, brief, setting
 from .judged_figures import Shown, brackets, in_steps, p_value, settings_in_words
 
+# why an interval of ratios ends at 0 or at ∞
+OPEN_AT_TARGET = "an end is open where runs never reached the target, or had no evaluation before they did"
+OPEN_LENGTH = "an end is open where it lies beyond the lengths that were trained"
 RATIOS = {"fewer": "pass", "more": "fail", "undecided": "undecided"}  # verdict -> badge
 
 
@@ -27,10 +30,12 @@ def tables(record: Record, shown: Shown) -> list[Table | None]:
     return [
         tuning(record["tuning"], shown),
         steps_to_target(steps, unit, record),
-        ratios("ratios", f"Ratio of {unit}s to the target", steps.get("ratios") or (), unit),
+        ratios("ratios", f"Ratio of {unit}s to the target", steps.get("ratios") or (), unit, OPEN_AT_TARGET),
         exchange(lengths, unit, shown),
         at_equal_steps(lengths, unit, shown),
-        ratios("speedups", f"Ratio of {unit}s to an equal loss", lengths.get("ratios") or (), unit),
+        ratios(
+            "speedups", f"Ratio of {unit}s to an equal loss", lengths.get("ratios") or (), unit, OPEN_LENGTH
+        ),
         standings(rule, shown),
         claims(rule, record, shown),
     ]
@@ -54,6 +59,7 @@ def tuning(found: Mapping[str, Any] | None, shown: Shown) -> Table | None:
         Column(f"Expected best of {budget}", "figure", shown.value, f"best of {budget}", optional=True),
         Column("Its median", "figure", short="its median", on=(PAGE,), optional=True),
         Column("Luck of the tuning", "figure", shown.spread, "luck", optional=True),
+        Column("Optimism", "figure", shown.spread, "optimism", on=(PAGE, PAPER), optional=True),
         Column("Ties", "figure", brief, "ties", on=(PAGE,), optional=True),
     )
     rows = [filled(columns, _tuned(arm, tuned, budget, shown)) for arm, tuned in found["arms"].items()]
@@ -64,6 +70,10 @@ def tuning(found: Mapping[str, Any] | None, shown: Shown) -> Table | None:
     )
     note = f"chosen by {found['chosen_by']}; {same}; expected best: of {budget} of the arm’s configurations, "
     note += "drawn at random, which a grid is not"
+    if any(tuned["luck"] and tuned["luck"]["sd"] for tuned in found["arms"].values()):
+        note += "; luck: standard deviation of the result, had other seeds chosen the configuration"
+    if any(tuned["optimism"] for tuned in found["arms"].values()):
+        note += "; optimism: how much too good the chosen mean is, on average, for having been chosen"
     return Table("tuning", "Tuning", columns, rows, note, "How each arm was tuned.")
 
 
@@ -83,6 +93,7 @@ def _tuned(arm: str, tuned: Mapping[str, Any], budget: int, shown: Shown) -> tup
         at["expected"] if at else Cell(),
         Cell(median.removesuffix(f" {NOTHING}"), at["median"] if at else None),
         luck["sd"] if luck else Cell(),
+        tuned["optimism"] or Cell(),
         tuned["ties"] or Cell(),
     )
 
@@ -100,6 +111,7 @@ def steps_to_target(found: Mapping[str, Any], unit: str, record: Record) -> Tabl
         Column("First", "figure", in_steps, "first"),
         Column("Last", "figure", in_steps, "last"),
         Column("Mean", "figure", in_steps, "mean", on=(PAGE,)),
+        Column("Ended before others reached it", "figure", brief, "ended early", optional=True),
         Column("Above it again", "figure", brief, "above again", optional=True),
         Column("Evaluations apart", "figure", in_steps, "apart"),
     )
@@ -116,6 +128,7 @@ def steps_to_target(found: Mapping[str, Any], unit: str, record: Record) -> Tabl
             reached["first"],
             reached["last"],
             reached["mean"],
+            reached["ended_early"] or Cell(),
             reached["returned"] or Cell(),
             reached["between"],
         )
@@ -134,8 +147,11 @@ def _soonest(reached: Mapping[str, Any]) -> tuple[float, int]:
     return math.inf if median is None else median, -reached["reached"]
 
 
-def ratios(name: str, title: str, found: Sequence[Mapping[str, Any]], unit: str) -> Table | None:
-    """Return the ratios of two arms’ steps: below 1 where the first needs fewer."""
+def ratios(
+    name: str, title: str, found: Sequence[Mapping[str, Any]], unit: str, open_end: str
+) -> Table | None:
+    """Return the ratios of two arms’ steps: below 1 where the first needs fewer. `open_end`: why an end of an
+    interval may not be known."""
     columns = (
         Column("Arm", "name", short="arm", head=True),
         Column("Against", "name", short="against"),
@@ -152,6 +168,8 @@ def ratios(name: str, title: str, found: Sequence[Mapping[str, Any]], unit: str)
         values = (ratio["arm"], ratio["reference"], ratio["ratio"], limits, verdict, Cell(remark))
         rows.append(filled(columns, values))
     note = f"{unit}s of the arm over those of the other: below 1 it needs fewer; 95%, joint over all"
+    if any((ratio["low"] is None) != (ratio["high"] is None) for ratio in found):
+        note += f"; {open_end}"
     return Table(name, title, columns, rows, note, f"{title}.") if rows else None
 
 
@@ -210,11 +228,10 @@ def at_equal_steps(found: Mapping[str, Any], unit: str, shown: Shown) -> Table |
         middle = d["median"] if d["mean"] is None else d["mean"]
         rows.append(filled(columns, (d["arm"], d["reference"], Cell(taken), middle, limits, verdict)))
     worth = found.get("exchange")
-    note = (
-        f"100 {unit}s more are charged {shown.spread(100 * worth)} of loss, {found.get('by')}"
-        if worth
-        else ""
-    )
+    note = ""
+    if worth:
+        note = f"100 {unit}s more are charged {shown.spread(100 * worth)} of loss, {found.get('by')}; "
+        note += "how sure that rate is has no part in the intervals"
     title = f"Differences at equal {unit}s"
     return Table("equal", title, columns, rows, note, f"{title}.") if rows else None
 
