@@ -7,7 +7,7 @@ for: `loss` by itself may be one.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -473,8 +473,3 @@ def _settings(search: _Search, asked: Asked, rate: str, *, has_steps: bool) -> t
 def _metric(name: str) -> bool:
     """Return whether a column is a measurement by its name, and no setting."""
     return bool(set(plain(name).split()) & (LOSSES | SCORES | ERRORS | TRAINING))
-
-
-def as_words(taken: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each column: what it was taken for."""
-    return [str(one["sentence"]) for one in taken]
