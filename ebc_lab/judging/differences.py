@@ -364,7 +364,9 @@ def _by_t(
     import numpy as np
 
     means = {}
-    for name in sorted({name for c in found for name in (c["arm"], c["reference"])}):  # not in the order of hashes
+    for name in sorted(
+        {name for c in found for name in (c["arm"], c["reference"])}
+    ):  # not in the order of hashes
         values = [*losses[name].values()]
         variance = statistics.variance(values) if len(values) > 1 else math.nan
         means[name] = _Mean(statistics.fmean(values), variance, len(values) - 1.0, len(values))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -29,6 +29,8 @@ from .runs import Runs, alike_arms, joined, runs_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from ebc_lab.study.stages.statistics import Luck
 
 Paths = str | os.PathLike[str]
 OUTCOMES = ("last", "target", "best")
@@ -221,16 +223,8 @@ def _record(
     by_seed = outcomes.losses_by_arm(judged, turn=turn, by="seed") if paired else losses
     keyed = {arm: by_seed[arm] for arm in losses}
     luck = {arm: tuning.luck_of(tuned, arm) for arm in losses}
-    compared = differences.compare(
-        keyed,
-        reference or next(iter(losses)),
-        pairs=asked.pairs or not reference,
-        chain=asked.chain,
-        paired=paired,
-        margin=asked.margin,
-        luck=luck,
-        **sigma_of(losses, asked),
-    )
+    compare = _comparing(losses, reference, luck, asked, paired=paired, turn=turn)
+    compared = compare(keyed)
     record: Record = {
         "ebc_lab": __version__,
         "sources": list(what),
@@ -248,10 +242,10 @@ def _record(
         "answer": [],
         "cautions": [],
         "arms": _arm_records(judged, varying, losses, asked, turn=turn),
-        "differences": [_difference_record(one, turn=turn) for one in compared],
+        "differences": compared,
         "tuning": cast(dict[str, Any] | None, tuning.turned(tuned) if turn and tuned else tuned),
         "steps": sections.steps_section(judged, reference, next(iter(losses)), asked, paired=paired),
-        "lengths": sections.lengths_section(every, judged, keyed, reference, asked, paired=paired, turn=turn),
+        "lengths": sections.lengths_section(every, judged, keyed, reference, asked, compare, turn=turn),
         "rule": sections.rule_section(judged, asked),
         "runs": _run_records(judged),
     }
@@ -270,6 +264,34 @@ def _record(
     ]
     record["answer"] = sentences.answer(record)
     return record
+
+
+def _comparing(
+    losses: outcomes.Losses,
+    reference: str,
+    luck: Mapping[str, Luck],
+    asked: Asked,
+    *,
+    paired: bool,
+    turn: bool,
+) -> Callable[[outcomes.Losses], list[DifferenceRecord]]:
+    """Return a function that compares arms by their losses, as they are or at equal steps, as is asked."""
+    sigma = sigma_of(losses, asked)
+
+    def compare(by_arm: outcomes.Losses) -> list[DifferenceRecord]:
+        found = differences.compare(
+            by_arm,
+            reference or next(iter(losses)),
+            pairs=asked.pairs or not reference,
+            chain=asked.chain,
+            paired=paired,
+            margin=asked.margin,
+            luck=luck,
+            **sigma,
+        )
+        return [_difference_record(one, turn=turn) for one in found]
+
+    return compare
 
 
 def reference_of(losses: outcomes.Losses, asked: Asked) -> tuple[str, str]:

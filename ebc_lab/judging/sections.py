@@ -5,15 +5,15 @@ Each function returns a part of the record, as JSON has it, or None where the ru
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ebc_lab.config.errors import count
 
 from . import rules, steps
 from .asked import Asked
-from .differences import Comparison, compare
 from .outcomes import Losses
+from .record import DifferenceRecord
 from .runs import Runs
 
 if TYPE_CHECKING:
@@ -46,9 +46,17 @@ def steps_section(
 
 
 def lengths_section(
-    every: Runs, judged: Runs, losses: Losses, reference: str, asked: Asked, *, paired: bool, turn: bool
+    every: Runs,
+    judged: Runs,
+    losses: Losses,
+    reference: str,
+    asked: Asked,
+    compare: Callable[[Losses], Sequence[DifferenceRecord]],
+    *,
+    turn: bool,
 ) -> dict[str, Any] | None:
-    """Return what lengths say, or None where all runs have one length:
+    """Return what lengths say, or None where all runs have one length. `compare`: compares the arms' losses
+    as those of their outcomes are compared.
 
     * `rates`: arm -> `steps.Exchange`, of arms that have runs of several lengths;
     * `ratios`: `steps.Ratio` of the lengths at which an arm ends as low as the reference;
@@ -66,17 +74,9 @@ def lengths_section(
     others = [arm for arm in losses if arm != reference] if reference else []
     several = [steps.ratio_of_lengths(table, arm, reference, len(others)) for arm in others]
     exchange, by = _exchange(rates, reference, asked)
-    compared: Sequence[Comparison] = []
+    compared: Sequence[DifferenceRecord] = []
     if exchange is not None and len(set(lengths.values())) > 1:
-        equal = steps.at_equal_steps(losses, lengths, exchange)
-        compared = compare(
-            equal,
-            reference or next(iter(losses)),
-            pairs=not reference,
-            chain=asked.chain,
-            paired=paired,
-            margin=asked.margin,
-        )
+        compared = compare(steps.at_equal_steps(losses, lengths, exchange))
     return {
         "lengths": lengths,
         "rates": rates,

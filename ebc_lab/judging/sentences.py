@@ -233,6 +233,12 @@ def _needed(undecided: Sequence[DifferenceRecord]) -> list[str]:
         return []
     if len(undecided) == 1:
         runs = known[0]["seeds_needed"]
-        return [f"About {runs} fresh runs an arm would decide it, if the difference is what it seems."]
+        return [
+            f"About {runs} fresh runs an arm would decide it four times in five, if the difference is "
+            "what it seems."
+        ]
     named = [f"{one['arm']} {one['seeds_needed']}" for one in known]
-    return [f"Fresh runs an arm that would decide, if the differences are what they seem: {listed(named)}."]
+    return [
+        "Fresh runs an arm that would decide four times in five, if the differences are what they seem: "
+        f"{listed(named)}."
+    ]
