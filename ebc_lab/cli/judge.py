@@ -39,6 +39,15 @@ Run = Annotated[str, _column("run", "tells runs apart where arm and seed do not"
 Planned = Annotated[str, _column("planned", "holds the length that a run was to have")]
 Choose = Annotated[str, _column("choose", "chooses an arm's configuration, where another one judges it")]
 Setting = Annotated[list[str] | None, _column("setting", "holds a setting that is tuned; repeatable")]
+Where = Annotated[
+    list[str] | None,
+    optional(
+        "--where",
+        metavar="COLUMN=VALUE",
+        help="Take only rows with this value: stage=final; repeatable.",
+        rich_help_panel="Columns",
+    ),
+]
 Pattern = Annotated[
     str,
     optional("--pattern", metavar="REGEX", help=f"Of text logs: {PATTERN}.", rich_help_panel="Columns"),
@@ -101,6 +110,7 @@ def judge(
     planned: Planned = "",
     choose: Choose = "",
     setting: Setting = None,
+    where: Where = None,
     pattern: Pattern = "",
     reference: Reference = "",
     better: Better = "",
@@ -124,9 +134,11 @@ def judge(
     from ebc_lab.judging.asked import Asked, chain_of, exchange_of, steps_at
     from ebc_lab.judging.judgement import judged
 
-    columns = Asked(arm, seed, lr, step, loss, run, planned, choose, tuple(setting or ()), pattern)
     asked = replace(
-        columns,
+        Asked(arm, seed, lr, step, loss, run, planned, choose),
+        settings=tuple(setting or ()),
+        where=tuple(where or ()),
+        pattern=pattern,
         reference=reference,
         better=better,
         outcome=outcome,

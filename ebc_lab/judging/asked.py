@@ -17,6 +17,7 @@ class Asked:
     Attributes:
         arm, seed, lr, step, loss, run, planned: columns by name; `loss` is what is judged.
         choose: the column by which an arm's configuration is chosen, where it is not `loss`.
+        where: `COLUMN=VALUE`: only rows with this value are taken.
         settings: further columns that make a run's configuration.
         pattern: of text logs: a regular expression with named groups `step`, `loss` and others.
         reference: the arm that the others are compared with.
@@ -44,6 +45,7 @@ class Asked:
     planned: str = ""
     choose: str = ""
     settings: tuple[str, ...] = ()
+    where: tuple[str, ...] = ()
     pattern: str = ""
     reference: str = ""
     better: str = ""
@@ -61,16 +63,17 @@ class Asked:
 
 
 def asked_of(options: Mapping[str, Any]) -> Asked:
-    """Return options that a program gave. One that is None counts as left out; a single name will do for
-    `settings`, a step for `at`, `a,b,c` for `chain`, and `0.0045/100` for `exchange`.
+    """Return options that a program gave. One that is None counts as left out; a single one will do for
+    `settings` and `where`, a step for `at`, `a,b,c` for `chain`, and `0.0045/100` for `exchange`.
 
     Raises UserError: there is no such option, or a value is not of its kind."""
     known = [field.name for field in fields(Asked)]
     for name in options:
         require(name in known, f"judge has no option {name}{nearest(name, known)}: it takes {any_of(known)}.")
     given = {name: value for name, value in options.items() if value is not None}
-    if isinstance(given.get("settings", ()), str):
-        given["settings"] = (given["settings"],)
+    for name in ("settings", "where"):
+        if isinstance(given.get(name, ()), str):
+            given[name] = (given[name],)
     if isinstance(at := given.get("at", {}), str | int | float):
         given["at"] = steps_at([str(at)])
     if isinstance(given.get("exchange"), str):
@@ -80,7 +83,7 @@ def asked_of(options: Mapping[str, Any]) -> Asked:
             given[option.name] = str(given[option.name])
     if isinstance(given.get("chain"), str):
         given["chain"] = chain_of(given["chain"])
-    for name in ("settings", "chain"):
+    for name in ("settings", "where", "chain"):
         given[name] = tuple(map(str, given.get(name, ())))
     asked = Asked(**given)
     for name in ("target", "margin", "exchange"):

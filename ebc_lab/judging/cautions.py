@@ -72,6 +72,7 @@ def cautions(runs: Runs, judged: Runs, asked: Asked, tuned: Tuning | None) -> li
         _unequal_tuning(runs, tuned) if tuned else None,
         _ended_early(runs, asked, curves),
         _unequal_lengths(chosen, runs, asked),
+        _unused_exchange(judged, asked),
         _unequal_cadence(runs, asked, curves),
         _smoothed(runs, curves),
         _seeds_added(runs),
@@ -87,7 +88,8 @@ def cautions(runs: Runs, judged: Runs, asked: Asked, tuned: Tuning | None) -> li
 
 def _units(runs: Runs) -> str:
     """Return the unit of steps in the plural."""
-    return runs.step_name + "s" * (not runs.step_name.endswith("s"))
+    name = runs.step_name or "step"
+    return name + "s" * (not name.endswith("s"))
 
 
 def _arms(counts: Mapping[Any, int] | pd.Series[Any]) -> str:
@@ -456,10 +458,11 @@ def _unequal_tuning(runs: Runs, tuned: Tuning) -> Caution | None:
         return None
     tried = {arm: of["configurations"] for arm, of in tuned["arms"].items()}
     tried = dict(sorted(tried.items(), key=lambda item: item[1]))
+    comparable = any(of["expected"] for of in tuned["arms"].values())
+    remedy = f"; compare the expected best of {tuned['budget']:,}, which all of them tried" * comparable
     sentence = (
         f"The arms tried unequal numbers of configurations ({_arms(tried)}): the best of more tends to "
-        f"be better even where the arm is not; compare the expected best of {tuned['budget']:,}, which all "
-        "of them tried."
+        f"be better even where the arm is not{remedy}."
     )
     return Caution(kind="unequal_tuning", sentence=sentence, runs=_names(runs.table, runs.table.index))
 
@@ -487,28 +490,38 @@ def _confounded(runs: Runs) -> Caution | None:
 
 
 def _unequal_lengths(chosen: pd.DataFrame, runs: Runs, asked: Asked) -> Caution | None:
-    if asked.outcome != "last" or "" in asked.at:
-        return None
-    table = chosen[chosen["length"].notna() & ~chosen["arm"].isin(list(asked.at))]
-    if table["length"].nunique() < 2:
-        return None
-    ends = table.groupby("arm", sort=False)["length"].agg(["min", "max"])
-    ragged = ends[ends["min"] != ends["max"]]
+    """Arms whose runs had different plans, or end at different steps. At one step, or by their steps to a
+    target, schedules are compared, too."""
+    column = "planned" if chosen["planned"].notna().any() else "length"
+    table = chosen[chosen[column].notna()]
+    ends = table.groupby("arm", sort=False)[column].agg(["min", "max"])
+    length = chosen.groupby("arm", sort=False)["length"].agg(["min", "max"]).dropna()
+    ragged = length[length["min"] != length["max"]]
     said = []
     if ends["max"].nunique() > 1:
         by_end = ends["max"].sort_values()
         said.append(
-            f"arms end between {runs.step_name} {by_end.iloc[0]:g} ({by_end.index[0]}) and "
-            f"{by_end.iloc[-1]:g} ({by_end.index[-1]})"
+            f"arms {'were to take' if column == 'planned' else 'end at'} between {by_end.iloc[0]:g} "
+            f"{_units(runs)} ({by_end.index[0]}) and {by_end.iloc[-1]:g} ({by_end.index[-1]})"
         )
-    if len(ragged):
+    if len(ragged) and asked.outcome == "last" and not asked.at:
         some = listed((f"{r.Index} {r.min:g} to {r.max:g}" for r in ragged.itertuples()), 3)
         said.append(f"within {count(len(ragged), 'arm')} runs end unequally ({some})")
+    if not said:
+        return None
     sentence = (
-        f"Last values are compared although {' and '.join(said)}: a longer run is usually lower; "
-        "compare steps to a target (--target), or values at one step (--at)."
+        f"Runs of different lengths are compared: {' and '.join(said)}. A longer run is usually lower, and "
+        "one that is cut short, or met at a target on its way, has not had the end of its schedule: compare "
+        "runs that were planned alike."
     )
     return Caution(kind="unequal_lengths", sentence=sentence, runs=_names(table, table.index))
+
+
+def _unused_exchange(judged: Runs, asked: Asked) -> Caution | None:
+    if asked.exchange is None or judged.table["length"].nunique() > 1 or asked.at:
+        return None
+    sentence = "--exchange changes nothing here: all arms are judged at one length."
+    return Caution(kind="unused_exchange", sentence=sentence, runs=[])
 
 
 def _unequal_cadence(runs: Runs, asked: Asked, curves: Curves) -> Caution | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from ebc_lab.config.errors import UserError, any_of, nearest, require, shown
+from ebc_lab.config.errors import UserError, any_of, nearest, require, shown, visible
 
 from .asked import Asked
 from .readers.names import split_names
@@ -91,6 +91,10 @@ DETAILS = {
     "url",
     "id",
     "path",
+    "stage",
+    "phase",
+    "group",
+    "job",
 }
 
 
@@ -159,9 +163,10 @@ def choose_columns(source: Source, asked: Asked) -> tuple[Source, Columns]:
     loss, choose, better = _losses(search, asked)
     seed = search.find("seed", asked.seed, SEED_NAMES)
     lengths = EPOCHS_PLANNED if plain(step) == "epoch" else PLANNED_NAMES
-    curved = bool(step or asked.planned)  # without curves `n_steps` is a setting like others
+    if not step:  # there `n_steps` is a setting like others, and `max_steps` is not
+        lengths = (("planned", "planned steps", "max steps", "total steps"),)
     words = {name for name in search.names if not search.numeric(name)}
-    planned = search.find("planned", asked.planned, lengths, apart={step, *words}) if curved else ""
+    planned = search.find("planned", asked.planned, lengths, apart={step, *words})
     started = search.find("started", "", STARTED_NAMES)
     run = search.find("run", asked.run, RUN_NAMES, apart={asked.arm} - {""})
     search.used |= {loss, choose, seed, step, planned, started}
@@ -208,7 +213,7 @@ class _Search:
         self.taken.append({"role": role, "column": column, "sentence": f"{role}: {how}"})
         return column
 
-    def named(self, role: str, column: str) -> str:
+    def named(self, role: str, column: str, *, note: bool = True) -> str:
         """Return a column that was asked for. Raises UserError where there is none of this name."""
         if column not in self.names:
             near = nearest(column, self.names)
@@ -216,7 +221,7 @@ class _Search:
                 f"there is no column {shown(column)}, which --{role} names{near}: "
                 f"{self.source.what} has {any_of(self.names)}."
             )
-        return self.take(role, column, f"column {column}, as asked")
+        return self.take(role, column, f"column {column}, as asked") if note else column
 
     def find(self, role: str, asked: str, names: Sequence[Sequence[str]], apart: Iterable[str] = ()) -> str:
         """Return the column with a role: the one asked for, the one that the format knows, or the first by
@@ -288,7 +293,7 @@ class _Search:
 def _losses(search: _Search, asked: Asked) -> tuple[str, str, str]:
     """Return the column that is judged, the one that chooses configurations (empty: the same), and which
     direction is better."""
-    choose = search.named("choose", asked.choose) if asked.choose else ""
+    choose = search.named("choose", asked.choose, note=False) if asked.choose else ""
     if asked.loss:
         loss = search.named("loss", asked.loss)
     elif known := search.source.roles.get("loss", ""):
@@ -316,6 +321,44 @@ def _losses(search: _Search, asked: Asked) -> tuple[str, str, str]:
     if _percent(search, loss):
         search.take("unit", loss, f"{loss} is in percent")
     return loss, choose, better
+
+
+def as_text(value: Any) -> str | None:
+    """Return a value as text on one line, a whole number without its point, and what would command a terminal
+    as escapes; None for a blank."""
+    if value is None or value != value or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    return visible(" ".join(str(value).split())) or None
+
+
+def rows_where(source: Source, where: Sequence[str]) -> Source:
+    """Return the rows of a source that have all of these `COLUMN=VALUE`.
+
+    Raises UserError: there is no such column, or no row with this value."""
+    import pandas as pd
+
+    frame, notes = source.frame, list(source.notes)
+    for pair in where:
+        column, _, value = pair.partition("=")
+        known = [str(name) for name in frame.columns]
+        require(
+            column in known,
+            f"--where {pair} names no column of {source.what}{nearest(column, known)}: write COLUMN=VALUE, "
+            f"with one of {any_of(known)}.",
+        )
+        codes, values = pd.factorize(frame[column])
+        texts = [as_text(one) for one in values]
+        require(
+            value in texts,
+            f"no row of {source.what} has {column} = {shown(value)}: there are "
+            f"{any_of([text or '' for text in texts])}.",
+        )
+        kept = codes == texts.index(value)
+        notes.append(f"Only the rows with {column} = {value} were taken, {kept.sum():,} of {len(frame):,}.")
+        frame = frame[kept].reset_index(drop=True)
+    return replace(source, frame=frame, notes=notes) if where else source
 
 
 def direction_of(column: str) -> str:

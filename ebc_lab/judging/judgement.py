@@ -23,7 +23,7 @@ from ebc_lab.records.json_files import as_json
 
 from . import cautions, differences, outcomes, sections, sentences, tuning
 from .asked import Asked, asked_of
-from .columns import choose_columns, plain_frame
+from .columns import choose_columns, plain_frame, rows_where
 from .record import ArmRecord, Caution, DifferenceRecord, Record, Taken
 from .runs import Runs, alike_arms, joined, runs_of
 
@@ -76,6 +76,7 @@ def judged(runs: pd.DataFrame | Paths | Sequence[Paths], asked: Asked) -> Judgem
             "judge takes a frame of pandas, or the places of files and folders: join several frames first.",
         )
         sources = read([Path(path) for path in paths], asked)
+    sources = [rows_where(source, asked.where) for source in sources]
     chosen = [choose_columns(source, asked) for source in sources]
     made = joined([runs_of(source, columns) for source, columns in chosen])
     what = [source.what for source in sources]
@@ -120,7 +121,7 @@ def _positive(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What somebody's runs say. Its tables are called as those of `ebc_lab.load`; like them they have units and
+    """What somebody's runs say. Its tables are called as those of `ebc_lab.load`, and have units and
     meanings of their columns in `table.attrs`.
 
     Attributes:
@@ -203,10 +204,31 @@ class Judgement:
 # -- the record ----------------------------------------------------------------------------------------------
 
 
-def _record(
-    every: Runs, asked: Asked, what: Sequence[str], notes: Sequence[str], taken: list[Taken]
-) -> Record:
-    """Return the judgement of runs as JSON has it."""
+@dataclass(frozen=True)
+class _Selection:
+    """The runs that are judged, and what they were chosen from.
+
+    Attributes:
+        every: all runs, of any length and configuration.
+        runs: those of one length an arm, with their outcomes.
+        judged: of these the ones in the configuration that was chosen for their arm.
+        tuned: how it was chosen; None where no arm had a choice.
+        turn: whether larger outcomes are better; losses are outcomes with their signs turned then.
+        losses: arm -> number of the run -> loss, the best arm first.
+        cautions: what was met on the way.
+    """
+
+    every: Runs
+    runs: Runs
+    judged: Runs
+    tuned: tuning.Tuning | None
+    turn: bool
+    losses: outcomes.Losses
+    cautions: Sequence[Caution]
+
+
+def _selected(every: Runs, asked: Asked) -> _Selection:
+    """Return the runs that are judged."""
     every = outcomes.of_chain(every, asked.chain)
     every, of_copies = outcomes.distinct_runs(every) if asked.distinct else (every, [])
     runs, of_lengths = outcomes.at_one_length(every)
@@ -215,16 +237,33 @@ def _record(
     tried = tuning.configurations_of(runs.table, runs.settings, higher=turn)
     tuned = tuning.tuning_of(tried, chosen_by=runs.choose or runs.loss, reported=runs.loss, lr=asked.lr)
     judged = outcomes.chosen_runs(runs, tried, tuned)
-    varying = [name for name in runs.settings if runs.table[name].map(str).nunique() > 1]
+    if tuned:
+        everywhere = tuning.configurations_of(every.table, every.settings, higher=turn)
+        tuned = tuning.counted(tuned, {arm: len(tried) for arm, tried in everywhere.items()})
     losses = outcomes.losses_by_arm(judged, turn=turn)
     losses = {arm: losses[arm] for arm in in_order(losses)}
+    return _Selection(every, runs, judged, tuned, turn, losses, [*of_copies, *of_lengths, *of_outcomes])
+
+
+def _record(
+    every: Runs, asked: Asked, what: Sequence[str], notes: Sequence[str], taken: list[Taken]
+) -> Record:
+    """Return the judgement of runs as JSON has it."""
+    chosen = _selected(every, asked)
+    runs, judged, losses, turn = chosen.runs, chosen.judged, chosen.losses, chosen.turn
+    varying = [name for name in runs.settings if runs.table[name].map(str).nunique() > 1]
     reference, why = reference_of(losses, asked)
     paired, pairing = pairing_of(judged, losses, asked)
     by_seed = outcomes.losses_by_arm(judged, turn=turn, by="seed") if paired else losses
     keyed = {arm: by_seed[arm] for arm in losses}
-    luck = {arm: tuning.luck_of(tuned, arm) for arm in losses}
-    compare = _comparing(losses, reference, luck, asked, paired=paired, turn=turn)
-    compared = compare(keyed)
+    assumed = sigma_of(losses, asked)
+    luck = {arm: tuning.luck_of(chosen.tuned, arm) for arm in losses}
+    first, pairs = reference or next(iter(losses)), asked.pairs or not reference
+    compare = _comparing(first, asked, assumed, pairs=pairs, paired=paired, turn=turn)
+    compared = compare(keyed, luck)
+    lucky = any(one.sd for one in luck.values())
+    alike = outcomes.alike(chosen.every, judged)
+    tuned = tuning.turned(chosen.tuned) if turn and chosen.tuned else chosen.tuned
     record: Record = {
         "ebc_lab": __version__,
         "sources": list(what),
@@ -235,17 +274,23 @@ def _record(
         "reference": reference,
         "paired": paired,
         "pairing": pairing,
-        "method": sentences.method_in_words(compared, any(one.sd for one in luck.values())),
+        "method": sentences.method_in_words(compared, lucky, assumed.get("sigma")),
         "margin": asked.margin,
         "confidence": CONFIDENCE,
         "taken": [*taken, *([Taken(role="reference", column="", sentence=why)] if why else [])],
         "answer": [],
-        "cautions": [],
+        "cautions": [
+            *(Caution(kind="read", sentence=note, runs=[]) for note in notes),
+            *chosen.cautions,
+            *cautions.cautions(runs, judged, asked, chosen.tuned),
+            *alike_arms(chosen.every.table),
+            *chosen.every.cautions,
+        ],
         "arms": _arm_records(judged, varying, losses, asked, turn=turn),
         "differences": compared,
-        "tuning": cast(dict[str, Any] | None, tuning.turned(tuned) if turn and tuned else tuned),
+        "tuning": cast(dict[str, Any] | None, tuned),
         "steps": sections.steps_section(judged, reference, next(iter(losses)), asked, paired=paired),
-        "lengths": sections.lengths_section(every, judged, keyed, reference, asked, compare, turn=turn),
+        "lengths": sections.lengths_section(alike, judged, keyed, luck, reference, asked, compare, turn=turn),
         "rule": sections.rule_section(judged, asked),
         "runs": _run_records(judged),
     }
@@ -253,41 +298,26 @@ def _record(
         record["chain"] = list(asked.chain)
     if asked.outcome == "target":
         record["unit"] = f"{runs.step_name}s"
-    record["cautions"] = [
-        *(Caution(kind="read", sentence=note, runs=[]) for note in notes),
-        *of_copies,
-        *of_lengths,
-        *of_outcomes,
-        *cautions.cautions(runs, judged, asked, tuned),
-        *alike_arms(every.table),
-        *every.cautions,
-    ]
     record["answer"] = sentences.answer(record)
     return record
 
 
 def _comparing(
-    losses: outcomes.Losses,
-    reference: str,
-    luck: Mapping[str, Luck],
-    asked: Asked,
-    *,
-    paired: bool,
-    turn: bool,
-) -> Callable[[outcomes.Losses], list[DifferenceRecord]]:
-    """Return a function that compares arms by their losses, as they are or at equal steps, as is asked."""
-    sigma = sigma_of(losses, asked)
+    first: str, asked: Asked, assumed: Mapping[str, Any], *, pairs: bool, paired: bool, turn: bool
+) -> Callable[[outcomes.Losses, Mapping[str, Luck]], list[DifferenceRecord]]:
+    """Return a function that compares arms by their losses, as they are or at equal steps, and by the luck
+    that these have. `first`: the reference, or the arm that pairs begin with; `assumed`: of `sigma_of`."""
 
-    def compare(by_arm: outcomes.Losses) -> list[DifferenceRecord]:
+    def compare(by_arm: outcomes.Losses, luck: Mapping[str, Luck]) -> list[DifferenceRecord]:
         found = differences.compare(
             by_arm,
-            reference or next(iter(losses)),
-            pairs=asked.pairs or not reference,
+            first,
+            pairs=pairs,
             chain=asked.chain,
             paired=paired,
             margin=asked.margin,
             luck=luck,
-            **sigma,
+            **assumed,
         )
         return [_difference_record(one, turn=turn) for one in found]
 

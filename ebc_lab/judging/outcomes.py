@@ -13,7 +13,7 @@ from . import steps
 from .asked import Asked
 from .record import Caution
 from .runs import Curves, Runs
-from .tuning import Configuration, Tuning
+from .tuning import REPLICATED, Configuration, Tuning
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,32 +120,37 @@ def distinct_runs(runs: Runs) -> tuple[Runs, list[Caution]]:
 
 
 def at_one_length(runs: Runs) -> tuple[Runs, list[Caution]]:
-    """Return the runs without those of other lengths, where an arm has runs of several: kept is the length
-    that most arms have, then the one of most runs, then the longest."""
-    lengths = lengths_by_arm(runs.table) if runs.step_name else {}
+    """Return the runs without those of other lengths, where an arm has runs of several: kept is a length at
+    which a configuration was repeated, then the one that most arms have, that of most runs, the longest."""
+    planned = bool(runs.table["planned"].notna().any())
+    lengths = lengths_by_arm(runs.table) if runs.step_name or planned else {}
     several = {arm: of_arm for arm, of_arm in lengths.items() if len(of_arm) > 1}
     if not several:
         return runs, []
 
-    def weight(length: float) -> tuple[int, int, float]:
-        having = [of_arm[length] for of_arm in lengths.values() if length in of_arm]
-        return len(having), sum(having), length
-
     table = runs.table
-    column = "planned" if table["planned"].notna().any() else "length"
+    column = "planned" if planned else "length"
+    alike = table.groupby(["arm", column, *runs.settings], dropna=False).size()
+    keys = zip(alike.index, alike.tolist(), strict=True)
+    repeated = {(arm, length) for (arm, length, *_), number in keys if number >= REPLICATED}
+
+    def weight(arm: str, length: float) -> tuple[bool, int, int, float]:
+        having = [of_arm[length] for of_arm in lengths.values() if length in of_arm]
+        return (arm, length) in repeated, len(having), sum(having), length
+
     kept = table.index >= 0
+    judged = []
     for arm, of_arm in several.items():
-        judged = max(of_arm, key=weight)
-        others = [length for length in of_arm if length != judged]
-        finished = (table["outcome"].abs() < math.inf) | (column == "planned")
+        longest = max(of_arm, key=lambda length: weight(arm, length))
+        others = [length for length in of_arm if length != longest]
+        finished = (table["outcome"].abs() < math.inf) | planned
         kept &= (table["arm"] != arm) | ~(table[column].isin(others) & finished)
+        judged.append(f"{longest:g} of {arm} (it has {listed(f'{length:g}' for length in of_arm)})")
     if kept.all():
         return runs, []
-    names = [f"{arm} ({', '.join(f'{length:g}' for length in of_arm)})" for arm, of_arm in several.items()]
     sentence = (
-        f"Some arms have runs of several lengths, in {runs.step_name}s: {'; '.join(names)}. Compared are "
-        f"those of the length that most arms have; the other {int((~kept).sum())} show what a "
-        f"{runs.step_name} is worth."
+        f"Arms have runs of several lengths in {runs.step_name or 'step'}s; judged are {listed(judged)}. "
+        f"The other {int((~kept).sum())} runs are left out of it; --where COLUMN=VALUE takes others."
     )
     left_out = [str(name) for name in table.loc[~kept, "run"]]
     return only(runs, kept), [{"kind": "lengths", "sentence": sentence, "runs": left_out}]
@@ -249,6 +254,16 @@ def chosen_runs(runs: Runs, tried: Mapping[str, Sequence[Configuration]], tuned:
     for arm, configurations in tried.items():
         rows.update(configurations[tuned["arms"][arm]["chosen"]["number"]].rows)
     return only(runs, [number in rows for number in range(len(runs.table))])
+
+
+def alike(every: Runs, judged: Runs) -> Runs:
+    """Return the runs of all lengths that have the configuration of their arm's judged runs."""
+    if not every.settings:
+        return every
+    keys = ["arm", *every.settings]
+    wanted = set(judged.table[keys].astype(str).itertuples(index=False, name=None))
+    rows = every.table[keys].astype(str).itertuples(index=False, name=None)
+    return only(every, [row in wanted for row in rows])
 
 
 def losses_by_arm(runs: Runs, *, turn: bool, by: str = "run") -> Losses:

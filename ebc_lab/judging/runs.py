@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ebc_lab.config.errors import UserError, any_of, count, listed, require, shown, visible
+from ebc_lab.config.errors import UserError, any_of, count, listed, require, shown
 
-from .columns import RATES, Columns, direction_of, plain
+from .columns import RATES, Columns, as_text, direction_of, plain
 from .readers.reader import Source
 from .record import Caution
 from .repeats import repeated_steps
@@ -285,12 +285,12 @@ def _table(frame: pd.DataFrame, columns: Columns, codes: Any, keys: Sequence[str
     first[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)
     rows = frame.iloc[first].reset_index(drop=True)
     table = pd.DataFrame(index=pd.RangeIndex(len(first)))
-    table["arm"] = rows[columns.arm].map(_text).astype(object)
+    table["arm"] = rows[columns.arm].map(as_text).astype(object)
     _refuse_blank_arms(table, first, columns)
-    table["seed"] = rows[columns.seed].map(_text).astype(object) if columns.seed else None
+    table["seed"] = rows[columns.seed].map(as_text).astype(object) if columns.seed else None
     table["run"] = _names(rows, columns, keys, table)
     place = next((name for name in ("source", "file") if name in rows), "")
-    table["source"] = rows[place].map(_text).astype(object) if place else ""
+    table["source"] = rows[place].map(as_text).astype(object) if place else ""
     table["planned"] = _numbers(rows, columns.planned, "planned") if columns.planned else math.nan
     table["length"], table["rows"] = math.nan, 0
     started = rows[columns.started] if columns.started else pd.Series(pd.NaT, index=rows.index)
@@ -310,7 +310,7 @@ def _setting_name(column: str) -> str:
 def _names(rows: pd.DataFrame, columns: Columns, keys: Sequence[str], table: pd.DataFrame) -> list[str]:
     """Return a name for each run that no other has."""
     if columns.run:
-        names = [_text(value) or "" for value in rows[columns.run]]
+        names = [as_text(value) or "" for value in rows[columns.run]]
         if len(set(names)) < len(names):
             names = [f"{arm} {name}" for arm, name in zip(table["arm"], names, strict=True)]
     else:
@@ -318,24 +318,14 @@ def _names(rows: pd.DataFrame, columns: Columns, keys: Sequence[str], table: pd.
     if columns.seed and len(set(names)) < len(names):
         names = [f"{name}, seed {seed}" for name, seed in zip(names, table["seed"], strict=True)]
     for key in (key for key in keys if key not in (columns.run, columns.arm, columns.seed)):
-        names = [f"{name}, {key} {_text(value)}" for name, value in zip(names, rows[key], strict=True)]
+        names = [f"{name}, {key} {as_text(value)}" for name, value in zip(names, rows[key], strict=True)]
     if len(set(names)) < len(names):
         names = [f"{name} (row {row + 1})" for row, name in enumerate(names)]
     return names
 
 
-def _text(value: Any) -> str | None:
-    """Return a value as text on one line, a whole number without its point, and what would command a terminal
-    as escapes; None for a blank."""
-    if value is None or value != value or (isinstance(value, str) and not value.strip()):
-        return None
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        return str(int(value))
-    return visible(" ".join(str(value).split())) or None
-
-
 def _setting(value: Any) -> Any:
-    return _text(value) if isinstance(value, str) else value
+    return as_text(value) if isinstance(value, str) else value
 
 
 def _times(values: pd.Series[Any]) -> pd.Series[Any]:
@@ -440,10 +430,14 @@ def _with_curves(
     table["rows"] = np.bincount(run, minlength=len(table))
     table["chosen_by"] = table["outcome"]
     if columns.choose:
-        choosing = _choosing(frame, columns)
-        logged = np.flatnonzero(~np.isnan(choosing))
+        choosing, step = _choosing(frame, columns), _numbers(frame, columns.step, "step")
+        logged = ~np.isnan(choosing)
+        ended = _blank_ends(codes, step, logged)
+        logged = logged | ended if len(ended) else logged
+        rows = np.flatnonzero(logged)
+        rows = rows[np.lexsort((step[rows], codes[rows]))]
         chosen = np.full(len(table), math.nan)
-        chosen[codes[logged]] = choosing[logged]  # the last one logged
+        chosen[codes[rows]] = choosing[rows]  # of the last step
         table["chosen_by"] = chosen
     return table
 

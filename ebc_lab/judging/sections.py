@@ -6,9 +6,10 @@ Each function returns a part of the record, as JSON has it, or None where the ru
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ebc_lab.config.errors import count
+from ebc_lab.study.stages.statistics import CONFIDENCE, NO_LUCK, Luck
 
 from . import rules, steps
 from .asked import Asked
@@ -46,37 +47,44 @@ def steps_section(
 
 
 def lengths_section(
-    every: Runs,
+    alike: Runs,
     judged: Runs,
     losses: Losses,
+    luck: Mapping[str, Luck],
     reference: str,
     asked: Asked,
-    compare: Callable[[Losses], Sequence[DifferenceRecord]],
+    compare: Callable[[Losses, Mapping[str, Luck]], Sequence[DifferenceRecord]],
     *,
     turn: bool,
 ) -> dict[str, Any] | None:
-    """Return what lengths say, or None where all runs have one length. `compare`: compares the arms' losses
-    as those of their outcomes are compared.
+    """Return what lengths say, or None where all runs have one length. `alike`: the runs of all lengths that
+    have the configuration which is judged; `luck`: arm -> the luck of its tuning; `compare`: compares arms by
+    their losses and luck as those of the outcomes are compared.
 
     * `rates`: arm -> `steps.Exchange`, of arms that have runs of several lengths;
     * `ratios`: `steps.Ratio` of the lengths at which an arm ends as low as the reference;
     * `exchange`: the loss that a step is worth in `differences`, and `by`, whence it is; None where unknown;
-    * `differences`: the comparisons at equal steps, each further step charged at the exchange.
+    * `differences`: the comparisons at equal steps, each further step charged at the exchange; intervals are
+      widened for what is not known of an estimated one.
     """
-    if not every.step_name or asked.outcome != "last":
+    if not alike.step_name or asked.outcome != "last":
         return None
-    table = _of_chosen(every, judged)
-    table = table.assign(outcome=-table["outcome"]) if turn else table
+    table = alike.table.assign(outcome=-alike.table["outcome"]) if turn else alike.table
     rates = steps.exchange_rates(table)
     lengths = _lengths(judged.table, asked)
     if not rates and len(set(lengths.values())) < 2:
         return None
     others = [arm for arm in losses if arm != reference] if reference else []
     several = [steps.ratio_of_lengths(table, arm, reference, len(others)) for arm in others]
-    exchange, by = _exchange(rates, reference, asked)
+    exchange, by, error = _exchange(rates, reference, asked)
     compared: Sequence[DifferenceRecord] = []
     if exchange is not None and len(set(lengths.values())) > 1:
-        compared = compare(steps.at_equal_steps(losses, lengths, exchange))
+        fewest = min(lengths.values())
+        luck = {
+            arm: luck[arm] + Luck(error.sd * (length - fewest), error.freedom)
+            for arm, length in lengths.items()
+        }
+        compared = compare(steps.at_equal_steps(losses, lengths, exchange), luck)
     return {
         "lengths": lengths,
         "rates": rates,
@@ -87,36 +95,30 @@ def lengths_section(
     }
 
 
-def _of_chosen(every: Runs, judged: Runs) -> pd.DataFrame:
-    """Return the table of `every` run but, where an arm tried several configurations at one length, only the
-    one that is judged: whatever else was tried there would pass for what the length does."""
-    table, settings = every.table, list(every.settings)
-    if not settings:
-        return table
-    configuration = table.groupby(settings, sort=False, dropna=False).ngroup()
-    length = table["planned"].fillna(table["length"])
-    several = configuration.groupby([table["arm"], length]).transform("nunique") > 1
-    chosen = judged.table[["arm", *settings]].drop_duplicates()
-    known = table[["arm", *settings]].merge(chosen, how="left", indicator=True)["_merge"] == "both"
-    return table[~several | known.to_numpy()]
-
-
 def _lengths(table: pd.DataFrame, asked: Asked) -> dict[str, float]:
     """Return the step of each arm's outcome: as asked, else the last of its longest run."""
     longest = table.groupby("arm", sort=False)["length"].max()
     return {str(arm): float(asked.at.get(str(arm), asked.at.get("", x))) for arm, x in longest.items()}
 
 
-def _exchange(rates: Mapping[str, steps.Exchange], reference: str, asked: Asked) -> tuple[float | None, str]:
-    """Return the loss that a step is worth, and whence it is: as given, else from the reference's lengths,
-    else from those of the arm that has most."""
+def _exchange(
+    rates: Mapping[str, steps.Exchange], reference: str, asked: Asked
+) -> tuple[float | None, str, Luck]:
+    """Return the loss that a step is worth, whence it is, and its standard error: as given, else from the
+    reference's lengths, else from those of the arm that has most. A rate without an interval is not used."""
     if asked.exchange is not None:
-        return asked.exchange, "as given"
-    known = {arm: rate for arm, rate in rates.items() if rate["per_step"] is not None}
+        return asked.exchange, "as given", NO_LUCK
+    known = {arm: rate for arm, rate in rates.items() if rate["low"] is not None and rate["high"] is not None}
     if not known:
-        return None, ""
+        return None, "", NO_LUCK
+    from scipy import stats
+
     arm = reference if reference in known else max(known, key=lambda name: known[name]["runs"])
-    return known[arm]["per_step"], f"from the lengths of {arm}"
+    rate = known[arm]
+    freedom = rate["runs"] - 2.0
+    half = cast(float, rate["high"]) - cast(float, rate["per_step"])
+    error = half / float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
+    return rate["per_step"], f"from the lengths of {arm}", Luck(error, freedom)
 
 
 def rule_section(runs: Runs, asked: Asked) -> dict[str, Any] | None:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ebc_lab.config.errors import count, listed
+from ebc_lab.study.stages.statistics import CONFIDENCE
 
 from .asked import Asked
 from .record import DifferenceRecord, Record
 from .runs import Runs
 
+VERDICTS = ("better", "level", "worse", "undecided")
 MOST_BEATEN = 3  # arms that are named with their differences
 METHODS = {
     "t": "Runs with one seed are paired; intervals are Student's t of the differences",
     "rank": "where a run diverged, the median difference has the interval of order statistics",
     "welch": "Intervals are Welch's t of two groups of runs",
     "rank-sum": "where a run diverged, it ranks behind all others, and the interval is by ranks",
-    "sigma": "where an arm has one run, the interval rests on the given σ",
+    "sigma": "where an arm has one run, the interval rests on a σ of {sigma:.3g}",
 }
 
 
@@ -38,12 +41,14 @@ def outcome_in_words(runs: Runs, asked: Asked) -> str:
     return f"the last {runs.loss} of each run"
 
 
-def method_in_words(compared: Sequence[Mapping[str, Any]], luck: bool) -> str:
-    """Return how the intervals were made. `luck`: whether they allow for the luck of a tuning."""
+def method_in_words(compared: Sequence[Mapping[str, Any]], luck: bool, sigma: float | None) -> str:
+    """Return how the intervals were made. `luck`: whether they allow for the luck of a tuning; `sigma`: the
+    standard deviation of a run that was assumed."""
     if not compared:
         return "There is one arm, and so nothing is compared."
     used = {one["method"] for one in compared if one["method"]}
     text = "; ".join(sentence for method, sentence in METHODS.items() if method in used)
+    text = text.format(sigma=sigma)
     if not text:
         notes = {one["note"] for one in compared if one["note"]}
         return f"Nothing is tested ({'; '.join(sorted(notes))})." if notes else "Nothing is compared."
@@ -158,22 +163,25 @@ def _alone(one: DifferenceRecord, record: Record) -> str:
 def _against_reference(record: Record, by: str) -> list[str]:
     """Return the answer of several comparisons with one reference, a line for each verdict."""
     reference, compared = record["reference"], record["differences"]
-    relations = {"better": "better than", "level": "level with", "worse": "worse than"}
+    of = {verdict: [one for one in compared if one["verdict"] == verdict] for verdict in VERDICTS}
     lines = []
-    for verdict, relation in relations.items():
-        named = [f"{x['arm']} ({difference_in_words(x)})" for x in compared if x["verdict"] == verdict]
-        if named:
-            verb = "is" if len(named) == 1 else "are"
-            lines.append(f"{listed(named)} {verb} {relation} {reference}.")
-        elif verdict == "better":
-            lines.append(f"no arm is shown to be better than {reference}.")
+    if len(of["worse"]) == len(compared):
+        beaten = listed(f"{x['arm']} (by {size_in_words(x)})" for x in compared)
+        lines.append(f"{reference} is better than {beaten}.")
+    else:
+        lines.append("" if of["better"] else f"no arm is shown to be better than {reference}.")
+        for verdict in ("better", "level", "worse"):
+            if of[verdict]:
+                named = listed(f"{x['arm']} ({difference_in_words(x)})" for x in of[verdict])
+                relation = f"{verdict} {'with' if verdict == 'level' else 'than'}"
+                lines.append(f"{named} {'is' if len(of[verdict]) == 1 else 'are'} {relation} {reference}.")
+    lines = [line for line in lines if line]
     lines[0] = f"{by} {lines[0]}"
-    undecided = [one for one in compared if one["verdict"] == "undecided"]
-    if undecided:
-        named = [f"{x['arm']} ({difference_in_words(x)})" for x in undecided]
-        lines.append(f"Undecided: {listed(named)}.")
+    if of["undecided"]:
+        named = listed(f"{x['arm']} ({difference_in_words(x)})" for x in of["undecided"])
+        lines.append(f"Undecided: {named}.")
     together = count(compared[0]["comparisons"], "comparison")
-    return [*lines, *_needed(undecided), f"Intervals are joint over {together}."]
+    return [*lines, *_needed(of["undecided"]), f"Intervals are joint over {together}."]
 
 
 def _along_chain(record: Record, by: str) -> list[str]:
@@ -227,18 +235,39 @@ def _about_best(record: Record) -> list[str]:
 
 
 def _needed(undecided: Sequence[DifferenceRecord]) -> list[str]:
-    """Return about how many runs would decide what is open."""
+    """Return about how many runs would decide what is open, and where too few for any answer by ranks are."""
     known = [one for one in undecided if one["seeds_needed"]]
-    if not known:
-        return []
-    if len(undecided) == 1:
+    lines = []
+    if known and len(undecided) == 1:
         runs = known[0]["seeds_needed"]
-        return [
-            f"About {runs} fresh runs an arm would decide it four times in five, if the difference is "
-            "what it seems."
-        ]
-    named = [f"{one['arm']} {one['seeds_needed']}" for one in known]
-    return [
-        "Fresh runs an arm that would decide four times in five, if the differences are what they seem: "
-        f"{listed(named)}."
-    ]
+        lines.append(
+            f"About {runs} fresh runs an arm would decide it four times in five, if the difference is what "
+            "it seems."
+        )
+    elif known:
+        named = listed(f"{one['arm']} {one['seeds_needed']}" for one in known)
+        lines.append(
+            "Fresh runs an arm that would decide four times in five, if the differences are what they seem: "
+            f"{named}."
+        )
+    for one in undecided:
+        fewest = _fewest_by_rank(one)
+        if min(one["n_arm"], one["n_reference"]) < fewest:
+            pair = f"{one['arm']} and {one['reference']}"
+            lines.append(
+                f"{pair} are compared by ranks, since a run diverged, and then fewer than {fewest} runs an "
+                "arm decide nothing."
+            )
+    return lines
+
+
+def _fewest_by_rank(one: DifferenceRecord) -> int:
+    """Return the fewest runs an arm of which ranks can exclude no difference, jointly; 0 of other methods."""
+    if one["method"] not in ("rank", "rank-sum"):
+        return 0
+    level = (1 - CONFIDENCE) / one["comparisons"]
+    for runs in itertools.count(2):
+        orders = 2**runs if one["method"] == "rank" else math.comb(2 * runs, runs)
+        if 2 / orders <= level:
+            return runs
+    raise AssertionError

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ERRORS = 2  # standard errors in the upper limit by which a configuration is chosen
+REPLICATED = 3  # runs
 NOISES = 2.0  # standard deviations of a run: the height of a learning-rate window
 MOST_BUDGETS = 50  # of how many budgets k the expected best is given
 LEARNING_RATE = re.compile(r"(.*[./_])?(lr|learning_?rate)(_init|_max|_peak)?", re.IGNORECASE)
@@ -153,7 +154,9 @@ def tuning_of(
     unit of the choosing loss; None: twice the standard deviation of a run, and no window without replicates.
 
     The chosen configuration of an arm is the only one of which the runs are compared with another arm's; all
-    others are tuning, even if they have as many runs. It is the one with the lowest upper limit of the
+    others are tuning, even if they have as many runs. Where one configuration has at least REPLICATED runs
+    and every other at most half as many, it is that one, which the arm's owner chose to repeat, say after a
+    search. Otherwise it is the one with the lowest upper limit of the
     choosing loss: its mean plus two standard errors, from the noise that all configurations share. Where each
     has the same number of runs, that is the lowest mean; otherwise, one lucky run does not beat a mean of
     several. A diverged run makes a mean infinite. If all are infinite, the smallest share of diverged runs
@@ -171,6 +174,19 @@ def tuning_of(
         "equal": max(map(len, arms.values())) == budget,
         "arms": {arm: _tuned(tried, same, budget, lr, within) for arm, tried in arms.items()},
     }
+
+
+def counted(tuning: Tuning, everywhere: Mapping[str, int]) -> Tuning:
+    """Return the tuning with the numbers of configurations that arms tried at any length. Where there were
+    others than those of the judged length, their losses are not comparable, and no best of k is given."""
+    if all(everywhere[arm] == of_arm["configurations"] for arm, of_arm in tuning["arms"].items()):
+        return tuning
+    arms = {
+        arm: {**of_arm, "configurations": everywhere[arm], "expected": []}
+        for arm, of_arm in tuning["arms"].items()
+    }
+    counts = set(everywhere.values())
+    return cast(Tuning, {**tuning, "arms": arms, "equal": len(counts) == 1, "budget": min(counts)})
 
 
 def turned(tuning: Tuning) -> Tuning:
@@ -230,6 +246,9 @@ def _tuned(tried: Sequence[Configuration], same: bool, budget: int, lr: str, wit
         return {"number": i, "settings": settings, "runs": counts[i], "loss": loss, "outcome": outcome}
 
     best = min(range(len(tried)), key=rank)
+    most = max(counts)
+    if most >= REPLICATED and sum(2 * n > most for n in counts) == 1:
+        best = counts.index(most)
     luck, optimism = _luck(choosing, outcomes, counts, noise)
     return {
         "configurations": len(tried),

@@ -258,3 +258,61 @@ def test_a_configuration_is_chosen_by_the_outcome_that_is_asked_for():
     grid = pd.concat([fast, slow])
     for at, lr in ((100, 0.2), (500, 0.1)):
         assert [arm["configuration"]["lr"] for arm in judge(grid, at=at).record["arms"]] == [lr, lr]
+
+
+def test_a_search_before_the_finals_is_counted_as_tuning_and_its_finals_are_judged():
+    search = [
+        {
+            "optimizer": arm,
+            "stage": "search",
+            "lr": lr,
+            "seed": 0,
+            "max_steps": 100,
+            "val_loss": 3 + lr + i / 10,
+        }
+        for i, arm in enumerate(("adam", "muon"))
+        for lr in (0.1, 0.2, 0.3)
+    ]
+    finals = [
+        {
+            "optimizer": arm,
+            "stage": "final",
+            "lr": 0.1,
+            "seed": s,
+            "max_steps": steps,
+            "val_loss": 2 + i / 10 + s / 99,
+        }
+        for i, (arm, steps) in enumerate((("adam", 300), ("muon", 400)))
+        for s in range(1, 5)
+    ]
+    both = judge(pd.DataFrame(search + finals), reference="adam")
+    alone = judge(pd.DataFrame(search + finals), reference="adam", where="stage=final")
+    assert [arm["runs"] for arm in both.record["arms"]] == [4, 4]
+    assert both.record["differences"] == alone.record["differences"]
+    kinds = {caution["kind"] for caution in both.record["cautions"]}
+    assert {"lengths", "unequal_lengths"} <= kinds
+    assert "unequal_tuning" not in kinds
+    with pytest.raises(UserError, match=r"no row of .* has stage = finals: there are search or final"):
+        judge(pd.DataFrame(search + finals), where="stage=finals")
+
+
+def test_what_a_step_is_worth_is_of_the_judged_configuration_and_its_error_widens_the_comparison():
+    rng = np.random.default_rng(5)
+    rows = [
+        {"optimizer": arm, "lr": lr, "seed": s, "planned": n, "step": t, "val_loss": 4 - n / 400 + lr + bump}
+        for arm, lengths in (("adam", (300, 400)), ("muon", (200,)))
+        for n in lengths
+        for lr in (0.1, 0.9 if n == 300 else 0.5)
+        for s in range(4)
+        for bump in [rng.normal() * 0.01]
+        for t in (0, n)
+    ]
+    found = judge(pd.DataFrame(rows), reference="adam").record["lengths"]
+    rate = found["rates"]["adam"]
+    assert rate["per_step"] == pytest.approx(1 / 400, rel=0.1)  # of lr 0.1 alone, not of 0.5 and 0.9
+    [estimated] = found["differences"]
+    given = judge(pd.DataFrame(rows), reference="adam", exchange=rate["per_step"]).record["lengths"]
+    [exact] = given["differences"]
+    assert estimated["mean"] == pytest.approx(exact["mean"])
+    widths = [d["joint_high"] - d["joint_low"] for d in (estimated, exact)]
+    assert widths[0] > 1.2 * widths[1]

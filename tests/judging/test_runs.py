@@ -238,6 +238,6 @@ def test_curves_of_two_formats_keep_their_runs(tmp_path):
 
 def test_rows_of_curves_without_a_known_step_are_asked_about_and_runs_of_one_seed_are_not():
     frame = row_a_step().rename(columns={"step": "date"})
-    with pytest.raises(UserError, match="every optimizer and seed has 5 rows or more.*--step"):
+    with pytest.raises(UserError, match=r"every optimizer and seed has 5 rows or more.*--step"):
         judge(frame)
     assert len(judge(row_a_run().assign(seed=42)).runs()) == len(row_a_run())

@@ -137,9 +137,12 @@ def test_the_lowest_mean_of_the_loss_that_chooses_is_chosen_and_the_other_report
 def test_a_single_lucky_run_does_not_beat_a_mean_of_several():
     found = of_one_arm([2.00, 2.02, 1.98, 2.01, 1.99], [1.99], [2.5])
     assert found["chosen"]["number"] == 0
-    # what is far ahead of the noise is chosen, whatever its number of runs
+    # the one that alone was repeated is judged even where a single run lies ahead, or one of its own diverged
     ahead = of_one_arm([2.00, 2.02, 1.98, 2.01, 1.99], [1.96], [2.5])
-    assert ahead["chosen"]["number"] == 1
+    assert ahead["chosen"]["number"] == 0
+    assert of_one_arm([2.5], [2.00, 2.02, INF], [2.4])["chosen"]["number"] == 1
+    # of those that were repeated alike, the lowest
+    assert of_one_arm([2.00, 2.02, 1.98], [1.96, 1.97, 1.95], [2.5])["chosen"]["number"] == 1
     # and an extra run of a bad configuration does not make it the winner
     extra = of_one_arm([2.5, 2.52], [2.0], [2.1])
     assert extra["chosen"]["number"] == 1
