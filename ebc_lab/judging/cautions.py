@@ -312,7 +312,7 @@ def _seed_twice(runs: Runs) -> Caution | None:
     sentence = (
         f"{count(len(twice), 'run')} share arm, configuration and seed with another ("
         f"{listed(f'{r.arm}, seed {r.seed}' for r in pairs.itertuples())}): counted as separate runs "
-        "they make intervals too narrow; leave out all but one, or name the column in which they "
+        "they may make intervals too narrow; leave out all but one, or name the column in which they "
         "differ (--setting COLUMN)."
     )
     return Caution(kind="seed_twice", sentence=sentence, runs=_names(table, twice.index))
@@ -387,7 +387,7 @@ def _at_edge(runs: Runs, tuned: Tuning) -> Caution | None:
     places = listed(f"{arm} ({said})" for arm, said in found.items())
     sentence = (
         f"Tuning ended at the edge of what was tried: {places}. Beyond it the arm may be better: its tuning "
-        "is not finished, and a comparison with it says little before it is."
+        "is not finished, and what is found against it may not last."
     )
     return Caution(
         kind="edge", sentence=sentence, runs=_names(runs.table, runs.table["arm"].isin(list(found)))
@@ -461,8 +461,8 @@ def _unequal_tuning(runs: Runs, tuned: Tuning) -> Caution | None:
     comparable = any(of["expected"] for of in tuned["arms"].values())
     remedy = f"; compare the expected best of {tuned['budget']:,}, which all of them tried" * comparable
     sentence = (
-        f"The arms tried unequal numbers of configurations ({_arms(tried)}): the best of more is better "
-        f"by luck alone{remedy}."
+        f"The arms tried unequal numbers of configurations ({_arms(tried)}): the best of more tends to "
+        f"be better even where the arm is not{remedy}."
     )
     return Caution(kind="unequal_tuning", sentence=sentence, runs=_names(runs.table, runs.table.index))
 
@@ -543,7 +543,7 @@ def _unequal_cadence(runs: Runs, asked: Asked, curves: Curves) -> Caution | None
     sentence = (
         f"Near their ends the arms were evaluated from every {apart.iloc[0]:.3g} {_units(runs)} "
         f"({apart.index[0]}) to every {apart.iloc[-1]:.3g} ({apart.index[-1]}): whoever looks more often "
-        "finds a first step below a target, or a best value, earlier."
+        "finds a first step below a target earlier, and a better best value."
     )
     return Caution(kind="unequal_cadence", sentence=sentence, runs=_names(runs.table, curves.run))
 

@@ -439,8 +439,8 @@ def _arm(search: _Search, asked: Asked, run: str, seed: str) -> tuple[Source, st
         )
     frame = search.frame.copy(deep=False)
     frame["arm"] = names.map({name: rest for name, (rest, _) in parted.items()})
-    known = set(map(plain, search.names))
-    for key in dict.fromkeys(key for _, settings in parted.values() for key in settings if key not in known):
+    keys = dict.fromkeys(key for _, settings in parted.values() for key in settings)
+    for key in [key for key in keys if key not in set(map(plain, search.names))]:
         frame[key] = names.map({name: settings.get(key) for name, (_, settings) in parted.items()})
     search.taken[-1]["sentence"] = f"arm: from column {arm}, without seed and settings in the names"
     search.frame = frame

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -29,6 +29,8 @@ from .runs import Runs, alike_arms, joined, runs_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from ebc_lab.study.stages.statistics import Luck
 
 Paths = str | os.PathLike[str]
 OUTCOMES = ("last", "target", "best")
@@ -256,16 +258,9 @@ def _record(
     keyed = {arm: by_seed[arm] for arm in losses}
     assumed = sigma_of(losses, asked)
     luck = {arm: tuning.luck_of(chosen.tuned, arm) for arm in losses}
-    compared = differences.compare(
-        keyed,
-        reference or next(iter(losses)),
-        pairs=asked.pairs or not reference,
-        chain=asked.chain,
-        paired=paired,
-        margin=asked.margin,
-        luck=luck,
-        **assumed,
-    )
+    first, pairs = reference or next(iter(losses)), asked.pairs or not reference
+    compare = _comparing(first, asked, assumed, pairs=pairs, paired=paired, turn=turn)
+    compared = compare(keyed, luck)
     lucky = any(one.sd for one in luck.values())
     tuned = tuning.turned(chosen.tuned) if turn and chosen.tuned else chosen.tuned
     record: Record = {
@@ -291,11 +286,11 @@ def _record(
             *chosen.every.cautions,
         ],
         "arms": _arm_records(judged, varying, losses, asked, turn=turn),
-        "differences": [_difference_record(one, turn=turn) for one in compared],
+        "differences": compared,
         "tuning": cast(dict[str, Any] | None, tuned),
         "steps": sections.steps_section(judged, reference, next(iter(losses)), asked, paired=paired),
         "lengths": sections.lengths_section(
-            chosen.every, judged, keyed, luck, reference, asked, paired=paired, turn=turn
+            chosen.every, judged, keyed, luck, reference, asked, compare, turn=turn
         ),
         "rule": sections.rule_section(judged, asked),
         "runs": _run_records(judged),
@@ -306,6 +301,28 @@ def _record(
         record["unit"] = f"{runs.step_name}s"
     record["answer"] = sentences.answer(record)
     return record
+
+
+def _comparing(
+    first: str, asked: Asked, assumed: Mapping[str, Any], *, pairs: bool, paired: bool, turn: bool
+) -> Callable[[outcomes.Losses, Mapping[str, Luck]], list[DifferenceRecord]]:
+    """Return a function that compares arms by their losses, as they are or at equal steps, and by the luck
+    that these have. `first`: the reference, or the arm that pairs begin with; `assumed`: of `sigma_of`."""
+
+    def compare(by_arm: outcomes.Losses, luck: Mapping[str, Luck]) -> list[DifferenceRecord]:
+        found = differences.compare(
+            by_arm,
+            first,
+            pairs=pairs,
+            chain=asked.chain,
+            paired=paired,
+            margin=asked.margin,
+            luck=luck,
+            **assumed,
+        )
+        return [_difference_record(one, turn=turn) for one in found]
+
+    return compare
 
 
 def reference_of(losses: outcomes.Losses, asked: Asked) -> tuple[str, str]:

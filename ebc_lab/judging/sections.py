@@ -5,7 +5,7 @@ Each function returns a part of the record, as JSON has it, or None where the ru
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from ebc_lab.config.errors import count
@@ -13,8 +13,8 @@ from ebc_lab.study.stages.statistics import CONFIDENCE, NO_LUCK, Luck
 
 from . import rules, steps
 from .asked import Asked
-from .differences import Comparison, compare
 from .outcomes import Losses
+from .record import DifferenceRecord
 from .runs import Runs
 
 if TYPE_CHECKING:
@@ -53,12 +53,13 @@ def lengths_section(
     luck: Mapping[str, Luck],
     reference: str,
     asked: Asked,
+    compare: Callable[[Losses, Mapping[str, Luck]], Sequence[DifferenceRecord]],
     *,
-    paired: bool,
     turn: bool,
 ) -> dict[str, Any] | None:
     """Return what lengths say, or None where all runs have one length. `every`: the runs of all lengths;
-    `luck`: arm -> the luck of its tuning.
+    `luck`: arm -> the luck of its tuning; `compare`: compares arms by their losses and luck as those of the
+    outcomes are compared.
 
     * `rates`: arm -> `steps.Exchange`, of arms that have runs of several lengths;
     * `ratios`: `steps.Ratio` of the lengths at which an arm ends as low as the reference;
@@ -77,23 +78,14 @@ def lengths_section(
     others = [arm for arm in losses if arm != reference] if reference else []
     several = [steps.ratio_of_lengths(table, arm, reference, len(others)) for arm in others]
     exchange, by, error = _exchange(rates, reference, asked)
-    compared: Sequence[Comparison] = []
+    compared: Sequence[DifferenceRecord] = []
     if exchange is not None and len(set(lengths.values())) > 1:
-        equal = steps.at_equal_steps(losses, lengths, exchange)
         fewest = min(lengths.values())
         luck = {
             arm: luck[arm] + Luck(error.sd * (length - fewest), error.freedom)
             for arm, length in lengths.items()
         }
-        compared = compare(
-            equal,
-            reference or next(iter(losses)),
-            pairs=not reference,
-            chain=asked.chain,
-            paired=paired,
-            margin=asked.margin,
-            luck=luck,
-        )
+        compared = compare(steps.at_equal_steps(losses, lengths, exchange), luck)
     return {
         "lengths": lengths,
         "rates": rates,

@@ -189,20 +189,16 @@ def _along_chain(record: Record, by: str) -> list[str]:
     lengths = record["lengths"] or {"differences": []}
     compared, how = record["differences"], by.removeprefix("By ").rstrip(",")
     if lengths["differences"]:
-        compared, how = (
-            lengths["differences"],
-            f"each at its own steps, a step being worth {lengths['exchange']:.3g}",
-        )
+        compared = lengths["differences"]
+        how = f"each at its own steps, a step being worth {lengths['exchange']:.3g}"
     named: dict[str, list[str]] = {"better": []}
     for one in compared:
         named.setdefault(one["verdict"], []).append(one["arm"])
-    lines = [
-        f"{len(named['better'])} of {len(compared)} arms are better than the one before, jointly ({how})."
-    ]
-    lines += [
-        f"{verdict.capitalize()}: {listed(arms, len(arms))}." for verdict, arms in named.items() if arms
-    ]
-    return lines
+    better = len(named["better"])
+    first = f"{better} of {len(compared)} arms {'is' if better == 1 else 'are'} better than the one before"
+    groups = {verdict: arms for verdict, arms in named.items() if arms}
+    lines = [f"{verdict.capitalize()}: {listed(arms, len(arms))}." for verdict, arms in groups.items()]
+    return [f"{first}, jointly ({how}).", *lines]
 
 
 def _about_best(record: Record) -> list[str]:
@@ -240,10 +236,16 @@ def _needed(undecided: Sequence[DifferenceRecord]) -> list[str]:
     lines = []
     if known and len(undecided) == 1:
         runs = known[0]["seeds_needed"]
-        lines.append(f"About {runs} fresh runs an arm would decide it, if the difference is what it seems.")
+        lines.append(
+            f"About {runs} fresh runs an arm would decide it four times in five, if the difference is what "
+            "it seems."
+        )
     elif known:
         named = listed(f"{one['arm']} {one['seeds_needed']}" for one in known)
-        lines.append(f"Fresh runs an arm that would decide, if the differences are what they seem: {named}.")
+        lines.append(
+            "Fresh runs an arm that would decide four times in five, if the differences are what they seem: "
+            f"{named}."
+        )
     for one in undecided:
         fewest = _fewest_by_rank(one)
         if min(one["n_arm"], one["n_reference"]) < fewest:

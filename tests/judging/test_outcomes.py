@@ -187,6 +187,21 @@ def test_arms_of_unequal_lengths_are_compared_at_equal_steps_with_an_exchange():
     [plain] = judge(frame, reference="adam").record["differences"]
     [equal] = judge(frame, reference="adam", exchange=1e-4).record["lengths"]["differences"]
     assert equal["mean"] - plain["mean"] == pytest.approx(300 * 1e-4)
+    scores = frame.assign(val_acc=1 - frame.val_loss / 9).drop(columns="val_loss")
+    found = judge(scores, reference="adam", exchange=1e-5).record
+    [plain], [equal] = found["differences"], found["lengths"]["differences"]
+    assert equal["mean"] - plain["mean"] == pytest.approx(
+        -300 * 1e-5
+    )  # more is better, and steps are charged
+
+
+def test_the_luck_of_a_tuning_is_in_the_intervals_at_equal_steps_too():
+    frame = of_lengths({"adam": (500,), "muon": (800,)}, slope=0).assign(lr=0.1)
+    both = pd.concat([frame, frame.assign(lr=0.2, val_loss=frame.val_loss + np.arange(len(frame)) % 7 / 700)])
+    found = judge(both, reference="adam", exchange=1e-4).record
+    assert found["tuning"]["arms"]["adam"]["luck"]["sd"] > 0
+    [plain], [equal] = found["differences"], found["lengths"]["differences"]
+    assert equal["high"] - equal["low"] == pytest.approx(plain["high"] - plain["low"])
 
 
 def test_a_diverged_run_that_stopped_early_is_no_length_of_its_own():

@@ -230,8 +230,8 @@ def at_equal_steps(found: Mapping[str, Any], unit: str, shown: Shown) -> Table |
     worth = found.get("exchange")
     note = ""
     if worth:
-        note = f"100 {unit}s more are charged {shown.spread(100 * worth)} of loss, {found.get('by')}; "
-        note += "how sure that rate is has no part in the intervals"
+        note = f"100 {unit}s more are charged {shown.spread(100 * worth)} of loss, {found.get('by')}"
+        note += " and taken for exact" * (found.get("by") == "as given")
     title = f"Differences at equal {unit}s"
     return Table("equal", title, columns, rows, note, f"{title}.") if rows else None
 
