@@ -7,7 +7,7 @@ for: `loss` by itself may be one.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -429,8 +429,8 @@ def _arm(search: _Search, asked: Asked, run: str, seed: str) -> tuple[Source, st
     if asked.arm or plain(arm) not in RUN_WORDS:
         return search.source, arm
     names = search.frame[arm].astype("category")
-    known = [str(name) for name in names.cat.categories]
-    parted = dict(zip(names.cat.categories, split_names(known), strict=True))
+    split = split_names([str(name) for name in names.cat.categories])
+    parted = dict(zip(names.cat.categories, split, strict=True))
     rests = {rest for rest, _ in parted.values()}
     if len(rests) == len(parted) and len(parted) > 2 and not run:
         require(
@@ -473,8 +473,3 @@ def _settings(search: _Search, asked: Asked, rate: str, *, has_steps: bool) -> t
 def _metric(name: str) -> bool:
     """Return whether a column is a measurement by its name, and no setting."""
     return bool(set(plain(name).split()) & (LOSSES | SCORES | ERRORS | TRAINING))
-
-
-def as_words(taken: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each column: what it was taken for."""
-    return [str(one["sentence"]) for one in taken]

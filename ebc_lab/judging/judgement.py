@@ -262,7 +262,6 @@ def _record(
     compare = _comparing(first, asked, assumed, pairs=pairs, paired=paired, turn=turn)
     compared = compare(keyed, luck)
     lucky = any(one.sd for one in luck.values())
-    alike = outcomes.alike(chosen.every, judged)
     tuned = tuning.turned(chosen.tuned) if turn and chosen.tuned else chosen.tuned
     record: Record = {
         "ebc_lab": __version__,
@@ -290,7 +289,9 @@ def _record(
         "differences": compared,
         "tuning": cast(dict[str, Any] | None, tuned),
         "steps": sections.steps_section(judged, reference, next(iter(losses)), asked, paired=paired),
-        "lengths": sections.lengths_section(alike, judged, keyed, luck, reference, asked, compare, turn=turn),
+        "lengths": sections.lengths_section(
+            chosen.every, judged, keyed, luck, reference, asked, compare, turn=turn
+        ),
         "rule": sections.rule_section(judged, asked),
         "runs": _run_records(judged),
     }

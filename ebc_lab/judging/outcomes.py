@@ -256,16 +256,6 @@ def chosen_runs(runs: Runs, tried: Mapping[str, Sequence[Configuration]], tuned:
     return only(runs, [number in rows for number in range(len(runs.table))])
 
 
-def alike(every: Runs, judged: Runs) -> Runs:
-    """Return the runs of all lengths that have the configuration of their arm's judged runs."""
-    if not every.settings:
-        return every
-    keys = ["arm", *every.settings]
-    wanted = set(judged.table[keys].astype(str).itertuples(index=False, name=None))
-    rows = every.table[keys].astype(str).itertuples(index=False, name=None)
-    return only(every, [row in wanted for row in rows])
-
-
 def losses_by_arm(runs: Runs, *, turn: bool, by: str = "run") -> Losses:
     """Return the arms' losses by the number of the run or by seed. `turn`: of outcomes of which larger ones
     are better."""

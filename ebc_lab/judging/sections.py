@@ -47,7 +47,7 @@ def steps_section(
 
 
 def lengths_section(
-    alike: Runs,
+    every: Runs,
     judged: Runs,
     losses: Losses,
     luck: Mapping[str, Luck],
@@ -57,9 +57,9 @@ def lengths_section(
     *,
     turn: bool,
 ) -> dict[str, Any] | None:
-    """Return what lengths say, or None where all runs have one length. `alike`: the runs of all lengths that
-    have the configuration which is judged; `luck`: arm -> the luck of its tuning; `compare`: compares arms by
-    their losses and luck as those of the outcomes are compared.
+    """Return what lengths say, or None where all runs have one length. `every`: the runs of all lengths;
+    `luck`: arm -> the luck of its tuning; `compare`: compares arms by their losses and luck as those of the
+    outcomes are compared.
 
     * `rates`: arm -> `steps.Exchange`, of arms that have runs of several lengths;
     * `ratios`: `steps.Ratio` of the lengths at which an arm ends as low as the reference;
@@ -67,9 +67,10 @@ def lengths_section(
     * `differences`: the comparisons at equal steps, each further step charged at the exchange; intervals are
       widened for what is not known of an estimated one.
     """
-    if not alike.step_name or asked.outcome != "last":
+    if not every.step_name or asked.outcome != "last":
         return None
-    table = alike.table.assign(outcome=-alike.table["outcome"]) if turn else alike.table
+    table = _of_chosen(every, judged)
+    table = table.assign(outcome=-table["outcome"]) if turn else table
     rates = steps.exchange_rates(table)
     lengths = _lengths(judged.table, asked)
     if not rates and len(set(lengths.values())) < 2:
@@ -93,6 +94,20 @@ def lengths_section(
         "by": by,
         "differences": compared,
     }
+
+
+def _of_chosen(every: Runs, judged: Runs) -> pd.DataFrame:
+    """Return the table of `every` run but, where an arm tried several configurations at one length, only the
+    one that is judged: whatever else was tried there would pass for what the length does."""
+    table, settings = every.table, list(every.settings)
+    if not settings:
+        return table
+    configuration = table.groupby(settings, sort=False, dropna=False).ngroup()
+    length = table["planned"].fillna(table["length"])
+    several = configuration.groupby([table["arm"], length]).transform("nunique") > 1
+    chosen = judged.table[["arm", *settings]].drop_duplicates()
+    known = table[["arm", *settings]].merge(chosen, how="left", indicator=True)["_merge"] == "both"
+    return table[~several | known.to_numpy()]
 
 
 def _lengths(table: pd.DataFrame, asked: Asked) -> dict[str, float]:

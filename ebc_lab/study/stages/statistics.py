@@ -212,7 +212,7 @@ def interval_of(
     mean = statistics.fmean(differences)
     if without_spread(differences):  # the same runs under two names
         return mean, mean, float(mean == 0)
-    plain = stats.ttest_1samp(differences, 0.0)
+    plain = _one_sample(tuple(differences))
     low, high = plain.confidence_interval(1 - level)
     p = float(plain.pvalue)
     if luck.sd:
@@ -221,6 +221,14 @@ def interval_of(
         low, high = min(float(low), float(wide_low)), max(float(high), float(wide_high))
         p = max(float(2 * stats.t.sf(abs(mean) / error, freedom)), p)
     return low, high, p
+
+
+@functools.lru_cache(maxsize=1)
+def _one_sample(differences: tuple[float, ...]) -> Any:
+    """Return scipy's test of no mean difference; both intervals of a comparison are read from it."""
+    from scipy import stats
+
+    return stats.ttest_1samp(differences, 0.0)
 
 
 def without_spread(differences: Sequence[float]) -> bool:
@@ -252,7 +260,8 @@ def _detectable(
     """Return the smallest detectable difference, estimated from the spread of the differences or, if there
     are fewer than two, from the spread of the replicates. Return None if both have fewer than two values."""
     if len(differences) > 1:
-        errors = (_error(statistics.stdev(differences), len(differences), x) for x in (luck, NO_LUCK))
+        spread = statistics.stdev(differences)
+        errors = (_error(spread, len(differences), x) for x in (luck, NO_LUCK))
         return max(detectable_errors(freedom, level) * error for error, freedom in errors)
     if len(replicates) > 1:
         return detectable_errors(len(replicates) - 1, level) * statistics.stdev(replicates) * math.sqrt(2)
