@@ -45,7 +45,7 @@ HELD_OUT = re.compile(r"(val|valid|validation|eval|evaluation|test|dev|holdout|h
 CHOSEN_STEP = re.compile(r"(best|min|max|minimum|maximum|lowest|highest)$")
 # an optimizer's own settings, each tuned for it, and names that stand for the arm or for the run itself
 OWN = re.compile(
-    r"lr|rate|decay|wd|momentum|betas?\d*|eps|epsilon|nesterov|rho|damping|ns|precond\w*|optim\w*|opt|method|algo\w*"
+    r"lr|rate|decay|wd|warmup\w*|sched\w*|stabilizer|delta|star|momentum|betas?\d*|eps|epsilon|nesterov|rho|damping|ns|precond\w*|optim\w*|opt|method|algo\w*"
     r"|arm|name|group|tags?|notes?|host|dir|path|id|date|time|timestamp|seed"
 )
 
