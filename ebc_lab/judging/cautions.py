@@ -431,8 +431,8 @@ def _rising(judged: Runs, asked: Asked) -> Caution | None:
     if not rises:
         return None
     sentence = (
-        f"The {judged.loss} of some arms got worse before their end ({listed(rises)}): judged at another step "
-        "(--at, or --outcome best) the order of the arms may be another."
+        f"The {judged.loss} of some arms got worse before their end ({listed(rises)}): judged at another "
+        "step (--at, or --outcome best) the order of the arms may be another."
     )
     return Caution(kind="rising", sentence=sentence, runs=meant)
 
@@ -513,8 +513,8 @@ def _unequal_lengths(chosen: pd.DataFrame, runs: Runs, asked: Asked) -> Caution 
     if not unequal:
         return None
     sentence = (
-        f"Runs of different lengths are compared: {' and '.join(unequal)}. A longer run is usually lower, and "
-        "one that is cut short, or met at a target on its way, has not had the end of its schedule: compare "
+        f"Runs of different lengths are compared: {' and '.join(unequal)}. A longer run is usually lower, "
+        "and one that is cut short, or met at a target on its way, has not had the end of its schedule: compare "
         "runs that were planned alike."
     )
     return Caution(kind="unequal_lengths", sentence=sentence, runs=_names(table, table.index))
