@@ -513,9 +513,9 @@ def _unequal_lengths(chosen: pd.DataFrame, runs: Runs, asked: Asked) -> Caution 
     if not unequal:
         return None
     sentence = (
-        f"Runs of different lengths are compared: {' and '.join(unequal)}. A longer run is usually lower, "
-        "and one that is cut short, or met at a target on its way, has not had the end of its schedule: compare "
-        "runs that were planned alike."
+        f"Runs of different lengths are compared: {' and '.join(unequal)}. A longer run is usually "
+        "lower, and one that is cut short, or met at a target on its way, has not had the end of its "
+        "schedule: compare runs that were planned alike."
     )
     return Caution(kind="unequal_lengths", sentence=sentence, runs=_names(table, table.index))
 
