@@ -377,14 +377,16 @@ def _seed_is_an_index(runs: Runs) -> Caution | None:
 def _at_edge(runs: Runs, tuned: Tuning) -> Caution | None:
     """Arms of which the chosen configuration has the lowest or highest value of a setting that was tried."""
     found = {}
-    for arm, of in tuned["arms"].items():
-        edges = [(one, one["beside"] or one["end"]) for one in of["edges"] if one["values"] > 1]
-        said = [f"{one['setting']} {one['value']:g} is the {end}est tried" for one, end in edges if end]
-        if said:
-            found[arm] = listed(said)
+    for arm, tuned_arm in tuned["arms"].items():
+        edges = [(one, one["beside"] or one["end"]) for one in tuned_arm["edges"] if one["values"] > 1]
+        edges_in_words = [
+            f"{one['setting']} {one['value']:g} is the {end}est tried" for one, end in edges if end
+        ]
+        if edges_in_words:
+            found[arm] = listed(edges_in_words)
     if not found:
         return None
-    places = listed(f"{arm} ({said})" for arm, said in found.items())
+    places = listed(f"{arm} ({words})" for arm, words in found.items())
     sentence = (
         f"Tuning ended at the edge of what was tried: {places}. Beyond it the arm may be better: its tuning "
         "is not finished, and what is found against it may not last."
@@ -408,7 +410,7 @@ def _rising(judged: Runs, asked: Asked) -> Caution | None:
     sign = 1.0 if judged.better == "lower" else -1.0
     curves = judged.by_run
     arms = judged.table["arm"].to_numpy()[curves.run]
-    said, meant = [], []
+    rises, meant = [], []
     for arm in dict.fromkeys(arms):
         rows = [slice(*ends) for ends in zip(curves.start[arms == arm], curves.end[arms == arm], strict=True)]
         n, steps = len(rows), curves.step[rows[0]]
@@ -424,23 +426,24 @@ def _rising(judged: Runs, asked: Asked) -> Caution | None:
         chance = special.stdtrit(n - 1, 1 - BY_CHANCE) * rise.std(ddof=1) / np.sqrt(n)
         best = int(total.argmin())
         if rise.mean() > chance and best < len(smooth) - 3:
-            said.append(f"{arm} since {judged.step_name} {steps[thin[best + 1]]:g}, by {rise.mean():.2g}")
+            rises.append(f"{arm} since {judged.step_name} {steps[thin[best + 1]]:g}, by {rise.mean():.2g}")
             meant += _names(judged.table, curves.run[arms == arm])
-    if not said:
+    if not rises:
         return None
     sentence = (
-        f"The {judged.loss} of some arms got worse before their end ({listed(said)}): judged at another step "
-        "(--at, or --outcome best) the order of the arms may be another."
+        f"The {judged.loss} of some arms got worse before their end ({listed(rises)}): judged at another "
+        "step (--at, or --outcome best) the order of the arms may be another."
     )
     return Caution(kind="rising", sentence=sentence, runs=meant)
 
 
 def _chosen_by_reported(runs: Runs, tuned: Tuning) -> Caution | None:
-    several = {arm: of["configurations"] for arm, of in tuned["arms"].items() if of["configurations"] > 1}
+    tried = {arm: one["configurations"] for arm, one in tuned["arms"].items()}
+    several = {arm: number for arm, number in tried.items() if number > 1}
     if not several or not tuned["same"]:
         return None
-    known = [of["optimism"] for arm, of in tuned["arms"].items() if arm in several]
-    noises = [of["noise"] for arm, of in tuned["arms"].items() if arm in several and of["noise"]]
+    known = [one["optimism"] for arm, one in tuned["arms"].items() if arm in several]
+    noises = [one["noise"] for arm, one in tuned["arms"].items() if arm in several and one["noise"]]
     largest = max((abs(size) for size in known if size is not None), default=0.0)
     visible = bool(noises) and largest > 0.05 * max(noises)
     size = f", here by about {largest:.2g} where most (optimism)" if visible else ""
@@ -456,9 +459,9 @@ def _chosen_by_reported(runs: Runs, tuned: Tuning) -> Caution | None:
 def _unequal_tuning(runs: Runs, tuned: Tuning) -> Caution | None:
     if tuned["equal"] or len(tuned["arms"]) < 2:
         return None
-    tried = {arm: of["configurations"] for arm, of in tuned["arms"].items()}
+    tried = {arm: one["configurations"] for arm, one in tuned["arms"].items()}
     tried = dict(sorted(tried.items(), key=lambda item: item[1]))
-    comparable = any(of["expected"] for of in tuned["arms"].values())
+    comparable = any(one["expected"] for one in tuned["arms"].values())
     remedy = f"; compare the expected best of {tuned['budget']:,}, which all of them tried" * comparable
     sentence = (
         f"The arms tried unequal numbers of configurations ({_arms(tried)}): the best of more tends to "
@@ -497,22 +500,22 @@ def _unequal_lengths(chosen: pd.DataFrame, runs: Runs, asked: Asked) -> Caution 
     ends = table.groupby("arm", sort=False)[column].agg(["min", "max"])
     length = chosen.groupby("arm", sort=False)["length"].agg(["min", "max"]).dropna()
     ragged = length[length["min"] != length["max"]]
-    said = []
+    unequal = []
     if ends["max"].nunique() > 1:
         by_end = ends["max"].sort_values()
-        said.append(
+        unequal.append(
             f"arms {'were to take' if column == 'planned' else 'end at'} between {by_end.iloc[0]:g} "
             f"{_units(runs)} ({by_end.index[0]}) and {by_end.iloc[-1]:g} ({by_end.index[-1]})"
         )
     if len(ragged) and asked.outcome == "last" and not asked.at:
         some = listed((f"{r.Index} {r.min:g} to {r.max:g}" for r in ragged.itertuples()), 3)
-        said.append(f"within {count(len(ragged), 'arm')} runs end unequally ({some})")
-    if not said:
+        unequal.append(f"within {count(len(ragged), 'arm')} runs end unequally ({some})")
+    if not unequal:
         return None
     sentence = (
-        f"Runs of different lengths are compared: {' and '.join(said)}. A longer run is usually lower, and "
-        "one that is cut short, or met at a target on its way, has not had the end of its schedule: compare "
-        "runs that were planned alike."
+        f"Runs of different lengths are compared: {' and '.join(unequal)}. A longer run is usually "
+        "lower, and one that is cut short, or met at a target on its way, has not had the end of its "
+        "schedule: compare runs that were planned alike."
     )
     return Caution(kind="unequal_lengths", sentence=sentence, runs=_names(table, table.index))
 

@@ -379,12 +379,12 @@ def _by_t(
         mean = cast(float, c["mean"])
         for prefix in ("", "joint_"):
             low, high = mean - at[f"{prefix}half"], mean + at[f"{prefix}half"]
-            found_ = {
+            limits = {
                 f"{prefix}low": low,
                 f"{prefix}high": high,
                 f"{prefix}detectable": at[f"{prefix}detectable"],
             }
-            c.update(cast(Any, found_))
+            c.update(cast(Any, limits))
         c["p"], c["p_joint"], c["sd"] = at["p"], at["p_joint"], math.sqrt(at["variance"])
         c["freedom"] = finite_or_none(float(ways[-1]["freedom"][i]))
         c["verdict"] = _judged(low, high, c["margin"])
@@ -424,14 +424,14 @@ def _of_family(
     lucks = [luck.get(x, NO_LUCK) for x in names]
     parts = [
         sum_of_variances(
-            (means[x].variance / means[x].runs, max(1.0, means[x].freedom)), (of.sd**2, of.freedom)
+            (means[x].variance / means[x].runs, max(1.0, means[x].freedom)), (one.sd**2, one.freedom)
         )
-        for x, of in zip(names, lucks, strict=True)
+        for x, one in zip(names, lucks, strict=True)
     ]
     errors, freedoms = np.sqrt([v for v, _ in parts]), np.array([f for _, f in parts])
     by_sigma = np.array([c["method"] == "sigma" for c in found])
     variance = variances[first] + variances[second]
-    lucky = np.array([of.sd**2 for of in lucks])
+    lucky = np.array([one.sd**2 for one in lucks])
     lucky = lucky[first] + lucky[second]
     fewer = np.minimum(runs[first], runs[second])
     mean, k = np.array([c["mean"] for c in found]), found[0]["comparisons"]

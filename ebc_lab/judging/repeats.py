@@ -33,28 +33,28 @@ def repeated_steps(
     if _ascending(run, step):
         return None, []
     rows = np.argsort(run, kind="stable")
-    of, at = run[rows], step[rows]
-    back = np.flatnonzero((of[1:] == of[:-1]) & (at[1:] < at[:-1]))
+    number, at = run[rows], step[rows]
+    back = np.flatnonzero((number[1:] == number[:-1]) & (at[1:] < at[:-1]))
     shuffled = len(back) > max(len(rows) / 4, 3)  # rows in no order of logging: sorted by something else
-    resumed = None if shuffled else _resumed(of[back], at[back], at[back + 1], names, unit)
+    resumed = None if shuffled else _resumed(number[back], at[back], at[back + 1], names, unit)
     if len(back):
-        rows = rows[np.lexsort((at, of))]
-        of, at = run[rows], step[rows]
-    again = (of[1:] == of[:-1]) & (at[1:] == at[:-1])
+        rows = rows[np.lexsort((at, number))]
+        number, at = run[rows], step[rows]
+    again = (number[1:] == number[:-1]) & (at[1:] == at[:-1])
     same = loss[rows[1:]] == loss[rows[:-1]]
     kept = rows[np.append(~again, True)]
     differs = np.flatnonzero(again & ~same)
     if len(differs) > len(kept) / 2:
         raise UserError(
             f"{len(differs):,} of {len(rows):,} rows repeat a {unit} of the same run with another value "
-            f"(the first: {names[of[differs[0]]]}, {unit} {at[differs[0]]:g}): name the column that "
+            f"(the first: {names[number[differs[0]]]}, {unit} {at[differs[0]]:g}): name the column that "
             "tells runs apart (--run COLUMN or --seed COLUMN), or leave out the rows of the runs that "
             "were begun again."
         )
     known = set(resumed["runs"]) if resumed else set()
     twice = [
-        _twice("step_twice", of[differs], names, unit, known),
-        _twice("row_twice", of[1:][again & same], names, unit, known),
+        _twice("step_twice", number[differs], names, unit, known),
+        _twice("row_twice", number[1:][again & same], names, unit, known),
     ]
     return kept, [caution for caution in (resumed, *twice) if caution]
 

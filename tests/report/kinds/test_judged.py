@@ -169,6 +169,12 @@ def test_steps_show_how_many_reached_the_target_and_the_ratio():
     against = seen(named(tables, "ratios"), TERMINAL)["muon"]
     assert (against["ratio"], against["joint interval"]) == ("×0.900", "[0.850, 0.950]")
     assert "evaluations" in against["remark"]
+    assert "an end is open" not in named(tables, "ratios").note
+    lost = {"arms": {"muon": reached | {"ended_early": 1}}, "ratios": [ratio | {"low": None}]}
+    tables = judged.tables(record_of(ARMS, "adamw", steps=steps | lost))
+    assert seen(named(tables, "ratios"), TERMINAL)["muon"]["joint interval"] == "(0, 0.950]"
+    assert "an end is open where runs never reached the target" in named(tables, "ratios").note
+    assert seen(named(tables, "steps"), TERMINAL)["muon"]["ended early"] == "1"
 
 
 def test_another_benchmarks_rule_stands_beside_ours():
