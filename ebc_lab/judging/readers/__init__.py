@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 from ebc_lab.config.errors import UserError, require, shown
 
@@ -42,8 +43,7 @@ LEFT_OUT = {"__pycache__", "node_modules", "site-packages"}
 @cache
 def reader_of(module: str) -> Reader:
     """Return a reader by its module's name."""
-    reader: Reader = importlib.import_module(f"{__name__}.{module}").READER
-    return reader
+    return cast(Reader, importlib.import_module(f"{__name__}.{module}"))
 
 
 def read(paths: Sequence[str | Path], asked: Asked) -> list[Source]:
@@ -100,7 +100,7 @@ def _found(place: Path, asked: Asked, modules: Sequence[str]) -> dict[str, list[
         module = next((m for m in modules if m in ONE_BY_ONE and reader_of(m).claims(path)), "")
         if module:
             found.setdefault(module, []).append(path)
-    formats = ", ".join(reader_of(module).title for module in MODULES)
+    formats = ", ".join(reader_of(module).TITLE for module in MODULES)
     if not found:
         hint = next((advice(path) for path in _candidates(place, {}) if reader_of("logs").claims(path)), "")
         raise UserError(
@@ -139,7 +139,7 @@ def _unread(place: Path, found: dict[str, list[Path]], chosen: str) -> list[str]
         if paths and not (chosen == "hydra" and module not in ONE_BY_ONE):
             example = "" if paths[0] == place else f", such as {shown(os.path.relpath(paths[0], place))}"
             notes.append(
-                f"{place} holds {reader_of(chosen).title}, which were read, and {reader_of(module).title}"
+                f"{place} holds {reader_of(chosen).TITLE}, which were read, and {reader_of(module).TITLE}"
                 f"{example}, which were not: give their files to have them read."
             )
     return notes
@@ -153,11 +153,11 @@ def _read_all(reader: Reader, paths: Sequence[Path], root: Path, asked: Asked) -
         return source
     if len(paths) == 1:
         return reader.read(paths[0], asked)
-    return together(reader, [reader.read(path, asked) for path in paths], paths, root, asked)
+    return together(reader.TITLE, [reader.read(path, asked) for path in paths], paths, root, asked)
 
 
 def together(
-    reader: Reader, sources: Sequence[Source], paths: Sequence[Path], root: Path, asked: Asked
+    title: str, sources: Sequence[Source], paths: Sequence[Path], root: Path, asked: Asked
 ) -> Source:
     """Return sources of one format as one, with columns of what their places say.
 
@@ -191,7 +191,7 @@ def together(
     return replace(
         sources[0],
         frame=frame,
-        what=f"{len(sources):,} {reader.title}",
+        what=f"{len(sources):,} {title}",
         roles=roles,
         settings=list(settings),
         notes=notes if len(notes) < 5 else [*notes[:3], f"{len(notes) - 3} more notes of this kind."],

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ebc_lab.config.errors import UserError, require, shown
 
 from ..asked import Asked
 from .names import split_name, split_names
-from .reader import Reader, Source
+from .reader import Source
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ ENDING = re.compile(r"\.(csv|tsv)(\.gz)?$", re.IGNORECASE)
 FIRST_LOOK = 1 << 14  # bytes
 WIDE = 3  # rows that are looked at however long they are
 MISSING = ["", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "None"]  # not logged
-NAN = re.compile(rb"(?<=[,;\t\n\"])[ ]*-?(?:nan|NaN)(?=[ ]*[\",;\t\r\n])")
+NAN = re.compile(rb"(?:(?<=[,;\t\"])|^) *-?(?:nan|NaN)(?= *(?:[\",;\t\r]|$))", re.MULTILINE)
 STEP_NAMES = re.compile(
     r"(.*[/._])?(global_?)?(_?step|steps|iter|iters|iteration|iterations|epoch|tokens|batch_idx|update|updates|index)",
     re.IGNORECASE,
@@ -39,20 +39,16 @@ KNOWN_WORD = re.compile(
 )
 
 
-class Delimited(Reader):
-    """CSV, TSV and files of semicolons, also compressed by gzip."""
-
-    title = "CSV files"
-
-    def claims(self, path: Path) -> bool:
-        return path.is_file() and ENDING.search(path.name) is not None
-
-    def read(self, path: Path, asked: Asked) -> Source:
-        frame, notes = read_table(path)
-        return table_source(frame, asked, path, "CSV file", notes)
+TITLE = "CSV files"
 
 
-READER = Delimited()
+def claims(path: Path) -> bool:
+    return path.is_file() and ENDING.search(path.name) is not None
+
+
+def read(path: Path, asked: Asked) -> Source:
+    frame, notes = read_table(path)
+    return table_source(frame, asked, path, "CSV file", notes)
 
 
 def first_rows(path: Path) -> tuple[list[list[str]], str, str]:
@@ -109,12 +105,14 @@ def read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
     }
     try:
         frame = pd.read_csv(path, **{**format_of_cells, "na_values": [*MISSING, "nan", "NaN"]})
-        if any(frame[name].hasnans for name in frame) and _mentions_nan(
-            path
-        ):  # which of these are empty cells?
+        blank = any(frame[name].hasnans for name in frame)
+        if blank and any(map(_mentions_nan, _blocks(path))):  # which of these are empty cells?
             del frame
-            with _opened(path) as raw:
-                frame = pd.read_csv(_Logged(raw), **format_of_cells)
+            with TemporaryFile() as copy:
+                for block in _blocks(path):
+                    copy.write(NAN.sub(b"inf", block) if _mentions_nan(block) else block)
+                copy.seek(0)
+                frame = pd.read_csv(copy, **format_of_cells)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text in UTF-8: save it as UTF-8 and call again") from error
     except (pd.errors.ParserError, OSError, EOFError) as error:
@@ -155,8 +153,6 @@ def made_long(frame: pd.DataFrame, asked: Asked, where: str) -> tuple[pd.DataFra
 
     Raises UserError: nothing but numbers under names that nobody knows, and no column of steps.
     """
-    import numpy as np
-    import pandas as pd
     from pandas.api.types import is_numeric_dtype
 
     names = list(frame.columns)
@@ -178,30 +174,44 @@ def made_long(frame: pd.DataFrame, asked: Asked, where: str) -> tuple[pd.DataFra
         f"loss by --loss; its columns are {shown(', '.join(names))}",
     )
     step = asked.step or steps[0]
-    split = split_names(list(runs.values()))
-    kept = [frame[name].notna().to_numpy() for name in runs]
-    counts = [int(mask.sum()) for mask in kept]
-    table = pd.DataFrame(
-        {"run": list(runs.values()), "arm": [arm or "all runs" for arm, _ in split]}, dtype=object
-    )
-    for key in dict.fromkeys(key for _, told in split for key in told if key != "run"):
-        table[key] = [told.get(key) for _, told in split]
-    long = table.loc[np.repeat(range(len(runs)), counts)].reset_index(drop=True)
-    long[step] = np.concatenate([frame[step].to_numpy()[mask] for mask in kept])
-    long[metric] = np.concatenate(
-        [frame[name].to_numpy(float)[mask] for name, mask in zip(runs, kept, strict=True)]
-    )
-    roles = {"run": "run", "arm": "arm", "step": step, "loss": metric} | (
-        {"seed": "seed"} if "seed" in long else {}
-    )
+    long = long_table(frame, step, [(run, {metric: column}) for column, run in runs.items()])
+    roles = {"run": "run", "arm": "arm", "step": step, "loss": metric}
+    roles |= {"seed": "seed"} if "seed" in long else {}
     return long, roles, f"{where} has a column for each of {len(runs)} runs: {metric} by {step}."
+
+
+def long_table(frame: pd.DataFrame, step: str, runs: Sequence[tuple[str, Mapping[str, str]]]) -> pd.DataFrame:
+    """Return a row an evaluation of a table that has columns for each run.
+
+    Args:
+        runs: the name of each, and its columns by metric. A row in which a run has no metric is left out;
+            `_step` is none where there are others.
+
+    Returns: `run`, what the names of runs say (`arm`, `seed`, settings), the steps and the metrics.
+    """
+    import numpy as np
+    import pandas as pd
+
+    metrics = list(dict.fromkeys(metric for _, columns in runs for metric in columns))
+    blank = np.full(len(frame), np.nan)
+    values = pd.DataFrame({step: np.tile(frame[step], len(runs))})
+    for metric in metrics:
+        each = [frame[columns[metric]] if metric in columns else blank for _, columns in runs]
+        values[metric] = np.concatenate(each)
+    kept = values[list(set(metrics) - {"_step"}) or metrics].notna().any(axis=1).to_numpy()
+    names = [run for run, _ in runs]
+    split = split_names(names)
+    about = pd.DataFrame({"run": names, "arm": [arm or "all runs" for arm, _ in split]}, dtype=object)
+    for key in dict.fromkeys(key for _, settings in split for key in settings if key != "run"):
+        about[key] = [settings.get(key) for _, settings in split]
+    rows = np.repeat(range(len(runs)), len(frame))[kept]
+    return pd.concat([part.reset_index(drop=True) for part in (about.iloc[rows], values[kept])], axis=1)
 
 
 def _runs_of_columns(names: Sequence[str]) -> tuple[dict[str, str], str]:
     """Return column -> run, and the metric that they share. No runs where one is a metric or a setting."""
-    words = [
-        re.split(r"(\s-\s|[_/.:\s-])", name) for name in names
-    ]  # words, with what separates them between
+    # words, with what separates them between
+    words = [re.split(r"(\s-\s|[_/.:\s-])", name) for name in names]
     shared = 0
     while (
         len(names) > 1
@@ -228,46 +238,15 @@ def _without(name: str, metric: str) -> str | None:
     return None
 
 
-class _Logged(io.RawIOBase):
-    """A file in whose text each cell `nan` is `inf`: pandas takes both `nan` and an empty cell for missing,
-    and only the second is."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.first = True
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        block = self.file.read(size) if size == -1 else self.file.read(size) + self.file.readline()
-        if self.first:
-            self.first, block = False, block.removeprefix(b"\xef\xbb\xbf")
-        return NAN.sub(b"inf", b"\n" + block + b"\n")[1:-1] if _has_nan(block) else block
-
-    def __iter__(self) -> _Logged:
-        return self
-
-    def __next__(self) -> bytes:
-        line = self.file.readline()
-        if not line:
-            raise StopIteration
-        return line
-
-
-def _has_nan(block: bytes) -> bool:
-    return b"nan" in block or b"NaN" in block
-
-
-def _mentions_nan(path: Path) -> bool:
-    """Return whether a file may have a cell `nan`."""
+def _blocks(path: Path) -> Iterator[bytes]:
+    """Yield the content of a file in parts of whole lines."""
     with _opened(path) as file:
-        end = b""
         while block := file.read(1 << 20):
-            if _has_nan(end + block):
-                return True
-            end = block[-2:]
-    return False
+            yield block + file.readline()
+
+
+def _mentions_nan(block: bytes) -> bool:
+    return b"nan" in block or b"NaN" in block
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -12,34 +12,30 @@ from ebc_lab.config.errors import UserError, require, shown
 
 from ..asked import Asked
 from .delimited import STEP_NAMES, table_source
-from .reader import Reader, Source
+from .reader import Source
 
 ENDINGS = (".jsonl", ".ndjson", ".json")
 
 
-class JsonLines(Reader):
-    """Files with a JSON object a line, or with one array of objects."""
-
-    title = "JSON lines"
-
-    def claims(self, path: Path) -> bool:
-        if not path.is_file() or path.suffix.lower() not in ENDINGS:
-            return False
-        with path.open("rb") as file:
-            head = file.read(4096).removeprefix(b"\xef\xbb\xbf").split()
-        if path.suffix.lower() == ".json":  # one object is a configuration, or another reader's format
-            return bool(head) and (head[0] == b"[" or head[0][:2] == b"[{")
-        return True
-
-    def read(self, path: Path, asked: Asked) -> Source:
-        import pandas as pd
-
-        records, notes = _records(path)
-        rows = [row for record in records for row in _exploded(_flat(record), path)]
-        return table_source(pd.DataFrame.from_records(rows), asked, path, "JSON file", notes)
+TITLE = "JSON lines"
 
 
-READER = JsonLines()
+def claims(path: Path) -> bool:
+    if not path.is_file() or path.suffix.lower() not in ENDINGS:
+        return False
+    with path.open("rb") as file:
+        head = file.read(4096).removeprefix(b"\xef\xbb\xbf").split()
+    if path.suffix.lower() == ".json":  # one object is a configuration, or another reader's format
+        return bool(head) and (head[0] == b"[" or head[0][:2] == b"[{")
+    return True
+
+
+def read(path: Path, asked: Asked) -> Source:
+    import pandas as pd
+
+    records, notes = _records(path)
+    rows = [row for record in records for row in _exploded(_flat(record), path)]
+    return table_source(pd.DataFrame.from_records(rows), asked, path, "JSON file", notes)
 
 
 def _records(path: Path) -> tuple[list[Mapping[str, Any]], list[str]]:

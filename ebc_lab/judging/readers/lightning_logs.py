@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ebc_lab.config.errors import UserError
 
 from ..asked import Asked
-from .reader import Reader, Source, about_places, files_below, flat, source_of_runs
+from .reader import Source, about_places, files_below, flat, source_of_runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,34 +17,35 @@ if TYPE_CHECKING:
 METRICS = r"metrics\.csv"
 
 
-class LightningLogs(Reader):
-    title = "metrics.csv of Lightning"
+TITLE = "metrics.csv of Lightning"
 
-    def claims(self, path: Path) -> bool:
-        return any(_is_lightnings(file) for file in files_below(path, METRICS))
 
-    def read(self, path: Path, asked: Asked) -> Source:
-        """Return a row a logging; a run is a folder."""
-        import pandas as pd
+def claims(path: Path) -> bool:
+    return any(_is_lightnings(file) for file in files_below(path, METRICS))
 
-        files = [file for file in files_below(path, METRICS) if _is_lightnings(file)]
-        tables, settings, notes = [], [], []
-        for number, file in enumerate(files):
-            table = _metrics(file)
-            table.insert(0, "run", number)
-            tables.append(table)
-            found, unread = _hparams(file.parent / "hparams.yaml")
-            settings.append(found)
-            if unread:
-                notes.append(
-                    f"{', '.join(unread)} in {file.parent / 'hparams.yaml'} "
-                    f"{'are objects' if len(unread) > 1 else 'is an object'} of Python and left out."
-                )
-        what = f"{len(files)} run{'s' * (len(files) > 1)} of Lightning"
-        curves = pd.concat(tables, ignore_index=True)
-        about = about_places([file.parent for file in files], path, [{}] * len(files), settings)
-        roles = {"run": "run", "seed": "seed", "step": "step"}
-        return source_of_runs(about, settings, curves, what, roles, notes)
+
+def read(path: Path, asked: Asked) -> Source:
+    """Return a row a logging; a run is a folder."""
+    import pandas as pd
+
+    files = [file for file in files_below(path, METRICS) if _is_lightnings(file)]
+    tables, settings, notes = [], [], []
+    for number, file in enumerate(files):
+        table = _metrics(file)
+        table.insert(0, "run", number)
+        tables.append(table)
+        found, unread = _hparams(file.parent / "hparams.yaml")
+        settings.append(found)
+        if unread:
+            notes.append(
+                f"{', '.join(unread)} in {file.parent / 'hparams.yaml'} "
+                f"{'are objects' if len(unread) > 1 else 'is an object'} of Python and left out."
+            )
+    what = f"{len(files)} run{'s' * (len(files) > 1)} of Lightning"
+    curves = pd.concat(tables, ignore_index=True)
+    about = about_places([file.parent for file in files], path, [{}] * len(files), settings)
+    roles = {"run": "run", "seed": "seed", "step": "step"}
+    return source_of_runs(about, settings, curves, what, roles, notes)
 
 
 def _is_lightnings(file: Path) -> bool:
@@ -95,6 +96,3 @@ def _hparams(file: Path) -> tuple[dict[str, Any], list[str]]:
     settings = flat(found) if isinstance(found, Mapping) else {}
     unread = [name for name, value in (found or {}).items() if isinstance(value, Opaque)]
     return {name: value for name, value in settings.items() if name not in unread}, unread
-
-
-READER = LightningLogs()

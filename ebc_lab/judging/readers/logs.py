@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ebc_lab.config.errors import UserError, require, shown
 
 from ..asked import Asked
-from .reader import Reader, Source
+from .reader import Source
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,71 +25,69 @@ FIGURE = re.compile(
 COUNTERS = {"step", "steps", "iter", "iteration", "epoch", "it", "global_step"}
 
 
-class Logs(Reader):
-    """Any text, where the caller gives `--pattern`."""
-
-    title = "text logs"
-
-    def claims(self, path: Path) -> bool:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            head = file.read(4096)
-        return path.suffix == ".gz" or b"\0" not in head
-
-    def read_all(self, paths: Sequence[Path], root: Path, asked: Asked) -> Source:
-        """Return the logs that the pattern matches; a note counts the lines and files that it does not.
-
-        Raises UserError: it matches none.
-        """
-        from . import together
-
-        logs: list[Path] = []
-        sources: list[Source] = []
-        others: list[Path] = []
-        missed = 0
-        for path in paths:
-            source, others_of_it = self._matched(path, asked)
-            if source is None:
-                others.append(path)
-            else:
-                logs.append(path)
-                sources.append(source)
-                missed += others_of_it
-        if not logs:
-            more = f" and in {len(paths) - 1} more files" if len(paths) > 1 else ""
-            raise UserError(
-                f"no line of {paths[0]}{more} matches --pattern {shown(asked.pattern)}{advice(paths[0])}."
-            )
-        source = together(self, sources, logs, root, asked) if len(logs) > 1 else sources[0]
-        notes = [f"{len(source.frame):,} matches of --pattern; {missed:,} lines do not match."]
-        if others:
-            notes.append(f"--pattern matches no line of {len(others)} more files, such as {others[0].name}.")
-        return replace(source, notes=notes)
-
-    def read(self, path: Path, asked: Asked) -> Source:
-        return self.read_all([path], path.parent, asked)
-
-    def _matched(self, path: Path, asked: Asked) -> tuple[Source | None, int]:
-        """Return what matches in a log, None if nothing does, and how many lines do not match."""
-        import pandas as pd
-
-        pattern = compiled(asked)
-        rows, missed = [], 0
-        for line in _text(path).splitlines():
-            matches = [match.groupdict() for match in pattern.finditer(line)]
-            rows.extend(matches)
-            missed += not matches and line.strip() != ""
-        if not rows:
-            return None, missed
-        frame = pd.DataFrame(rows)
-        for name in frame:
-            frame[name] = _numbers(frame[name])
-        roles = {role: role for role in ("step", "loss", "seed", "arm", "planned", "run") if role in frame}
-        return Source(frame, f"log {path.name}", roles=roles), missed
+TITLE = "text logs"
 
 
-READER = Logs()
+def claims(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(4096)
+    return path.suffix == ".gz" or b"\0" not in head
+
+
+def read_all(paths: Sequence[Path], root: Path, asked: Asked) -> Source:
+    """Return the logs that the pattern matches; a note counts the lines and files that it does not.
+
+    Raises UserError: it matches none.
+    """
+    from . import together
+
+    logs: list[Path] = []
+    sources: list[Source] = []
+    others: list[Path] = []
+    missed = 0
+    for path in paths:
+        source, others_of_it = _matched(path, asked)
+        if source is None:
+            others.append(path)
+        else:
+            logs.append(path)
+            sources.append(source)
+            missed += others_of_it
+    if not logs:
+        more = f" and in {len(paths) - 1} more files" if len(paths) > 1 else ""
+        raise UserError(
+            f"no line of {paths[0]}{more} matches --pattern {shown(asked.pattern)}{advice(paths[0])}."
+        )
+    source = together(TITLE, sources, logs, root, asked) if len(logs) > 1 else sources[0]
+    notes = [f"{len(source.frame):,} matches of --pattern; {missed:,} lines do not match."]
+    if others:
+        notes.append(f"--pattern matches no line of {len(others)} more files, such as {others[0].name}.")
+    return replace(source, notes=notes)
+
+
+def read(path: Path, asked: Asked) -> Source:
+    return read_all([path], path.parent, asked)
+
+
+def _matched(path: Path, asked: Asked) -> tuple[Source | None, int]:
+    """Return what matches in a log, None if nothing does, and how many lines do not match."""
+    import pandas as pd
+
+    pattern = compiled(asked)
+    rows, missed = [], 0
+    for line in _text(path).splitlines():
+        matches = [match.groupdict() for match in pattern.finditer(line)]
+        rows.extend(matches)
+        missed += not matches and line.strip() != ""
+    if not rows:
+        return None, missed
+    frame = pd.DataFrame(rows)
+    for name in frame:
+        frame[name] = _numbers(frame[name])
+    roles = {role: role for role in ("step", "loss", "seed", "arm", "planned", "run") if role in frame}
+    return Source(frame, f"log {path.name}", roles=roles), missed
 
 
 def compiled(asked: Asked) -> re.Pattern[str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ebc_lab.config.errors import UserError, require
 
 from ..asked import Asked
-from .reader import Reader, Source, by_step, files_below, source_of_runs, told_apart
+from .reader import Source, by_step, files_below, source_of_runs, told_apart
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,44 +33,45 @@ OF_RUN = re.compile(rb"^run_(id|uuid):", re.MULTILINE)
 NAME, PARENT = "mlflow.runName", "mlflow.parentRunId"
 
 
-class MLflowStore(Reader):
-    title = "MLflow's stores (mlflow.db, mlruns)"
+TITLE = "MLflow's stores (mlflow.db, mlruns)"
 
-    def claims(self, path: Path) -> bool:
-        return any(True for _ in _databases(path)) or any(True for _ in _folders(path))
 
-    def read(self, path: Path, asked: Asked) -> Source:
-        """Return a row a step of each run. Deleted runs, and those that only hold others, are left out."""
-        import pandas as pd
+def claims(path: Path) -> bool:
+    return any(True for _ in _databases(path)) or any(True for _ in _folders(path))
 
-        stores = [_from_database(file) for file in _databases(path)]
-        stores += [_from_files(root) for root in [list(_folders(path))] if root]
-        runs = [run for of_store, _ in stores for run in of_store]
-        points = pd.concat([of_store for _, of_store in stores], ignore_index=True)
-        kept, notes = _kept(runs, set(points.run))
-        require(bool(kept), f"{path} is a store of MLflow without a run. {' '.join(notes)}")
-        number = {run["key"]: n for n, run in enumerate(kept)}
-        points = points[points.run.isin(number)]
-        points["run"] = points.run.map(number)
-        names = told_apart([run["name"] for run in kept], [run["key"][:8] for run in kept])
-        about = []
-        for name, run in zip(names, kept, strict=True):
-            started = pd.to_datetime(run["start"], unit="ms")
-            about.append(
-                {
-                    "run": name,
-                    "name": run["name"] or run["key"][:8],
-                    "experiment": run["experiment"],
-                    "started": started,
-                }
-            )
-        bad = [name for name, run in zip(names, kept, strict=True) if run["state"] not in ("FINISHED", "3")]
-        if bad:
-            notes.append(f"{len(bad)} of {len(kept)} runs did not finish, by MLflow: {', '.join(bad[:5])}.")
-        roles = {"run": "run", "started": "started", "step": "step"}
-        what = f"{len(kept)} run{'s' * (len(kept) > 1)} of MLflow"
-        settings = _as_numbers([run["params"] for run in kept])
-        return source_of_runs(about, settings, by_step(points), what, roles, notes)
+
+def read(path: Path, asked: Asked) -> Source:
+    """Return a row a step of each run. Deleted runs, and those that only hold others, are left out."""
+    import pandas as pd
+
+    stores = [_from_database(file) for file in _databases(path)]
+    stores += [_from_files(root) for root in [list(_folders(path))] if root]
+    runs = [run for of_store, _ in stores for run in of_store]
+    points = pd.concat([of_store for _, of_store in stores], ignore_index=True)
+    kept, notes = _kept(runs, set(points.run))
+    require(bool(kept), f"{path} is a store of MLflow without a run. {' '.join(notes)}")
+    number = {run["key"]: n for n, run in enumerate(kept)}
+    points = points[points.run.isin(number)]
+    points["run"] = points.run.map(number)
+    names = told_apart([run["name"] for run in kept], [run["key"][:8] for run in kept])
+    about = []
+    for name, run in zip(names, kept, strict=True):
+        started = pd.to_datetime(run["start"], unit="ms")
+        about.append(
+            {
+                "run": name,
+                "name": run["name"] or run["key"][:8],
+                "experiment": run["experiment"],
+                "started": started,
+            }
+        )
+    bad = [name for name, run in zip(names, kept, strict=True) if run["state"] not in ("FINISHED", "3")]
+    if bad:
+        notes.append(f"{len(bad)} of {len(kept)} runs did not finish, by MLflow: {', '.join(bad[:5])}.")
+    roles = {"run": "run", "started": "started", "step": "step"}
+    what = f"{len(kept)} run{'s' * (len(kept) > 1)} of MLflow"
+    settings = _as_numbers([run["params"] for run in kept])
+    return source_of_runs(about, settings, by_step(points), what, roles, notes)
 
 
 def _kept(runs: Sequence[dict[str, Any]], measured: set[str]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -228,6 +229,3 @@ def _texts(folder: Path) -> dict[str, str]:
         return {}
     files = files_below(folder, ".*")
     return {file.relative_to(folder).as_posix(): file.read_text("utf-8", "replace") for file in files}
-
-
-READER = MLflowStore()

@@ -19,53 +19,52 @@ from ebc_lab.config.errors import UserError, require
 
 from ..asked import Asked
 from .mlflow_store import read_only, tables_of
-from .reader import Reader, Source, files_below, flat, needed, number, source_of_runs
+from .reader import Source, files_below, flat, needed, number, source_of_runs
 
 DATABASE, JOURNAL = r".*\.(db|sqlite3?)", r".*\.(log|journal|jsonl?)"
 BETTER = {"MINIMIZE": "lower", "MAXIMIZE": "higher"}
 
 
-class OptunaStorage(Reader):
-    title = "Optuna's storages"
+TITLE = "Optuna's storages"
 
-    def claims(self, path: Path) -> bool:
-        return any(True for _ in _storages(path))
 
-    def read(self, path: Path, asked: Asked) -> Source:
-        """Return a row an intermediate value of each trial, and of each at least one. A trial that was pruned
-        or failed has no value, which counts as the worst; one that has not ended is left out."""
-        import pandas as pd
+def claims(path: Path) -> bool:
+    return any(True for _ in _storages(path))
 
-        every = [kept for file in _storages(path) for kept in _trials(file, path)]
-        ended = [kept for kept in every if kept.trial.state.is_finished()]
-        require(bool(ended), f"{path} holds no trial of Optuna that has ended.")
-        notes = [f"{n} trials that have not ended were left out."] if (n := len(every) - len(ended)) else []
-        columns, better = _objectives(ended, path)
-        curved = len(columns) == 1 and all(_ends_its_curve(kept.trial) for kept in ended)
-        if not curved and any(kept.trial.intermediate_values for kept in ended):
-            notes.append(
-                "Values of trials are not their last intermediate ones, which are a column of their own."
-            )
-        rows = [
-            {"run": n} | row for n, kept in enumerate(ended) for row in _rows(kept.trial, columns, curved)
-        ]
-        for state, words in (("PRUNED", "pruned"), ("FAIL", "failed")):
-            if many := sum(kept.trial.state.name == state for kept in ended):
-                notes.append(f"{many} of {len(ended)} trials {words}: they count as worse than every other.")
-        planned = _planned(ended)
-        about = [
-            {"run": f"{kept.study}/{kept.trial.number}", "study": kept.study, "started": _naive(kept.trial)}
-            | ({"planned": planned[n]} if any(planned) else {})
-            | {f"user_attrs.{name}": value for name, value in flat(kept.trial.user_attrs).items()}
-            for n, kept in enumerate(ended)
-        ]
-        seed = "seed" if any("seed" in kept.trial.params for kept in ended) else "user_attrs.seed"
-        roles = {"run": "run", "arm": "study", "seed": seed, "step": "step", "started": "started"}
-        roles["planned"] = "planned"
-        roles |= {"loss": columns[0]} if len(columns) == 1 else {}
-        what = f"{len(ended)} trial{'s' * (len(ended) > 1)} of Optuna"
-        params = [dict(kept.trial.params) for kept in ended]
-        return source_of_runs(about, params, pd.DataFrame(rows), what, roles, notes, better)
+
+def read(path: Path, asked: Asked) -> Source:
+    """Return a row an intermediate value of each trial, and of each at least one. A trial that was pruned
+    or failed has no value, which counts as the worst; one that has not ended is left out."""
+    import pandas as pd
+
+    every = [kept for file in _storages(path) for kept in _trials(file, path)]
+    ended = [kept for kept in every if kept.trial.state.is_finished()]
+    require(bool(ended), f"{path} holds no trial of Optuna that has ended.")
+    notes = [f"{n} trials that have not ended were left out."] if (n := len(every) - len(ended)) else []
+    columns, better = _objectives(ended, path)
+    curved = len(columns) == 1 and all(_ends_its_curve(kept.trial) for kept in ended)
+    if not curved and any(kept.trial.intermediate_values for kept in ended):
+        notes.append(
+            "Values of trials are not their last intermediate ones, which are a column of their own."
+        )
+    rows = [{"run": n} | row for n, kept in enumerate(ended) for row in _rows(kept.trial, columns, curved)]
+    for state, words in (("PRUNED", "pruned"), ("FAIL", "failed")):
+        if many := sum(kept.trial.state.name == state for kept in ended):
+            notes.append(f"{many} of {len(ended)} trials {words}: they count as worse than every other.")
+    planned = _planned(ended)
+    about = [
+        {"run": f"{kept.study}/{kept.trial.number}", "study": kept.study, "started": _naive(kept.trial)}
+        | ({"planned": planned[n]} if any(planned) else {})
+        | {f"user_attrs.{name}": value for name, value in flat(kept.trial.user_attrs).items()}
+        for n, kept in enumerate(ended)
+    ]
+    seed = "seed" if any("seed" in kept.trial.params for kept in ended) else "user_attrs.seed"
+    roles = {"run": "run", "arm": "study", "seed": seed, "step": "step", "started": "started"}
+    roles["planned"] = "planned"
+    roles |= {"loss": columns[0]} if len(columns) == 1 else {}
+    what = f"{len(ended)} trial{'s' * (len(ended) > 1)} of Optuna"
+    params = [dict(kept.trial.params) for kept in ended]
+    return source_of_runs(about, params, pd.DataFrame(rows), what, roles, notes, better)
 
 
 @dataclass(frozen=True)
@@ -176,6 +175,3 @@ def _opened(file: Path, copy: Path) -> Any:
     if storage.get_current_version() != storage.get_head_version():
         storage.upgrade()
     return storage
-
-
-READER = OptunaStorage()

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ebc_lab.config.errors import UserError
 
@@ -45,21 +45,19 @@ class Source:
     notes: Sequence[str] = ()
 
 
-class Reader:
-    """One format. A subclass is a module of this folder, and an instance of it stands in `READERS`."""
+class Reader(Protocol):
+    """One format: a module of this folder with these three. Its name stands in `MODULES`."""
 
-    title = ""  # in words, of several files: `CSV files`
+    TITLE: str  # in words, of several files: `CSV files`
 
     def claims(self, path: Path) -> bool:
         """Return whether a file or a folder is of this format. Looks at names and at first bytes only."""
-        raise NotImplementedError
 
     def read(self, path: Path, asked: Asked) -> Source:
         """Return what lies there.
 
         Raises UserError: the file is damaged, or needs a library that is not installed (`needed`).
         """
-        raise NotImplementedError
 
 
 def needed(package: str, extra: str, path: Path) -> UserError:

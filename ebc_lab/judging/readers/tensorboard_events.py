@@ -15,51 +15,52 @@ from typing import Any
 from ebc_lab.config.errors import UserError
 
 from ..asked import Asked
-from .reader import Reader, Source, about_places, by_step, files_below, needed, source_of_runs
+from .reader import Source, about_places, by_step, files_below, needed, source_of_runs
 
 EVENTS = r".*\.tfevents\..*"
 SPLITS = {"train", "validation", "valid", "val", "test", "eval"}  # folders within a run's: Keras
 SESSION = "_hparams_/session_start_info"
 
 
-class TensorBoardEvents(Reader):
-    title = "TensorBoard's event files"
+TITLE = "TensorBoard's event files"
 
-    def claims(self, path: Path) -> bool:
-        return any(True for _ in files_below(path, EVENTS))
 
-    def read(self, path: Path, asked: Asked) -> Source:
-        """Return a row a step; a run is a folder, its files one after the other."""
-        import pandas as pd
+def claims(path: Path) -> bool:
+    return any(True for _ in files_below(path, EVENTS))
 
-        folders: dict[Path, list[Path]] = {}
-        for file in files_below(path, EVENTS):
-            folders.setdefault(file.parent, []).append(file)
-        runs: dict[Path, dict[str, Any]] = {}
-        points: list[tuple[Path, str, float, float, float]] = []
-        notes = []
-        for folder, files in folders.items():
-            split = f"{folder.name}/" if folder.name.lower() in SPLITS and folder != path else ""
-            run = folder.parent if split else folder
-            values, settings, torn = _folder(files, path)
-            notes += torn
-            if settings and folder.parent in folders:  # torch's add_hparams: a folder for these alone
-                runs.setdefault(folder.parent, {}).update(settings)
-                continue
-            runs.setdefault(run, {}).update(settings)
-            points += [(run, split + name, step, value, time) for name, step, value, time in values]
-        if not points:
-            raise UserError(f"the event files in {path} hold no scalar: pictures and texts cannot be judged.")
-        order = {run: number for number, run in enumerate(runs)}
-        table = pd.DataFrame(points, columns=["run", "name", "step", "value", "time"])
-        table["run"] = table["run"].map(order)
-        began = pd.to_datetime(table.groupby("run").time.min(), unit="s")
-        started = began.reindex(range(len(runs))).to_list()
-        about = about_places(list(runs), path, [{"started": when} for when in started], list(runs.values()))
-        what = f"{len(runs)} run{'s' * (len(runs) > 1)} of TensorBoard"
-        roles = {"run": "run", "seed": "seed", "step": "step", "started": "started"}
-        curves = by_step(table)
-        return source_of_runs(about, list(runs.values()), curves, what, roles, notes)
+
+def read(path: Path, asked: Asked) -> Source:
+    """Return a row a step; a run is a folder, its files one after the other."""
+    import pandas as pd
+
+    folders: dict[Path, list[Path]] = {}
+    for file in files_below(path, EVENTS):
+        folders.setdefault(file.parent, []).append(file)
+    runs: dict[Path, dict[str, Any]] = {}
+    points: list[tuple[Path, str, float, float, float]] = []
+    notes = []
+    for folder, files in folders.items():
+        split = f"{folder.name}/" if folder.name.lower() in SPLITS and folder != path else ""
+        run = folder.parent if split else folder
+        values, settings, torn = _folder(files, path)
+        notes += torn
+        if settings and folder.parent in folders:  # torch's add_hparams: a folder for these alone
+            runs.setdefault(folder.parent, {}).update(settings)
+            continue
+        runs.setdefault(run, {}).update(settings)
+        points += [(run, split + name, step, value, time) for name, step, value, time in values]
+    if not points:
+        raise UserError(f"the event files in {path} hold no scalar: pictures and texts cannot be judged.")
+    order = {run: number for number, run in enumerate(runs)}
+    table = pd.DataFrame(points, columns=["run", "name", "step", "value", "time"])
+    table["run"] = table["run"].map(order)
+    began = pd.to_datetime(table.groupby("run").time.min(), unit="s")
+    started = began.reindex(range(len(runs))).to_list()
+    about = about_places(list(runs), path, [{"started": when} for when in started], list(runs.values()))
+    what = f"{len(runs)} run{'s' * (len(runs) > 1)} of TensorBoard"
+    roles = {"run": "run", "seed": "seed", "step": "step", "started": "started"}
+    curves = by_step(table)
+    return source_of_runs(about, list(runs.values()), curves, what, roles, notes)
 
 
 Values = list[tuple[str, float, float, float]]
@@ -122,6 +123,3 @@ def _gaps() -> Iterator[list[str]]:
         logger.setLevel(level)
         logger.propagate = aloud
         said[:] = [words for words in said if words.startswith("Truncated")]
-
-
-READER = TensorBoardEvents()
