@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from ebc_lab.config.errors import UserError, require, shown
 
 from ..asked import Asked
-from .names import split_name, split_names
+from .names import STEP_NAMES, split_name, split_names
 from .reader import Source
 
 if TYPE_CHECKING:
@@ -26,10 +26,6 @@ FIRST_LOOK = 1 << 14  # bytes
 WIDE = 3  # rows that are looked at however long they are
 MISSING = ["", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "None"]  # not logged
 NAN = re.compile(rb"(?:(?<=[,;\t\"])|^) *-?(?:nan|NaN)(?= *(?:[\",;\t\r]|$))", re.MULTILINE)
-STEP_NAMES = re.compile(
-    r"(.*[/._])?(global_?)?(_?step|steps|iter|iters|iteration|iterations|epoch|tokens|batch_idx|update|updates|index)",
-    re.IGNORECASE,
-)
 # words of columns that are a metric, a setting or a count, and so no run's name
 KNOWN_WORD = re.compile(
     r"(loss|acc|accuracy|ppl|perplexity|bpb|bpc|error|err|score|metric|reward|f1|bleu|rouge|mse|rmse|mae|nll|ce|"

@@ -24,10 +24,10 @@ def claims(path: Path) -> bool:
 
 
 def read(path: Path, asked: Asked) -> Source:
-    return read_all([path], path.parent, asked)
+    return read_jobs([path], path.parent, asked)
 
 
-def read_all(paths: Sequence[Path], root: Path, asked: Asked) -> Source:
+def read_jobs(paths: Sequence[Path], root: Path, asked: Asked) -> Source:
     """Return the runs of jobs. A setting that one of them overrides is read from all configurations.
 
     Raises UserError: no job left metrics in a format that is known.

@@ -11,7 +11,8 @@ from typing import Any
 from ebc_lab.config.errors import UserError, require, shown
 
 from ..asked import Asked
-from .delimited import STEP_NAMES, table_source
+from .delimited import table_source
+from .names import STEP_NAMES
 from .reader import Source
 
 ENDINGS = (".jsonl", ".ndjson", ".json")

@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ebc_lab.config.errors import require
+from ebc_lab.config.errors import count, require
 
 from ..asked import Asked
 from .reader import Source
@@ -59,7 +59,7 @@ def read(path: Path, asked: Asked) -> Source:
         table = table.drop(columns="test_loss")
     settings = [name for name in SETTINGS if table[name].nunique(dropna=False) > 1]
     roles = {"run": "run", "arm": "arm", "seed": "seed", "step": "step", "planned": "planned"}
-    what = f"{len(runs)} run{'s' * (len(runs) > 1)} of the study {study.name}"
+    what = f"{count(len(runs), 'run')} of the study {study.name}"
     return Source(table, what, roles, settings, "lower", notes)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, count
 
 from ..asked import Asked
 from .reader import Source, about_places, files_below, flat, source_of_runs
@@ -41,7 +41,7 @@ def read(path: Path, asked: Asked) -> Source:
                 f"{', '.join(unread)} in {file.parent / 'hparams.yaml'} "
                 f"{'are objects' if len(unread) > 1 else 'is an object'} of Python and left out."
             )
-    what = f"{len(files)} run{'s' * (len(files) > 1)} of Lightning"
+    what = f"{count(len(files), 'run')} of Lightning"
     curves = pd.concat(tables, ignore_index=True)
     about = about_places([file.parent for file in files], path, [{}] * len(files), settings)
     roles = {"run": "run", "seed": "seed", "step": "step"}

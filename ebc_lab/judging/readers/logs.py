@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ebc_lab.config.errors import UserError, require, shown
 
 from ..asked import Asked
-from .reader import Source
+from .reader import Source, together
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,31 +36,22 @@ def claims(path: Path) -> bool:
     return path.suffix == ".gz" or b"\0" not in head
 
 
-def read_all(paths: Sequence[Path], root: Path, asked: Asked) -> Source:
+def read_logs(paths: Sequence[Path], root: Path, asked: Asked) -> Source:
     """Return the logs that the pattern matches; a note counts the lines and files that it does not.
 
     Raises UserError: it matches none.
     """
-    from . import together
-
-    logs: list[Path] = []
-    sources: list[Source] = []
-    others: list[Path] = []
-    missed = 0
-    for path in paths:
-        source, others_of_it = _matched(path, asked)
-        if source is None:
-            others.append(path)
-        else:
-            logs.append(path)
-            sources.append(source)
-            missed += others_of_it
+    pattern = compiled(asked)
+    read = {path: _matched(path, pattern) for path in paths}
+    logs = [path for path, (rows, _) in read.items() if rows]
+    others = [path for path, (rows, _) in read.items() if not rows]
     if not logs:
         more = f" and in {len(paths) - 1} more files" if len(paths) > 1 else ""
         raise UserError(
             f"no line of {paths[0]}{more} matches --pattern {shown(asked.pattern)}{advice(paths[0])}."
         )
-    source = together(TITLE, sources, logs, root, asked) if len(logs) > 1 else sources[0]
+    missed = sum(read[path][1] for path in logs)
+    source = together([_source(path, read[path][0]) for path in logs], TITLE, logs, root, asked)
     notes = [f"{len(source.frame):,} matches of --pattern; {missed:,} lines do not match."]
     if others:
         notes.append(f"--pattern matches no line of {len(others)} more files, such as {others[0].name}.")
@@ -68,26 +59,25 @@ def read_all(paths: Sequence[Path], root: Path, asked: Asked) -> Source:
 
 
 def read(path: Path, asked: Asked) -> Source:
-    return read_all([path], path.parent, asked)
+    return read_logs([path], path.parent, asked)
 
 
-def _matched(path: Path, asked: Asked) -> tuple[Source | None, int]:
-    """Return what matches in a log, None if nothing does, and how many lines do not match."""
-    import pandas as pd
-
-    pattern = compiled(asked)
+def _matched(path: Path, pattern: re.Pattern[str]) -> tuple[list[dict[str, str]], int]:
+    """Return the groups of every match in a log, and how many lines do not match."""
     rows, missed = [], 0
     for line in _text(path).splitlines():
         matches = [match.groupdict() for match in pattern.finditer(line)]
         rows.extend(matches)
         missed += not matches and line.strip() != ""
-    if not rows:
-        return None, missed
-    frame = pd.DataFrame(rows)
-    for name in frame:
-        frame[name] = _numbers(frame[name])
+    return rows, missed
+
+
+def _source(path: Path, rows: list[dict[str, str]]) -> Source:
+    import pandas as pd
+
+    frame = pd.DataFrame(rows).apply(_numbers)
     roles = {role: role for role in ("step", "loss", "seed", "arm", "planned", "run") if role in frame}
-    return Source(frame, f"log {path.name}", roles=roles), missed
+    return Source(frame, f"log {path.name}", roles)
 
 
 def compiled(asked: Asked) -> re.Pattern[str]:

@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ebc_lab.config.errors import UserError, require
+from ebc_lab.config.errors import UserError, count, listed, require
 
 from ..asked import Asked
 from .reader import Source, by_step, files_below, source_of_runs, told_apart
@@ -67,9 +67,9 @@ def read(path: Path, asked: Asked) -> Source:
         )
     bad = [name for name, run in zip(names, kept, strict=True) if run["state"] not in ("FINISHED", "3")]
     if bad:
-        notes.append(f"{len(bad)} of {len(kept)} runs did not finish, by MLflow: {', '.join(bad[:5])}.")
+        notes.append(f"{len(bad)} of {len(kept)} runs did not finish, by MLflow: {listed(bad)}.")
     roles = {"run": "run", "started": "started", "step": "step"}
-    what = f"{len(kept)} run{'s' * (len(kept) > 1)} of MLflow"
+    what = f"{count(len(kept), 'run')} of MLflow"
     settings = _as_numbers([run["params"] for run in kept])
     return source_of_runs(about, settings, by_step(points), what, roles, notes)
 
@@ -81,9 +81,9 @@ def _kept(runs: Sequence[dict[str, Any]], measured: set[str]) -> tuple[list[dict
     kept = [run for run in there if run["key"] in measured or run["key"] not in parents]
     notes = []
     if deleted := len(runs) - len(there):
-        notes.append(f"{deleted} deleted run{'s were' if deleted > 1 else ' was'} left out.")
+        notes.append(f"{count(deleted, 'deleted run')} left out.")
     if holders := len(there) - len(kept):
-        notes.append(f"{holders} parent run{'s' * (holders > 1)} without a metric left out.")
+        notes.append(f"{count(holders, 'parent run')} without a metric left out.")
     return kept, notes
 
 

@@ -33,6 +33,11 @@ PART = re.compile(
     rf"|(?P<known>{SEEDS}|{REPLICATES}|{KNOWN})[_-]?(?P<number>{POWER}|{NUMBER}){END}|s(?P<seed>\d+){END})",
     re.IGNORECASE,
 )
+# columns of steps
+STEP_NAMES = re.compile(
+    r"(.*[/._])?(global_?)?(_?step|steps|iter|iters|iteration|iterations|epoch|tokens|batch_idx|update|updates|index)",
+    re.IGNORECASE,
+)
 COUNTED = re.compile(r"(.*?)[_\-\s.]?(?<![\d.])(\d+)")
 
 

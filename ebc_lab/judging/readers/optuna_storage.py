@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.errors import UserError, require
+from ebc_lab.config.errors import UserError, count, require
 
 from ..asked import Asked
 from .mlflow_store import read_only, tables_of
@@ -62,7 +62,7 @@ def read(path: Path, asked: Asked) -> Source:
     roles = {"run": "run", "arm": "study", "seed": seed, "step": "step", "started": "started"}
     roles["planned"] = "planned"
     roles |= {"loss": columns[0]} if len(columns) == 1 else {}
-    what = f"{len(ended)} trial{'s' * (len(ended) > 1)} of Optuna"
+    what = f"{count(len(ended), 'trial')} of Optuna"
     params = [dict(kept.trial.params) for kept in ended]
     return source_of_runs(about, params, pd.DataFrame(rows), what, roles, notes, better)
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, count
 
 from ..asked import Asked
 from .reader import Source, about_places, by_step, files_below, needed, source_of_runs
@@ -57,7 +57,7 @@ def read(path: Path, asked: Asked) -> Source:
     began = pd.to_datetime(table.groupby("run").time.min(), unit="s")
     started = began.reindex(range(len(runs))).to_list()
     about = about_places(list(runs), path, [{"started": when} for when in started], list(runs.values()))
-    what = f"{len(runs)} run{'s' * (len(runs) > 1)} of TensorBoard"
+    what = f"{count(len(runs), 'run')} of TensorBoard"
     roles = {"run": "run", "seed": "seed", "step": "step", "started": "started"}
     curves = by_step(table)
     return source_of_runs(about, list(runs.values()), curves, what, roles, notes)
@@ -103,7 +103,9 @@ def _settings(content: bytes) -> Mapping[str, Any]:
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     started = HParamsPluginData.FromString(content).session_start_info
-    return {name: getattr(value, str(value.WhichOneof("kind"))) for name, value in started.hparams.items()}
+    return {
+        name: getattr(value, str(value.WhichOneof("kind"))) for name, value in sorted(started.hparams.items())
+    }
 
 
 @contextmanager

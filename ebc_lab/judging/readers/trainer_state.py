@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, count
 
 from ..asked import Asked
 from .reader import Source, about_places, files_below, flat, number, source_of_runs
@@ -57,7 +57,7 @@ def read(path: Path, asked: Asked) -> Source:
             "the Trainer leaves NaN out of its means (logging_nan_inf_filter), and logs 0 if nothing "
             "is left."
         )
-    what = f"{len(runs)} run{'s' * (len(runs) > 1)} of Hugging Face's Trainer"
+    what = f"{count(len(runs), 'run')} of Hugging Face's Trainer"
     curves = pd.DataFrame(rows) if rows else pd.DataFrame({"run": []})
     roles = {"run": "run", "seed": "seed", "step": "step", "planned": "max_steps"}
     about = about_places(list(states), path, planned, settings)

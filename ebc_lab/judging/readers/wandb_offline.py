@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, count, listed
 
 from ..asked import Asked
 from .reader import Source, files_below, flat, needed, number, source_of_runs, told_apart
@@ -80,7 +80,7 @@ def read(path: Path, asked: Asked) -> Source:
     if unreadable:
         torn.append(
             f"{len(unreadable)} logs are empty or damaged from their first byte, and their runs are left "
-            f"out ({', '.join(unreadable[:5])}{', …' * (len(unreadable) > 5)}): what is known of them is "
+            f"out ({listed(unreadable)}): what is known of them is "
             "in files/wandb-summary.json beside them; see whether runs that went wrong are among them."
         )
     if not runs:
@@ -97,10 +97,10 @@ def read(path: Path, asked: Asked) -> Source:
     if unfinished:
         torn.append(
             f"{len(unfinished)} of {len(every)} runs did not end well (exit code not 0, or none): "
-            f"{', '.join(unfinished[:5])}{', …' * (len(unfinished) > 5)}."
+            f"{listed(unfinished)}."
         )
     roles = {"run": "run", "started": "started", "step": steps.pop() if len(steps) == 1 else "_step"}
-    what = f"{len(every)} offline run{'s' * (len(every) > 1)} of W&B"
+    what = f"{count(len(every), 'offline run')} of W&B"
     return source_of_runs(about, [flat(run.config) for run in every], curves, what, roles, torn)
 
 

@@ -84,9 +84,9 @@ def test_values_that_are_not_finite_are_told_from_those_that_were_not_logged(sto
 
 def test_what_was_left_out_is_said(store):
     notes = " ".join(mlflow_store.read(store, Asked()).notes)
-    assert "1 deleted run was left out" in notes
+    assert "1 deleted run left out" in notes
     assert "1 parent run without a metric left out" in notes
-    assert "2 of 4 runs did not finish, by MLflow: sgd-1, muon-0" in notes
+    assert "2 of 4 runs did not finish, by MLflow: sgd-1 and muon-0" in notes
 
 
 def test_another_or_a_damaged_database_is_refused(store, tmp_path):
