@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import re
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ENDING = re.compile(r"\.(csv|tsv)(\.gz)?$", re.IGNORECASE)
+NOT_UTF8 = "is not text in UTF-8: save it as UTF-8 and call again"
 FIRST_LOOK = 1 << 14  # bytes
 WIDE = 3  # rows that are looked at however long they are
 MISSING = ["", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "None"]  # not logged
 NAN = re.compile(rb"(?:(?<=[,;\t\"])|^) *-?(?:nan|NaN)(?= *(?:[\",;\t\r]|$))", re.MULTILINE)
+THOUSANDS = re.compile(r"-?\d{1,3}(,\d{3})+(\.\d+)?")
 # words of columns that are a metric, a setting or a count, and so no run's name
 KNOWN_WORD = re.compile(
     r"(loss|acc|accuracy|ppl|perplexity|bpb|bpc|error|err|score|metric|reward|f1|bleu|rouge|mse|rmse|mae|nll|ce|"
@@ -68,11 +71,10 @@ def first_rows(path: Path) -> tuple[list[list[str]], str, str]:
     tables = {mark: _split(lines, mark) for mark in ("\t", ";", ",")}
     mark = max(tables, key=lambda each: (_agreeing(tables[each]), max(map(len, tables[each]))))
     rows = tables[mark]
-    cells = [cell for row in rows[1:] for cell in row]
-    comma = mark == ";" and any(re.fullmatch(r"-?\d+,\d+", cell) for cell in cells)
-    point = any(re.fullmatch(r"-?\d+\.\d+", cell) for cell in cells)
-    require(not (comma and point), f"{path} writes some numbers with a decimal comma and some with a point")
-    return rows, mark, "," if comma else "."
+    cells = [cell for row in rows[1:] for cell in row] if mark == ";" else []  # else a comma separates them
+    points = {number[1] for cell in cells if (number := re.fullmatch(r"-?\d+([,.])\d+", cell))}
+    require(len(points) < 2, f"{path} writes some numbers with a decimal comma and some with a point")
+    return rows, mark, "," if "," in points else "."
 
 
 def read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -110,7 +112,7 @@ def read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
                 copy.seek(0)
                 frame = pd.read_csv(copy, **format_of_cells)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8: save it as UTF-8 and call again") from error
+        raise UserError(f"{path} {NOT_UTF8}") from error
     except (pd.errors.ParserError, OSError, EOFError) as error:
         why = str(error).removeprefix("Error tokenizing data. C error: ").strip()
         raise UserError(f"{path} is damaged: {why}") from error
@@ -251,13 +253,11 @@ def _opened(path: Path) -> BinaryIO:
 
 def _decoded(head: bytes, path: Path, *, whole: bool) -> str:
     """Return the beginning of a file as text. A character that its end cuts in two is left out."""
-    require(b"\0" not in head, f"{path} is not text in UTF-8: save it as UTF-8 and call again")
+    require(b"\0" not in head, f"{path} {NOT_UTF8}")
     try:
-        return head.decode("utf-8-sig")
+        return codecs.getincrementaldecoder("utf-8-sig")().decode(head, final=whole)
     except UnicodeDecodeError as error:
-        if error.start > len(head) - 4 and not whole:
-            return head[: error.start].decode("utf-8-sig")
-        raise UserError(f"{path} is not text in UTF-8: save it as UTF-8 and call again") from error
+        raise UserError(f"{path} {NOT_UTF8}") from error
 
 
 def _split(lines: Sequence[str], mark: str) -> list[list[str]]:
@@ -288,22 +288,23 @@ def _check_names(names: Sequence[str], path: Path) -> None:
 def _check_cells(rows: Sequence[Sequence[str]], path: Path) -> None:
     """Raise UserError unless the first rows have no more cells than the first, and plain numbers."""
     names = rows[0]
-    require(
-        len(names) > 1 or max(map(len, rows)) > 1,
-        f"{path} has one column, {shown(names[0])}: separate its cells by commas, semicolons or tabs",
-    )
-    require(
-        len(names) > 1,
-        f"{path}: its first row, {shown(names[0])}, has one cell and others have more: remove what stands "
-        "above the columns' names",
-    )
+    if len(names) == 1 and max(map(len, rows)) == 1:
+        raise UserError(
+            f"{path} has one column, {shown(names[0])}: separate its cells by commas, semicolons or tabs"
+        )
+    if len(names) == 1:
+        raise UserError(
+            f"{path}: its first row, {shown(names[0])}, has one cell and others have more: remove what "
+            "stands above the columns' names"
+        )
     for number, row in enumerate(rows[1:], 2):
         require(
             len(row) <= len(names),
             f"{path}: row {number} has {len(row)} cells, the first row {len(names)} names: name all columns",
         )
         for name, cell in zip(names, row, strict=False):
-            require(
-                not re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", cell),
-                f"{path}: row {number} has {cell} in column {name}: write it without separators of thousands",
-            )
+            if THOUSANDS.fullmatch(cell):
+                raise UserError(
+                    f"{path}: row {number} has {cell} in column {name}: write it without separators of "
+                    "thousands"
+                )

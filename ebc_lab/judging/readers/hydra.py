@@ -11,7 +11,7 @@ from typing import Any
 from ebc_lab.config.errors import UserError, require, shown
 
 from ..asked import Asked
-from .reader import Source
+from .reader import Source, cell
 
 BEGUN = re.compile(r"(\d{4}-\d\d-\d\d)[/_](\d\d)-(\d\d)-(\d\d)")  # Hydra's own names of folders
 
@@ -50,7 +50,7 @@ def read_jobs(paths: Sequence[Path], root: Path, asked: Asked) -> Source:
         resolved = {key: _value(config, key) for key in swept}
         told = {key: own.get(key) if isinstance(v, dict | None) else v for key, v in resolved.items()}
         place = job.relative_to(root).as_posix()
-        frame = source.frame.assign(**{key: _plain(value) for key, value in told.items()})
+        frame = source.frame.assign(**{key: cell(value) for key, value in told.items()})
         run = source.roles.get("run", "")
         frame["run"] = place if not run else place + " " + source.frame[run].astype(str)
         begun = BEGUN.search(job.resolve().as_posix())
@@ -113,8 +113,3 @@ def _value(config: Any, key: str) -> Any:
     for part in re.split(r"[./]", key):
         config = config.get(part) if isinstance(config, Mapping) else None
     return config
-
-
-def _plain(value: Any) -> Any:
-    """Return a value that a cell can hold."""
-    return str(value) if isinstance(value, list | dict | tuple) else value

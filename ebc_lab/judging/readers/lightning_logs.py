@@ -94,5 +94,5 @@ def _hparams(file: Path) -> tuple[dict[str, Any], list[str]]:
     except (yaml.YAMLError, UnicodeDecodeError):
         return {}, ["everything"]
     settings = flat(found) if isinstance(found, Mapping) else {}
-    unread = [name for name, value in (found or {}).items() if isinstance(value, Opaque)]
+    unread = [name for name, value in settings.items() if isinstance(value, Opaque)]
     return {name: value for name, value in settings.items() if name not in unread}, unread

@@ -37,7 +37,7 @@ TITLE = "MLflow's stores (mlflow.db, mlruns)"
 
 
 def claims(path: Path) -> bool:
-    return any(True for _ in _databases(path)) or any(True for _ in _folders(path))
+    return any(_databases(path)) or any(_folders(path))
 
 
 def read(path: Path, asked: Asked) -> Source:
@@ -54,17 +54,15 @@ def read(path: Path, asked: Asked) -> Source:
     points = points[points.run.isin(number)]
     points["run"] = points.run.map(number)
     names = told_apart([run["name"] for run in kept], [run["key"][:8] for run in kept])
-    about = []
-    for name, run in zip(names, kept, strict=True):
-        started = pd.to_datetime(run["start"], unit="ms")
-        about.append(
-            {
-                "run": name,
-                "name": run["name"] or run["key"][:8],
-                "experiment": run["experiment"],
-                "started": started,
-            }
-        )
+    about = [
+        {
+            "run": name,
+            "name": run["name"] or run["key"][:8],
+            "experiment": run["experiment"],
+            "started": pd.to_datetime(run["start"], unit="ms"),
+        }
+        for name, run in zip(names, kept, strict=True)
+    ]
     bad = [name for name, run in zip(names, kept, strict=True) if run["state"] not in ("FINISHED", "3")]
     if bad:
         notes.append(f"{len(bad)} of {len(kept)} runs did not finish, by MLflow: {listed(bad)}.")
@@ -171,13 +169,9 @@ def _from_files(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], pd.DataF
     import pandas as pd
 
     runs, points = [], [pd.DataFrame(columns=["time", "value", "step", "run", "name"])]
-    experiments: dict[Path, Any] = {}
+    experiments = {above: _meta(above) for above in {folder.parent for folder in folders}}
     for folder in folders:
-        meta = _meta(folder / "meta.yaml")
-        above = folder.parent
-        if above not in experiments:
-            file = above / "meta.yaml"
-            experiments[above] = _meta(file) if file.is_file() else {}
+        meta = _meta(folder)
         params, tags = (_texts(folder / which) for which in ("params", "tags"))
         runs.append(
             {
@@ -186,7 +180,7 @@ def _from_files(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], pd.DataF
                 "state": str(meta.get("status", "")),
                 "start": meta.get("start_time"),
                 "stage": meta.get("lifecycle_stage", "active"),
-                "experiment": experiments[above].get("name", above.name),
+                "experiment": experiments[folder.parent].get("name", folder.parent.name),
                 "params": params,
                 "tags": tags,
             }
@@ -198,10 +192,13 @@ def _from_files(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], pd.DataF
     return runs, pd.concat([p for p in points if len(p)] or points, ignore_index=True)
 
 
-def _meta(file: Path) -> dict[str, Any]:
-    """Return what MLflow noted of a run or an experiment."""
+def _meta(folder: Path) -> dict[str, Any]:
+    """Return what MLflow noted of a run or an experiment; nothing where it noted nothing."""
     import yaml
 
+    file = folder / "meta.yaml"
+    if not file.is_file():
+        return {}
     try:
         return dict(yaml.safe_load(file.read_text("utf-8")) or {})
     except (yaml.YAMLError, ValueError, TypeError):

@@ -104,46 +104,36 @@ def columns_of_places(paths: Sequence[str | Path], root: str | Path) -> pd.DataF
     """
     import pandas as pd
 
-    levels = [_levels(path, root) for path in paths]
-    folders = max(len(places) for places, _ in levels)
-    columns: dict[str, list[str | None]] = {}
-    told: list[dict[str, str]] = [{} for _ in paths]
-    files = [file for _, file in levels]
-    named = [
-        (f"folder{n + 1}", [places[n] if n < len(places) else "" for places, _ in levels])
-        for n in range(folders)
-    ]
-    for column, values in [*named, ("file", files)]:
-        distinct = sorted(set(values))
-        split = dict(zip(distinct, split_names(distinct), strict=True))
-        for settings, value in zip(told, values, strict=True):
-            settings.update(split[value][1])
-        arms: list[str | None] = [split[value][0] or None for value in values]
-        if len(set(arms)) > 1:
-            columns[column] = arms
-    for name in dict.fromkeys(name for settings in told for name in settings if name != "run"):
-        column_of_name = [settings.get(name) for settings in told]
-        if name == "seed" or len(set(column_of_name)) > 1:
-            columns[name] = column_of_name
-    places_of_runs = [[*places, file] for places, file in levels]
-    same = {
-        level
-        for level in range(min(map(len, places_of_runs)))
-        if len({places[level] for places in places_of_runs}) == 1
+    parts = [_parts(path, root) for path in paths]
+    deepest = max(map(len, parts)) - 1
+    levels = {
+        f"folder{n + 1}": [each[n] if n < len(each) - 1 else "" for each in parts] for n in range(deepest)
     }
-    if len({len(places) for places in places_of_runs}) == 1 and len(same) < len(places_of_runs[0]):
-        places_of_runs = [
-            [place for level, place in enumerate(places) if level not in same] for places in places_of_runs
-        ]
-    runs = ["/".join(places) for places in places_of_runs]
+    levels["file"] = [each[-1] for each in parts]
+    columns: dict[str, list[str | None]] = {}
+    settings: list[dict[str, str]] = [{} for _ in paths]
+    for level, names in levels.items():
+        distinct = sorted(set(names))
+        split = dict(zip(distinct, split_names(distinct), strict=True))
+        for of_path, name in zip(settings, names, strict=True):
+            of_path.update(split[name][1])
+        arms = [split[name][0] or None for name in names]
+        if len(set(arms)) > 1:
+            columns[level] = arms
+    for setting in dict.fromkeys(name for of_path in settings for name in of_path if name != "run"):
+        values = [of_path.get(setting) for of_path in settings]
+        if setting == "seed" or len(set(values)) > 1:
+            columns[setting] = values
+    alike = len(set(map(len, parts))) == 1
+    differing = [n for n in range(len(parts[0])) if alike and len({each[n] for each in parts}) > 1]
+    runs = ["/".join([each[n] for n in differing] or each) for each in parts]
     return pd.DataFrame({"run": runs, **columns}, dtype=object)
 
 
-def _levels(path: str | Path, root: str | Path) -> tuple[list[str], str]:
+def _parts(path: str | Path, root: str | Path) -> list[str]:
     """Return the folders of a path below `root`, and its last part without endings such as `.csv.gz`."""
-    parts = Path(os.path.relpath(path, root)).parts
-    file = re.sub(r"(\.(csv|tsv|txt|log|out|jsonl?|ndjson|parquet|pq|gz|bz2|xz|zst))+$", "", parts[-1])
-    return list(parts[:-1]), file
+    *folders, file = Path(os.path.relpath(path, root)).parts
+    return [*folders, re.sub(r"(\.(csv|tsv|txt|log|out|jsonl?|ndjson|parquet|pq|gz|bz2|xz|zst))+$", "", file)]
 
 
 def _called(key: str) -> str:

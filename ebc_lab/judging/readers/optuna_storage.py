@@ -19,7 +19,7 @@ from ebc_lab.config.errors import UserError, count, require
 
 from ..asked import Asked
 from .mlflow_store import read_only, tables_of
-from .reader import Source, files_below, flat, needed, number, source_of_runs
+from .reader import Source, cell, files_below, flat, needed, number, source_of_runs
 
 DATABASE, JOURNAL = r".*\.(db|sqlite3?)", r".*\.(log|journal|jsonl?)"
 BETTER = {"MINIMIZE": "lower", "MAXIMIZE": "higher"}
@@ -29,7 +29,7 @@ TITLE = "Optuna's storages"
 
 
 def claims(path: Path) -> bool:
-    return any(True for _ in _storages(path))
+    return any(_storages(path))
 
 
 def read(path: Path, asked: Asked) -> Source:
@@ -55,7 +55,7 @@ def read(path: Path, asked: Asked) -> Source:
     about = [
         {"run": f"{kept.study}/{kept.trial.number}", "study": kept.study, "started": _naive(kept.trial)}
         | ({"planned": planned[n]} if any(planned) else {})
-        | {f"user_attrs.{name}": value for name, value in flat(kept.trial.user_attrs).items()}
+        | {f"user_attrs.{name}": cell(value) for name, value in flat(kept.trial.user_attrs).items()}
         for n, kept in enumerate(ended)
     ]
     seed = "seed" if any("seed" in kept.trial.params for kept in ended) else "user_attrs.seed"

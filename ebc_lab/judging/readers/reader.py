@@ -145,20 +145,20 @@ def number(value: object) -> float | None:
     return logged if math.isfinite(logged) else math.inf
 
 
-def flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Return nested settings as one mapping, `model.width`; lists become text."""
+def flat(nested: Mapping[str, Any], mark: str = ".") -> dict[str, Any]:
+    """Return nested mappings as one, with the mark between names: `model.width`. Empty ones are left out."""
     leaves: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = f"{above}{key}"
-        if isinstance(value, Mapping) and value:
-            leaves |= flat(value, f"{name}.")
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            leaves |= {f"{name}{mark}{inner}": leaf for inner, leaf in flat(value, mark).items()}
         else:
-            leaves[name] = value if isinstance(value, str | int | float) else _text(value)
+            leaves[str(name)] = value
     return leaves
 
 
-def _text(value: object) -> str | None:
-    return None if value is None else json.dumps(value, default=str)
+def cell(value: object) -> str | float | None:
+    """Return a value as a table can hold it: what is neither text nor a number, such as a list, as JSON."""
+    return value if isinstance(value, str | int | float | None) else json.dumps(value, default=str)
 
 
 def by_step(points: pd.DataFrame) -> pd.DataFrame:
@@ -202,7 +202,8 @@ def source_of_runs(
     """
     import pandas as pd
 
-    runs, configs = pd.DataFrame(list(about)), pd.DataFrame(list(settings), index=range(len(about)))
+    cells = [{name: cell(value) for name, value in of_run.items()} for of_run in settings]
+    runs, configs = pd.DataFrame(list(about)), pd.DataFrame(cells, index=range(len(about)))
     logged = curves.set_index("run").rename(columns={name: f"logged/{name}" for name in runs})
     configs = configs.rename(columns={n: f"config/{n}" for n in configs if n in runs or n in logged})
     frame = pd.concat([runs, configs], axis=1).join(logged).reset_index(drop=True)

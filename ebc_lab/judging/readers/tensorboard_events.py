@@ -26,7 +26,7 @@ TITLE = "TensorBoard's event files"
 
 
 def claims(path: Path) -> bool:
-    return any(True for _ in files_below(path, EVENTS))
+    return any(files_below(path, EVENTS))
 
 
 def read(path: Path, asked: Asked) -> Source:

@@ -28,7 +28,7 @@ TITLE = "trainer_state.json of Hugging Face"
 
 
 def claims(path: Path) -> bool:
-    return any(True for _ in files_below(path, STATE))
+    return any(files_below(path, STATE))
 
 
 def read(path: Path, asked: Asked) -> Source:
@@ -114,12 +114,12 @@ def _settings(run: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     card = run / "README.md"
     if card.is_file():
         for name, value in CARD.findall(card.read_text("utf-8", "replace")):
-            settings[name] = value if (logged := number(_float(value))) is None else logged
+            settings[name] = _value(value)
     return settings
 
 
-def _float(text: str) -> float | None:
+def _value(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:
-        return None
+        return text
