@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ebc_lab.config.errors import UserError, require, shown
+from ebc_lab.config.errors import require, shown
 
 from ..asked import Asked
 from . import (
@@ -25,7 +25,7 @@ from . import (
     wandb_csv,
     wandb_offline,
 )
-from .reader import Reader, Source, together
+from .reader import NothingKnown, Reader, Source, together
 
 # the most specific first: in a folder with files of several formats the first that claims one is read; `logs`
 # only with --pattern, which leaves no other but Hydra's jobs
@@ -89,7 +89,7 @@ def read_inside(folder: Path, asked: Asked) -> Source:
 def _found(place: Path, asked: Asked, readers: Sequence[Reader]) -> dict[Reader, list[Path]]:
     """Return reader -> paths that it claims, in the order of their names. Not empty.
 
-    Raises UserError: no reader claims anything there, or there is too much to look at.
+    Raises NothingKnown: no reader claims anything there; UserError: there is too much to look at.
     """
     readers = [r for r in readers if (r in (hydra, logs) if asked.pattern else r is not logs)]
     found = {r: [place] for r in readers if r not in ONE_BY_ONE and r.claims(place)}
@@ -100,7 +100,7 @@ def _found(place: Path, asked: Asked, readers: Sequence[Reader]) -> dict[Reader,
     if not found:
         formats = ", ".join(reader.TITLE for reader in READERS if reader is not logs)
         hint = next((logs.advice(path) for path in _candidates(place, {}) if logs.claims(path)), "")
-        raise UserError(
+        raise NothingKnown(
             f"{place} holds none of the formats that ebc-lab reads ({formats}); logs of text need --pattern, "
             f"a regular expression{hint or f', such as {logs.ADVICE}'}."
         )

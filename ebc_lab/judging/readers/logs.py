@@ -42,16 +42,16 @@ def read_logs(paths: Sequence[Path], root: Path, asked: Asked) -> Source:
     Raises UserError: it matches none.
     """
     pattern = compiled(asked)
-    read = {path: _matched(path, pattern) for path in paths}
-    logs = [path for path, (rows, _) in read.items() if rows]
-    others = [path for path, (rows, _) in read.items() if not rows]
+    matched = {path: _matched(path, pattern) for path in paths}
+    logs = [path for path, (rows, _) in matched.items() if rows]
+    others = [path for path, (rows, _) in matched.items() if not rows]
     if not logs:
         more = f" and in {len(paths) - 1} more files" if len(paths) > 1 else ""
         raise UserError(
             f"no line of {paths[0]}{more} matches --pattern {shown(asked.pattern)}{advice(paths[0])}."
         )
-    missed = sum(read[path][1] for path in logs)
-    source = together([_source(path, read[path][0]) for path in logs], TITLE, logs, root, asked)
+    missed = sum(matched[path][1] for path in logs)
+    source = together([_source(path, matched[path][0]) for path in logs], TITLE, logs, root, asked)
     notes = [f"{len(source.frame):,} matches of --pattern; {missed:,} lines do not match."]
     if others:
         notes.append(f"--pattern matches no line of {len(others)} more files, such as {others[0].name}.")

@@ -44,10 +44,9 @@ def read(path: Path, asked: Asked) -> Source:
     """Return a row a step of each run. Deleted runs, and those that only hold others, are left out."""
     import pandas as pd
 
-    stores = [_from_database(file) for file in _databases(path)]
-    stores += [_from_files(root) for root in [list(_folders(path))] if root]
-    runs = [run for of_store, _ in stores for run in of_store]
-    points = pd.concat([of_store for _, of_store in stores], ignore_index=True)
+    stores = [*map(_from_database, _databases(path)), _from_files(list(_folders(path)))]
+    runs = [run for runs_of_store, _ in stores for run in runs_of_store]
+    points = pd.concat([points for _, points in stores if len(points)] or [stores[0][1]], ignore_index=True)
     kept, notes = _kept(runs, set(points.run))
     require(bool(kept), f"{path} is a store of MLflow without a run. {' '.join(notes)}")
     number = {run["key"]: n for n, run in enumerate(kept)}
@@ -63,9 +62,12 @@ def read(path: Path, asked: Asked) -> Source:
         }
         for name, run in zip(names, kept, strict=True)
     ]
-    bad = [name for name, run in zip(names, kept, strict=True) if run["state"] not in ("FINISHED", "3")]
-    if bad:
-        notes.append(f"{len(bad)} of {len(kept)} runs did not finish, by MLflow: {listed(bad)}.")
+    ended = {"FINISHED", "3"}
+    unfinished = [name for name, run in zip(names, kept, strict=True) if run["state"] not in ended]
+    if unfinished:
+        notes.append(
+            f"{len(unfinished)} of {len(kept)} runs did not finish, by MLflow: {listed(unfinished)}."
+        )
     roles = {"run": "run", "started": "started", "step": "step"}
     what = f"{count(len(kept), 'run')} of MLflow"
     settings = _as_numbers([run["params"] for run in kept])
@@ -139,10 +141,7 @@ def _from_database(file: Path) -> tuple[list[dict[str, Any]], pd.DataFrame]:
             )
     except (sqlite3.Error, pd.errors.DatabaseError) as error:
         raise UserError(f"{file} is a damaged store of MLflow, or of an unknown version: {error}.") from None
-    by_key: dict[str, dict[str, Any]] = {
-        run["key"]: {str(name): value for name, value in run.items()} | {"params": {}, "tags": {}}
-        for run in runs
-    }
+    by_key: dict[str, dict[Any, Any]] = {run["key"]: {**run, "params": {}, "tags": {}} for run in runs}
     for which, rows in (("params", params), ("tags", tags)):
         for key, name, value in rows:
             by_key[key][which][name] = value

@@ -59,8 +59,7 @@ def read(path: Path, asked: Asked) -> Source:
         for n, kept in enumerate(ended)
     ]
     seed = "seed" if any("seed" in kept.trial.params for kept in ended) else "user_attrs.seed"
-    roles = {"run": "run", "arm": "study", "seed": seed, "step": "step", "started": "started"}
-    roles["planned"] = "planned"
+    roles = {"run": "run", "arm": "study", "seed": seed} | {n: n for n in ("step", "started", "planned")}
     roles |= {"loss": columns[0]} if len(columns) == 1 else {}
     what = f"{count(len(ended), 'trial')} of Optuna"
     params = [dict(kept.trial.params) for kept in ended]

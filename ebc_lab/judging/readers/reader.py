@@ -47,6 +47,10 @@ class Source:
     notes: Sequence[str] = ()
 
 
+class NothingKnown(UserError):
+    """A place holds no file of a format that is known."""
+
+
 class Reader(Protocol):
     """One format: a module of this folder with these three. Its name stands in `MODULES`."""
 
@@ -180,7 +184,7 @@ def by_step(points: pd.DataFrame) -> pd.DataFrame:
     row = ["run", "step", "again"]
     as_logged = pd.MultiIndex.from_frame(points[row].drop_duplicates())
     wide = points.pivot(index=row, columns="name", values="value").reindex(as_logged).droplevel("again")
-    wide.columns = pd.Index([f"logged/{name}" if name in row else str(name) for name in wide])
+    wide.columns = pd.Index([f"logged/{name}" if name in ("run", "step") else str(name) for name in wide])
     return wide.reset_index()
 
 

@@ -64,7 +64,7 @@ def read(path: Path, asked: Asked) -> Source:
     except ImportError:
         raise needed("wandb", "wandb", path) from None
     runs: dict[str, _Run] = {}
-    torn, unreadable, seen = [], [], set[tuple[str, int]]()
+    notes, unreadable, seen = [], [], set[tuple[str, int]]()
     for log in sorted(files_below(path, LOG), key=lambda log: log.parent.name.split("run-", 1)[-1]):
         content = (log.name, zlib.crc32(log.read_bytes()))
         if log.parent.name == "latest-run" and content in seen:  # it was a link, and became a copy
@@ -76,15 +76,15 @@ def read(path: Path, asked: Asked) -> Source:
         except NotALog:
             unreadable.append(log.name)
         except Torn as fault:
-            torn.append(f"{log.name} ends in the middle ({fault}): what stands before that was read.")
+            notes.append(f"{log.name} ends in the middle ({fault}): what stands before that was read.")
     if unreadable:
-        torn.append(
+        notes.append(
             f"{len(unreadable)} logs are empty or damaged from their first byte, and their runs are left "
             f"out ({listed(unreadable)}): what is known of them is "
             "in files/wandb-summary.json beside them; see whether runs that went wrong are among them."
         )
     if not runs:
-        raise UserError(f"{path} holds no run of W&B that can be read. {' '.join(torn)}")
+        raise UserError(f"{path} holds no run of W&B that can be read. {' '.join(notes)}")
     every = sorted(runs.values(), key=lambda run: str(run.about.get("started", "")))
     rows = [{"run": n} | row for n, run in enumerate(every) for row in _with_summary(run)]
     curves = pd.DataFrame(rows) if rows else pd.DataFrame({"run": []})
@@ -93,15 +93,14 @@ def read(path: Path, asked: Asked) -> Source:
         {"run": name, "name": run.name or run.key} | run.about for name, run in zip(names, every, strict=True)
     ]
     steps = {step for run in every for step in run.steps} & set(curves.columns)
-    unfinished = [name for name, run in zip(names, every, strict=True) if run.exit_code != 0]
-    if unfinished:
-        torn.append(
+    if unfinished := [name for name, run in zip(names, every, strict=True) if run.exit_code != 0]:
+        notes.append(
             f"{len(unfinished)} of {len(every)} runs did not end well (exit code not 0, or none): "
             f"{listed(unfinished)}."
         )
     roles = {"run": "run", "started": "started", "step": steps.pop() if len(steps) == 1 else "_step"}
     what = f"{count(len(every), 'offline run')} of W&B"
-    return source_of_runs(about, [flat(run.config) for run in every], curves, what, roles, torn)
+    return source_of_runs(about, [flat(run.config) for run in every], curves, what, roles, notes)
 
 
 def _begins_well(log: Path) -> bool:
@@ -147,10 +146,8 @@ def _take(runs: dict[str, _Run], key: str, record: Any) -> None:
     if kind == "run":
         run.name = record.run.display_name or run.name
         run.about.setdefault("started", _time(record.run.start_time))
-        if record.run.run_group:
-            run.about["group"] = record.run.run_group
-        if record.run.job_type:
-            run.about["job_type"] = record.run.job_type
+        known = {"group": record.run.run_group, "job_type": record.run.job_type}
+        run.about |= {name: value for name, value in known.items() if value}
         _configure(run.config, record.run.config)
     elif kind == "config":
         _configure(run.config, record.config)
