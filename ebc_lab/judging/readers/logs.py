@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ADVICE = r"--pattern 'step:(?P<step>\d+)/(?P<planned>\d+) val_loss:(?P<val_loss>\S+)'"
-FIGURE = re.compile(
-    r"((?:[A-Za-z]+ )?[A-Za-z_][\w./-]*?)([\s:=]+)([-+]?\d[\d.,eE+-]*)"
-)  # a name, what separates, a number
+# a name, what separates, a number
+FIGURE = re.compile(r"((?:[A-Za-z]+ )?[A-Za-z_][\w./-]*?)([\s:=]+)([-+]?\d[\d.,eE+-]*)")
 COUNTERS = {"step", "steps", "iter", "iteration", "epoch", "it", "global_step"}
 
 
@@ -42,16 +41,17 @@ def read_logs(paths: Sequence[Path], root: Path, asked: Asked) -> Source:
     Raises UserError: it matches none.
     """
     pattern = compiled(asked)
-    matched = {path: _matched(path, pattern) for path in paths}
-    logs = [path for path, (rows, _) in matched.items() if rows]
-    others = [path for path, (rows, _) in matched.items() if not rows]
+    matches = {path: _matches(path, pattern) for path in paths}
+    logs = {path: (frame, missed) for path, (frame, missed) in matches.items() if len(frame)}
+    others = [path for path in paths if path not in logs]
     if not logs:
         more = f" and in {len(paths) - 1} more files" if len(paths) > 1 else ""
         raise UserError(
             f"no line of {paths[0]}{more} matches --pattern {shown(asked.pattern)}{advice(paths[0])}."
         )
-    missed = sum(matched[path][1] for path in logs)
-    source = together([_source(path, matched[path][0]) for path in logs], TITLE, logs, root, asked)
+    sources = [_source(path, frame) for path, (frame, _) in logs.items()]
+    source = together(sources, TITLE, list(logs), root, asked)
+    missed = sum(missed for _, missed in logs.values())
     notes = [f"{len(source.frame):,} matches of --pattern; {missed:,} lines do not match."]
     if others:
         notes.append(f"--pattern matches no line of {len(others)} more files, such as {others[0].name}.")
@@ -62,20 +62,19 @@ def read(path: Path, asked: Asked) -> Source:
     return read_logs([path], path.parent, asked)
 
 
-def _matched(path: Path, pattern: re.Pattern[str]) -> tuple[list[dict[str, str]], int]:
-    """Return the groups of every match in a log, and how many lines do not match."""
+def _matches(path: Path, pattern: re.Pattern[str]) -> tuple[pd.DataFrame, int]:
+    """Return a row a match, with a column a group, and how many lines of a log do not match."""
+    import pandas as pd
+
     rows, missed = [], 0
     for line in _text(path).splitlines():
         matches = [match.groupdict() for match in pattern.finditer(line)]
         rows.extend(matches)
         missed += not matches and line.strip() != ""
-    return rows, missed
+    return pd.DataFrame(rows).apply(_numbers), missed
 
 
-def _source(path: Path, rows: list[dict[str, str]]) -> Source:
-    import pandas as pd
-
-    frame = pd.DataFrame(rows).apply(_numbers)
+def _source(path: Path, frame: pd.DataFrame) -> Source:
     roles = {role: role for role in ("step", "loss", "seed", "arm", "planned", "run") if role in frame}
     return Source(frame, f"log {path.name}", roles)
 

@@ -33,7 +33,8 @@ PART = re.compile(
     rf"|(?P<known>{SEEDS}|{REPLICATES}|{KNOWN})[_-]?(?P<number>{POWER}|{NUMBER}){END}|s(?P<seed>\d+){END})",
     re.IGNORECASE,
 )
-# columns of steps
+# columns of arms, and of steps
+ARM_NAMES = {"arm", "optimizer", "optim", "opt", "method", "algorithm", "algo", "variant", "group"}
 STEP_NAMES = re.compile(
     r"(.*[/._])?(global_?)?(_?step|steps|iter|iters|iteration|iterations|epoch|tokens|batch_idx|update|updates|index)",
     re.IGNORECASE,

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ebc_lab.config.errors import UserError
 
 from ..asked import Asked
-from .names import STEP_NAMES, columns_of_places
+from .names import ARM_NAMES, STEP_NAMES, columns_of_places
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ARM_NAMES = {"arm", "optimizer", "optim", "opt", "method", "algorithm", "algo", "variant", "group"}
 DEEPEST = 8  # levels of folders that are searched
 
 

@@ -9,7 +9,7 @@ from ebc_lab.config.errors import UserError, any_of, require, shown
 
 from ..asked import Asked
 from .delimited import ENDING, first_rows, logged, long_table, read_table
-from .names import split_names
+from .names import ARM_NAMES, split_names
 from .reader import Source
 
 SPREAD = re.compile(r"(.*)__(MIN|MAX)", re.DOTALL)
@@ -95,7 +95,7 @@ def _table(path: Path) -> Source:
     if "seed" not in lower and all("seed" in settings for _, settings in split):
         frame["seed"] = [settings["seed"] for _, settings in split]
         roles["seed"] = "seed"
-        if not lower & {"arm", "optimizer", "method", "group"} and all(arm for arm, _ in split):
+        if not lower & ARM_NAMES and all(arm for arm, _ in split):
             frame["arm"] = [arm for arm, _ in split]
             roles["arm"] = "arm"
     return Source(frame, f"W&B table of {len(frame)} runs", roles=roles, notes=notes)

@@ -46,11 +46,12 @@ def test_a_logged_nan_is_told_from_an_empty_cell(folder):
 
 def test_objects_of_python_are_named_and_not_made(folder):
     hparams = folder / "lightning_logs/version_0/hparams.yaml"
-    hparams.write_text("lr: 0.1\nseed: 0\nnet: !!python/object/apply:os.system ['touch made']\n")
+    harmful = "!!python/object/apply:os.system ['touch made']"
+    hparams.write_text(f"lr: 0.1\nseed: 0\nnet: {harmful}\nmodel: {{width: 8, act: {harmful}}}\n")
     source = lightning_logs.read(folder, Asked())
     assert source.frame.lr.iloc[0] == 0.1
-    assert "net" not in source.frame
-    assert source.notes[0].startswith("net in ")
+    assert not {"net", "model.act"} & set(source.frame)
+    assert source.notes[0].startswith("net, model.act in ")
 
 
 def test_a_word_among_numbers_is_named_with_its_line(folder):

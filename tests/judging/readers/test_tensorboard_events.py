@@ -42,7 +42,7 @@ def test_every_scalar_of_both_kinds_is_read_and_none_is_sampled(tmp_path):
     }
     assert frame[frame.run == "sgd/seed0"]["loss/val"].tolist() == [step / 4 for step in range(10_500)]
     assert frame[frame.run == "adam/seed1"]["loss/val"].tolist() == [step / 4 + 1 for step in range(20)]
-    assert set(source.settings) == {"lr", "opt"}
+    assert list(source.settings) == ["lr", "opt"]
     assert frame[frame.opt == "adam"].lr.eq(0.25).all()
     assert frame[source.roles["seed"]].tolist() == [str(run[-1]) for run in frame.run]
     assert frame.started.notna().all()

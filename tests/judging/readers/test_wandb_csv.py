@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
+from support.runs_of_others import written
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging.asked import Asked
@@ -21,8 +22,7 @@ CHART = (
 
 
 def test_a_chart_is_a_row_an_evaluation_with_arm_and_seed(tmp_path: Path) -> None:
-    path = tmp_path / "wandb_export.csv"
-    path.write_text(CHART)
+    path = written(tmp_path / "wandb_export.csv", CHART)
     assert wandb_csv.claims(path)
     source = wandb_csv.read(path, Asked())
     assert source.frame.to_dict("list") == {
@@ -37,9 +37,9 @@ def test_a_chart_is_a_row_an_evaluation_with_arm_and_seed(tmp_path: Path) -> Non
 
 
 def test_a_chart_over_another_axis_keeps_the_step(tmp_path: Path) -> None:
-    path = tmp_path / "wandb_export.csv"
-    path.write_text(
-        '"epoch","adam - _step","adam - _step__MIN","adam - acc","adam - acc__MIN"\n1,100,100,0.5,0.5\n'
+    path = written(
+        tmp_path / "wandb_export.csv",
+        '"epoch","adam - _step","adam - _step__MIN","adam - acc","adam - acc__MIN"\n1,100,100,0.5,0.5\n',
     )
     source = wandb_csv.read(path, Asked())
     assert list(source.frame["_step"]) == [100]
@@ -49,11 +49,11 @@ def test_a_chart_over_another_axis_keeps_the_step(tmp_path: Path) -> None:
 
 
 def test_the_table_of_runs_is_a_row_a_run(tmp_path: Path) -> None:
-    path = tmp_path / "wandb_export.csv"
-    path.write_text(
+    path = written(
+        tmp_path / "wandb_export.csv",
         '"Name","State","Notes","User","Tags","Created","Runtime","Sweep","optimizer","seed","val_loss"\n'
         '"adam","finished","-","me","","2024-05-01T10:00:00.000Z","60","","adam","0","2.5"\n'
-        '"adam","crashed","-","me","","2024-05-01T11:00:00.000Z","60","","adam","1",""\n'
+        '"adam","crashed","-","me","","2024-05-01T11:00:00.000Z","60","","adam","1",""\n',
     )
     assert wandb_csv.claims(path)
     source = wandb_csv.read(path, Asked())
@@ -63,8 +63,7 @@ def test_the_table_of_runs_is_a_row_a_run(tmp_path: Path) -> None:
 
 
 def test_other_tables_are_not_claimed(tmp_path: Path) -> None:
-    path = tmp_path / "runs.csv"
-    path.write_text("Name,step,loss\nadam,1,2\n")
+    path = written(tmp_path / "runs.csv", "Name,step,loss\nadam,1,2\n")
     assert not wandb_csv.claims(path)
     path.write_text("")
     assert not wandb_csv.claims(path)
