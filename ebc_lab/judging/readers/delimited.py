@@ -116,7 +116,6 @@ def read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
     except (pd.errors.ParserError, OSError, EOFError) as error:
         why = str(error).removeprefix("Error tokenizing data. C error: ").strip()
         raise UserError(f"{path} is damaged: {why}") from error
-    require(len(frame) > 0, f"{path} has names of columns and no rows")
     notes = []
     has_steps = any(STEP_NAMES.fullmatch(name) for name in names if name)
     if "" in names and has_steps and (frame["index"].to_numpy() == range(len(frame))).all():
@@ -129,6 +128,7 @@ def table_source(
     frame: pd.DataFrame, asked: Asked, path: Path, what: str, notes: Sequence[str] = ()
 ) -> Source:
     """Return what a table's rows are, long or wide."""
+    require(len(frame) > 0, f"{path} has names of columns and no rows")
     long, roles, note = made_long(logged(frame), asked, str(path))
     return Source(long, f"{what} {path.name}", roles=roles, notes=[*notes, *([note] if note else [])])
 

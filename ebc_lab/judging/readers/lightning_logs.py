@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ebc_lab.config.errors import UserError, count
 
 from ..asked import Asked
+from .delimited import logged, read_table
 from .reader import Source, about_places, files_below, flat, source_of_runs
 
 if TYPE_CHECKING:
@@ -57,22 +58,20 @@ def _is_lightnings(file: Path) -> bool:
 
 
 def _metrics(file: Path) -> pd.DataFrame:
-    """Return a table of numbers: NaN in empty cells, `inf` where a value that is not finite was logged."""
-    import numpy as np
+    """Return a table of numbers: NaN in empty cells, `inf` where a value that is not finite was logged.
+
+    Raises UserError: the table is damaged, or a cell is a word.
+    """
     import pandas as pd
 
-    try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except (ValueError, pd.errors.ParserError) as error:
-        raise UserError(f"{file} is no table of Lightning: {error}.") from None
-    numbers = table.apply(pd.to_numeric, errors="coerce")
-    rows, columns = np.nonzero((numbers.isna() & ~table.isin(["", "nan", "NaN"])).to_numpy())
-    if len(rows):
-        word = table.iloc[rows[0], columns[0]]
-        name = table.columns[columns[0]]
-        raise UserError(f"{file}, line {rows[0] + 2}: {name} is {word!r}, which is no number.")
-    finite: pd.DataFrame = numbers.where(np.isfinite(numbers) | (table == ""), np.inf)
-    return finite
+    table = logged(read_table(file)[0])
+    for name in table.select_dtypes(exclude="number"):
+        numbers = pd.to_numeric(table[name], errors="coerce")
+        words = table[name][numbers.isna() & table[name].notna()]
+        if len(words):
+            line = int(words.index[0]) + 2
+            raise UserError(f"{file}, line {line}: {name} is {words.iloc[0]!r}, which is no number.")
+    return table
 
 
 def _hparams(file: Path) -> tuple[dict[str, Any], list[str]]:

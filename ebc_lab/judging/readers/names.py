@@ -49,27 +49,27 @@ def split_name(name: str) -> tuple[str, dict[str, str]]:
     `trial_0`) is `run`. What is not written as a setting stays in the arm: `adamw8bit`, `muon_0.95`. The arm
     is empty where the name is made of settings only.
     """
-    told: dict[str, str] = {}
+    settings: dict[str, str] = {}
     parts = name.split(",")
     if len(parts) > 1 and all("=" in part for part in parts):  # Hydra's names of a sweep's jobs
         for part in parts:
             key, _, value = part.strip().lstrip("+").partition("=")
-            told[_called(key)] = value
-        return "", told
+            settings[_called(key)] = value
+        return "", settings
 
     def taken(match: re.Match[str]) -> str:
         if match["seed"]:
-            told["seed"] = match["seed"]
+            settings["seed"] = match["seed"]
         else:
             value = match["value"] or re.sub("(?<=[eE])_", "-", match["number"])
-            told[_called(match["key"] or match["known"])] = value
+            settings[_called(match["key"] or match["known"])] = value
         return "\0"
 
     rest = PART.sub(taken, name)
     if "\0" in rest:
         pieces = (piece.strip("_- ,;/\n") for piece in rest.split("\0"))
         rest = "_".join(piece for piece in pieces if piece)
-    return rest, told
+    return rest, settings
 
 
 def split_names(names: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
@@ -92,7 +92,7 @@ def split_names(names: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
     if len(numbers) < 2 or min(map(len, numbers.values())) < 2 or not all(gapless):
         return split
     counted = {arm: (match[1], match[2]) for arm, match in ends.items() if match}
-    return [(counted[arm][0], {**told, "run": counted[arm][1]}) for arm, told in split]
+    return [(counted[arm][0], {**settings, "run": counted[arm][1]}) for arm, settings in split]
 
 
 def columns_of_places(paths: Sequence[str | Path], root: str | Path) -> pd.DataFrame:
@@ -116,13 +116,13 @@ def columns_of_places(paths: Sequence[str | Path], root: str | Path) -> pd.DataF
     for level, names in levels.items():
         distinct = sorted(set(names))
         split = dict(zip(distinct, split_names(distinct), strict=True))
-        for of_path, name in zip(settings, names, strict=True):
-            of_path.update(split[name][1])
+        for own, name in zip(settings, names, strict=True):
+            own.update(split[name][1])
         arms = [split[name][0] or None for name in names]
         if len(set(arms)) > 1:
             columns[level] = arms
-    for setting in dict.fromkeys(name for of_path in settings for name in of_path if name != "run"):
-        values = [of_path.get(setting) for of_path in settings]
+    for setting in dict.fromkeys(name for own in settings for name in own if name != "run"):
+        values = [own.get(setting) for own in settings]
         if setting == "seed" or len(set(values)) > 1:
             columns[setting] = values
     alike = len(set(map(len, parts))) == 1

@@ -210,8 +210,8 @@ def source_of_runs(
     logged = curves.set_index("run").rename(columns={name: f"logged/{name}" for name in runs})
     configs = configs.rename(columns={n: f"config/{n}" for n in configs if n in runs or n in logged})
     frame = pd.concat([runs, configs], axis=1).join(logged).reset_index(drop=True)
-    there = {role: column for role, column in roles.items() if column in frame}
-    return Source(frame, what, there, tuple(map(str, configs)), better, tuple(notes))
+    roles = {role: column for role, column in roles.items() if column in frame}
+    return Source(frame, what, roles, tuple(map(str, configs)), better, tuple(notes))
 
 
 def about_places(

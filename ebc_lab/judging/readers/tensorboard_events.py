@@ -42,8 +42,8 @@ def read(path: Path, asked: Asked) -> Source:
     for folder, files in folders.items():
         split = f"{folder.name}/" if folder.name.lower() in SPLITS and folder != path else ""
         run = folder.parent if split else folder
-        values, settings, torn = _folder(files, path)
-        notes += torn
+        values, settings, damaged = _folder(files, path)
+        notes += damaged
         if settings and folder.parent in folders:  # torch's add_hparams: a folder for these alone
             runs.setdefault(folder.parent, {}).update(settings)
             continue
@@ -76,9 +76,9 @@ def _folder(files: list[Path], path: Path) -> tuple[Values, dict[str, Any], list
     values: Values = []
     settings: dict[str, Any] = {}
     scalars: set[str] = set()  # tags whose first event says so: later ones do not repeat it
-    torn = []
+    notes = []
     for file in files:
-        with _gaps() as said:
+        with _gaps() as messages:
             for event in LegacyEventFileLoader(str(file)).Load():
                 for value in event.summary.value:
                     plugin = value.metadata.plugin_data
@@ -93,9 +93,9 @@ def _folder(files: list[Path], path: Path) -> tuple[Values, dict[str, Any], list
                             settings |= _settings(plugin.content)
                         continue
                     values.append((value.tag, event.step, number, event.wall_time))
-        if said:
-            torn.append(f"{file.name} is damaged or cut off: what stands before that was read.")
-    return values, settings, torn
+        if messages:
+            notes.append(f"{file.name} is damaged or cut off: what stands before that was read.")
+    return values, settings, notes
 
 
 def _settings(content: bytes) -> Mapping[str, Any]:
@@ -111,17 +111,17 @@ def _settings(content: bytes) -> Mapping[str, Any]:
 @contextmanager
 def _gaps() -> Iterator[list[str]]:
     """Around the reading of a file: hear where TensorBoard gives up, which it says to debuggers only."""
-    said: list[str] = []
+    messages: list[str] = []
     logger = logging.getLogger("tensorboard")
-    level, aloud, handler = logger.level, logger.propagate, logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    level, propagate, handler = logger.level, logger.propagate, logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
     try:
-        yield said
+        yield messages
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
-        logger.propagate = aloud
-        said[:] = [words for words in said if words.startswith("Truncated")]
+        logger.propagate = propagate
+        messages[:] = [words for words in messages if words.startswith("Truncated")]
