@@ -32,3 +32,10 @@ def with_cell(frame, column, row, value):
     values = frame[column].astype(object)
     values.iloc[row - 1] = value
     return frame.assign(**{column: values})
+
+
+def written(path, text):
+    """Write a file of text, in folders that are made where they are missing, and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path

@@ -2,48 +2,52 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
-from ebc_lab.config.errors import UserError, require, shown
+from ebc_lab.config.errors import require, shown
 
 from ..asked import Asked
-from .logs import ADVICE, advice
-from .names import columns_of_places
-from .reader import Reader, Source
+from . import (
+    delimited,
+    hydra,
+    json_lines,
+    lab_study,
+    lightning_logs,
+    logs,
+    mlflow_store,
+    optuna_storage,
+    parquet,
+    tensorboard_events,
+    trainer_state,
+    wandb_csv,
+    wandb_offline,
+)
+from .reader import NothingKnown, Reader, Source, together
 
-# the most specific first: in a folder with files of several formats the first that claims one is read
-MODULES = (
-    "lab_study",
-    "hydra",
-    "wandb_offline",
-    "mlflow_store",
-    "optuna_storage",
-    "lightning_logs",
-    "trainer_state",
-    "tensorboard_events",
-    "wandb_csv",
-    "parquet",
-    "json_lines",
-    "delimited",
+# the most specific first: in a folder with files of several formats the first that claims one is read; `logs`
+# only with --pattern, which leaves no other but Hydra's jobs
+READERS: tuple[Reader, ...] = (
+    lab_study,
+    hydra,
+    wandb_offline,
+    mlflow_store,
+    optuna_storage,
+    lightning_logs,
+    trainer_state,
+    tensorboard_events,
+    wandb_csv,
+    parquet,
+    json_lines,
+    delimited,
+    logs,
 )
 # these read one file, or one folder of a job, at a time; the others a folder with all that is in it
-ONE_BY_ONE = {"lab_study", "hydra", "wandb_csv", "parquet", "json_lines", "delimited", "logs"}
+ONE_BY_ONE: set[Reader] = {lab_study, hydra, wandb_csv, parquet, json_lines, delimited, logs}
 MANY = 100_000  # files and folders below one that is searched
-ARM_NAMES = {"arm", "optimizer", "optim", "opt", "method", "algorithm", "algo", "variant", "group"}
 LEFT_OUT = {"__pycache__", "node_modules", "site-packages"}
-
-
-@cache
-def reader_of(module: str) -> Reader:
-    """Return a reader by its module's name."""
-    reader: Reader = importlib.import_module(f"{__name__}.{module}").READER
-    return reader
 
 
 def read(paths: Sequence[str | Path], asked: Asked) -> list[Source]:
@@ -56,68 +60,61 @@ def read(paths: Sequence[str | Path], asked: Asked) -> list[Source]:
     """
     places = [Path(os.path.normpath(path)) for path in paths]
     require(len(places) > 0, "give the files or folders in which the runs are")
-    found: dict[str, list[Path]] = {}
+    found: dict[Reader, list[Path]] = {}
     notes: list[str] = []
     for place in places:
         require(place.exists(), f"there is no file or folder {place}")
         require(place.is_file() or place.is_dir(), f"{place} is no file, but a pipe or device: save it first")
-        here = _found(place, asked, MODULES)
-        chosen = min(here, key=_rank)
-        found.setdefault(chosen, []).extend(
-            path for path in here[chosen] if path not in found.get(chosen, ())
-        )
+        here = _found(place, asked, READERS)
+        chosen = min(here, key=READERS.index)
+        found.setdefault(chosen, []).extend(here[chosen])
         notes += _unread(place, here, chosen)
     sources = []
-    for module in sorted(found, key=_rank):
-        hits = found[module]
+    for reader in sorted(found, key=READERS.index):
+        hits = list(dict.fromkeys(found[reader]))
         folder = len(places) == 1 and places[0].is_dir()
         root = places[0] if folder else Path(os.path.commonpath([hit.parent for hit in hits]))
-        sources.append(_read_all(reader_of(module), hits, root, asked))
+        sources.append(_read_all(reader, hits, root, asked))
     sources[0] = replace(sources[0], notes=[*sources[0].notes, *notes])
     return sources
 
 
 def read_inside(folder: Path, asked: Asked) -> Source:
     """Return what lies in a folder that Hydra made, by the most specific reader of any other format."""
-    here = _found(folder, asked, [module for module in MODULES if module != "hydra"])
-    chosen = min(here, key=_rank)
-    return _read_all(reader_of(chosen), here[chosen], folder, asked)
+    here = _found(folder, asked, [reader for reader in READERS if reader is not hydra])
+    chosen = min(here, key=READERS.index)
+    return _read_all(chosen, here[chosen], folder, asked)
 
 
-def _rank(module: str) -> int:
-    return MODULES.index(module) if module in MODULES else len(MODULES)
+def _found(place: Path, asked: Asked, readers: Sequence[Reader]) -> dict[Reader, list[Path]]:
+    """Return reader -> paths that it claims, in the order of their names. Not empty.
 
-
-def _found(place: Path, asked: Asked, modules: Sequence[str]) -> dict[str, list[Path]]:
-    """Return module -> paths that its reader claims, in the order of their names. Not empty.
-
-    Raises UserError: no reader claims anything there, or there is too much to look at.
+    Raises NothingKnown: no reader claims anything there; UserError: there is too much to look at.
     """
-    if asked.pattern:
-        modules = [module for module in (*modules, "logs") if module in ("hydra", "logs")]
-    found = {m: [place] for m in modules if m not in ONE_BY_ONE and reader_of(m).claims(place)}
+    readers = [r for r in readers if (r in (hydra, logs) if asked.pattern else r is not logs)]
+    found = {r: [place] for r in readers if r not in ONE_BY_ONE and r.claims(place)}
     for path in _candidates(place, found):
-        module = next((m for m in modules if m in ONE_BY_ONE and reader_of(m).claims(path)), "")
-        if module:
-            found.setdefault(module, []).append(path)
-    formats = ", ".join(reader_of(module).title for module in MODULES)
+        reader = next((r for r in readers if r in ONE_BY_ONE and r.claims(path)), None)
+        if reader:
+            found.setdefault(reader, []).append(path)
     if not found:
-        hint = next((advice(path) for path in _candidates(place, {}) if reader_of("logs").claims(path)), "")
-        raise UserError(
+        formats = ", ".join(reader.TITLE for reader in READERS if reader is not logs)
+        hint = next((logs.advice(path) for path in _candidates(place, {}) if logs.claims(path)), "")
+        raise NothingKnown(
             f"{place} holds none of the formats that ebc-lab reads ({formats}); logs of text need --pattern, "
-            f"a regular expression{hint or f', such as {ADVICE}'}."
+            f"a regular expression{hint or f', such as {logs.ADVICE}'}."
         )
     return found
 
 
-def _candidates(place: Path, found: dict[str, list[Path]]) -> Iterator[Path]:
+def _candidates(place: Path, found: dict[Reader, list[Path]]) -> Iterator[Path]:
     """Yield a file; or a folder and what is in it, but not what is in a folder of a study or a job."""
     if place.is_file():
         yield place
     seen = 0
     for folder, folders, files in os.walk(place):
         yield Path(folder)
-        if any(Path(folder) in found.get(module, ())[-1:] for module in ("lab_study", "hydra")):
+        if any(Path(folder) in found.get(reader, ())[-1:] for reader in (lab_study, hydra)):
             folders.clear()
             continue
         seen += len(folders) + len(files)
@@ -129,17 +126,17 @@ def _candidates(place: Path, found: dict[str, list[Path]]) -> Iterator[Path]:
                 yield path
 
 
-def _unread(place: Path, found: dict[str, list[Path]], chosen: str) -> list[str]:
+def _unread(place: Path, found: dict[Reader, list[Path]], chosen: Reader) -> list[str]:
     """Return notes about files of formats that were not read. All in a study's folder is the study's."""
-    if chosen == "lab_study":
+    if chosen is lab_study:
         return []
     notes = []
-    for module in sorted(set(found) - {chosen}, key=_rank):
-        paths = [p for p in found[module] if not (chosen == "lightning_logs" and p.name == "metrics.csv")]
-        if paths and not (chosen == "hydra" and module not in ONE_BY_ONE):
+    for reader in sorted(set(found) - {chosen}, key=READERS.index):
+        paths = [p for p in found[reader] if not (chosen is lightning_logs and p.name == "metrics.csv")]
+        if paths and not (chosen is hydra and reader not in ONE_BY_ONE):
             example = "" if paths[0] == place else f", such as {shown(os.path.relpath(paths[0], place))}"
             notes.append(
-                f"{place} holds {reader_of(chosen).title}, which were read, and {reader_of(module).title}"
+                f"{place} holds {chosen.TITLE}, which were read, and {reader.TITLE}"
                 f"{example}, which were not: give their files to have them read."
             )
     return notes
@@ -147,64 +144,8 @@ def _unread(place: Path, found: dict[str, list[Path]], chosen: str) -> list[str]
 
 def _read_all(reader: Reader, paths: Sequence[Path], root: Path, asked: Asked) -> Source:
     """Return what several files or folders of one format hold, as one source."""
-    read_all = getattr(reader, "read_all", None)
-    if read_all is not None:
-        source: Source = read_all(paths, root, asked)
-        return source
-    if len(paths) == 1:
-        return reader.read(paths[0], asked)
-    return together(reader, [reader.read(path, asked) for path in paths], paths, root, asked)
-
-
-def together(
-    reader: Reader, sources: Sequence[Source], paths: Sequence[Path], root: Path, asked: Asked
-) -> Source:
-    """Return sources of one format as one, with columns of what their places say.
-
-    A file with a column of steps and no column that tells runs apart is a run, named by its place.
-    """
-    import numpy as np
-    import pandas as pd
-
-    places = columns_of_places(paths, root)
-    places["source"] = [os.path.relpath(path, root) for path in paths]
-    roles = {role: name for source in sources for role, name in source.roles.items()}
-    frame = pd.concat([source.frame for source in sources], ignore_index=True)
-    number = np.repeat(
-        np.arange(len(sources)), [len(source.frame) for source in sources]
-    )  # of each row's file
-    if "run" in roles:
-        frame[roles["run"]] = places.run.to_numpy()[number] + " " + frame[roles["run"]].astype(str)
-    elif all(_is_a_run(source, asked) for source in sources):
-        roles["run"] = "run"
-    said = [
-        str(name) for name in places if name not in frame and (name != "run" or roles.get("run") == "run")
-    ]
-    for name in said:
-        codes, values = pd.factorize(places[name])
-        frame[name] = pd.Categorical.from_codes(codes[number], pd.Index(values, dtype=object))
-    parted = [name for name in said if re.fullmatch(r"folder\d+|file", name)]
-    if len(parted) == 1 and not ARM_NAMES & {str(name).lower() for name in frame}:
-        roles.setdefault("arm", parted[0])
-    settings = dict.fromkeys(name for source in sources for name in source.settings)
-    notes = list(dict.fromkeys(note for source in sources for note in source.notes))
-    return replace(
-        sources[0],
-        frame=frame,
-        what=f"{len(sources):,} {reader.title}",
-        roles=roles,
-        settings=list(settings),
-        notes=notes if len(notes) < 5 else [*notes[:3], f"{len(notes) - 3} more notes of this kind."],
-    )
-
-
-def _is_a_run(source: Source, asked: Asked) -> bool:
-    """Return whether a file's rows are the evaluations of one run."""
-    from .delimited import STEP_NAMES
-
-    names = [str(name) for name in source.frame]
-    steps = {asked.step, source.roles.get("step", "")} & set(names) or [
-        n for n in names if STEP_NAMES.fullmatch(n)
-    ]
-    telling = {asked.run, asked.seed, asked.arm, "run", "run_id", "seed", "name", *ARM_NAMES}
-    return bool(steps) and not any(source.frame[name].nunique() > 1 for name in telling & set(names))
+    if reader is hydra:
+        return hydra.read_jobs(paths, root, asked)
+    if reader is logs:
+        return logs.read_logs(paths, root, asked)
+    return together([reader.read(path, asked) for path in paths], reader.TITLE, paths, root, asked)

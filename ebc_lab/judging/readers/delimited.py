@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
-import io
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from ebc_lab.config.errors import UserError, require, shown
 
 from ..asked import Asked
-from .names import split_name, split_names
-from .reader import Reader, Source
+from .names import STEP_NAMES, split_name, split_names
+from .reader import Source
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ENDING = re.compile(r"\.(csv|tsv)(\.gz)?$", re.IGNORECASE)
+NOT_UTF8 = "is not text in UTF-8: save it as UTF-8 and call again"
 FIRST_LOOK = 1 << 14  # bytes
 WIDE = 3  # rows that are looked at however long they are
 MISSING = ["", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "None"]  # not logged
-NAN = re.compile(rb"(?<=[,;\t\n\"])[ ]*-?(?:nan|NaN)(?=[ ]*[\",;\t\r\n])")
-STEP_NAMES = re.compile(
-    r"(.*[/._])?(global_?)?(_?step|steps|iter|iters|iteration|iterations|epoch|tokens|batch_idx|update|updates|index)",
-    re.IGNORECASE,
-)
+NAN = re.compile(rb"(?:(?<=[,;\t\"])|^) *-?(?:nan|NaN)(?= *(?:[\",;\t\r]|$))", re.MULTILINE)
+THOUSANDS = re.compile(r"-?\d{1,3}(,\d{3})+(\.\d+)?")
 # words of columns that are a metric, a setting or a count, and so no run's name
 KNOWN_WORD = re.compile(
     r"(loss|acc|accuracy|ppl|perplexity|bpb|bpc|error|err|score|metric|reward|f1|bleu|rouge|mse|rmse|mae|nll|ce|"
@@ -39,20 +38,16 @@ KNOWN_WORD = re.compile(
 )
 
 
-class Delimited(Reader):
-    """CSV, TSV and files of semicolons, also compressed by gzip."""
-
-    title = "CSV files"
-
-    def claims(self, path: Path) -> bool:
-        return path.is_file() and ENDING.search(path.name) is not None
-
-    def read(self, path: Path, asked: Asked) -> Source:
-        frame, notes = read_table(path)
-        return table_source(frame, asked, path, "CSV file", notes)
+TITLE = "CSV files"
 
 
-READER = Delimited()
+def claims(path: Path) -> bool:
+    return path.is_file() and ENDING.search(path.name) is not None
+
+
+def read(path: Path, asked: Asked) -> Source:
+    frame, notes = read_table(path)
+    return table_source(frame, asked, path, "CSV file", notes)
 
 
 def first_rows(path: Path) -> tuple[list[list[str]], str, str]:
@@ -76,11 +71,10 @@ def first_rows(path: Path) -> tuple[list[list[str]], str, str]:
     tables = {mark: _split(lines, mark) for mark in ("\t", ";", ",")}
     mark = max(tables, key=lambda each: (_agreeing(tables[each]), max(map(len, tables[each]))))
     rows = tables[mark]
-    cells = [cell for row in rows[1:] for cell in row]
-    comma = mark == ";" and any(re.fullmatch(r"-?\d+,\d+", cell) for cell in cells)
-    point = any(re.fullmatch(r"-?\d+\.\d+", cell) for cell in cells)
-    require(not (comma and point), f"{path} writes some numbers with a decimal comma and some with a point")
-    return rows, mark, "," if comma else "."
+    cells = [cell for row in rows[1:] for cell in row] if mark == ";" else []  # else a comma separates them
+    points = {number[1] for cell in cells if (number := re.fullmatch(r"-?\d+([,.])\d+", cell))}
+    require(len(points) < 2, f"{path} writes some numbers with a decimal comma and some with a point")
+    return rows, mark, "," if "," in points else "."
 
 
 def read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -109,18 +103,19 @@ def read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
     }
     try:
         frame = pd.read_csv(path, **{**format_of_cells, "na_values": [*MISSING, "nan", "NaN"]})
-        if any(frame[name].hasnans for name in frame) and _mentions_nan(
-            path
-        ):  # which of these are empty cells?
+        blank = any(frame[name].hasnans for name in frame)
+        if blank and any(map(_mentions_nan, _blocks(path))):  # which of these are empty cells?
             del frame
-            with _opened(path) as raw:
-                frame = pd.read_csv(_Logged(raw), **format_of_cells)
+            with TemporaryFile() as copy:
+                for block in _blocks(path):
+                    copy.write(NAN.sub(b"inf", block) if _mentions_nan(block) else block)
+                copy.seek(0)
+                frame = pd.read_csv(copy, **format_of_cells)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8: save it as UTF-8 and call again") from error
+        raise UserError(f"{path} {NOT_UTF8}") from error
     except (pd.errors.ParserError, OSError, EOFError) as error:
         why = str(error).removeprefix("Error tokenizing data. C error: ").strip()
         raise UserError(f"{path} is damaged: {why}") from error
-    require(len(frame) > 0, f"{path} has names of columns and no rows")
     notes = []
     has_steps = any(STEP_NAMES.fullmatch(name) for name in names if name)
     if "" in names and has_steps and (frame["index"].to_numpy() == range(len(frame))).all():
@@ -133,6 +128,7 @@ def table_source(
     frame: pd.DataFrame, asked: Asked, path: Path, what: str, notes: Sequence[str] = ()
 ) -> Source:
     """Return what a table's rows are, long or wide."""
+    require(len(frame) > 0, f"{path} has names of columns and no rows")
     long, roles, note = made_long(logged(frame), asked, str(path))
     return Source(long, f"{what} {path.name}", roles=roles, notes=[*notes, *([note] if note else [])])
 
@@ -155,8 +151,6 @@ def made_long(frame: pd.DataFrame, asked: Asked, where: str) -> tuple[pd.DataFra
 
     Raises UserError: nothing but numbers under names that nobody knows, and no column of steps.
     """
-    import numpy as np
-    import pandas as pd
     from pandas.api.types import is_numeric_dtype
 
     names = list(frame.columns)
@@ -178,30 +172,44 @@ def made_long(frame: pd.DataFrame, asked: Asked, where: str) -> tuple[pd.DataFra
         f"loss by --loss; its columns are {shown(', '.join(names))}",
     )
     step = asked.step or steps[0]
-    split = split_names(list(runs.values()))
-    kept = [frame[name].notna().to_numpy() for name in runs]
-    counts = [int(mask.sum()) for mask in kept]
-    table = pd.DataFrame(
-        {"run": list(runs.values()), "arm": [arm or "all runs" for arm, _ in split]}, dtype=object
-    )
-    for key in dict.fromkeys(key for _, told in split for key in told if key != "run"):
-        table[key] = [told.get(key) for _, told in split]
-    long = table.loc[np.repeat(range(len(runs)), counts)].reset_index(drop=True)
-    long[step] = np.concatenate([frame[step].to_numpy()[mask] for mask in kept])
-    long[metric] = np.concatenate(
-        [frame[name].to_numpy(float)[mask] for name, mask in zip(runs, kept, strict=True)]
-    )
-    roles = {"run": "run", "arm": "arm", "step": step, "loss": metric} | (
-        {"seed": "seed"} if "seed" in long else {}
-    )
+    long = long_table(frame, step, [(run, {metric: column}) for column, run in runs.items()])
+    roles = {"run": "run", "arm": "arm", "step": step, "loss": metric}
+    roles |= {"seed": "seed"} if "seed" in long else {}
     return long, roles, f"{where} has a column for each of {len(runs)} runs: {metric} by {step}."
+
+
+def long_table(frame: pd.DataFrame, step: str, runs: Sequence[tuple[str, Mapping[str, str]]]) -> pd.DataFrame:
+    """Return a row an evaluation of a table that has columns for each run.
+
+    Args:
+        runs: the name of each, and its columns by metric. A row in which a run has no metric is left out;
+            `_step` is none where there are others.
+
+    Returns: `run`, what the names of runs say (`arm`, `seed`, settings), the steps and the metrics.
+    """
+    import numpy as np
+    import pandas as pd
+
+    metrics = list(dict.fromkeys(metric for _, columns in runs for metric in columns))
+    blank = np.full(len(frame), np.nan)
+    values = pd.DataFrame({step: np.tile(frame[step], len(runs))})
+    for metric in metrics:
+        each = [frame[columns[metric]] if metric in columns else blank for _, columns in runs]
+        values[metric] = np.concatenate(each)
+    kept = values[list(set(metrics) - {"_step"}) or metrics].notna().any(axis=1).to_numpy()
+    names = [run for run, _ in runs]
+    split = split_names(names)
+    about = pd.DataFrame({"run": names, "arm": [arm or "all runs" for arm, _ in split]}, dtype=object)
+    for key in dict.fromkeys(key for _, settings in split for key in settings if key != "run"):
+        about[key] = [settings.get(key) for _, settings in split]
+    rows = np.repeat(range(len(runs)), len(frame))[kept]
+    return pd.concat([part.reset_index(drop=True) for part in (about.iloc[rows], values[kept])], axis=1)
 
 
 def _runs_of_columns(names: Sequence[str]) -> tuple[dict[str, str], str]:
     """Return column -> run, and the metric that they share. No runs where one is a metric or a setting."""
-    words = [
-        re.split(r"(\s-\s|[_/.:\s-])", name) for name in names
-    ]  # words, with what separates them between
+    # words, with what separates them between
+    words = [re.split(r"(\s-\s|[_/.:\s-])", name) for name in names]
     shared = 0
     while (
         len(names) > 1
@@ -228,46 +236,15 @@ def _without(name: str, metric: str) -> str | None:
     return None
 
 
-class _Logged(io.RawIOBase):
-    """A file in whose text each cell `nan` is `inf`: pandas takes both `nan` and an empty cell for missing,
-    and only the second is."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.first = True
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        block = self.file.read(size) if size == -1 else self.file.read(size) + self.file.readline()
-        if self.first:
-            self.first, block = False, block.removeprefix(b"\xef\xbb\xbf")
-        return NAN.sub(b"inf", b"\n" + block + b"\n")[1:-1] if _has_nan(block) else block
-
-    def __iter__(self) -> _Logged:
-        return self
-
-    def __next__(self) -> bytes:
-        line = self.file.readline()
-        if not line:
-            raise StopIteration
-        return line
-
-
-def _has_nan(block: bytes) -> bool:
-    return b"nan" in block or b"NaN" in block
-
-
-def _mentions_nan(path: Path) -> bool:
-    """Return whether a file may have a cell `nan`."""
+def _blocks(path: Path) -> Iterator[bytes]:
+    """Yield the content of a file in parts of whole lines."""
     with _opened(path) as file:
-        end = b""
         while block := file.read(1 << 20):
-            if _has_nan(end + block):
-                return True
-            end = block[-2:]
-    return False
+            yield block + file.readline()
+
+
+def _mentions_nan(block: bytes) -> bool:
+    return b"nan" in block or b"NaN" in block
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -276,13 +253,11 @@ def _opened(path: Path) -> BinaryIO:
 
 def _decoded(head: bytes, path: Path, *, whole: bool) -> str:
     """Return the beginning of a file as text. A character that its end cuts in two is left out."""
-    require(b"\0" not in head, f"{path} is not text in UTF-8: save it as UTF-8 and call again")
+    require(b"\0" not in head, f"{path} {NOT_UTF8}")
     try:
-        return head.decode("utf-8-sig")
+        return codecs.getincrementaldecoder("utf-8-sig")().decode(head, final=whole)
     except UnicodeDecodeError as error:
-        if error.start > len(head) - 4 and not whole:
-            return head[: error.start].decode("utf-8-sig")
-        raise UserError(f"{path} is not text in UTF-8: save it as UTF-8 and call again") from error
+        raise UserError(f"{path} {NOT_UTF8}") from error
 
 
 def _split(lines: Sequence[str], mark: str) -> list[list[str]]:
@@ -313,22 +288,23 @@ def _check_names(names: Sequence[str], path: Path) -> None:
 def _check_cells(rows: Sequence[Sequence[str]], path: Path) -> None:
     """Raise UserError unless the first rows have no more cells than the first, and plain numbers."""
     names = rows[0]
-    require(
-        len(names) > 1 or max(map(len, rows)) > 1,
-        f"{path} has one column, {shown(names[0])}: separate its cells by commas, semicolons or tabs",
-    )
-    require(
-        len(names) > 1,
-        f"{path}: its first row, {shown(names[0])}, has one cell and others have more: remove what stands "
-        "above the columns' names",
-    )
+    if len(names) == 1 and max(map(len, rows)) == 1:
+        raise UserError(
+            f"{path} has one column, {shown(names[0])}: separate its cells by commas, semicolons or tabs"
+        )
+    if len(names) == 1:
+        raise UserError(
+            f"{path}: its first row, {shown(names[0])}, has one cell and others have more: remove what "
+            "stands above the columns' names"
+        )
     for number, row in enumerate(rows[1:], 2):
         require(
             len(row) <= len(names),
             f"{path}: row {number} has {len(row)} cells, the first row {len(names)} names: name all columns",
         )
         for name, cell in zip(names, row, strict=False):
-            require(
-                not re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d+)?", cell),
-                f"{path}: row {number} has {cell} in column {name}: write it without separators of thousands",
-            )
+            if THOUSANDS.fullmatch(cell):
+                raise UserError(
+                    f"{path}: row {number} has {cell} in column {name}: write it without separators of "
+                    "thousands"
+                )

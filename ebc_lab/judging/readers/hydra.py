@@ -11,78 +11,68 @@ from typing import Any
 from ebc_lab.config.errors import UserError, require, shown
 
 from ..asked import Asked
-from .reader import Reader, Source
+from .reader import NothingKnown, Source, cell
 
 BEGUN = re.compile(r"(\d{4}-\d\d-\d\d)[/_](\d\d)-(\d\d)-(\d\d)")  # Hydra's own names of folders
 
 
-class Hydra(Reader):
-    """Folders with `.hydra/overrides.yaml`."""
-
-    title = "Hydra's job folders"
-
-    def claims(self, path: Path) -> bool:
-        return (path / ".hydra" / "overrides.yaml").is_file()
-
-    def read(self, path: Path, asked: Asked) -> Source:
-        return self.read_all([path], path.parent, asked)
-
-    def read_all(self, paths: Sequence[Path], root: Path, asked: Asked) -> Source:
-        """Return the runs of jobs. A setting that one of them overrides is read from all configurations.
-
-        Raises UserError: no job left metrics in a format that is known.
-        """
-        import pandas as pd
-
-        from . import read_inside
-
-        overrides = [_overrides(job) for job in paths]
-        swept = list(dict.fromkeys(key for each in overrides for key in each))
-        frames, empty, sources = [], [], []
-        for job, own in zip(paths, overrides, strict=True):
-            try:
-                source = read_inside(job, asked)
-            except UserError as error:
-                require("none of the formats" in str(error), str(error))
-                empty.append(job.relative_to(root).as_posix())
-                continue
-            config = _yaml(job / ".hydra" / "config.yaml")
-            resolved = {key: _value(config, key) for key in swept}
-            told = {key: own.get(key) if isinstance(v, dict | None) else v for key, v in resolved.items()}
-            place = job.relative_to(root).as_posix()
-            frame = source.frame.assign(**{key: _plain(value) for key, value in told.items()})
-            run = source.roles.get("run", "")
-            frame["run"] = place if not run else place + " " + source.frame[run].astype(str)
-            begun = BEGUN.search(job.resolve().as_posix())
-            if begun:
-                frame["started"] = f"{begun[1]} {begun[2]}:{begun[3]}:{begun[4]}"
-            frames.append(frame)
-            sources.append(source)
-        require(
-            bool(frames),
-            f"{root}: {len(paths)} job folders of Hydra, and none of the formats that are known lies in one: "
-            "let jobs write their metrics there, or give --pattern for their logs",
-        )
-        first = sources[0]
-        seed = next((key for key in swept if key.rpartition(".")[2] in ("seed", "random_seed")), "")
-        notes = [f"{len(empty)} jobs left no metrics, such as {shown(empty[0])}: not read."] if empty else []
-        frame = pd.concat(frames, ignore_index=True)
-        return replace(
-            first,
-            frame=frame,
-            what=f"{len(frames)} jobs of Hydra ({first.what})",
-            roles={
-                **{role: name for role, name in first.roles.items() if role not in ("run", "arm")},
-                "run": "run",
-                **({"seed": seed} if seed else {}),
-                **({"started": "started"} if "started" in frame else {}),
-            },
-            settings=[key for key in swept if key != seed],
-            notes=[*notes, *dict.fromkeys(note for source in sources for note in source.notes)],
-        )
+TITLE = "Hydra's job folders"
 
 
-READER = Hydra()
+def claims(path: Path) -> bool:
+    return (path / ".hydra" / "overrides.yaml").is_file()
+
+
+def read(path: Path, asked: Asked) -> Source:
+    return read_jobs([path], path.parent, asked)
+
+
+def read_jobs(paths: Sequence[Path], root: Path, asked: Asked) -> Source:
+    """Return the runs of jobs. A setting that one of them overrides is read from all configurations.
+
+    Raises UserError: no job left metrics in a format that is known.
+    """
+    import pandas as pd
+
+    from . import read_inside
+
+    overrides = [_overrides(job) for job in paths]
+    swept = list(dict.fromkeys(key for each in overrides for key in each))
+    frames, empty, sources = [], [], []
+    for job, own in zip(paths, overrides, strict=True):
+        place = job.relative_to(root).as_posix()
+        try:
+            source = read_inside(job, asked)
+        except NothingKnown:
+            empty.append(place)
+            continue
+        config = _yaml(job / ".hydra" / "config.yaml")
+        frame = source.frame.assign(**{key: cell(_value(config, own, key)) for key in swept})
+        run = source.roles.get("run", "")
+        frame["run"] = place + " " + source.frame[run].astype(str) if run else place
+        if begun := BEGUN.search(job.resolve().as_posix()):
+            frame["started"] = f"{begun[1]} {begun[2]}:{begun[3]}:{begun[4]}"
+        frames.append(frame)
+        sources.append(source)
+    require(
+        bool(frames),
+        f"{root}: {len(paths)} job folders of Hydra, and none of the formats that are known lies in one: "
+        "let jobs write their metrics there, or give --pattern for their logs",
+    )
+    seed = next((key for key in swept if key.rpartition(".")[2] in ("seed", "random_seed")), "")
+    notes = [f"{len(empty)} jobs left no metrics, such as {shown(empty[0])}: not read."] if empty else []
+    frame = pd.concat(frames, ignore_index=True)
+    roles = {role: name for role, name in sources[0].roles.items() if role != "arm"} | {"run": "run"}
+    roles |= {"seed": seed} if seed else {}
+    roles |= {"started": "started"} if "started" in frame else {}
+    return replace(
+        sources[0],
+        frame=frame,
+        what=f"{len(frames)} jobs of Hydra ({sources[0].what})",
+        roles=roles,
+        settings=[key for key in swept if key != seed],
+        notes=[*notes, *dict.fromkeys(note for source in sources for note in source.notes)],
+    )
 
 
 def _yaml(path: Path) -> Any:
@@ -111,13 +101,8 @@ def _overrides(job: Path) -> dict[str, str]:
     return overrides
 
 
-def _value(config: Any, key: str) -> Any:
-    """Return what the configuration of a job holds for a key, None where it holds nothing."""
+def _value(config: Any, overrides: Mapping[str, str], key: str) -> Any:
+    """Return what a job's configuration holds for a key; where that is a group or nothing, the override."""
     for part in re.split(r"[./]", key):
         config = config.get(part) if isinstance(config, Mapping) else None
-    return config
-
-
-def _plain(value: Any) -> Any:
-    """Return a value that a cell can hold."""
-    return str(value) if isinstance(value, list | dict | tuple) else value
+    return overrides.get(key) if isinstance(config, dict | None) else config

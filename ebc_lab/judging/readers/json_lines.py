@@ -11,35 +11,32 @@ from typing import Any
 from ebc_lab.config.errors import UserError, require, shown
 
 from ..asked import Asked
-from .delimited import STEP_NAMES, table_source
-from .reader import Reader, Source
+from .delimited import NOT_UTF8, table_source
+from .names import STEP_NAMES
+from .reader import Source, cell, flat
 
 ENDINGS = (".jsonl", ".ndjson", ".json")
 
 
-class JsonLines(Reader):
-    """Files with a JSON object a line, or with one array of objects."""
-
-    title = "JSON lines"
-
-    def claims(self, path: Path) -> bool:
-        if not path.is_file() or path.suffix.lower() not in ENDINGS:
-            return False
-        with path.open("rb") as file:
-            head = file.read(4096).removeprefix(b"\xef\xbb\xbf").split()
-        if path.suffix.lower() == ".json":  # one object is a configuration, or another reader's format
-            return bool(head) and (head[0] == b"[" or head[0][:2] == b"[{")
-        return True
-
-    def read(self, path: Path, asked: Asked) -> Source:
-        import pandas as pd
-
-        records, notes = _records(path)
-        rows = [row for record in records for row in _exploded(_flat(record), path)]
-        return table_source(pd.DataFrame.from_records(rows), asked, path, "JSON file", notes)
+TITLE = "JSON lines"
 
 
-READER = JsonLines()
+def claims(path: Path) -> bool:
+    if not path.is_file() or path.suffix.lower() not in ENDINGS:
+        return False
+    with path.open("rb") as file:
+        head = file.read(4096).removeprefix(b"\xef\xbb\xbf").split()
+    if path.suffix.lower() == ".json":  # one object is a configuration, or another reader's format
+        return bool(head) and (head[0] == b"[" or head[0][:2] == b"[{")
+    return True
+
+
+def read(path: Path, asked: Asked) -> Source:
+    import pandas as pd
+
+    records, notes = _records(path)
+    rows = [row for record in records for row in _exploded(flat(record, "/"), path)]
+    return table_source(pd.DataFrame.from_records(rows), asked, path, "JSON file", notes)
 
 
 def _records(path: Path) -> tuple[list[Mapping[str, Any]], list[str]]:
@@ -50,7 +47,7 @@ def _records(path: Path) -> tuple[list[Mapping[str, Any]], list[str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8: save it as UTF-8 and call again") from error
+        raise UserError(f"{path} {NOT_UTF8}") from error
     require(text.strip() != "", f"{path} is empty")
     if text.lstrip().startswith("["):
         try:
@@ -85,17 +82,6 @@ def _constant(word: str) -> float:
     return math.inf
 
 
-def _flat(record: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Return an object without objects in it: what was in `eval` is called `eval/loss`."""
-    flat: dict[str, Any] = {}
-    for key, value in record.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{before}{key}/"))
-        else:
-            flat[f"{before}{key}"] = value
-    return flat
-
-
 def _exploded(row: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     """Return a record whose lists are a curve as a row a step; other lists are text.
 
@@ -107,8 +93,8 @@ def _exploded(row: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     inner = [name for name, value in row.items() if _objects(value)]
     if len(inner) == 1:
         outer = {name: value for name, value in row.items() if name != inner[0]}
-        return [one for record in row[inner[0]] for one in _exploded({**outer, **_flat(record)}, path)]
-    same = {name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}
+        return [one for record in row[inner[0]] for one in _exploded({**outer, **flat(record, "/")}, path)]
+    same = {name: cell(value) for name, value in row.items()}
     lists = {name: value for name, value in row.items() if _numbers(value)}
     steps = [name for name in lists if STEP_NAMES.fullmatch(name)]
     curve = [name for name in lists if steps or "loss" in name.lower()]

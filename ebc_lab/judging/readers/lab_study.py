@@ -6,10 +6,10 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ebc_lab.config.errors import require
+from ebc_lab.config.errors import count, require
 
 from ..asked import Asked
-from .reader import Reader, Source
+from .reader import Source
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,45 +21,46 @@ OVER_SEEDS = ("ablation", "finals")  # stages that compare arms; of others the l
 SETTINGS = ("optimizer", "projection", "stabilizer", "lr", "lr_schedule", "warmup_steps", "delta_star")
 
 
-class LabStudy(Reader):
-    title = "studies of ebc-lab"
+TITLE = "studies of ebc-lab"
 
-    def claims(self, path: Path) -> bool:
-        if path.is_dir():
-            return (path / HEADER).is_file()
-        try:
-            with zipfile.ZipFile(path) as bundle:
-                return any(name.rpartition("/")[2] == HEADER for name in bundle.namelist())
-        except (zipfile.BadZipFile, OSError):
-            return False
 
-    def read(self, path: Path, asked: Asked) -> Source:
-        """Return a row an evaluation; the last of a run holds its final validation and test loss."""
-        from ebc_lab.results import load  # 0.1 s that other formats do not need
+def claims(path: Path) -> bool:
+    if path.is_dir():
+        return (path / HEADER).is_file()
+    try:
+        with zipfile.ZipFile(path) as bundle:
+            return any(name.rpartition("/")[2] == HEADER for name in bundle.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
 
-        study = load(path)
-        with study.blame_files():
-            every = study.runs()
-        trained = every[every.kind == "train"]
-        require(len(trained) > 0, f"the study in {path} has trained nothing yet.")
-        stages = list(trained.stage.unique())
-        stage = next((stage for stage in OVER_SEEDS if stage in stages), stages[-1])
-        of_stage = trained[trained.stage == stage]
-        runs = of_stage[of_stage.outcome.notna()]
-        require(len(runs) > 0, f"no run of the stage {stage} in {path} has ended.")
-        notes = [
-            "What ebc-lab says itself of this study, its tuning counted, is on the study's own page.",
-            f"Only the stage {stage} was read; {len(trained) - len(of_stage)} runs of other stages were not.",
-        ]
-        if begun := len(of_stage) - len(runs):
-            notes.append(f"{begun} runs of the stage have not ended and were left out.")
-        table = _rows(study, runs)
-        if table.test_loss.isna().all():
-            table = table.drop(columns="test_loss")
-        settings = [name for name in SETTINGS if table[name].nunique(dropna=False) > 1]
-        roles = {"run": "run", "arm": "arm", "seed": "seed", "step": "step", "planned": "planned"}
-        what = f"{len(runs)} run{'s' * (len(runs) > 1)} of the study {study.name}"
-        return Source(table, what, roles, settings, "lower", notes)
+
+def read(path: Path, asked: Asked) -> Source:
+    """Return a row an evaluation; the last of a run holds its final validation and test loss."""
+    from ebc_lab.results import load  # 0.1 s that other formats do not need
+
+    study = load(path)
+    with study.blame_files():
+        every = study.runs()
+    trained = every[every.kind == "train"]
+    require(len(trained) > 0, f"the study in {path} has trained nothing yet.")
+    stages = list(trained.stage.unique())
+    stage = next((stage for stage in OVER_SEEDS if stage in stages), stages[-1])
+    of_stage = trained[trained.stage == stage]
+    runs = of_stage[of_stage.outcome.notna()]
+    require(len(runs) > 0, f"no run of the stage {stage} in {path} has ended.")
+    notes = [
+        "What ebc-lab says itself of this study, its tuning counted, is on the study's own page.",
+        f"Only the stage {stage} was read; {len(trained) - len(of_stage)} runs of other stages were not.",
+    ]
+    if begun := len(of_stage) - len(runs):
+        notes.append(f"{begun} runs of the stage have not ended and were left out.")
+    table = _rows(study, runs)
+    if table.test_loss.isna().all():
+        table = table.drop(columns="test_loss")
+    settings = [name for name in SETTINGS if table[name].nunique(dropna=False) > 1]
+    roles = {"run": "run", "arm": "arm", "seed": "seed", "step": "step", "planned": "planned"}
+    what = f"{count(len(runs), 'run')} of the study {study.name}"
+    return Source(table, what, roles, settings, "lower", notes)
 
 
 def _rows(study: LoadedStudy, runs: pd.DataFrame) -> pd.DataFrame:
@@ -83,6 +84,3 @@ def _rows(study: LoadedStudy, runs: pd.DataFrame) -> pd.DataFrame:
     table = table.iloc[np.lexsort((table.step, order))]
     whole = about.merge(table, on="run_id", how="right").rename(columns={"run_id": "run"})
     return whole.astype({"seed": "string", "step": "float64"})
-
-
-READER = LabStudy()

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, count
 
 from ..asked import Asked
-from .reader import Reader, Source, about_places, files_below, flat, source_of_runs
+from .delimited import logged, read_table
+from .reader import Source, about_places, files_below, flat, source_of_runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,34 +18,35 @@ if TYPE_CHECKING:
 METRICS = r"metrics\.csv"
 
 
-class LightningLogs(Reader):
-    title = "metrics.csv of Lightning"
+TITLE = "metrics.csv of Lightning"
 
-    def claims(self, path: Path) -> bool:
-        return any(_is_lightnings(file) for file in files_below(path, METRICS))
 
-    def read(self, path: Path, asked: Asked) -> Source:
-        """Return a row a logging; a run is a folder."""
-        import pandas as pd
+def claims(path: Path) -> bool:
+    return any(_is_lightnings(file) for file in files_below(path, METRICS))
 
-        files = [file for file in files_below(path, METRICS) if _is_lightnings(file)]
-        tables, settings, notes = [], [], []
-        for number, file in enumerate(files):
-            table = _metrics(file)
-            table.insert(0, "run", number)
-            tables.append(table)
-            found, unread = _hparams(file.parent / "hparams.yaml")
-            settings.append(found)
-            if unread:
-                notes.append(
-                    f"{', '.join(unread)} in {file.parent / 'hparams.yaml'} "
-                    f"{'are objects' if len(unread) > 1 else 'is an object'} of Python and left out."
-                )
-        what = f"{len(files)} run{'s' * (len(files) > 1)} of Lightning"
-        curves = pd.concat(tables, ignore_index=True)
-        about = about_places([file.parent for file in files], path, [{}] * len(files), settings)
-        roles = {"run": "run", "seed": "seed", "step": "step"}
-        return source_of_runs(about, settings, curves, what, roles, notes)
+
+def read(path: Path, asked: Asked) -> Source:
+    """Return a row a logging; a run is a folder."""
+    import pandas as pd
+
+    files = [file for file in files_below(path, METRICS) if _is_lightnings(file)]
+    tables, settings, notes = [], [], []
+    for number, file in enumerate(files):
+        table = _metrics(file)
+        table.insert(0, "run", number)
+        tables.append(table)
+        found, unread = _hparams(file.parent / "hparams.yaml")
+        settings.append(found)
+        if unread:
+            notes.append(
+                f"{', '.join(unread)} in {file.parent / 'hparams.yaml'} "
+                f"{'are objects' if len(unread) > 1 else 'is an object'} of Python and left out."
+            )
+    what = f"{count(len(files), 'run')} of Lightning"
+    curves = pd.concat(tables, ignore_index=True)
+    about = about_places([file.parent for file in files], path, [{}] * len(files), settings)
+    roles = {"run": "run", "seed": "seed", "step": "step"}
+    return source_of_runs(about, settings, curves, what, roles, notes)
 
 
 def _is_lightnings(file: Path) -> bool:
@@ -56,22 +58,20 @@ def _is_lightnings(file: Path) -> bool:
 
 
 def _metrics(file: Path) -> pd.DataFrame:
-    """Return a table of numbers: NaN in empty cells, `inf` where a value that is not finite was logged."""
-    import numpy as np
+    """Return a table of numbers: NaN in empty cells, `inf` where a value that is not finite was logged.
+
+    Raises UserError: the table is damaged, or a cell is a word.
+    """
     import pandas as pd
 
-    try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except (ValueError, pd.errors.ParserError) as error:
-        raise UserError(f"{file} is no table of Lightning: {error}.") from None
-    numbers = table.apply(pd.to_numeric, errors="coerce")
-    rows, columns = np.nonzero((numbers.isna() & ~table.isin(["", "nan", "NaN"])).to_numpy())
-    if len(rows):
-        word = table.iloc[rows[0], columns[0]]
-        name = table.columns[columns[0]]
-        raise UserError(f"{file}, line {rows[0] + 2}: {name} is {word!r}, which is no number.")
-    finite: pd.DataFrame = numbers.where(np.isfinite(numbers) | (table == ""), np.inf)
-    return finite
+    table = logged(read_table(file)[0])
+    for name in table.select_dtypes(exclude="number"):
+        numbers = pd.to_numeric(table[name], errors="coerce")
+        words = table[name][numbers.isna() & table[name].notna()]
+        if len(words):
+            line = int(words.index[0]) + 2
+            raise UserError(f"{file}, line {line}: {name} is {words.iloc[0]!r}, which is no number.")
+    return table
 
 
 def _hparams(file: Path) -> tuple[dict[str, Any], list[str]]:
@@ -93,8 +93,5 @@ def _hparams(file: Path) -> tuple[dict[str, Any], list[str]]:
     except (yaml.YAMLError, UnicodeDecodeError):
         return {}, ["everything"]
     settings = flat(found) if isinstance(found, Mapping) else {}
-    unread = [name for name, value in (found or {}).items() if isinstance(value, Opaque)]
+    unread = [name for name, value in settings.items() if isinstance(value, Opaque)]
     return {name: value for name, value in settings.items() if name not in unread}, unread
-
-
-READER = LightningLogs()

@@ -13,83 +13,70 @@ from typing import TYPE_CHECKING
 from ebc_lab.config.errors import UserError, require, shown
 
 from ..asked import Asked
-from .reader import Reader, Source
+from .reader import Source, together
 
 if TYPE_CHECKING:
     import pandas as pd
 
 ADVICE = r"--pattern 'step:(?P<step>\d+)/(?P<planned>\d+) val_loss:(?P<val_loss>\S+)'"
-FIGURE = re.compile(
-    r"((?:[A-Za-z]+ )?[A-Za-z_][\w./-]*?)([\s:=]+)([-+]?\d[\d.,eE+-]*)"
-)  # a name, what separates, a number
+# a name, what separates, a number
+FIGURE = re.compile(r"((?:[A-Za-z]+ )?[A-Za-z_][\w./-]*?)([\s:=]+)([-+]?\d[\d.,eE+-]*)")
 COUNTERS = {"step", "steps", "iter", "iteration", "epoch", "it", "global_step"}
 
 
-class Logs(Reader):
-    """Any text, where the caller gives `--pattern`."""
-
-    title = "text logs"
-
-    def claims(self, path: Path) -> bool:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            head = file.read(4096)
-        return path.suffix == ".gz" or b"\0" not in head
-
-    def read_all(self, paths: Sequence[Path], root: Path, asked: Asked) -> Source:
-        """Return the logs that the pattern matches; a note counts the lines and files that it does not.
-
-        Raises UserError: it matches none.
-        """
-        from . import together
-
-        logs: list[Path] = []
-        sources: list[Source] = []
-        others: list[Path] = []
-        missed = 0
-        for path in paths:
-            source, others_of_it = self._matched(path, asked)
-            if source is None:
-                others.append(path)
-            else:
-                logs.append(path)
-                sources.append(source)
-                missed += others_of_it
-        if not logs:
-            more = f" and in {len(paths) - 1} more files" if len(paths) > 1 else ""
-            raise UserError(
-                f"no line of {paths[0]}{more} matches --pattern {shown(asked.pattern)}{advice(paths[0])}."
-            )
-        source = together(self, sources, logs, root, asked) if len(logs) > 1 else sources[0]
-        notes = [f"{len(source.frame):,} matches of --pattern; {missed:,} lines do not match."]
-        if others:
-            notes.append(f"--pattern matches no line of {len(others)} more files, such as {others[0].name}.")
-        return replace(source, notes=notes)
-
-    def read(self, path: Path, asked: Asked) -> Source:
-        return self.read_all([path], path.parent, asked)
-
-    def _matched(self, path: Path, asked: Asked) -> tuple[Source | None, int]:
-        """Return what matches in a log, None if nothing does, and how many lines do not match."""
-        import pandas as pd
-
-        pattern = compiled(asked)
-        rows, missed = [], 0
-        for line in _text(path).splitlines():
-            matches = [match.groupdict() for match in pattern.finditer(line)]
-            rows.extend(matches)
-            missed += not matches and line.strip() != ""
-        if not rows:
-            return None, missed
-        frame = pd.DataFrame(rows)
-        for name in frame:
-            frame[name] = _numbers(frame[name])
-        roles = {role: role for role in ("step", "loss", "seed", "arm", "planned", "run") if role in frame}
-        return Source(frame, f"log {path.name}", roles=roles), missed
+TITLE = "text logs"
 
 
-READER = Logs()
+def claims(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(4096)
+    return path.suffix == ".gz" or b"\0" not in head
+
+
+def read_logs(paths: Sequence[Path], root: Path, asked: Asked) -> Source:
+    """Return the logs that the pattern matches; a note counts the lines and files that it does not.
+
+    Raises UserError: it matches none.
+    """
+    pattern = compiled(asked)
+    matches = {path: _matches(path, pattern) for path in paths}
+    logs = {path: (frame, missed) for path, (frame, missed) in matches.items() if len(frame)}
+    others = [path for path in paths if path not in logs]
+    if not logs:
+        more = f" and in {len(paths) - 1} more files" if len(paths) > 1 else ""
+        raise UserError(
+            f"no line of {paths[0]}{more} matches --pattern {shown(asked.pattern)}{advice(paths[0])}."
+        )
+    sources = [_source(path, frame) for path, (frame, _) in logs.items()]
+    source = together(sources, TITLE, list(logs), root, asked)
+    missed = sum(missed for _, missed in logs.values())
+    notes = [f"{len(source.frame):,} matches of --pattern; {missed:,} lines do not match."]
+    if others:
+        notes.append(f"--pattern matches no line of {len(others)} more files, such as {others[0].name}.")
+    return replace(source, notes=notes)
+
+
+def read(path: Path, asked: Asked) -> Source:
+    return read_logs([path], path.parent, asked)
+
+
+def _matches(path: Path, pattern: re.Pattern[str]) -> tuple[pd.DataFrame, int]:
+    """Return a row a match, with a column a group, and how many lines of a log do not match."""
+    import pandas as pd
+
+    rows, missed = [], 0
+    for line in _text(path).splitlines():
+        matches = [match.groupdict() for match in pattern.finditer(line)]
+        rows.extend(matches)
+        missed += not matches and line.strip() != ""
+    return pd.DataFrame(rows).apply(_numbers), missed
+
+
+def _source(path: Path, frame: pd.DataFrame) -> Source:
+    roles = {role: role for role in ("step", "loss", "seed", "arm", "planned", "run") if role in frame}
+    return Source(frame, f"log {path.name}", roles)
 
 
 def compiled(asked: Asked) -> re.Pattern[str]:

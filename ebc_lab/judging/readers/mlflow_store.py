@@ -14,10 +14,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ebc_lab.config.errors import UserError, require
+from ebc_lab.config.errors import UserError, count, listed, require
 
 from ..asked import Asked
-from .reader import Reader, Source, by_step, files_below, source_of_runs, told_apart
+from .reader import Source, by_step, files_below, source_of_runs, told_apart
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,44 +33,45 @@ OF_RUN = re.compile(rb"^run_(id|uuid):", re.MULTILINE)
 NAME, PARENT = "mlflow.runName", "mlflow.parentRunId"
 
 
-class MLflowStore(Reader):
-    title = "MLflow's stores (mlflow.db, mlruns)"
+TITLE = "MLflow's stores (mlflow.db, mlruns)"
 
-    def claims(self, path: Path) -> bool:
-        return any(True for _ in _databases(path)) or any(True for _ in _folders(path))
 
-    def read(self, path: Path, asked: Asked) -> Source:
-        """Return a row a step of each run. Deleted runs, and those that only hold others, are left out."""
-        import pandas as pd
+def claims(path: Path) -> bool:
+    return any(_databases(path)) or any(_folders(path))
 
-        stores = [_from_database(file) for file in _databases(path)]
-        stores += [_from_files(root) for root in [list(_folders(path))] if root]
-        runs = [run for of_store, _ in stores for run in of_store]
-        points = pd.concat([of_store for _, of_store in stores], ignore_index=True)
-        kept, notes = _kept(runs, set(points.run))
-        require(bool(kept), f"{path} is a store of MLflow without a run. {' '.join(notes)}")
-        number = {run["key"]: n for n, run in enumerate(kept)}
-        points = points[points.run.isin(number)]
-        points["run"] = points.run.map(number)
-        names = told_apart([run["name"] for run in kept], [run["key"][:8] for run in kept])
-        about = []
-        for name, run in zip(names, kept, strict=True):
-            started = pd.to_datetime(run["start"], unit="ms")
-            about.append(
-                {
-                    "run": name,
-                    "name": run["name"] or run["key"][:8],
-                    "experiment": run["experiment"],
-                    "started": started,
-                }
-            )
-        bad = [name for name, run in zip(names, kept, strict=True) if run["state"] not in ("FINISHED", "3")]
-        if bad:
-            notes.append(f"{len(bad)} of {len(kept)} runs did not finish, by MLflow: {', '.join(bad[:5])}.")
-        roles = {"run": "run", "started": "started", "step": "step"}
-        what = f"{len(kept)} run{'s' * (len(kept) > 1)} of MLflow"
-        settings = _as_numbers([run["params"] for run in kept])
-        return source_of_runs(about, settings, by_step(points), what, roles, notes)
+
+def read(path: Path, asked: Asked) -> Source:
+    """Return a row a step of each run. Deleted runs, and those that only hold others, are left out."""
+    import pandas as pd
+
+    stores = [*map(_from_database, _databases(path)), _from_files(list(_folders(path)))]
+    runs = [run for runs_of_store, _ in stores for run in runs_of_store]
+    points = pd.concat([points for _, points in stores if len(points)] or [stores[0][1]], ignore_index=True)
+    kept, notes = _kept(runs, set(points.run))
+    require(bool(kept), f"{path} is a store of MLflow without a run. {' '.join(notes)}")
+    number = {run["key"]: n for n, run in enumerate(kept)}
+    points = points[points.run.isin(number)]
+    points["run"] = points.run.map(number)
+    names = told_apart([run["name"] for run in kept], [run["key"][:8] for run in kept])
+    about = [
+        {
+            "run": name,
+            "name": run["name"] or run["key"][:8],
+            "experiment": run["experiment"],
+            "started": pd.to_datetime(run["start"], unit="ms"),
+        }
+        for name, run in zip(names, kept, strict=True)
+    ]
+    ended = {"FINISHED", "3"}
+    unfinished = [name for name, run in zip(names, kept, strict=True) if run["state"] not in ended]
+    if unfinished:
+        notes.append(
+            f"{len(unfinished)} of {len(kept)} runs did not finish, by MLflow: {listed(unfinished)}."
+        )
+    roles = {"run": "run", "started": "started", "step": "step"}
+    what = f"{count(len(kept), 'run')} of MLflow"
+    settings = _as_numbers([run["params"] for run in kept])
+    return source_of_runs(about, settings, by_step(points), what, roles, notes)
 
 
 def _kept(runs: Sequence[dict[str, Any]], measured: set[str]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -80,9 +81,9 @@ def _kept(runs: Sequence[dict[str, Any]], measured: set[str]) -> tuple[list[dict
     kept = [run for run in there if run["key"] in measured or run["key"] not in parents]
     notes = []
     if deleted := len(runs) - len(there):
-        notes.append(f"{deleted} deleted run{'s were' if deleted > 1 else ' was'} left out.")
+        notes.append(f"{count(deleted, 'deleted run')} left out.")
     if holders := len(there) - len(kept):
-        notes.append(f"{holders} parent run{'s' * (holders > 1)} without a metric left out.")
+        notes.append(f"{count(holders, 'parent run')} without a metric left out.")
     return kept, notes
 
 
@@ -140,10 +141,7 @@ def _from_database(file: Path) -> tuple[list[dict[str, Any]], pd.DataFrame]:
             )
     except (sqlite3.Error, pd.errors.DatabaseError) as error:
         raise UserError(f"{file} is a damaged store of MLflow, or of an unknown version: {error}.") from None
-    by_key: dict[str, dict[str, Any]] = {
-        run["key"]: {str(name): value for name, value in run.items()} | {"params": {}, "tags": {}}
-        for run in runs
-    }
+    by_key: dict[str, dict[Any, Any]] = {run["key"]: {**run, "params": {}, "tags": {}} for run in runs}
     for which, rows in (("params", params), ("tags", tags)):
         for key, name, value in rows:
             by_key[key][which][name] = value
@@ -170,13 +168,9 @@ def _from_files(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], pd.DataF
     import pandas as pd
 
     runs, points = [], [pd.DataFrame(columns=["time", "value", "step", "run", "name"])]
-    experiments: dict[Path, Any] = {}
+    experiments = {above: _meta(above) for above in {folder.parent for folder in folders}}
     for folder in folders:
-        meta = _meta(folder / "meta.yaml")
-        above = folder.parent
-        if above not in experiments:
-            file = above / "meta.yaml"
-            experiments[above] = _meta(file) if file.is_file() else {}
+        meta = _meta(folder)
         params, tags = (_texts(folder / which) for which in ("params", "tags"))
         runs.append(
             {
@@ -185,7 +179,7 @@ def _from_files(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], pd.DataF
                 "state": str(meta.get("status", "")),
                 "start": meta.get("start_time"),
                 "stage": meta.get("lifecycle_stage", "active"),
-                "experiment": experiments[above].get("name", above.name),
+                "experiment": experiments[folder.parent].get("name", folder.parent.name),
                 "params": params,
                 "tags": tags,
             }
@@ -197,10 +191,13 @@ def _from_files(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], pd.DataF
     return runs, pd.concat([p for p in points if len(p)] or points, ignore_index=True)
 
 
-def _meta(file: Path) -> dict[str, Any]:
-    """Return what MLflow noted of a run or an experiment."""
+def _meta(folder: Path) -> dict[str, Any]:
+    """Return what MLflow noted of a run or an experiment; nothing where it noted nothing."""
     import yaml
 
+    file = folder / "meta.yaml"
+    if not file.is_file():
+        return {}
     try:
         return dict(yaml.safe_load(file.read_text("utf-8")) or {})
     except (yaml.YAMLError, ValueError, TypeError):
@@ -228,6 +225,3 @@ def _texts(folder: Path) -> dict[str, str]:
         return {}
     files = files_below(folder, ".*")
     return {file.relative_to(folder).as_posix(): file.read_text("utf-8", "replace") for file in files}
-
-
-READER = MLflowStore()

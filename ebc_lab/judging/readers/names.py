@@ -33,6 +33,12 @@ PART = re.compile(
     rf"|(?P<known>{SEEDS}|{REPLICATES}|{KNOWN})[_-]?(?P<number>{POWER}|{NUMBER}){END}|s(?P<seed>\d+){END})",
     re.IGNORECASE,
 )
+# columns of arms, and of steps
+ARM_NAMES = {"arm", "optimizer", "optim", "opt", "method", "algorithm", "algo", "variant", "group"}
+STEP_NAMES = re.compile(
+    r"(.*[/._])?(global_?)?(_?step|steps|iter|iters|iteration|iterations|epoch|tokens|batch_idx|update|updates|index)",
+    re.IGNORECASE,
+)
 COUNTED = re.compile(r"(.*?)[_\-\s.]?(?<![\d.])(\d+)")
 
 
@@ -43,27 +49,27 @@ def split_name(name: str) -> tuple[str, dict[str, str]]:
     `trial_0`) is `run`. What is not written as a setting stays in the arm: `adamw8bit`, `muon_0.95`. The arm
     is empty where the name is made of settings only.
     """
-    told: dict[str, str] = {}
+    settings: dict[str, str] = {}
     parts = name.split(",")
     if len(parts) > 1 and all("=" in part for part in parts):  # Hydra's names of a sweep's jobs
         for part in parts:
             key, _, value = part.strip().lstrip("+").partition("=")
-            told[_called(key)] = value
-        return "", told
+            settings[_called(key)] = value
+        return "", settings
 
     def taken(match: re.Match[str]) -> str:
         if match["seed"]:
-            told["seed"] = match["seed"]
+            settings["seed"] = match["seed"]
         else:
             value = match["value"] or re.sub("(?<=[eE])_", "-", match["number"])
-            told[_called(match["key"] or match["known"])] = value
+            settings[_called(match["key"] or match["known"])] = value
         return "\0"
 
     rest = PART.sub(taken, name)
     if "\0" in rest:
         pieces = (piece.strip("_- ,;/\n") for piece in rest.split("\0"))
         rest = "_".join(piece for piece in pieces if piece)
-    return rest, told
+    return rest, settings
 
 
 def split_names(names: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
@@ -86,7 +92,7 @@ def split_names(names: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
     if len(numbers) < 2 or min(map(len, numbers.values())) < 2 or not all(gapless):
         return split
     counted = {arm: (match[1], match[2]) for arm, match in ends.items() if match}
-    return [(counted[arm][0], {**told, "run": counted[arm][1]}) for arm, told in split]
+    return [(counted[arm][0], {**settings, "run": counted[arm][1]}) for arm, settings in split]
 
 
 def columns_of_places(paths: Sequence[str | Path], root: str | Path) -> pd.DataFrame:
@@ -99,46 +105,36 @@ def columns_of_places(paths: Sequence[str | Path], root: str | Path) -> pd.DataF
     """
     import pandas as pd
 
-    levels = [_levels(path, root) for path in paths]
-    folders = max(len(places) for places, _ in levels)
-    columns: dict[str, list[str | None]] = {}
-    told: list[dict[str, str]] = [{} for _ in paths]
-    files = [file for _, file in levels]
-    named = [
-        (f"folder{n + 1}", [places[n] if n < len(places) else "" for places, _ in levels])
-        for n in range(folders)
-    ]
-    for column, values in [*named, ("file", files)]:
-        distinct = sorted(set(values))
-        split = dict(zip(distinct, split_names(distinct), strict=True))
-        for settings, value in zip(told, values, strict=True):
-            settings.update(split[value][1])
-        arms: list[str | None] = [split[value][0] or None for value in values]
-        if len(set(arms)) > 1:
-            columns[column] = arms
-    for name in dict.fromkeys(name for settings in told for name in settings if name != "run"):
-        column_of_name = [settings.get(name) for settings in told]
-        if name == "seed" or len(set(column_of_name)) > 1:
-            columns[name] = column_of_name
-    places_of_runs = [[*places, file] for places, file in levels]
-    same = {
-        level
-        for level in range(min(map(len, places_of_runs)))
-        if len({places[level] for places in places_of_runs}) == 1
+    parts = [_parts(path, root) for path in paths]
+    deepest = max(map(len, parts)) - 1
+    levels = {
+        f"folder{n + 1}": [each[n] if n < len(each) - 1 else "" for each in parts] for n in range(deepest)
     }
-    if len({len(places) for places in places_of_runs}) == 1 and len(same) < len(places_of_runs[0]):
-        places_of_runs = [
-            [place for level, place in enumerate(places) if level not in same] for places in places_of_runs
-        ]
-    runs = ["/".join(places) for places in places_of_runs]
+    levels["file"] = [each[-1] for each in parts]
+    columns: dict[str, list[str | None]] = {}
+    settings: list[dict[str, str]] = [{} for _ in paths]
+    for level, names in levels.items():
+        distinct = sorted(set(names))
+        split = dict(zip(distinct, split_names(distinct), strict=True))
+        for own, name in zip(settings, names, strict=True):
+            own.update(split[name][1])
+        arms = [split[name][0] or None for name in names]
+        if len(set(arms)) > 1:
+            columns[level] = arms
+    for setting in dict.fromkeys(name for own in settings for name in own if name != "run"):
+        values = [own.get(setting) for own in settings]
+        if setting == "seed" or len(set(values)) > 1:
+            columns[setting] = values
+    alike = len(set(map(len, parts))) == 1
+    differing = [n for n in range(len(parts[0])) if alike and len({each[n] for each in parts}) > 1]
+    runs = ["/".join([each[n] for n in differing] or each) for each in parts]
     return pd.DataFrame({"run": runs, **columns}, dtype=object)
 
 
-def _levels(path: str | Path, root: str | Path) -> tuple[list[str], str]:
+def _parts(path: str | Path, root: str | Path) -> list[str]:
     """Return the folders of a path below `root`, and its last part without endings such as `.csv.gz`."""
-    parts = Path(os.path.relpath(path, root)).parts
-    file = re.sub(r"(\.(csv|tsv|txt|log|out|jsonl?|ndjson|parquet|pq|gz|bz2|xz|zst))+$", "", parts[-1])
-    return list(parts[:-1]), file
+    *folders, file = Path(os.path.relpath(path, root)).parts
+    return [*folders, re.sub(r"(\.(csv|tsv|txt|log|out|jsonl?|ndjson|parquet|pq|gz|bz2|xz|zst))+$", "", file)]
 
 
 def _called(key: str) -> str:

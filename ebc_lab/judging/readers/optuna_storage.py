@@ -15,57 +15,55 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.errors import UserError, require
+from ebc_lab.config.errors import UserError, count, require
 
 from ..asked import Asked
 from .mlflow_store import read_only, tables_of
-from .reader import Reader, Source, files_below, flat, needed, number, source_of_runs
+from .reader import Source, cell, files_below, flat, needed, number, source_of_runs
 
 DATABASE, JOURNAL = r".*\.(db|sqlite3?)", r".*\.(log|journal|jsonl?)"
 BETTER = {"MINIMIZE": "lower", "MAXIMIZE": "higher"}
 
 
-class OptunaStorage(Reader):
-    title = "Optuna's storages"
+TITLE = "Optuna's storages"
 
-    def claims(self, path: Path) -> bool:
-        return any(True for _ in _storages(path))
 
-    def read(self, path: Path, asked: Asked) -> Source:
-        """Return a row an intermediate value of each trial, and of each at least one. A trial that was pruned
-        or failed has no value, which counts as the worst; one that has not ended is left out."""
-        import pandas as pd
+def claims(path: Path) -> bool:
+    return any(_storages(path))
 
-        every = [kept for file in _storages(path) for kept in _trials(file, path)]
-        ended = [kept for kept in every if kept.trial.state.is_finished()]
-        require(bool(ended), f"{path} holds no trial of Optuna that has ended.")
-        notes = [f"{n} trials that have not ended were left out."] if (n := len(every) - len(ended)) else []
-        columns, better = _objectives(ended, path)
-        curved = len(columns) == 1 and all(_ends_its_curve(kept.trial) for kept in ended)
-        if not curved and any(kept.trial.intermediate_values for kept in ended):
-            notes.append(
-                "Values of trials are not their last intermediate ones, which are a column of their own."
-            )
-        rows = [
-            {"run": n} | row for n, kept in enumerate(ended) for row in _rows(kept.trial, columns, curved)
-        ]
-        for state, words in (("PRUNED", "pruned"), ("FAIL", "failed")):
-            if many := sum(kept.trial.state.name == state for kept in ended):
-                notes.append(f"{many} of {len(ended)} trials {words}: they count as worse than every other.")
-        planned = _planned(ended)
-        about = [
-            {"run": f"{kept.study}/{kept.trial.number}", "study": kept.study, "started": _naive(kept.trial)}
-            | ({"planned": planned[n]} if any(planned) else {})
-            | {f"user_attrs.{name}": value for name, value in flat(kept.trial.user_attrs).items()}
-            for n, kept in enumerate(ended)
-        ]
-        seed = "seed" if any("seed" in kept.trial.params for kept in ended) else "user_attrs.seed"
-        roles = {"run": "run", "arm": "study", "seed": seed, "step": "step", "started": "started"}
-        roles["planned"] = "planned"
-        roles |= {"loss": columns[0]} if len(columns) == 1 else {}
-        what = f"{len(ended)} trial{'s' * (len(ended) > 1)} of Optuna"
-        params = [dict(kept.trial.params) for kept in ended]
-        return source_of_runs(about, params, pd.DataFrame(rows), what, roles, notes, better)
+
+def read(path: Path, asked: Asked) -> Source:
+    """Return a row an intermediate value of each trial, and of each at least one. A trial that was pruned
+    or failed has no value, which counts as the worst; one that has not ended is left out."""
+    import pandas as pd
+
+    every = [trial for file in _storages(path) for trial in _trials(file, path)]
+    ended = [trial for trial in every if trial.frozen.state.is_finished()]
+    require(bool(ended), f"{path} holds no trial of Optuna that has ended.")
+    notes = [f"{n} trials that have not ended were left out."] if (n := len(every) - len(ended)) else []
+    columns, better = _objectives(ended, path)
+    curved = len(columns) == 1 and all(_ends_its_curve(trial.frozen) for trial in ended)
+    if not curved and any(trial.frozen.intermediate_values for trial in ended):
+        notes.append(
+            "Values of trials are not their last intermediate ones, which are a column of their own."
+        )
+    rows = [{"run": n} | row for n, trial in enumerate(ended) for row in _rows(trial.frozen, columns, curved)]
+    for state, words in (("PRUNED", "pruned"), ("FAIL", "failed")):
+        if many := sum(trial.frozen.state.name == state for trial in ended):
+            notes.append(f"{many} of {len(ended)} trials {words}: they count as worse than every other.")
+    planned = _planned(ended)
+    about = [
+        {"run": f"{trial.study}/{trial.frozen.number}", "study": trial.study, "started": _naive(trial.frozen)}
+        | ({"planned": planned[n]} if any(planned) else {})
+        | {f"user_attrs.{name}": cell(value) for name, value in flat(trial.frozen.user_attrs).items()}
+        for n, trial in enumerate(ended)
+    ]
+    seed = "seed" if any("seed" in trial.frozen.params for trial in ended) else "user_attrs.seed"
+    roles = {"run": "run", "arm": "study", "seed": seed} | {n: n for n in ("step", "started", "planned")}
+    roles |= {"loss": columns[0]} if len(columns) == 1 else {}
+    what = f"{count(len(ended), 'trial')} of Optuna"
+    params = [dict(trial.frozen.params) for trial in ended]
+    return source_of_runs(about, params, pd.DataFrame(rows), what, roles, notes, better)
 
 
 @dataclass(frozen=True)
@@ -75,15 +73,17 @@ class _Trial:
     study: str
     directions: tuple[str, ...]
     objectives: tuple[str, ...]
-    trial: Any
+    frozen: Any  # Optuna's FrozenTrial
 
 
 def _objectives(trials: Sequence[_Trial], path: Path) -> tuple[list[str], str]:
     """Return the columns of the objectives, and which direction is better, where there is one objective."""
-    directions = {kept.study: kept.directions for kept in trials}
+    directions = {trial.study: trial.directions for trial in trials}
     if len(set(directions.values())) > 1:
-        told = "; ".join(f"{study}: {', '.join(which).lower()}" for study, which in directions.items())
-        raise UserError(f"the studies in {path} have different objectives ({told}): they cannot be compared.")
+        named = "; ".join(f"{study}: {', '.join(which).lower()}" for study, which in directions.items())
+        raise UserError(
+            f"the studies in {path} have different objectives ({named}): they cannot be compared."
+        )
     [which] = set(directions.values())
     names = trials[0].objectives or tuple(f"values_{n}" for n in range(len(which)))
     return (["value"], BETTER[which[0]]) if len(which) == 1 else (list(names), "")
@@ -111,13 +111,13 @@ def _rows(trial: Any, columns: Sequence[str], curved: bool) -> list[dict[str, An
 def _planned(trials: Sequence[_Trial]) -> list[float | None]:
     """Return how long trials were to be: one that was pruned or failed as its study's longest, the others as
     they are; None without a curve."""
-    lengths = [max(kept.trial.intermediate_values, default=None) for kept in trials]
+    lengths = [max(trial.frozen.intermediate_values, default=None) for trial in trials]
     longest: dict[str, float] = {}
-    for kept, length in zip(trials, lengths, strict=True):
-        longest[kept.study] = max(longest.get(kept.study, 0), length or 0)
+    for trial, length in zip(trials, lengths, strict=True):
+        longest[trial.study] = max(longest.get(trial.study, 0), length or 0)
     return [
-        length if kept.trial.state.name == "COMPLETE" else longest[kept.study] or None
-        for kept, length in zip(trials, lengths, strict=True)
+        length if trial.frozen.state.name == "COMPLETE" else longest[trial.study] or None
+        for trial, length in zip(trials, lengths, strict=True)
     ]
 
 
@@ -176,6 +176,3 @@ def _opened(file: Path, copy: Path) -> Any:
     if storage.get_current_version() != storage.get_head_version():
         storage.upgrade()
     return storage
-
-
-READER = OptunaStorage()

@@ -8,33 +8,28 @@ from ebc_lab.config.errors import UserError
 
 from ..asked import Asked
 from .delimited import table_source
-from .reader import Reader, Source
+from .reader import Source
+
+TITLE = "Parquet files"
 
 
-class Parquet(Reader):
-    """Parquet, with the columns that a table in text would have."""
-
-    title = "Parquet files"
-
-    def claims(self, path: Path) -> bool:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return file.read(4) == b"PAR1"
-
-    def read(self, path: Path, asked: Asked) -> Source:
-        import pandas as pd
-
-        try:
-            frame = pd.read_parquet(path)
-        except ImportError as error:
-            raise UserError(f"{path} is a Parquet file: pip install 'ebc-lab[judge]' to read it") from error
-        except Exception as error:  # pyarrow and fastparquet have errors of their own
-            raise UserError(f"{path} is a damaged Parquet file: {error}") from error
-        if any(name is not None for name in frame.index.names):
-            frame = frame.reset_index()
-        frame.columns = frame.columns.astype(str)
-        return table_source(frame, asked, path, "Parquet file")
+def claims(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
 
 
-READER = Parquet()
+def read(path: Path, asked: Asked) -> Source:
+    import pandas as pd
+
+    try:
+        frame = pd.read_parquet(path)
+    except ImportError as error:
+        raise UserError(f"{path} is a Parquet file: pip install 'ebc-lab[judge]' to read it") from error
+    except Exception as error:  # pyarrow and fastparquet have errors of their own
+        raise UserError(f"{path} is a damaged Parquet file: {error}") from error
+    if any(name is not None for name in frame.index.names):
+        frame = frame.reset_index()
+    frame.columns = frame.columns.astype(str)
+    return table_source(frame, asked, path, "Parquet file")

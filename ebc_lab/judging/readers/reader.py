@@ -6,15 +6,16 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ebc_lab.config.errors import UserError
 
 from ..asked import Asked
-from .names import columns_of_places
+from .names import ARM_NAMES, STEP_NAMES, columns_of_places
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,21 +46,76 @@ class Source:
     notes: Sequence[str] = ()
 
 
-class Reader:
-    """One format. A subclass is a module of this folder, and an instance of it stands in `READERS`."""
+class NothingKnown(UserError):
+    """A place holds no file of a format that is known."""
 
-    title = ""  # in words, of several files: `CSV files`
+
+class Reader(Protocol):
+    """One format: a module of this folder with these three. Its name stands in `MODULES`."""
+
+    TITLE: str  # in words, of several files: `CSV files`
 
     def claims(self, path: Path) -> bool:
         """Return whether a file or a folder is of this format. Looks at names and at first bytes only."""
-        raise NotImplementedError
 
     def read(self, path: Path, asked: Asked) -> Source:
         """Return what lies there.
 
         Raises UserError: the file is damaged, or needs a library that is not installed (`needed`).
         """
-        raise NotImplementedError
+
+
+def together(
+    sources: Sequence[Source], title: str, paths: Sequence[Path], root: Path, asked: Asked
+) -> Source:
+    """Return sources of one format as one, with columns of what their places say; a single one as it is.
+
+    A file with a column of steps and no column that tells runs apart is a run, named by its place.
+    """
+    import numpy as np
+    import pandas as pd
+
+    if len(sources) == 1:
+        return sources[0]
+    places = columns_of_places(paths, root)
+    places["source"] = [os.path.relpath(path, root) for path in paths]
+    roles = {role: name for source in sources for role, name in source.roles.items()}
+    frame = pd.concat([source.frame for source in sources], ignore_index=True)
+    source_of_row = np.repeat(np.arange(len(sources)), [len(source.frame) for source in sources])
+    if "run" in roles:
+        frame[roles["run"]] = places.run.to_numpy()[source_of_row] + " " + frame[roles["run"]].astype(str)
+        places = places.drop(columns="run")
+    elif all(_is_a_run(source, asked) for source in sources):
+        roles["run"] = "run"
+    else:
+        places = places.drop(columns="run")
+    added = [str(name) for name in places if name not in frame]
+    for name in added:
+        codes, values = pd.factorize(places[name])
+        frame[name] = pd.Categorical.from_codes(codes[source_of_row], pd.Index(values, dtype=object))
+    parts = [name for name in added if re.fullmatch(r"folder\d+|file", name)]
+    if len(parts) == 1 and not ARM_NAMES & {str(name).lower() for name in frame}:
+        roles.setdefault("arm", parts[0])
+    settings = dict.fromkeys(name for source in sources for name in source.settings)
+    notes = list(dict.fromkeys(note for source in sources for note in source.notes))
+    return replace(
+        sources[0],
+        frame=frame,
+        what=f"{len(sources):,} {title}",
+        roles=roles,
+        settings=list(settings),
+        notes=notes if len(notes) < 5 else [*notes[:3], f"{len(notes) - 3} more notes of this kind."],
+    )
+
+
+def _is_a_run(source: Source, asked: Asked) -> bool:
+    """Return whether a file's rows are the evaluations of one run."""
+    names = [str(name) for name in source.frame]
+    steps = {asked.step, source.roles.get("step", "")} & set(names) or [
+        n for n in names if STEP_NAMES.fullmatch(n)
+    ]
+    telling = {asked.run, asked.seed, asked.arm, "run", "run_id", "seed", "name", *ARM_NAMES}
+    return bool(steps) and not any(source.frame[name].nunique() > 1 for name in telling & set(names))
 
 
 def needed(package: str, extra: str, path: Path) -> UserError:
@@ -92,20 +148,20 @@ def number(value: object) -> float | None:
     return logged if math.isfinite(logged) else math.inf
 
 
-def flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Return nested settings as one mapping, `model.width`; lists become text."""
+def flat(nested: Mapping[str, Any], mark: str = ".") -> dict[str, Any]:
+    """Return nested mappings as one, with the mark between names: `model.width`. Empty ones are left out."""
     leaves: dict[str, Any] = {}
-    for key, value in settings.items():
-        name = f"{above}{key}"
-        if isinstance(value, Mapping) and value:
-            leaves |= flat(value, f"{name}.")
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            leaves |= {f"{name}{mark}{inner}": leaf for inner, leaf in flat(value, mark).items()}
         else:
-            leaves[name] = value if isinstance(value, str | int | float) else _text(value)
+            leaves[str(name)] = value
     return leaves
 
 
-def _text(value: object) -> str | None:
-    return None if value is None else json.dumps(value, default=str)
+def cell(value: object) -> str | float | None:
+    """Return a value as a table can hold it: what is neither text nor a number, such as a list, as JSON."""
+    return value if isinstance(value, str | int | float | None) else json.dumps(value, default=str)
 
 
 def by_step(points: pd.DataFrame) -> pd.DataFrame:
@@ -119,21 +175,16 @@ def by_step(points: pd.DataFrame) -> pd.DataFrame:
     logged is not finite.
     """
     import numpy as np
+    import pandas as pd
 
-    points = points.sort_values(["run", "time"], kind="stable", ignore_index=True)
+    points = points.sort_values(["run", "time"], kind="stable")
     points["value"] = np.where(np.isfinite(points.value), points.value, np.inf)
     points["again"] = points.groupby(["run", "name", "step"], observed=True).cumcount()
-    key = ["run", "step", "again"]
-    points["place"] = points.groupby(key).ngroup()
-    first = points.drop_duplicates("place")
-    wide = points.pivot(index="place", columns="name", values="value").loc[first.place]
-    wide.columns = wide.columns.astype(str)
-    wide = wide.rename_axis(columns=None).reset_index(drop=True)
-    rename = {name: f"logged/{name}" for name in wide.columns if name in ("run", "step")}
-    wide = wide.rename(columns=rename)
-    wide.insert(0, "run", first.run.to_numpy())
-    wide.insert(1, "step", first.step.to_numpy())
-    return wide
+    row = ["run", "step", "again"]
+    as_logged = pd.MultiIndex.from_frame(points[row].drop_duplicates())
+    wide = points.pivot(index=row, columns="name", values="value").reindex(as_logged).droplevel("again")
+    wide.columns = pd.Index([f"logged/{name}" if name in ("run", "step") else str(name) for name in wide])
+    return wide.reset_index()
 
 
 def source_of_runs(
@@ -152,25 +203,15 @@ def source_of_runs(
         settings: of each run. One that is called like a logged column is called `config/NAME`.
         curves: the logged rows, run after run; column `run` is the position of the run in `about`.
     """
-    import numpy as np
     import pandas as pd
 
-    known, configs = pd.DataFrame(list(about)), pd.DataFrame(list(settings), index=range(len(about)))
-    codes = curves["run"].to_numpy(dtype=np.int64)
-    logged = curves.drop(columns="run")
-    logged = logged.rename(columns={name: f"logged/{name}" for name in logged if name in known})
-    configs = configs.rename(columns={n: f"config/{n}" for n in configs if n in known or n in logged})
-    without = np.setdiff1d(np.arange(len(about)), codes)
-    codes = np.concatenate([codes, without])
-    order = np.argsort(codes, kind="stable")
-    if len(without):
-        logged = logged.reindex(range(len(codes)))
-    if not (np.diff(order) == 1).all():
-        logged, codes = logged.take(order), codes[order]
-    parts = [known.take(codes), configs.take(codes), logged]
-    frame = pd.concat([part.reset_index(drop=True) for part in parts], axis=1)
-    there = {role: column for role, column in roles.items() if column in frame}
-    return Source(frame, what, there, tuple(configs.columns), better, tuple(notes))
+    cells = [{name: cell(value) for name, value in of_run.items()} for of_run in settings]
+    runs, configs = pd.DataFrame(list(about)), pd.DataFrame(cells, index=range(len(about)))
+    logged = curves.set_index("run").rename(columns={name: f"logged/{name}" for name in runs})
+    configs = configs.rename(columns={n: f"config/{n}" for n in configs if n in runs or n in logged})
+    frame = pd.concat([runs, configs], axis=1).join(logged).reset_index(drop=True)
+    roles = {role: column for role, column in roles.items() if column in frame}
+    return Source(frame, what, roles, tuple(map(str, configs)), better, tuple(notes))
 
 
 def about_places(
@@ -178,21 +219,17 @@ def about_places(
     path: Path,
     about: Sequence[Mapping[str, Any]],
     settings: Sequence[Mapping[str, Any]],
-) -> list[dict[str, Any]]:
+) -> list[dict[Any, Any]]:
     """Return what `source_of_runs` wants to know about runs that are folders in `path`, or `path` itself:
     what their places say, apart from what every run's settings say better."""
     root = path if path.is_dir() and path not in folders else path.parent
-    root = folders[0].parent if len(folders) == 1 else root
-    places = columns_of_places(folders, root)
-    better = [name for name in places if name != "run" and all(name in of_run for of_run in settings)]
-    rows = places.drop(columns=better).to_dict("records")
-    return [
-        {**{str(name): told for name, told in row.items()}, **more}
-        for row, more in zip(rows, about, strict=True)
-    ]
+    places = columns_of_places(folders, folders[0].parent if len(folders) == 1 else root)
+    known = [name for name in places if name != "run" and all(name in of_run for of_run in settings)]
+    rows = places.drop(columns=known).to_dict("records")
+    return [{**place, **more} for place, more in zip(rows, about, strict=True)]
 
 
 def told_apart(names: Sequence[str], keys: Sequence[str]) -> list[str]:
     """Return a name for each run that is its own: `NAME`, or `NAME (KEY)` where several have that name."""
-    shared = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
-    return [f"{n} ({k})" if n in shared or not n else n for n, k in zip(names, keys, strict=True)]
+    times = Counter(names)
+    return [n if n and times[n] == 1 else f"{n} ({key})" for n, key in zip(names, keys, strict=True)]

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, count
 
 from ..asked import Asked
-from .reader import Reader, Source, about_places, files_below, flat, number, source_of_runs
+from .reader import Source, about_places, files_below, flat, number, source_of_runs
 
 STATE = r"trainer_state\.json"
 OF_STATE = ("train_batch_size", "num_train_epochs", "trial_params")
@@ -24,43 +24,44 @@ CARD = re.compile(r"^- (learning_rate|\w+_batch_size|seed|optimizer|lr_scheduler
 OF_SPEED = ("_per_second", "_runtime", "_flos")
 
 
-class TrainerState(Reader):
-    title = "trainer_state.json of Hugging Face"
+TITLE = "trainer_state.json of Hugging Face"
 
-    def claims(self, path: Path) -> bool:
-        return any(True for _ in files_below(path, STATE))
 
-    def read(self, path: Path, asked: Asked) -> Source:
-        """Return a row a logging. A run is a folder; of its checkpoints, which repeat it, the last counts. A
-        checkpoint whose log is not the beginning of the last one's is of another run."""
-        import pandas as pd
+def claims(path: Path) -> bool:
+    return any(files_below(path, STATE))
 
-        states: dict[Path, dict[str, Any]] = {}
-        copies = 0
-        for run, of_run in _by_run(path).items():
-            ends = _ends(of_run)
-            copies += len(of_run) - len(ends)
-            states |= ends if len(ends) > 1 else dict.fromkeys([run], *ends.values())
-        if not states:
-            raise UserError(f"{path} holds no trainer_state.json.")
-        runs = list(states.values())
-        rows = [{"run": n} | row for n, state in enumerate(runs) for row in _rows(state)]
-        settings = [_settings(run, state) for run, state in states.items()]
-        planned = [{"max_steps": state.get("max_steps")} for state in runs]
-        notes = []
-        if copies:
-            notes.append(f"{copies} older copies of the same runs in checkpoint folders were left out.")
-        if hidden := sum(row.get("loss") == math.inf for row in rows):
-            notes.append(
-                f"{hidden} training losses of 0 beside a gradient that is not finite count as not finite: "
-                "the Trainer leaves NaN out of its means (logging_nan_inf_filter), and logs 0 if nothing "
-                "is left."
-            )
-        what = f"{len(runs)} run{'s' * (len(runs) > 1)} of Hugging Face's Trainer"
-        curves = pd.DataFrame(rows) if rows else pd.DataFrame({"run": []})
-        roles = {"run": "run", "seed": "seed", "step": "step", "planned": "max_steps"}
-        about = about_places(list(states), path, planned, settings)
-        return source_of_runs(about, settings, curves, what, roles, notes)
+
+def read(path: Path, asked: Asked) -> Source:
+    """Return a row a logging. A run is a folder; of its checkpoints, which repeat it, the last counts. A
+    checkpoint whose log is not the beginning of the last one's is of another run."""
+    import pandas as pd
+
+    states: dict[Path, dict[str, Any]] = {}
+    copies = 0
+    for run, of_run in _by_run(path).items():
+        ends = _ends(of_run)
+        copies += len(of_run) - len(ends)
+        states |= ends if len(ends) > 1 else dict.fromkeys([run], *ends.values())
+    if not states:
+        raise UserError(f"{path} holds no trainer_state.json.")
+    runs = list(states.values())
+    rows = [{"run": n} | row for n, state in enumerate(runs) for row in _rows(state)]
+    settings = [_settings(run, state) for run, state in states.items()]
+    planned = [{"max_steps": state.get("max_steps")} for state in runs]
+    notes = []
+    if copies:
+        notes.append(f"{copies} older copies of the same runs in checkpoint folders were left out.")
+    if hidden := sum(row.get("loss") == math.inf for row in rows):
+        notes.append(
+            f"{hidden} training losses of 0 beside a gradient that is not finite count as not finite: "
+            "the Trainer leaves NaN out of its means (logging_nan_inf_filter), and logs 0 if nothing "
+            "is left."
+        )
+    what = f"{count(len(runs), 'run')} of Hugging Face's Trainer"
+    curves = pd.DataFrame(rows) if rows else pd.DataFrame({"run": []})
+    roles = {"run": "run", "seed": "seed", "step": "step", "planned": "max_steps"}
+    about = about_places(list(states), path, planned, settings)
+    return source_of_runs(about, settings, curves, what, roles, notes)
 
 
 def _by_run(path: Path) -> dict[Path, dict[Path, dict[str, Any]]]:
@@ -113,15 +114,12 @@ def _settings(run: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     card = run / "README.md"
     if card.is_file():
         for name, value in CARD.findall(card.read_text("utf-8", "replace")):
-            settings[name] = value if (logged := number(_float(value))) is None else logged
+            settings[name] = _value(value)
     return settings
 
 
-def _float(text: str) -> float | None:
+def _value(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:
-        return None
-
-
-READER = TrainerState()
+        return text

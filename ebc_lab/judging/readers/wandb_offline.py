@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, count, listed
 
 from ..asked import Asked
-from .reader import Reader, Source, files_below, flat, needed, number, source_of_runs, told_apart
+from .reader import Source, files_below, flat, needed, number, source_of_runs, told_apart
 
 LOG = r"run-.*\.wandb"
 MAGIC = b":W&B"
@@ -48,60 +48,59 @@ class _Run:
     exit_code: int | None = None
 
 
-class WandbOffline(Reader):
-    title = "offline folders of W&B"
+TITLE = "offline folders of W&B"
 
-    def claims(self, path: Path) -> bool:
-        return any(_begins_well(log) for log in files_below(path, LOG))
 
-    def read(self, path: Path, asked: Asked) -> Source:
-        """Return a row a `log`. A run that was resumed is one run, and its logs follow each other."""
-        import pandas as pd
+def claims(path: Path) -> bool:
+    return any(_begins_well(log) for log in files_below(path, LOG))
 
+
+def read(path: Path, asked: Asked) -> Source:
+    """Return a row a `log`. A run that was resumed is one run, and its logs follow each other."""
+    import pandas as pd
+
+    try:
+        from wandb.proto import wandb_internal_pb2 as protocol
+    except ImportError:
+        raise needed("wandb", "wandb", path) from None
+    runs: dict[str, _Run] = {}
+    notes, unreadable, seen = [], [], set[tuple[str, int]]()
+    for log in sorted(files_below(path, LOG), key=lambda log: log.parent.name.split("run-", 1)[-1]):
+        content = (log.name, zlib.crc32(log.read_bytes()))
+        if log.parent.name == "latest-run" and content in seen:  # it was a link, and became a copy
+            continue
+        seen.add(content)
         try:
-            from wandb.proto import wandb_internal_pb2 as protocol
-        except ImportError:
-            raise needed("wandb", "wandb", path) from None
-        runs: dict[str, _Run] = {}
-        torn, unreadable, seen = [], [], set[tuple[str, int]]()
-        for log in sorted(files_below(path, LOG), key=lambda log: log.parent.name.split("run-", 1)[-1]):
-            content = (log.name, zlib.crc32(log.read_bytes()))
-            if log.parent.name == "latest-run" and content in seen:  # it was a link, and became a copy
-                continue
-            seen.add(content)
-            try:
-                for record in _records(log):
-                    _take(runs, log.stem, protocol.Record.FromString(record))
-            except NotALog:
-                unreadable.append(log.name)
-            except Torn as fault:
-                torn.append(f"{log.name} ends in the middle ({fault}): what stands before that was read.")
-        if unreadable:
-            torn.append(
-                f"{len(unreadable)} logs are empty or damaged from their first byte, and their runs are left "
-                f"out ({', '.join(unreadable[:5])}{', …' * (len(unreadable) > 5)}): what is known of them is "
-                "in files/wandb-summary.json beside them; see whether runs that went wrong are among them."
-            )
-        if not runs:
-            raise UserError(f"{path} holds no run of W&B that can be read. {' '.join(torn)}")
-        every = sorted(runs.values(), key=lambda run: str(run.about.get("started", "")))
-        rows = [{"run": n} | row for n, run in enumerate(every) for row in _with_summary(run)]
-        curves = pd.DataFrame(rows) if rows else pd.DataFrame({"run": []})
-        names = told_apart([run.name for run in every], [run.key for run in every])
-        about = [
-            {"run": name, "name": run.name or run.key} | run.about
-            for name, run in zip(names, every, strict=True)
-        ]
-        steps = {step for run in every for step in run.steps} & set(curves.columns)
-        unfinished = [name for name, run in zip(names, every, strict=True) if run.exit_code != 0]
-        if unfinished:
-            torn.append(
-                f"{len(unfinished)} of {len(every)} runs did not end well (exit code not 0, or none): "
-                f"{', '.join(unfinished[:5])}{', …' * (len(unfinished) > 5)}."
-            )
-        roles = {"run": "run", "started": "started", "step": steps.pop() if len(steps) == 1 else "_step"}
-        what = f"{len(every)} offline run{'s' * (len(every) > 1)} of W&B"
-        return source_of_runs(about, [flat(run.config) for run in every], curves, what, roles, torn)
+            for record in _records(log):
+                _take(runs, log.stem, protocol.Record.FromString(record))
+        except NotALog:
+            unreadable.append(log.name)
+        except Torn as fault:
+            notes.append(f"{log.name} ends in the middle ({fault}): what stands before that was read.")
+    if unreadable:
+        notes.append(
+            f"{len(unreadable)} logs are empty or damaged from their first byte, and their runs are left "
+            f"out ({listed(unreadable)}): what is known of them is "
+            "in files/wandb-summary.json beside them; see whether runs that went wrong are among them."
+        )
+    if not runs:
+        raise UserError(f"{path} holds no run of W&B that can be read. {' '.join(notes)}")
+    every = sorted(runs.values(), key=lambda run: str(run.about.get("started", "")))
+    rows = [{"run": n} | row for n, run in enumerate(every) for row in _with_summary(run)]
+    curves = pd.DataFrame(rows) if rows else pd.DataFrame({"run": []})
+    names = told_apart([run.name for run in every], [run.key for run in every])
+    about = [
+        {"run": name, "name": run.name or run.key} | run.about for name, run in zip(names, every, strict=True)
+    ]
+    steps = {step for run in every for step in run.steps} & set(curves.columns)
+    if unfinished := [name for name, run in zip(names, every, strict=True) if run.exit_code != 0]:
+        notes.append(
+            f"{len(unfinished)} of {len(every)} runs did not end well (exit code not 0, or none): "
+            f"{listed(unfinished)}."
+        )
+    roles = {"run": "run", "started": "started", "step": steps.pop() if len(steps) == 1 else "_step"}
+    what = f"{count(len(every), 'offline run')} of W&B"
+    return source_of_runs(about, [flat(run.config) for run in every], curves, what, roles, notes)
 
 
 def _begins_well(log: Path) -> bool:
@@ -147,10 +146,8 @@ def _take(runs: dict[str, _Run], key: str, record: Any) -> None:
     if kind == "run":
         run.name = record.run.display_name or run.name
         run.about.setdefault("started", _time(record.run.start_time))
-        if record.run.run_group:
-            run.about["group"] = record.run.run_group
-        if record.run.job_type:
-            run.about["job_type"] = record.run.job_type
+        known = {"group": record.run.run_group, "job_type": record.run.job_type}
+        run.about |= {name: value for name, value in known.items() if value}
         _configure(run.config, record.run.config)
     elif kind == "config":
         _configure(run.config, record.config)
@@ -209,6 +206,3 @@ def _with_summary(run: _Run) -> list[dict[str, float]]:
         return run.rows
     *before, last = run.rows or [{}]
     return [*before, {**last, **only}]
-
-
-READER = WandbOffline()

@@ -5,18 +5,20 @@ from __future__ import annotations
 import gzip
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
+from support.runs_of_others import written
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging.asked import Asked
-from ebc_lab.judging.readers.delimited import READER
+from ebc_lab.judging.readers import delimited
+from ebc_lab.judging.readers.reader import Source
 
 
-def written(folder: Path, text: str, name: str = "runs.csv") -> Path:
-    path = folder / name
-    path.write_text(text, encoding="utf-8")
-    return path
+def source_of(folder: Path, text: str, **asked: Any) -> Source:
+    """Return what is read of a file with this text."""
+    return delimited.read(written(folder / "runs.csv", text), Asked(**asked))
 
 
 @pytest.mark.parametrize("word", ["nan", "NaN", "inf", "-inf", "Infinity", '"nan"', "-nan", " nan"])
@@ -24,20 +26,20 @@ def test_what_was_logged_and_is_not_finite_is_inf_and_an_empty_cell_is_missing(
     tmp_path: Path, word: str
 ) -> None:
     text = f"arm,val_loss,step\nadam,2.5,1\nadam,{word},2\nadam,,3\nnancy,1,4\n"
-    frame = READER.read(written(tmp_path, text), Asked()).frame
+    frame = source_of(tmp_path, text).frame
     assert list(frame.val_loss)[:2] == [2.5, math.inf]
     assert math.isnan(frame.val_loss[2])
     assert frame.arm[3] == "nancy"
 
 
 def test_nan_in_the_last_cell_of_a_file_without_a_last_line_end(tmp_path: Path) -> None:
-    frame = READER.read(written(tmp_path, "step,val_loss\n1,2\n2,nan"), Asked()).frame
+    frame = source_of(tmp_path, "step,val_loss\n1,2\n2,nan").frame
     assert list(frame.val_loss) == [2.0, math.inf]
 
 
 def test_nan_is_found_wherever_a_large_file_is_cut_into_blocks(tmp_path: Path) -> None:
     rows = [f"{n},{'' if n % 1000 == 500 else 0.5 if n % 1000 == 7 else 'nan'}" for n in range(200_000)]
-    frame = READER.read(written(tmp_path, "step,val_loss\n" + "\n".join(rows) + "\n"), Asked()).frame
+    frame = source_of(tmp_path, "step,val_loss\n" + "\n".join(rows) + "\n").frame
     assert (frame.val_loss == math.inf).sum() == 200_000 - 400
     assert frame.val_loss.isna().sum() == 200
     assert frame.val_loss.dtype == float
@@ -54,21 +56,20 @@ def test_nan_is_found_wherever_a_large_file_is_cut_into_blocks(tmp_path: Path) -
     ],
 )
 def test_separators_decimal_commas_and_byte_order_marks(tmp_path: Path, text: str) -> None:
-    frame = READER.read(written(tmp_path, text), Asked()).frame
+    frame = source_of(tmp_path, text).frame
     assert frame.to_dict("list") == {"arm": ["adam", "adam"], "step": [1, 2], "val_loss": [3.28, 2.5]}
 
 
 def test_gzip_quoted_line_ends_and_percentages(tmp_path: Path) -> None:
     path = tmp_path / "runs.csv.gz"
     path.write_bytes(gzip.compress(b'arm,note,acc\nadam,"two\nlines",84.2%\nmuon,,85%\n'))
-    frame = READER.read(path, Asked()).frame
+    frame = delimited.read(path, Asked()).frame
     assert frame.note[0] == "two\nlines"
     assert list(frame.acc) == ["84.2%", "85%"]
 
 
 def test_a_column_a_run_is_made_long(tmp_path: Path) -> None:
-    path = written(tmp_path, "step,adam_seed0,adam_seed1,muon_seed0\n1,4,5,6\n2,3,,nan\n")
-    source = READER.read(path, Asked())
+    source = source_of(tmp_path, "step,adam_seed0,adam_seed1,muon_seed0\n1,4,5,6\n2,3,,nan\n")
     assert source.frame.to_dict("list") == {
         "run": ["adam_seed0", "adam_seed0", "adam_seed1", "muon_seed0", "muon_seed0"],
         "arm": ["adam", "adam", "adam", "muon", "muon"],
@@ -84,20 +85,21 @@ def test_a_column_a_run_is_made_long(tmp_path: Path) -> None:
     ["step,train_loss,val_loss", "step,val_loss,lr", "step,seed,adam", "step,loss1,loss2", "epoch,acc,adam"],
 )
 def test_metrics_are_not_taken_for_runs(tmp_path: Path, header: str) -> None:
-    frame = READER.read(written(tmp_path, f"{header}\n1,2,3\n2,2,3\n"), Asked()).frame
+    frame = source_of(tmp_path, f"{header}\n1,2,3\n2,2,3\n").frame
     assert list(frame) == header.split(",")
 
 
 def test_a_metric_that_all_columns_share_is_the_loss(tmp_path: Path) -> None:
-    path = written(tmp_path, "step,adam/val_loss,muon/val_loss\n1,2,3\n2,2,3\n")
-    frame = READER.read(path, Asked()).frame
+    frame = source_of(tmp_path, "step,adam/val_loss,muon/val_loss\n1,2,3\n2,2,3\n").frame
     assert list(frame) == ["run", "arm", "step", "val_loss"]
     assert list(frame.arm) == ["adam", "adam", "muon", "muon"]
 
 
 def test_loss_chooses_among_the_metrics_of_a_wide_table(tmp_path: Path) -> None:
-    path = written(tmp_path, "step,adam_train_loss,adam_val_loss,muon_train_loss,muon_val_loss\n1,2,3,4,5\n")
-    frame = READER.read(path, Asked(loss="val_loss")).frame
+    path = written(
+        tmp_path / "runs.csv", "step,adam_train_loss,adam_val_loss,muon_train_loss,muon_val_loss\n1,2,3,4,5\n"
+    )
+    frame = delimited.read(path, Asked(loss="val_loss")).frame
     assert frame.to_dict("list") == {
         "run": ["adam", "muon"],
         "arm": ["adam", "muon"],
@@ -125,28 +127,27 @@ def test_loss_chooses_among_the_metrics_of_a_wide_table(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_read_is_said_in_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        READER.read(written(tmp_path, text), Asked())
+        source_of(tmp_path, text)
 
 
 def test_text_of_another_encoding_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "runs.csv"
     path.write_bytes("arm,val_loss\nadám,1\n".encode("utf-16"))
     with pytest.raises(UserError, match="UTF-8"):
-        READER.read(path, Asked())
+        delimited.read(path, Asked())
 
 
 def test_a_frame_of_runs_that_pandas_wrote_with_its_index_is_wide(tmp_path: Path) -> None:
-    path = written(tmp_path, ",adam_0,adam_1,muon_0,muon_1\n0,1,2,3,4\n1,1,2,3,4\n")
-    source = READER.read(path, Asked())
+    source = source_of(tmp_path, ",adam_0,adam_1,muon_0,muon_1\n0,1,2,3,4\n1,1,2,3,4\n")
     assert source.roles["step"] == "index"
     assert list(source.frame.arm) == ["adam"] * 4 + ["muon"] * 4
-    long = READER.read(written(tmp_path, ",arm,step,val_loss\n0,adam,1,2\n1,adam,2,2\n"), Asked())
+    long = source_of(tmp_path, ",arm,step,val_loss\n0,adam,1,2\n1,adam,2,2\n")
     assert list(long.frame) == ["arm", "step", "val_loss"]
 
 
 def test_a_first_row_that_is_longer_than_the_first_look(tmp_path: Path) -> None:
     names = [f"metric{n}" for n in range(5000)]
     text = f"step,{','.join(names)},val_loss\n1,{','.join('0' * 5000)},2.5"
-    frame = READER.read(written(tmp_path, text), Asked()).frame
+    frame = source_of(tmp_path, text).frame
     assert frame.shape == (1, 5002)
     assert frame.val_loss[0] == 2.5

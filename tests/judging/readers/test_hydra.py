@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.runs_of_others import written
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging.asked import Asked
@@ -28,11 +29,10 @@ main()
 
 
 def job(folder: Path, overrides: list[str], config: str, metrics: str = "step,val_loss\n1,3\n2,2\n") -> None:
-    (folder / ".hydra").mkdir(parents=True)
-    (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {each}\n" for each in overrides) or "[]\n")
-    (folder / ".hydra" / "config.yaml").write_text(config)
+    written(folder / ".hydra" / "overrides.yaml", "".join(f"- {each}\n" for each in overrides))
+    written(folder / ".hydra" / "config.yaml", config)
     if metrics:
-        (folder / "metrics.csv").write_text(metrics)
+        written(folder / "metrics.csv", metrics)
 
 
 def test_what_one_job_overrides_is_read_from_the_configuration_of_the_others(tmp_path: Path) -> None:
@@ -60,9 +60,7 @@ def test_no_metrics_in_any_job(tmp_path: Path) -> None:
 @pytest.mark.thorough
 def test_a_sweep_that_hydra_ran(tmp_path: Path) -> None:
     for name in ("adam", "muon"):
-        path = tmp_path / "conf" / "optimizer" / f"{name}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"name: {name}\nlr: {len(name) / 8}\n")
+        written(tmp_path / "conf" / "optimizer" / f"{name}.yaml", f"name: {name}\nlr: {len(name) / 8}\n")
     (tmp_path / "conf" / "config.yaml").write_text("defaults: [optimizer: adam, _self_]\nseed: 0\n")
     (tmp_path / "app.py").write_text(APP)
     command = [sys.executable, "app.py", "-m", "optimizer=adam,muon", "seed=1,2", "hydra.sweep.dir=sweep"]

@@ -6,7 +6,7 @@ import pytest
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging.asked import Asked
-from ebc_lab.judging.readers.lab_study import READER
+from ebc_lab.judging.readers import lab_study
 from ebc_lab.results import load
 from ebc_lab.study.store.bundle import export
 
@@ -17,8 +17,8 @@ def study(finished):
 
 
 def test_the_finals_are_read_with_their_seeds_and_final_losses(study):
-    assert READER.claims(study.root)
-    source = READER.read(study.root, Asked())
+    assert lab_study.claims(study.root)
+    source = lab_study.read(study.root, Asked())
     frame, results = source.frame, load(study.root).results()
     ends = frame.groupby("run", sort=False).last()
     for run, end in ends.iterrows():
@@ -37,17 +37,17 @@ def test_the_finals_are_read_with_their_seeds_and_final_losses(study):
 def test_a_bundle_says_the_same(study, tmp_path):
     bundle = tmp_path / "study.zip"
     export(study, bundle)
-    assert READER.claims(bundle)
-    assert READER.read(bundle, Asked()).frame.equals(READER.read(study.root, Asked()).frame)
+    assert lab_study.claims(bundle)
+    assert lab_study.read(bundle, Asked()).frame.equals(lab_study.read(study.root, Asked()).frame)
 
 
 def test_other_folders_and_archives_are_not_claimed(tmp_path):
     (tmp_path / "a.zip").write_text("no archive")
-    assert not READER.claims(tmp_path)
-    assert not READER.claims(tmp_path / "a.zip")
+    assert not lab_study.claims(tmp_path)
+    assert not lab_study.claims(tmp_path / "a.zip")
 
 
 def test_a_study_without_a_run_is_refused(study, tmp_path):
     (tmp_path / "study.json").write_bytes((study.root / "study.json").read_bytes())
     with pytest.raises(UserError, match="has trained nothing yet"):
-        READER.read(tmp_path, Asked())
+        lab_study.read(tmp_path, Asked())

@@ -6,7 +6,7 @@ import pytest
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging.asked import Asked
-from ebc_lab.judging.readers.lightning_logs import READER
+from ebc_lab.judging.readers import lightning_logs
 
 loggers = pytest.importorskip("lightning.pytorch.loggers")
 
@@ -24,8 +24,8 @@ def folder(tmp_path):
 
 
 def test_every_version_is_a_run_with_its_hyperparameters(folder):
-    assert READER.claims(folder)
-    source = READER.read(folder, Asked())
+    assert lightning_logs.claims(folder)
+    source = lightning_logs.read(folder, Asked())
     frame = source.frame
     assert source.what == "3 runs of Lightning"
     assert set(source.settings) == {"optimizer", "seed", "betas", "model.width"}
@@ -39,27 +39,28 @@ def test_every_version_is_a_run_with_its_hyperparameters(folder):
 
 
 def test_a_logged_nan_is_told_from_an_empty_cell(folder):
-    frame = READER.read(folder, Asked()).frame
+    frame = lightning_logs.read(folder, Asked()).frame
     bad = frame[(frame.optimizer == "sgd") & (frame.seed == 1)]
     assert bad.val_loss.dropna().tolist() == [1 / 9, math.inf]
 
 
 def test_objects_of_python_are_named_and_not_made(folder):
     hparams = folder / "lightning_logs/version_0/hparams.yaml"
-    hparams.write_text("lr: 0.1\nseed: 0\nnet: !!python/object/apply:os.system ['touch made']\n")
-    source = READER.read(folder, Asked())
+    harmful = "!!python/object/apply:os.system ['touch made']"
+    hparams.write_text(f"lr: 0.1\nseed: 0\nnet: {harmful}\nmodel: {{width: 8, act: {harmful}}}\n")
+    source = lightning_logs.read(folder, Asked())
     assert source.frame.lr.iloc[0] == 0.1
-    assert "net" not in source.frame
-    assert source.notes[0].startswith("net in ")
+    assert not {"net", "model.act"} & set(source.frame)
+    assert source.notes[0].startswith("net, model.act in ")
 
 
 def test_a_word_among_numbers_is_named_with_its_line(folder):
     metrics = folder / "lightning_logs/version_0/metrics.csv"
     metrics.write_text("step,val_loss\n1,0.5\n2,oops\n")
     with pytest.raises(UserError, match="line 3: val_loss is 'oops'"):
-        READER.read(folder, Asked())
+        lightning_logs.read(folder, Asked())
 
 
 def test_another_table_called_metrics_is_not_claimed(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,val_loss\n1,0.5\n")
-    assert not READER.claims(tmp_path)
+    assert not lightning_logs.claims(tmp_path)

@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging.asked import Asked
-from ebc_lab.judging.readers.mlflow_store import READER
+from ebc_lab.judging.readers import mlflow_store
 
 
 def fill(uri):
@@ -55,8 +55,8 @@ def content(store):
 
 def test_full_histories_params_and_names_are_read_and_the_store_is_as_it_was(store):
     before = content(store)
-    assert READER.claims(store)
-    source = READER.read(store, Asked())
+    assert mlflow_store.claims(store)
+    source = mlflow_store.read(store, Asked())
     assert content(store) == before
     assert sorted(file.name for file in store.parent.iterdir()) == [store.name]
     frame = source.frame
@@ -75,7 +75,7 @@ def test_full_histories_params_and_names_are_read_and_the_store_is_as_it_was(sto
 
 
 def test_values_that_are_not_finite_are_told_from_those_that_were_not_logged(store):
-    frame = READER.read(store, Asked()).frame
+    frame = mlflow_store.read(store, Asked()).frame
     one = frame[frame.run == "sgd-1"].drop_duplicates("step").set_index("step")
     assert one["val/loss"][8] == math.inf
     assert math.isnan(one["val/loss"][7])
@@ -83,10 +83,10 @@ def test_values_that_are_not_finite_are_told_from_those_that_were_not_logged(sto
 
 
 def test_what_was_left_out_is_said(store):
-    notes = " ".join(READER.read(store, Asked()).notes)
-    assert "1 deleted run was left out" in notes
+    notes = " ".join(mlflow_store.read(store, Asked()).notes)
+    assert "1 deleted run left out" in notes
     assert "1 parent run without a metric left out" in notes
-    assert "2 of 4 runs did not finish, by MLflow: sgd-1, muon-0" in notes
+    assert "2 of 4 runs did not finish, by MLflow: sgd-1 and muon-0" in notes
 
 
 def test_another_or_a_damaged_database_is_refused(store, tmp_path):
@@ -94,11 +94,11 @@ def test_another_or_a_damaged_database_is_refused(store, tmp_path):
     with sqlite3.connect(other) as database:
         database.execute("create table metrics (x)")
         database.execute("create table params (x)")
-    assert READER.claims(other)
+    assert mlflow_store.claims(other)
     with pytest.raises(UserError, match="damaged store of MLflow"):
-        READER.read(other, Asked())
+        mlflow_store.read(other, Asked())
     (tmp_path / "plain.db").write_text("no database")
-    assert not READER.claims(tmp_path / "plain.db")
+    assert not mlflow_store.claims(tmp_path / "plain.db")
 
 
 def test_a_store_without_its_empty_folders_is_read(tmp_path):
@@ -111,10 +111,10 @@ def test_a_store_without_its_empty_folders_is_read(tmp_path):
     model = tmp_path / "mlruns" / "0" / "models" / "m-1"
     model.mkdir(parents=True)
     (model / "meta.yaml").write_text("model_id: m-1\nsource_run_id: 1\n")
-    assert READER.claims(tmp_path)
-    frame = READER.read(tmp_path, Asked()).frame
+    assert mlflow_store.claims(tmp_path)
+    frame = mlflow_store.read(tmp_path, Asked()).frame
     assert list(frame["test loss"]) == [0.5, 0.25] * 2
     assert list(frame["name"].unique()) == ["1" * 8, "2" * 8]
     (run / "meta.yaml").write_text("run_id: [1")
     with pytest.raises(UserError, match="damaged, or is being written"):
-        READER.read(tmp_path, Asked())
+        mlflow_store.read(tmp_path, Asked())

@@ -7,7 +7,7 @@ import pytest
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging.asked import Asked
-from ebc_lab.judging.readers.optuna_storage import READER
+from ebc_lab.judging.readers import optuna_storage
 
 optuna = pytest.importorskip("optuna")
 
@@ -52,8 +52,8 @@ def storage(request, tmp_path):
 def test_trials_are_runs_and_the_storage_is_as_it_was(storage):
     fill(storage)
     before = hashlib.sha256(storage.read_bytes()).hexdigest()
-    assert READER.claims(storage)
-    source = READER.read(storage, Asked())
+    assert optuna_storage.claims(storage)
+    source = optuna_storage.read(storage, Asked())
     assert hashlib.sha256(storage.read_bytes()).hexdigest() == before
     assert [file.name for file in storage.parent.iterdir()] == [storage.name]
     frame = source.frame
@@ -69,7 +69,7 @@ def test_trials_are_runs_and_the_storage_is_as_it_was(storage):
 
 def test_pruned_and_failed_trials_are_last_and_not_dropped(storage):
     fill(storage)
-    source = READER.read(storage, Asked())
+    source = optuna_storage.read(storage, Asked())
     last = source.frame.groupby("run").value.last()
     assert last["sgd/1"] == last["sgd/2"] == math.inf
     assert math.isfinite(last["sgd/3"])
@@ -85,7 +85,7 @@ def test_pruned_and_failed_trials_are_last_and_not_dropped(storage):
 
 def test_a_value_that_is_not_the_curves_end_stands_apart(storage):
     fill(storage, direction="maximize", final=lambda loss: -loss)
-    source = READER.read(storage, Asked())
+    source = optuna_storage.read(storage, Asked())
     assert source.better == "higher"
     one = source.frame[source.frame.run == "adam/0"]
     assert one.value.isna().tolist() == [True, False]
@@ -96,4 +96,4 @@ def test_studies_with_different_directions_are_refused(storage):
     fill(storage, arms=["a"])
     fill(storage, arms=["b"], direction="maximize")
     with pytest.raises(UserError, match="different objectives"):
-        READER.read(storage, Asked())
+        optuna_storage.read(storage, Asked())

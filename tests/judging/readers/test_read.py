@@ -7,23 +7,18 @@ import os
 from pathlib import Path
 
 import pytest
+from support.runs_of_others import written
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging.asked import Asked
 from ebc_lab.judging.readers import read
 
 
-def write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
-
-
 def test_folders_of_csv_files_are_runs_named_by_their_places(tmp_path: Path) -> None:
     for arm in ("adam", "muon"):
         for seed in (0, 1):
-            write(tmp_path / arm / f"seed{seed}" / "metrics.csv", f"step,val_loss\n1,3\n2,{2 + seed}\n")
-    write(tmp_path / ".git" / "old.csv", "step,val_loss\n1,9\n")
+            written(tmp_path / arm / f"seed{seed}" / "metrics.csv", f"step,val_loss\n1,3\n2,{2 + seed}\n")
+    written(tmp_path / ".git" / "old.csv", "step,val_loss\n1,9\n")
     (source,) = read([tmp_path], Asked())
     frame = source.frame
     assert len(frame) == 8
@@ -34,22 +29,24 @@ def test_folders_of_csv_files_are_runs_named_by_their_places(tmp_path: Path) -> 
 
 
 def test_a_file_an_arm_with_its_seeds_in_a_column(tmp_path: Path) -> None:
-    files = [write(tmp_path / f"{arm}.csv", "seed,step,val_loss\n0,1,3\n1,1,2\n") for arm in ("adam", "muon")]
+    files = [
+        written(tmp_path / f"{arm}.csv", "seed,step,val_loss\n0,1,3\n1,1,2\n") for arm in ("adam", "muon")
+    ]
     (source,) = read(files, Asked())
     assert list(source.frame.file) == ["adam", "adam", "muon", "muon"]
     assert "run" not in source.frame
 
 
 def test_rows_that_are_runs_stay_runs_when_files_are_joined(tmp_path: Path) -> None:
-    files = [write(tmp_path / f"{arm}.csv", "seed,val_loss\n0,3\n1,2\n") for arm in ("adam", "muon")]
+    files = [written(tmp_path / f"{arm}.csv", "seed,val_loss\n0,3\n1,2\n") for arm in ("adam", "muon")]
     (source,) = read(files, Asked())
     assert "run" not in source.roles
     assert len(source.frame) == 4
 
 
 def test_the_most_specific_format_is_read_and_the_others_are_named(tmp_path: Path) -> None:
-    write(tmp_path / "chart.csv", '"Step","a - loss","a - loss__MIN"\n1,2,2\n')
-    write(tmp_path / "other.csv", "step,val_loss\n1,2\n")
+    written(tmp_path / "chart.csv", '"Step","a - loss","a - loss__MIN"\n1,2,2\n')
+    written(tmp_path / "other.csv", "step,val_loss\n1,2\n")
     (source,) = read([tmp_path], Asked())
     assert list(source.frame.run) == ["a"]
     assert any("other.csv" in note and "not" in note for note in source.notes)
@@ -57,16 +54,16 @@ def test_the_most_specific_format_is_read_and_the_others_are_named(tmp_path: Pat
 
 def test_files_of_two_formats_that_are_both_named_are_both_read(tmp_path: Path) -> None:
     files = [
-        write(tmp_path / "a.csv", "step,val_loss\n1,2\n"),
-        write(tmp_path / "b.jsonl", '{"step": 1, "val_loss": 2}\n'),
+        written(tmp_path / "a.csv", "step,val_loss\n1,2\n"),
+        written(tmp_path / "b.jsonl", '{"step": 1, "val_loss": 2}\n'),
     ]
     assert len(read(files, Asked())) == 2
 
 
 def test_logs_by_pattern_are_a_run_a_file(tmp_path: Path) -> None:
     for name in ("adam_0", "adam_1", "muon_0", "muon_1"):
-        write(tmp_path / f"{name}.txt", "begin\nstep:1/2 val_loss:3\nstep:2/2 val_loss:nan\n")
-    write(tmp_path / "README.md", "how these were made\n")
+        written(tmp_path / f"{name}.txt", "begin\nstep:1/2 val_loss:3\nstep:2/2 val_loss:nan\n")
+    written(tmp_path / "README.md", "how these were made\n")
     pattern = r"step:(?P<step>\d+)/(?P<planned>\d+) val_loss:(?P<loss>\S+)"
     (source,) = read([tmp_path], Asked(pattern=pattern))
     assert list(source.frame.loss) == [3, math.inf] * 4
@@ -87,7 +84,7 @@ def test_what_no_reader_claims_is_said_in_a_sentence(
     tmp_path: Path, name: str, text: str, sentence: str
 ) -> None:
     if name:
-        write(tmp_path / name, text)
+        written(tmp_path / name, text)
     with pytest.raises(UserError, match=sentence):
         read([tmp_path / name], Asked())
 
@@ -99,7 +96,7 @@ def test_a_place_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 def test_a_pipe_in_a_folder_is_passed_over_and_a_pipe_itself_is_refused(tmp_path: Path) -> None:
-    write(tmp_path / "a.csv", "arm,val_loss\nadam,1\n")
+    written(tmp_path / "a.csv", "arm,val_loss\nadam,1\n")
     names = ["b.csv", "c.jsonl", "metrics.csv", "run-1.wandb", "d.db", "trainer_state.json", "x.tfevents.1"]
     for name in names:
         os.mkfifo(tmp_path / name)

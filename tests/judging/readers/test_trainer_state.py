@@ -7,7 +7,7 @@ import pytest
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging.asked import Asked
-from ebc_lab.judging.readers.trainer_state import READER
+from ebc_lab.judging.readers import trainer_state
 
 
 def state(steps, *, diverges_after=math.inf):
@@ -46,8 +46,8 @@ def folder(tmp_path):
 
 
 def test_a_run_is_read_once_from_its_last_state(folder):
-    assert READER.claims(folder)
-    source = READER.read(folder, Asked())
+    assert trainer_state.claims(folder)
+    source = trainer_state.read(folder, Asked())
     frame = source.frame
     assert source.what == "4 runs of Hugging Face's Trainer"
     evaluated = frame[frame.eval_loss.notna()]
@@ -61,7 +61,7 @@ def test_a_run_is_read_once_from_its_last_state(folder):
 
 
 def test_a_loss_of_nothing_is_no_loss_of_zero(folder):
-    source = READER.read(folder, Asked())
+    source = trainer_state.read(folder, Asked())
     bad = source.frame[source.frame.run == "sgd-seed1"]
     assert bad[bad.loss.notna()].loss.tolist() == [1.75, 1.5, math.inf, math.inf]
     assert bad[bad.eval_loss.notna()].eval_loss.tolist() == [1.6, math.inf]
@@ -73,7 +73,7 @@ def test_one_folder_is_one_run_and_the_model_card_has_settings(folder):
         "### Training hyperparameters\n\n- learning_rate: 5e-05\n- optimizer: Use adamw_torch\n- seed: 42\n"
     )
     (folder / "adamw-seed0" / "README.md").write_text(card)
-    source = READER.read(folder / "adamw-seed0", Asked())
+    source = trainer_state.read(folder / "adamw-seed0", Asked())
     assert source.frame.run.unique().tolist() == ["adamw-seed0"]
     assert source.frame.learning_rate.notna().any()
     assert source.frame["config/learning_rate"].eq(5e-5).all()
@@ -83,14 +83,14 @@ def test_one_folder_is_one_run_and_the_model_card_has_settings(folder):
 def test_a_state_that_was_cut_off_is_refused(tmp_path):
     (tmp_path / "trainer_state.json").write_text('{"global_step": 3, "log_his')
     with pytest.raises(UserError, match="no whole state of a Trainer"):
-        READER.read(tmp_path, Asked())
+        trainer_state.read(tmp_path, Asked())
 
 
 def test_a_checkpoint_whose_log_is_not_continued_is_of_another_run(tmp_path):
     write(tmp_path / "bert" / "checkpoint-20", state(20, diverges_after=10))
     write(tmp_path / "bert" / "checkpoint-40", state(40, diverges_after=10))
     write(tmp_path / "bert" / "checkpoint-30", {**state(30, diverges_after=5), "max_steps": 30})
-    frame = (source := READER.read(tmp_path, Asked())).frame
+    frame = (source := trainer_state.read(tmp_path, Asked())).frame
     assert source.what == "2 runs of Hugging Face's Trainer"
     assert set(frame.run) == {"checkpoint-40", "checkpoint-30"}
     assert set(frame.max_steps) == {40, 30}

@@ -6,10 +6,11 @@ import math
 from pathlib import Path
 
 import pytest
+from support.runs_of_others import written
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging.asked import Asked
-from ebc_lab.judging.readers.wandb_csv import READER
+from ebc_lab.judging.readers import wandb_csv
 
 CHART = (
     '"Step","adam-s0 - val/loss","adam-s0 - val/loss__MIN","adam-s0 - val/loss__MAX",'
@@ -21,10 +22,9 @@ CHART = (
 
 
 def test_a_chart_is_a_row_an_evaluation_with_arm_and_seed(tmp_path: Path) -> None:
-    path = tmp_path / "wandb_export.csv"
-    path.write_text(CHART)
-    assert READER.claims(path)
-    source = READER.read(path, Asked())
+    path = written(tmp_path / "wandb_export.csv", CHART)
+    assert wandb_csv.claims(path)
+    source = wandb_csv.read(path, Asked())
     assert source.frame.to_dict("list") == {
         "Step": [10, 20, 20, 30],
         "val/loss": [3.5, 3, math.inf, 2],
@@ -37,43 +37,42 @@ def test_a_chart_is_a_row_an_evaluation_with_arm_and_seed(tmp_path: Path) -> Non
 
 
 def test_a_chart_over_another_axis_keeps_the_step(tmp_path: Path) -> None:
-    path = tmp_path / "wandb_export.csv"
-    path.write_text(
-        '"epoch","adam - _step","adam - _step__MIN","adam - acc","adam - acc__MIN"\n1,100,100,0.5,0.5\n'
+    path = written(
+        tmp_path / "wandb_export.csv",
+        '"epoch","adam - _step","adam - _step__MIN","adam - acc","adam - acc__MIN"\n1,100,100,0.5,0.5\n',
     )
-    source = READER.read(path, Asked())
+    source = wandb_csv.read(path, Asked())
     assert list(source.frame["_step"]) == [100]
     assert source.roles["loss"] == "acc"
     with pytest.raises(UserError, match="is a chart of acc"):
-        READER.read(path, Asked(loss="val_loss"))
+        wandb_csv.read(path, Asked(loss="val_loss"))
 
 
 def test_the_table_of_runs_is_a_row_a_run(tmp_path: Path) -> None:
-    path = tmp_path / "wandb_export.csv"
-    path.write_text(
+    path = written(
+        tmp_path / "wandb_export.csv",
         '"Name","State","Notes","User","Tags","Created","Runtime","Sweep","optimizer","seed","val_loss"\n'
         '"adam","finished","-","me","","2024-05-01T10:00:00.000Z","60","","adam","0","2.5"\n'
-        '"adam","crashed","-","me","","2024-05-01T11:00:00.000Z","60","","adam","1",""\n'
+        '"adam","crashed","-","me","","2024-05-01T11:00:00.000Z","60","","adam","1",""\n',
     )
-    assert READER.claims(path)
-    source = READER.read(path, Asked())
+    assert wandb_csv.claims(path)
+    source = wandb_csv.read(path, Asked())
     assert list(source.frame.Name) == ["adam", "adam (2)"]
     assert source.roles == {"run": "Name", "started": "Created"}
     assert any("crashed" in note for note in source.notes)
 
 
 def test_other_tables_are_not_claimed(tmp_path: Path) -> None:
-    path = tmp_path / "runs.csv"
-    path.write_text("Name,step,loss\nadam,1,2\n")
-    assert not READER.claims(path)
+    path = written(tmp_path / "runs.csv", "Name,step,loss\nadam,1,2\n")
+    assert not wandb_csv.claims(path)
     path.write_text("")
-    assert not READER.claims(path)
+    assert not wandb_csv.claims(path)
 
 
 def test_a_run_whose_name_holds_a_line_break_keeps_its_spread(tmp_path: Path) -> None:
     path = tmp_path / "chart.csv"
     names = ",".join(f'"a\nb, {s} - val/loss{end}"' for s in (0, 1) for end in ("", "__MIN", "__MAX"))
     path.write_text(f"Step,{names}\n1,2,2,2,3,3,3\n")
-    frame = READER.read(path, Asked()).frame
+    frame = wandb_csv.read(path, Asked()).frame
     assert list(frame["val/loss"]) == [2, 3]
     assert "val/loss__MIN" not in frame

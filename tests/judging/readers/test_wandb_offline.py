@@ -10,7 +10,7 @@ import pytest
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging.asked import Asked
-from ebc_lab.judging.readers.wandb_offline import READER
+from ebc_lab.judging.readers import wandb_offline
 
 WRITE = """
 import math, os, sys
@@ -39,8 +39,8 @@ def folder(tmp_path_factory):
 
 
 def test_every_run_is_read_with_its_config_and_whole_history(folder):
-    assert READER.claims(folder)
-    source = READER.read(folder, Asked())
+    assert wandb_offline.claims(folder)
+    source = wandb_offline.read(folder, Asked())
     frame = source.frame
     assert source.what == "3 offline runs of W&B"
     assert frame.groupby("run").size().to_dict() == {"adam_0": 1500, "sgd_0": 1500, "sgd_1": 1500}
@@ -58,14 +58,14 @@ def test_every_run_is_read_with_its_config_and_whole_history(folder):
 
 
 def test_a_logged_nan_is_told_from_a_value_that_was_not_logged(folder):
-    frame = READER.read(folder, Asked()).frame
+    frame = wandb_offline.read(folder, Asked()).frame
     one = frame[frame.run == "sgd_1"].set_index("_step")["val/loss"]
     assert (one[4], one[8]) == (0.25, math.inf)
     assert math.isnan(one[9])
 
 
 def test_runs_that_ended_badly_are_named(folder):
-    [note] = READER.read(folder, Asked()).notes
+    [note] = wandb_offline.read(folder, Asked()).notes
     assert note.startswith("1 of 3 runs did not end well")
     assert "adam_0" in note
 
@@ -74,12 +74,12 @@ def test_of_a_log_that_was_cut_off_what_is_whole_is_read(folder, tmp_path):
     whole = next(folder.glob("wandb/offline-run-*/*.wandb")).read_bytes()
     part = tmp_path / "run-cut.wandb"
     part.write_bytes(whole[:100_000])
-    source = READER.read(part, Asked())
+    source = wandb_offline.read(part, Asked())
     assert 100 < len(source.frame) < 1500
     assert source.frame["_step"].tolist() == list(range(1, len(source.frame) + 1))
     assert "ends in the middle" in source.notes[0]
     part.write_bytes(whole[:80_000] + b"?" + whole[80_001:])
-    assert len(READER.read(part, Asked()).frame) < len(source.frame)
+    assert len(wandb_offline.read(part, Asked()).frame) < len(source.frame)
 
 
 def test_a_run_that_was_resumed_is_one_run(folder, tmp_path):
@@ -88,7 +88,7 @@ def test_a_run_that_was_resumed_is_one_run(folder, tmp_path):
         later = tmp_path / f"offline-run-{time}-x" / log.name
         later.parent.mkdir()
         later.write_bytes(log.read_bytes())
-    frame = READER.read(tmp_path, Asked()).frame
+    frame = wandb_offline.read(tmp_path, Asked()).frame
     assert frame["run"].nunique() == 1
     assert frame["_step"].tolist() == [*range(1, 1501)] * 2
 
@@ -96,19 +96,19 @@ def test_a_run_that_was_resumed_is_one_run(folder, tmp_path):
 def test_another_file_is_refused(tmp_path):
     other = tmp_path / "run-x.wandb"
     other.write_bytes(b"something else")
-    assert not READER.claims(other)
+    assert not wandb_offline.claims(other)
     with pytest.raises(UserError, match="no run of W&B that can be read"):
-        READER.read(other, Asked())
+        wandb_offline.read(other, Asked())
 
 
 def test_a_log_that_is_empty_is_left_out_and_said_so(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
-    whole = READER.read(tmp_path / "copy", Asked())  # in which latest-run, a link, is a folder like others
+    whole = wandb_offline.read(tmp_path / "copy", Asked())  # latest-run, a link, is a folder in it
     assert len(whole.frame) == 3 * 1500
     shutil.rmtree(tmp_path / "copy" / "wandb" / "latest-run")
     first, *_ = sorted((tmp_path / "copy").rglob("*.wandb"))
     first.write_bytes(b"")
-    assert READER.claims(tmp_path / "copy")
-    source = READER.read(tmp_path / "copy", Asked())
+    assert wandb_offline.claims(tmp_path / "copy")
+    source = wandb_offline.read(tmp_path / "copy", Asked())
     assert source.what == "2 offline runs of W&B"
     assert any(note.startswith("1 logs are empty") and first.name in note for note in source.notes)
