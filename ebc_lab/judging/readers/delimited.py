@@ -27,7 +27,8 @@ NOT_UTF8 = "is not text in UTF-8: save it as UTF-8 and call again"
 FIRST_LOOK = 1 << 14  # bytes
 WIDE = 3  # rows that are looked at however long they are
 MISSING = ["", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "None"]  # not logged
-NAN = re.compile(rb"(?:(?<=[,;\t\"])|^) *-?(?:nan|NaN)(?= *(?:[\",;\t\r]|$))", re.MULTILINE)
+# between separators, line ends or quotation marks, or at either end of the text
+NAN = re.compile(rb"(?<![^,;\t\n\"]) *-?(?:nan|NaN)(?= *(?:[\",;\t\r\n]|\Z))")
 THOUSANDS = re.compile(r"-?\d{1,3}(,\d{3})+(\.\d+)?")
 # words of columns that are a metric, a setting or a count, and so no run's name
 KNOWN_WORD = re.compile(
