@@ -69,7 +69,7 @@ def test_columns_that_are_asked_for_are_taken_whatever_they_are_called():
         (RUNS.rename(columns={"val_loss": "x"}), "say which with --loss, among x."),
         (RUNS.drop(columns="val_loss"), "none of its columns holds numbers"),
         (RUNS.drop(columns="optimizer"), "names the arm (the optimizer or method): say which with --arm"),
-        (RUNS.assign(val_loss=RUNS.val_loss > 3), "column val_loss is taken as the loss and holds "),
+        (RUNS.assign(val_loss=RUNS.val_loss > 3), "none of its columns holds numbers"),
         (pd.DataFrame(), "a frame of 0 rows"),
         (RUNS.iloc[:0], "a frame of 0 rows"),
         (pd.concat([RUNS, RUNS.val_loss], axis=1), "two columns are called val_loss: rename one"),

@@ -183,7 +183,7 @@ def paired(
         out |= {"method": "rank", "diverged": {"arm": lost, "reference": gained}}
     elif both:
         out["mean"] = mean = statistics.fmean(differences)
-        out["sd"] = statistics.stdev(differences) if len(differences) > 1 else None
+        out["sd"] = _spread(tuple(differences)) if len(differences) > 1 else None
         out["sigmas"] = mean / statistics.stdev(replicates) if len(set(replicates)) > 1 else None
     if luck.sd and out["method"] == "t" and not without_spread(differences):
         out["luck"] = asdict(luck)
@@ -216,11 +216,17 @@ def interval_of(
     low, high = plain.confidence_interval(1 - level)
     p = float(plain.pvalue)
     if luck.sd:
-        error, freedom = _error(statistics.stdev(differences), len(differences), luck)
+        error, freedom = _error(_spread(tuple(differences)), len(differences), luck)
         wide_low, wide_high = stats.t.interval(1 - level, freedom, mean, error)
         low, high = min(float(low), float(wide_low)), max(float(high), float(wide_high))
         p = max(float(2 * stats.t.sf(abs(mean) / error, freedom)), p)
     return low, high, p
+
+
+@functools.lru_cache(maxsize=1)
+def _spread(differences: tuple[float, ...]) -> float:
+    """Return the standard deviation of a comparison's differences, which each of its figures rests on."""
+    return statistics.stdev(differences)
 
 
 @functools.lru_cache(maxsize=1)
@@ -260,7 +266,7 @@ def _detectable(
     """Return the smallest detectable difference, estimated from the spread of the differences or, if there
     are fewer than two, from the spread of the replicates. Return None if both have fewer than two values."""
     if len(differences) > 1:
-        spread = statistics.stdev(differences)
+        spread = _spread(tuple(differences))
         errors = (_error(spread, len(differences), x) for x in (luck, NO_LUCK))
         return max(detectable_errors(freedom, level) * error for error, freedom in errors)
     if len(replicates) > 1:
