@@ -174,7 +174,7 @@ def choose_columns(source: Source, asked: Asked) -> tuple[Source, Columns]:
     seed = seed or search.find("seed", "", SEED_NAMES[:1])
     rate = search.find("lr", asked.lr, RATE_NAMES, apart={arm})
     search.used |= {arm, run}
-    settings = _settings(search, asked, rate, has_steps=bool(step))
+    settings = _settings(search, asked, rate)
     columns = Columns(loss, better, arm, seed, step, run if run != arm else "", planned, started, choose)
     return source, replace(columns, settings=settings, taken=tuple(search.taken))
 
@@ -452,7 +452,7 @@ def _arm(search: _Search, asked: Asked, run: str, seed: str) -> tuple[Source, st
 # -- settings ------------------------------------------------------------------------------------------------
 
 
-def _settings(search: _Search, asked: Asked, rate: str, *, has_steps: bool) -> tuple[str, ...]:
+def _settings(search: _Search, asked: Asked, rate: str) -> tuple[str, ...]:
     """Return the columns that make a run's configuration: those asked for, else those that the format keeps
     as such, or whose names are those of settings. `runs.table_of` drops what varies within a run."""
     if asked.settings:
