@@ -454,7 +454,7 @@ def _arm(search: _Search, asked: Asked, run: str, seed: str) -> tuple[Source, st
 
 def _settings(search: _Search, asked: Asked, rate: str) -> tuple[str, ...]:
     """Return the columns that make a run's configuration: those asked for, else those that the format keeps
-    as such, or whose names are those of settings. `runs.table_of` drops what varies within a run."""
+    as such, or whose names are those of settings. `runs_of` drops what varies within a run."""
     if asked.settings:
         chosen = [search.named("setting", name) for name in asked.settings]
         return tuple(dict.fromkeys([*([rate] if rate else []), *chosen]))
@@ -462,12 +462,18 @@ def _settings(search: _Search, asked: Asked, rate: str) -> tuple[str, ...]:
     free = [name for name in search.names if name not in search.used and name != rate]
     named = [n for n in free if SETTING_WORDS.search(plain(n))]
     candidates = [n for n in (known or named) if n in free and not _metric(n)]
-    guessed = [n for n in candidates if search.varies(n) and not set(plain(n).split()) & {"seed", *DETAILS}]
+    guessed = [n for n in candidates if search.varies(n) and not _detail(n)]
     found = [*([rate] if rate and search.varies(rate) else []), *guessed]
     rest = [n for n in free if n not in (*found, "source") and search.varies(n)]
     if rest:
         search.take("not used", ", ".join(rest), ", ".join(rest))
     return tuple(dict.fromkeys(found))
+
+
+def _detail(name: str) -> bool:
+    """Return whether a column tells runs apart and is no setting: a seed, a stage, where a run lies."""
+    words = plain(name).split()
+    return "seed" in words or words == ["job", "type"] or (bool(words) and words[-1] in DETAILS)
 
 
 def _metric(name: str) -> bool:
