@@ -201,7 +201,7 @@ def _columns(record: Record) -> Table:
         Column("What it was taken for", "prose", short="taken for"),
     )
     rows = [filled(columns, (t["role"], t["column"], t["sentence"])) for t in record["taken"]]
-    return Table("columns", "What was taken for what", columns, rows, "", "Columns as they were taken.")
+    return Table("columns", "What was taken for what", columns, rows, places=(PAGE, TERMINAL))
 
 
 def _cautions(record: Record) -> Table:

@@ -202,7 +202,7 @@ def exchange(found: Mapping[str, Any], unit: str, shown: Shown) -> Table | None:
         lengths = ", ".join(map(in_steps, rate["lengths"]))
         limits = Cell(brackets(low, high, shown.spread), low)
         rows.append(filled(columns, (arm, Cell(lengths), rate["runs"], worth, limits)))
-    note = f"{shown.unit} by which longer runs end better: the slope of a line through their last values"
+    note = f"how much better, in {shown.unit}, longer runs end: the slope of a line through their last values"
     return (
         Table("exchange", f"What {unit}s are worth", columns, rows, note, "The exchange rate.")
         if rows
