@@ -18,7 +18,7 @@ from .tuning import REPLICATED, Configuration, Tuning
 if TYPE_CHECKING:
     import pandas as pd
 
-COINCIDENCES = 0.05  # so many pairs of equal outcomes are to be expected by rounding alone: fewer are copies
+BY_CHANCE = 0.05  # how often rounding alone may make so many outcomes equal: less often, they are copies
 Losses = dict[str, dict[str, float]]  # arm -> run or seed -> loss, lower is better, inf: diverged or missing
 
 
@@ -50,8 +50,8 @@ def of_chain(runs: Runs, chain: Sequence[str]) -> Runs:
 
 def copies(runs: Runs) -> list[list[int]]:
     """Return the numbers of runs that seem to be one run, a list for each such run, the one with the most
-    evaluations first. Copies agree at every step after 0 that both have. Without curves, they have equal
-    outcomes, of so many digits that rounding would hardly make two runs agree."""
+    evaluations first. Copies agree at every step after 0 that both have. Of a single evaluation, and without
+    curves, so many are equal that rounding would hardly make them so."""
     import pandas as pd
 
     table, curves = runs.table, runs.by_run
@@ -64,13 +64,17 @@ def copies(runs: Runs) -> list[list[int]]:
     last = curves.end - 1
     rows = curves.end - curves.start
     ends = pd.DataFrame({"step": curves.step[last], "loss": curves.loss[last], "rows": rows})
+    of_arm = table[table["arm"].isin(table.loc[curves.run[rows == 1], "arm"])].groupby(["arm", "length"])
+    telling = {key for key, known in of_arm if not _by_rounding(known)}
+    arms = table["arm"].to_numpy()[curves.run]
     found = []
     ends = ends.sort_values("rows", ascending=False, kind="stable")
     for _, alike in ends.groupby(["step", "loss"], sort=False):
         groups: list[list[int]] = []
         for place in alike.index:
             for group in groups:
-                if _agree(curves, place, group[0]):
+                one = arms[place] == arms[group[0]] and (arms[place], curves.step[last[place]]) in telling
+                if _agree(curves, place, group[0], 1 if one else 2):
                     group.append(place)
                     break
             else:
@@ -80,22 +84,27 @@ def copies(runs: Runs) -> list[list[int]]:
 
 
 def _by_rounding(known: pd.DataFrame) -> bool:
-    """Return whether equal finite outcomes are no wonder: they are all equal, or of so many pairs of runs,
-    with this spread within arms and rounded to these digits, at least COINCIDENCES would be expected to
-    agree."""
+    """Return whether equal finite outcomes are no wonder: they are all equal, or as many would be by chance
+    more often than BY_CHANCE, with this spread within arms and rounded to these digits."""
     import numpy as np
+    from scipy import stats
 
+    known = known[np.isfinite(known["outcome"])]
     if known["outcome"].nunique() < 2:
         return True
     digits = max(len(repr(float(x)).partition("e")[0].partition(".")[2]) for x in known["outcome"])
     apart = (known["outcome"] - known.groupby("arm")["outcome"].transform("median")).abs()
     spread = float(apart[apart > 0].median()) if (apart > 0).any() else float(known["outcome"].std())
     pairs = len(known) * (len(known) - 1) / 2
-    return bool(pairs * 10.0**-digits / (2 * np.sqrt(np.pi) * spread) >= COINCIDENCES)
+    alike = known.groupby("outcome").size()
+    equal = float((alike * (alike - 1) / 2).sum())
+    expected = pairs * 10.0**-digits / (2 * np.sqrt(np.pi) * spread)
+    return bool(stats.poisson.sf(equal - 1, expected) >= BY_CHANCE)
 
 
-def _agree(curves: Curves, one: int, other: int) -> bool:
-    """Return whether two curves have the same loss at every step after 0 that both have, and two such."""
+def _agree(curves: Curves, one: int, other: int, fewest: int) -> bool:
+    """Return whether two curves have the same loss at every step after 0 that both have, of at least so many
+    such steps."""
     import numpy as np
 
     mine, its = (slice(curves.start[i], curves.end[i]) for i in (one, other))
@@ -103,7 +112,7 @@ def _agree(curves: Curves, one: int, other: int) -> bool:
         curves.step[mine], curves.step[its], assume_unique=True, return_indices=True
     )
     after = shared > 0
-    return bool(after.sum() > 1 and (curves.loss[mine][here] == curves.loss[its][there])[after].all())
+    return bool(after.sum() >= fewest and (curves.loss[mine][here] == curves.loss[its][there])[after].all())
 
 
 def distinct_runs(runs: Runs) -> tuple[Runs, list[Caution]]:

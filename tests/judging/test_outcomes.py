@@ -316,3 +316,23 @@ def test_what_a_step_is_worth_is_of_the_judged_configuration_and_its_error_widen
     assert estimated["mean"] == pytest.approx(exact["mean"])
     widths = [d["joint_high"] - d["joint_low"] for d in (estimated, exact)]
     assert widths[0] > 1.2 * widths[1]
+
+
+def test_logs_of_a_single_evaluation_that_repeat_the_ends_of_others_are_copies_and_rounding_makes_none():
+    rng = np.random.default_rng(3)
+    whole = [
+        {"arm": "muon", "run": i, "step": t, "val_loss": round(3 - t / 300 + bump, 5)}
+        for i in range(8)
+        for bump in [rng.normal() * 1e-3]
+        for t in (100, 200, 300)
+    ]
+    ends = [{**row, "run": row["run"] + 8} for row in whole if row["step"] == 300]
+    once = judge(pd.DataFrame(whole + ends), distinct=True)
+    assert [arm["runs"] for arm in once.record["arms"]] == [8]
+    # a pair of equal ends among as many others, rounded to four digits, is to be expected
+    alone = [
+        {"arm": "muon", "run": i, "step": 300, "val_loss": round(2 + rng.normal() * 1e-3, 4)}
+        for i in range(16)
+    ]
+    alone[1]["val_loss"] = alone[0]["val_loss"]
+    assert [arm["runs"] for arm in judge(pd.DataFrame(alone), distinct=True).record["arms"]] == [16]
