@@ -64,7 +64,7 @@ def cautions(runs: Runs, judged: Runs, asked: Asked, tuned: Tuning | None) -> li
         _diverged(runs, asked, curves),
         _at_edge(runs, tuned) if tuned else None,
         _rising(judged, asked),
-        _one_run(chosen),
+        None if asked.sigma else _one_run(chosen),
         _chosen_by_reported(runs, tuned) if tuned else None,
         _best_over_steps(runs, asked, curves),
         _training_loss(runs),
@@ -196,11 +196,12 @@ def _best_over_steps(runs: Runs, asked: Asked, curves: Curves) -> Caution | None
     size = ""
     if asked.outcome == "best" and len(curves.run):
         bias, at_end = _bias_of_best(curves, runs.better)
+        bias = bias if len(bias) and bias.mean() > 2 * bias.std() / len(bias) ** 0.5 else bias[:0]
         size = f" ({count(at_end, 'run')} of {len(curves.run):,} had it at the end of the curve)"
         if len(bias):
             size = (
-                f", here by {bias.mean():.2g} on average of {count(len(bias), 'run')}: so far it lies "
-                f"beyond what the two evaluations before and after it predict{size}"
+                f", here by {bias.mean():.2g} at most: so far it lies beyond what its neighbours predict, in "
+                f"{count(len(bias), 'run')}{size}"
             )
     sentence = (
         f"{words} the best over a run's steps, and the best of many noisy values is too good{size}, the more "
@@ -323,9 +324,8 @@ def _one_run(chosen: pd.DataFrame) -> Caution | None:
         chosen,
         1,
         "one_run",
-        "one run says nothing of how far another would lie from it; train more seeds, or say how far "
-        "runs scatter "
-        "if you know it (--sigma)",
+        "of its judged configuration, and one run says nothing of how far another would lie from it; "
+        "train more seeds, or say how far runs scatter if you know it (--sigma)",
     )
 
 
@@ -334,9 +334,8 @@ def _few_runs(chosen: pd.DataFrame) -> Caution | None:
         chosen,
         2,
         "few_runs",
-        "from two runs a standard deviation is known to a factor of about thirty only, and the "
-        "interval is as wide; "
-        "train at least three seeds",
+        "from two runs a standard deviation is known to a factor of about thirty only, and the interval is "
+        "as wide; train at least three seeds",
     )
 
 
@@ -438,8 +437,18 @@ def _rising(judged: Runs, asked: Asked) -> Caution | None:
 
 
 def _chosen_by_reported(runs: Runs, tuned: Tuning) -> Caution | None:
-    tried = {arm: one["configurations"] for arm, one in tuned["arms"].items()}
-    several = {arm: number for arm, number in tried.items() if number > 1}
+    arms = tuned["arms"].items()
+    several = {arm: one["configurations"] for arm, one in arms if one["configurations"] > 1}
+    after_search = [arm for arm in several if tuned["arms"][arm]["repeated"]]
+    several = {arm: number for arm, number in several.items() if arm not in after_search}
+    if tuned["same"] and after_search and not several:
+        sentence = (
+            f"The configurations of {listed(after_search)} were repeated after a search, and the run by "
+            "which each was found may be among those that are judged: leave it out (--where COLUMN=VALUE) to "
+            "be strict."
+        )
+        meant = runs.table["arm"].isin(after_search)
+        return Caution(kind="after_search", sentence=sentence, runs=_names(runs.table, meant))
     if not several or not tuned["same"]:
         return None
     known = [one["optimism"] for arm, one in tuned["arms"].items() if arm in several]

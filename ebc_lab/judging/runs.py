@@ -215,7 +215,7 @@ def _runs_in(frame: pd.DataFrame, columns: Columns) -> tuple[Any, list[str]]:
     keys += [name for name in columns.settings if not _follows_steps(frame, name, keys, columns)]
     length = columns.planned
     if length and _varies_within(frame[length], _numbered(frame, keys)):
-        keys += [length] if not _follows_steps(frame, length, keys, columns) else []
+        keys.append(length)  # a run has one plan
     return _numbered(frame, keys), keys
 
 

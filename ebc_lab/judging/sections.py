@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+BENT = 0.2  # p of a straight line over lengths at or below which its slope is not used
+
+
 def steps_section(
     runs: Runs, reference: str, best: str, asked: Asked, *, paired: bool
 ) -> dict[str, Any] | None:
@@ -77,7 +80,7 @@ def lengths_section(
         return None
     others = [arm for arm in losses if arm != reference] if reference else []
     several = [steps.ratio_of_lengths(table, arm, reference, len(others)) for arm in others]
-    exchange, by, error = _exchange(rates, reference, asked)
+    exchange, by, error = _exchange(rates, lengths, reference, asked)
     compared: Sequence[DifferenceRecord] = []
     if exchange is not None and len(set(lengths.values())) > 1:
         fewest = min(lengths.values())
@@ -117,15 +120,24 @@ def _lengths(table: pd.DataFrame, asked: Asked) -> dict[str, float]:
 
 
 def _exchange(
-    rates: Mapping[str, steps.Exchange], reference: str, asked: Asked
+    rates: Mapping[str, steps.Exchange], lengths: Mapping[str, float], reference: str, asked: Asked
 ) -> tuple[float | None, str, Luck]:
     """Return the loss that a step is worth, whence it is, and its standard error: as given, else from the
-    reference's lengths, else from those of the arm that has most. A rate without an interval is not used."""
+    reference's lengths, else from those of the arm that has most. A rate is not used without an interval,
+    where the loss bends over the lengths, or beyond them; then it is said why."""
     if asked.exchange is not None:
         return asked.exchange, "as given", NO_LUCK
     known = {arm: rate for arm, rate in rates.items() if rate["low"] is not None and rate["high"] is not None}
     if not known:
-        return None, "", NO_LUCK
+        return None, "no arm has the three runs that its error needs", NO_LUCK
+    known = {arm: rate for arm, rate in known.items() if rate["bends"] is None or rate["bends"] > BENT}
+    if not known:
+        return None, "the loss bends over the lengths of every arm that has several", NO_LUCK
+    shortest, longest = min(lengths.values()), max(lengths.values())
+    spans = {arm: rate["lengths"] for arm, rate in known.items()}
+    known = {arm: known[arm] for arm, own in spans.items() if own[0] <= shortest and longest <= own[-1]}
+    if not known:
+        return None, "the arms' lengths reach beyond those of every arm that has several", NO_LUCK
     from scipy import stats
 
     arm = reference if reference in known else max(known, key=lambda name: known[name]["runs"])

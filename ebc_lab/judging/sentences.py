@@ -18,9 +18,9 @@ VERDICTS = ("better", "level", "worse", "undecided")
 MOST_BEATEN = 3  # arms that are named with their differences
 METHODS = {
     "t": "Runs with one seed are paired; intervals are Student's t of the differences",
-    "rank": "where a run diverged, the median difference has the interval of order statistics",
+    "rank": "where a run has no finite outcome, the median difference has the interval of order statistics",
     "welch": "Intervals are Welch's t of two groups of runs",
-    "rank-sum": "where a run diverged, it ranks behind all others, and the interval is by ranks",
+    "rank-sum": "where a run has no finite outcome, it ranks behind all others, and the interval is by ranks",
     "sigma": "where an arm has one run, the interval rests on a σ of {sigma:.3g}",
 }
 
@@ -55,7 +55,9 @@ def method_in_words(compared: Sequence[Mapping[str, Any]], luck: bool, sigma: fl
     text += ", widened for what other seeds would have made of the tuning" if luck else ""
     comparisons = max(one["comparisons"] for one in compared)
     if comparisons > 1:
-        by = "Bonferroni's inequality" if used <= {"t", "rank"} else "simulation"
+        by = "Bonferroni's inequality"
+        if sum(one["method"] == "welch" for one in compared) > 1:
+            by = "simulation where both arms have enough runs, else by Bonferroni's inequality"
         text += f". Joint intervals hold for all {comparisons} comparisons at once, at 95%, by {by}"
     return f"{text[:1].upper()}{text[1:]}."
 
@@ -79,7 +81,7 @@ def span(low: float | None, high: float | None) -> str:
         "−∞" if low is None else rounded(low, width, sign=True),
         "∞" if high is None else rounded(high, width, sign=True),
     )
-    return f"[{', '.join(ends)}]"
+    return f"{'(' if low is None else '['}{', '.join(ends)}{')' if high is None else ']'}"
 
 
 def size_in_words(one: DifferenceRecord) -> str:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.study.stages import statistics
@@ -78,6 +78,7 @@ class Exchange(TypedDict):
     per_step: float | None  # loss lost for each step; positive where longer runs end lower
     low: float | None  # 95%, from the scatter of the runs about the line
     high: float | None
+    bends: float | None  # p of the line: small where the loss bends over the lengths; None: not known
 
 
 def steps_to_target(
@@ -274,9 +275,9 @@ def exchange_rates(table: pd.DataFrame) -> dict[str, Exchange]:
     """Return what a step is worth to each arm that has runs of two or more lengths, in the order of the
     table.
 
-    The line is straight in the number of steps, whatever the lengths: over a wide range of them the loss
-    bends, and the rate at its long end is smaller than that of the line. `outcome` is taken as a loss. An arm
-    whose runs all have one length is left out.
+    The line is straight in the number of steps. Over a wide range of them the loss bends, which `bends` tests
+    where three lengths or more have several runs. `outcome` is taken as a loss. An arm whose runs all have
+    one length is left out.
     """
     import numpy as np
     from scipy import stats
@@ -297,8 +298,24 @@ def exchange_rates(table: pd.DataFrame) -> dict[str, Exchange]:
             "per_step": float(-line.slope),
             "low": finite_or_none(-line.slope - half),
             "high": finite_or_none(-line.slope + half),
+            "bends": _lack_of_fit(used, line),
         }
     return out
+
+
+def _lack_of_fit(used: pd.DataFrame, line: Any) -> float | None:
+    """Return the p-value of no more than scatter about a line: the F-test of the lengths' means against the
+    spread within lengths. None from fewer than three lengths, or without a second run of any."""
+    from scipy import stats
+
+    within = used["outcome"] - used.groupby("steps")["outcome"].transform("mean")
+    lengths = used["steps"].nunique()
+    pure, freedom = float((within**2).sum()), len(used) - lengths
+    if lengths < 3 or freedom < 1 or not pure > 0:
+        return None
+    rest = used["outcome"] - line.intercept - line.slope * used["steps"]
+    lack = max(float((rest**2).sum()) - pure, 0.0)
+    return float(stats.f.sf(lack / (lengths - 2) / (pure / freedom), lengths - 2, freedom))
 
 
 def ratio_of_lengths(table: pd.DataFrame, arm: str, reference: str, comparisons: int = 1) -> Ratio | None:

@@ -99,7 +99,8 @@ class Tuned(TypedDict):
     window: Window | None  # of the learning rate, the other settings as in the chosen configuration
     noise: float | None  # standard deviation of a run's choosing loss; None: no configuration has two runs
     luck: dict[str, float] | None  # fields of `Luck`, in the reported loss; None: nothing is known of it
-    optimism: float | None  # see `_luck`; None where it is unknown or where another loss is reported
+    repeated: bool  # the chosen one alone was repeated over seeds, as after a search
+    optimism: float | None  # see `_luck`; None where it is unknown, another loss is reported, or `repeated`
 
 
 class Tuning(TypedDict):
@@ -247,7 +248,8 @@ def _tuned(tried: Sequence[Configuration], same: bool, budget: int, lr: str, wit
 
     best = min(range(len(tried)), key=rank)
     most = max(counts)
-    if most >= REPLICATED and sum(2 * n > most for n in counts) == 1:
+    repeated = most >= REPLICATED and sum(2 * n > most for n in counts) == 1
+    if repeated:
         best = counts.index(most)
     luck, optimism = _luck(choosing, outcomes, counts, noise)
     return {
@@ -260,7 +262,8 @@ def _tuned(tried: Sequence[Configuration], same: bool, budget: int, lr: str, wit
         "window": _window(tried, best, choosing, lr, NOISES * sd if noise and within is None else within),
         "noise": noise[0] if noise else None,
         "luck": None if luck is None else {"sd": luck.sd, "freedom": luck.freedom},
-        "optimism": optimism if same else None,
+        "repeated": repeated,
+        "optimism": optimism if same and not repeated else None,
     }
 
 

@@ -88,7 +88,7 @@ def test_the_bias_of_the_best_over_steps_is_that_of_the_lowest_of_noisy_values()
     assert named == pytest.approx(3.0 - np.min(flat, axis=1).mean(), rel=0.1)
     bowl = [np.abs(np.arange(-15.0, 15.0)) ** 2 / 100 + i for i in range(8)]  # without noise: no bias
     sentence = warned(runs(losses=bowl), Asked(outcome="best"))["best_over_steps"]["sentence"]
-    assert abs(float(sentence.split("here by ")[1].split()[0])) < 1e-12
+    assert "here by" not in sentence
     assert "best_over_steps" in warned(runs(loss="best_val_loss"))
     assert "best_over_steps" not in warned(runs(loss="val_loss"))
 

@@ -203,6 +203,8 @@ def exchange(found: Mapping[str, Any], unit: str, shown: Shown) -> Table | None:
         limits = Cell(brackets(low, high, shown.spread), low)
         rows.append(filled(columns, (arm, Cell(lengths), rate["runs"], worth, limits)))
     note = f"how much better, in {shown.unit}, longer runs end: the slope of a line through their last values"
+    if found.get("by") and found["exchange"] is None:
+        note += f"; no arms are compared at equal steps by it, since {found['by']}"
     return (
         Table("exchange", f"What {unit}s are worth", columns, rows, note, "The exchange rate.")
         if rows
