@@ -24,7 +24,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ebc_lab.config.errors import require
 from ebc_lab.records.decisions import Diverged
@@ -46,6 +46,7 @@ from ebc_lab.study.stages.statistics import (
 from ebc_lab.study.stages.verdict import verdict_of
 
 from . import joint
+from .record import ArmSummary, DifferenceRecord
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,54 +57,12 @@ EXACT = 2_500  # pairs of runs up to which the distribution of Mann and Whitney'
 GRID = 25  # freedoms at which the detectable difference of a large family is computed
 
 
-class ArmSummary(TypedDict):
-    """The outcomes of an arm's runs, lower being better. What is infinite or unknown is None."""
+class Comparison(DifferenceRecord):
+    """The loss of an arm minus that of its reference, lower being better."""
 
-    runs: int
-    completed: int  # with a finite outcome
-    diverged: int
-    mean: float | None  # None if a run diverged
-    sd: float | None  # of the completed runs; None with fewer than two
-    lowest: float | None
-    highest: float | None  # None if a run diverged
-    low: float | None  # 95% t-interval of the mean; None with one run, runs without spread or a diverged one
-    high: float | None
-    median: float | None
-    median_low: float | None  # an interval of order statistics, without any assumption; None with one run
-    median_high: float | None
-    median_confidence: float | None  # of this interval: 0.9375 of all five runs, 0.75 of three
-
-
-class Comparison(TypedDict):
-    """The loss of an arm minus that of its reference. Keys that `records.decisions.Difference` has, too, mean
-    the same."""
-
-    arm: str
-    reference: str
-    # t: paired; rank: paired, with a diverged run; welch; rank-sum: unpaired, with a diverged run; sigma: by
-    # a standard deviation from elsewhere; None: nothing can be tested, and `note` says why
-    method: str | None
-    note: str | None
-    n_arm: int
-    n_reference: int
     seeds: int  # that both arms have, if they are paired; otherwise 0
     diverged: Diverged
-    comparisons: int  # for which the joint interval holds at once: those with a method
-    margin: float
-    mean: float | None  # None if a run diverged
-    median: float | None  # of the paired differences, or by rank-sum of all pairs of runs
-    sd: float | None  # of the difference of one run of each arm
     freedom: float | None  # of the t-interval; None for the normal or by rank
-    low: float | None
-    high: float | None
-    p: float | None
-    detectable: float | None
-    joint_low: float | None
-    joint_high: float | None
-    p_joint: float | None
-    joint_detectable: float | None
-    verdict: str  # better, worse, level or undecided, by the joint interval
-    seeds_needed: int | None  # so many fresh runs per arm would, alone, decide in 4 of 5 cases
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from ebc_lab.records.columns import (
     described,
 )
 from ebc_lab.records.json_files import as_json
+from ebc_lab.study.stages.statistics import CONFIDENCE, Luck
 
 from . import cautions, differences, outcomes, sections, sentences, tuning
 from .asked import Asked, asked_of
@@ -30,11 +31,8 @@ from .runs import Runs, alike_arms, joined, runs_of
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ebc_lab.study.stages.statistics import Luck
-
 Paths = str | os.PathLike[str]
 OUTCOMES = ("last", "target", "best")
-CONFIDENCE = 0.95
 ENDS = (("low", "high"), ("joint_low", "joint_high"), ("median_low", "median_high"), ("lowest", "highest"))
 TURNED = {"mean", "median", *(end for pair in ENDS for end in pair)}  # figures that change sign with the loss
 BASELINES = ("baseline", "control", "reference", "default", "vanilla")

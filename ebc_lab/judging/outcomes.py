@@ -182,7 +182,12 @@ def only(runs: Runs, kept: Any) -> Runs:
 def with_outcome(runs: Runs, asked: Asked) -> tuple[Runs, list[Caution]]:
     """Return the runs with the outcome that is asked for. Raises UserError where runs have no curves and it
     is one of a curve, or an arm has no evaluation at the step that is asked for."""
-    for option, given in (("--target", asked.target is not None), ("--rule", bool(asked.rule))):
+    for option, given in (
+        ("--target", asked.target is not None),
+        ("--rule", bool(asked.rule)),
+        (f"--outcome {asked.outcome}", asked.outcome != "last"),
+        ("--at", bool(asked.at)),
+    ):
         require(
             bool(runs.step_name) or not given,
             f"{option} needs curves, and these runs have one {runs.loss} each.",
@@ -190,10 +195,8 @@ def with_outcome(runs: Runs, asked: Asked) -> tuple[Runs, list[Caution]]:
     require(runs.better == "lower" or not asked.rule, f"--rule {asked.rule} is one of losses.")
     if asked.outcome == "last" and not asked.at:
         return runs, []
-    what = f"--outcome {asked.outcome}" if asked.outcome != "last" else "--at"
-    require(bool(runs.step_name), f"{what} needs curves, and these runs have one {runs.loss} each.")
     if asked.outcome == "target":
-        assert asked.target is not None  # `checked`
+        assert asked.target is not None  # `check` saw to it
         reached = steps.steps_to_target(runs.curves, runs.table, asked.target, runs.better)
         return _replaced(runs, reached["step"], math.inf), []
     if asked.outcome == "best":

@@ -24,41 +24,50 @@ class Caution(TypedDict):
     runs: list[str]  # the runs that it means
 
 
-class ArmRecord(TypedDict):
-    """The runs of an arm, in the configuration that was chosen for it. Figures are in the loss's own unit."""
-
+class _Configured(TypedDict):
     arm: str
     configuration: dict[str, Any]  # setting -> value, of those that vary among all runs
+
+
+class ArmSummary(TypedDict):
+    """The outcomes of an arm's runs. What is infinite or unknown is None."""
+
     runs: int
     completed: int  # with a finite outcome
     diverged: int
-    mean: float | None  # None where a run diverged
-    sd: float | None
-    low: float | None  # the 95% t-interval of the mean
+    mean: float | None  # None if a run diverged
+    sd: float | None  # of the completed runs; None with fewer than two
+    low: float | None  # 95% t-interval of the mean; None with one run, runs without spread or a diverged one
     high: float | None
     median: float | None
-    median_low: float | None  # its distribution-free interval, with the confidence below
+    median_low: float | None  # an interval of order statistics, without any assumption; None with one run
     median_high: float | None
-    median_confidence: float | None
+    median_confidence: float | None  # of this interval: 0.9375 of all five runs, 0.75 of three
     lowest: float | None
-    highest: float | None
+    highest: float | None  # None if a run diverged
+
+
+class ArmRecord(_Configured, ArmSummary):
+    """The runs of an arm, in the configuration that was chosen for it. Figures are in the loss's own unit."""
+
     length: float | None  # the last step of its runs, where it is one for all
     at: float | None  # the step whose value is the outcome, where it was asked for
 
 
 class DifferenceRecord(TypedDict):
-    """An arm's outcome minus that of another one."""
+    """An arm's outcome minus that of another one. Keys that `records.decisions.Difference` has, too, mean the
+    same."""
 
     arm: str
     reference: str
     # t: paired by seed; rank: paired, with a diverged run; welch; rank-sum: unpaired, with a diverged run;
-    # sigma: by a given σ; None: nothing can be tested, and `note` says why
+    # sigma: by a standard deviation from elsewhere; None: nothing can be tested, and `note` says why
     method: str | None
     note: str | None
     n_arm: int
     n_reference: int
-    mean: float | None
-    median: float | None
+    mean: float | None  # None if a run diverged
+    median: float | None  # of the paired differences, or by rank-sum of all pairs of runs
     sd: float | None  # of the difference of one run of each arm
     low: float | None
     high: float | None
@@ -69,9 +78,9 @@ class DifferenceRecord(TypedDict):
     p_joint: float | None
     joint_detectable: float | None
     verdict: str  # better, worse, level or undecided, by the joint interval
-    seeds_needed: int | None  # runs an arm that would decide it
+    seeds_needed: int | None  # so many fresh runs per arm would, alone, decide in 4 of 5 cases
     margin: float
-    comparisons: int
+    comparisons: int  # for which the joint interval holds at once: those with a method
 
 
 class Record(TypedDict):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ebc_lab.config.errors import UserError, any_of, count, listed, require, shown
+from ebc_lab.config.errors import UserError, count, listed, require, shown
 
 from .columns import RATES, Columns, as_text, direction_of, plain
 from .readers.reader import Source
@@ -106,10 +106,13 @@ def runs_of(source: Source, columns: Columns) -> Runs:
     settings, cautions = _constant(frame, columns, codes, table)
     unit = plain(columns.step) if columns.step else ""
     if columns.step:
-        curves, repeats = _curves(frame, columns, codes, loss, list(table["run"]))
+        step = _numbers(frame, columns.step, "step")
+        curves, repeats = _curves(columns, codes, step, loss, list(table["run"]))
         cautions += repeats
         curves["loss"] = curves["loss"].where(np.isfinite(curves["loss"]), worst)
-        table = _with_curves(table, curves, frame, columns, codes)
+        table = _with_curves(table, curves)
+        if columns.choose:
+            table["chosen_by"] = _at_the_end(_choosing(frame, columns), codes, step)
     else:
         _refuse_rows_of_curves(table, settings, columns)
         curves = pd.DataFrame({"run": codes[:0], "step": loss[:0], "loss": loss[:0]})
@@ -350,7 +353,7 @@ def _constant(
     if not varying:
         return kept, []
     verb = "varies" if len(varying) == 1 else "vary"
-    sentence = f"{any_of(varying).replace(' or ', ' and ')} {verb} within runs and so makes no configuration."
+    sentence = f"{listed(varying)} {verb} within runs and so makes no configuration."
     return kept, [{"kind": "varying_setting", "sentence": sentence, "runs": []}]
 
 
@@ -358,13 +361,12 @@ def _constant(
 
 
 def _curves(
-    frame: pd.DataFrame, columns: Columns, codes: Any, loss: Any, names: Sequence[str]
+    columns: Columns, codes: Any, step: Any, loss: Any, names: Sequence[str]
 ) -> tuple[pd.DataFrame, list[Caution]]:
     """Return the curves by run and step, without the rows that logged no loss, and what was met."""
     import numpy as np
     import pandas as pd
 
-    step = _numbers(frame, columns.step, "step")
     logged = ~np.isnan(loss)
     _refuse_blank_steps(step, logged, columns)
     cautions: list[Caution] = []
@@ -415,31 +417,31 @@ def _choosing(frame: pd.DataFrame, columns: Columns) -> Any:
     return values if direction_of(columns.choose) in ("", columns.better) else -values
 
 
-def _with_curves(
-    table: pd.DataFrame, curves: pd.DataFrame, frame: pd.DataFrame, columns: Columns, codes: Any
-) -> pd.DataFrame:
+def _with_curves(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """Return the table with lengths and last values of curves; a run that logged no loss has neither."""
     import numpy as np
 
-    run = curves["run"].to_numpy()
-    last = np.flatnonzero(np.append(run[1:] != run[:-1], True)) if len(run) else run
-    for name, column in (("length", "step"), ("outcome", "loss")):
-        values = np.full(len(table), math.nan)
-        values[run[last]] = curves[column].to_numpy()[last]
-        table[name] = values
-    table["rows"] = np.bincount(run, minlength=len(table))
+    each = Curves.of(curves)
+    for name, values in (("length", each.step), ("outcome", each.loss)):
+        table[name] = math.nan
+        table.loc[each.run, name] = values[each.end - 1]
+    table["rows"] = np.bincount(curves["run"], minlength=len(table))
     table["chosen_by"] = table["outcome"]
-    if columns.choose:
-        choosing, step = _choosing(frame, columns), _numbers(frame, columns.step, "step")
-        logged = ~np.isnan(choosing)
-        ended = _blank_ends(codes, step, logged)
-        logged = logged | ended if len(ended) else logged
-        rows = np.flatnonzero(logged)
-        rows = rows[np.lexsort((step[rows], codes[rows]))]
-        chosen = np.full(len(table), math.nan)
-        chosen[codes[rows]] = choosing[rows]  # of the last step
-        table["chosen_by"] = chosen
     return table
+
+
+def _at_the_end(choosing: Any, codes: Any, step: Any) -> Any:
+    """Return for each run what its last row says that logged the value that chooses; NaN where none did."""
+    import numpy as np
+
+    logged = ~np.isnan(choosing)
+    ended = _blank_ends(codes, step, logged)
+    logged = logged | ended if len(ended) else logged
+    rows = np.flatnonzero(logged)
+    rows = rows[np.lexsort((step[rows], codes[rows]))]
+    chosen = np.full(int(codes.max()) + 1, math.nan)
+    chosen[codes[rows]] = choosing[rows]
+    return chosen
 
 
 def alike_arms(table: pd.DataFrame) -> list[Caution]:
