@@ -1,16 +1,19 @@
-"""How often a study claims a difference where there is none: real ones that compare Adam with itself.
+"""How often a study claims a difference where there is none: real ones that compare AdamW with itself.
 
-    python dev/studies/aa_studies.py FOLDER [STUDIES] [same|eps|start] [OVERRIDES…]        20 studies, `start`
+    python dev/studies/aa_studies.py FOLDER [STUDIES] [SLOTS] [OVERRIDES…]        60 studies, 2 slots
 
-Each is a small `study=optimizers` at the smoke scale whose `mine` is a file of its own with torch's Adam
-under another name, tuned and judged as any optimizer, with seeds of its own for tuning and for judging.
-`same`: its runs are those of the reference; `eps`: another epsilon, so that rounding parts them; `start`: it
-first moves the weights half-way to another draw of theirs, so that its losses differ by as much as those of
-two seeds.
+The arms stand in a ring: study k compares arm k with arm k + 1, and the last with the first. Each is torch's
+AdamW, which first moves the weights half-way to another draw of theirs, one for each arm, so that the losses
+of two arms differ by as much as those of two seeds. Each is tuned in all that `study=optimizers` tunes of
+AdamW, and judged on the seeds that judge there. The runs of an arm are trained once, and copied into the
+second study that it is in; so the claims of neighbours in the ring are not quite independent, for which the
+interval allows (its variance is that of a ring, not of as many single studies).
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import sys
 from collections import Counter
@@ -18,75 +21,98 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 from ebc_lab.config.compose import compose
 from ebc_lab.config.schema import Config
 from ebc_lab.study.autopilot import Listener, autopilot
 
-MODES = {"same": "eps=1e-8, start=0.0", "eps": "eps=1.1e-8, start=0.0", "start": "eps=1e-8, start=0.5"}
 OWN = '''import torch
 
 
-class Twin(torch.optim.Adam):
-    """torch's Adam; with `start`, from weights of which this share of the variance was drawn again."""
+class Twin(torch.optim.AdamW):
+    """torch's AdamW, from weights of which half the variance was drawn again. `arm`: which draw."""
 
-    def __init__(self, params, lr, {settings}):
+    def __init__(self, params, lr, arm, weight_decay=0.01, beta2=0.999):
         params = list(params)
-        draw = torch.Generator().manual_seed(torch.initial_seed() % 2**31 + 1)
+        draw = torch.Generator().manual_seed(torch.initial_seed() % 2**31 + 1 + 10_000 * arm)
         with torch.no_grad():
-            for p in params if start else ():
+            for p in params:
                 if p.ndim == 2:
-                    other = torch.randn(p.shape, generator=draw) * p.std()
-                    p.mul_((1 - start) ** 0.5).add_(other, alpha=start**0.5)
-        super().__init__(params, lr=lr, eps=eps)
+                    p.add_(torch.randn(p.shape, generator=draw) * p.std()).mul_(0.5**0.5)
+        super().__init__(params, lr=lr, betas=(0.9, beta2), weight_decay=weight_decay, fused=True)
 '''
 SMALL = (  # what a study does after its answer, or beside it, is left out
-    *("scale=smoke", "study=optimizers", "mine=twin:Twin", "~ablation.arms.muon", "threads_per_run=1"),
+    *("scale=mini", "study=optimizers", "~ablation.arms.adamw", "~ablation.arms.muon"),
     *("tune.window=false", "ablation.step_cost=false"),
 )
+TUNED = "optimizer.arguments."
 
 
-def study(folder: Path, nth: int, overrides: Sequence[str]) -> Config:
-    """The settings of a study: Adam and its twin alone, tuned and judged on seeds that no other has."""
-    seeds = [10 * nth + k for k in range(5)]
+def arm(nth: int) -> str:
+    """An arm of the ring as an override: tuned as AdamW is."""
+    optimizer = f"{{name: twin, target: 'twin:Twin', arguments: {{arm: {nth}}}}}"
+    grids = f"lr: [2e-3, 4e-3, 8e-3], {TUNED}weight_decay: [0.1, 0.01, 1.0], {TUNED}beta2: [0.99, 0.95, 0.999]"
+    shapes = "warmup_share: [0.1667, 0.0333, 0.3333], schedule: [trapezoid, warmup_linear, cosine, constant]"
+    settings = f"{{optimizer: {optimizer}, lr_schedule: {{name: trapezoid}}}}"
+    grows = f"{{{TUNED}weight_decay: log}}"
+    return f"+ablation.arms.twin_{nth}={{settings: {settings}, tune: {{{grids}, {shapes}}}, grows: {grows}}}"
+
+
+def study(folder: Path, nth: int, studies: int, overrides: Sequence[str]) -> Config:
+    """The settings of a study: an arm of the ring and the next one."""
+    first, second = nth, (nth + 1) % studies
     own = (
+        *(arm(first), arm(second)),
+        f"ablation.reference=twin_{first}",
+        f"ablation.mine.arms=[twin_{second}]",
         f"study.name=aa_{nth}",
         f"output_dir={folder / 'studies'}",
-        f"study.stage_seed={10_000 + 10 * nth}",
     )
-    return compose([*SMALL, f"seeds={seeds}".replace(" ", ""), *own, *overrides])
+    return compose([*SMALL, *own, *overrides])
 
 
 def answer(config: Config) -> dict[str, Any]:
-    """What the study says of the twin."""
+    """What the study says of its second arm."""
     outcome = autopilot(config, Listener())
     [track] = outcome.study.decisions()["ablation"]["tracks"].values()
-    found: dict[str, Any] = track["answers"]["twin"]
-    return found
+    [found] = track["answers"].values()
+    return dict(found)
 
 
-def main(folder: Path, studies: int, mode: str, overrides: Sequence[str]) -> None:
+def interval(claims: Sequence[bool]) -> tuple[float, float]:
+    """The 95% interval of the share of claims in a ring: Wilson's, of as many single studies as have the ring's
+    variance. The covariance of neighbours is estimated, and taken for 0 where it is negative."""
+    n = len(claims)
+    share = sum(claims) / n
+    both = sum(a and b for a, b in itertools.pairwise([*claims, claims[0]])) / n
+    variance = share * (1 - share)
+    inflated = 1 + 2 * max(0.0, both - share**2) / variance if variance else 1.0
+    alone = stats.binomtest(round(share * n / inflated), math.floor(n / inflated)).proportion_ci(method="wilson")
+    return float(alone.low), float(alone.high)
+
+
+def main(folder: Path, studies: int, slots: int, overrides: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "twin.py").write_text(OWN.format(settings=MODES[mode]))
+    (folder / "twin.py").write_text(OWN)
     os.chdir(folder)
+    claims: list[bool] = []
     counts: Counter[str] = Counter()
     for nth in range(studies):
-        found = answer(study(folder, nth, overrides))
+        found = answer(study(folder, nth, studies, [f"launcher.slots={slots}", *overrides]))
         counts[found["verdict"]] += 1
+        claims.append(found["verdict"] in ("better", "worse"))
         print(f"{nth + 1}: {found['sentence']}", flush=True)
-    claimed = counts["better"] + counts["worse"]
+    low, high = interval(claims)
     told = ", ".join(f"{verdict} {n}" for verdict, n in counts.most_common())
-    print(f"{mode}: a difference claimed in {claimed} of {studies} studies ({told})")
+    print(f"a difference claimed in {sum(claims)} of {studies} studies [{low:.1%}, {high:.1%}] ({told})")
 
 
 if __name__ == "__main__":
     asked = sys.argv[1:]
     if not asked:
         sys.exit(__doc__)
-    named = [a for a in asked[1:] if a in MODES]
-    number = [a for a in asked[1:] if a.isdigit()]
-    main(
-        Path(asked[0]).resolve(),
-        int(number[0]) if number else 20,
-        named[0] if named else "start",
-        [a for a in asked[1:] if a not in named and a not in number],
-    )
+    numbers = [int(a) for a in asked[1:] if a.isdigit()]
+    given = [a for a in asked[1:] if not a.isdigit()]
+    studies, slots = (numbers + [60, 2][len(numbers) :])[:2]
+    main(Path(asked[0]).resolve(), studies, slots, given)

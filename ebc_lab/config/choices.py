@@ -108,6 +108,17 @@ def changed(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
     return typing.cast(RunConfig, _changed(run, whole, ""))
 
 
+def with_setting(run: RunConfig, key: str, value: Any) -> RunConfig:
+    """Return the run with one setting changed, given by its dotted key: `optimizer.arguments.beta`. Raises
+    UserError for an unknown one."""
+    group, *inside = key.split(".")
+    for name in reversed(inside[1:]):
+        value = {name: value}
+    if len(inside) > 1:  # an argument of a part of the user's own, beside its other arguments
+        value = {**getattr(getattr(run, group), inside[0]), **value}
+    return changed(run, {group: {inside[0]: value}})
+
+
 def with_size(run: RunConfig, arm: SizedConfig) -> RunConfig:
     """Return the run with its length, batch size and width scaled as `arm` says. The width stays a multiple
     of the number of heads."""

@@ -40,6 +40,9 @@ ENTRIES = {  # setting of a study that maps names to entries -> what an entry is
     "profiles.workloads": ("workload", "{about: …, settings: {…}}"),
 }
 ENTRY = re.compile(rf"({'|'.join(map(re.escape, ENTRIES))})\.([^.]+)(\..+)?")  # or a setting inside an entry
+OF_GRID = re.compile(  # a grid's setting
+    r"(ablation\.(?:arms\.[^.]+|mine\.template)\.(?:tune|grows)|profiles\.methods\.[^.]+\.grid)\.(.+)"
+)
 NUMBERS = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}
 SUITES_FOR_MINE = "study=optimizers, study=stabilizers or study=schedules"
 
@@ -78,7 +81,8 @@ def compose(
     try:
         for target in config.mine:
             require(isinstance(target, str), f"mine must be a text, not {shown(target)}.")
-        config = _with_mine(with_names(_leaving_out(config, left_out)), study=study)
+        config = _with_rivals(_leaving_out(config, left_out))
+        config = _with_mine(with_names(config), study=study)
         config = _by_their_targets(with_sources(config)) if sources else config
         beside = replace(config, **vars(recorded.run)) if recorded and recorded.run else None
         validate(config, study=study, here=here, beside=beside)
@@ -203,13 +207,19 @@ def _set(composed: Any, key: str, values: Mapping[str, Any], *, new: bool) -> No
             f"+{entry}.{some}, or written whole, {entry}={whole}",
         )
     setting: Any = values[key]
-    for name in reversed(key.split(".")):
+    for name in reversed(_names(key)):
         setting = {name: setting}
     try:
         composed.merge_with(setting)
     except OmegaConfBaseException as error:
         error.full_key = error.full_key or key  # some errors do not name the key
         raise
+
+
+def _names(key: str) -> list[str]:
+    """Return the names of which a key is made: of a grid's setting, such as optimizer.beta2, a single one."""
+    in_grid = OF_GRID.fullmatch(key)
+    return [*in_grid[1].split("."), in_grid[2]] if in_grid else key.split(".")
 
 
 def _an_entry(key: str) -> str:
@@ -247,8 +257,10 @@ def _refusal(error: Exception, suite: Path | None, values: Mapping[str, Any]) ->
     first = " ".join(lines[:2]) if lines[0].endswith("composing config:") else lines[0]
     named = re.search(r"^\s*full_key: (\S+)$", text, re.MULTILINE)
     key = getattr(error, "full_key", None) or (named and named[1])
-    if "is not a ListConfig" in first and key:
+    if re.search(r"is not a ListConfig|DictConfig with ListConfig|type hint 'typing\.List", first) and key:
         first = f"it is a list, {key}=[…]"
+    if re.search(r"Cannot assign \w+ to Dict|type hint 'typing\.Dict", first) and key:
+        first = f"it is a mapping, '{key}={{NAME: …}}'"
     if key and re.search("is not a subclass of|is not Optional", first) and ENTRY.fullmatch(key):
         first = _an_entry(key)
     if match := re.match(r"Key '(\w+)' not in '(\w+)'", first):
@@ -469,7 +481,19 @@ def hydra_settings(name: str, overrides: Sequence[str]) -> Any:
     return composed.hydra
 
 
-# -- mine=: own parts as arms --------------------------------------------------------------------------------
+# -- rivals= and mine=: further arms of a suite, and own parts as arms --------------------------------------------------------------------------------
+
+
+def _with_rivals(config: Config) -> Config:
+    """Return the configuration with those further arms of the suite that `rivals` names, and none that it does
+    not name. Raises UserError for a name that the suite does not know."""
+    suite = config.ablation
+    known = suite.arms | suite.further
+    for name in config.rivals:
+        offered = any_of([*known]) if known else "none: it goes with study=optimizers or study=ladder"
+        require(name in known, f"rivals={shown(name)}: this study takes {offered}{nearest(name, [*known])}.")
+    arms = suite.arms | {name: known[name] for name in config.rivals}
+    return replace(config, ablation=replace(suite, arms=arms, further={}))
 
 
 def _with_mine(config: Config, *, study: bool) -> Config:

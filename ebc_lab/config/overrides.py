@@ -25,7 +25,7 @@ DEEPEST = 20  # levels of nested lists and mappings; the parser recurses
 LONG_NUMBER = re.compile(r"""(?<![\w./'"-])[-+]?([1-9][0-9_]{30,})(?![\w./'"-])""")  # not in quotes
 MOST_COMBINATIONS = 1000  # of a sweep
 FROM = "from"  # names the record of a study or a run to begin from
-ONE_OR_MORE = ("mine", "data.files", "data.val_files")  # lists whose only value needs no []
+ONE_OR_MORE = ("mine", "rivals", "data.files", "data.val_files")  # lists whose only value needs no []
 ARM = re.compile(r"ablation\.arms\.([^.]+)")
 
 

@@ -14,7 +14,19 @@ from typing import Any, ClassVar, TypeVar
 
 from ebc_lab.ebc import options
 
-from .fields import GRID, LENGTH, LENGTH_OR_0, LR, MULTIPLE, SEED, STEPS, Setting, number, setting
+from .fields import (
+    GRID,
+    LENGTH,
+    LENGTH_OR_0,
+    LR,
+    MULTIPLE,
+    SEED,
+    STEPS,
+    Setting,
+    number,
+    setting,
+    setting_of,
+)
 from .machine import INSTRUCTIONS
 from .parts import PARTS
 from .parts.budget import BudgetConfig
@@ -59,9 +71,22 @@ TUNABLE: dict[str, Setting] = {  # key in the grid of an arm -> the values that 
     "warmup_share": Setting("warm-up", "× steps", low=0, below=1, unique=True),
     "schedule": Setting("shape of the learning rate", choices=LR_SHAPES, unique=True),
 }
-# those whose grid grows where its best point lies on an edge
+# those of them whose grid grows where its best point lies on an edge
 GROWING = ("lr", "lr_scale", "delta", "strength", "radius")
+# settings of a part that a grid may not have under their own names -> the keys that stand for them
+TUNED_AS = {
+    "optimizer.lr": "lr",
+    "budget.target_kl": "delta",
+    "budget.radius": "radius",
+    "stabilizer.strength": "strength",
+    "lr_schedule.name": "schedule",
+    "lr_schedule.warmup_share": "warmup_share",
+    "lr_schedule.warmup_steps": "warmup_share",
+}
+# parts that say what is trained, and not how: arms that differ in them are no longer compared
+COMPARED_ON = ("data", "tokens", "model", "workload", "init", "encoder", "decoder", "index", "ebm", "race")
 CAPABILITIES = tuple(INSTRUCTIONS)
+ARGUMENTS = "arguments"  # of a user's own part: what its function is also given, of which nothing is known
 SLURM = ("slurm",)
 HORIZON = "horizon"  # in a method's grid: the shares of the longest run at which its runs end
 
@@ -307,9 +332,17 @@ class TuneConfig(StageConfig):
     )
     search: str = setting(
         "grid",
-        "every combination; or one setting after the other: the rate at the first warm-up and shape, these, "
-        "and the rates next to the best once more where they changed",
+        "every combination; or one setting after the other: the rate at the first value of the others, these "
+        "in their order, and the rates next to the best once more where they changed",
         choices=("grid", "coordinate"),
+    )
+    trials: int = setting(
+        0,
+        "points of every arm among which its best is chosen: whatever its search leaves of them goes between "
+        "the best value of each number and its neighbours; 0: as many as the search asks for",
+        "points",
+        low=0,
+        high=1000,
     )
     window: bool = setting(
         False,
@@ -357,9 +390,15 @@ class ArmConfig(SizedConfig):
     tune: dict[str, list[Any]] = setting(
         {},
         "grids whose best point is taken: lr in absolute numbers (lr_scale multiplies it), or lr_scale; "
-        "delta, strength, radius, warmup_share, and schedule, the names of shapes",
-        keys=tuple(TUNABLE),
+        "delta, strength, radius, warmup_share, schedule, the names of shapes; and any setting of a part, "
+        "optimizer.beta2 or optimizer.arguments.beta",
         least=1,
+    )
+    grows: dict[str, str] = setting(
+        {},
+        "such a setting → how its grid grows where its best value lies on an edge: log, by the ratio of the "
+        "last two values, or linear, by their difference; the grid of any other stays as it is",
+        choices=("log", "linear"),
     )
     tuned_as: str | None = setting(None, "an arm whose best point this one takes")
     replay: str | None = setting(None, "an arm whose recorded c·lr this one replays without measuring")
@@ -411,6 +450,7 @@ class AblationConfig(StageConfig):
     steps: int = setting(600, "length of each of its runs", **LENGTH)
     reference: str = setting("", "the arm that every other is paired with")
     arms: dict[str, ArmConfig] = setting({}, "name → arm", most=500)
+    further: dict[str, ArmConfig] = setting({}, "name → arm that takes part where rivals= names it")
     mine: MineConfig = field(default_factory=MineConfig)
     step_cost: bool = setting(
         False, "the time of each arm's step is measured, in turns with that of torch's Adam"
@@ -702,6 +742,7 @@ class Config(RunConfig):
         unique=True,
         most=20,
     )
+    rivals: list[str] = setting([], "of study=optimizers: further arms that it has by option: soap", unique=True)
     output_dir: str = setting("outputs/ebc_ablation", "folder of the studies")
     notify: str = setting(
         "", "a program and its arguments, run when the study has ended, failed or stalled (docs/running.md)"
@@ -725,6 +766,14 @@ class Config(RunConfig):
     profiles: ProfilesConfig = field(default_factory=ProfilesConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+
+
+def tunable(key: str) -> Setting:
+    """Return what the values of a key in an arm's grid may be: those of TUNABLE, or of a setting of a part."""
+    group, _, name = key.partition(".")
+    part: Any = typing.get_type_hints(RunConfig).get(group)
+    known = {field.name: field for field in dataclasses.fields(part)} if dataclasses.is_dataclass(part) else {}
+    return TUNABLE.get(key) or (setting_of(known[name]) if name in known else Setting())
 
 
 STAGE_NEEDS: dict[str, tuple[str, ...]] = {

@@ -18,17 +18,31 @@ from typing import Any, TypeAlias
 
 from . import checks, schema
 from .checks import check_value, choice, set_in_vain, validate_run
-from .choices import changed, choices_of, groups, kind_of, under, with_size
+from .choices import OWN_GROUPS, changed, choices_of, groups, kind_of, under, with_setting, with_size
 from .dicts import run_part, type_hints
 from .errors import UserError, any_of, naming, nearest, refuse, require, shown
 from .fields import CUSTOM, MULTIPLE, Setting, number
+from .hints import near_setting
 from .machine import chosen_device, installed, visible_gpus
 from .modes import check_processes
 from .parts import PART
 from .parts.init import InitConfig
 from .parts.race import RaceConfig
 from .parts.stabilizer import StabilizerConfig
-from .schema import GROWING, HORIZON, STAGES, TUNABLE, VERSIONS, ArmConfig, Config, RunConfig
+from .schema import (
+    ARGUMENTS,
+    COMPARED_ON,
+    GROWING,
+    HORIZON,
+    STAGES,
+    TUNABLE,
+    TUNED_AS,
+    VERSIONS,
+    ArmConfig,
+    Config,
+    RunConfig,
+    tunable,
+)
 
 Mistakes: TypeAlias = dict[str, object]  # sentence -> true where the settings make this mistake
 SBATCH_OURS = (
@@ -408,7 +422,8 @@ def _most_points(config: Config, arm: ArmConfig) -> int:
     again = 2 if tune.search == "coordinate" and edges < len(arm.tune) else 0
     widened = 2 * tune.max_extensions if tune.window and "lr" in arm.tune else 0
     constant = tune.search == "coordinate" and "constant" in arm.tune.get("schedule", ())  # at one more rate
-    return _begun_with(config, arm) + tune.max_extensions * (edges + 1) + again + widened + constant
+    grown = tune.max_extensions * (edges + 1 + len(arm.grows))
+    return widened + (tune.trials or _begun_with(config, arm) + grown + again + constant)
 
 
 def _check_carry(config: Config) -> None:
@@ -557,7 +572,7 @@ def _check_suite(config: Config) -> None:
 def _lists(config: Config) -> Mistakes:
     """Return the conflicts between the lists of a suite, its arms and the study's stages."""
     suite = config.ablation
-    mine, swept = suite.mine.arms, suite.lr_scales or suite.deltas
+    mine, swept, trials = suite.mine.arms, suite.lr_scales or suite.deltas, config.tune.trials
     sizes = {name: _begun_with(config, arm) for name, arm in suite.arms.items() if arm.tune}
     counts = ", ".join(f"{name} {size}" for name, size in sizes.items())
     copies = [name for name, arm in suite.arms.items() if arm.replay or arm.matched]
@@ -573,7 +588,11 @@ def _lists(config: Config) -> Mistakes:
         f"ablation.lr_scales does not go with copies: {', '.join(copies)}.": suite.lr_scales and copies,
         **{f"ablation.{key} goes with arms that have nothing to tune.": sizes for key in versions},
         "study.stages: arms with a grid need the stage tune.": sizes and "tune" not in config.study.stages,
-        f"every tuned arm must get the same number of runs: {counts}.": len(set(sizes.values())) > 1,
+        f"every tuned arm must get the same number of runs: {counts}; or give all of them tune.trials=…, and "
+        "those with fewer values try more around their best.": len({*sizes.values()}) > 1 and not trials,
+        f"tune.trials={trials} is fewer than the points with which the grids begin: {counts}.": (
+            trials and trials < max(sizes.values(), default=0)
+        ),
     }
 
 
@@ -585,9 +604,18 @@ def _check_arm(name: str, arm: ArmConfig, config: Config) -> None:
     started = {"init": {"name": "run", "run": arm.init}} if arm.init else {}
     run = _as_run(path, base, {"stabilizer": {"name": "none"}, **arm.settings, **started}, config)
     for key, values in arm.tune.items():
-        check_value(f"{path}.tune.{key}", values, TUNABLE[key], list[Any])
-        for value in values if TUNABLE[key].choices else ():
-            require(isinstance(value, str), f"{path}.tune.{key} takes names, not {shown(value)}.")
+        if key in TUNABLE:
+            check_value(f"{path}.tune.{key}", values, TUNABLE[key], list[Any])
+            for value in values if TUNABLE[key].choices else ():
+                require(isinstance(value, str), f"{path}.tune.{key} takes names, not {shown(value)}.")
+        else:
+            _check_tuned_setting(path, arm, run, key)
+    for key in arm.grows:
+        require(
+            key in arm.tune and key not in TUNABLE,
+            f"{path}.grows.{key} goes with a grid of a part's setting, {path}.tune.optimizer.beta2=[…]: the "
+            "others grow by themselves, or never.",
+        )
     tune, stabilizer = arm.tune, run.stabilizer.name
     others = stabilizer != "ebc"
     own_schedule = arm.settings.get("lr_schedule", {}).get("target") is not None
@@ -627,6 +655,39 @@ def _check_arm(name: str, arm: ArmConfig, config: Config) -> None:
         ),
     }
     refuse({path + sentence: made for sentence, made in mistakes.items()})
+
+
+def _check_tuned_setting(path: str, arm: ArmConfig, run: RunConfig, key: str) -> None:
+    """Raise UserError for a grid of a setting that no arm can be tuned by, or for values that it cannot take."""
+    where, (group, _, name) = f"{path}.tune.{key}", key.partition(".")
+    known = [*TUNABLE, *(f"{part}.{field}" for part in PART for field in _hints(part))]
+    argument = name.startswith(f"{ARGUMENTS}.") and group in OWN_GROUPS
+    alike = [setting for setting in known if setting.rpartition(".")[2] == key]
+    near = f" (did you mean {any_of(alike)}?)" if alike else near_setting(key, known)
+    require(argument or key in known, f"{where} is no setting of a part{near}.")
+    instead = TUNED_AS.get(key)
+    require(instead is None, f"{where}: an arm tunes it as {path}.tune.{instead}.")
+    require(
+        group not in COMPARED_ON,
+        f"{where} is of what is trained, not of how: an arm's own best cannot lie in another {group}.",
+    )
+    require(
+        not argument or getattr(run, group).target is not None,
+        f"{where} goes with a part of your own, {group}={{name: …, target: FILE:NAME}}.",
+    )
+    twice = name in arm.settings.get(group, {})
+    require(not twice, f"{path}: tune and settings.{key} both set it: leave one out.")
+    values, kind = arm.tune[key], _hints(group).get(name, Any)
+    check_value(where, values, replace(tunable(key), unique=True), list[kind])
+    numbers = [x for x in values if isinstance(x, int | float) and not isinstance(x, bool)]
+    if rule := arm.grows.get(key):
+        can = len(numbers) == len(values) > 1 and kind in (float, Any)
+        require(can, f"{path}.grows.{key}: only two numbers or more can grow, not {shown(values)}.")
+        positive = rule == "linear" or min(values) > 0
+        require(positive, f"{path}.grows.{key}=log needs values above 0: choose linear.")
+    for value in values:
+        with naming(f"{where}={shown(value)}"):
+            validate_run(with_setting(run, key, value), beside=run)
 
 
 def _check_givers(

@@ -440,6 +440,8 @@ class TunedArm(TypedDict):
     val_loss: float | None
     worst_loss: float | None
     runs: int
+    trials: NotRequired[int]  # points among which the best was chosen
+    cut: NotRequired[list[str]]  # settings of whose grids values were not tried, since the trials were used up
     extended: list[dict[str, Any]]
     edges: dict[str, str]
     margin_sigma: float | None
@@ -521,6 +523,95 @@ class SuiteTrack(ComparedTrack, total=False):
     best_by_seed: dict[str, str | None]
     mine: list[str]
     answers: dict[str, Answer]
+
+
+# -- ladder --------------------------------------------------------------------------------------------------
+
+
+class RungArm(TypedDict):
+    """An arm on one rung: its settings there, and the runs that are judged."""
+
+    point: dict[str, Any]  # its best settings there
+    carried: dict[str, Any]  # those of the suite's own size, as the rules carry them
+    trials: int  # points among which `point` was chosen; 0: it is what was carried
+    edges: dict[str, str]  # setting -> end of the tried values on which `point` lies
+    luck: LuckOfTuning
+    untuned: NotRequired[str]  # why it was not judged
+    runs: dict[str, str]  # seed -> run id, at `point`
+    outcomes: dict[str, int]
+    val_loss: float | None  # means over the completed seeds
+    test_loss: float | None
+    test_sd: float | None
+    train_s: float | None  # seconds of training of a run, median
+    carried_runs: dict[str, str]  # likewise at `carried`; those of `runs` where it is the same
+    regret: Difference | None  # loss at `carried` less that at `point`
+    target: NotRequired[dict[str, float | None]]  # figures for `target=`
+
+
+class Rung(TypedDict):
+    """A model size, batch and length at which the arms are compared."""
+
+    about: str
+    shape: str  # how it differs from the suite's own size, in words; empty for that size
+    width: int
+    blocks: int
+    batch_size: int
+    steps: int
+    tokens: int  # of one run
+    compute: float  # floating-point operations of one run
+    arms: dict[str, RungArm]
+
+
+class SpeedUp(TypedDict):
+    """How many times as soon an arm reaches a loss as the other does: above 1 where the arm is faster. The
+    loss is, seed by seed, the higher of the two arms' last losses on the fixed windows, which both reach."""
+
+    seeds: Count
+    steps: float | None  # geometric mean over the seeds
+    steps_low: float | None  # joint interval, no narrower than the evaluations allow
+    steps_high: float | None
+    seconds: float | None  # likewise in seconds of training
+    seconds_low: float | None
+    seconds_high: float | None
+
+
+class Lengths(TypedDict):
+    """How many times as long an arm's rival would have to train to end at the arm's loss: a length at which
+    the rival was not trained, on the straight line through its losses at two lengths over log(length)."""
+
+    rungs: list[str]  # the shorter and the longer one
+    times: float | None  # at the shorter one
+    low: float | None
+    high: float | None
+
+
+class Climb(TypedDict):
+    """A comparison of two arms over all rungs."""
+
+    arm: str
+    reference: str
+    asked: bool  # whether the answer is about it
+    rungs: dict[str, Difference]  # test loss of the arm less the reference's; joint over rungs and comparisons
+    carried: dict[str, Difference]  # likewise with carried settings
+    speed: dict[str, SpeedUp]
+    lengths: Lengths | None
+    overall: Difference | None  # mean over the rungs: the contrast that is named beforehand
+    overall_carried: Difference | None
+    trend: Difference | None  # slope of the difference, nats per doubling of compute
+    lacking: str  # why `overall` and `trend` are None; empty
+    verdict: Verdict  # by `overall`
+    course: Annotated[str, _one_of("grows", "shrinks", "holds", "undecided")]  # of the advantage, by `trend`
+    sentence: str
+
+
+class LadderTrack(TypedDict):
+    """The arms of a suite at several sizes, batches and lengths."""
+
+    reference: str
+    rungs: dict[str, Rung]
+    climbs: list[Climb]
+    rules: dict[str, dict[str, float]]  # tuned setting -> size | batch | length -> power by which it is carried
+    tuned: bool  # whether the arms were tuned again on each rung
 
 
 # -- circumstances -------------------------------------------------------------------------------------------
@@ -705,6 +796,7 @@ TRACKS: dict[str, type] = {
     "finals": FinalsTrack,
     "tune": TunedTrack,
     "ablation": SuiteTrack,
+    "ladder": LadderTrack,
     "circumstances": ModesTrack,
     "carry": UnitsTrack,
     "profiles": ProfilesTrack,

@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
+from functools import partial
 from typing import Any
 
 from ebc_lab.records.spec import RunSpec
@@ -54,10 +55,12 @@ class Search:
     fitted: Callable[[str, float], float | None] = lambda key, value: value
     canonical: Callable[[Point], Point] = dict  # drops settings without effect
     race: Race | None = None  # None: every run is trained to its end
+    most: int = 0  # points that may be tried until `settle`; 0: any number
     tried: dict[Key, list[RunSpec]] = field(default_factory=dict, init=False)
     extended: list[Point] = field(default_factory=list, init=False)  # points added to growing grids
     extensions: int = field(default=0, init=False)  # how often grids grew
     lowered_setting: str = field(default="", init=False)  # lowered because no point completed
+    settled: int | None = field(default=None, init=False)  # the best is chosen among the first so many points
 
     def __post_init__(self, points: Iterable[Point]) -> None:
         self.add(points)
@@ -85,9 +88,14 @@ class Search:
     def score_of(self, point: Mapping[str, Any]) -> float:
         return self.score(self.runs(point), self.results)
 
+    @property
+    def eligible(self) -> dict[Key, list[RunSpec]]:
+        """The points, with their runs, among which the best is chosen."""
+        return dict(itertools.islice(self.tried.items(), self.settled))
+
     def best(self) -> Point | None:
         """Return the point with the lowest score, or None if no score is finite. `prefer_low` breaks ties."""
-        points = map(dict, self.tried)
+        points = map(dict, self.eligible)
         found = min(points, key=lambda p: (self.score_of(p), p.get(self.prefer_low, 0)), default=None)
         return found if found is not None and math.isfinite(self.score_of(found)) else None
 
@@ -122,6 +130,8 @@ class Search:
         rivals = list(self.tried.values())
         wanted = {tuple(p.items()): p for p in map(self.canonical, points)}
         new = {key: p for key, p in wanted.items() if key not in self.tried}
+        if self.most and self.settled is None:
+            new = dict(itertools.islice(new.items(), self.most - len(self.tried)))
         for key, point in new.items():
             runs = self.runs_of(point)
             self.tried[key] = self.race(runs, rivals) if self.race else runs
@@ -153,6 +163,45 @@ class Search:
                     yield from self.moved(best, key, best[key] * self.ratios[key])
 
         self.step(near)
+
+    def beyond(self, key: str, rule: str, most: int) -> None:
+        """Try further values of setting `key` while the best lies on an edge of those tried with the same
+        other settings, at most `most` times. `rule`: `log`, by the ratio to the next value, or `linear`."""
+
+        def further(best: Point) -> Iterator[Point]:
+            values = sorted(self.along(best, key))
+            if len(values) > 1 and best[key] in (values[0], values[-1]):
+                inside = values[1] if best[key] == values[0] else values[-2]
+                step = best[key] - inside
+                yield from self.moved(best, key, best[key] + step if rule == "linear" else best[key] ** 2 / inside)
+
+        for _ in range(most):
+            self.step(further, grown=True)
+
+    def refine(self, rules: Mapping[str, str]) -> None:
+        """Use up the points that are left: try the values half-way from the best to its neighbours, of one
+        setting of `rules` (setting -> `log` or `linear`) after the other."""
+
+        def between(key: str, best: Point) -> Iterator[Point]:
+            values = sorted(self.along(best, key))
+            at = values.index(best[key])
+            for other in (values[at - 1] if at else None, values[at + 1] if at + 1 < len(values) else None):
+                if other is not None:
+                    mean = (best[key] + other) / 2
+                    yield from self.moved(best, key, mean if rules[key] == "linear" else math.sqrt(best[key] * other))
+
+        missed = 0  # settings in a row of which nothing new was found
+        for key in itertools.cycle(rules):
+            best = self.best()
+            if self.open or best is None or missed > len(rules) or len(self.tried) >= self.most:
+                return
+            tried = key in best and self.step(partial(between, key))
+            missed = 0 if tried else missed + 1
+
+    def settle(self) -> None:
+        """Choose the best among the points tried so far, whatever is tried later."""
+        if not self.open:
+            self.settled = len(self.tried)
 
     def grow(self, most: int, *, by_spacing: bool = False, lowering: str = "") -> None:
         """Extend each grid until the best point no longer lies on its edge, at most `most` times in all. A

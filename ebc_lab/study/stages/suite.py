@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ebc_lab.config.choices import changed, with_size
+from ebc_lab.config.choices import changed, with_setting, with_size
 from ebc_lab.config.parts.init import InitConfig
-from ebc_lab.config.schema import ArmConfig, Config, RunConfig
+from ebc_lab.config.schema import TUNABLE, ArmConfig, Config, RunConfig
 from ebc_lab.ebc.options import MEASURED
 from ebc_lab.records.decisions import (
     Arm,
@@ -42,15 +42,20 @@ Point = dict[str, Any]  # setting of TUNABLE -> its value
 def points(grids: Mapping[str, Sequence[Any]]) -> list[Point]:
     """Return every combination of the values in an arm's grids, each as a point."""
     return [
-        {k: v if isinstance(v, str) else float(v) for k, v in zip(grids, values, strict=True)}
+        {k: float(v) if k in TUNABLE and not isinstance(v, str) else v for k, v in zip(grids, values, strict=True)}
         for values in itertools.product(*grids.values())
     ]
 
 
 def point_in_words(point: Mapping[str, Any] | None) -> str:
     """Return a point as `lr 0.004, warmup share 0.167, schedule cosine`; empty if nothing was tuned."""
-    values = {k: v if isinstance(v, str) else f"{v:.3g}" for k, v in (point or {}).items()}
+    values = {short_name(k): v if isinstance(v, str) else f"{v:.3g}" for k, v in (point or {}).items()}
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
+
+
+def short_name(key: str) -> str:
+    """Return a tuned setting as names and sentences show it: `weight_decay` for `optimizer.weight_decay`."""
+    return key.removeprefix("optimizer.").removeprefix("arguments.").replace(".", "_")
 
 
 def arm_run(
@@ -88,6 +93,8 @@ def arm_run(
         run = replace(run, stabilizer=replace(run.stabilizer, strength=point["strength"]))
     if "radius" in point:
         run = replace(run, budget=replace(run.budget, radius=point["radius"]))
+    for key in (k for k in point if k not in TUNABLE):
+        run = with_setting(run, key, point[key])
     return fill_from_baseline(run, swept, times), float(f"{scale:.6g}")
 
 

@@ -2,7 +2,9 @@
 
 The search tries every combination of an arm's grids, or goes through one setting after the other. No arm is
 tuned more carefully than another: all begin with the same number of points, use the same seeds, and may grow
-their grids equally often, each by its own ratio. A point is scored by its worst seed: a setting that trains
+their grids equally often, each by its own ratio. With `tune.trials` the best of every arm is chosen among
+exactly that many points, however many settings the arm has: an arm with few of them, or whose grids did not
+grow, tries more values between the best and its neighbours. A point is scored by its worst seed: a setting that trains
 well under one seed and badly under another is not an arm's best.
 
 On how comparisons of optimizers depend on their tuning: Choi et al., arXiv:1910.05446; Sivaprasad et al.,
@@ -18,7 +20,7 @@ from functools import partial
 from typing import Any
 
 from ebc_lab.config.identity import number
-from ebc_lab.config.schema import GROWING, TUNABLE, ArmConfig, Config, TuneConfig
+from ebc_lab.config.schema import GROWING, TUNABLE, ArmConfig, Config, TuneConfig, tunable
 from ebc_lab.records.decisions import Candidate, CurvePoint, Decision, TunedArm, TunedTrack, Window
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import DIGITS, RunSpec, track_prefix
@@ -28,11 +30,12 @@ from .runs import RACED_FROM, Rivals, raced
 from .search import Point, Race, Search, mean_loss
 from .stage import Choice, Decisions, Scenario, Track, held_back_by_its_seeds, seeds_of_arm
 from .statistics import luck_of_choice, window
-from .suite import arm_run, point_in_words, points, ready, source_of, started
+from .suite import arm_run, point_in_words, points, ready, short_name, source_of, started
 
 SHORT = {"lr_scale": "x", "warmup_share": "w"}  # abbreviations of settings in the name of a point
 RATES = ("lr", "lr_scale")
 HELD = "constant"  # the schedule without a warm-up
+FURTHER = 2  # most values beyond a grid of a part's setting: of one without effect, any end may be the best
 FEW = 4  # number of arms whose best points fit into a headline
 
 
@@ -83,9 +86,9 @@ class Tuning:
 def _name(label: str, point: Point) -> str:
     """Return the name of an arm at a point of its grid, such as `muon_lr0p016_w0p167_cosine`."""
     for key, value in point.items():
-        if not isinstance(value, str):
-            value = SHORT.get(key, key) + (number(value, DIGITS) if key == "lr" else number(value))
-        label += f"_{value}"
+        name = SHORT.get(key, short_name(key))
+        digits = number(value, DIGITS) if key == "lr" else value if isinstance(value, str) else number(value)
+        label += f"_{digits}" if key == "schedule" else f"_{name}{digits}"
     return label
 
 
@@ -110,9 +113,10 @@ def search(
         results,
         ratios={key: float(x[-1] / x[-2]) if len(x) > 1 else 2.0 for key, x in grids.items()},
         prefer_low=rates[0] if rates else "",
-        fitted=_fitted,
+        fitted=partial(_fitted, arm),
         canonical=without_idle,
         race=race,
+        most=tune.trials,
     )
     if race and not searched.open:
         searched.add(begun)
@@ -126,8 +130,13 @@ def search(
                 searched.step(partial(_shapes, searched, arm.tune[key], rates))
             else:
                 searched.others(key, arm.tune[key])
+            if key in arm.grows:
+                searched.beyond(key, arm.grows[key], min(FURTHER, tune.max_extensions))
         searched.neighbours(rates)
         grow()
+    if tune.trials:
+        searched.refine({key: "log" for key in arm.tune if key in GROWING} | arm.grows)
+        searched.settle()
     for _ in range(tune.max_extensions if tune.window and "lr" in arm.tune else 0):
         searched.step(partial(_beyond_the_window, searched), grown=True)
     return searched
@@ -146,9 +155,9 @@ def without_idle(point: Mapping[str, Any]) -> Point:
     return {k: v for k, v in point.items() if k != "warmup_share" or point.get("schedule") != HELD}
 
 
-def _fitted(key: str, value: float) -> float | None:
+def _fitted(arm: ArmConfig, key: str, value: float) -> float | None:
     rounded = float(f"{value:.4g}")
-    return rounded if TUNABLE[key].holds(rounded) else None
+    return rounded if tunable(key).holds(rounded) else None
 
 
 def _shapes(searched: Search, shapes: Sequence[str], rates: Sequence[str], best: Point) -> Iterator[Point]:
@@ -173,26 +182,31 @@ def _beyond_the_window(searched: Search, best: Point) -> Iterator[Point]:
 # -- the decision -------------------------------------------------------------------------------------------
 
 
-def _decided(searched: Search, results: Results, sigma: float) -> TunedArm:
+def _decided(searched: Search, arm: ArmConfig, results: Results, sigma: float) -> TunedArm:
     """Return one arm's best point, with its losses, edges and luck, and the LR window if lr was tuned. If no
     point completed, say why the arm is untuned."""
-    winner = searched.best()
-    chosen = winner or dict(next(iter(searched.tried)))
+    winner, tried = searched.best(), [*map(dict, searched.eligible)]
+    chosen = winner or tried[0]
     best = searched.runs(chosen)
     edges = {key: searched.edge(chosen, key) for key in chosen if key in GROWING}
     if "warmup_share" in chosen:
         shares = {p["warmup_share"] for p in map(dict, searched.tried) if "warmup_share" in p}
         edges["warmup_share"] = edge_of([*shares], chosen["warmup_share"]) if len(shares) > 1 else None
-    luck = luck_of_choice([losses_of(runs, results) for runs in searched.tried.values()], sigma)
+    for key in (k for k in chosen if k not in TUNABLE):
+        values = [*searched.along(chosen, key)]
+        if len(values) > 1 and all(isinstance(x, int | float) and not isinstance(x, bool) for x in values):
+            edges[key] = edge_of(values, chosen[key])
+    luck = luck_of_choice([losses_of(runs, results) for runs in searched.eligible.values()], sigma)
     decided: TunedArm = {
         "point": chosen,
         "run_id": best[0].run_id if winner else None,
         "val_loss": mean_loss(best, results) if winner else None,
         "worst_loss": searched.score_of(chosen) if winner else None,
         "runs": len(searched.specs),
+        "trials": len(searched.eligible),
         "extended": searched.extended,
         "edges": {k: edge for k, edge in edges.items() if edge},
-        "margin_sigma": margin_sigma([searched.score_of(dict(p)) for p in searched.tried], sigma),
+        "margin_sigma": margin_sigma([searched.score_of(dict(p)) for p in searched.eligible], sigma),
         "luck": {"sd": luck.sd, "freedom": luck.freedom},
     }
     if not winner:
@@ -200,24 +214,31 @@ def _decided(searched: Search, results: Results, sigma: float) -> TunedArm:
         if searched.lost:
             rates = [s.run.optimizer.lr for s in searched.specs]
             decided["untuned"] = f"no rate between {min(rates):.4g} and {max(rates):.4g} completes"
+    untried = {key for key, values in arm.tune.items() for x in values if not any(p.get(key) == x for p in tried)}
+    if untried and len(tried) == searched.most:
+        decided["cut"] = [short_name(key) for key in arm.tune if key in untried]
     if "lr" in chosen:
         decided["curve"], decided["window"] = _curve(searched, chosen, results)
     return decided
 
 
-def _notes(label: str, arm: TunedArm, grids: Mapping[str, Sequence[Any]]) -> list[str]:
+def _notes(label: str, arm: TunedArm, asked: ArmConfig) -> list[str]:
     """Return notes on an arm's search: that it failed, or how far grids grew and on which edges it ended."""
     if "untuned" in arm:
         return [f"{label} could not be tuned: {arm['untuned']}"]
     notes: list[str] = []
-    for key in (k for k in grids if k in GROWING):
-        reached = [p[key] for p in arm["extended"]]
+    grids = asked.tune
+    for key in (k for k in grids if k in GROWING or k in asked.grows):
+        reached = [p[key] for p in arm["extended"] if key in p]
         ends = [f"down to {min(reached):.4g}"] if reached and min(reached) < grids[key][0] else []
         ends += [f"up to {max(reached):.4g}"] if reached and max(reached) > grids[key][-1] else []
-        notes += [f"{label}: {key} grid grown {' and '.join(ends)}"] if ends else []
+        notes += [f"{label}: {short_name(key)} grid grown {' and '.join(ends)}"] if ends else []
     for key, edge in arm["edges"].items():
-        where = f"lies on its grid's {edge} edge" if key in GROWING else f"is the {edge}est tried"
-        notes.append(f"{label}'s best {key}, {arm['point'][key]:g}, {where}")
+        where = f"is the {edge}est tried" if key == "warmup_share" else f"lies on its grid's {edge} edge"
+        notes.append(f"{label}'s best {short_name(key)}, {arm['point'][key]:g}, {where}")
+    if cut := arm.get("cut"):
+        words = f"{label}: its {arm['trials']} trials were used up before all of {', '.join(cut)} was tried"
+        notes.append(f"{words}: give it a nearer grid, or all arms more (tune.trials)")
     return notes
 
 
@@ -278,9 +299,13 @@ def _rule(tune: TuneConfig) -> str:
         how = "one setting after the other, and the rates next to the best again where another changed"
     rule = (
         f"each arm's lowest validation loss over its own grid ({how}), {tune.steps} steps, {seeds}, "
-        "as many points for every arm; a grid whose best point lies on an edge grows there by its own ratio, "
-        f"{tune.max_extensions} times at most, and while every point diverges its rate goes down"
+        f"{f'{tune.trials} points' if tune.trials else 'as many points to begin with'} for every arm; a grid "
+        "whose best point lies on an edge grows there by its own ratio, "
+        f"{tune.max_extensions} times at most (that of a part's setting {FURTHER} times), and while every point "
+        "diverges its rate goes down"
     )
+    if tune.trials:
+        rule += "; points that the search leaves go half-way between the best and its neighbours"
     rule += "; then that of lr, as often, until its window closes" if tune.window else ""
     if tune.race_sigmas:
         rule += (
@@ -328,8 +353,8 @@ class Tune(Choice):
                 if searched is None:
                     start = f"{arm.init}, where {label} starts"
                     raise Undecidable(f"tune could not be decided: {start}, has no weights.")
-                arms[label] = _decided(searched, results, tuning.sigma)
-                notes += [track_prefix(track, every) + note for note in _notes(label, arms[label], arm.tune)]
+                arms[label] = _decided(searched, arm, results, tuning.sigma)
+                notes += [track_prefix(track, every) + note for note in _notes(label, arms[label], arm)]
             tracks[track] = {"arms": arms, "sigma": tuning.sigma}
         if stopped := _raced(specs, results):
             words = f"{stopped} of {len(specs)} runs were raced"
