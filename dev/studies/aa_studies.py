@@ -52,7 +52,9 @@ TUNED = "optimizer.arguments."
 def arm(nth: int) -> str:
     """An arm of the ring as an override: tuned as AdamW is."""
     optimizer = f"{{name: twin, target: 'twin:Twin', arguments: {{arm: {nth}}}}}"
-    grids = f"lr: [2e-3, 4e-3, 8e-3], {TUNED}weight_decay: [0.1, 0.01, 1.0], {TUNED}beta2: [0.99, 0.95, 0.999]"
+    grids = (
+        f"lr: [2e-3, 4e-3, 8e-3], {TUNED}weight_decay: [0.1, 0.01, 1.0], {TUNED}beta2: [0.99, 0.95, 0.999]"
+    )
     shapes = "warmup_share: [0.1667, 0.0333, 0.3333], schedule: [trapezoid, warmup_linear, cosine, constant]"
     settings = f"{{optimizer: {optimizer}, lr_schedule: {{name: trapezoid}}}}"
     grows = f"{{{TUNED}weight_decay: log}}"
@@ -81,14 +83,16 @@ def answer(config: Config) -> dict[str, Any]:
 
 
 def interval(claims: Sequence[bool]) -> tuple[float, float]:
-    """The 95% interval of the share of claims in a ring: Wilson's, of as many single studies as have the ring's
-    variance. The covariance of neighbours is estimated, and taken for 0 where it is negative."""
+    """The 95% interval of the share of claims in a ring: Wilson's, of as many single studies as have the
+    ring's variance. The covariance of neighbours is estimated, and taken for 0 where it is negative."""
     n = len(claims)
     share = sum(claims) / n
     both = sum(a and b for a, b in itertools.pairwise([*claims, claims[0]])) / n
     variance = share * (1 - share)
     inflated = 1 + 2 * max(0.0, both - share**2) / variance if variance else 1.0
-    alone = stats.binomtest(round(share * n / inflated), math.floor(n / inflated)).proportion_ci(method="wilson")
+    alone = stats.binomtest(round(share * n / inflated), math.floor(n / inflated)).proportion_ci(
+        method="wilson"
+    )
     return float(alone.low), float(alone.high)
 
 

@@ -34,6 +34,7 @@ from .study_checks import lacking_for, validate
 
 ENTRIES = {  # setting of a study that maps names to entries -> what an entry is, and how one is written
     "ablation.arms": ("arm", "{lr_scale: 2, settings: {…}}"),
+    "ladder.rungs": ("rung", "{width_scale: 2, steps: 4}"),
     "carry.arms": ("arm", "{unit: …, over: optimizer.lr, grid: […], settings: {…}}"),
     "carry.settings": ("setting", "{about: …, settings: {…}}"),
     "profiles.methods": ("method", "{about: …, settings: {…}, grid: {optimizer.lr: […]}}"),
@@ -481,12 +482,12 @@ def hydra_settings(name: str, overrides: Sequence[str]) -> Any:
     return composed.hydra
 
 
-# -- rivals= and mine=: further arms of a suite, and own parts as arms --------------------------------------------------------------------------------
+# -- rivals= and mine=: further arms of a suite, and own parts as arms ---------------------------------------
 
 
 def _with_rivals(config: Config) -> Config:
-    """Return the configuration with those further arms of the suite that `rivals` names, and none that it does
-    not name. Raises UserError for a name that the suite does not know."""
+    """Return the configuration with the further arms of the suite that `rivals` names, and no others. Raises
+    UserError for a name that the suite does not know."""
     suite = config.ablation
     known = suite.arms | suite.further
     for name in config.rivals:

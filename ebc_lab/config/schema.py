@@ -508,6 +508,58 @@ class AblationConfig(StageConfig):
         return dataclasses.replace(arm, versus=versus, **changed)
 
 
+SIZES = ("width", "batch", "steps")  # in which a rung may differ from the suite
+BASE = "base"  # the rung of the suite's own size
+HALF_LIVES = ("beta", "momentum")  # settings of which what is lacking to 1 is carried; so they begin
+
+
+@dataclass
+class RungConfig(SizedConfig):
+    """One rung of the ladder: a width, batch and length at which the suite's arms are compared once more."""
+
+
+@dataclass
+class LadderConfig(StageConfig):
+    """The arms of a suite at several sizes, batches and lengths: does an advantage hold where more is
+    trained?"""
+
+    needs = ("tune", "ablation")
+    judges = True
+    question: str = setting("", "what the ladder asks, in a sentence")
+    steps: int = setting(600, "length of its runs at the suite's own size, that of ablation", **LENGTH)
+    rungs: dict[str, RungConfig] = setting({}, f"name → rung beside {BASE}, the suite's own size", most=50)
+    arms: str = setting(
+        "all",
+        "all of the suite's; or those that the answer is about, and their rivals",
+        choices=("all", "asked"),
+    )
+    trials: int = setting(
+        6,
+        "points of each arm on each rung, around what was carried there; 0: what was carried is judged",
+        "points",
+        0,
+        1000,
+    )
+    again: list[str] = setting(
+        ["lr", "lr_scale", "weight_decay"], "tuned settings that are tuned again on each rung", unique=True
+    )
+    rules: dict[str, dict[str, float]] = setting(
+        {
+            "lr": {"width": -1.0, "batch": 0.5, "steps": -0.32},
+            "weight_decay": {"lr": -1.0, "steps": -1.0},
+            "beta2": {"batch": 1.0},
+        },
+        "how tuned settings are carried to a rung: setting → the powers of width, batch and steps, each over "
+        "the suite's own, and of the lr that was carried; of betas and momentum, 1 less the value is "
+        "multiplied; what is not named is kept",
+        low=-4,
+        high=4,
+    )
+    rules_of: dict[str, dict[str, dict[str, float]]] = setting(
+        {}, "arm → such rules in the place of those", low=-4, high=4
+    )
+
+
 @dataclass
 class CircumstancesConfig(StageConfig):
     """One run under each mode of determinism, in all combinations of circumstances that should change
@@ -742,7 +794,9 @@ class Config(RunConfig):
         unique=True,
         most=20,
     )
-    rivals: list[str] = setting([], "of study=optimizers: further arms that it has by option: soap", unique=True)
+    rivals: list[str] = setting(
+        [], "of study=optimizers: further arms that it has by option: soap", unique=True
+    )
     output_dir: str = setting("outputs/ebc_ablation", "folder of the studies")
     notify: str = setting(
         "", "a program and its arguments, run when the study has ended, failed or stalled (docs/running.md)"
@@ -761,6 +815,7 @@ class Config(RunConfig):
     finals: FinalsConfig = field(default_factory=FinalsConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
     ablation: AblationConfig = field(default_factory=AblationConfig)
+    ladder: LadderConfig = field(default_factory=LadderConfig)
     circumstances: CircumstancesConfig = field(default_factory=CircumstancesConfig)
     carry: CarryConfig = field(default_factory=CarryConfig)
     profiles: ProfilesConfig = field(default_factory=ProfilesConfig)
@@ -769,10 +824,12 @@ class Config(RunConfig):
 
 
 def tunable(key: str) -> Setting:
-    """Return what the values of a key in an arm's grid may be: those of TUNABLE, or of a setting of a part."""
+    """Return what values a key in an arm's grid takes: those in TUNABLE, or those of a part's setting."""
     group, _, name = key.partition(".")
     part: Any = typing.get_type_hints(RunConfig).get(group)
-    known = {field.name: field for field in dataclasses.fields(part)} if dataclasses.is_dataclass(part) else {}
+    known = (
+        {field.name: field for field in dataclasses.fields(part)} if dataclasses.is_dataclass(part) else {}
+    )
     return TUNABLE.get(key) or (setting_of(known[name]) if name in known else Setting())
 
 

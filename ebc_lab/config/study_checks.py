@@ -31,9 +31,11 @@ from .parts.race import RaceConfig
 from .parts.stabilizer import StabilizerConfig
 from .schema import (
     ARGUMENTS,
+    BASE,
     COMPARED_ON,
     GROWING,
     HORIZON,
+    SIZES,
     STAGES,
     TUNABLE,
     TUNED_AS,
@@ -345,6 +347,8 @@ def _check_stages(config: Config) -> None:
             _as_run(f"controller_search.candidates.{name}", base, settings, config)
     if "ablation" in stages:
         _check_suite(config)
+    if "ladder" in stages:
+        _check_ladder(config)
     if "circumstances" in stages:
         for mode, parts in itertools.product(config.circumstances.modes, config.circumstances.parts):
             plain = replace(under(base, mode, parts), stabilizer=StabilizerConfig())
@@ -384,6 +388,7 @@ def most_runs(config: Config) -> dict[str, int]:
     versions = 1 + sum(map(len, suite.versions().values()))
     labels = len(suite.arms) * max(1, len(suite.lr_scales) + len(suite.deltas)) * versions
     seeds, scales = len(config.seeds), config.lr_scale.scales
+    climbed = config.ladder.trials * config.tune.seeds + 2 * seeds
     carry = config.carry
     constants = sum(len(arm.grid) + carry.max_extensions for arm in carry.arms.values())
     profiles = config.profiles
@@ -399,6 +404,7 @@ def most_runs(config: Config) -> dict[str, int]:
         "tune": tracks * points * config.tune.seeds,
         "finals": tracks * len(config.finals.arms) * max(seeds, config.finals.max_seeds),
         "ablation": tracks * labels * seeds,
+        "ladder": tracks * len(suite.arms) * (seeds + len(config.ladder.rungs) * climbed),
         "circumstances": len(same.modes) * where,
         "carry": constants * len(carry.settings) * seeds,
         "profiles": targets + chosen + scored,
@@ -424,6 +430,48 @@ def _most_points(config: Config, arm: ArmConfig) -> int:
     constant = tune.search == "coordinate" and "constant" in arm.tune.get("schedule", ())  # at one more rate
     grown = tune.max_extensions * (edges + 1 + len(arm.grows))
     return widened + (tune.trials or _begun_with(config, arm) + grown + again + constant)
+
+
+def _check_ladder(config: Config) -> None:
+    """Raise UserError if the ladder has no rungs, or an arm cannot be run on one of them."""
+    ladder, suite = config.ladder, config.ablation
+    require(bool(ladder.rungs), "ladder.rungs must name at least one: choose study=ladder or check=bigger.")
+    _check_names("ladder.rungs", ladder.rungs)
+    require(BASE not in ladder.rungs, f"ladder.rungs.{BASE} is the suite's own size: take another name.")
+    require(
+        ladder.trials == 0 or ladder.trials > 2,
+        f"ladder.trials={ladder.trials}: three points at least, to see a best one between two others, or 0.",
+    )
+    require(
+        not (suite.lr_scales or suite.deltas or suite.versions()),
+        "ladder does not go with a suite's lr_scales, deltas or versions of its arms.",
+    )
+    powers = {f"ladder.rules.{key}": rule for key, rule in ladder.rules.items()}
+    for label, rules in ladder.rules_of.items():
+        choice("ladder.rules_of", label, suite.arms)
+        powers |= {f"ladder.rules_of.{label}.{key}": rule for key, rule in rules.items()}
+    for path, rule in powers.items():
+        for what in rule:
+            choice(path, what, [*SIZES, *(["lr"] if path.rpartition(".")[2] != "lr" else [])])
+    sizes: dict[str, str] = {}
+    for name, rung in ladder.rungs.items():
+        path = f"ladder.rungs.{name}"
+        for group in rung.settings:
+            require(
+                group == "model", f"{path}.settings.{group}: a rung may change its size and the model alone."
+            )
+        for label, arm in suite.arms.items():
+            if (arm.steps, arm.batch_scale, arm.width_scale) == (1, 1, 1):
+                with naming(f"{path}, arm {label}"):
+                    base = with_size(replace(run_part(config), steps=ladder.steps), rung)
+                    settings = {"stabilizer": {"name": "none"}, **rung.settings, **arm.settings}
+                    validate_run(changed(base, settings), beside=base)
+        size = str({**vars(rung), "about": ""})
+        same = next((other for other, its in sizes.items() if its == size), None)
+        usual = size == str({**vars(schema.RungConfig()), "about": ""})
+        require(not usual, f"{path} has the suite's own size: give it a width_scale, batch_scale or steps.")
+        require(same is None, f"{path} and ladder.rungs.{same} have the same size: leave one out.")
+        sizes[name] = size
 
 
 def _check_carry(config: Config) -> None:
@@ -658,7 +706,7 @@ def _check_arm(name: str, arm: ArmConfig, config: Config) -> None:
 
 
 def _check_tuned_setting(path: str, arm: ArmConfig, run: RunConfig, key: str) -> None:
-    """Raise UserError for a grid of a setting that no arm can be tuned by, or for values that it cannot take."""
+    """Raise UserError for a grid of a setting by which no arm is tuned, or for values that it cannot take."""
     where, (group, _, name) = f"{path}.tune.{key}", key.partition(".")
     known = [*TUNABLE, *(f"{part}.{field}" for part in PART for field in _hints(part))]
     argument = name.startswith(f"{ARGUMENTS}.") and group in OWN_GROUPS
@@ -678,7 +726,8 @@ def _check_tuned_setting(path: str, arm: ArmConfig, run: RunConfig, key: str) ->
     twice = name in arm.settings.get(group, {})
     require(not twice, f"{path}: tune and settings.{key} both set it: leave one out.")
     values, kind = arm.tune[key], _hints(group).get(name, Any)
-    check_value(where, values, replace(tunable(key), unique=True), list[kind])
+    of_kind: Any = list[kind]  # type: ignore[valid-type]
+    check_value(where, values, replace(tunable(key), unique=True), of_kind)
     numbers = [x for x in values if isinstance(x, int | float) and not isinstance(x, bool)]
     if rule := arm.grows.get(key):
         can = len(numbers) == len(values) > 1 and kind in (float, Any)

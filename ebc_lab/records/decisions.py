@@ -441,7 +441,9 @@ class TunedArm(TypedDict):
     worst_loss: float | None
     runs: int
     trials: NotRequired[int]  # points among which the best was chosen
-    cut: NotRequired[list[str]]  # settings of whose grids values were not tried, since the trials were used up
+    cut: NotRequired[
+        list[str]
+    ]  # settings of whose grids values were not tried, since the trials were used up
     extended: list[dict[str, Any]]
     edges: dict[str, str]
     margin_sigma: float | None
@@ -591,7 +593,9 @@ class Climb(TypedDict):
     arm: str
     reference: str
     asked: bool  # whether the answer is about it
-    rungs: dict[str, Difference]  # test loss of the arm less the reference's; joint over rungs and comparisons
+    rungs: dict[
+        str, Difference
+    ]  # test loss of the arm less the reference's; joint over rungs and comparisons
     carried: dict[str, Difference]  # likewise with carried settings
     speed: dict[str, SpeedUp]
     lengths: Lengths | None
@@ -600,7 +604,9 @@ class Climb(TypedDict):
     trend: Difference | None  # slope of the difference, nats per doubling of compute
     lacking: str  # why `overall` and `trend` are None; empty
     verdict: Verdict  # by `overall`
-    course: Annotated[str, _one_of("grows", "shrinks", "holds", "undecided")]  # of the advantage, by `trend`
+    course: Annotated[
+        str, _one_of("gains", "loses", "holds", "undecided")
+    ]  # of the arm with more compute, by `trend`
     sentence: str
 
 
@@ -610,7 +616,7 @@ class LadderTrack(TypedDict):
     reference: str
     rungs: dict[str, Rung]
     climbs: list[Climb]
-    rules: dict[str, dict[str, float]]  # tuned setting -> size | batch | length -> power by which it is carried
+    rules: dict[str, dict[str, float]]  # tuned setting -> width | batch | steps | lr -> power
     tuned: bool  # whether the arms were tuned again on each rung
 
 

@@ -161,6 +161,7 @@ def _own_runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
             yield f"ablation.arms.{name}", of_its_own(run, arm.settings)
     places: list[tuple[str, str, float, Mapping[str, Any]]] = [
         ("carry", "settings", carry.steps, carry.settings),
+        ("ladder", "rungs", config.ladder.steps, config.ladder.rungs),
         ("profiles", "workloads", profiles.steps * profiles.longest, profiles.workloads),
     ]
     for stage, part, steps, entries in places:

@@ -119,6 +119,12 @@ class Search:
         values = {p[key] for p in self.alike(point)}
         return edge_of([*values], point[key]) if len(values) > 1 else None
 
+    def edge_along(self, point: Mapping[str, Any], key: str) -> str | None:
+        """Return the end on which a point lies among the numbers tried of `key` with the same other settings;
+        None inside, or if only one was tried."""
+        values = [x for x in self.along(point, key) if isinstance(x, int | float) and not isinstance(x, bool)]
+        return edge_of(values, point[key]) if len(values) > 1 else None
+
     # -- steps -----------------------------------------------------------------------------------------------
 
     def add(self, points: Iterable[Point], *, grown: bool = False) -> bool:
@@ -173,7 +179,9 @@ class Search:
             if len(values) > 1 and best[key] in (values[0], values[-1]):
                 inside = values[1] if best[key] == values[0] else values[-2]
                 step = best[key] - inside
-                yield from self.moved(best, key, best[key] + step if rule == "linear" else best[key] ** 2 / inside)
+                yield from self.moved(
+                    best, key, best[key] + step if rule == "linear" else best[key] ** 2 / inside
+                )
 
         for _ in range(most):
             self.step(further, grown=True)
@@ -188,7 +196,9 @@ class Search:
             for other in (values[at - 1] if at else None, values[at + 1] if at + 1 < len(values) else None):
                 if other is not None:
                     mean = (best[key] + other) / 2
-                    yield from self.moved(best, key, mean if rules[key] == "linear" else math.sqrt(best[key] * other))
+                    yield from self.moved(
+                        best, key, mean if rules[key] == "linear" else math.sqrt(best[key] * other)
+                    )
 
         missed = 0  # settings in a row of which nothing new was found
         for key in itertools.cycle(rules):

@@ -12,7 +12,7 @@ from typing import Any
 
 from ebc_lab.config.choices import changed, with_setting, with_size
 from ebc_lab.config.parts.init import InitConfig
-from ebc_lab.config.schema import TUNABLE, ArmConfig, Config, RunConfig
+from ebc_lab.config.schema import TUNABLE, ArmConfig, Config, RunConfig, SizedConfig
 from ebc_lab.ebc.options import MEASURED
 from ebc_lab.records.decisions import (
     Arm,
@@ -42,7 +42,10 @@ Point = dict[str, Any]  # setting of TUNABLE -> its value
 def points(grids: Mapping[str, Sequence[Any]]) -> list[Point]:
     """Return every combination of the values in an arm's grids, each as a point."""
     return [
-        {k: float(v) if k in TUNABLE and not isinstance(v, str) else v for k, v in zip(grids, values, strict=True)}
+        {
+            k: float(v) if k in TUNABLE and not isinstance(v, str) else v
+            for k, v in zip(grids, values, strict=True)
+        }
         for values in itertools.product(*grids.values())
     ]
 
@@ -160,7 +163,7 @@ def ready(config: Config, decisions: Decisions, stage: str) -> list[str]:
     return tracks_of(decisions, stage) if all(s in decisions for s in before) else []
 
 
-def shape_of(arm: ArmConfig) -> str:
+def shape_of(arm: SizedConfig) -> str:
     """Return how an arm's runs differ in size from the suite's, such as `2× steps`; empty if they do not."""
     sizes = {"steps": arm.steps, "width": arm.width_scale, "batch": arm.batch_scale}
     return ", ".join(f"{value:g}× {what}" for what, value in sizes.items() if value != 1)

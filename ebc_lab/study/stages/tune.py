@@ -60,7 +60,7 @@ class Tuning:
             run = replace(run, evaluate=["val"])
             if arm.init:
                 run = started(run, sources[nth], self.results) or run
-            specs.append(RunSpec("tune", label, _name(label, point), scale, run, of_track=self.track))
+            specs.append(RunSpec("tune", label, name_of(label, point), scale, run, of_track=self.track))
         return specs
 
     def sources(self, arm: ArmConfig) -> list[RunSpec]:
@@ -83,7 +83,7 @@ class Tuning:
         return search(self.config.tune, arm, made, self.results, race if margin else None)
 
 
-def _name(label: str, point: Point) -> str:
+def name_of(label: str, point: Point) -> str:
     """Return the name of an arm at a point of its grid, such as `muon_lr0p016_w0p167_cosine`."""
     for key, value in point.items():
         name = SHORT.get(key, short_name(key))
@@ -113,7 +113,7 @@ def search(
         results,
         ratios={key: float(x[-1] / x[-2]) if len(x) > 1 else 2.0 for key, x in grids.items()},
         prefer_low=rates[0] if rates else "",
-        fitted=partial(_fitted, arm),
+        fitted=partial(fitted, arm),
         canonical=without_idle,
         race=race,
         most=tune.trials,
@@ -155,7 +155,7 @@ def without_idle(point: Mapping[str, Any]) -> Point:
     return {k: v for k, v in point.items() if k != "warmup_share" or point.get("schedule") != HELD}
 
 
-def _fitted(arm: ArmConfig, key: str, value: float) -> float | None:
+def fitted(arm: ArmConfig, key: str, value: float) -> float | None:
     rounded = float(f"{value:.4g}")
     return rounded if tunable(key).holds(rounded) else None
 
@@ -192,10 +192,7 @@ def _decided(searched: Search, arm: ArmConfig, results: Results, sigma: float) -
     if "warmup_share" in chosen:
         shares = {p["warmup_share"] for p in map(dict, searched.tried) if "warmup_share" in p}
         edges["warmup_share"] = edge_of([*shares], chosen["warmup_share"]) if len(shares) > 1 else None
-    for key in (k for k in chosen if k not in TUNABLE):
-        values = [*searched.along(chosen, key)]
-        if len(values) > 1 and all(isinstance(x, int | float) and not isinstance(x, bool) for x in values):
-            edges[key] = edge_of(values, chosen[key])
+    edges |= {key: searched.edge_along(chosen, key) for key in chosen if key not in TUNABLE}
     luck = luck_of_choice([losses_of(runs, results) for runs in searched.eligible.values()], sigma)
     decided: TunedArm = {
         "point": chosen,
@@ -214,7 +211,9 @@ def _decided(searched: Search, arm: ArmConfig, results: Results, sigma: float) -
         if searched.lost:
             rates = [s.run.optimizer.lr for s in searched.specs]
             decided["untuned"] = f"no rate between {min(rates):.4g} and {max(rates):.4g} completes"
-    untried = {key for key, values in arm.tune.items() for x in values if not any(p.get(key) == x for p in tried)}
+    untried = {
+        key for key, values in arm.tune.items() for x in values if not any(p.get(key) == x for p in tried)
+    }
     if untried and len(tried) == searched.most:
         decided["cut"] = [short_name(key) for key in arm.tune if key in untried]
     if "lr" in chosen:
@@ -415,7 +414,7 @@ class Tune(Choice):
         grid = points(arm.tune)
         if not scenario.edge:
             middle = grid[len(grid) // 2]
-            return {"val_loss": 2.0 - (spec.arm == _name(spec.role, middle))}
+            return {"val_loss": 2.0 - (spec.arm == name_of(spec.role, middle))}
         strength = spec.run.stabilizer.strength or 1.0
         return {"val_loss": 2.0 + 1 / (1 + spec.run.optimizer.lr * strength * spec.run.budget.target_kl)}
 

@@ -301,11 +301,11 @@ def sentence(label: str, rival: str, against: Mapping[str, Difference]) -> str:
     0.0020], about 9 seeds would decide it`."""
     d = against[rival]
     best = ", the best of the others by validation" if len(against) > 1 else ""
-    first = f"{label} against {rival}{best}: {_measured(d)}: {d['verdict']}{_remark(d)}"
+    first = f"{label} against {rival}{best}: {measured(d)}: {d['verdict']}{_remark(d)}"
     others = {name: x for name, x in against.items() if name != rival}
     if len(others) < MOST_TOLD:
         for name, x in others.items():  # without the words that would repeat the first
-            words = _measured(x).replace(" nats of test loss", "").removesuffix(f", {seeds_in_words(x)}")
+            words = measured(x).replace(" nats of test loss", "").removesuffix(f", {seeds_in_words(x)}")
             first += f"; against {name} {x['verdict']}: {words}{_remark(x)}"
         return first
     counts = Counter(x["verdict"] for x in others.values())
@@ -313,7 +313,7 @@ def sentence(label: str, rival: str, against: Mapping[str, Difference]) -> str:
     return f"{first}; of the other {len(others)}: {', '.join(counted)}"
 
 
-def _measured(d: Difference) -> str:
+def measured(d: Difference) -> str:
     """Return a difference in words, with its joint interval and the number of seeds."""
     if d["method"] is None:
         return "no pair of finished runs"

@@ -1,0 +1,287 @@
+"""ladder: is it still better where more is trained?
+
+The arms of a suite are compared once more at other widths, batches and lengths, each tuned there around what
+is carried from the suite's own size, on the same seeds. Claimed speed-ups over AdamW were found to come from
+rivals that were tuned too little, and to shrink with size (Wen et al., arXiv:2509.02046). `climb` plans the
+runs, `compared` has the statistics.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from ebc_lab.config.parts.target import TargetConfig
+from ebc_lab.config.schema import BASE, Config
+from ebc_lab.records.decisions import Climb, Decision, Difference, LadderTrack, Rung, RungArm
+from ebc_lab.records.figures import RunResult
+from ebc_lab.records.spec import RunSpec, track_prefix
+
+from ..compare_arms import completed_values, mean, results_of_arm, spread, target_figures
+from ..rules import (
+    Results,
+    Specs,
+    Undecidable,
+    divided_in_words,
+    error_divided,
+    losses_of,
+    make_decision,
+)
+from ..runs import distinct, waiting
+from ..stage import Decisions, Scenario, Stage
+from ..statistics import NO_LUCK, Luck, centre_of, level_of, luck_of_choice, paired, show_interval
+from ..suite import ready, shape_of, short_name
+from ..verdict import measured, verdict_of
+from . import compared
+from .climb import NAME, Rungs, size_of
+
+Compared = tuple[str, str, bool]
+
+
+def _arm(rungs: Rungs, label: str, name: str) -> RungArm:
+    """Return what was found of an arm on a rung."""
+    search, carried, point = rungs.search(label, name), rungs.carried(label, name), rungs.point(label, name)
+    tuned = rungs.tuned.get(label)
+    luck = Luck(**tuned["luck"]) if tuned and search is None else NO_LUCK
+    if search is not None:
+        luck = luck_of_choice([losses_of(r, rungs.results) for r in search.eligible.values()], rungs.sigma)
+    results = rungs.results
+    runs = {str(s.run.seed): s.run_id for s in rungs.judged(label, name)}
+    kept = {str(s.run.seed): s.run_id for s in rungs.kept(label, name)}
+    found: Any = {"runs": runs}
+    tests = completed_values(found, results, "test_loss")
+    seconds = completed_values(found, results, "train_s")
+    outcomes = Counter(str(r["outcome"]) for r in results_of_arm(found, results).values() if "outcome" in r)
+    arm: RungArm = {
+        "point": carried if point is None else point,
+        "carried": carried,
+        "trials": len(search.tried) if search else 0,
+        "edges": {k: e for k in carried if (e := search.edge_along(point, k))} if search and point else {},
+        "luck": {"sd": luck.sd, "freedom": luck.freedom},
+        "runs": runs,
+        "outcomes": dict(sorted(outcomes.items())),
+        "val_loss": mean(completed_values(found, results, "val_loss")),
+        "test_loss": mean(tests),
+        "test_sd": spread(tests),
+        "train_s": statistics.median(seconds) if seconds else None,
+        "carried_runs": kept,
+        "regret": None,
+    }
+    if point is None:
+        arm["untuned"] = "no point that was tried there completed"
+    elif kept != runs:
+        both = (compared.losses_of(arm, results, carried=True), compared.losses_of(arm, results))
+        arm["regret"] = paired(*both, looks=error_divided(rungs.config))
+    return arm
+
+
+def _rung(rungs: Rungs, name: str) -> Rung:
+    config, size = rungs.config, rungs.sizes[name]
+    labels = [label for label in rungs.arms if not rungs.untuned(label)]
+    run = rungs.specs(labels[0], name, rungs.carried(labels[0], name), config.seeds[:1], judged=True)[0].run
+    about = size.about or (shape_of(size) or "the suite's own size")
+    rung: Rung = {"about": about, "shape": shape_of(size), **size_of(run), "arms": {}}  # type: ignore[typeddict-item]
+    rung["arms"] = {label: _arm(rungs, label, name) for label in labels}
+    target = TargetConfig.from_run(config)
+    for arm in rung["arms"].values():
+        shown: Any = arm
+        if figures := target_figures(target, shown, None, rungs.results, error_divided(config)):
+            arm["target"] = figures
+    return rung
+
+
+def _climb(rungs: Rungs, found: Mapping[str, Rung], of: Compared) -> Climb:
+    """Return the comparison of two arms over all rungs."""
+    config, results, (label, other, asked) = rungs.config, rungs.results, of
+    pairs = len(rungs.compared)
+    settings: dict[str, Any] = {"looks": error_divided(config), "margin": config.finals.margin}
+    both = {name: (rung["arms"].get(label), rung["arms"].get(other)) for name, rung in found.items()}
+    there = {name: (a, b) for name, (a, b) in both.items() if a and b}
+    cells = {**settings, "comparisons": pairs * len(found)}
+    over = {**settings, "comparisons": pairs}
+    climb: Climb = {
+        "arm": label,
+        "reference": other,
+        "asked": asked,
+        "rungs": {name: compared.compare(*pair, results, **cells) for name, pair in there.items()},
+        "carried": {name: compared.compare(*p, results, carried=True, **cells) for name, p in there.items()},
+        "speed": {
+            name: compared.speed_up(*p, results, pairs * len(found), settings["looks"])
+            for name, p in there.items()
+        },
+        "lengths": None,
+        "overall": None,
+        "overall_carried": None,
+        "trend": None,
+        "lacking": "",
+        "verdict": "untuned",
+        "course": "undecided",
+        "sentence": "",
+    }
+    for difference in (*climb["rungs"].values(), *climb["carried"].values()):
+        difference["verdict"] = verdict_of(difference)
+    if not there:
+        unable = next((x for x in (label, other) if rungs.untuned(x)), label)
+        climb["lacking"] = f"{unable} could not be tuned: {rungs.untuned(unable)}"
+        climb["sentence"] = climb["lacking"]
+        return climb
+    losses = [{name: compared.losses_of(p[i], results) for name, p in there.items()} for i in (0, 1)]
+    kept = [
+        {name: compared.losses_of(p[i], results, carried=True) for name, p in there.items()} for i in (0, 1)
+    ]
+    arms = [{name: p[i] for name, p in there.items()} for i in (0, 1)]
+    weights, slopes = compared.equal_weights([*found]), compared.slope_weights(found)
+    climb["overall"] = compared.contrast(weights, *losses, luck=compared.luck_over(weights, *arms), **over)
+    base = [Luck(**arm[BASE]["luck"]) for arm in arms]
+    climb["overall_carried"] = compared.contrast(weights, *kept, luck=base[0] + base[1], **over)
+    if slopes:
+        luck = compared.luck_over(slopes, *arms)
+        climb["trend"] = compared.contrast(slopes, *losses, luck=luck, **over)
+    if pair := compared.pair_of_lengths(found):
+        climb["lengths"] = compared.lengths(
+            pair, found, losses[0][pair[0]], losses[1], settings["looks"] * pairs
+        )
+    if climb["overall"]:
+        climb["verdict"] = climb["overall"]["verdict"] = verdict_of(climb["overall"])
+    else:
+        lost = [name for name in found if not (losses[0].get(name) and losses[1].get(name))]
+        climb["lacking"] = f"nothing to compare on {', '.join(lost)}"
+        climb["verdict"] = "undecided"
+    climb["course"] = _course(climb["trend"])
+    climb["sentence"] = _sentence(climb, found)
+    return climb
+
+
+def _course(trend: Difference | None) -> str:
+    """Return whether an arm gains on the other with more compute, or loses; `holds` if neither is more than
+    the margin for each doubling."""
+    if trend is None:
+        return "undecided"
+    return {"better": "gains", "worse": "loses", "level": "holds"}.get(verdict_of(trend), "undecided")
+
+
+COURSES = {
+    "gains": "it gains on {other} with more compute",
+    "loses": "it loses to {other} with more compute",
+    "holds": "that hardly changes with more compute",
+    "undecided": "whether that changes with more compute is undecided",
+}
+
+
+def _sentence(climb: Climb, rungs: Mapping[str, Rung]) -> str:
+    """Return a comparison as a sentence."""
+    label, other = climb["arm"], climb["reference"]
+    if climb["overall"] is None:
+        return f"{label} against {other}: {climb['lacking']}"
+    words = f"{label} against {other}, mean of {len(rungs)} rungs: {measured(climb['overall'])}"
+    words += f": {climb['verdict']}"
+    if trend := climb["trend"]:
+        course = COURSES[climb["course"]].format(other=other)
+        interval = show_interval(trend["joint_low"], trend["joint_high"])
+        words += f"; {course}: {centre_of(trend):+.4f} nats per doubling {interval}".replace("-", "−")
+    counts = Counter(d["verdict"] for d in climb["rungs"].values())
+    each = ", ".join(f"{verdict} on {n}" for verdict, n in counts.most_common())
+    return f"{words}; one by one: {each}"
+
+
+def _rule(config: Config, comparisons: int) -> str:
+    ladder = config.ladder
+    tuned = (
+        f"each arm's lowest validation loss among {ladder.trials} points around what is carried there, the worst "
+        f"of {config.tune.seeds} seeds"
+        if ladder.trials
+        else "what is carried there"
+    )
+    carried = "; ".join(
+        f"{key} by {', '.join(f'{what}^{power:g}' for what, power in rule.items())}"
+        for key, rule in ladder.rules.items()
+    )
+    return (
+        f"on each rung {tuned} (carried: {carried}), judged by test loss, {len(config.seeds)} seeds, paired; a "
+        f"contrast named beforehand, the mean over {len(ladder.rungs) + 1} rungs, and the slope per doubling of "
+        f"compute, {level_of(error_divided(config))} intervals joint over {comparisons} comparisons; those on "
+        f"single rungs are joint over the rungs as well{divided_in_words(config)}"
+    )
+
+
+def _notes(track: LadderTrack) -> list[str]:
+    """Return notes on arms without a point on a rung, on points at an edge, and on diverged runs."""
+    notes = []
+    for name, rung in track["rungs"].items():
+        for label, arm in rung["arms"].items():
+            if "untuned" in arm:
+                notes.append(f"{label} on {name}: {arm['untuned']}")
+            for key, edge in arm["edges"].items():
+                value = f"{short_name(key)} {arm['point'][key]:g}"
+                notes.append(f"{label} on {name}: {value} is the {edge}est that was tried")
+            if lost := arm["outcomes"].get("diverged"):
+                notes.append(f"{label} on {name}: {lost} of {len(arm['runs'])} seeds diverged")
+    return notes
+
+
+class Ladder(Stage):
+    """The stage that compares the arms of a suite at other sizes, batches and lengths."""
+
+    name = NAME
+    title = "Still better where more is trained?"
+    about = "Each arm, tuned again at other widths, batches and lengths, on the same seeds."
+    concludes = True
+    leads_with_optimizer = False
+    shows = "ladder"
+    pictures = ("ladder",)
+
+    def runs(self, config: Config, earlier: Decisions, results: Results) -> list[RunSpec]:
+        """Return each arm's runs on every rung: those that tune it there, those that are judged, and those at
+        the carried settings. A search goes on as its runs end."""
+        if "tune" not in earlier:
+            return []
+        tracks = ready(config, earlier, self.name)
+        return distinct([s for track in tracks for s in Rungs(config, earlier, track, results).all_specs()])
+
+    def decide(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> Decision:
+        tracks: dict[str, LadderTrack] = {}
+        notes: list[str] = []
+        every, comparisons = ready(config, earlier, self.name), 0
+        for name in every:
+            rungs = Rungs(config, earlier, name, results)
+            if not rungs.arms or all(map(rungs.untuned, rungs.arms)):
+                raise Undecidable("ladder could not be judged: no two arms can be compared.")
+            found = {rung: _rung(rungs, rung) for rung in rungs.sizes}
+            comparisons = len(rungs.compared)
+            tracks[name] = {
+                "reference": config.ablation.reference,
+                "rungs": found,
+                "climbs": [_climb(rungs, found, of) for of in rungs.compared],
+                "rules": config.ladder.rules,
+                "tuned": bool(config.ladder.trials),
+            }
+            notes += [track_prefix(name, every) + note for note in _notes(tracks[name])]
+        rule = _rule(config, comparisons)
+        return make_decision(NAME, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
+
+    def headline(self, track: LadderTrack) -> str:
+        return "; ".join(c["sentence"] for c in track["climbs"] if c["asked"])
+
+    def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
+        """Return on how many rungs every arm has all of its judged runs."""
+        clauses = []
+        every = ready(config, earlier, self.name)
+        for track in every:
+            rungs = Rungs(config, earlier, track, results)
+            able = [label for label in rungs.arms if not rungs.untuned(label)]
+            done = sum(
+                all((judged := rungs.judged(a, name)) and not waiting(judged, results) for a in able)
+                for name in rungs.sizes
+            )
+            clauses.append(f"{track_prefix(track, every)}{done} of {len(rungs.sizes)} rungs are climbed")
+        return clauses
+
+    def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
+        """Return losses at which what was carried is best or, if `scenario.edge`, the highest rate."""
+        loss = 2.0 + (1 / (1 + spec.run.optimizer.lr) if scenario.edge else 0.01 * (nth % 7))
+        return {"val_loss": loss, "test_loss": loss, "curve": [(spec.run.steps, loss, 1.0)]}
+
+
+STAGE = Ladder()

@@ -1,0 +1,239 @@
+"""The runs of the ladder: on each rung a search around what was carried there, and the runs that are judged.
+
+Every arm begins on a rung with the settings that `tune` found at the suite's own size, carried by stated rules
+(`LadderConfig.rules`). By default:
+
+* lr ∝ 1/width for Adam, whose updates have one size for every weight (Yang et al., arXiv:2203.03466), ∝ √batch
+  (Malladi et al., arXiv:2205.10287), and falls with the length to the power 0.32 (Bjorck et al.,
+  arXiv:2409.19913);
+* decoupled weight decay so that lr · decay · steps stays, the share of the weights that a run forgets (Wang &
+  Aitchison, arXiv:2405.13698);
+* 1 − β₂ ∝ batch, so that the average reaches over as many tokens (Malladi et al.).
+
+A rule is no claim: on each rung every arm is tuned again around what was carried, with the same number of
+points, and the loss of what was carried is shown beside that of what was found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any
+
+from ebc_lab.bench.flops import step_flops
+from ebc_lab.config.schema import (
+    BASE,
+    GROWING,
+    HALF_LIVES,
+    SIZES,
+    ArmConfig,
+    Config,
+    RungConfig,
+    RunConfig,
+    SizedConfig,
+)
+from ebc_lab.records.decisions import TunedArm
+from ebc_lab.records.spec import RunSpec
+
+from ..rules import Decisions, Results, losses_of
+from ..search import Point, Search
+from ..suite import arm_run, shape_of, short_name, tuned_arms
+from ..tune import FURTHER, fitted, name_of, without_idle
+
+NAME = "ladder"
+ROUNDED = 4  # digits of a carried value
+
+
+class Rungs:
+    """The arms of a suite's track on every rung, as far as the results allow."""
+
+    def __init__(self, config: Config, earlier: Decisions, track: str, results: Results):
+        self.config, self.earlier, self.track, self.results = config, earlier, track, results
+        self.ladder = config.ladder
+        self.tuned: Mapping[str, TunedArm] = tuned_arms(earlier.get("tune"), track)
+        first = config.study.stage_seed
+        self.tuning_seeds = range(first, first + config.tune.seeds)
+        self.sigma: float = earlier["lr_sweep"]["tracks"][track]["sigma"]
+        self.sizes: dict[str, RungConfig] = {BASE: RungConfig(), **self.ladder.rungs}
+        self._searches: dict[tuple[str, str], Search | None] = {}
+
+    @cached_property
+    def compared(self) -> list[tuple[str, str, bool]]:
+        """The comparisons, as (arm, reference, whether the answer is about it): each arm of the user's own with
+        its rival, the best of the others by the validation loss of `tune`; and each arm with the suite's
+        reference, unless only the arms asked about are compared."""
+        suite, arms = self.config.ablation, self._comparable()
+        asked = [label for label in suite.mine.arms if label in arms]
+        others = [label for label in arms if label not in asked]
+        if not asked:  # of a suite that asks about none: the best by validation, and every other
+            asked = others if self.ladder.arms == "all" else self._ranked(others)[:1]
+            others = [label for label in others if label not in asked] or others
+            if self.ladder.arms == "all":
+                asked, others = [label for label in asked if label != suite.reference], [suite.reference]
+        pairs = {(label, rival): True for label in asked for rival in self._ranked(others)[:1]}
+        if self.ladder.arms == "all" and suite.reference in arms:
+            for label in arms:
+                if label != suite.reference:
+                    pairs.setdefault((label, suite.reference), not suite.mine.arms)
+        return [(label, other, about) for (label, other), about in pairs.items() if label != other]
+
+    @cached_property
+    def arms(self) -> dict[str, ArmConfig]:
+        """The arms that are trained on the rungs."""
+        named = {label for label, other, _ in self.compared for label in (label, other)}
+        return {label: arm for label, arm in self.config.ablation.arms.items() if label in named}
+
+    def _comparable(self) -> dict[str, ArmConfig]:
+        """Return the arms that have the suite's own size, and copy or start from no other."""
+        arms = self.config.ablation.arms
+        alone = {k: a for k, a in arms.items() if not (a.replay or a.matched or a.init or a.tuned_as)}
+        return {k: arm for k, arm in alone.items() if not shape_of(arm)}
+
+    def _ranked(self, labels: Sequence[str]) -> list[str]:
+        """Return arms by the validation loss that `tune` found, the lowest first, without those it could not
+        tune. An arm without a grid comes last."""
+
+        def loss(label: str) -> float:
+            found = self.tuned.get(label)
+            return math.inf if found is None or found["val_loss"] is None else found["val_loss"]
+
+        able = [label for label in labels if "untuned" not in self.tuned.get(label, {})]
+        return sorted(able, key=loss)
+
+    # -- what is carried -------------------------------------------------------------------------------------
+
+    def untuned(self, label: str) -> str:
+        """Return why an arm has no settings to be carried; empty if it has."""
+        found = self.tuned.get(label)
+        return found.get("untuned", "") if found else ""
+
+    def carried(self, label: str, rung: str) -> Point:
+        """Return an arm's settings as `tune` found them, carried to a rung; {} for an arm without a grid."""
+        found = self.tuned.get(label)
+        size, rules = self.sizes[rung], {**self.ladder.rules, **self.ladder.rules_of.get(label, {})}
+        times = dict(zip(SIZES, (size.width_scale, size.batch_scale, size.steps), strict=True))
+        point = dict(found["point"]) if found else {}
+        rates = [key for key in ("lr", "lr_scale") if key in point]
+        for key in [*rates, *(key for key in point if key not in rates)]:
+            if isinstance(point[key], str):
+                continue
+            name = "lr" if key in rates else short_name(key)
+            factor = math.prod(
+                times[what] ** power for what, power in rules.get(name, {}).items() if what in times
+            )
+            point[key] = _carried(name, point[key], factor)
+            times |= {"lr": factor} if key in rates else {}
+        return point
+
+    # -- runs ------------------------------------------------------------------------------------------------
+
+    def specs(
+        self, label: str, rung: str, point: Point, seeds: Sequence[int], *, judged: bool
+    ) -> list[RunSpec]:
+        """Return an arm's runs on a rung at a point, one per seed. Those that are judged are also evaluated on
+        the test split, and those at the suite's own size are the ones of the stage `ablation`."""
+        run, scale = self._run(label, rung, point, seeds[0])
+        run = replace(run, evaluate=["val", "test"] if judged else ["val"])
+        name = name_of(label if rung == BASE else f"{label}_{rung}", {} if rung == BASE else point)
+        return [RunSpec(NAME, label, name, scale, replace(run, seed=s), of_track=self.track) for s in seeds]
+
+    def _run(self, label: str, rung: str, point: Point, seed: int) -> tuple[RunConfig, float]:
+        size = self.sizes[rung]
+        sized = {key: getattr(size, key) for key in vars(SizedConfig()) if key not in ("about", "settings")}
+        arm = replace(self.config.ablation.arms[label], **sized)
+        arm = replace(arm, settings={**size.settings, **arm.settings})
+        run, scale = arm_run(self.config, self.earlier, self.track, arm, self.ladder.steps, seed, point)
+        # as many evaluations as at the suite's own size
+        return replace(run, eval_every=max(1, round(run.eval_every * size.steps))), scale
+
+    def search(self, label: str, rung: str) -> Search | None:
+        """Return the search for an arm's best point on a rung around what was carried there, as far as the
+        results allow; None where what was carried is judged as it is."""
+        if (label, rung) not in self._searches:
+            self._searches[label, rung] = self._searched(label, rung)
+        return self._searches[label, rung]
+
+    def _searched(self, label: str, rung: str) -> Search | None:
+        arm, carried, most = self.arms[label], self.carried(label, rung), self.config.tune.max_extensions
+        again = [k for k in carried if short_name(k) in self.ladder.again and not isinstance(carried[k], str)]
+        if rung == BASE or not self.ladder.trials or not again:
+            return None
+        rules = {key: arm.grows.get(key, "log") for key in again}
+        first, *others = sorted(again, key=lambda key: key not in GROWING)
+
+        def around(point: Point, key: str) -> list[Point]:
+            values = sorted(arm.tune[key])
+            ratio = values[-1] / values[-2] if len(values) > 1 else 2.0
+            found = [
+                search.moved(point, key, x) for x in (point[key] / ratio, point[key], point[key] * ratio)
+            ]
+            return [point for points in found for point in points]
+
+        search = Search(
+            [carried],
+            lambda point: self.specs(label, rung, point, self.tuning_seeds, judged=False),
+            self.results,
+            ratios={first: 2.0},
+            prefer_low=first,
+            fitted=partial(fitted, arm),
+            canonical=without_idle,
+            most=self.ladder.trials,
+        )
+        search.add(around(carried, first))
+        search.grow(most, by_spacing=True, lowering=first)
+        for key in others:
+            search.step(partial(around, key=key))
+            search.beyond(key, rules[key], FURTHER)
+        search.refine(rules)
+        return search
+
+    def point(self, label: str, rung: str) -> Point | None:
+        """Return an arm's best point on a rung, or None while its search is open or if nothing completed."""
+        search = self.search(label, rung)
+        if search is None:
+            return self.carried(label, rung)
+        return None if search.open else search.best()
+
+    def judged(self, label: str, rung: str) -> list[RunSpec]:
+        """Return the runs of an arm on a rung that are judged; empty until its best point there is known."""
+        point = self.point(label, rung)
+        return [] if point is None else self.specs(label, rung, point, self.config.seeds, judged=True)
+
+    def kept(self, label: str, rung: str) -> list[RunSpec]:
+        """Return the runs of an arm on a rung at its carried settings, which are judged beside the others."""
+        return self.specs(label, rung, self.carried(label, rung), self.config.seeds, judged=True)
+
+    def all_specs(self) -> list[RunSpec]:
+        """Return every run that can be planned so far."""
+        specs: list[RunSpec] = []
+        for label in (label for label in self.arms if not self.untuned(label)):
+            for rung in self.sizes:
+                if search := self.search(label, rung):
+                    specs += search.specs
+                specs += [*self.kept(label, rung), *self.judged(label, rung)]
+        return specs
+
+
+def _carried(name: str, value: float, factor: float) -> float:
+    """Return a setting's value times the factor; of betas and momentum what is lacking to 1 is multiplied."""
+    if name.startswith(HALF_LIVES):
+        return float(f"{max(0.0, 1 - (1 - value) * factor):.{ROUNDED}g}")
+    return float(f"{value * factor:.{ROUNDED}g}")
+
+
+def size_of(run: RunConfig) -> dict[str, Any]:
+    """Return a rung's size: width, blocks, batch, steps, tokens of a run, and its floating-point operations
+    after Kaplan et al. (arXiv:2001.08361), without those of the head, whose number of tokens the text tells."""
+    model, tokens = run.model, run.batch_size * run.model.context
+    elements = 12 * model.blocks * model.width**2
+    flops = step_flops(elements, model.blocks, model.context, model.width, tokens)["total"]
+    return {
+        "width": model.width,
+        "blocks": model.blocks,
+        "batch_size": run.batch_size,
+        "steps": run.steps,
+        "tokens": tokens * run.steps,
+        "compute": flops * run.steps,
+    }
