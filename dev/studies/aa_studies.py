@@ -52,13 +52,11 @@ TUNED = "optimizer.arguments."
 def arm(nth: int) -> str:
     """An arm of the ring as an override: tuned as AdamW is."""
     optimizer = f"{{name: twin, target: 'twin:Twin', arguments: {{arm: {nth}}}}}"
-    grids = (
-        f"lr: [2e-3, 4e-3, 8e-3], {TUNED}weight_decay: [0.1, 0.01, 1.0], {TUNED}beta2: [0.99, 0.95, 0.999]"
-    )
     shapes = "warmup_share: [0.1667, 0.0333, 0.3333], schedule: [trapezoid, warmup_linear, cosine, constant]"
+    own = f"{TUNED}weight_decay: [0.1, 0.01, 1.0], {TUNED}beta2: [0.99, 0.95, 0.999]"
     settings = f"{{optimizer: {optimizer}, lr_schedule: {{name: trapezoid}}}}"
     grows = f"{{{TUNED}weight_decay: log}}"
-    return f"+ablation.arms.twin_{nth}={{settings: {settings}, tune: {{{grids}, {shapes}}}, grows: {grows}}}"
+    return f"+ablation.arms.twin_{nth}={{settings: {settings}, tune: {{lr: [2e-3, 4e-3, 8e-3], {shapes}, {own}}}, grows: {grows}}}"
 
 
 def study(folder: Path, nth: int, studies: int, overrides: Sequence[str]) -> Config:

@@ -30,14 +30,14 @@ from ebc_lab.config.schema import (
     SIZES,
     ArmConfig,
     Config,
-    RungConfig,
     RunConfig,
+    RungConfig,
     SizedConfig,
 )
 from ebc_lab.records.decisions import TunedArm
 from ebc_lab.records.spec import RunSpec
 
-from ..rules import Decisions, Results, losses_of
+from ..rules import Decisions, Results
 from ..search import Point, Search
 from ..suite import arm_run, shape_of, short_name, tuned_arms
 from ..tune import FURTHER, fitted, name_of, without_idle

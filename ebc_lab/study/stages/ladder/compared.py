@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 from ebc_lab.config.parts.target import finite_rows
@@ -23,7 +22,7 @@ from ebc_lab.records.figures import RunResult
 
 from ..compare_arms import losses
 from ..rules import Results
-from ..statistics import CONFIDENCE, NO_LUCK, Luck, finite_or_none, interval_of, paired, sum_of_variances
+from ..statistics import CONFIDENCE, NO_LUCK, Luck, finite_or_none, interval_of, paired
 
 Losses = Mapping[str, float]  # by seed
 Reach = tuple[float, float, float]  # steps to a loss, steps at the evaluation before it, and seconds
