@@ -56,7 +56,8 @@ def arm(nth: int) -> str:
     own = f"{TUNED}weight_decay: [0.1, 0.01, 1.0], {TUNED}beta2: [0.99, 0.95, 0.999]"
     settings = f"{{optimizer: {optimizer}, lr_schedule: {{name: trapezoid}}}}"
     grows = f"{{{TUNED}weight_decay: log}}"
-    return f"+ablation.arms.twin_{nth}={{settings: {settings}, tune: {{lr: [2e-3, 4e-3, 8e-3], {shapes}, {own}}}, grows: {grows}}}"
+    tune = f"{{lr: [2e-3, 4e-3, 8e-3], {shapes}, {own}}}"
+    return f"+ablation.arms.twin_{nth}={{settings: {settings}, tune: {tune}, grows: {grows}}}"
 
 
 def study(folder: Path, nth: int, studies: int, overrides: Sequence[str]) -> Config:

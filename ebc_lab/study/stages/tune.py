@@ -4,8 +4,8 @@ The search tries every combination of an arm's grids, or goes through one settin
 tuned more carefully than another: all begin with the same number of points, use the same seeds, and may grow
 their grids equally often, each by its own ratio. With `tune.trials` the best of every arm is chosen among
 exactly that many points, however many settings the arm has: an arm with few of them, or whose grids did not
-grow, tries more values between the best and its neighbours. A point is scored by its worst seed: a setting that trains
-well under one seed and badly under another is not an arm's best.
+grow, tries more values between the best and its neighbours. A point is scored by its worst seed: a setting
+that trains well under one seed and badly under another is not an arm's best.
 
 On how comparisons of optimizers depend on their tuning: Choi et al., arXiv:1910.05446; Sivaprasad et al.,
 arXiv:1910.11758.
@@ -300,8 +300,8 @@ def _rule(tune: TuneConfig) -> str:
         f"each arm's lowest validation loss over its own grid ({how}), {tune.steps} steps, {seeds}, "
         f"{f'{tune.trials} points' if tune.trials else 'as many points to begin with'} for every arm; a grid "
         "whose best point lies on an edge grows there by its own ratio, "
-        f"{tune.max_extensions} times at most (that of a part's setting {FURTHER} times), and while every point "
-        "diverges its rate goes down"
+        f"{tune.max_extensions} times at most (that of a part's setting {FURTHER} times), and while every "
+        "point diverges its rate goes down"
     )
     if tune.trials:
         rule += "; points that the search leaves go half-way between the best and its neighbours"

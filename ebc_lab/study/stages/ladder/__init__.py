@@ -189,8 +189,8 @@ def _sentence(climb: Climb, rungs: Mapping[str, Rung]) -> str:
 def _rule(config: Config, comparisons: int) -> str:
     ladder = config.ladder
     tuned = (
-        f"each arm's lowest validation loss among {ladder.trials} points around what is carried there, the worst "
-        f"of {config.tune.seeds} seeds"
+        f"each arm's lowest validation loss among {ladder.trials} points around what is carried there, the "
+        f"worst of {config.tune.seeds} seeds"
         if ladder.trials
         else "what is carried there"
     )
@@ -199,10 +199,10 @@ def _rule(config: Config, comparisons: int) -> str:
         for key, rule in ladder.rules.items()
     )
     return (
-        f"on each rung {tuned} (carried: {carried}), judged by test loss, {len(config.seeds)} seeds, paired; a "
-        f"contrast named beforehand, the mean over {len(ladder.rungs) + 1} rungs, and the slope per doubling of "
-        f"compute, {level_of(error_divided(config))} intervals joint over {comparisons} comparisons; those on "
-        f"single rungs are joint over the rungs as well{divided_in_words(config)}"
+        f"on each rung {tuned} (carried: {carried or 'unchanged'}), judged by test loss, {len(config.seeds)} "
+        f"seeds, paired; a contrast named beforehand, the mean over {len(ladder.rungs) + 1} rungs, and the "
+        f"slope per doubling of compute, {level_of(error_divided(config))} intervals joint over {comparisons} "
+        f"comparisons; those on single rungs are joint over the rungs as well{divided_in_words(config)}"
     )
 
 

@@ -1,17 +1,16 @@
 """The runs of the ladder: on each rung a search around what was carried there, and the runs that are judged.
 
-Every arm begins on a rung with the settings that `tune` found at the suite's own size, carried by stated rules
-(`LadderConfig.rules`). By default:
+Every arm begins on a rung with the settings that `tune` found at the suite's own size, carried by stated
+rules (`LadderConfig.rules`). By default:
 
-* lr ∝ 1/width for Adam, whose updates have one size for every weight (Yang et al., arXiv:2203.03466), ∝ √batch
-  (Malladi et al., arXiv:2205.10287), and falls with the length to the power 0.32 (Bjorck et al.,
-  arXiv:2409.19913);
-* decoupled weight decay so that lr · decay · steps stays, the share of the weights that a run forgets (Wang &
-  Aitchison, arXiv:2405.13698);
+* lr ∝ 1/width, as Adam's of hidden matrices (Yang et al., arXiv:2203.03466), ∝ √batch (Malladi et al.,
+  arXiv:2205.10287), and ∝ steps to the power −0.32 (Bjorck et al., arXiv:2409.19913);
+* decoupled weight decay so that lr · decay · steps stays, the share of its weights that a run of less than
+  an epoch forgets (Wang & Aitchison, arXiv:2405.13698);
 * 1 − β₂ ∝ batch, so that the average reaches over as many tokens (Malladi et al.).
 
-A rule is no claim: on each rung every arm is tuned again around what was carried, with the same number of
-points, and the loss of what was carried is shown beside that of what was found.
+A rule is no claim, and was made for Adam: on each rung every arm is tuned again around what was carried, with
+the same number of points, and the loss of what was carried is shown beside that of what was found.
 """
 
 from __future__ import annotations
@@ -61,8 +60,8 @@ class Rungs:
 
     @cached_property
     def compared(self) -> list[tuple[str, str, bool]]:
-        """The comparisons, as (arm, reference, whether the answer is about it): each arm of the user's own with
-        its rival, the best of the others by the validation loss of `tune`; and each arm with the suite's
+        """The comparisons, as (arm, reference, whether the answer is about it): each arm of the user's own
+        with its rival, the best of the others by the validation loss of `tune`; and each arm with the suite's
         reference, unless only the arms asked about are compared."""
         suite, arms = self.config.ablation, self._comparable()
         asked = [label for label in suite.mine.arms if label in arms]
@@ -132,8 +131,8 @@ class Rungs:
     def specs(
         self, label: str, rung: str, point: Point, seeds: Sequence[int], *, judged: bool
     ) -> list[RunSpec]:
-        """Return an arm's runs on a rung at a point, one per seed. Those that are judged are also evaluated on
-        the test split, and those at the suite's own size are the ones of the stage `ablation`."""
+        """Return an arm's runs on a rung at a point, one per seed. Those that are judged are also evaluated
+        on the test split, and those at the suite's own size are the ones of the stage `ablation`."""
         run, scale = self._run(label, rung, point, seeds[0])
         run = replace(run, evaluate=["val", "test"] if judged else ["val"])
         name = name_of(label if rung == BASE else f"{label}_{rung}", {} if rung == BASE else point)
@@ -225,7 +224,7 @@ def _carried(name: str, value: float, factor: float) -> float:
 
 def size_of(run: RunConfig) -> dict[str, Any]:
     """Return a rung's size: width, blocks, batch, steps, tokens of a run, and its floating-point operations
-    after Kaplan et al. (arXiv:2001.08361), without those of the head, whose number of tokens the text tells."""
+    after Kaplan et al. (arXiv:2001.08361), without those of the head, whose size only the text tells."""
     model, tokens = run.model, run.batch_size * run.model.context
     elements = 12 * model.blocks * model.width**2
     flops = step_flops(elements, model.blocks, model.context, model.width, tokens)["total"]

@@ -1,9 +1,9 @@
 """What the ladder says of two arms: on each rung, over all of them, and with more compute.
 
-All are paired by seed. The contrast is named beforehand: the mean of the differences over all rungs, each rung
-with the same weight. The trend is the slope of the difference over log2 of a run's floating-point operations,
-by least squares over the rungs; both are linear in the losses, so each seed gives one value of them, and the
-t-interval over seeds needs no model of how the rungs scatter about the line.
+All are paired by seed. The contrast is named beforehand: the mean of the differences over all rungs, each
+rung with the same weight. The trend is the slope of the difference over log2 of a run's floating-point
+operations, by least squares over the rungs. Both are linear in the losses, so each seed gives one value of
+them, and the t-interval over seeds needs no model of how the rungs scatter about the line.
 
 Speed-ups are ratios of steps or seconds. Nothing is interpolated between evaluations: the estimate takes the
 first evaluation at or below the loss, and an interval covers what the evaluations leave open.
@@ -89,7 +89,8 @@ def slope_weights(rungs: Mapping[str, Rung]) -> dict[str, float] | None:
 
 def speed_up(arm: RungArm, other: RungArm, results: Results, comparisons: int, looks: int) -> SpeedUp:
     """Return how many times as soon an arm reaches a loss as the other does on a rung. The intervals hold for
-    all comparisons at once, at an error divided by `looks`. A run that did not complete leaves its seed out."""
+    all comparisons at once, at an error divided by `looks`. A run that did not complete leaves out its
+    seed."""
     steps: list[tuple[float, float, float]] = []  # of each seed the log of the ratio, and its two bounds
     seconds: list[float] = []
     for seed, run_id in arm["runs"].items():
@@ -144,12 +145,12 @@ def lengths(
     names: Sequence[str], rungs: Mapping[str, Rung], arm: Losses, other: Mapping[str, Losses], divided: float
 ) -> Lengths | None:
     """Return how many times as long the other arm would have to train to end at the arm's loss at the shorter
-    of two lengths. `names`: the shorter and the longer rung; `arm`: losses at the shorter one; `other`: rung ->
-    losses. The interval is Fieller's, of two means over the same seeds, its error divided by `divided`; an end
-    is None if it is infinite. Return None if the other arm does not gain from the greater length.
+    of two lengths. `names`: the shorter and the longer rung; `arm`: losses at the shorter one; `other`: rung
+    -> losses. The interval is Fieller's, of two means over the same seeds, its error divided by `divided`; an
+    end is None if it is infinite. Return None if the other arm does not gain from the greater length.
 
-    Its losses are taken to lie on a straight line over the logarithm of the length, each with a schedule and a
-    tuning of its own. Beyond the greater length that is an extrapolation.
+    Its losses are taken to lie on a straight line over the logarithm of the length, each with a schedule and
+    a tuning of its own. Beyond the greater length that is an extrapolation.
     """
     from scipy import stats
 
