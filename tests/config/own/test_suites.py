@@ -200,7 +200,7 @@ def test_an_arm_that_mine_makes_is_set_like_any_other(folder, sign):
     rates = {"lr": [1e-4, 2e-4, 4e-4]}
     own = composed(*asked, f"{sign}ablation.arms.cautious.tune.lr={rates['lr']}".replace(" ", ""))
     assert own.ablation.mine.arms == ["cautious"]
-    assert set(own.ablation.arms) == {"adam", "muon", "cautious"}
+    assert set(own.ablation.arms) == {"adamw", "muon", "cautious"}
     assert own.ablation.arms["cautious"] == replace(usual, tune={**usual.tune, **rates})
     whole = composed(*asked, f"{sign}ablation.arms.cautious={{lr_scale: 2}}")
     assert whole.ablation.arms["cautious"] == replace(usual, lr_scale=2.0)

@@ -26,7 +26,7 @@ def decision(
     those of `answer`."""
     config = config_of("study=optimizers", f"seeds={list(seeds)}".replace(" ", ""))
     suite = config.ablation
-    arms = {name: suite.arms.get(name, suite.arms["adam"]) for name in offsets}
+    arms = {name: suite.arms.get(name, suite.arms["adamw"]) for name in offsets}
     arms |= {
         n: replace(a, settings={"optimizer": {"name": n}}) for n, a in arms.items() if n not in suite.arms
     }
@@ -40,7 +40,8 @@ def decision(
 
     def any_run(spec):
         if spec.kind != "train":
-            return {"outcome": "completed", "step_ratio": 1.5, "step_ratio_iqr": [1.1, 1.3]}
+            ratio = 1.25 if spec.arm == "adamw" else 1.5
+            return {"outcome": "completed", "step_ratio": ratio, "step_ratio_iqr": [1.1, 1.3]}
         usual = done(2 + 0.1 * spec.run.seed + offsets[spec.role] + draw.gauss(0, 0.002))
         return answer(spec) if answer else usual
 
@@ -57,9 +58,9 @@ def answer_of(found, label="muon"):
     ("offset", "verdict"), [(-0.05, "better"), (0.05, "worse"), (0.0, "level"), (-0.004, "better")]
 )
 def test_an_arm_is_better_worse_or_level_and_the_sentence_says_so(offset, verdict):
-    own = answer_of(decision({"adam": 0.0, "muon": offset}))
+    own = answer_of(decision({"adamw": 0.0, "muon": offset}))
     assert own["verdict"] == verdict
-    assert own["sentence"].startswith("muon against adam: ")
+    assert own["sentence"].startswith("muon against adamw: ")
     assert f": {verdict}" in own["sentence"]
     assert own["seeds_needed"] is None
     assert ("by less than 0.01 nats" in own["sentence"]) == (offset == -0.004)
@@ -67,30 +68,30 @@ def test_an_arm_is_better_worse_or_level_and_the_sentence_says_so(offset, verdic
 
 def test_the_rival_is_the_best_of_the_others_by_its_tuning_and_not_by_the_test():
     found = decision(
-        {"adam": 0.0, "lion": -0.1, "muon": -0.05}, tuned={"adam": 1.9, "lion": 2.0, "muon": 2.0}
+        {"adamw": 0.0, "lion": -0.1, "muon": -0.05}, tuned={"adamw": 1.9, "lion": 2.0, "muon": 2.0}
     )
     own = answer_of(found)
-    assert own["rival"] == "adam"
+    assert own["rival"] == "adamw"
     assert own["verdict"] == "better"
-    assert "muon against adam, the best of the others by validation: −0.04" in own["sentence"]
-    assert {name: d["verdict"] for name, d in own["against"].items()} == {"adam": "better", "lion": "worse"}
+    assert "muon against adamw, the best of the others by validation: −0.04" in own["sentence"]
+    assert {name: d["verdict"] for name, d in own["against"].items()} == {"adamw": "better", "lion": "worse"}
     assert {d["comparisons"] for d in own["against"].values()} == {2}
 
 
 def test_several_of_mine_are_not_compared_with_each_other_and_share_the_error():
-    found = decision({"adam": 0.0, "muon": -0.05, "lion": 0.05}, mine=("muon", "lion"))
+    found = decision({"adamw": 0.0, "muon": -0.05, "lion": 0.05}, mine=("muon", "lion"))
     track = found["tracks"]["adam_none"]
     assert track["mine"] == ["muon", "lion"]
-    assert {tuple(a["against"]) for a in track["answers"].values()} == {("adam",)}
+    assert {tuple(a["against"]) for a in track["answers"].values()} == {("adamw",)}
     assert track["answers"]["lion"]["difference"]["comparisons"] == 2
     told = ablation.STAGE.headline(track)
-    assert told.count("against adam") == 2
+    assert told.count("against adamw") == 2
 
 
 def test_undecided_names_the_seeds_that_would_decide_it():
     own = answer_of(
         decision(
-            {"adam": 0.0, "muon": 0.0},
+            {"adamw": 0.0, "muon": 0.0},
             answer=lambda spec: done(2 + SCATTERED[spec.run.seed] * (spec.role == "muon")),
         )
     )
@@ -101,7 +102,7 @@ def test_undecided_names_the_seeds_that_would_decide_it():
 
 
 def test_one_seed_is_undecided_and_nothing_is_guessed_from_it():
-    own = answer_of(decision({"adam": 0.0, "muon": 0.02}, seeds=(0,)))
+    own = answer_of(decision({"adamw": 0.0, "muon": 0.02}, seeds=(0,)))
     assert own["verdict"] == "undecided"
     assert own["seeds_needed"] is own["seeds"] is None
     assert own["sentence"].endswith("1 seed: undecided, one seed: no interval")
@@ -109,14 +110,14 @@ def test_one_seed_is_undecided_and_nothing_is_guessed_from_it():
 
 def test_every_comparison_that_is_undecided_says_what_would_decide_it():
     def uneven(spec):
-        """Muon is worse than adam by a constant, and scattered about lion."""
-        return done(2 + {"adam": 0.0, "muon": 0.1}.get(spec.role, 0.1 + SCATTERED[spec.run.seed]))
+        """Muon is worse than adamw by a constant, and scattered about lion."""
+        return done(2 + {"adamw": 0.0, "muon": 0.1}.get(spec.role, 0.1 + SCATTERED[spec.run.seed]))
 
-    tuned = {"adam": 1.9, "lion": 2.0, "muon": 2.0}
+    tuned = {"adamw": 1.9, "lion": 2.0, "muon": 2.0}
     own = answer_of(decision(dict.fromkeys(tuned, 0.0), tuned=tuned, answer=uneven))
     needed = own["against"]["lion"]["seeds_needed"]
     assert needed > 5
-    assert own["against"]["adam"]["seeds_needed"] is own["seeds_needed"] is None
+    assert own["against"]["adamw"]["seeds_needed"] is own["seeds_needed"] is None
     assert ": worse; against lion undecided: −0.0120 [" in own["sentence"]
     assert own["sentence"].endswith(f", about {needed} seeds would decide it")
     assert len(own["sentence"]) <= 250
@@ -124,11 +125,11 @@ def test_every_comparison_that_is_undecided_says_what_would_decide_it():
 
 def test_an_arm_that_could_not_be_tuned_has_no_verdict_but_a_sentence(results_schema):
     why = "no rate between 3e-08 and 0.008 completes"
-    found = decision({"adam": 0.0, "muon": 0.0}, untuned={"muon": why})
+    found = decision({"adamw": 0.0, "muon": 0.0}, untuned={"muon": why})
     own = answer_of(found)
     assert own["verdict"] == "untuned"
     assert own["sentence"] == f"muon could not be tuned: {why}"
-    assert set(found["tracks"]["adam_none"]["arms"]) == {"adam"}
+    assert set(found["tracks"]["adam_none"]["arms"]) == {"adamw"}
     assert any("muon could not be tuned, and was not trained" in note for note in found["notes"])
     assert suite.answer_of(found["tracks"]["adam_none"])[1] == "muon could not be tuned."
     assert list(tables.verdict({"ablation": found})["verdict"]) == ["untuned"]
@@ -136,14 +137,14 @@ def test_an_arm_that_could_not_be_tuned_has_no_verdict_but_a_sentence(results_sc
 
 
 def test_the_luck_of_the_tuning_widens_the_interval_of_arms_that_were_tuned_apart():
-    known = decision({"adam": 0.0, "muon": -0.02})
-    lucky = decision({"adam": 0.0, "muon": -0.02}, luck={"sd": 0.02, "freedom": 8})
+    known = decision({"adamw": 0.0, "muon": -0.02})
+    lucky = decision({"adamw": 0.0, "muon": -0.02}, luck={"sd": 0.02, "freedom": 8})
     sure, unsure = (answer_of(found) for found in (known, lucky))
     assert (sure["verdict"], unsure["verdict"]) == ("better", "undecided")
     assert unsure["difference"]["luck"]["sd"] == pytest.approx(0.02 * 2**0.5)
     assert unsure["sentence"].endswith("than that of the seeds: a larger tune.seeds would be needed")
     noisy = {**unsure["difference"], "sd": 1.0, "verdict": "undecided", "seeds_needed": None}
-    said = sentence("muon", "adam", {"adam": noisy})
+    said = sentence("muon", "adamw", {"adamw": noisy})
     assert said.endswith("undecided, more than 200 seeds would be needed")
     assert "widened by what other tuning seeds would have chosen" in lucky["rule"]
     assert lucky["tracks"]["adam_none"]["arms"]["muon"]["difference"]["luck"] == unsure["difference"]["luck"]
@@ -155,7 +156,7 @@ def test_an_arm_that_diverges_is_judged_by_rank_and_never_averaged():
             muon = spec.role == "muon"
             return DIVERGED if muon and spec.run.seed in lost else done(2.0 - muon)
 
-        return answer_of(decision({"adam": 0.0, "muon": 0.0}, answer=answer))
+        return answer_of(decision({"adamw": 0.0, "muon": 0.0}, answer=answer))
 
     one = own_with({1})
     assert one["verdict"] == "undecided"
@@ -164,9 +165,10 @@ def test_an_arm_that_diverges_is_judged_by_rank_and_never_averaged():
 
 
 def test_the_cost_of_a_step_is_told_beside_the_references():
-    track = decision({"adam": 0.0, "muon": 0.0})["tracks"]["adam_none"]
-    assert track["steps_cost"]["muon"] == {"ratio": 1.5, "low": 1.1, "high": 1.3}
-    assert track["steps_cost"]["adam"]["ratio"] == 1.0
+    track = decision({"adamw": 0.0, "muon": 0.0})["tracks"]["adam_none"]
+    # both were measured in turns with Adam, muon at 1.5 and the reference at 1.25 times its time
+    assert track["steps_cost"]["muon"] == pytest.approx({"ratio": 1.2, "low": 0.88, "high": 1.04})
+    assert track["steps_cost"]["adamw"]["ratio"] == 1.0
 
 
 def test_seeds_needed_is_what_the_power_of_the_test_says():
@@ -195,7 +197,7 @@ def test_mine_is_refused_where_there_is_no_place_for_it(own_file):
     with pytest.raises(UserError, match="goes with a study"):
         compose(["mine=compared_opt:Cautious"], study=False)
     with pytest.raises(UserError, match="names every arm"):
-        compose(["study=optimizers", "ablation.mine.arms=[adam,muon]"])
+        compose(["study=optimizers", "ablation.mine.arms=[adamw,muon]"])
 
 
 # -- arms of which nothing ended ----------------------------------------------------------------------------
@@ -214,7 +216,7 @@ def failing(label):
 
 
 def test_an_arm_without_a_finished_run_is_said_first_and_has_no_verdict():
-    found = decision({"adam": 0.0, "muon": 0.0, "lion": 0.0}, mine=(), answer=failing("lion"))
+    found = decision({"adamw": 0.0, "muon": 0.0, "lion": 0.0}, mine=(), answer=failing("lion"))
     track = found["tracks"]["adam_none"]
     lost = "lion: no run ended (5 failed: ramps.py:3: TypeError: no flor)"
     assert track["arms"]["lion"]["difference"] is None
@@ -227,17 +229,17 @@ def test_an_arm_without_a_finished_run_is_said_first_and_has_no_verdict():
     assert "of 2 arms" not in sentence
     told = tables.verdict({"ablation": found}).to_dict("records")
     assert [row["name"] for row in told] == ["muon"]
-    mine = decision({"adam": 0.0, "muon": 0.0}, answer=failing("muon"))
+    mine = decision({"adamw": 0.0, "muon": 0.0}, answer=failing("muon"))
     assert mine["tracks"]["adam_none"]["answers"] == {}
     assert stage_of("ablation").headlines(mine)[0].startswith("muon: no run ended (5 failed: ")
 
 
 def test_a_suite_without_mine_says_which_arms_are_lower_or_how_many_seeds_would_decide_and_names_no_best():
-    track = decision({"adam": 0.0, "muon": -0.05}, mine=())["tracks"]["adam_none"]
+    track = decision({"adamw": 0.0, "muon": -0.05}, mine=())["tracks"]["adam_none"]
     assert (track["mine"], track["answers"]) == ([], {})
     assert "best" not in ablation.STAGE.headline(track)
     assert ablation.STAGE.headline(track).endswith("lower: muon")
-    found = decision({"adam": 0.0, "muon": 0.02}, mine=(), seeds=(0, 1))
+    found = decision({"adamw": 0.0, "muon": 0.02}, mine=(), seeds=(0, 1))
     arm = found["tracks"]["adam_none"]["arms"]["muon"]
     needed = arm["difference"]["seeds_needed"]
     assert needed > 2
@@ -247,11 +249,11 @@ def test_a_suite_without_mine_says_which_arms_are_lower_or_how_many_seeds_would_
     findings = suite.answer_of(found["tracks"]["adam_none"])[2]
     assert any(f"muon ({needed})" in line for line in findings)
     [row] = tables.verdict({"ablation": found}).to_dict("records")
-    assert (row["verdict"], row["question"]) == ("undecided", "Is muon better than adam?")
+    assert (row["verdict"], row["question"]) == ("undecided", "Is muon better than adamw?")
 
 
 def test_a_comparison_is_in_the_differences_once():
-    told = tables.differences({"ablation": decision({"adam": 0.0, "muon": 0.05, "lion": 0.02})})
+    told = tables.differences({"ablation": decision({"adamw": 0.0, "muon": 0.05, "lion": 0.02})})
     pairs = list(zip(told["arm"], told["reference"], strict=True))
     assert len(pairs) == len(set(pairs)) == 3
     assert "sigmas" not in told.columns
@@ -263,5 +265,5 @@ def test_each_of_mine_is_tuned_like_the_others_by_the_template(own_file):
     arms = compose(asked).ablation.arms
     for name in ("cautious", "second"):
         assert arms[name].tune["lr"] == [2e-5, 4e-5, 8e-5]
-        assert arms[name].tune["schedule"] == arms["adam"].tune["schedule"]
-    assert arms["adam"].tune["lr"] == [2e-3, 4e-3, 8e-3]
+        assert arms[name].tune["schedule"] == arms["adamw"].tune["schedule"]
+    assert arms["adamw"].tune["lr"] == [2e-3, 4e-3, 8e-3]
