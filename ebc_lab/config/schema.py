@@ -156,6 +156,11 @@ class RunConfig:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     ebm: EbmConfig = field(default_factory=EbmConfig)
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Return how many tokens (images, under `workload=images`) a step reads."""
+        return self.batch_size * self.model.context
+
 
 @dataclass
 class StudyConfig:

@@ -82,6 +82,7 @@ def _row(decided: ProfilesTrack, found: Profiled, place: str) -> dict[str, Any]:
         "diverged": len(there["diverged"]),
         "steps": there["median_steps"],
         "train_s": there["median_seconds"],
+        "tokens": there.get("median_tokens"),
         "ratio": there["ratio"],
         "ratio_seconds": there["ratio_seconds"],
         "lr_sensitivity": rate["sensitivity"] if rate else None,
@@ -149,11 +150,13 @@ def _ratios(name: str, decided: ProfilesTrack) -> Table:
         at = [found["workloads"].get(place) for place in places]
         shown = [Cell("missed") if r and r["ratio"] is None else r and r["ratio"] for r in at]
         rows.append(filled(columns, [method, *shown], chosen=method in decided["asked_about"]))
-    best = [
-        f"{place} {brief(w['best_steps'])} steps to {fixed(w['loss'])}"
-        for place, w in places.items()
-        if w["best_steps"] is not None
-    ]
+    best = []
+    for place, target in places.items():
+        if target["best_steps"] is not None:
+            every = (of["workloads"].get(place) for of in decided["methods"].values())
+            first = next(at for at in every if at and at["median_steps"] == target["best_steps"])
+            tokens = f", {brief(count)} tokens," if (count := first.get("median_tokens")) else ""
+            best.append(f"{place} {brief(target['best_steps'])} steps{tokens} to {fixed(target['loss'])}")
     return Table(
         name, "Steps to the target, over those of the best method", columns, rows, f"best: {'; '.join(best)}"
     )

@@ -159,7 +159,7 @@ def _arms(config: Config, specs: Specs, results: Results, earlier: Decisions) ->
         versus = arms.get(arm["versus"] or "")
         arm["figures"] |= memory[label] if differs else {}
         arm["figures"] |= compare_arms.target_figures(
-            target, arm, versus, results, rules.error_divided(config)
+            target, arm, versus, results, runs[label][0].tokens_per_step, rules.error_divided(config)
         )
     return arms
 

@@ -102,6 +102,9 @@ def test_the_yardstick_sets_the_targets_and_one_configuration_is_scored_on_all()
     at = found["workloads"]
     assert (at["gpt"]["steps"], at["gpt"]["ratio"]) == ({"0": 30, "1": 30, "2": 30}, 1)
     assert (at["gpt"]["median_seconds"], at["ebm"]["ratio"]) == (3.0, None)
+    a_step = scored[0].run.batch_size * scored[0].run.model.context
+    assert (at["gpt"]["median_tokens"], at["ebm"]["median_tokens"]) == (30 * a_step, None)
+    assert at["cnn"]["median_tokens"] == 30 * 4 * scored[0].run.batch_size  # images
     assert track["methods"]["adamw"]["workloads"]["gpt"]["ratio"] == 2
     assert track["methods"]["adamw"]["workloads"]["ebm"]["ratio"] == 1
     places = len(track["workloads"])
@@ -124,7 +127,10 @@ def test_the_yardstick_sets_the_targets_and_one_configuration_is_scored_on_all()
     cells = {row.cells[0].text: [cell.text for cell in row.cells[1:]] for row in table.rows}
     assert cells["adamw"][0] == "2.00"
     assert "missed" in cells["double"]
-    assert len(list(profiles.KIND.rows(shown))) == places * len(track["methods"])
+    rows = list(profiles.KIND.rows(shown))
+    assert len(rows) == places * len(track["methods"])
+    assert {row["tokens"] for row in rows if row["workload"] == "gpt" and row["steps"] == 30} == {30 * a_step}
+    assert f"gpt 30 steps, {30 * a_step:,} tokens, to 2.0000" in table.note
     facts = Facts("profiles", "tiny Shakespeare", None, "smoke", 32, 64, (0.5, 0.7))
     figure = settled(draw_profiles, facts, track)
     check_sheet(figure, "profiles")
