@@ -48,16 +48,18 @@ class Profiles(Kind):
         return made
 
     def answers(self, found: Evidence) -> list[Answer]:
-        return [self._answer(name, track) for name, track in found.tracks.items()]
+        most = MOST_TILES if found.config.mine else None  # those of mine= are asked about first
+        return [self._answer(name, track, most) for name, track in found.tracks.items()]
 
-    def _answer(self, name: str, track: ProfilesTrack) -> Answer:
+    def _answer(self, name: str, track: ProfilesTrack, most: int | None) -> Answer:
         """Return who scores highest, and where the methods stand that the study asks about."""
         methods = track["methods"]
         first = [method for method, found in ranked(track) if found["place"] == 1]
         score = fixed(methods[first[0]]["score"], 2)
         sentence = f"{' and '.join(first)} {'scores' if len(first) == 1 else 'score'} highest, {score} of 1."
         tiles = []
-        for method in [m for m in track["asked_about"] if m in methods] or list(methods):
+        asked = [method for method in track["asked_about"] if method in methods]
+        for method in asked[:most] or list(methods):
             found = methods[method]
             remark = f"{_span(found)}, over the seeds" if found["low"] is not None else ""
             place = f"place {found['place']} of {len(methods)}"

@@ -1,10 +1,12 @@
 """One configuration for all workloads: how targets are set, which configuration is chosen, and the scores."""
 
+import csv
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.called import SMALLEST, answered, called
 from support.drawn import check_sheet, settled, words_of
 from support.played import DIVERGED, FAILED, config_of, decided, done, played
 
@@ -176,3 +178,47 @@ def test_what_cannot_be_scored_is_refused():
     with pytest.raises(UserError, match="seeds must not contain"):
         study(f"seeds=[{last}]")
     assert study(f"seeds=[{last + 1}]")
+
+
+PROFILED = """\
+study: {name: profiled, stages: [profiles]}
+dtype: float32
+compile: "off"
+profiles:
+  steps: 4
+  evaluations: 2
+  target_seeds: 1
+  yardstick: adamw
+  calibrate_on: [gpt]
+  workloads:
+    gpt: {about: GPT}
+    gru: {about: GRU, settings: {model: {name: gru}}}
+  methods:
+    adamw: {about: AdamW, settings: {optimizer: {name: adamw}}, grid: {optimizer.lr: [0.004, 0.016]}}
+    sgd: {about: SGD, settings: {optimizer: {name: sgd}}, grid: {optimizer.lr: [0.1, 0.3]}}
+  mine: {group: optimizer, template: {grid: {optimizer.lr: [0.004, 0.016]}}}
+"""
+OWN = "import torch\n\n\nclass Slow(torch.optim.Adam):\n    def step(self):\n        {}super().step()\n"
+
+
+@pytest.mark.thorough
+def test_an_optimizer_of_mine_is_tried_first_and_scored_like_the_others(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be, that is the question. " * 300)
+    (tmp_path / "profiled.yaml").write_text(PROFILED)
+    own = tmp_path / "profiled_opt.py"
+    own.write_text(OWN.format("raise TypeError('no flour')  # "))
+    small = [*SMALLEST, f"data.file={text}", "launcher=inline", "seeds=[0,1]", "threads_per_run=1"]
+    asked = ["autopilot", "study=./profiled.yaml", "mine=./profiled_opt.py:Slow", *small]
+    failed = called(*asked, cwd=tmp_path)
+    assert "error: method slow: profiled_opt.py:6: TypeError: no flour: mend it" in failed.stderr
+    own.write_text(OWN.format(""))
+    told = answered(*asked, cwd=tmp_path).stdout
+    assert "slow 0." in told or "slow scores highest" in told
+    study = tmp_path / "outputs" / "ebc_ablation" / "profiled"
+    assert (study / "own" / "profiled_opt.py").read_text() == own.read_text()
+    rows = list(csv.DictReader((study / "profiles.csv").open()))
+    assert {row["method"] for row in rows} == {"adamw", "sgd", "slow"}
+    assert "Score of slow" in (study / "report.html").read_text()
+    own.write_text(OWN.format("") + "# edited\n")
+    assert "profiled_opt.py was edited since" in called(*asked, cwd=tmp_path).stderr
