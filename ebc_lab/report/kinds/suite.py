@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ebc_lab.records.columns import ABLATION_MEANINGS, DIFFERENCE_FIGURES, TUNED
+from ebc_lab.records.decisions import Answer as Verdict
 from ebc_lab.records.decisions import Difference, StepCost, SuiteTrack, TunedArm, Window
 from ebc_lab.study.stages.compare_arms import seeds_of
 from ebc_lab.study.stages.statistics import WINDOW_NATS, by_interval, centre_of, in_octaves
@@ -172,19 +173,31 @@ def _answer_of_mine(track: SuiteTrack, lost: Sequence[str], tuned: Mapping[str, 
     answers = track["answers"]  # also of those that were never trained
     if not answers:
         return "undecided", "No answer: no run of these arms completed.", lost, []
-    counts = Counter(answer["verdict"] for answer in answers.values())
-    judged = VERDICTS[next(iter(counts))][0] if len(counts) == 1 else "undecided"
-    findings = [*lost, *(f"{answer['sentence'].rstrip('.')}." for answer in answers.values())]
+    counts = Counter(map(_verdict_in_words, answers.values()))
+    colours = {VERDICTS[answer["verdict"]][0] for answer in answers.values()}
+    judged = colours.pop() if len(colours) == 1 else "undecided"
+    sentences = [f"{answer['sentence'].rstrip('.')}." for answer in answers.values()]
+    findings = [*dict.fromkeys([*lost, *sentences])]
     tiles = _tiles_of_mine(track, tuned)
     if len(answers) > MOST_NAMED:
-        counted = [f"{n} {VERDICTS[verdict][1]} the best of the others" for verdict, n in counts.items()]
+        counted = [
+            f"{n} {verdict.replace('is ', 'are ', n > 1)}{' the best of the others' * compared}"
+            for (verdict, compared), n in counts.items()
+        ]
         return judged, f"Of {len(answers)} arms, {', '.join(counted)}.", findings, tiles
-    clauses = [f"{n} {VERDICTS[a['verdict']][1]} {a['rival'] or ''}".rstrip() for n, a in answers.items()]
+    clauses = [f"{n} {_verdict_in_words(a)[0]} {a['rival'] or ''}".rstrip() for n, a in answers.items()]
     needed = [
         a["seeds_needed"] for a in answers.values() if a["verdict"] == "undecided" and a["seeds_needed"]
     ]
     clauses += [f"about {plural(max(needed), 'seed')} would decide it"] if needed else []
     return judged, f"{'; '.join(clauses)}.", findings, tiles
+
+
+def _verdict_in_words(answer: Verdict) -> tuple[str, bool]:
+    """Return a verdict in words, and whether a rival is to follow."""
+    compared = answer["rival"] is not None
+    uncompared = answer["verdict"] == "undecided" and not compared
+    return "is not compared" if uncompared else VERDICTS[answer["verdict"]][1], compared
 
 
 def _tiles_of_mine(track: SuiteTrack, tuned: Mapping[str, TunedArm]) -> list[Tile]:

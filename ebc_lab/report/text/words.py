@@ -240,8 +240,9 @@ def mine_of(track: SuiteTrack) -> list[str]:
 
 
 def asked(track: SuiteTrack) -> list[str]:
-    """Return the arms that a suite asks about and has an answer for."""
-    return [label for label in mine_of(track) if label in track["answers"]]
+    """Return the arms that a suite asks about and has compared with others."""
+    compared = {label for label, answer in track["answers"].items() if answer["rival"]}
+    return [label for label in mine_of(track) if label in compared]
 
 
 BADGES = {"better": "pass", "level": "pass", "worse": "fail", "undecided": "undecided"}
