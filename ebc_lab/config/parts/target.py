@@ -126,8 +126,8 @@ class TargetConfig(Part):
     )
     table = "Steps, seconds and tokens to the target"
     note = (
-        "n: completed runs; p: one-sided, that the mean final loss is below the target; surely below: p of "
-        "the fixed windows' loss below `target.level`"
+        "seconds: as the machine was loaded; n: completed runs; p: one-sided, that the mean final loss is "
+        "below the target; surely below: p of the fixed windows' loss below `target.level`"
     )
 
     def reached(self, curve: Iterable[Row]) -> dict[str, float | None]:

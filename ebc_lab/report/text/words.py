@@ -344,6 +344,12 @@ def model(config: RunConfig) -> str:
     return f"energy-based on the sphere; {'; '.join(sizes)}; context {m.context}"
 
 
+def batch(config: RunConfig) -> str:
+    """Return what a step reads, such as `8 × 64 tokens`."""
+    images = config.workload.name == "images"
+    return f"{config.batch_size} {'images' if images else f'× {config.model.context} tokens'}"
+
+
 def tokens(config: RunConfig) -> str:
     """Return what the text is cut into, in the plural; of images, `images`."""
     if config.workload.name == "images":

@@ -285,7 +285,7 @@ def test_of_many_arms_those_without_a_rival_are_counted_by_themselves():
     track = decision(offsets, mine=mine, answer=answer, untuned={"scion": "no rate completes"})["tracks"]
     sentence = suite.answer_of(track["adam_none"])[1]
     counts = "2 are better than the best of the others, 1 is not compared, 1 could not be tuned"
-    assert sentence == f"Of 4 arms, {counts}."
+    assert sentence == f"Of 4 arms on this model, batch and length, {counts}."
 
 
 def test_a_suite_without_mine_says_which_arms_are_lower_or_how_many_seeds_would_decide_and_names_no_best():
