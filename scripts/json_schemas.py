@@ -37,6 +37,7 @@ from ebc_lab.config.schema import (
     Config,
     MethodConfig,
     MineConfig,
+    MineMethodConfig,
     ProfiledWorkloadConfig,
     RunConfig,
     UnitConfig,
@@ -237,6 +238,7 @@ def definitions() -> dict[str, Schema]:
             cls = type(getattr(by_default(), field.name))
             made[cls.__name__] = several(cls, field.name, getattr(by_default(), field.name))
     made[MineConfig.__name__] = several(MineConfig, "ablation.mine", MineConfig())
+    made[MineMethodConfig.__name__] = several(MineMethodConfig, "profiles.mine", MineMethodConfig())
     made[ArmConfig.__name__] = several(ArmConfig, "ablation.arms.NAME", ArmConfig())
     made[UnitConfig.__name__] = several(UnitConfig, "carry.arms.NAME", UnitConfig())
     made[CarrySettingConfig.__name__] = several(

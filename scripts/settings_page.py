@@ -22,6 +22,7 @@ from ebc_lab.config.schema import (
     CarrySettingConfig,
     MethodConfig,
     MineConfig,
+    MineMethodConfig,
     ProfiledWorkloadConfig,
     UnitConfig,
 )
@@ -124,6 +125,9 @@ def page() -> str:
             parts += ["", "## ablation.mine", "", mine, "", *table(MineConfig(), "ablation.mine")]
             parts += ["", "## ablation.arms.NAME", "", ArmConfig.__doc__ or "", ""]
             parts += table(ArmConfig(), "ablation.arms.NAME")
+        if field.name == "profiles":
+            mine = f"{MineMethodConfig.__doc__} `template` has the settings of a method, below."
+            parts += ["", "## profiles.mine", "", mine, "", *table(MineMethodConfig(), "profiles.mine")]
         for name, kind in NAMED.get(field.name, {}).items():
             parts += ["", f"## {field.name}.{name}.NAME", "", kind.__doc__ or "", ""]
             parts += table(kind(), f"{field.name}.{name}.NAME")

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from . import overrides as written
 from . import schema
@@ -29,7 +29,7 @@ from .own import suites
 from .own.parts import own_name, with_names, with_sources
 from .parts.tokens import refuse_two_lengths, set_steps
 from .parts.workload import fit_to_images
-from .schema import STAGES, ArmConfig, Config, RunConfig
+from .schema import STAGES, ArmConfig, Config, MethodConfig, RunConfig
 from .study_checks import lacking_for, validate
 
 ENTRIES = {  # setting of a study that maps names to entries -> what an entry is, and how one is written
@@ -45,7 +45,7 @@ OF_GRID = re.compile(  # a grid's setting
     r"(ablation\.(?:arms\.[^.]+|mine\.template)\.(?:tune|grows)|profiles\.methods\.[^.]+\.grid)\.(.+)"
 )
 NUMBERS = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}
-SUITES_FOR_MINE = "study=optimizers, study=stabilizers or study=schedules"
+SUITES_FOR_MINE = "study=optimizers, study=ladder, study=stabilizers, study=schedules or study=calibrated"
 
 
 def compose(
@@ -198,10 +198,9 @@ def _set(composed: Any, key: str, values: Mapping[str, Any], *, new: bool) -> No
     elif match and not new:
         entry = f"{match[1]}.{match[2]}"
         what, whole = ENTRIES[match[1]]
-        is_arm = ARM.fullmatch(entry) is not None
         targets = values.get("mine", composed.mine) or ()
-        mine = [own_name(str(target)) for target in targets] if is_arm else []
-        some = "lr_scale=2" if is_arm else "about=…"
+        mine = [own_name(str(target)) for target in targets] if what in ("arm", "method") else []
+        some = "lr_scale=2" if ARM.fullmatch(entry) else "about=…"
         require(
             match[2] in [*OmegaConf.select(composed, match[1]), *mine] or entry in values,
             f"{entry}: the suite has no such {what}{nearest(match[2], mine)}; a new one is begun with a +, "
@@ -482,7 +481,9 @@ def hydra_settings(name: str, overrides: Sequence[str]) -> Any:
     return composed.hydra
 
 
-# -- rivals= and mine=: further arms of a suite, and own parts as arms ---------------------------------------
+# -- rivals= and mine=: further arms of a suite, and own parts as arms and methods ---------------------------
+
+Entry = TypeVar("Entry", bound=ArmConfig | MethodConfig)
 
 
 def _with_rivals(config: Config) -> Config:
@@ -498,57 +499,73 @@ def _with_rivals(config: Config) -> Config:
 
 
 def _with_mine(config: Config, *, study: bool) -> Config:
-    """Return the configuration with an arm for each part that `mine` names; the part's function names the
-    arm. The suite's answer is about these arms. Raises UserError if there is no place for them."""
+    """Return the configuration with an arm of the suite, or a method of `profiles`, for each part that `mine`
+    names; the part's function names it. The study's answer is about these. Raises UserError if there is no
+    place for them."""
     if not config.mine:
         return config
-    suite = config.ablation
+    suite, profiles, first = config.ablation, config.profiles, shown(config.mine[0])
+    require(study, f"mine={first} goes with a study: `ebc-lab autopilot {SUITES_FOR_MINE} mine=…`.")
     require(
-        study,
-        f"mine={shown(config.mine[0])} goes with a study: `ebc-lab autopilot {SUITES_FOR_MINE} mine=…`.",
+        bool(suite.mine.group or profiles.mine.group),
+        f"mine={first}: this study has no place for it; add {SUITES_FOR_MINE}.",
     )
-    require(
-        bool(suite.mine.group),
-        f"mine={shown(config.mine[0])}: this study has no place for it; add {SUITES_FOR_MINE}.",
-    )
-    arms = dict(suite.arms)
-    known = _arms_by_target(suite.mine.group, arms)
+    if suite.mine.group:
+        arms, made = _entries_of_mine(config.mine, suite.mine.group, suite.mine.template, suite.arms)
+        mine = replace(suite.mine, arms=list(dict.fromkeys([*suite.mine.arms, *made])))
+        suite = replace(suite, arms=arms, mine=mine)
+    if profiles.mine.group:
+        methods, made = _entries_of_mine(
+            config.mine, profiles.mine.group, profiles.mine.template, profiles.methods
+        )
+        asked_about = list(dict.fromkeys([*made, *profiles.asked_about]))
+        profiles = replace(profiles, methods=methods, asked_about=asked_about)
+    return replace(config, ablation=suite, profiles=profiles)
+
+
+def _entries_of_mine(
+    targets: Sequence[str], group: str, template: Entry, entries: Mapping[str, Entry]
+) -> tuple[dict[str, Entry], list[str]]:
+    """Return the entries with one for each target, made by the template, and the names of those."""
+    entries = dict(entries)
+    known = _names_by_target(group, entries)
     made = []
-    for target in dict.fromkeys(config.mine):
+    for target in dict.fromkeys(targets):
         name = known.get(target)
         if name is None:
-            with_part = {n for n, arm in arms.items() if suite.mine.group not in arm.settings}
-            name = own_name(target, [*(set(arms) - with_part), *choices_of(suite.mine.group, None)])
-            template = _merged(suite.mine.template, arms[name]) if name in with_part else suite.mine.template
-            arm = copy.deepcopy(template)
-            part = {**arm.settings.get(suite.mine.group, {}), "name": name, "target": target}
-            settings = {**arm.settings, suite.mine.group: part}
-            arms[name] = replace(arm, about=arm.about or target, settings=settings)
+            without_part = {n for n, entry in entries.items() if group not in entry.settings}
+            name = own_name(target, [*(set(entries) - without_part), *choices_of(group, None)])
+            like = _merged(template, entries[name]) if name in without_part else template
+            entry = copy.deepcopy(like)
+            part = {**entry.settings.get(group, {}), "name": name, "target": target}
+            settings = {**entry.settings, group: part}
+            entries[name] = replace(entry, about=entry.about or target, settings=settings)
         made.append(name)
-    mine = replace(suite.mine, arms=list(dict.fromkeys([*suite.mine.arms, *made])))
-    return replace(config, ablation=replace(suite, arms=arms, mine=mine))
+    return entries, made
 
 
-def _arms_by_target(group: str, arms: Mapping[str, ArmConfig]) -> dict[str, str]:
-    """Return the name of each arm whose part in `group` has a target, by target."""
-    parts = {name: arm.settings.get(group) for name, arm in arms.items()}
+def _names_by_target(group: str, entries: Mapping[str, ArmConfig | MethodConfig]) -> dict[str, str]:
+    """Return the name of each arm or method whose part in `group` has a target, by target."""
+    parts = {name: entry.settings.get(group) for name, entry in entries.items()}
     return {p["target"]: name for name, p in parts.items() if isinstance(p, Mapping) and p.get("target")}
 
 
-def _merged(template: ArmConfig, arm: ArmConfig) -> ArmConfig:
-    """Return the template overlaid with the settings of `arm` that differ from the defaults."""
-    usual = ArmConfig()
-    settings = {key: value for key, value in vars(arm).items() if value != getattr(usual, key)}
-    for key in settings.keys() & {"settings", "tune"}:
+def _merged(template: Entry, entry: Entry) -> Entry:
+    """Return the template overlaid with the settings of `entry` that differ from the defaults."""
+    usual = type(entry)()
+    settings = {key: value for key, value in vars(entry).items() if value != getattr(usual, key)}
+    for key in settings.keys() & {"settings", "tune", "grid"}:
         settings[key] = {**getattr(template, key), **settings[key]}
     return replace(template, **settings)
 
 
 def _by_their_targets(config: Config) -> Config:
-    """Return the configuration with `mine`, unless it is empty, set to the resolved targets of the arms that
-    `ablation.mine.arms` lists."""
+    """Return the configuration with `mine`, unless it is empty, set to the resolved targets of the arms and
+    methods that the study's answer is about."""
     if not config.mine:
         return config
-    suite = config.ablation
-    arms = _arms_by_target(suite.mine.group, {name: suite.arms[name] for name in suite.mine.arms})
-    return replace(config, mine=list(arms))
+    suite, profiles = config.ablation, config.profiles
+    arms = {name: suite.arms[name] for name in suite.mine.arms}
+    methods = {name: of for name, of in profiles.methods.items() if name in profiles.asked_about}
+    known = _names_by_target(suite.mine.group, arms) | _names_by_target(profiles.mine.group, methods)
+    return replace(config, mine=list(known))

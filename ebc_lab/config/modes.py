@@ -28,7 +28,7 @@ def check_exact(run: RunConfig) -> None:
     """Raise UserError for settings that determinism=verity cannot make exact."""
     parts, batch = run.determinism.micro_batches, run.batch_size
     require(batch % parts == 0, f"determinism.micro_batches={parts} must divide batch_size={batch}.")
-    tokens = run.batch_size * run.model.context
+    tokens = run.tokens_per_step
     require(
         tokens <= MOST_TOKENS,
         f"determinism=verity adds up {MOST_TOKENS:,} tokens a step at the most, and this batch has "

@@ -181,6 +181,11 @@ class RunConfig:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     ebm: EbmConfig = field(default_factory=EbmConfig)
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Return how many tokens (images, under `workload=images`) a step reads."""
+        return self.batch_size * self.model.context
+
 
 @dataclass
 class StudyConfig:
@@ -423,14 +428,20 @@ class Swept:
 
 
 @dataclass
-class MineConfig:
-    """What a suite makes an arm of for `mine=./my_opt.py:Cautious`, and the arms that its answer is about."""
+class PlaceForMineConfig:
+    """What the parts named by `mine=` are of. Subclasses have the template of their entries."""
 
     group: str = setting(
         "",
         "what mine= names; empty: this suite takes none",
         choices=("", "optimizer", "stabilizer", "lr_schedule"),
     )
+
+
+@dataclass
+class MineConfig(PlaceForMineConfig):
+    """What a suite makes an arm of for `mine=./my_opt.py:Cautious`, and the arms that its answer is about."""
+
     template: ArmConfig = field(default_factory=ArmConfig)
     arms: list[str] = setting([], "arms that are compared with every other; those of mine= join", unique=True)
 
@@ -658,6 +669,13 @@ class MethodConfig(EntryConfig):
 
 
 @dataclass
+class MineMethodConfig(PlaceForMineConfig):
+    """What `profiles` makes a method of for `mine=./my_opt.py:Cautious`."""
+
+    template: MethodConfig = field(default_factory=MethodConfig)
+
+
+@dataclass
 class ProfilesConfig(StageConfig):
     """Methods with one configuration each for all workloads: how soon does each reach a target that a tuned
     yardstick set? Over `seeds`."""
@@ -680,7 +698,10 @@ class ProfilesConfig(StageConfig):
         3, "seeds, after those, with which the yardstick's best point sets the target", low=1, high=SEEDS
     )
     target_slack: float = setting(0.0, "added to the loss that the yardstick reached", "nats", 0, 10)
-    asked_about: list[str] = setting([], "methods whose place the headline tells", unique=True)
+    asked_about: list[str] = setting(
+        [], "methods whose place the headline tells; those of mine= come first", unique=True
+    )
+    mine: MineMethodConfig = field(default_factory=MineMethodConfig)
 
 
 @dataclass
@@ -789,8 +810,8 @@ class Config(RunConfig):
     seeds: list[int] = setting([0, 1, 2], "of the finals and of suites", low=0, high=SEED, **CHOICES)
     mine: list[str] = setting(
         [],
-        "of study=optimizers, stabilizers or schedules: yours, each an arm: mine=./my_opt.py:Cautious, or "
-        "mine=[./a.py:A,./b.py:B]",
+        "of study=optimizers, stabilizers, schedules or calibrated: yours, each an arm (of calibrated a "
+        "method): mine=./my_opt.py:Cautious, or mine=[./a.py:A,./b.py:B]",
         unique=True,
         most=20,
     )

@@ -563,7 +563,6 @@ def _check_grid_of_method(path: str, method: schema.MethodConfig) -> None:
     for group, settings in method.settings.items():
         its = f"{path}.settings.{group}"
         require(isinstance(settings, dict), f"{its} takes {{name: …}}, not {shown(settings)}.")
-        require(settings.get("target") is None, f"{its}: this stage takes the lab's own parts only.")
     for key, values in method.grid.items():
         group, _, name = key.partition(".")
         if key == HORIZON:

@@ -191,6 +191,7 @@ PROFILE_MEANINGS = {  # of profiles.csv, one row per method and workload
     "diverged": ("runs", "of them"),
     "steps": ("steps", "to the target, median over the seeds; empty for a miss"),
     "train_s": ("s", "of training to the target, likewise"),
+    "tokens": ("tokens", "read to the target, likewise; images under `workload=images`"),
     "ratio": ("×", "steps, over those of the best method on the workload"),
     "ratio_seconds": ("×", "seconds, likewise"),
     "score": ("0–1", "of the method: mean share of the workloads within a ratio of 1 to 4"),

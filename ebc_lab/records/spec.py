@@ -110,7 +110,7 @@ class RunSpec:
     def cost(self) -> float:
         """Return an estimate of the run's work (`cost_of`)."""
         run = self.run
-        return cost_of(run.steps, run.batch_size * run.model.context, run.optimizer.name, run.stabilizer.name)
+        return cost_of(run.steps, run.tokens_per_step, run.optimizer.name, run.stabilizer.name)
 
 
 def cost_of(steps: int, tokens_per_step: int, optimizer: str, stabilizer: str) -> float:

@@ -74,8 +74,7 @@ def finished(
     result |= packed() if cause is None else {}
     result["curve"] = np.stack([curve[k] for k in ("step", "val_loss", "train_s")], 1).tolist()
     result |= TargetConfig.from_run(run).reached(result["curve"])
-    tokens = steps * run.batch_size * run.model.context
-    result |= _speed(tokens, train_s, probe_s)
+    result |= _speed(steps * run.tokens_per_step, train_s, probe_s)
     result["streams"] = {name: mark.sha256 for name, mark in marks.items()} | _models_of(files, result)
     return result
 

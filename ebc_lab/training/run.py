@@ -404,7 +404,7 @@ class Training:
                 **_joined(hook.evaluated(model) for hook in self.hooks),
             }
         )
-        tokens = self.step * self.run_config.batch_size * self.run_config.model.context
+        tokens = self.step * self.run_config.tokens_per_step
         self.recording.evaluation(self.step, figures, tokens=tokens, train_s=self.train_s)
         self.recording.flush()
         ended = None

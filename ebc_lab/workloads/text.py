@@ -73,7 +73,7 @@ def check_length_of(run: RunConfig, corpus: Corpus, steps: int) -> None:
     """Refuse shards that are read in order and end before so many steps. Raises UserError."""
     if corpus.shards is None or run.data.order != "in_order":
         return
-    tokens = run.batch_size * run.model.context
+    tokens = run.tokens_per_step
     batches = sum(batches_in(corpus.shards.train, tokens))
     if batches < steps:
         raise UserError(f"{steps} steps are too many: {too_short(batches, tokens)}")

@@ -59,6 +59,8 @@ def test_the_study_tells_how_soon_and_how_surely_each_arm_reaches_the_target(fin
     assert reached
     for row in reached:
         assert float(row["target_reached"]) == 2
+        assert float(row["tokens_to_target"]) == 256 * float(row["steps_to_target"])
+        assert float(row["seconds_to_target"]) > 0
     page = (finished / "report.html").read_text()
     assert "Steps to the target" in page
     specs = [read_json(path) for path in finished.glob("runs/*/spec.json")]

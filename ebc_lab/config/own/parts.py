@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from ..choices import OWN_GROUPS, choices_of, groups, offered_target
 from ..errors import UserError, any_of, require, shown
 from ..fields import CUSTOM
-from ..schema import ArmConfig, CarrySettingConfig, Config, RunConfig, UnitConfig
+from ..schema import ArmConfig, CarrySettingConfig, Config, MethodConfig, RunConfig, UnitConfig
 from . import sources
 
 # (stage, key) of each mapping in a study whose entries change settings of a run
@@ -27,6 +27,7 @@ ENTRIES = (
     ("controller_search", "candidates"),
     ("carry", "arms"),
     ("carry", "settings"),
+    ("profiles", "methods"),
 )
 WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 LONGEST = 40  # characters in an own part's name, which names of arms and runs contain
@@ -76,8 +77,8 @@ def with_own_parts(config: Settings, change: Change) -> Settings:
 
 
 def _with_entry(where: str, entry: Any, change: Change) -> Any:
-    """Return an arm, a setting of `carry` or a candidate with `change` applied to its user-defined parts."""
-    if isinstance(entry, ArmConfig | UnitConfig | CarrySettingConfig):
+    """Return an arm, a method, a setting of `carry` or a candidate with `change` applied to its own parts."""
+    if isinstance(entry, ArmConfig | UnitConfig | CarrySettingConfig | MethodConfig):
         return dataclasses.replace(entry, settings=_with_entry(where, entry.settings, change))
     if not isinstance(entry, Mapping):
         return entry

@@ -1,4 +1,4 @@
-"""A target loss: how soon runs reach the target, and how surely the runs of an arm end below it.
+"""A target loss: in how many steps, seconds and tokens runs reach it, and how surely an arm ends below it.
 
 A target changes nothing in a run and is not part of a run's name, so the same runs can be judged by another
 target. All figures about a target are computed from the loss curves of runs.
@@ -13,6 +13,7 @@ from ..fields import setting
 from ..part import Figure, Head, Part
 
 LOSS = ("loss",)
+NOT_ON_A_TERMINAL = ("paper", "page")
 Row = Sequence[Any]  # a point of a loss curve: step, loss on the fixed windows, seconds of training
 
 
@@ -64,7 +65,19 @@ class TargetConfig(Part):
             "steps_to_target_sd",
             "steps",
             "their standard deviation over the seeds",
-            Head("σ of the steps", "σ steps"),
+            Head("σ of the steps", "σ steps", places=NOT_ON_A_TERMINAL),
+        ),
+        _arm_figure(
+            "seconds_to_target",
+            "s",
+            "of training until then on the machine that trained, likewise",
+            Head("Seconds to the target", "seconds"),
+        ),
+        _arm_figure(
+            "tokens_to_target",
+            "tokens",
+            "read until then (images under `workload=images`), likewise",
+            Head("Tokens to the target", "tokens"),
         ),
         _arm_figure("target_reached", "runs", "that reached it", Head("Runs that reached it", "reached")),
         _arm_figure("target_runs", "runs", "that completed, n", Head("n", "n")),
@@ -78,7 +91,7 @@ class TargetConfig(Part):
             "target_final_sd",
             "nats/token",
             "its standard deviation over the seeds, σ",
-            Head("σ of the final loss", "σ"),
+            Head("σ of the final loss", "σ", places=NOT_ON_A_TERMINAL),
         ),
         _arm_figure(
             "target_p",
@@ -103,11 +116,18 @@ class TargetConfig(Part):
             "steps_difference_low", "steps", "lower end of its 95% interval, by itself", Head("from", "from")
         ),
         _arm_figure("steps_difference_high", "steps", "upper end", Head("to", "to")),
+        _arm_figure(
+            "seconds_ratio",
+            "×",
+            "seconds to the target over those of the arm that it is compared with, geometric mean over the "
+            "seeds of both; empty where a run of these missed it",
+            Head("Seconds over the reference’s", "× s", "two_digits"),
+        ),
     )
-    table = "Steps to the target"
+    table = "Steps, seconds and tokens to the target"
     note = (
-        "n: completed runs; p: one-sided, that the mean final loss is below the target; surely below: p of "
-        "the fixed windows' loss below `target.level`"
+        "seconds: as the machine was loaded; n: completed runs; p: one-sided, that the mean final loss is "
+        "below the target; surely below: p of the fixed windows' loss below `target.level`"
     )
 
     def reached(self, curve: Iterable[Row]) -> dict[str, float | None]:

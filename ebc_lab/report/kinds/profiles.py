@@ -48,16 +48,18 @@ class Profiles(Kind):
         return made
 
     def answers(self, found: Evidence) -> list[Answer]:
-        return [self._answer(name, track) for name, track in found.tracks.items()]
+        most = MOST_TILES if found.config.mine else None  # those of mine= are asked about first
+        return [self._answer(name, track, most) for name, track in found.tracks.items()]
 
-    def _answer(self, name: str, track: ProfilesTrack) -> Answer:
+    def _answer(self, name: str, track: ProfilesTrack, most: int | None) -> Answer:
         """Return who scores highest, and where the methods stand that the study asks about."""
         methods = track["methods"]
         first = [method for method, found in ranked(track) if found["place"] == 1]
         score = fixed(methods[first[0]]["score"], 2)
         sentence = f"{' and '.join(first)} {'scores' if len(first) == 1 else 'score'} highest, {score} of 1."
         tiles = []
-        for method in [m for m in track["asked_about"] if m in methods] or list(methods):
+        asked = [method for method in track["asked_about"] if method in methods]
+        for method in asked[:most] or list(methods):
             found = methods[method]
             remark = f"{_span(found)}, over the seeds" if found["low"] is not None else ""
             place = f"place {found['place']} of {len(methods)}"
@@ -82,6 +84,7 @@ def _row(decided: ProfilesTrack, found: Profiled, place: str) -> dict[str, Any]:
         "diverged": len(there["diverged"]),
         "steps": there["median_steps"],
         "train_s": there["median_seconds"],
+        "tokens": there.get("median_tokens"),
         "ratio": there["ratio"],
         "ratio_seconds": there["ratio_seconds"],
         "lr_sensitivity": rate["sensitivity"] if rate else None,
@@ -149,11 +152,13 @@ def _ratios(name: str, decided: ProfilesTrack) -> Table:
         at = [found["workloads"].get(place) for place in places]
         shown = [Cell("missed") if r and r["ratio"] is None else r and r["ratio"] for r in at]
         rows.append(filled(columns, [method, *shown], chosen=method in decided["asked_about"]))
-    best = [
-        f"{place} {brief(w['best_steps'])} steps to {fixed(w['loss'])}"
-        for place, w in places.items()
-        if w["best_steps"] is not None
-    ]
+    best = []
+    for place, target in places.items():
+        if target["best_steps"] is not None:
+            every = (of["workloads"].get(place) for of in decided["methods"].values())
+            first = next(at for at in every if at and at["median_steps"] == target["best_steps"])
+            tokens = f", {brief(count)} tokens," if (count := first.get("median_tokens")) else ""
+            best.append(f"{place} {brief(target['best_steps'])} steps{tokens} to {fixed(target['loss'])}")
     return Table(
         name, "Steps to the target, over those of the best method", columns, rows, f"best: {'; '.join(best)}"
     )

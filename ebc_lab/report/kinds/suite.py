@@ -9,7 +9,9 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from ebc_lab.config.schema import Config
 from ebc_lab.records.columns import ABLATION_MEANINGS, DIFFERENCE_FIGURES, TUNED
+from ebc_lab.records.decisions import Answer as Verdict
 from ebc_lab.records.decisions import Difference, StepCost, SuiteTrack, TunedArm, Window
 from ebc_lab.study.stages.compare_arms import seeds_of
 from ebc_lab.study.stages.statistics import WINDOW_NATS, by_interval, centre_of, in_octaves
@@ -32,6 +34,8 @@ VERDICTS = {  # of an arm that a suite asks about -> colour of the answer, in wo
     "untuned": ("undecided", "could not be tuned"),
 }
 
+HERE = " on this model, batch and length"  # what an answer holds for: `_on_what` has the sizes
+
 Said = tuple[str, str, Sequence[str], Sequence[Tile]]  # colour of an answer, its sentence, findings, figures
 
 
@@ -51,7 +55,7 @@ class Suite(Kind):
             name,
             judged,
             sentence,
-            findings,
+            [*findings, *([_on_what(found.config)] if words.asked(track) else [])],
             tiles[:MOST_TILES],
             [t for t in _compared(found, name, track) if PAGE in t.places],
             judging=_judging(track),
@@ -172,19 +176,42 @@ def _answer_of_mine(track: SuiteTrack, lost: Sequence[str], tuned: Mapping[str, 
     answers = track["answers"]  # also of those that were never trained
     if not answers:
         return "undecided", "No answer: no run of these arms completed.", lost, []
-    counts = Counter(answer["verdict"] for answer in answers.values())
-    judged = VERDICTS[next(iter(counts))][0] if len(counts) == 1 else "undecided"
-    findings = [*lost, *(f"{answer['sentence'].rstrip('.')}." for answer in answers.values())]
+    counts = Counter(map(_verdict_in_words, answers.values()))
+    colours = {VERDICTS[answer["verdict"]][0] for answer in answers.values()}
+    judged = colours.pop() if len(colours) == 1 else "undecided"
+    sentences = [f"{answer['sentence'].rstrip('.')}." for answer in answers.values()]
+    findings = [*dict.fromkeys([*lost, *sentences])]
     tiles = _tiles_of_mine(track, tuned)
+    compared = [label for label, answer in answers.items() if answer["rival"]]
     if len(answers) > MOST_NAMED:
-        counted = [f"{n} {VERDICTS[verdict][1]} the best of the others" for verdict, n in counts.items()]
-        return judged, f"Of {len(answers)} arms, {', '.join(counted)}.", findings, tiles
-    clauses = [f"{n} {VERDICTS[a['verdict']][1]} {a['rival'] or ''}".rstrip() for n, a in answers.items()]
+        counted = [
+            f"{n} {verdict.replace('is ', 'are ', n > 1)}{' the best of the others' * with_rival}"
+            for (verdict, with_rival), n in counts.items()
+        ]
+        many = f"{len(answers)} arms{HERE * bool(compared)}"
+        return judged, f"Of {many}, {', '.join(counted)}.", findings, tiles
+    clauses = [f"{n} {_verdict_in_words(a)[0]} {a['rival'] or ''}".rstrip() for n, a in answers.items()]
+    if compared:  # said once
+        clauses[[*answers].index(compared[0])] += HERE
     needed = [
         a["seeds_needed"] for a in answers.values() if a["verdict"] == "undecided" and a["seeds_needed"]
     ]
     clauses += [f"about {plural(max(needed), 'seed')} would decide it"] if needed else []
     return judged, f"{'; '.join(clauses)}.", findings, tiles
+
+
+def _on_what(config: Config) -> str:
+    """Return what the answer was found on, and that it may be another one elsewhere."""
+    batch, steps, text = words.batch(config), config.ablation.steps, config.data.name
+    sizes = f"On one model ({words.model(config)}), batch {batch}, {steps:,} steps of {text}"
+    return f"{sizes}: another size may answer otherwise; study=ladder asks that."
+
+
+def _verdict_in_words(answer: Verdict) -> tuple[str, bool]:
+    """Return a verdict in words, and whether a rival is to follow."""
+    compared = answer["rival"] is not None
+    uncompared = answer["verdict"] == "undecided" and not compared
+    return "is not compared" if uncompared else VERDICTS[answer["verdict"]][1], compared
 
 
 def _tiles_of_mine(track: SuiteTrack, tuned: Mapping[str, TunedArm]) -> list[Tile]:

@@ -146,8 +146,6 @@ def _facts(
     seeds = [kinds.kind_of(evidence.decision).seeds(evidence) for evidence in last] or [config.seeds]
     few = words.low_bit(config)
     cut = [] if config.tokens.name == "characters" else [("Tokens", words.tokens(config))]
-    images = config.workload.name == "images"
-    step = f"{config.batch_size} " + ("images" if images else f"× {config.model.context} tokens")
     return [
         ("Corpus", header["corpus"]["title"]),
         ("Model", words.model(config)),
@@ -156,7 +154,7 @@ def _facts(
         if config.ablation.mine.group != "optimizer"
         else ("Compared", ", ".join(config.ablation.arms)),
         *([("Low-bit", few)] if few else []),
-        ("Scale", f"{config.scale}: {steps:,} steps of {step}"),
+        ("Scale", f"{config.scale}: {steps:,} steps of {words.batch(config)}"),
         ("Seeds", _seeds(seeds[0])),
         ("Runs", f"{len(results)}, {words.clock(hours)} of training"),
     ]

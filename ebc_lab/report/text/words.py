@@ -240,8 +240,9 @@ def mine_of(track: SuiteTrack) -> list[str]:
 
 
 def asked(track: SuiteTrack) -> list[str]:
-    """Return the arms that a suite asks about and has an answer for."""
-    return [label for label in mine_of(track) if label in track["answers"]]
+    """Return the arms that a suite asks about and has compared with others."""
+    compared = {label for label, answer in track["answers"].items() if answer["rival"]}
+    return [label for label in mine_of(track) if label in compared]
 
 
 BADGES = {"better": "pass", "level": "pass", "worse": "fail", "undecided": "undecided"}
@@ -341,6 +342,12 @@ def model(config: RunConfig) -> str:
     decodes = mixture if decoder.name == "moe" else f"transformer blocks ({blocks})"
     sizes = [f"n = {ebm.n}", splats or "no splats", f"encoder: {encoder}", f"decoder: {decodes}"]
     return f"energy-based on the sphere; {'; '.join(sizes)}; context {m.context}"
+
+
+def batch(config: RunConfig) -> str:
+    """Return what a step reads, such as `8 × 64 tokens`."""
+    images = config.workload.name == "images"
+    return f"{config.batch_size} {'images' if images else f'× {config.model.context} tokens'}"
 
 
 def tokens(config: RunConfig) -> str:

@@ -81,9 +81,12 @@ def _runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
     for name, settings in config.controller_search.candidates.items():
         if isinstance(settings, dict):
             yield f"candidate {name}", fill_from_baseline(changed(base, settings), UNIT)
-    if base.stabilizer.target is None:  # EBC would refuse a run whose target KL the study has yet to find
-        base = replace(base, stabilizer=replace(base.stabilizer, name="none"))
-    yield "the study's settings", base
+    plain = replace(base, stabilizer=replace(base.stabilizer, name="none"))
+    for name, method in config.profiles.methods.items():
+        point = {key: values[0] for key, values in method.grid.items()}
+        yield f"method {name}", changed(plain, method.settings_at(point))
+    # EBC would refuse a run whose target KL the study has yet to find
+    yield "the study's settings", plain if base.stabilizer.target is None else base
 
 
 def _tried(runs: dict[str, RunConfig], study: Study, config: Config) -> list[str]:

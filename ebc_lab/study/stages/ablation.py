@@ -159,7 +159,7 @@ def _arms(config: Config, specs: Specs, results: Results, earlier: Decisions) ->
         versus = arms.get(arm["versus"] or "")
         arm["figures"] |= memory[label] if differs else {}
         arm["figures"] |= compare_arms.target_figures(
-            target, arm, versus, results, rules.error_divided(config)
+            target, arm, versus, results, runs[label][0].tokens_per_step, rules.error_divided(config)
         )
     return arms
 
@@ -317,7 +317,8 @@ class Ablation(Stage):
         answers = [answer["sentence"] for answer in track["answers"].values()]
         lost = unfinished(track)
         many = len(track["arms"]) - len(lost)
-        return "; ".join([*lost, *(answers or [f"{many} arm{'s' * (many != 1)}; {told_apart(track)}"])])
+        told = answers or [f"{many} arm{'s' * (many != 1)}; {told_apart(track)}"]
+        return "; ".join(dict.fromkeys([*lost, *told]))
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
         """Return how each of the user's own arms (`mine`) compares with its rival, over the seeds that both
@@ -326,7 +327,8 @@ class Ablation(Stage):
         decision = self.decide(config, specs, results, earlier)
         clauses = []
         for name, track in decision["tracks"].items():
-            found = [(label, one["rival"], one["difference"]) for label, one in track["answers"].items()]
+            answers = {label: answer for label, answer in track["answers"].items() if answer["rival"]}
+            found = [(label, one["rival"], one["difference"]) for label, one in answers.items()]
             if not found:
                 beside = [
                     (label, arm["versus"], arm["difference"]) for label, arm in contenders(track).items()

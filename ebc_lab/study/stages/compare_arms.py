@@ -14,7 +14,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from ebc_lab.config.parts.target import TargetConfig, first_at_or_below
 from ebc_lab.config.schema import Config, RunConfig
@@ -149,25 +149,38 @@ def efficiency(
     return efficiencies
 
 
-def steps_to_target(arm: Arm, results: Results, target: float) -> dict[str, float]:
-    """Return, by seed, the number of steps in which an arm reached the target loss. It is infinite if the run
-    diverged or missed the target. Seeds whose run failed, was lost or is unfinished are left out."""
-    steps: dict[str, float] = {}
-    for seed, result in results_of_arm(arm, results).items():
+class ToTarget(NamedTuple):
+    """What a run took to reach a target loss; infinite if it diverged or missed the target."""
+
+    steps: float
+    seconds: float  # of training
+
+
+def to_target(runs: Mapping[str, str], results: Results, target: float) -> dict[str, ToTarget]:
+    """Return, by seed, what an arm's `runs` (seed -> run id) took to reach the target loss. Seeds whose run
+    failed, was lost or is unfinished are left out. Tokens are steps times the run's `tokens_per_step`."""
+    found: dict[str, ToTarget] = {}
+    for seed, run_id in runs.items():
+        result = results.get(run_id, RunResult())
         if is_conclusive(result):
             curve = result.get("curve") if result.get("outcome") == "completed" else None
             reached = first_at_or_below(curve or [], target)
-            steps[seed] = reached[0] if reached else math.inf
-    return steps
+            found[seed] = ToTarget(*(reached or (math.inf, math.inf)))
+    return found
 
 
 def target_figures(
-    target: TargetConfig, arm: Arm, reference: Arm | None, results: Results, divided: int = 1
+    target: TargetConfig,
+    arm: Arm,
+    reference: Arm | None,
+    results: Results,
+    tokens_per_step: int,
+    divided: int = 1,
 ) -> dict[str, float | None]:
     """Return an arm's figures with respect to a target loss (docs/workloads.md), as listed in
-    `config/parts/target.py`; empty if there is no target.
+    `config/parts/target.py`; empty if there is no target. `tokens_per_step`: of this arm's runs.
 
-    The mean of the steps is None unless every run reached the target, and p is None if a run diverged. As in
+    The means of what it took are None unless every run reached the target, and p if a run diverged. As in
     modded-nanogpt's optimization track, p tests whether the mean final loss is below the target: by a z-test
     if σ is known, else by a t-test. `divided`: the number that divides the error (`rules.error_divided`).
     """
@@ -175,22 +188,25 @@ def target_figures(
         return {}
     completed = completed_runs(arm, results)
     diverged = any(r.get("outcome") == "diverged" for r in results_of_arm(arm, results).values())
-    steps = steps_to_target(arm, results, target.loss)
-    of_reference = steps_to_target(reference, results, target.loss) if reference else {}
-    reached = [x for x in steps.values() if math.isfinite(x)]
+    took = to_target(arm["runs"], results, target.loss)
+    of_reference = to_target(reference["runs"], results, target.loss) if reference else {}
+    reached = [x for x in took.values() if math.isfinite(x.steps)]
     final = completed_values(arm, results, "val_loss")
-    all_there = reached if len(reached) == len(steps) else []
+    steps, seconds = zip(*reached, strict=True) if reached and len(reached) == len(took) else ((), ())
     return {
         "target_loss": target.loss,
         "target_runs": float(len(completed)),
         "target_reached": float(len(reached)),
-        "steps_to_target": mean(all_there),
-        "steps_to_target_sd": spread(all_there),
+        "steps_to_target": mean(steps),
+        "steps_to_target_sd": spread(steps),
+        "seconds_to_target": mean(seconds),
+        "tokens_to_target": mean([x * tokens_per_step for x in steps]),
         "target_final_loss": mean(final),
         "target_final_sd": spread(final),
         "target_p": None if diverged else below(final, target.loss, target.sigma, divided),
         "steps_surely_below": None if diverged else _surely_below(target, completed, divided),
-        **_steps_difference(steps, of_reference, divided),
+        **_steps_difference(took, of_reference, divided),
+        "seconds_ratio": _seconds_ratio(took, of_reference),
     }
 
 
@@ -207,7 +223,7 @@ def _surely_below(target: TargetConfig, runs: Sequence[Mapping[str, Any]], divid
 
 
 def _steps_difference(
-    steps: Mapping[str, float], of_reference: Mapping[str, float], divided: int
+    took: Mapping[str, ToTarget], of_reference: Mapping[str, ToTarget], divided: int
 ) -> dict[str, float | None]:
     """Return the difference in steps from the reference arm, paired by seed, and its interval. The difference
     is the mean, or the median if a run missed the target.
@@ -217,13 +233,22 @@ def _steps_difference(
     the interval would have no width.
     """
     keys = ("steps_difference", "steps_difference_low", "steps_difference_high")
-    shared = set(steps) & set(of_reference)
-    reached = [seed for seed in shared if math.isfinite(min(steps[seed], of_reference[seed]))]
+    shared = set(took) & set(of_reference)
+    reached = [seed for seed in shared if math.isfinite(min(took[seed].steps, of_reference[seed].steps))]
     if not reached:
         return dict.fromkeys(keys)
-    found = paired({seed: steps[seed] for seed in reached}, of_reference, looks=divided)
+    steps, others = ({seed: of[seed].steps for seed in reached} for of in (took, of_reference))
+    found = paired(steps, others, looks=divided)
     ends = (found["low"], found["high"]) if found["low"] != found["high"] else (None, None)
     return dict(zip(keys, (centre_of(found), *ends), strict=True))
+
+
+def _seconds_ratio(took: Mapping[str, ToTarget], of_reference: Mapping[str, ToTarget]) -> float | None:
+    """Return the geometric mean, over the seeds of both arms, of the seconds to the target over those of the
+    reference. It is None if a run missed the target, or was there before its first step."""
+    pairs = [(took[seed].seconds, of_reference[seed].seconds) for seed in took if seed in of_reference]
+    known = all(0 < x < math.inf for pair in pairs for x in pair)
+    return statistics.geometric_mean(a / b for a, b in pairs) if pairs and known else None
 
 
 def compare(config: Config, specs: Specs, results: Results, earlier: Decisions) -> dict[str, FinalsTrack]:

@@ -127,7 +127,6 @@ class Finals(Stage):
         """Return a decision with each track's arms, paired differences, efficiency and verdict. If seeds may
         be added, it also holds the planned looks, and when and why the looks stopped. Raises Undecidable."""
         tracks = compare(config, specs, results, earlier)
-        tokens_per_step = config.batch_size * config.model.context
         notes: list[str] = []
         for name, track in tracks.items():
             measured = (s.run_id for s in specs if s.kind == "overhead" and s.track == name)
@@ -136,7 +135,9 @@ class Finals(Stage):
                 "sigma": earlier["lr_sweep"]["tracks"][name]["sigma"],
                 "margin_sigma": track["differences"]["control"][track["best_ebc_by_val"]]["sigmas"],
                 "overhead_pct": overhead.get("overhead_pct"),
-                "efficiency": efficiency(track["arms"], track["roles"]["baseline"], results, tokens_per_step),
+                "efficiency": efficiency(
+                    track["arms"], track["roles"]["baseline"], results, config.tokens_per_step
+                ),
                 "verdict": verdict_lines(config, track, results, overhead),
             }
             if not overhead.get("overhead_pct") and overhead.get("outcome") != "completed":

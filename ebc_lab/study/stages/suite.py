@@ -172,9 +172,14 @@ def shape_of(arm: SizedConfig) -> str:
 def contenders(track: SuiteTrack) -> dict[str, Arm]:
     """Return the arms of a suite that may be called its best: they have the reference's size, and were judged
     on the whole split of the reference's text."""
-    arms, reference = track["arms"], track["reference"]
-    size = arms[reference].get("shape") if reference in arms else ""
-    return {n: arm for n, arm in arms.items() if arm["comparable"] and arm.get("shape") == size}
+    size = size_of(track)
+    return {n: arm for n, arm in track["arms"].items() if arm["comparable"] and arm.get("shape", "") == size}
+
+
+def size_of(track: SuiteTrack) -> str:
+    """Return how the reference's runs differ in size from the suite's (`shape_of`)."""
+    reference = track["arms"].get(track["reference"])
+    return reference.get("shape", "") if reference else ""
 
 
 # -- arms that start from another's weights ------------------------------------------------------------------

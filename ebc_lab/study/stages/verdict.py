@@ -25,6 +25,7 @@ from ebc_lab.records.decisions import (
     OVERHEAD,
     Acceptance,
     Answer,
+    Arm,
     Decision,
     Difference,
     FinalsTrack,
@@ -48,7 +49,7 @@ from .statistics import (
     show_interval,
     show_mean,
 )
-from .suite import contenders, differences, tuned_arms
+from .suite import contenders, differences, size_of, tuned_arms
 
 MOST_GIVEN = 100  # the most seeds that the setting takes
 MOST_NAMED = 5  # the most arms that a list names; the rest are counted
@@ -208,8 +209,9 @@ def acceptance(config: Config, decision: Decision) -> Acceptance:
 def add_answers(
     config: Config, tracks: Mapping[str, SuiteTrack], results: Results, earlier: Decisions
 ) -> int:
-    """Write into every track the user's own arms, as `mine`, and the `answers` about them, also for arms that
-    could not be tuned. Return the number of comparisons; the intervals hold for all of them at once."""
+    """Write into every track the user's own arms, as `mine`, and the `answers` about them, also about those
+    that could not be compared. Return the number of comparisons. The intervals hold for all of them at
+    once."""
     own = config.ablation.mine.arms
     others: dict[str, list[str]] = {}
     pairs: list[tuple[str, str, str]] = []
@@ -226,10 +228,9 @@ def add_answers(
             against = {other: found[name, label, other] for other in others[name]}
             rival = _rival(track, others[name], tuned)
             track["answers"][label] = _answer(config, label, rival, against)
-        for label in own:
-            if "untuned" in tuned.get(label, {}):
-                track["mine"].append(label)
-                track["answers"][label] = _not_tuned(label, tuned[label]["untuned"])
+        for label in (label for label in own if label not in track["answers"]):
+            track["mine"] = list(dict.fromkeys([*track["mine"], label]))
+            track["answers"][label] = _not_compared(label, track, tuned.get(label))
     return len(pairs)
 
 
@@ -242,16 +243,33 @@ def _rival(track: SuiteTrack, others: Sequence[str], tuned: Mapping[str, TunedAr
     return min(others, key=lambda other: math.inf if (x := val_losses[other]) is None else x)
 
 
-def _not_tuned(label: str, reason: str) -> Answer:
+def _not_compared(label: str, track: SuiteTrack, tuned: TunedArm | None) -> Answer:
+    """Return the answer about one of the user's own arms that is compared with none, which says why."""
+    untuned = tuned.get("untuned") if tuned else None
+    reason = f"{label} could not be tuned: {untuned}" if untuned else _why_not_compared(label, track)
     return {
         "rival": None,
         "difference": None,
         "against": {},
         "seeds_needed": None,
         "seeds": None,
-        "verdict": "untuned",
-        "sentence": f"{label} could not be tuned: {reason}",
+        "verdict": "untuned" if untuned else "undecided",
+        "sentence": reason,
     }
+
+
+def _why_not_compared(label: str, track: SuiteTrack) -> str:
+    arm = track["arms"].get(label)
+    if arm is None:
+        return f"{label} was not trained: no run that it copies or starts from completed"
+    if no_run := _no_run_ended(label, arm):
+        return no_run
+    if not arm["comparable"]:
+        return f"{label} is not compared: it was judged on another text, or on a part of the split"
+    sizes = [size or "the suite's size" for size in (arm["shape"], size_of(track))]
+    if sizes[0] != sizes[1]:
+        return f"{label} is not compared: it has {sizes[0]}, and the others have {sizes[1]}"
+    return f"{label} is not compared: no other arm of its size and text has a finished run"
 
 
 def _answer(config: Config, label: str, rival: str, against: dict[str, Difference]) -> Answer:
@@ -353,13 +371,16 @@ def _remark(d: Difference) -> str:
 def unfinished(track: SuiteTrack) -> list[str]:
     """Return a clause for each arm without a finished run, such as `hot: no run ended (2 failed: ramps.py:3:
     TypeError)`. These arms have no verdict and are not counted."""
-    lines = []
-    for label, arm in track["arms"].items():
-        if not set(FINISHED) & set(arm["outcomes"]):
-            ends = ", ".join(f"{n} {outcome}" for outcome, n in arm["outcomes"].items())
-            why = f": {cause.rstrip('.')}" if (cause := arm.get("cause")) else ""
-            lines.append(f"{label}: no run ended ({ends or 'none has a result'}{why})")
-    return lines
+    return [line for label, arm in track["arms"].items() if (line := _no_run_ended(label, arm))]
+
+
+def _no_run_ended(label: str, arm: Arm) -> str:
+    """Return that no run of an arm finished, and why; empty if one did."""
+    if set(FINISHED) & set(arm["outcomes"]):
+        return ""
+    ends = ", ".join(f"{n} {outcome}" for outcome, n in arm["outcomes"].items())
+    why = f": {cause.rstrip('.')}" if (cause := arm.get("cause")) else ""
+    return f"{label}: no run ended ({ends or 'none has a result'}{why})"
 
 
 def told_apart(track: SuiteTrack) -> str:

@@ -21,7 +21,8 @@ from .study import EarlierAnswer, Record
 Change = tuple[str, Any, Any]  # dotted path of a setting, its value in study.json, its value now
 MOST = 5  # changes described one by one in a summary
 LONGEST = 60  # characters shown of a value
-TEXT = re.compile(r"ablation\.(question|arms\.[^.]+\.about)")  # no run and no comparison depends on these
+# no run and no comparison depends on these
+TEXT = re.compile(r"ablation\.(question|arms\.[^.]+\.about)|profiles\.mine\..+")
 
 
 def requested(config: Config) -> dict[str, Any]:

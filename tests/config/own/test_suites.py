@@ -208,6 +208,28 @@ def test_an_arm_that_mine_makes_is_set_like_any_other(folder, sign):
         composed(*asked, "ablation.arms.cautios.tune.lr=[1e-4]")
 
 
+def test_a_method_that_mine_makes_has_the_grid_of_the_yardstick_and_is_asked_about_first(folder):
+    asked = ("study=calibrated", "mine=./suite_opt.py:Cautious")
+    config = composed(*asked)
+    profiles, usual = config.profiles, composed("study=calibrated").profiles
+    own, nadamw = profiles.methods["cautious"], usual.methods["nadamw"]
+    part = own.settings["optimizer"]
+    assert (part["name"], part["target"], len(part["sha256"])) == ("cautious", "suite_opt:Cautious", 64)
+    assert own == replace(nadamw, about=own.about, settings={**nadamw.settings, "optimizer": part})
+    assert {name: profiles.methods[name] for name in usual.methods} == usual.methods
+    assert profiles.asked_about == ["cautious", *usual.asked_about]
+    assert (config.mine, list(config.own_files)) == (["suite_opt:Cautious"], ["suite_opt.py"])
+    rates = "profiles.methods.cautious.grid={optimizer.lr: [1e-4, 2e-4]}"
+    assert composed(*asked, rates).profiles.methods["cautious"].grid == {
+        **nadamw.grid,
+        "optimizer.lr": [1e-4, 2e-4],
+    }
+    with pytest.raises(UserError, match=r"no such method \(did you mean cautious"):
+        composed(*asked, "profiles.methods.cautios.about=x")
+    with pytest.raises(UserError, match=r"^mine=suite_opt:Cautious: .* or study=calibrated\.$"):
+        composed("mine=./suite_opt.py:Cautious")
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("override", "words"),

@@ -33,12 +33,31 @@ def cells(table):
 def test_the_headline_is_about_mine_and_not_about_the_lowest_arm():
     judged, sentence, findings, tiles = answer_of(asked_about("cautious"), TUNED)
     assert judged == "misses"
-    assert sentence == "cautious is worse than muon."
+    assert sentence == "cautious is worse than muon on this model, batch and length."
     assert "against muon, the best of the others by validation: +0.1441 nats of test loss" in findings[0]
     assert [tile.value for tile in tiles] == ["+0.144", "3.2", "×1.09"]
     judged, sentence, *_ = answer_of(asked_about("cautious", verdict="undecided", seeds_needed=9))
     assert judged == "undecided"
     assert "9 seeds would decide" in sentence
+
+
+def test_an_answer_about_mine_says_on_what_it_was_found():
+    images = ["workload=images", "data=digits", "model=cnn"]
+    for more, batch in (
+        ([], "8 × 32 tokens, 123 steps of shakespeare"),
+        (images, "8 images, 123 steps of digits"),
+    ):
+        size = ["scale=smoke", "data=shakespeare", "ablation.steps=123", "batch_size=8", *more]
+        config = compose(["study=optimizers", *size], here=False)
+        found = Evidence(CAUTIOUS["ablation"], config, CAUTIOUS)
+        [answer] = kind_of(found.decision).answers(found)
+        last = answer.findings[-1]
+        assert last.startswith(f"On one model ({words.model(config)}), batch {batch}: another size ")
+        assert f"{config.model.blocks} blocks, width {config.model.width}" in last
+    track = CAUTIOUS["ablation"]["tracks"]["adam_none"]
+    none = {**CAUTIOUS["ablation"], "tracks": {"adam_none": track | {"answers": {}, "mine": []}}}
+    [answer] = kind_of(none).answers(Evidence(none, config, CAUTIOUS))
+    assert not any(line.startswith("On one model") for line in answer.findings)
 
 
 def test_of_many_arms_of_ones_own_the_answer_counts_and_each_has_a_line():

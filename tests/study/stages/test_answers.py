@@ -8,7 +8,8 @@ from support.played import DECIDED, DIVERGED, config_of, done, played
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
-from ebc_lab.report.kinds import suite
+from ebc_lab.report.kinds import Evidence, suite
+from ebc_lab.report.text import words
 from ebc_lab.results import tables
 from ebc_lab.study.stages import ablation
 from ebc_lab.study.stages.stage import stage_of
@@ -192,7 +193,7 @@ def own_file(tmp_path, monkeypatch):
 
 @pytest.mark.thorough
 def test_mine_is_refused_where_there_is_no_place_for_it(own_file):
-    with pytest.raises(UserError, match="study=optimizers, study=stabilizers or study=schedules"):
+    with pytest.raises(UserError, match="study=optimizers, study=stabilizers, study=schedules or"):
         compose(["scale=smoke", "mine=compared_opt:Cautious"])
     with pytest.raises(UserError, match="goes with a study"):
         compose(["mine=compared_opt:Cautious"], study=False)
@@ -230,8 +231,65 @@ def test_an_arm_without_a_finished_run_is_said_first_and_has_no_verdict():
     told = tables.verdict({"ablation": found}).to_dict("records")
     assert [row["name"] for row in told] == ["muon"]
     mine = decision({"adamw": 0.0, "muon": 0.0}, answer=failing("muon"))
-    assert mine["tracks"]["adam_none"]["answers"] == {}
-    assert stage_of("ablation").headlines(mine)[0].startswith("muon: no run ended (5 failed: ")
+    assert answer_of(mine)["verdict"] == "undecided"
+    [line] = stage_of("ablation").headlines(mine)
+    assert line == "muon: no run ended (5 failed: ramps.py:3: TypeError: no flor)"  # once
+    _, sentence, findings, _ = suite.answer_of(mine["tracks"]["adam_none"])
+    assert (sentence, findings) == ("muon is not compared.", [f"{line}."])
+    old = mine["tracks"]["adam_none"] | {"answers": {}}  # as earlier versions recorded it
+    assert suite.answer_of(old)[1:3] == ("No answer: no run of these arms completed.", [f"{line}."])
+
+
+ON = "no other arm of its size and text has a finished run"
+
+
+@pytest.mark.parametrize(
+    ("lists", "why"),
+    [
+        ({"width_scale": 2.0}, "it has 2× width, and the others have the suite's size"),
+        ({"settings": {"final_windows": 4}}, "it was judged on another text, or on a part of the split"),
+        ({}, ON),
+    ],
+)
+def test_an_arm_of_mine_that_no_other_is_like_is_told_why_it_is_not_compared(lists, why, results_schema):
+    """It is asked about by name, so silence would leave the question open."""
+    config = config_of("study=optimizers", "seeds=[0,1]", "ablation.mine.arms=[muon]")
+    arms = {n: replace(a, tune={}) for n, a in config.ablation.arms.items()}
+    settings = {**arms["muon"].settings, **lists.get("settings", {})}
+    arms["muon"] = replace(arms["muon"], **{**lists, "settings": settings})
+    config = replace(config, ablation=replace(config.ablation, arms=arms))
+    failed = {"outcome": "failed", "cause": "no flour"}
+    others = failed if why == ON else done(2.0)
+    _, specs, results = played(
+        "ablation", config, DECIDED, lambda s: done(1.9) if s.role == "muon" else others
+    )
+    found = stage_of("ablation").decide(config, specs, results, DECIDED)
+    track = found["tracks"]["adam_none"]
+    own = answer_of(found)
+    assert (own["verdict"], own["rival"], own["against"]) == ("undecided", None, {})
+    assert own["sentence"] == f"muon is not compared: {why}"
+    assert (track["mine"], words.asked(track)) == (["muon"], [])
+    assert own["sentence"] in stage_of("ablation").headlines(found)[0]
+    shown = Evidence(found, config, results=results)
+    [answer] = suite.KIND.answers(shown)
+    assert (answer.sentence, answer.judged) == ("muon is not compared.", "undecided")
+    assert f"{own['sentence']}." in answer.findings
+    assert suite.KIND.tables(shown)
+    results_schema.validate({"study": "mine", "corpus": "a text", "warning": None} | found)
+
+
+def test_of_many_arms_those_without_a_rival_are_counted_by_themselves():
+    def answer(spec):
+        return (
+            {"outcome": "failed", "cause": "x"} if spec.role == "soap" else done(2 - (spec.role != "adamw"))
+        )
+
+    mine = ("muon", "lion", "soap", "scion")
+    offsets = dict.fromkeys(("adamw", *mine), 0.0)
+    track = decision(offsets, mine=mine, answer=answer, untuned={"scion": "no rate completes"})["tracks"]
+    sentence = suite.answer_of(track["adam_none"])[1]
+    counts = "2 are better than the best of the others, 1 is not compared, 1 could not be tuned"
+    assert sentence == f"Of 4 arms on this model, batch and length, {counts}."
 
 
 def test_a_suite_without_mine_says_which_arms_are_lower_or_how_many_seeds_would_decide_and_names_no_best():

@@ -1,10 +1,12 @@
 """One configuration for all workloads: how targets are set, which configuration is chosen, and the scores."""
 
+import csv
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.called import SMALLEST, answered, called
 from support.drawn import check_sheet, settled, words_of
 from support.played import DIVERGED, FAILED, config_of, decided, done, played
 
@@ -102,6 +104,9 @@ def test_the_yardstick_sets_the_targets_and_one_configuration_is_scored_on_all()
     at = found["workloads"]
     assert (at["gpt"]["steps"], at["gpt"]["ratio"]) == ({"0": 30, "1": 30, "2": 30}, 1)
     assert (at["gpt"]["median_seconds"], at["ebm"]["ratio"]) == (3.0, None)
+    a_step = scored[0].run.batch_size * scored[0].run.model.context
+    assert (at["gpt"]["median_tokens"], at["ebm"]["median_tokens"]) == (30 * a_step, None)
+    assert at["cnn"]["median_tokens"] == 30 * 4 * scored[0].run.batch_size  # images
     assert track["methods"]["adamw"]["workloads"]["gpt"]["ratio"] == 2
     assert track["methods"]["adamw"]["workloads"]["ebm"]["ratio"] == 1
     places = len(track["workloads"])
@@ -124,7 +129,10 @@ def test_the_yardstick_sets_the_targets_and_one_configuration_is_scored_on_all()
     cells = {row.cells[0].text: [cell.text for cell in row.cells[1:]] for row in table.rows}
     assert cells["adamw"][0] == "2.00"
     assert "missed" in cells["double"]
-    assert len(list(profiles.KIND.rows(shown))) == places * len(track["methods"])
+    rows = list(profiles.KIND.rows(shown))
+    assert len(rows) == places * len(track["methods"])
+    assert {row["tokens"] for row in rows if row["workload"] == "gpt" and row["steps"] == 30} == {30 * a_step}
+    assert f"gpt 30 steps, {30 * a_step:,} tokens, to 2.0000" in table.note
     facts = Facts("profiles", "tiny Shakespeare", None, "smoke", 32, 64, (0.5, 0.7))
     figure = settled(draw_profiles, facts, track)
     check_sheet(figure, "profiles")
@@ -170,3 +178,47 @@ def test_what_cannot_be_scored_is_refused():
     with pytest.raises(UserError, match="seeds must not contain"):
         study(f"seeds=[{last}]")
     assert study(f"seeds=[{last + 1}]")
+
+
+PROFILED = """\
+study: {name: profiled, stages: [profiles]}
+dtype: float32
+compile: "off"
+profiles:
+  steps: 4
+  evaluations: 2
+  target_seeds: 1
+  yardstick: adamw
+  calibrate_on: [gpt]
+  workloads:
+    gpt: {about: GPT}
+    gru: {about: GRU, settings: {model: {name: gru}}}
+  methods:
+    adamw: {about: AdamW, settings: {optimizer: {name: adamw}}, grid: {optimizer.lr: [0.004, 0.016]}}
+    sgd: {about: SGD, settings: {optimizer: {name: sgd}}, grid: {optimizer.lr: [0.1, 0.3]}}
+  mine: {group: optimizer, template: {grid: {optimizer.lr: [0.004, 0.016]}}}
+"""
+OWN = "import torch\n\n\nclass Slow(torch.optim.Adam):\n    def step(self):\n        {}super().step()\n"
+
+
+@pytest.mark.thorough
+def test_an_optimizer_of_mine_is_tried_first_and_scored_like_the_others(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be, that is the question. " * 300)
+    (tmp_path / "profiled.yaml").write_text(PROFILED)
+    own = tmp_path / "profiled_opt.py"
+    own.write_text(OWN.format("raise TypeError('no flour')  # "))
+    small = [*SMALLEST, f"data.file={text}", "launcher=inline", "seeds=[0,1]", "threads_per_run=1"]
+    asked = ["autopilot", "study=./profiled.yaml", "mine=./profiled_opt.py:Slow", *small]
+    failed = called(*asked, cwd=tmp_path)
+    assert "error: method slow: profiled_opt.py:6: TypeError: no flour: mend it" in failed.stderr
+    own.write_text(OWN.format(""))
+    told = answered(*asked, cwd=tmp_path).stdout
+    assert "slow 0." in told or "slow scores highest" in told
+    study = tmp_path / "outputs" / "ebc_ablation" / "profiled"
+    assert (study / "own" / "profiled_opt.py").read_text() == own.read_text()
+    rows = list(csv.DictReader((study / "profiles.csv").open()))
+    assert {row["method"] for row in rows} == {"adamw", "sgd", "slow"}
+    assert "Score of slow" in (study / "report.html").read_text()
+    own.write_text(OWN.format("") + "# edited\n")
+    assert "profiled_opt.py was edited since" in called(*asked, cwd=tmp_path).stderr

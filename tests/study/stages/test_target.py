@@ -42,9 +42,10 @@ def test_a_run_reaches_a_target_at_the_first_evaluation_at_or_below_it():
 
 def test_an_arm_has_n_mean_and_spread_of_its_steps_and_p_of_its_final_losses():
     arm, results = arm_of(CURVES)
-    figures = target_figures(TARGET, arm, None, results)
+    figures = target_figures(TARGET, arm, None, results, 256)
     final = [losses[-1] for losses in CURVES.values()]
     assert (figures["target_runs"], figures["target_reached"]) == (4, 4)
+    assert (figures["seconds_to_target"], figures["tokens_to_target"]) == (5.0, 250 * 256)
     assert figures["steps_to_target"] == statistics.fmean([300, 200, 200, 300])
     assert figures["steps_to_target_sd"] == pytest.approx(math.sqrt(4 * 50**2 / 3))
     assert figures["target_final_loss"] == pytest.approx(3.27675)
@@ -52,7 +53,7 @@ def test_an_arm_has_n_mean_and_spread_of_its_steps_and_p_of_its_final_losses():
     assert figures["target_p"] == pytest.approx(stats.t.cdf(t, 3))
     assert 0.0005 < figures["target_p"] < 0.01
     loose = TargetConfig("loss", loss=3.28, level=0.01)
-    assert target_figures(loose, arm, None, results)["steps_surely_below"] == 300
+    assert target_figures(loose, arm, None, results, 256)["steps_surely_below"] == 300
 
 
 def test_a_known_sigma_makes_the_z_test_of_the_benchmarks_rules():
@@ -64,17 +65,18 @@ def test_a_known_sigma_makes_the_z_test_of_the_benchmarks_rules():
     assert below([3.27, 3.27], 3.28) is None  # nor do two that are one
     known = TargetConfig("loss", loss=3.28, sigma=0.0013)
     arm, results = arm_of({"0": (3.3, 3.27, 3.26)})
-    assert target_figures(known, arm, None, results)["steps_surely_below"] == 200
+    assert target_figures(known, arm, None, results, 256)["steps_surely_below"] == 200
 
 
 def test_a_missed_target_leaves_no_mean_and_a_diverged_run_no_p():
     arm, results = arm_of(CURVES | {"1": (3.5, 3.4, 3.3)})
-    figures = target_figures(TARGET, arm, None, results)
-    assert (figures["steps_to_target"], figures["steps_to_target_sd"]) == (None, None)
+    figures = target_figures(TARGET, arm, None, results, 256)
+    keys = ("steps_to_target", "steps_to_target_sd", "seconds_to_target", "tokens_to_target")
+    assert {figures[key] for key in keys} == {None}
     assert (figures["target_runs"], figures["target_reached"]) == (4, 3)
     assert figures["target_p"] > 0.1
     arm, results = arm_of(CURVES, diverged=("2",))
-    figures = target_figures(TARGET, arm, None, results)
+    figures = target_figures(TARGET, arm, None, results, 256)
     assert (figures["target_p"], figures["steps_surely_below"]) == (None, None)
     assert (figures["target_runs"], figures["target_reached"]) == (3, 3)  # it reached it, and diverged
 
@@ -85,22 +87,38 @@ def test_steps_are_compared_seed_by_seed():
     _, others = arm_of(slow)
     reference = {"runs": {seed: f"other {seed}" for seed in slow}}
     results |= {f"other {seed}": others[f"run {seed}"] for seed in slow}
-    figures = target_figures(TARGET, arm, reference, results)
+    figures = target_figures(TARGET, arm, reference, results, 256)
     assert figures["steps_difference"] == -100
     # evaluations tell steps no finer: an interval of no width would say that nothing else can be
     assert figures["steps_difference_low"] is figures["steps_difference_high"] is None
     results["other 0"]["curve"] = [[100, 3.5, 2.0], [200, 3.4, 4.0], [300, 3.281, 6.0], [400, 3.27, 8.0]]
     results["other 1"]["curve"] = [[100, 3.5, 2.0], [200, 3.27, 4.0]]
-    figures = target_figures(TARGET, arm, reference, results)
+    figures = target_figures(TARGET, arm, reference, results, 256)
     differences = [300 - 400, 200 - 200, 200 - 300, 300 - 400]
     assert figures["steps_difference"] == statistics.fmean(differences)
     ends = figures["steps_difference_low"], figures["steps_difference_high"]
     assert ends == pytest.approx(tuple(stats.ttest_1samp(differences, 0).confidence_interval(0.95)))
     for name in ("run 0", "other 0"):
         results[name]["curve"] = [[100, 3.5, 2.0]]  # neither got there: no word on which is sooner
-    assert target_figures(TARGET, arm, reference, results)["steps_difference"] == pytest.approx(-200 / 3)
+    assert target_figures(TARGET, arm, reference, results, 256)["steps_difference"] == pytest.approx(-200 / 3)
     for result in results.values():
         result["curve"] = [[100, 3.5, 2.0]]
-    assert target_figures(TARGET, arm, reference, results)["steps_difference"] is None
+    assert target_figures(TARGET, arm, reference, results, 256)["steps_difference"] is None
     other, _ = arm_of({"9": (3.3, 3.3, 3.3)})
-    assert target_figures(TARGET, other, reference, results)["steps_difference"] is None
+    assert target_figures(TARGET, other, reference, results, 256)["steps_difference"] is None
+
+
+def test_seconds_are_set_against_the_references_only_where_every_run_reached_the_target():
+    """An arm that takes fewer steps may still take longer: the ratio says it."""
+    arm, results = arm_of({"0": (3.2,), "1": (3.3, 3.2), "2": (3.2,)})
+    results["run 0"]["curve"] = [[100, 3.2, 12.0]]
+    reference, others = arm_of({"0": (3.5, 3.2), "1": (3.2,)})
+    reference["runs"] = {seed: f"other {seed}" for seed in reference["runs"]}
+    results |= {f"other {run[4:]}": result for run, result in others.items()}
+    figures = target_figures(TARGET, arm, reference, results, 256)  # 12 s and 4 s, against 4 s and 2 s
+    assert figures["seconds_ratio"] == pytest.approx(math.sqrt(3 * 2))
+    results["other 1"]["curve"] = [[0, 3.2, 0.0]]  # its start was there already
+    assert target_figures(TARGET, arm, reference, results, 256)["seconds_ratio"] is None
+    results["other 1"]["curve"] = [[100, 3.5, 2.0]]
+    assert target_figures(TARGET, arm, reference, results, 256)["seconds_ratio"] is None
+    assert target_figures(TARGET, arm, None, results, 256)["seconds_ratio"] is None

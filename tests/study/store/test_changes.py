@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from ebc_lab.config.compose import compose
 from ebc_lab.config.parts.data import DataConfig
 from ebc_lab.config.schema import Config
 from ebc_lab.study.store import changes
@@ -95,3 +96,11 @@ def test_what_an_older_version_did_not_have_is_no_change_while_it_does_nothing()
     assert changes.from_recorded(rms, known) == [("optimizer.update_size", "rms", "steepest")]
     older["removed_since"] = 1
     assert ("removed_since", 1, None) in changes.from_recorded(Config(), known)
+
+
+def test_a_place_for_mine_that_a_suite_has_got_since_makes_it_no_other_study():
+    now = changes.requested(compose(["study=calibrated", "scale=smoke"], here=False))
+    before = {**now, "profiles": {key: value for key, value in now["profiles"].items() if key != "mine"}}
+    found = changes.differences(changes.as_this_version_says(before), now)
+    assert {key for key, _, _ in found} >= {"profiles.mine.group"}
+    assert changes.refused(found, now, []) == []

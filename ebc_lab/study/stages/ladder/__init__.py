@@ -84,10 +84,13 @@ def _rung(rungs: Rungs, name: str) -> Rung:
     about = size.about or (shape_of(size) or "the suite's own size")
     rung: Rung = {"about": about, "shape": shape_of(size), **size_of(run), "arms": {}}  # type: ignore[typeddict-item]
     rung["arms"] = {label: _arm(rungs, label, name) for label in labels}
-    target = TargetConfig.from_run(config)
-    for arm in rung["arms"].values():
+    target, arms = TargetConfig.from_run(config), rung["arms"]
+    reference: Any = arms.get(config.ablation.reference)
+    for arm in arms.values():
         shown: Any = arm
-        if figures := target_figures(target, shown, None, rungs.results, error_divided(config)):
+        versus = reference if arm is not reference else None
+        each, divided = run.tokens_per_step, error_divided(config)
+        if figures := target_figures(target, shown, versus, rungs.results, each, divided):
             arm["target"] = figures
     return rung
 
