@@ -81,7 +81,8 @@ def compose(
     parsed |= dict.fromkeys(left_out)
     try:
         for target in config.mine:
-            require(isinstance(target, str), f"mine must be a text, not {shown(target)}.")
+            written_so = isinstance(target, str) and (":" in target or target.endswith(".py"))
+            require(written_so, f"mine={shown(target)}: yours is written ./file.py:Class or module:function.")
         config = _with_rivals(_leaving_out(config, left_out))
         config = _with_mine(with_names(config), study=study)
         config = _by_their_targets(with_sources(config)) if sources else config

@@ -86,9 +86,9 @@ class Tuning:
 def name_of(label: str, point: Point) -> str:
     """Return the name of an arm at a point of its grid, such as `muon_lr0p016_w0p167_cosine`."""
     for key, value in point.items():
-        name = SHORT.get(key, short_name(key))
-        digits = number(value, DIGITS) if key == "lr" else value if isinstance(value, str) else number(value)
-        label += f"_{digits}" if key == "schedule" else f"_{name}{digits}"
+        if not isinstance(value, str):
+            value = number(value, DIGITS if key == "lr" else 3)
+        label += f"_{value}" if key == "schedule" else f"_{SHORT.get(key, short_name(key))}{value}"
     return label
 
 

@@ -97,23 +97,17 @@ def _rung(rungs: Rungs, name: str) -> Rung:
 
 def _climb(rungs: Rungs, found: Mapping[str, Rung], of: Compared) -> Climb:
     """Return the comparison of two arms over all rungs."""
-    config, results, (label, other, asked) = rungs.config, rungs.results, of
-    pairs = len(rungs.compared)
-    settings: dict[str, Any] = {"looks": error_divided(config), "margin": config.finals.margin}
+    label, other, asked = of
+    pairs, divided = len(rungs.compared), error_divided(rungs.config)
     both = {name: (rung["arms"].get(label), rung["arms"].get(other)) for name, rung in found.items()}
-    there = {name: (a, b) for name, (a, b) in both.items() if a and b}
-    cells = {**settings, "comparisons": pairs * len(found)}
-    over = {**settings, "comparisons": pairs}
+    there = {name: (arm, reference) for name, (arm, reference) in both.items() if arm and reference}
     climb: Climb = {
         "arm": label,
         "reference": other,
         "asked": asked,
-        "rungs": {name: compared.compare(*pair, results, **cells) for name, pair in there.items()},
-        "carried": {name: compared.compare(*p, results, carried=True, **cells) for name, p in there.items()},
-        "speed": {
-            name: compared.speed_up(*p, results, pairs * len(found), settings["looks"])
-            for name, p in there.items()
-        },
+        "rungs": {},
+        "carried": {},
+        "speed": {},
         "lengths": None,
         "overall": None,
         "overall_carried": None,
@@ -123,38 +117,53 @@ def _climb(rungs: Rungs, found: Mapping[str, Rung], of: Compared) -> Climb:
         "course": "undecided",
         "sentence": "",
     }
-    for difference in (*climb["rungs"].values(), *climb["carried"].values()):
-        difference["verdict"] = verdict_of(difference)
     if not there:
         unable = next((x for x in (label, other) if rungs.untuned(x)), label)
-        climb["lacking"] = f"{unable} could not be tuned: {rungs.untuned(unable)}"
-        climb["sentence"] = climb["lacking"]
+        climb["sentence"] = climb["lacking"] = f"{unable} could not be tuned: {rungs.untuned(unable)}"
         return climb
-    losses = [{name: compared.losses_of(p[i], results) for name, p in there.items()} for i in (0, 1)]
-    kept = [
-        {name: compared.losses_of(p[i], results, carried=True) for name, p in there.items()} for i in (0, 1)
-    ]
-    arms = [{name: p[i] for name, p in there.items()} for i in (0, 1)]
-    weights, slopes = compared.equal_weights([*found]), compared.slope_weights(found)
-    climb["overall"] = compared.contrast(weights, *losses, luck=compared.luck_over(weights, *arms), **over)
-    base = [Luck(**arm[BASE]["luck"]) for arm in arms]
-    climb["overall_carried"] = compared.contrast(weights, *kept, luck=base[0] + base[1], **over)
-    if slopes:
-        luck = compared.luck_over(slopes, *arms)
-        climb["trend"] = compared.contrast(slopes, *losses, luck=luck, **over)
-    if pair := compared.pair_of_lengths(found):
-        climb["lengths"] = compared.lengths(
-            pair, found, losses[0][pair[0]], losses[1], settings["looks"] * pairs
-        )
-    if climb["overall"]:
-        climb["verdict"] = climb["overall"]["verdict"] = verdict_of(climb["overall"])
-    else:
-        lost = [name for name in found if not (losses[0].get(name) and losses[1].get(name))]
-        climb["lacking"] = f"nothing to compare on {', '.join(lost)}"
-        climb["verdict"] = "undecided"
-    climb["course"] = _course(climb["trend"])
+    joint: dict[str, Any] = {"comparisons": pairs * len(found), "looks": divided}
+    joint["margin"] = rungs.config.finals.margin
+    for name, pair in there.items():
+        for kind, carried in (("rungs", False), ("carried", True)):
+            difference = compared.compare(*pair, rungs.results, carried=carried, **joint)
+            difference["verdict"] = verdict_of(difference)
+            climb[kind][name] = difference  # type: ignore[literal-required]
+        climb["speed"][name] = compared.speed_up(*pair, rungs.results, joint["comparisons"], divided)
+    _add_contrasts(climb, found, there, rungs.results, {**joint, "comparisons": pairs})
     climb["sentence"] = _sentence(climb, found)
     return climb
+
+
+def _add_contrasts(
+    climb: Climb,
+    found: Mapping[str, Rung],
+    there: Mapping[str, tuple[RungArm, RungArm]],
+    results: Results,
+    joint: Mapping[str, Any],
+) -> None:
+    """Write into a comparison what takes all rungs together: the contrast, the trend and their verdicts."""
+    arms = [{name: pair[i] for name, pair in there.items()} for i in (0, 1)]
+    tuned, kept = (
+        [{name: compared.losses_of(arm, results, carried) for name, arm in of.items()} for of in arms]
+        for carried in (False, True)
+    )
+    lost = [name for name in found if not all(losses.get(name) for losses in tuned)]
+    if lost:
+        climb["lacking"], climb["verdict"] = f"nothing to compare on {', '.join(lost)}", "undecided"
+        return
+    weights, slopes = compared.equal_weights([*found]), compared.slope_weights(found)
+    overall = compared.contrast(weights, *tuned, luck=compared.luck_over(weights, *arms), **joint)
+    if overall:
+        climb["verdict"] = overall["verdict"] = verdict_of(overall)
+    at_base = sum((Luck(**arm[BASE]["luck"]) for arm in arms), NO_LUCK)
+    climb["overall"] = overall
+    climb["overall_carried"] = compared.contrast(weights, *kept, luck=at_base, **joint)
+    if slopes:
+        climb["trend"] = compared.contrast(slopes, *tuned, luck=compared.luck_over(slopes, *arms), **joint)
+        climb["course"] = _course(climb["trend"])
+    if pair := compared.pair_of_lengths(found):
+        divided = joint["looks"] * joint["comparisons"]
+        climb["lengths"] = compared.lengths(pair, found, tuned[0][pair[0]], tuned[1], divided)
 
 
 def _course(trend: Difference | None) -> str:
@@ -197,10 +206,10 @@ def _rule(config: Config, comparisons: int) -> str:
         if ladder.trials
         else "what is carried there"
     )
-    carried = "; ".join(
-        f"{key} by {', '.join(f'{what}^{power:g}' for what, power in rule.items())}"
-        for key, rule in ladder.rules.items()
-    )
+    powers = {
+        key: [f"{what}^{power:g}" for what, power in rule.items()] for key, rule in ladder.rules.items()
+    }
+    carried = "; ".join(f"{key} by {', '.join(by)}" for key, by in powers.items())
     return (
         f"on each rung {tuned} (carried: {carried or 'unchanged'}), judged by test loss, {len(config.seeds)} "
         f"seeds, paired; a contrast named beforehand, the mean over {len(ladder.rungs) + 1} rungs, and the "
