@@ -119,11 +119,16 @@ class Search:
         values = {p[key] for p in self.alike(point)}
         return edge_of([*values], point[key]) if len(values) > 1 else None
 
-    def edge_along(self, point: Mapping[str, Any], key: str) -> str | None:
-        """Return the end on which a point lies among the numbers tried of `key` with the same other settings;
-        None inside, or if only one was tried."""
-        values = [x for x in self.along(point, key) if isinstance(x, int | float) and not isinstance(x, bool)]
-        return edge_of(values, point[key]) if len(values) > 1 else None
+    def values(self, key: str) -> list[float]:
+        """Return the numbers tried of a setting, at whatever other settings, in rising order."""
+        values = {p[key] for p in map(dict, self.tried) if key in p}
+        return sorted(x for x in values if isinstance(x, int | float) and not isinstance(x, bool))
+
+    def edge_of_all(self, point: Mapping[str, Any], key: str) -> str | None:
+        """Return the end on which a point lies among all numbers tried of `key`; None inside, if only one was
+        tried, or if the setting is no number."""
+        values = self.values(key)
+        return edge_of(values, point[key]) if len(values) > 1 and key in point else None
 
     # -- steps -----------------------------------------------------------------------------------------------
 
@@ -191,14 +196,11 @@ class Search:
         setting of `rules` (setting -> `log` or `linear`) after the other."""
 
         def between(key: str, best: Point) -> Iterator[Point]:
-            values = sorted(self.along(best, key))
-            at = values.index(best[key])
-            for other in (values[at - 1] if at else None, values[at + 1] if at + 1 < len(values) else None):
-                if other is not None:
-                    mean = (best[key] + other) / 2
-                    yield from self.moved(
-                        best, key, mean if rules[key] == "linear" else math.sqrt(best[key] * other)
-                    )
+            values, value = self.values(key), best[key]
+            at = values.index(value)
+            for other in (*values[:at][-1:], *values[at + 1 :][:1]):
+                mean = (value + other) / 2 if rules[key] == "linear" else math.sqrt(value * other)
+                yield from self.moved(best, key, mean)
 
         missed = 0  # settings in a row of which nothing new was found
         for key in itertools.cycle(rules):

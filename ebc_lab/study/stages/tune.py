@@ -20,12 +20,12 @@ from functools import partial
 from typing import Any
 
 from ebc_lab.config.identity import number
-from ebc_lab.config.schema import GROWING, TUNABLE, ArmConfig, Config, TuneConfig, tunable
+from ebc_lab.config.schema import GROWING, ArmConfig, Config, TuneConfig, tunable
 from ebc_lab.records.decisions import Candidate, CurvePoint, Decision, TunedArm, TunedTrack, Window
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import DIGITS, RunSpec, track_prefix
 
-from .rules import Results, Specs, Undecidable, edge_of, losses_of, make_decision, margin_sigma, val_loss
+from .rules import Results, Specs, Undecidable, losses_of, make_decision, margin_sigma, val_loss
 from .runs import RACED_FROM, Rivals, raced
 from .search import Point, Race, Search, mean_loss
 from .stage import Choice, Decisions, Scenario, Track, held_back_by_its_seeds, seeds_of_arm
@@ -189,10 +189,7 @@ def _decided(searched: Search, arm: ArmConfig, results: Results, sigma: float) -
     chosen = winner or tried[0]
     best = searched.runs(chosen)
     edges = {key: searched.edge(chosen, key) for key in chosen if key in GROWING}
-    if "warmup_share" in chosen:
-        shares = {p["warmup_share"] for p in map(dict, searched.tried) if "warmup_share" in p}
-        edges["warmup_share"] = edge_of([*shares], chosen["warmup_share"]) if len(shares) > 1 else None
-    edges |= {key: searched.edge_along(chosen, key) for key in chosen if key not in TUNABLE}
+    edges |= {key: searched.edge_of_all(chosen, key) for key in chosen if key not in GROWING}
     luck = luck_of_choice([losses_of(runs, results) for runs in searched.eligible.values()], sigma)
     decided: TunedArm = {
         "point": chosen,

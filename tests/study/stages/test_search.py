@@ -179,3 +179,77 @@ def test_a_constant_rate_is_among_the_shapes_without_a_warmup_at_two_rates():
     assert sum(role == "muon" for role, _ in constant) == 2
     assert sum(role == "adamw" for role, _ in constant) == 3  # and, being best, at the rate above
     assert not any("constant_w0" in s.arm or "w0p0333_constant" in s.arm for s in specs)
+
+
+# -- any setting of an arm, and as many points for each ------------------------------------------------------
+
+DECAY, BETA = "optimizer.weight_decay", "optimizer.beta2"
+
+
+def with_decay(spec):
+    """Better the nearer the decay is to 1000, three steps beyond the grid, and the nearer beta2 to 0.95."""
+    own = spec.run.optimizer
+    far = abs(math.log10(own.weight_decay / 1000)) / 50 if own.weight_decay else 0.0
+    return done(landscape(spec)["val_loss"] + far + abs(own.beta2 - 0.95) / 10)
+
+
+def test_any_setting_is_tuned_and_its_grid_grows_by_its_rule_twice_at_most():
+    decision, arms, specs = decided(suite("tune.window=false", "tune.max_extensions=4"), with_decay)
+    for label in ("adamw", "muon"):
+        point = arms[label]["point"]
+        assert (point[DECAY], point[BETA]) == (100.0, 0.95)
+        assert arms[label]["edges"] == {DECAY: "high", BETA: "low", "warmup_share": "low"}
+    decays = {s.run.optimizer.weight_decay for s in specs if s.role == "adamw"}
+    assert decays == {0.01, 0.1, 1.0, 10.0, 100.0}
+    assert "adamw: weight_decay grid grown up to 100" in decision["notes"]
+    assert "adamw's best weight_decay, 100, lies on its grid's high edge" in decision["notes"]
+    assert any("_weight_decay100_beta20p95" in s.arm for s in specs)
+
+
+def test_the_best_of_every_arm_is_chosen_among_the_same_number_of_points():
+    """However many settings an arm has, and however far its grid grew; the window's own are not among them."""
+    few = ArmConfig(settings={"optimizer": {"name": "nadamw"}}, tune={"lr": [2e-3, 4e-3, 8e-3]})
+    BEST["few"] = 4.4e-3
+    decision, arms, specs = decided(suite("tune.trials=20", few=few), with_decay)
+    assert {label: arm["trials"] for label, arm in arms.items()} == dict.fromkeys(arms, 20)
+    points = {label: [s for s in specs if s.role == label and s.run.seed == 100] for label in arms}
+    assert len(points["few"]) > 20  # the window's
+    assert arms["few"]["point"]["lr"] == pytest.approx(BEST["few"], rel=0.01)  # half-way, and half-way again
+    [cut] = [note for note in decision["notes"] if "trials were used up" in note]
+    assert cut.startswith("mine: its 20 trials were used up before all of beta2 was tried: give it a nearer")
+
+
+def test_trials_are_counted_alike_whether_the_runs_have_results_or_not():
+    """A search that is resumed asks for the runs that it asked for before."""
+    config = suite("tune.trials=20")
+    _, specs, results = played("tune", config, DECIDED, with_decay)
+    for known in range(0, len(results), 7):
+        part = dict(list(results.items())[:known])
+        asked = {s.run_id for s in stage_of("tune").runs(config, DECIDED, part)}
+        assert asked <= {s.run_id for s in specs}
+
+
+@pytest.mark.parametrize(
+    ("tune", "more", "words"),
+    [
+        ({"optimizer.beta9": [0.9]}, {}, r"tune.optimizer.beta9 is no setting of a part \(did you mean opt"),
+        ({"beta2": [0.9]}, {}, r"did you mean optimizer.beta2"),
+        ({"optimizer.beta2": [0.9, 1.5]}, {}, "must be a finite number >= 0 and < 1, not 1.5"),
+        ({"optimizer.lr": [1e-3]}, {}, "an arm tunes it as ablation.arms.other.tune.lr"),
+        ({"model.width": [32]}, {}, "of what is trained, not of how"),
+        ({"optimizer.momentum": [0.9]}, {}, "momentum=0.9: optimizer.momentum goes with optimizer=sgd"),
+        ({"optimizer.arguments.beta": [0.9]}, {}, "goes with a part of your own"),
+        ({DECAY: [0.0, 0.1]}, {DECAY: "log"}, "=log needs values above 0: choose linear"),
+        ({DECAY: [0.1]}, {DECAY: "log"}, "only two numbers or more can grow"),
+        ({"lr": [1e-3]}, {"lr": "log"}, "the others grow by themselves, or never"),
+        ({DECAY: [0.1, 0.1]}, {}, "must not name anything twice"),
+    ],
+)
+def test_a_grid_of_a_setting_that_cannot_be_meant_is_refused(tune, more, words):
+    with pytest.raises(UserError, match=words):
+        suite("tune.trials=20", other=ArmConfig(tune=tune, grows=more))
+
+
+def test_fewer_trials_than_the_grids_begin_with_are_refused():
+    with pytest.raises(UserError, match=r"tune.trials=5 is fewer than the points .*: adamw 12, muon 12"):
+        suite("tune.trials=5")

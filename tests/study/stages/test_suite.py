@@ -105,7 +105,7 @@ def test_delta_counts_in_what_was_calibrated_where_there_is_a_calibration(tiny):
         ({"delta": 2}, "delta goes with stabilizer ebc"),
         ({"lr_scale": -1}, "lr_scale must be"),
         ({"replay": "c"}, "replay=c is unknown"),
-        ({"tune": {"rate": [1]}}, "takes lr, lr_scale, delta, strength, "),
+        ({"tune": {"rate": [1]}}, "tune.rate is no setting of a part"),
         ({"tune": {"lr_scale": ["x"]}}, "tune.lr_scale must be a finite number"),
         ({"tune": {"strength": [1, 2]}}, "goes with a stabilizer that has one"),
         ({"tune": {"delta": [1, 2]}}, "goes with stabilizer ebc"),

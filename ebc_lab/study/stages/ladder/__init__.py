@@ -58,7 +58,7 @@ def _arm(rungs: Rungs, label: str, name: str) -> RungArm:
         "point": carried if point is None else point,
         "carried": carried,
         "trials": len(search.tried) if search else 0,
-        "edges": {k: e for k in carried if (e := search.edge_along(point, k))} if search and point else {},
+        "edges": {k: e for k in carried if (e := search.edge_of_all(point, k))} if search and point else {},
         "luck": {"sd": luck.sd, "freedom": luck.freedom},
         "runs": runs,
         "outcomes": dict(sorted(outcomes.items())),
@@ -206,10 +206,8 @@ def _rule(config: Config, comparisons: int) -> str:
         if ladder.trials
         else "what is carried there"
     )
-    powers = {
-        key: [f"{what}^{power:g}" for what, power in rule.items()] for key, rule in ladder.rules.items()
-    }
-    carried = "; ".join(f"{key} by {', '.join(by)}" for key, by in powers.items())
+    rules = {key: [f"{what}^{by:g}" for what, by in powers.items()] for key, powers in ladder.rules.items()}
+    carried = "; ".join(f"{key} by {', '.join(by)}" for key, by in rules.items())
     return (
         f"on each rung {tuned} (carried: {carried or 'unchanged'}), judged by test loss, {len(config.seeds)} "
         f"seeds, paired; a contrast named beforehand, the mean over {len(ladder.rungs) + 1} rungs, and the "
