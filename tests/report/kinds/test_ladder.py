@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import html
+import json
 import math
 
 import pytest
+from support.called import called
+from support.invented import invent
 from support.laddered import ladder_of
 
+from ebc_lab import load
 from ebc_lab.config.compose import compose
 from ebc_lab.records.columns import LADDER_MEANINGS
+from ebc_lab.report.conclude import report
 from ebc_lab.report.kinds import KINDS, Evidence
 from ebc_lab.report.text import papers
 from ebc_lab.report.text.table import PAGE, PAPER, TERMINAL
@@ -183,3 +189,47 @@ def test_a_paper_has_the_rungs_with_their_intervals_and_what_the_ladder_was():
     text = papers.markdown([table.on(PAPER) for table in made], "Study t.")
     assert "| `corner` | −0.200 | better | [−0.2" in text
     assert "4 rungs, base, long, wide, corner: from width 32" in text
+
+
+# -- in a study, beside the suite's own answer ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory, text_file, own_places):
+    """The study that is a ladder, and a suite that is checked at one other size, their losses invented."""
+    folder = tmp_path_factory.mktemp("climbed")
+    own = folder / "mine.py"
+    own.write_text("import torch\n\n\nclass Mine(torch.optim.SGD):\n    pass\n")
+    asked = [f"mine={own}:Mine", "data=path", f"data.file={text_file}"]
+    return {
+        "ladder": invent(folder, ["study=ladder", *asked], drawn=False),
+        "bigger": invent(
+            folder, ["study=optimizers", "check=bigger", "study.name=bigger", *asked], drawn=False
+        ),
+    }
+
+
+def test_the_ladder_leads_where_it_is_the_study_and_else_adds_a_line(studies, undrawn):
+    for name, study in studies.items():
+        report(study)
+        page = study.page_file.read_text()
+        first, second = page.index('id="ladder"'), page.index('id="ablation"')
+        assert (first < second) == (name == "ladder")
+        said = json.loads(study.results_file.read_text())
+        assert said["stage"] == ("ladder" if name == "ladder" else "ablation")
+        answer = load(study.root).answer
+        assert ("5 rungs" in answer.splitlines()[0]) == (name == "ladder")
+        assert (study.root / "ladder.csv").read_text().startswith("track,arm,reference,asked,rung")
+    line = load(studies["bigger"].root).answer.splitlines()[-1]
+    assert line.startswith("At twice the width, four times the steps, mine minus ")
+    assert f'<p class="lead">{line}' in html.unescape(studies["bigger"].page_file.read_text())
+    table = load(studies["ladder"].root).differences().query("stage == 'ladder'")
+    assert {"rungs", "trend", "rung_corner", "kept_corner"} <= set(table.family)
+
+
+def test_why_of_a_study_that_is_called_like_a_stage_shows_all_of_it(studies):
+    folder = studies["ladder"].root.parent
+    shown = called("why", "ladder", "--output-dir", str(folder), "--json", cwd=folder)
+    assert [*json.loads(shown.stdout)] == ["lr_sweep", "tune", "ablation", "ladder"]
+    shown = called("why", "bigger", "--output-dir", str(folder), cwd=folder)
+    assert "At twice the width, four times the steps, mine minus" in " ".join(shown.stdout.split())
