@@ -286,7 +286,7 @@ def why(
     from ebc_lab.study.store import find as find_module
     from ebc_lab.study.store import replay as replay_module
 
-    if study in STAGES and stage is None:
+    if study in STAGES and stage is None and not find_module.find(study, output_dir).exists():
         study, stage = None, study
     where = find_module.find(study, output_dir, tell_aside)
     if again:

@@ -19,7 +19,7 @@ from ebc_lab.config.errors import clock, visible
 from ebc_lab.config.schema import Config
 from ebc_lab.records.columns import BITS
 from ebc_lab.records.decisions import Decision
-from ebc_lab.records.figures import FINISHED
+from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.report.kinds import Evidence, kind_of
 from ebc_lab.report.text import table as model
 from ebc_lab.report.text.words import explained, optimizer, plural, tracks_in_words
@@ -28,7 +28,7 @@ from ebc_lab.study.inspect.slots import in_words as slots_in_words
 from ebc_lab.study.inspect.slots import timeline
 from ebc_lab.study.inspect.why import noise_in_words
 from ebc_lab.study.so_far import NOTHING
-from ebc_lab.study.stages.stage import stage_of
+from ebc_lab.study.stages.stage import concluding_stages, stage_of
 from ebc_lab.study.store.changes import describe_earlier_looks
 from ebc_lab.study.store.counts import in_words as runs_in_words
 from ebc_lab.study.store.study import RETRIED, Study, recorded_config
@@ -209,7 +209,7 @@ def _last_words(console: Console, done: Any) -> None:
     last = done.decisions[list(done.decisions)[-1]] if done.decisions else None
     if last and kind_of(last).concludes:
         config = recorded_config(header)
-        print_answers(console, Evidence(last, config, done.decisions, study.results_of(last)))
+        print_answers(console, config, done.decisions, study.results_of(last))
     else:
         for line in done.answer:
             console.print(Text.assemble(("answer  ", "bold"), tracks_in_words(line)))
@@ -249,13 +249,18 @@ def _cell(cell: model.Cell) -> Text:
     return Text(cell.text + note, style=VERDICT_STYLE.get(cell.tone, ""))
 
 
-def print_answers(console: Console, found: Evidence) -> None:
+def print_answers(
+    console: Console, config: Config, decisions: Mapping[str, Decision], results: Mapping[str, RunResult]
+) -> None:
     """The answer on each track, and what it rests on, one line each."""
-    for answer in kind_of(found.decision).answers(found):
-        whose = f"{optimizer(answer.track)}: " if len(found.tracks) > 1 else ""
-        console.print(Text.assemble(("answer  ", "bold"), whose + answer.sentence))
-        for finding in answer.findings:
-            console.print(Text(f"        {finding}"))
+    for stage in concluding_stages(decisions):
+        found = Evidence(decisions[stage], config, decisions, results)
+        for answer in kind_of(found.decision).answers(found):
+            whose = f"{optimizer(answer.track)}: " if len(found.tracks) > 1 else ""
+            word = " " * 8 if answer.adds else "answer  "
+            console.print(Text.assemble((word, "bold"), whose + answer.sentence))
+            for finding in answer.findings:
+                console.print(Text(f"        {finding}"))
 
 
 def evidence(found: Evidence) -> RenderableType:
@@ -359,7 +364,7 @@ def why(console: Console, reasons: Mapping[str, Any], config: Config) -> None:
     """The answer, and decisions with their evidence."""
     last = list(reasons)[-1]
     if len(reasons) > 1 and kind_of(reasons[last]).concludes:
-        print_answers(console, Evidence(reasons[last], config, reasons))
+        print_answers(console, config, reasons, {})
     for stage, d in reasons.items():
         console.print(Text(f"\n{stage}", style="bold"))
         for line in d["headline"]:

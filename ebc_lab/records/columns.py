@@ -233,6 +233,44 @@ UNIT_MEANINGS = {  # of carry.csv, one row per arm and setting
     "low": (NATS, "lower end of its 95% interval, by itself"),
     "high": (NATS, "upper end"),
 }
+LADDER_MEANINGS = {  # of ladder.csv, one row per comparison of two arms and rung
+    "track": ("", "the study's optimizer and projection, `<optimizer>_<projection>`"),
+    "arm": ("", "the arm"),
+    "reference": ("", "the arm that it is compared with"),
+    "asked": ("", "whether the study's answer is about this comparison"),
+    "rung": ("", "of `ladder.rungs`; `base`: the suite's own size"),
+    "width": ("", "of the model"),
+    "blocks": ("", "of the model"),
+    "batch_size": ("", "sequences in a batch"),
+    "steps": ("steps", "of a run"),
+    "tokens": ("tokens", "of a run"),
+    "compute": ("FLOP", "of a run"),
+    "arm_loss": (NATS, "test loss of the arm, mean over its completed seeds"),
+    "reference_loss": (NATS, "likewise of the reference"),
+    "seeds": ("seeds", "that both have"),
+    "difference": (
+        NATS,
+        "of the test loss, arm minus reference, paired by seed; of diverged runs the median",
+    ),
+    "joint_low": (NATS, "lower end of its interval, joint over rungs and comparisons"),
+    "joint_high": (NATS, "upper end"),
+    "verdict": ("", "`better`, `worse`, `level` or `undecided`, by that interval"),
+    "carried": (NATS, "the difference with both arms at the settings that were carried to the rung"),
+    "carried_low": (NATS, "lower end of its joint interval"),
+    "carried_high": (NATS, "upper end"),
+    "arm_point": ("", "the arm's settings on this rung"),
+    "arm_trials": ("points", "among which they were chosen; 0: they were carried"),
+    "arm_regret": (NATS, "test loss at the carried settings, less that at these"),
+    "reference_point": ("", "likewise of the reference"),
+    "reference_trials": ("points", "likewise of the reference"),
+    "reference_regret": (NATS, "likewise of the reference"),
+    "steps_ratio": ("×", "how many times as soon, in steps, the arm reaches the loss that both reach"),
+    "steps_low": ("×", "lower end of its joint interval"),
+    "steps_high": ("×", "upper end"),
+    "seconds_ratio": ("×", "likewise in seconds of training"),
+    "seconds_low": ("×", "lower end of its joint interval"),
+    "seconds_high": ("×", "upper end"),
+}
 
 
 def _columns_from(meanings: Mapping[str, tuple[str, str]], *columns: str) -> dict[str, tuple[str, str]]:
@@ -335,7 +373,8 @@ DIFFERENCE_MEANINGS = {  # of differences(), one row per comparison of two arms
     "family": (
         "",
         "what it belongs to: `baseline`, `control`, `rate` or `lr_window` of the finals, `mine` of a "
-        "question about an arm of one's own, `versus` of a suite's other arms",
+        "question about an arm of one's own, `versus` of a suite's other arms; of a ladder `rungs` (their "
+        "mean), `trend` (per doubling of compute), `rung_<name>`, and `kept_<name>` at carried settings",
     ),
     "arm": ("", "the arm"),
     "reference": ("", "the arm that it is compared with"),
@@ -443,6 +482,7 @@ TABLES: dict[str, dict[str, tuple[str, str]]] = {  # file or method of a loaded 
     "determinism": MODE_MEANINGS,
     "carry": UNIT_MEANINGS,
     "profiles": PROFILE_MEANINGS,
+    "ladder": LADDER_MEANINGS,
     "steps": STEP_MEANINGS | FURTHER_STEP_MEANINGS | WORKLOAD_STEP_MEANINGS,
     "evals": EVAL_MEANINGS | FURTHER_EVAL_MEANINGS | WORKLOAD_EVAL_MEANINGS,
     "runs()": RUN_MEANINGS,

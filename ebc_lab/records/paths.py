@@ -146,6 +146,7 @@ class StudyFiles:
         self.modes_file = root / "determinism.csv"
         self.units_file = root / "carry.csv"
         self.profiles_file = root / "profiles.csv"
+        self.ladder_file = root / "ladder.csv"
         self.figures_file = root / "figures.json"  # what each picture shows
         self.page_file = root / "report.html"
         self.manifest_file = root / "manifest.json"
@@ -178,6 +179,6 @@ class StudyFiles:
     def conclusions(self) -> tuple[str, ...]:
         """Return the names, and patterns of names, of the study's files that are computed from its runs."""
         decided = (self.decisions_file, self.acceptance_file, self.results_file)
-        tables = (self.ablation_file, self.modes_file, self.units_file, self.profiles_file)
+        tables = (self.ablation_file, self.modes_file, self.units_file, self.profiles_file, self.ladder_file)
         made = [path.name for path in (*decided, *tables, self.page_file, self.crate_file)]
         return (*made, "summary_*.csv", *PAPERS, *PICTURES)

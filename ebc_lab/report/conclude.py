@@ -16,7 +16,7 @@ from ebc_lab.records.paths import PAPERS, PICTURES
 from ebc_lab.records.spec import RunSpec
 from ebc_lab.study.autopilot import Listener
 from ebc_lab.study.launch.pool import Say
-from ebc_lab.study.stages.stage import planned_runs, stage_of
+from ebc_lab.study.stages.stage import concluding_stages, planned_runs, stage_of
 from ebc_lab.study.store import crate, manifest
 from ebc_lab.study.store.changes import describe_earlier_looks
 from ebc_lab.study.store.snapshot import read
@@ -70,7 +70,8 @@ def write_conclusions(
         if judged := kind.acceptance(found):
             accepted = cast(Acceptance, {**about, **judged})
             write_json(study.acceptance_file, accepted)
-    write_json(study.results_file, {**about, **decisions[config.study.stages[-1]]})
+    [answering, *_] = [*concluding_stages(decisions), config.study.stages[-1]]
+    write_json(study.results_file, {**about, **decisions[answering]})
     _draw(study, decisions, say)
     html.write_page(study.root)
     return accepted

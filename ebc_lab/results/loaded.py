@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -28,7 +29,7 @@ from ebc_lab.records.decisions import Decision
 from ebc_lab.records.paths import RunFiles
 from ebc_lab.records.streams import read_columns
 from ebc_lab.study.stages.rules import decision_problem
-from ebc_lab.study.stages.stage import stage_of
+from ebc_lab.study.stages.stage import concluding_stages, stage_of
 from ebc_lab.study.store.changes import describe_earlier_looks, looks_of
 from ebc_lab.study.store.find import find
 from ebc_lab.study.store.study import Record, Study, StudyHeader, studies_in
@@ -167,7 +168,10 @@ class LoadedStudy:
         stage, decision = list(self.decisions.items())[-1]
         with self.blame_files():
             if sentences := [answer["sentence"] for _, _, answer in tables.answers(self.decisions)]:
-                return "\n".join([*tables.lost(self.decisions), *sentences])
+                said = {"ablation": [*tables.lost(self.decisions), *sentences]}
+                ends = concluding_stages(self.decisions)
+                lines = (said.get(s) or stage_of(s).headlines(self.decisions[s]) for s in ends)
+                return "\n".join(itertools.chain.from_iterable(lines))
             text = "\n".join(stage_of(stage).headlines(decision))
         return text if self.state != "interrupted" else f"so far, {stage}: {text}"
 

@@ -78,7 +78,7 @@ def _tracks_of_runs(decisions: Decisions) -> dict[str, str]:
     track_of: dict[str, str] = {}
     for decision in decisions.values():
         tracks = decision["tracks"]
-        if len(tracks) == 1 and decision["stage"] in ("tune", "ablation"):
+        if len(tracks) == 1 and decision["stage"] in ("tune", "ablation", "ladder"):
             track_of |= {c["run_id"]: next(iter(tracks)) for c in decision["candidates"]}
         for track, decided in tracks.items():
             for arm in _arms_of(decided).values():
@@ -161,6 +161,14 @@ def _compared(track: Any) -> Iterator[Compared]:
             yield family, arm, reference_of(track, family, arm), difference, {}
     for compared in track.get("lr_windows", {}).values():
         yield "lr_window", compared["arm"], compared["reference"], compared["difference"], {}
+    for climb in track.get("climbs", ()):
+        compared = {"rungs": climb["overall"], "trend": climb["trend"]}
+        compared |= {f"rung_{name}": difference for name, difference in climb["rungs"].items()}
+        compared |= {f"kept_{name}": difference for name, difference in climb["carried"].items()}
+        for family, difference in compared.items():
+            if difference:
+                more = {"verdict": verdict_of(difference)}
+                yield family, climb["arm"], climb["reference"], difference, more
     for label, arm in _arms_of(track).items():
         asked = (track.get("answers") or {}).get(label, {"against": {}})
         if arm.get("difference") and arm["versus"] not in asked["against"]:

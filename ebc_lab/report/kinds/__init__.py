@@ -9,13 +9,14 @@ from __future__ import annotations
 from ebc_lab.records.decisions import Decision
 from ebc_lab.study.stages.stage import stage_of
 
-from . import candidates, finals, modes, points, profiles, suite, units
+from . import candidates, finals, ladder, modes, points, profiles, suite, units
 from .kind import Answer as Answer
 from .kind import Evidence as Evidence
 from .kind import Kind as Kind
 
 KINDS: dict[str, Kind] = {
-    module.KIND.shows: module.KIND for module in (finals, suite, modes, units, profiles, candidates, points)
+    module.KIND.shows: module.KIND
+    for module in (finals, suite, ladder, modes, units, profiles, candidates, points)
 }
 
 

@@ -69,6 +69,7 @@ class Answer:
     tiles: Sequence[Tile] = ()
     tables: Sequence[Table] = ()  # stand below the answer
     judging: Sequence[Difference] = ()  # the differences that the answer rests on
+    adds: bool = False  # it is one more line of the answer before it
     warning: str = ""
     checks: Sequence[Check] = ()
     arms: frozenset[str] = frozenset()  # whose own pictures the page shows before those of other arms

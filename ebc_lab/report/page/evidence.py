@@ -21,7 +21,7 @@ from ebc_lab.study.inspect.reproduce import again, continuing, departures, fresh
 from ebc_lab.study.inspect.slots import in_words
 from ebc_lab.study.stages.compare_arms import in_bits
 from ebc_lab.study.stages.rules import Undecidable
-from ebc_lab.study.stages.stage import decision_that_shows, stage_of
+from ebc_lab.study.stages.stage import concluding_stages, decision_that_shows, stage_of
 from ebc_lab.study.stages.statistics import by_interval
 from ebc_lab.study.store import manifest
 from ebc_lab.study.store.changes import describe_earlier_looks
@@ -65,7 +65,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
     runs = [(run_id, spec, result or RunResult()) for run_id, spec, result in read_runs if spec]
     suite = decision_that_shows("arms", decisions)
     found = {s: kinds.Evidence(d, config, decisions, results) for s, d in decisions.items()}
-    sections = [_section(found[s]) for s in decisions if kinds.kind_of(decisions[s]).concludes]
+    sections = [_section(found[s]) for s in concluding_stages(decisions)]
     sections.sort(key=lambda section: not any(answer["checks"] for answer in section["answers"]))
     floors = why.noise_floor(decisions)
     fresh = fresh_seeds(study, header, suite)
@@ -87,7 +87,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "facts": _facts(config, header, found, results),
         "tokens": words.tokens(config),
         "sections": sections,
-        "answers": [answer for section in sections for answer in section["answers"]],
+        "answers": [{**answer, "of": s["title"]} for s in sections for answer in s["answers"]],
         "decided": {s: _decision(s, found[s], floors, rows) for s in _by_weight(decisions, config)},
         "open": waiting,
         "early": _early(snapshot) if waiting else None,

@@ -19,7 +19,7 @@ from ebc_lab.records.files import write_atomic
 from ebc_lab.records.json_files import read_json
 from ebc_lab.records.paths import FOR_PAPERS, StudyFiles
 from ebc_lab.study.inspect.slots import timeline
-from ebc_lab.study.stages.stage import stage_of
+from ebc_lab.study.stages.stage import concluding_stages, stage_of
 from ebc_lab.study.store.study import Study
 
 from ..text import words
@@ -29,6 +29,7 @@ from .compared import final_pictures, suite_pictures
 from .decisions import by_track, draw_calibration, draw_lr_scale, draw_lr_sweep
 from .drawing.looks import study_looks
 from .drawing.sheet import STYLE, Decisions, Facts, Picture, Sheet
+from .ladder import draw_ladder
 from .profiles import draw_profiles
 from .render import pdf, png, svg
 from .slots import draw_slots
@@ -87,7 +88,8 @@ def facts_of(header: Mapping[str, Any], decisions: Decisions) -> Facts:
 
 def pictures(root: Path, facts: Facts, decisions: Decisions) -> Iterator[Picture]:
     """Return the pictures one after the other, so that only one arm's runs are in memory."""
-    for name in decisions:
+    made: Any = decisions
+    for name in dict.fromkeys([*concluding_stages(made), *decisions]):  # the answer's own first
         stage = stage_of(name)
         if stage.shows == "verdict":
             yield from final_pictures(root, facts, name, decisions)
@@ -102,7 +104,8 @@ def pictures(root: Path, facts: Facts, decisions: Decisions) -> Iterator[Picture
 def _pictures_of_choice(facts: Facts, stage: str, decisions: Decisions) -> Iterator[Picture]:
     """Return the pictures of a decision between candidates: one for each track, but of the first sweep."""
     decision = decisions[stage]
-    section = "verdict" if stage_of(stage).concludes else stage
+    made: Any = decision
+    section = "verdict" if stage_of(stage).concludes and stage_of(stage).leads(made) else stage
     for kind in stage_of(stage).pictures:
         if kind == "lr_sweep":
             yield Picture(kind, section, partial(draw_lr_sweep, decision=decision), facts)
@@ -129,4 +132,5 @@ ALONE: Mapping[str, Callable[..., Sheet | None]] = {  # that need no other decis
     "carried_excess": draw_excess,
     "carried_optima": draw_optima,
     "profiles": draw_profiles,
+    "ladder": draw_ladder,
 }

@@ -13,7 +13,7 @@ from ebc_lab.records.columns import BITS
 from ebc_lab.records.spec import track_prefix
 
 from ..stages.rules import TIMING
-from ..stages.stage import decision_that_shows, stage_of
+from ..stages.stage import concluding_stages, decision_that_shows, stage_of
 from ..stages.suite import point_in_words
 from ..store.counts import TRAINING, counted
 from ..store.snapshot import Snapshot, read
@@ -76,9 +76,13 @@ def _distinct_ends(*places: Path) -> list[str]:
 
 
 def _answer(decisions: Mapping[str, Any]) -> list[str]:
-    """Return the headlines of the last decision; an empty list if its stage does not conclude a study."""
+    """Return the headlines of the decisions that conclude a study; an empty list if the last does not."""
     last = next(reversed([*decisions]), None)
-    return stage_of(last).headlines(decisions[last]) if last and stage_of(last).concludes else []
+    if not last or not stage_of(last).concludes:
+        return []
+    return [
+        line for name in concluding_stages(decisions) for line in stage_of(name).headlines(decisions[name])
+    ]
 
 
 def _tuned(decisions: Mapping[str, Any]) -> dict[str, str]:

@@ -115,6 +115,10 @@ class Stage:
         """Return the opening words of a sentence about a track."""
         return f"{optimizer(name)}: " if self.leads_with_optimizer else track_prefix(name, decision["tracks"])
 
+    def leads(self, decision: Decision) -> bool:
+        """Return whether a decision that concludes a study is its answer, and does not only add to one."""
+        return True
+
     def question(self, config: Config) -> str:
         """Return the question answered by a study that ends with this stage, or an empty string if the
         default question applies."""
@@ -339,6 +343,12 @@ def stage_of(name: str) -> Stage:
         raise UserError(f"{name} is not a stage; the stages are {', '.join(STAGES)}.")
     stage: Stage = importlib.import_module(f".{name}", __package__).STAGE
     return stage
+
+
+def concluding_stages(decisions: Decisions) -> list[str]:
+    """Return the stages whose decisions answer the study's question, the one that leads first."""
+    made = [name for name in reversed([*decisions]) if stage_of(name).concludes]
+    return sorted(made, key=lambda name: not stage_of(name).leads(decisions[name]))
 
 
 def decision_that_shows(what: str, decisions: Decisions) -> Decision | None:

@@ -43,7 +43,7 @@ ATTEMPTS = RunFiles(Path()).attempts.name
 MEANINGS = {
     "study.json": "settings, checksum of the text, versions, hardware",
     "auto_decisions.json": "what each stage decided, and from which runs",
-    "results_final.json": "the last stage's decision",
+    "results_final.json": "the decision that answers the study",
     "report.html": "the results as a page",
     manifest.NAME: "sha256 of every file",
 }

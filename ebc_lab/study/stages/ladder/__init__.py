@@ -198,6 +198,26 @@ def _sentence(climb: Climb, rungs: Mapping[str, Rung]) -> str:
     return f"{words}; one by one: {each}"
 
 
+def in_a_line(climb: Climb, rungs: Mapping[str, Rung], rules: Mapping[str, Any]) -> str:
+    """Return what one rung beside the suite's own size adds to the suite's answer."""
+    label, other = climb["arm"], climb["reference"]
+    [(name, rung)] = [item for item in rungs.items() if item[0] != BASE]
+    if name not in climb["rungs"]:
+        return f"At {rung['about']}, {label} against {other}: {climb['lacking']}"
+    found = _briefly(climb["rungs"][name])
+    if any(arm["trials"] for arm in rung["arms"].values()):
+        word = "carried" if rules else "kept"
+        found = f"settings {word}: {_briefly(climb['carried'][name])}; tuned again: {found}"
+    return f"At {rung['about']}, {label} minus {other}, nats of test loss, {found}"
+
+
+def _briefly(d: Difference) -> str:
+    if d["method"] != "t":
+        return f"{measured(d)}, {d['verdict']}"
+    words = f"{centre_of(d):+.4f} {show_interval(d['joint_low'], d['joint_high'])}, {d['verdict']}"
+    return words.replace("-", "−")
+
+
 def _rule(config: Config, comparisons: int) -> str:
     ladder = config.ladder
     tuned = (
@@ -271,8 +291,16 @@ class Ladder(Stage):
         rule = _rule(config, comparisons)
         return make_decision(NAME, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
+    def leads(self, decision: Decision) -> bool:
+        """Return whether the ladder has several rungs beside the suite's own size: a single one only adds a
+        line to the suite's answer."""
+        return any(len(track["rungs"]) > 2 for track in decision["tracks"].values())
+
     def headline(self, track: LadderTrack) -> str:
-        return "; ".join(c["sentence"] for c in track["climbs"] if c["asked"])
+        climbs, rungs = [c for c in track["climbs"] if c["asked"]], track["rungs"]
+        if len(rungs) == 2:
+            return "; ".join(in_a_line(c, rungs, track["rules"]) for c in climbs)
+        return "; ".join(c["sentence"] for c in climbs)
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
         """Return on how many rungs every arm has all of its judged runs."""
