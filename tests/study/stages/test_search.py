@@ -207,7 +207,7 @@ def test_any_setting_is_tuned_and_its_grid_grows_by_its_rule_twice_at_most():
 
 
 def test_the_best_of_every_arm_is_chosen_among_the_same_number_of_points():
-    """However many settings an arm has, and however far its grid grew; the window's own are not among them."""
+    """However many settings an arm has, and however far its grid grew; without the window's own points."""
     few = ArmConfig(settings={"optimizer": {"name": "nadamw"}}, tune={"lr": [2e-3, 4e-3, 8e-3]})
     BEST["few"] = 4.4e-3
     decision, arms, specs = decided(suite("tune.trials=20", few=few), with_decay)

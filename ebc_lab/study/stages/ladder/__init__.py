@@ -226,13 +226,17 @@ def _rule(config: Config, comparisons: int) -> str:
         if ladder.trials
         else "what is carried there"
     )
-    rules = {key: [f"{what}^{by:g}" for what, by in powers.items()] for key, powers in ladder.rules.items()}
+    rules = {
+        key: [f"{what}^{by:g}" for what, by in powers.items()]
+        for key, powers in ladder.rules.items()
+        if powers
+    }
     carried = "; ".join(f"{key} by {', '.join(by)}" for key, by in rules.items())
     return (
         f"on each rung {tuned} (carried: {carried or 'unchanged'}), judged by test loss, {len(config.seeds)} "
         f"seeds, paired; a contrast named beforehand, the mean over {len(ladder.rungs) + 1} rungs, and the "
-        f"slope per doubling of compute, {level_of(error_divided(config))} intervals joint over {comparisons} "
-        f"comparisons; those on single rungs are joint over the rungs as well{divided_in_words(config)}"
+        f"slope per doubling of compute, {level_of(error_divided(config))} intervals joint over "
+        f"{comparisons} comparisons; on single rungs joint over the rungs as well{divided_in_words(config)}"
     )
 
 
