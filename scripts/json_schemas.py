@@ -68,6 +68,8 @@ RUN = definition(RunConfig.__name__)
 NARROWER: dict[str, Schema] = {
     "study.stages": {"items": {"enum": [*STAGES]}},
     "ablation.arms.NAME.settings": {"allOf": [RUN]},
+    "ablation.further.NAME.settings": {"allOf": [RUN]},
+    "ladder.rungs.NAME.settings": {"allOf": [RUN]},
     "carry.arms.NAME.settings": {"allOf": [RUN]},
     "carry.settings.NAME.settings": {"allOf": [RUN]},
     "profiles.workloads.NAME.settings": {"allOf": [RUN]},
@@ -260,11 +262,11 @@ def suite() -> Schema:
     return {**made, "definitions": definitions()}
 
 
-def scale() -> Schema:
+def scale(name: str = "scale") -> Schema:
     """The schema of a scale: of the same settings, by reference."""
     made = several(Config)
     made["properties"] = {name: {"$ref": f"{SUITE}#/properties/{name}"} for name in made["properties"]}
-    return {**made, "description": "A scale: settings of a study.", "required": ["scale"]}
+    return {**made, "description": f"A {name}: settings of a study.", "required": [name]}
 
 
 def config() -> Schema:
@@ -294,8 +296,10 @@ def of_group(group: str) -> Schema:
 
 def schemas() -> dict[str, Schema]:
     """Name of the file -> schema."""
-    made = {SUITE: suite(), "scale.json": scale(), "config.json": config()}
-    made |= {f"{group}.json": of_group(group) for group in groups() if group not in ("scale", "study")}
+    made = {SUITE: suite(), "config.json": config()}
+    whole = ("scale", "check")  # whose files set anything of a study
+    made |= {f"{group}.json": scale(group) for group in whole}
+    made |= {f"{group}.json": of_group(group) for group in groups() if group not in (*whole, "study")}
     return {name: {"$schema": DRAFT, "title": f"ebc-lab: {Path(name).stem}", **made[name]} for name in made}
 
 

@@ -815,6 +815,11 @@ class Config(RunConfig):
         unique=True,
         most=20,
     )
+    check: str = setting(
+        "none",
+        "of study=optimizers: whether its answer is asked once more where more is trained",
+        group="check",
+    )
     rivals: list[str] = setting(
         [], "of study=optimizers: further arms that it has by option: soap", unique=True
     )

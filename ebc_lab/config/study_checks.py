@@ -325,6 +325,11 @@ def _check_stages(config: Config) -> None:
     """Raise UserError for stages that are unknown, out of order or wrongly set, for a stage without another
     that it needs, and for a study of too many runs."""
     stages = config.study.stages
+    require(
+        config.check == "none"
+        or (config.ablation.mine.group == "optimizer" and len(config.ladder.rungs) == 1),
+        f"check={config.check} goes with study=optimizers: other studies have their own stages and rungs.",
+    )
     for stage in stages:
         choice("study.stages", stage, STAGES)
     order = [s for s in STAGES if s in stages]
