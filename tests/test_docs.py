@@ -284,7 +284,15 @@ def test_the_suite_of_the_suites_page_runs(tiny, tmp_path, own_parts):
 
 
 PAPERS = "docs/papers.md"
-NO_METHODS = {"check", "data", "ebm", "launcher", "scale", "study", "tracker"}  # groups of texts, sizes and machines
+NO_METHODS = {
+    "check",
+    "data",
+    "ebm",
+    "launcher",
+    "scale",
+    "study",
+    "tracker",
+}  # groups of texts, sizes and machines
 
 
 def papers() -> list[list[str]]:

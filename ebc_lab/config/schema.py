@@ -554,7 +554,12 @@ class LadderConfig(StageConfig):
     again: list[str] = setting(
         ["lr", "lr_scale", "weight_decay"], "tuned settings that are tuned again on each rung", unique=True
     )
-    rules: dict[str, dict[str, float]] = setting(
+    carry: str = setting(
+        "rules",
+        "what was tuned is carried to a rung by the rules, or kept as it is",
+        choices=("rules", "kept"),
+    )
+    rules: dict[str, dict[str, Any]] = setting(
         {
             "lr": {"width": -1.0, "batch": 0.5, "steps": -0.32},
             "weight_decay": {"lr": -1.0, "steps": -1.0},
@@ -566,7 +571,7 @@ class LadderConfig(StageConfig):
         low=-4,
         high=4,
     )
-    rules_of: dict[str, dict[str, dict[str, float]]] = setting(
+    rules_of: dict[str, dict[str, Any]] = setting(
         {}, "arm → such rules in the place of those", low=-4, high=4
     )
 

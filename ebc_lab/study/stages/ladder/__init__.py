@@ -226,14 +226,12 @@ def _rule(config: Config, comparisons: int) -> str:
         if ladder.trials
         else "what is carried there"
     )
-    rules = {
-        key: [f"{what}^{by:g}" for what, by in powers.items()]
-        for key, powers in ladder.rules.items()
-        if powers
-    }
-    carried = "; ".join(f"{key} by {', '.join(by)}" for key, by in rules.items())
+    rules = {key: [f"{what}^{by:g}" for what, by in powers.items()] for key, powers in ladder.rules.items()}
+    carried = "as it is"
+    if ladder.carry == "rules":
+        carried = "; ".join(f"{key} by {', '.join(by)}" for key, by in rules.items())
     return (
-        f"on each rung {tuned} (carried: {carried or 'unchanged'}), judged by test loss, {len(config.seeds)} "
+        f"on each rung {tuned} (carried: {carried}), judged by test loss, {len(config.seeds)} "
         f"seeds, paired; a contrast named beforehand, the mean over {len(ladder.rungs) + 1} rungs, and the "
         f"slope per doubling of compute, {level_of(error_divided(config))} intervals joint over "
         f"{comparisons} comparisons; on single rungs joint over the rungs as well{divided_in_words(config)}"
@@ -288,7 +286,7 @@ class Ladder(Stage):
                 "reference": config.ablation.reference,
                 "rungs": found,
                 "climbs": [_climb(rungs, found, of) for of in rungs.compared],
-                "rules": config.ladder.rules,
+                "rules": rungs.rules,
                 "tuned": bool(config.ladder.trials),
             }
             notes += [track_prefix(name, every) + note for note in _notes(tracks[name])]

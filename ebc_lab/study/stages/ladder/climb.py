@@ -56,6 +56,7 @@ class Rungs:
         self.tuning_seeds = range(first, first + config.tune.seeds)
         self.sigma: float = earlier["lr_sweep"]["tracks"][track]["sigma"]
         self.sizes: dict[str, RungConfig] = {BASE: RungConfig(), **self.ladder.rungs}
+        self.rules = self.ladder.rules if self.ladder.carry == "rules" else {}
         self._searches: dict[tuple[str, str], Search | None] = {}
 
     @cached_property
@@ -111,7 +112,7 @@ class Rungs:
     def carried(self, label: str, rung: str) -> Point:
         """Return an arm's settings as `tune` found them, carried to a rung; {} for an arm without a grid."""
         found = self.tuned.get(label)
-        size, rules = self.sizes[rung], {**self.ladder.rules, **self.ladder.rules_of.get(label, {})}
+        size, rules = self.sizes[rung], {**self.rules, **self.ladder.rules_of.get(label, {})}
         times = dict(zip(SIZES, (size.width_scale, size.batch_scale, size.steps), strict=True))
         point = dict(found["point"]) if found else {}
         rates = [key for key in ("lr", "lr_scale") if key in point]
