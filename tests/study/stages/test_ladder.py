@@ -34,7 +34,7 @@ def ladder_of(*overrides, study="ladder"):
 
 
 def climbed(config, loss, earlier=None, **more):
-    """The decision where a run has the test loss of `loss` (arm, rung, point, seed); infinite: it diverged."""
+    """The decision where a run has the loss `loss(arm, rung, run, seed)`; of an infinite one it diverged."""
     earlier = earlier or tuned(adamw=2.0, muon=1.9)
 
     def answer(spec):
