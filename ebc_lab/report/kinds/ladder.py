@@ -45,6 +45,7 @@ REACHED = (
     Column("Rung", "name", short="rung", head=True),
     Column("Arm", "name", short="arm"),
     Column("Steps to the target", "figure", brief, "steps to target"),
+    Column("Seconds of training", "figure", brief, "seconds"),
     Column("Tokens", "figure", brief, "tokens"),
     Column("Runs that reached it", "figure", short="reached"),
 )
@@ -366,11 +367,9 @@ def _reached(name: str, track: LadderTrack) -> Table:
     rows, losses = [], set()
     for rung, label, arm in _arms(track):
         if figures := arm.get("target"):
-            steps, there = figures["steps_to_target"], track["rungs"][rung]
-            tokens = None if steps is None else steps * there["tokens"] / there["steps"]
+            times = (figures[f"{what}_to_target"] for what in ("steps", "seconds", "tokens"))
             n = figures["target_reached"] or 0.0
-            values = (rung, label, steps, tokens, Cell(f"{n:g} of {len(arm['runs'])}", n))
-            rows.append(filled(REACHED, values))
+            rows.append(filled(REACHED, (rung, label, *times, Cell(f"{n:g} of {len(arm['runs'])}", n))))
             losses.add(fixed(figures["target_loss"]))
     note = f"target: validation loss {', '.join(sorted(losses))}; means, if every run reached it"
     return Table(name, "Steps to the target", REACHED, rows, note)

@@ -167,7 +167,7 @@ def test_what_was_carried_alone_is_shown_without_what_was_not_tried():
     assert not any("Tuning again" in line for line in answer_of(track).findings)
 
 
-def test_with_a_target_each_arm_has_its_steps_and_tokens_to_it():
+def test_with_a_target_each_arm_has_its_steps_seconds_and_tokens_to_it():
     track = ladder_of(losses_of(0.1, 0.1, 0.1, 0.1), PAIR)
     for rung in track["rungs"].values():
         for label, arm in rung["arms"].items():
@@ -176,10 +176,12 @@ def test_with_a_target_each_arm_has_its_steps_and_tokens_to_it():
                 "target_loss": 2.9,
                 "target_reached": 4.0 if steps else 1.0,
                 "steps_to_target": steps,
+                "seconds_to_target": steps and 1.5,
+                "tokens_to_target": steps and 256 * steps,
             }
     reached = tables_of(track, PAGE)[-1]
-    assert ["corner", "fast", "50", "12,800", "4 of 4"] in reached.texts()
-    assert ["base", "plain", "–", "–", "1 of 4"] in reached.texts()
+    assert ["corner", "fast", "50", "1.5", "12,800", "4 of 4"] in reached.texts()
+    assert ["base", "plain", "–", "–", "–", "1 of 4"] in reached.texts()
     assert "2.9000" in reached.note
 
 
