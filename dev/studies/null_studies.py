@@ -233,8 +233,9 @@ TUNED_SD = 0.01  # of a run without its seed's own effect
 
 
 def tuned_twice(curvature: float, studies: int, *, wild: float = 0.0, seed: int = 1) -> dict[str, float]:
-    """How often two searches of one landscape, five octaves and three shapes, are said to differ, `plain` and
-    with the `luck` of the tuning, and by how much that `widens` the interval (median).
+    """How often two searches of one landscape, five octaves and three shapes, are said to differ: `plain`,
+    with the `luck` of the tuning, and with that of `uncertain` points, as where trials are counted; and by
+    how much the last `widens` the interval (median).
 
     Two tuning seeds, the point with the best worst seed, judged on five others. `wild`: how much more noise a
     run has for each octave above the best rate.
@@ -242,7 +243,7 @@ def tuned_twice(curvature: float, studies: int, *, wild: float = 0.0, seed: int 
     draw = np.random.default_rng(seed)
     octaves = np.arange(-2.0, 3.0)
     noise = TUNED_SD * np.repeat(1 + wild * np.maximum(0, octaves), len(SHAPES))
-    claimed = {"plain": 0, "luck": 0}
+    claimed = {"plain": 0, "luck": 0, "uncertain": 0}
     wider = []
     for _ in range(studies):
         off = draw.uniform(-0.5, 0.5)  # where the best rate lies between two of the grid
@@ -252,16 +253,17 @@ def tuned_twice(curvature: float, studies: int, *, wild: float = 0.0, seed: int 
         chosen = tried.max(axis=2).argmin(axis=1)
         judged_ = losses[chosen, None] + noise[chosen, None] * draw.normal(size=(2, 5))
         own, twin = ({str(s): float(x) for s, x in enumerate(arm)} for arm in judged_)
-        lucks = [luck_of_choice(points.tolist(), TUNED_SD) for points in tried]
         width = {}
-        for name, luck in (("plain", NO_LUCK), ("luck", lucks[0] + lucks[1])):
+        for name in claimed:
+            lucks = [luck_of_choice(p.tolist(), TUNED_SD, uncertain=name == "uncertain") for p in tried]
+            luck = NO_LUCK if name == "plain" else lucks[0] + lucks[1]
             found = paired(own, twin, luck=luck)
             low, high = found["low"], found["high"]
             assert low is not None
             assert high is not None
             claimed[name] += low > 0 or high < 0
             width[name] = high - low
-        wider.append(width["luck"] / width["plain"])
+        wider.append(width["uncertain"] / width["plain"])
     return {**{name: n / studies for name, n in claimed.items()}, "widens": float(np.median(wider))}
 
 
@@ -299,6 +301,7 @@ def of_tuning(studies: int) -> None:
             found = tuned_twice(curvature, studies, wild=wild)
             where = f"{curvature:g} nats per squared octave{', wild above the best' if wild else ''}"
             shares = f"claims {found['plain']:.1%}, with luck {found['luck']:.1%}"
+            shares += f", of uncertain points {found['uncertain']:.1%}"
             print(f"tuned twice, {where}: {shares} (×{found['widens']:.2f} as wide)")
         for seeds in (3, 8):
             found = searched_once(curvature, seeds, studies)

@@ -92,7 +92,9 @@ def noise_of_runs(losses: Sequence[Sequence[float]]) -> tuple[float, int] | None
     return sd, (len(near) - 1) * (seeds - 1)
 
 
-def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float, freedom: int = 1) -> Luck:
+def luck_of_choice(
+    tried: Sequence[Sequence[float]], sigma: float, freedom: int = 1, *, uncertain: bool = False
+) -> Luck:
     """Return the luck in choosing the lowest of several points, given each point's losses under the same
     seeds.
 
@@ -100,6 +102,11 @@ def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float, freedom: int 
     point a probability of being the lowest. The luck is the standard deviation of the points' means under
     these probabilities, with the freedom of the noise. It is 0 if one point is far ahead, or if fewer than
     two are finite.
+
+    `uncertain`: the points' true losses are taken to lie about their means by that noise, as they do. Of
+    many points the lowest means are close together because they were picked for being low; the true losses
+    behind them are not. That adds the noise's variance, times the probability that another tuning chooses
+    another point.
     """
     known = [losses for losses in tried if all(map(math.isfinite, losses))]
     if len(known) < 2:
@@ -113,7 +120,10 @@ def luck_of_choice(tried: Sequence[Sequence[float]], sigma: float, freedom: int 
         return Luck(0.0, freedom)
     means = losses.mean(axis=1)
     chance, _ = chances_of_lowest(means, np.full(len(means), spread))
-    sd = math.sqrt(float(chance @ (means - chance @ means) ** 2))
+    variance = float(chance @ (means - chance @ means) ** 2)
+    if uncertain:
+        variance += spread**2 * (1 - float(chance @ chance))
+    sd = math.sqrt(variance)
     return Luck(float(f"{sd:.6g}"), freedom)
 
 

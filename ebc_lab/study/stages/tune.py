@@ -190,7 +190,8 @@ def _decided(searched: Search, arm: ArmConfig, results: Results, sigma: float) -
     best = searched.runs(chosen)
     edges = {key: searched.edge(chosen, key) for key in chosen if key in GROWING}
     edges |= {key: searched.edge_of_all(chosen, key) for key in chosen if key not in GROWING}
-    luck = luck_of_choice([losses_of(runs, results) for runs in searched.eligible.values()], sigma)
+    losses = [losses_of(runs, results) for runs in searched.eligible.values()]
+    luck = luck_of_choice(losses, sigma, uncertain=bool(searched.most))
     decided: TunedArm = {
         "point": chosen,
         "run_id": best[0].run_id if winner else None,

@@ -14,6 +14,7 @@ from scipy import stats
 from ebc_lab.study.stages import compare_arms, finals
 from ebc_lab.study.stages.statistics import (
     Luck,
+    chances_of_lowest,
     judge,
     luck_of_choice,
     noise,
@@ -225,6 +226,24 @@ def test_the_luck_of_a_choice_is_how_the_points_spread_by_their_chance_of_being_
     draw = np.random.default_rng(0).normal(means, spread / math.sqrt(2), size=(200_000, 5))
     assert found.sd == pytest.approx(means[draw.argmin(axis=1)].std(), rel=0.02)
     assert found.freedom == 2  # of three points and two seeds
+
+
+def test_the_luck_of_uncertain_points_is_that_of_true_losses_drawn_about_their_means():
+    """By plain draws: true losses about the means, and a choice by the same chances."""
+    tried = [[2.00, 2.02], [2.01, 2.00], [2.012, 2.018], [2.02, 2.04], [2.4, 2.5]]
+    chance, error = _chances(tried)
+    true = np.random.default_rng(0).normal(np.mean(tried, axis=1), error, size=(200_000, 5))
+    of_choice = (true**2) @ chance - (true @ chance) ** 2
+    found = luck_of_choice(tried, sigma=1.0, uncertain=True)
+    assert found.sd == pytest.approx(math.sqrt(of_choice.mean()), rel=0.01)
+    assert found.sd > 1.5 * luck_of_choice(tried, sigma=1.0).sd
+    assert luck_of_choice([[2.0, 2.01], [3.0, 3.02], [3.1, 3.11]], 0.01, uncertain=True).sd < 1e-6
+
+
+def _chances(tried):
+    spread, _ = noise_of_runs(tried)
+    error = spread / math.sqrt(2)
+    return chances_of_lowest(np.mean(tried, axis=1), np.full(5, error))[0], error
 
 
 def test_the_luck_of_one_of_two_points_is_that_of_a_coin():

@@ -46,7 +46,8 @@ def _arm(rungs: Rungs, label: str, name: str) -> RungArm:
     tuned = rungs.tuned.get(label)
     luck = Luck(**tuned["luck"]) if tuned and search is None else NO_LUCK
     if search is not None:
-        luck = luck_of_choice([losses_of(r, rungs.results) for r in search.eligible.values()], rungs.sigma)
+        losses = [losses_of(runs, rungs.results) for runs in search.tried.values()]
+        luck = luck_of_choice(losses, rungs.sigma, uncertain=True)
     results = rungs.results
     runs = {str(s.run.seed): s.run_id for s in rungs.judged(label, name)}
     kept = {str(s.run.seed): s.run_id for s in rungs.kept(label, name)}
