@@ -33,6 +33,15 @@ def to_dict(config: Any) -> dict[str, Any]:
     return settings
 
 
+def named(part: Any) -> Any:
+    """Return a stage's settings as nested plain dicts, without those that a hash of them leaves out: settings
+    that came later and have the value at which they change nothing."""
+    if dataclasses.is_dataclass(part):
+        fields = {f.name: (getattr(part, f.name), setting_of(f).unnamed_at) for f in dataclasses.fields(part)}
+        return {name: named(value) for name, (value, unnamed) in fields.items() if value != unnamed}
+    return {key: named(value) for key, value in part.items()} if isinstance(part, dict) else part
+
+
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested dicts as one dict whose keys are joined by dots. An empty dict is kept as a value."""
     out: dict[str, Any] = {}

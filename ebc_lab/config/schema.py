@@ -348,6 +348,7 @@ class TuneConfig(StageConfig):
         "points",
         low=0,
         high=1000,
+        unnamed_at=0,
     )
     window: bool = setting(
         False,
@@ -404,6 +405,7 @@ class ArmConfig(SizedConfig):
         "such a setting → how its grid grows where its best value lies on an edge: log, by the ratio of the "
         "last two values, or linear, by their difference; the grid of any other stays as it is",
         choices=("log", "linear"),
+        unnamed_at={},
     )
     tuned_as: str | None = setting(None, "an arm whose best point this one takes")
     replay: str | None = setting(None, "an arm whose recorded c·lr this one replays without measuring")
@@ -461,7 +463,9 @@ class AblationConfig(StageConfig):
     steps: int = setting(600, "length of each of its runs", **LENGTH)
     reference: str = setting("", "the arm that every other is paired with")
     arms: dict[str, ArmConfig] = setting({}, "name → arm", most=500)
-    further: dict[str, ArmConfig] = setting({}, "name → arm that takes part where rivals= names it")
+    further: dict[str, ArmConfig] = setting(
+        {}, "name → arm that takes part where rivals= names it", unnamed_at={}
+    )
     mine: MineConfig = field(default_factory=MineConfig)
     step_cost: bool = setting(
         False, "the time of each arm's step is measured, in turns with that of torch's Adam"
@@ -706,7 +710,9 @@ class ProfilesConfig(StageConfig):
     asked_about: list[str] = setting(
         [], "methods whose place the headline tells; those of mine= come first", unique=True
     )
-    mine: MineMethodConfig = field(default_factory=MineMethodConfig)
+    mine: MineMethodConfig = field(
+        default_factory=MineMethodConfig, metadata={"setting": Setting(unnamed_at=MineMethodConfig())}
+    )
 
 
 @dataclass

@@ -750,7 +750,6 @@ class Reached(TypedDict):
     seconds: dict[str, float | None]  # of training, likewise
     median_steps: float | None  # over the seeds
     median_seconds: float | None
-    median_tokens: NotRequired[float | None]  # that `median_steps` read; images under `workload=images`
     ratio: float | None  # `median_steps` over that of the best method
     ratio_seconds: float | None  # likewise for `median_seconds`
     lowest: dict[str, float | None]  # by seed: lowest loss on the fixed windows

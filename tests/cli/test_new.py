@@ -30,7 +30,7 @@ def composed(*overrides):
     return compose(["study=./mild_steps.yaml", *overrides], here=False)
 
 
-def test_the_suite_compares_it_with_adam_and_muon_in_a_folder_for_each_scale(written):
+def test_the_suite_compares_it_with_adamw_and_muon_in_a_folder_for_each_scale(written):
     folder, commands = written
     files = {"mild_steps.yaml", "mild_steps_optimizer.py", "test_mild_steps.py"}
     assert {path.name for path in folder.iterdir()} == files
@@ -41,7 +41,7 @@ def test_the_suite_compares_it_with_adam_and_muon_in_a_folder_for_each_scale(wri
         "ebc-lab autopilot study=./mild_steps.yaml",
     ]
     config = composed("scale=smoke")
-    assert list(config.ablation.arms) == ["adam", "muon", "mild_steps"]
+    assert list(config.ablation.arms) == ["adamw", "muon", "mild_steps"]
     assert config.ablation.mine.arms == ["mild_steps"]
     assert set(config.own_files) == {"mild_steps.yaml", "mild_steps_optimizer.py"}
     assert config.study.name == "mild_steps_smoke"
@@ -52,8 +52,8 @@ def test_its_arm_takes_a_grid_of_its_own(written):
     grid = [2e-5, 4e-5, 8e-5]
     arms = composed("scale=smoke", "ablation.arms.mild_steps.tune.lr=[2e-5,4e-5,8e-5]").ablation.arms
     assert arms["mild_steps"].tune["lr"] == grid
-    assert arms["mild_steps"].tune["schedule"] == arms["adam"].tune["schedule"]
-    assert arms["adam"].tune["lr"] != grid
+    assert arms["mild_steps"].tune["schedule"] == arms["adamw"].tune["schedule"]
+    assert arms["adamw"].tune["lr"] != grid
     with pytest.raises(UserError, match=r"no such arm \(did you mean mild_steps\?\)"):
         composed("scale=smoke", "ablation.arms.mild_step.tune.lr=[2e-5,4e-5,8e-5]")
 
@@ -62,7 +62,7 @@ def test_the_arm_that_it_suggests_can_be_added_by_removing_the_number_signs(writ
     suite = Path("mild_steps.yaml")
     head, example = suite.read_text().split("#  arms:")
     suite.write_text(head + "  arms:" + example.replace("\n#", "\n"))
-    assert list(composed("scale=smoke").ablation.arms) == ["adam", "muon", "lion", "mild_steps"]
+    assert list(composed("scale=smoke").ablation.arms) == ["adamw", "muon", "lion", "mild_steps"]
 
 
 def test_its_optimizer_passes_its_own_test_without_pytest(written):

@@ -9,6 +9,7 @@ from typing import Any
 from ebc_lab.records.columns import PROFILE_MEANINGS
 from ebc_lab.records.decisions import Profiled, ProfilesTrack
 from ebc_lab.study.stages.profiles import STAGE
+from ebc_lab.study.stages.profiles.calibration import tokens_per_step
 from ebc_lab.study.stages.statistics import in_octaves
 
 from ..text.table import Cell, Column, Table, filled, two_digits
@@ -39,12 +40,14 @@ class Profiles(Kind):
         for track, decided in found.tracks.items():
             for method, profiled in ranked(decided):
                 for place in profiled["workloads"]:
-                    yield {"track": track, "method": method, **_row(decided, profiled, place)}
+                    row = _row(decided, profiled, place)
+                    tokens = _tokens(found, place, row["steps"])
+                    yield {"track": track, "method": method, **row, "tokens": tokens}
 
     def tables(self, found: Evidence) -> list[Table]:
         made = []
         for name, decided in found.tracks.items():
-            made += [_scores(f"scores-{name}", decided), _ratios(f"ratios-{name}", decided)]
+            made += [_scores(f"scores-{name}", decided), _ratios(f"ratios-{name}", decided, found)]
         return made
 
     def answers(self, found: Evidence) -> list[Answer]:
@@ -84,7 +87,6 @@ def _row(decided: ProfilesTrack, found: Profiled, place: str) -> dict[str, Any]:
         "diverged": len(there["diverged"]),
         "steps": there["median_steps"],
         "train_s": there["median_seconds"],
-        "tokens": there.get("median_tokens"),
         "ratio": there["ratio"],
         "ratio_seconds": there["ratio_seconds"],
         "lr_sensitivity": rate["sensitivity"] if rate else None,
@@ -140,7 +142,11 @@ def _scores(name: str, decided: ProfilesTrack) -> Table:
     return Table(name, "Scores", SCORES, rows, note)
 
 
-def _ratios(name: str, decided: ProfilesTrack) -> Table:
+def _tokens(found: Evidence, place: str, steps: float | None) -> float | None:
+    return None if steps is None else steps * tokens_per_step(found.config, place)
+
+
+def _ratios(name: str, decided: ProfilesTrack, evidence: Evidence) -> Table:
     """Return each method's median steps to the target over those of the best method on the workload."""
     places = decided["workloads"]
     columns = [
@@ -154,11 +160,9 @@ def _ratios(name: str, decided: ProfilesTrack) -> Table:
         rows.append(filled(columns, [method, *shown], chosen=method in decided["asked_about"]))
     best = []
     for place, target in places.items():
-        if target["best_steps"] is not None:
-            every = (of["workloads"].get(place) for of in decided["methods"].values())
-            first = next(at for at in every if at and at["median_steps"] == target["best_steps"])
-            tokens = f", {brief(count)} tokens," if (count := first.get("median_tokens")) else ""
-            best.append(f"{place} {brief(target['best_steps'])} steps{tokens} to {fixed(target['loss'])}")
+        if (steps := target["best_steps"]) is not None:
+            took = f"{brief(steps)} steps, {brief(_tokens(evidence, place, steps))} tokens"
+            best.append(f"{place} {took}, to {fixed(target['loss'])}")
     return Table(
         name, "Steps to the target, over those of the best method", columns, rows, f"best: {'; '.join(best)}"
     )

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from ebc_lab.config.dicts import misfit, study_part, to_dict
+from ebc_lab.config.dicts import misfit, named, study_part
 from ebc_lab.config.identity import canonical_json
 from ebc_lab.config.parts.target import finite_rows
 from ebc_lab.config.parts.tokens import TRAIN_TOKENS
@@ -171,7 +171,7 @@ def inputs_digest(
 
 def settings_of_stage(config: Config, stage: str) -> dict[str, Any]:
     """Return the settings on which a stage's decision rests."""
-    of_stage = to_dict(getattr(config, stage))
+    of_stage = named(getattr(config, stage))
     of_stage.pop(TRAIN_TOKENS, None)  # `steps` holds the same
     settings: dict[str, Any] = {"stage": of_stage, "scale": config.scale}
     settings |= {"study": study_part(config), "seeds": config.seeds}

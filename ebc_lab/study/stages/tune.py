@@ -198,12 +198,13 @@ def _decided(searched: Search, arm: ArmConfig, results: Results, sigma: float) -
         "val_loss": mean_loss(best, results) if winner else None,
         "worst_loss": searched.score_of(chosen) if winner else None,
         "runs": len(searched.specs),
-        "trials": len(searched.eligible),
         "extended": searched.extended,
         "edges": {k: edge for k, edge in edges.items() if edge},
         "margin_sigma": margin_sigma([searched.score_of(dict(p)) for p in searched.eligible], sigma),
         "luck": {"sd": luck.sd, "freedom": luck.freedom},
     }
+    if searched.most:
+        decided["trials"] = len(searched.eligible)
     if not winner:
         decided["untuned"] = "no point of its grid completed, and a run failed"
         if searched.lost:
@@ -296,13 +297,15 @@ def _rule(tune: TuneConfig) -> str:
         how = "one setting after the other, and the rates next to the best again where another changed"
     rule = (
         f"each arm's lowest validation loss over its own grid ({how}), {tune.steps} steps, {seeds}, "
-        f"{f'{tune.trials} points' if tune.trials else 'as many points to begin with'} for every arm; a grid "
-        "whose best point lies on an edge grows there by its own ratio, "
-        f"{tune.max_extensions} times at most (that of a part's setting {FURTHER} times), and while every "
-        "point diverges its rate goes down"
+        f"{tune.trials or 'as many'} points for every arm; a grid whose best point lies on an edge grows "
+        f"there by its own ratio, {tune.max_extensions} times at most, and while every point diverges its "
+        "rate goes down"
     )
     if tune.trials:
-        rule += "; points that the search leaves go half-way between the best and its neighbours"
+        rule += (
+            f"; a grid of a part's setting grows {FURTHER} times at most, and points that the search leaves "
+        )
+        rule += "go half-way between the best and its neighbours"
     rule += "; then that of lr, as often, until its window closes" if tune.window else ""
     if tune.race_sigmas:
         rule += (

@@ -80,13 +80,11 @@ def _reached(phases: Phases, specs: Specs, workload: str) -> Reached:
     times = phases.reached(specs, workload)
     steps = {seed: time[0] for seed, time in times.items()}
     seconds = {seed: time[1] for seed, time in times.items()}
-    middle = median(steps.values())
     at: Reached = {
         "steps": steps,
         "seconds": seconds,
-        "median_steps": middle,
+        "median_steps": median(steps.values()),
         "median_seconds": median(seconds.values()),
-        "median_tokens": None if middle is None else middle * specs[0].run.tokens_per_step,
         "ratio": None,
         "ratio_seconds": None,
         "lowest": {},

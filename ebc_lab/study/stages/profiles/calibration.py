@@ -236,6 +236,13 @@ class Phases:
         return specs
 
 
+def tokens_per_step(config: Config, workload: str) -> int:
+    """Return the tokens of a step on a workload, which all methods share; of images, how many."""
+    first, method = Phases(config, {}), config.profiles.yardstick
+    point = points_of(config.profiles.methods[method])[0]
+    return first.runs(method, point, workload, [0])[0].run.tokens_per_step
+
+
 def points_of(method: MethodConfig) -> list[Point]:
     """Return every combination of the values in a method's grid; one empty point if there is no grid."""
     values = itertools.product(*method.grid.values())
