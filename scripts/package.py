@@ -61,7 +61,7 @@ SHOWN = f"""
 import sys, ebc_lab
 study = ebc_lab.load("cautious_smoke")
 assert len(study.steps(arm="cautious", seed=0)) == {STEPS}
-assert set(study.arms().arm) >= {{"adam", "muon", "cautious"}}, study.arms()
+assert set(study.arms().arm) >= {{"adamw", "muon", "cautious"}}, study.arms()
 assert "torch" not in sys.modules
 print(study.answer)
 """

@@ -80,7 +80,8 @@ NOT: dict[str, dict[str, str]] = {
     "index": {"ivf": "needs faiss"},
 }
 # groups of conf/ that change nothing of what a step launches, or that all arms share
-ELSEWHERE = {"scale", "study", "launcher", "tracker", "data", "tokens", "init", "ebm", "adapter", "race"}
+ELSEWHERE = {"scale", "study", "check", "launcher", "tracker", "data", "tokens", "init", "ebm", "adapter"}
+ELSEWHERE |= {"race"}
 
 # settings within a choice that change what a step launches
 WITHIN: dict[str, list[str]] = {
