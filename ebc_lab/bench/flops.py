@@ -5,7 +5,7 @@ After Kaplan et al., arXiv:2001.08361, appendix B: 6 operations for each token a
 
 from __future__ import annotations
 
-from ebc_lab.config.parts.model import GPT
+from ebc_lab.config.parts.model import GPT, ModelConfig
 from ebc_lab.config.schema import RunConfig
 
 GPU = "H100 SXM"
@@ -29,6 +29,11 @@ def step_flops(elements: int, blocks: int, context: int, width: int, tokens: int
     return {"matrices": matrices, "attention": attention, "total": matrices + attention}
 
 
+def block_elements(model: ModelConfig) -> int:
+    """Return the elements of the matrices in a GPT's blocks: attention 4·d², MLP 8·d² in each."""
+    return 12 * model.blocks * model.width**2
+
+
 def run_flops(run: RunConfig) -> float | None:
     """Return the operations of all steps of a run, without evaluations and what a stabilizer measures; None
     of a model that is no GPT, or in tokens whose number only the text tells."""
@@ -38,8 +43,7 @@ def run_flops(run: RunConfig) -> float | None:
     if vocabulary is None or run.workload.name != "gpt" or run.model.name not in (*GPT, "modern"):
         return None
     model = run.model
-    elements = 12 * model.blocks * model.width**2 + vocabulary * model.width
-    tokens = run.batch_size * model.context
+    elements, tokens = block_elements(model) + vocabulary * model.width, run.tokens_per_step
     return run.steps * step_flops(elements, model.blocks, model.context, model.width, tokens)["total"]
 
 

@@ -7,6 +7,7 @@ docs/settings.md is generated from them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from .fields import (
     setting_of,
 )
 from .machine import INSTRUCTIONS
-from .parts import PARTS
+from .parts import PART, PARTS
 from .parts.budget import BudgetConfig
 from .parts.controller import ControllerConfig
 from .parts.data import DataConfig
@@ -860,14 +861,15 @@ class Config(RunConfig):
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
 
 
+@functools.cache
 def tunable(key: str) -> Setting:
     """Return what values a key in an arm's grid takes: those in TUNABLE, or those of a part's setting."""
+    if key in TUNABLE:
+        return TUNABLE[key]
     group, _, name = key.partition(".")
-    part: Any = typing.get_type_hints(RunConfig).get(group)
-    known = (
-        {field.name: field for field in dataclasses.fields(part)} if dataclasses.is_dataclass(part) else {}
-    )
-    return TUNABLE.get(key) or (setting_of(known[name]) if name in known else Setting())
+    part: Any = PART.get(group)
+    known = {field.name: field for field in dataclasses.fields(part)} if part else {}
+    return setting_of(known[name]) if name in known else Setting()
 
 
 STAGE_NEEDS: dict[str, tuple[str, ...]] = {

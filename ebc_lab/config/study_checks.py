@@ -458,22 +458,25 @@ def _check_ladder(config: Config) -> None:
     for path, rule in powers.items():
         for what in rule:
             choice(path, what, [*SIZES, *(["lr"] if path.rpartition(".")[2] != "lr" else [])])
-    sizes: dict[str, str] = {}
+    sizes: dict[str, schema.RungConfig] = {}
+    arms = [
+        (n, arm)
+        for n, arm in suite.arms.items()
+        if (arm.steps, arm.batch_scale, arm.width_scale) == (1, 1, 1)
+    ]
     for name, rung in ladder.rungs.items():
         path = f"ladder.rungs.{name}"
         for group in rung.settings:
             require(
                 group == "model", f"{path}.settings.{group}: a rung may change its size and the model alone."
             )
-        for label, arm in suite.arms.items():
-            if (arm.steps, arm.batch_scale, arm.width_scale) == (1, 1, 1):
-                with naming(f"{path}, arm {label}"):
-                    base = with_size(replace(run_part(config), steps=ladder.steps), rung)
-                    settings = {"stabilizer": {"name": "none"}, **rung.settings, **arm.settings}
-                    validate_run(changed(base, settings), beside=base)
-        size = str({**vars(rung), "about": ""})
+        base = with_size(replace(run_part(config), steps=ladder.steps), rung)
+        for label, arm in arms:
+            settings = {"stabilizer": {"name": "none"}, **rung.settings, **arm.settings}
+            _as_run(f"{path}, arm {label}", base, settings, config)
+        size = replace(rung, about="")
         same = next((other for other, its in sizes.items() if its == size), None)
-        usual = size == str({**vars(schema.RungConfig()), "about": ""})
+        usual = size == schema.RungConfig()
         require(not usual, f"{path} has the suite's own size: give it a width_scale, batch_scale or steps.")
         require(same is None, f"{path} and ladder.rungs.{same} have the same size: leave one out.")
         sizes[name] = size

@@ -10,7 +10,7 @@ from typing import Any
 from ebc_lab.config.schema import BASE
 from ebc_lab.records.columns import LADDER_MEANINGS
 from ebc_lab.records.decisions import Climb, Difference, LadderTrack, Rung, RungArm, SpeedUp
-from ebc_lab.study.stages.ladder import in_a_line
+from ebc_lab.study.stages.ladder import adds_a_line, asked, in_a_line
 from ebc_lab.study.stages.statistics import by_interval, centre_of
 from ebc_lab.study.stages.suite import point_in_words, short_name
 
@@ -75,7 +75,7 @@ class Ladder(Kind):
         for name, track in found.tracks.items():
             first, rest = _compared(found, name, track), _rest(found, name, track)
             # the page has these above, right below the answer, if the ladder has one of its own
-            made += [replace(t, places=(TERMINAL,)) for t in first] if _leads(track) else first
+            made += first if adds_a_line(track) else [replace(t, places=(TERMINAL,)) for t in first]
             made += rest
         return made
 
@@ -99,17 +99,6 @@ KIND = Ladder()
 
 
 # -- the answer ----------------------------------------------------------------------------------------------
-
-
-def _leads(track: LadderTrack) -> bool:
-    """Return whether the ladder answers the study: a single rung beside the suite's size adds a line to its
-    answer."""
-    return len(track["rungs"]) > 2
-
-
-def asked(track: LadderTrack) -> list[Climb]:
-    """Return the comparisons that the answer is about."""
-    return [climb for climb in track["climbs"] if climb["asked"]]
 
 
 def by_compute(track: LadderTrack) -> list[str]:
@@ -146,10 +135,10 @@ def _answer(found: Evidence, name: str, track: LadderTrack) -> Answer:
     climbs = asked(track)
     largest = by_compute(track)[-1]
     verdicts = {climb["verdict"] for climb in climbs}
-    if not _leads(track):
+    if adds_a_line(track):
         verdicts = {d["verdict"] for climb in climbs if (d := climb["rungs"].get(largest))}
     judged = VERDICTS[verdicts.pop()][0] if len(verdicts) == 1 else "undecided"
-    if not _leads(track):
+    if adds_a_line(track):
         lines = [in_a_line(climb, track["rungs"], track["rules"]) for climb in climbs]
         return Answer(name, judged, f"{'; '.join(lines)}.", [f"{ladder_in_words(track)}."], adds=True)
     findings = [ladder_in_words(track), *(climb["sentence"] for climb in climbs)]
@@ -300,7 +289,7 @@ def _rungs(name: str, climb: Climb, track: LadderTrack, places: Sequence[str] = 
         named = Cell(rung, page=rung, note=there["about"])
         values = (named, difference, verdict, limits, *losses, *size)
         rows.append(filled(columns, [*values, _speed(speed, "steps"), _speed(speed, "seconds")]))
-    if _leads(track):
+    if not adds_a_line(track):
         mean, mean_limits, verdict = glance.pair_cells(climb["overall"])
         rest, course = [Cell()] * (len(columns) - 4), Cell(climb["course"])
         rows.append(filled(columns, ["mean", mean, verdict, mean_limits, *rest], chosen=True))

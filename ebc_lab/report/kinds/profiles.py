@@ -37,17 +37,18 @@ class Profiles(Kind):
 
     def rows(self, found: Evidence) -> Iterator[dict[str, Any]]:
         """Yield a row for each method on each workload."""
+        each = tokens_per_step(found.config)
         for track, decided in found.tracks.items():
             for method, profiled in ranked(decided):
                 for place in profiled["workloads"]:
                     row = _row(decided, profiled, place)
-                    tokens = _tokens(found, place, row["steps"])
+                    tokens = None if row["steps"] is None else row["steps"] * each[place]
                     yield {"track": track, "method": method, **row, "tokens": tokens}
 
     def tables(self, found: Evidence) -> list[Table]:
-        made = []
+        made, each = [], tokens_per_step(found.config)
         for name, decided in found.tracks.items():
-            made += [_scores(f"scores-{name}", decided), _ratios(f"ratios-{name}", decided, found)]
+            made += [_scores(f"scores-{name}", decided), _ratios(f"ratios-{name}", decided, each)]
         return made
 
     def answers(self, found: Evidence) -> list[Answer]:
@@ -142,11 +143,7 @@ def _scores(name: str, decided: ProfilesTrack) -> Table:
     return Table(name, "Scores", SCORES, rows, note)
 
 
-def _tokens(found: Evidence, place: str, steps: float | None) -> float | None:
-    return None if steps is None else steps * tokens_per_step(found.config, place)
-
-
-def _ratios(name: str, decided: ProfilesTrack, evidence: Evidence) -> Table:
+def _ratios(name: str, decided: ProfilesTrack, tokens_of_a_step: Mapping[str, int]) -> Table:
     """Return each method's median steps to the target over those of the best method on the workload."""
     places = decided["workloads"]
     columns = [
@@ -161,7 +158,7 @@ def _ratios(name: str, decided: ProfilesTrack, evidence: Evidence) -> Table:
     best = []
     for place, target in places.items():
         if (steps := target["best_steps"]) is not None:
-            took = f"{brief(steps)} steps, {brief(_tokens(evidence, place, steps))} tokens"
+            took = f"{brief(steps)} steps, {brief(steps * tokens_of_a_step[place])} tokens"
             best.append(f"{place} {took}, to {fixed(target['loss'])}")
     return Table(
         name, "Steps to the target, over those of the best method", columns, rows, f"best: {'; '.join(best)}"

@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 
 from ebc_lab.config.schema import BASE
 from ebc_lab.records.decisions import Climb, LadderTrack
+from ebc_lab.study.stages.ladder import asked
 from ebc_lab.study.stages.statistics import centre_of
 
-from ..kinds.ladder import asked, by_compute, ladder_in_words, sentence_of
+from ..kinds.ladder import by_compute, ladder_in_words, sentence_of
 from ..text.words import signed
 from .drawing.looks import INK
 from .drawing.sheet import Facts, Sheet, count_seeds, entry, log_axis

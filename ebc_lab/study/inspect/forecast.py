@@ -310,7 +310,7 @@ def _figures(
         "done": len(there) - copied,
         "copied": copied,
         "steps": sum(s.run.steps for s in specs),
-        "tokens": sum(s.run.steps * s.run.batch_size * s.run.model.context for s in specs),
+        "tokens": sum(s.run.steps * s.run.tokens_per_step for s in specs),
         "eta_s": seconds,
         "gpu_hours": hours,
         "flop_hours": None if None in flops else gpu_hours(sum(filter(None, flops))),

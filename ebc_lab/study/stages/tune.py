@@ -46,8 +46,7 @@ class Tuning:
         self.config, self.decisions, self.track, self.results = config, decisions, track, results
         self.arms = {label: arm for label, arm in config.ablation.arms.items() if arm.tune}
         self.sigma: float = decisions["lr_sweep"]["tracks"][track]["sigma"]
-        first = config.study.stage_seed
-        self.seeds = range(first, first + config.tune.seeds)
+        self.seeds = tuning_seeds(config)
 
     def runs(self, label: str, point: Point) -> list[RunSpec]:
         """Return the runs of an arm at a point of its grid, one per seed. If the arm starts from other runs'
@@ -81,6 +80,12 @@ class Tuning:
             return None
         made = partial(self.runs, label)
         return search(self.config.tune, arm, made, self.results, race if margin else None)
+
+
+def tuning_seeds(config: Config) -> range:
+    """Return the seeds on which every point of a search is trained."""
+    first = config.study.stage_seed
+    return range(first, first + config.tune.seeds)
 
 
 def name_of(label: str, point: Point) -> str:
@@ -304,8 +309,8 @@ def _rule(tune: TuneConfig) -> str:
     if tune.trials:
         rule += (
             f"; a grid of a part's setting grows {FURTHER} times at most, and points that the search leaves "
+            "go half-way between the best and its neighbours"
         )
-        rule += "go half-way between the best and its neighbours"
     rule += "; then that of lr, as often, until its window closes" if tune.window else ""
     if tune.race_sigmas:
         rule += (

@@ -106,8 +106,9 @@ def test_the_yardstick_sets_the_targets_and_one_configuration_is_scored_on_all()
     assert (at["gpt"]["steps"], at["gpt"]["ratio"]) == ({"0": 30, "1": 30, "2": 30}, 1)
     assert (at["gpt"]["median_seconds"], at["ebm"]["ratio"]) == (3.0, None)
     a_step = scored[0].run.batch_size * scored[0].run.model.context
-    assert tokens_per_step(config, "gpt") == a_step
-    assert tokens_per_step(config, "cnn") == 4 * scored[0].run.batch_size  # images
+    each = tokens_per_step(config)
+    assert each["gpt"] == a_step
+    assert each["cnn"] == 4 * scored[0].run.batch_size  # images
     assert track["methods"]["adamw"]["workloads"]["gpt"]["ratio"] == 2
     assert track["methods"]["adamw"]["workloads"]["ebm"]["ratio"] == 1
     places = len(track["workloads"])

@@ -35,7 +35,7 @@ from ..statistics import NO_LUCK, Luck, centre_of, level_of, luck_of_choice, pai
 from ..suite import ready, shape_of, short_name
 from ..verdict import measured, verdict_of
 from . import compared
-from .climb import NAME, Rungs, size_of
+from .climb import NAME, Rungs, rung_size
 
 Compared = tuple[str, str, bool]
 
@@ -73,7 +73,7 @@ def _arm(rungs: Rungs, label: str, name: str) -> RungArm:
     if point is None:
         arm["untuned"] = "no point that was tried there completed"
     elif kept != runs:
-        both = (compared.losses_of(arm, results, carried=True), compared.losses_of(arm, results))
+        both = (compared.losses_by_seed(arm, results, carried=True), compared.losses_by_seed(arm, results))
         arm["regret"] = paired(*both, looks=error_divided(rungs.config))
     return arm
 
@@ -82,8 +82,8 @@ def _rung(rungs: Rungs, name: str) -> Rung:
     config, size = rungs.config, rungs.sizes[name]
     labels = [label for label in rungs.arms if not rungs.untuned(label)]
     run = rungs.specs(labels[0], name, rungs.carried(labels[0], name), config.seeds[:1], judged=True)[0].run
-    about = size.about or (shape_of(size) or "the suite's own size")
-    rung: Rung = {"about": about, "shape": shape_of(size), **size_of(run), "arms": {}}  # type: ignore[typeddict-item]
+    about = size.about or shape_of(size) or "the suite's own size"
+    rung: Rung = {"about": about, "shape": shape_of(size), **rung_size(run), "arms": {}}  # type: ignore[typeddict-item]
     rung["arms"] = {label: _arm(rungs, label, name) for label in labels}
     target, arms = TargetConfig.from_run(config), rung["arms"]
     reference: Any = arms.get(config.ablation.reference)
@@ -145,7 +145,7 @@ def _add_contrasts(
     """Write into a comparison what takes all rungs together: the contrast, the trend and their verdicts."""
     arms = [{name: pair[i] for name, pair in there.items()} for i in (0, 1)]
     tuned, kept = (
-        [{name: compared.losses_of(arm, results, carried) for name, arm in of.items()} for of in arms]
+        [{name: compared.losses_by_seed(arm, results, carried) for name, arm in of.items()} for of in arms]
         for carried in (False, True)
     )
     lost = [name for name in found if not all(losses.get(name) for losses in tuned)]
@@ -197,6 +197,16 @@ def _sentence(climb: Climb, rungs: Mapping[str, Rung]) -> str:
     counts = Counter(d["verdict"] for d in climb["rungs"].values())
     each = ", ".join(f"{verdict} on {n}" for verdict, n in counts.most_common())
     return f"{words}; one by one: {each}"
+
+
+def asked(track: LadderTrack) -> list[Climb]:
+    """Return the comparisons that the answer is about."""
+    return [climb for climb in track["climbs"] if climb["asked"]]
+
+
+def adds_a_line(track: LadderTrack) -> bool:
+    """Return whether a ladder only adds a line to the suite's answer: one rung beside the suite's size."""
+    return len(track["rungs"]) == 2
 
 
 def in_a_line(climb: Climb, rungs: Mapping[str, Rung], rules: Mapping[str, Any]) -> str:
@@ -295,15 +305,12 @@ class Ladder(Stage):
         return make_decision(NAME, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
     def leads(self, decision: Decision) -> bool:
-        """Return whether the ladder has several rungs beside the suite's own size: a single one only adds a
-        line to the suite's answer."""
-        return any(len(track["rungs"]) > 2 for track in decision["tracks"].values())
+        return not all(map(adds_a_line, decision["tracks"].values()))
 
     def headline(self, track: LadderTrack) -> str:
-        climbs, rungs = [c for c in track["climbs"] if c["asked"]], track["rungs"]
-        if len(rungs) == 2:
-            return "; ".join(in_a_line(c, rungs, track["rules"]) for c in climbs)
-        return "; ".join(c["sentence"] for c in climbs)
+        if adds_a_line(track):
+            return "; ".join(in_a_line(climb, track["rungs"], track["rules"]) for climb in asked(track))
+        return "; ".join(climb["sentence"] for climb in asked(track))
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:
         """Return on how many rungs every arm has all of its judged runs."""

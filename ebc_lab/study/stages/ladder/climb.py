@@ -21,7 +21,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
-from ebc_lab.bench.flops import step_flops
+from ebc_lab.bench.flops import block_elements, step_flops
 from ebc_lab.config.schema import (
     BASE,
     GROWING,
@@ -31,7 +31,6 @@ from ebc_lab.config.schema import (
     Config,
     RunConfig,
     RungConfig,
-    SizedConfig,
 )
 from ebc_lab.records.decisions import TunedArm
 from ebc_lab.records.spec import RunSpec
@@ -39,7 +38,7 @@ from ebc_lab.records.spec import RunSpec
 from ..rules import Decisions, Results
 from ..search import Point, Search
 from ..suite import arm_run, shape_of, short_name, tuned_arms
-from ..tune import FURTHER, fitted, name_of, without_idle
+from ..tune import FURTHER, RATES, fitted, name_of, tuning_seeds, without_idle
 
 NAME = "ladder"
 ROUNDED = 4  # digits of a carried value
@@ -52,8 +51,7 @@ class Rungs:
         self.config, self.earlier, self.track, self.results = config, earlier, track, results
         self.ladder = config.ladder
         self.tuned: Mapping[str, TunedArm] = tuned_arms(earlier.get("tune"), track)
-        first = config.study.stage_seed
-        self.tuning_seeds = range(first, first + config.tune.seeds)
+        self.tuning_seeds = tuning_seeds(config)
         self.sigma: float = earlier["lr_sweep"]["tracks"][track]["sigma"]
         self.sizes: dict[str, RungConfig] = {BASE: RungConfig(), **self.ladder.rungs}
         self.rules = self.ladder.rules if self.ladder.carry == "rules" else {}
@@ -65,19 +63,16 @@ class Rungs:
         with its rival, the best of the others by the validation loss of `tune`; and each arm with the suite's
         reference, unless only the arms asked about are compared."""
         suite, arms = self.config.ablation, self._comparable()
-        asked = [label for label in suite.mine.arms if label in arms]
-        others = [label for label in arms if label not in asked]
-        if not asked:  # of a suite that asks about none: the best by validation, and every other
-            asked = others if self.ladder.arms == "all" else self._ranked(others)[:1]
-            others = [label for label in others if label not in asked] or others
-            if self.ladder.arms == "all":
-                asked, others = [label for label in asked if label != suite.reference], [suite.reference]
-        pairs = {(label, rival): True for label in asked for rival in self._ranked(others)[:1]}
-        if self.ladder.arms == "all" and suite.reference in arms:
-            for label in arms:
-                if label != suite.reference:
-                    pairs.setdefault((label, suite.reference), not suite.mine.arms)
-        return [(label, other, about) for (label, other), about in pairs.items() if label != other]
+        own = [label for label in suite.mine.arms if label in arms]
+        others = self._ranked([label for label in arms if label not in own])
+        if self.ladder.arms == "asked":  # of a suite that asks about none: its best two
+            asked, rivals = (own, others) if own else (others[:1], others[1:])
+            return [(label, rival, True) for label in asked for rival in rivals[:1]]
+        pairs = {(label, rival): True for label in own for rival in others[:1]}
+        for label in arms if suite.reference in arms else ():
+            if label != suite.reference:
+                pairs.setdefault((label, suite.reference), not own)
+        return [(label, other, about) for (label, other), about in pairs.items()]
 
     @cached_property
     def arms(self) -> dict[str, ArmConfig]:
@@ -115,7 +110,7 @@ class Rungs:
         size, rules = self.sizes[rung], {**self.rules, **self.ladder.rules_of.get(label, {})}
         times = dict(zip(SIZES, (size.width_scale, size.batch_scale, size.steps), strict=True))
         point = dict(found["point"]) if found else {}
-        rates = [key for key in ("lr", "lr_scale") if key in point]
+        rates = [key for key in RATES if key in point]
         for key in [*rates, *(key for key in point if key not in rates)]:
             if isinstance(point[key], str):
                 continue
@@ -141,9 +136,14 @@ class Rungs:
 
     def _run(self, label: str, rung: str, point: Point, seed: int) -> tuple[RunConfig, float]:
         size = self.sizes[rung]
-        sized = {key: getattr(size, key) for key in vars(SizedConfig()) if key not in ("about", "settings")}
-        arm = replace(self.config.ablation.arms[label], **sized)
-        arm = replace(arm, settings={**size.settings, **arm.settings})
+        arm = self.config.ablation.arms[label]
+        arm = replace(
+            arm,
+            settings={**size.settings, **arm.settings},
+            steps=size.steps,
+            batch_scale=size.batch_scale,
+            width_scale=size.width_scale,
+        )
         run, scale = arm_run(self.config, self.earlier, self.track, arm, self.ladder.steps, seed, point)
         # as many evaluations as at the suite's own size
         return replace(run, eval_every=max(1, round(run.eval_every * size.steps))), scale
@@ -210,9 +210,10 @@ class Rungs:
         specs: list[RunSpec] = []
         for label in (label for label in self.arms if not self.untuned(label)):
             for rung in self.sizes:
-                if search := self.search(label, rung):
-                    specs += search.specs
-                specs += [*self.kept(label, rung), *self.judged(label, rung)]
+                search = self.search(label, rung)
+                specs += search.specs if search else []
+                specs += self.kept(label, rung)
+                specs += self.judged(label, rung) if search else []  # else they are the same runs
         return specs
 
 
@@ -223,12 +224,11 @@ def _carried(name: str, value: float, factor: float) -> float:
     return float(f"{value * factor:.{ROUNDED}g}")
 
 
-def size_of(run: RunConfig) -> dict[str, Any]:
+def rung_size(run: RunConfig) -> dict[str, Any]:
     """Return a rung's size: width, blocks, batch, steps, tokens of a run, and its floating-point operations
     after Kaplan et al. (arXiv:2001.08361), without those of the head, whose size only the text tells."""
-    model, tokens = run.model, run.batch_size * run.model.context
-    elements = 12 * model.blocks * model.width**2
-    flops = step_flops(elements, model.blocks, model.context, model.width, tokens)["total"]
+    model, tokens = run.model, run.tokens_per_step
+    flops = step_flops(block_elements(model), model.blocks, model.context, model.width, tokens)["total"]
     return {
         "width": model.width,
         "blocks": model.blocks,

@@ -31,13 +31,13 @@ Reach = tuple[float, float, float]  # steps to a loss, steps at the evaluation b
 def compare(
     arm: RungArm, other: RungArm, results: Results, *, carried: bool = False, **settings: Any
 ) -> Difference:
-    """Return how an arm's test loss differs from another's on a rung. `carried`: at their carried settings,
-    whose luck is that of the tuning at the suite's own size. `settings`: further ones of `paired`."""
+    """Return how an arm's test loss differs from another's on a rung. `carried`: at their carried settings;
+    the luck of the tuning that found these is then left out. `settings`: further ones of `paired`."""
     luck = NO_LUCK if carried else Luck(**arm["luck"]) + Luck(**other["luck"])
-    return paired(*(losses_of(a, results, carried) for a in (arm, other)), luck=luck, **settings)
+    return paired(*(losses_by_seed(a, results, carried) for a in (arm, other)), luck=luck, **settings)
 
 
-def losses_of(arm: RungArm, results: Results, carried: bool = False) -> dict[str, float]:
+def losses_by_seed(arm: RungArm, results: Results, carried: bool = False) -> dict[str, float]:
     """Return an arm's test losses on a rung, by seed."""
     runs: Any = {"runs": arm["carried_runs" if carried else "runs"]}
     return losses(runs, results)

@@ -236,11 +236,12 @@ class Phases:
         return specs
 
 
-def tokens_per_step(config: Config, workload: str) -> int:
-    """Return the tokens of a step on a workload, which all methods share; of images, how many."""
-    first, method = Phases(config, {}), config.profiles.yardstick
+def tokens_per_step(config: Config) -> dict[str, int]:
+    """Return the tokens of a step on each workload, which all methods share; of images, how many."""
+    phases, method = Phases(config, {}), config.profiles.yardstick
     point = points_of(config.profiles.methods[method])[0]
-    return first.runs(method, point, workload, [0])[0].run.tokens_per_step
+    runs = {name: phases.runs(method, point, name, [0]) for name in config.profiles.workloads}
+    return {name: spec.run.tokens_per_step for name, [spec] in runs.items()}
 
 
 def points_of(method: MethodConfig) -> list[Point]:
