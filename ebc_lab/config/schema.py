@@ -342,6 +342,12 @@ class TuneConfig(StageConfig):
         "in their order, and the rates next to the best once more where they changed",
         choices=("grid", "coordinate"),
     )
+    combined: list[str] = setting(
+        [],
+        "tuned settings of which search=coordinate combines every value with every rate at first",
+        unique=True,
+        unnamed_at=[],
+    )
     trials: int = setting(
         0,
         "points of every arm among which its best is chosen: whatever its search leaves of them goes between "
@@ -351,6 +357,16 @@ class TuneConfig(StageConfig):
         high=1000,
         unnamed_at=0,
     )
+    finalists: int = setting(
+        0,
+        "the best points of every arm, which are trained on final_seeds more: the lowest mean wins; 0: the "
+        "lowest worst loss wins at once",
+        "points",
+        low=0,
+        high=1000,
+        unnamed_at=0,
+    )
+    final_seeds: int = setting(3, "further seeds of each finalist", unnamed_at=3, **RUNS)
     window: bool = setting(
         False,
         "a grid of lr then grows both ways, max_extensions times at most, until the losses at its ends are "

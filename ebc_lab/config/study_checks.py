@@ -315,7 +315,9 @@ def _check_finals(config: Config) -> None:
 def stage_seeds(config: Config) -> range:
     """Return the seeds that are reserved for runs on which stages base decisions."""
     first = config.study.stage_seed
-    counts = [config.lr_sweep.replicates + 1, config.calibrate.seeds, config.tune.seeds]
+    tune = config.tune
+    tuned = tune.seeds + (tune.final_seeds if tune.finalists else 0)
+    counts = [config.lr_sweep.replicates + 1, config.calibrate.seeds, tuned]
     if "profiles" in config.study.stages:
         counts.append(config.profiles.calibration_seeds + config.profiles.target_seeds)
     return range(first, first + max(counts))
@@ -387,13 +389,14 @@ def most_runs(config: Config) -> dict[str, int]:
     control = len(sweep.control_scales) + 2 * sweep.control_extensions + 2
     control += len(sweep.control_warmups) + len(sweep.control_shapes)
     deltas = max(len(config.calibrate.multiples), 3) + config.calibrate.max_extra
-    points = sum(_most_points(config, arm) for arm in suite.arms.values() if arm.tune)
+    tuned = [arm for arm in suite.arms.values() if arm.tune]
     same = config.circumstances
     where = len(same.threads) * len(same.capabilities or schema.CAPABILITIES) * len(same.parts)
     versions = 1 + sum(map(len, suite.versions().values()))
     labels = len(suite.arms) * max(1, len(suite.lr_scales) + len(suite.deltas)) * versions
     seeds, scales = len(config.seeds), config.lr_scale.scales
-    climbed = config.ladder.trials * config.tune.seeds + 2 * seeds
+    again = config.tune.finalists * config.tune.final_seeds  # an arm's further runs, on each rung as well
+    climbed = config.ladder.trials * config.tune.seeds + again * bool(config.ladder.trials) + 2 * seeds
     carry = config.carry
     constants = sum(len(arm.grid) + carry.max_extensions for arm in carry.arms.values())
     profiles = config.profiles
@@ -406,7 +409,7 @@ def most_runs(config: Config) -> dict[str, int]:
         "calibrate": tracks * len(config.calibrate.budgets) * deltas * config.calibrate.seeds,
         "controller_search": tracks * len(config.controller_search.candidates),
         "lr_scale": tracks * (3 * len(scales) + (1.0 not in scales) + 1),
-        "tune": tracks * points * config.tune.seeds,
+        "tune": tracks * sum(_most_points(config, arm) * config.tune.seeds + again for arm in tuned),
         "finals": tracks * len(config.finals.arms) * max(seeds, config.finals.max_seeds),
         "ablation": tracks * labels * seeds,
         "ladder": tracks * len(suite.arms) * (seeds + len(config.ladder.rungs) * climbed),
@@ -422,8 +425,9 @@ def _begun_with(config: Config, arm: ArmConfig) -> int:
     lengths = {key: len(values) for key, values in arm.tune.items()}
     if config.tune.search == "grid":
         return math.prod(lengths.values())
-    others = [n for key, n in lengths.items() if key not in GROWING]
-    return math.prod(n for key, n in lengths.items() if key in GROWING) + sum(others) - len(others)
+    first = (*GROWING, *config.tune.combined)
+    others = [n for key, n in lengths.items() if key not in first]
+    return math.prod(n for key, n in lengths.items() if key in first) + sum(others) - len(others)
 
 
 def _most_points(config: Config, arm: ArmConfig) -> int:

@@ -441,6 +441,7 @@ class TunedArm(TypedDict):
     worst_loss: float | None
     runs: int
     trials: NotRequired[int]  # points among which the best was chosen
+    finalists: NotRequired[int]  # points among them that were trained on further seeds
     cut: NotRequired[
         list[str]
     ]  # settings of whose grids values were not tried, since the trials were used up

@@ -61,6 +61,7 @@ class Search:
     extensions: int = field(default=0, init=False)  # how often grids grew
     lowered_setting: str = field(default="", init=False)  # lowered because no point completed
     settled: int | None = field(default=None, init=False)  # the best is chosen among the first so many points
+    finals: dict[Key, list[RunSpec]] = field(default_factory=dict, init=False)  # further runs of finalists
 
     def __post_init__(self, points: Iterable[Point]) -> None:
         self.add(points)
@@ -69,8 +70,8 @@ class Search:
 
     @property
     def specs(self) -> list[RunSpec]:
-        """The runs of all points, in the order of the points."""
-        return list(itertools.chain(*self.tried.values()))
+        """The runs of all points, in the order of the points, and then further ones of the finalists."""
+        return list(itertools.chain(*self.tried.values(), *self.finals.values()))
 
     @property
     def open(self) -> bool:
@@ -82,8 +83,10 @@ class Search:
         """Whether no point completed although no run failed or is missing: each has a diverged seed."""
         return self.best() is None and conclusive(self.specs, self.results)
 
-    def runs(self, point: Mapping[str, Any]) -> list[RunSpec]:
-        return self.tried[tuple(point.items())]
+    def runs(self, point: Mapping[str, Any], *, final: bool = False) -> list[RunSpec]:
+        """Return a point's runs; with `final`, those that it has as a finalist as well."""
+        key = tuple(point.items())
+        return [*self.tried[key], *(self.finals.get(key, ()) if final else ())]
 
     def score_of(self, point: Mapping[str, Any]) -> float:
         return self.score(self.runs(point), self.results)
@@ -94,10 +97,24 @@ class Search:
         return dict(itertools.islice(self.tried.items(), self.settled))
 
     def best(self) -> Point | None:
-        """Return the point with the lowest score, or None if no score is finite. `prefer_low` breaks ties."""
-        points = map(dict, self.eligible)
-        found = min(points, key=lambda p: (self.score_of(p), p.get(self.prefer_low, 0)), default=None)
-        return found if found is not None and math.isfinite(self.score_of(found)) else None
+        """Return the point with the lowest score, or None if no score is finite. `prefer_low` breaks ties.
+
+        Once all finalists have their results, it is the one whose runs have the lowest mean loss. If a run
+        of every finalist diverged, the other points' scores decide.
+        """
+        if self.finals and not self.open:
+            found = self._lowest(map(dict, self.finals), self.final_mean)
+            others = (dict(key) for key in self.eligible if key not in self.finals)
+            return found or self._lowest(others, self.score_of)
+        return self._lowest(map(dict, self.eligible), self.score_of)
+
+    def _lowest(self, points: Iterable[Point], figure: Callable[[Point], float]) -> Point | None:
+        found = min(points, key=lambda p: (figure(p), p.get(self.prefer_low, 0)), default=None)
+        return found if found is not None and math.isfinite(figure(found)) else None
+
+    def final_mean(self, point: Mapping[str, Any]) -> float:
+        """Return the mean loss of a point over all its runs, those as a finalist as well."""
+        return mean_loss(self.runs(point, final=True), self.results)
 
     def alike(self, point: Mapping[str, Any]) -> list[Point]:
         """Return the tried points that differ from this one at most in settings whose grids may grow."""
@@ -214,6 +231,14 @@ class Search:
         """Choose the best among the points tried so far, whatever is tried later."""
         if not self.open:
             self.settled = len(self.tried)
+
+    def final(self, most: int, runs_of: Callable[[Point], list[RunSpec]]) -> None:
+        """Train the best points further, at most `most` of them, on seeds that chose none of them. A lucky
+        point among many has low losses on the seeds that picked it, and not on others."""
+        if not self.open:
+            finite = [p for p in map(dict, self.eligible) if math.isfinite(self.score_of(p))]
+            ranked = sorted(finite, key=lambda p: (self.score_of(p), p.get(self.prefer_low, 0)))
+            self.finals = {tuple(p.items()): runs_of(p) for p in ranked[:most]}
 
     def grow(self, most: int, *, by_spacing: bool = False, lowering: str = "") -> None:
         """Extend each grid until the best point no longer lies on its edge, at most `most` times in all. A

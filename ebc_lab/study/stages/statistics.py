@@ -96,7 +96,7 @@ def luck_of_choice(
     tried: Sequence[Sequence[float]], sigma: float, freedom: int = 1, *, uncertain: bool = False
 ) -> Luck:
     """Return the luck in choosing the lowest of several points, given each point's losses under the same
-    seeds.
+    seeds. Some may have further seeds, the same ones (finalists).
 
     The noise of a mean, from `noise_of_runs` or, if that is None, from `sigma` and its `freedom`, gives each
     point a probability of being the lowest. The luck is the standard deviation of the points' means under
@@ -113,16 +113,15 @@ def luck_of_choice(
         return NO_LUCK
     import numpy as np
 
-    losses = np.array(known)
-    spread, freedom = noise_of_runs(known) or (sigma, freedom)
-    spread /= math.sqrt(losses.shape[1])
+    counts = np.array([len(losses) for losses in known])
+    spread, freedom = noise_of_runs([losses[: counts.min()] for losses in known]) or (sigma, freedom)
     if not spread > ROUNDING:
         return Luck(0.0, freedom)
-    means = losses.mean(axis=1)
-    chance, _ = chances_of_lowest(means, np.full(len(means), spread))
+    means, errors = np.array([np.mean(losses) for losses in known]), spread / np.sqrt(counts)
+    chance, _ = chances_of_lowest(means, errors)
     variance = float(chance @ (means - chance @ means) ** 2)
     if uncertain:
-        variance += spread**2 * (1 - float(chance @ chance))
+        variance += float(chance @ (errors**2 * (1 - chance)))
     sd = math.sqrt(variance)
     return Luck(float(f"{sd:.6g}"), freedom)
 

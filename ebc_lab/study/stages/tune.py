@@ -29,7 +29,7 @@ from .rules import Results, Specs, Undecidable, losses_of, make_decision, margin
 from .runs import RACED_FROM, Rivals, raced
 from .search import Point, Race, Search, mean_loss
 from .stage import Choice, Decisions, Scenario, Track, held_back_by_its_seeds, seeds_of_arm
-from .statistics import luck_of_choice, window
+from .statistics import Luck, luck_of_choice, window
 from .suite import arm_run, point_in_words, points, ready, short_name, source_of, started
 
 SHORT = {"lr_scale": "x", "warmup_share": "w"}  # abbreviations of settings in the name of a point
@@ -46,19 +46,19 @@ class Tuning:
         self.config, self.decisions, self.track, self.results = config, decisions, track, results
         self.arms = {label: arm for label, arm in config.ablation.arms.items() if arm.tune}
         self.sigma: float = decisions["lr_sweep"]["tracks"][track]["sigma"]
-        self.seeds = tuning_seeds(config)
+        self.seeds, self.final_seeds = tuning_seeds(config), final_seeds(config)
 
-    def runs(self, label: str, point: Point) -> list[RunSpec]:
+    def runs(self, label: str, point: Point, seeds: Sequence[int]) -> list[RunSpec]:
         """Return the runs of an arm at a point of its grid, one per seed. If the arm starts from other runs'
         weights, call this only after those runs (see `sources`) have completed."""
         config, arm = self.config, self.config.ablation.arms[label]
-        sources = self.sources(arm)
+        sources = {source.run.seed: source for source in self.sources(arm)}
         specs = []
-        for nth, seed in enumerate(self.seeds):
+        for seed in seeds:
             run, scale = arm_run(config, self.decisions, self.track, arm, config.tune.steps, seed, point)
             run = replace(run, evaluate=["val"])
             if arm.init:
-                run = started(run, sources[nth], self.results) or run
+                run = started(run, sources[seed], self.results) or run
             specs.append(RunSpec("tune", label, name_of(label, point), scale, run, of_track=self.track))
         return specs
 
@@ -67,7 +67,7 @@ class Tuning:
         if not arm.init:
             return []
         made = partial(source_of, self.config, self.decisions, self.track, "tune", arm.init)
-        return [made(seed) for seed in self.seeds]
+        return [made(seed) for seed in (*self.seeds, *self.final_seeds)]
 
     def search(self, label: str) -> Search | None:
         """Return an arm's search as far as results allow; None until the arm's `sources` have completed."""
@@ -78,14 +78,20 @@ class Tuning:
 
         if not all(map(math.isfinite, losses_of(self.sources(arm), self.results))):
             return None
-        made = partial(self.runs, label)
-        return search(self.config.tune, arm, made, self.results, race if margin else None)
+        made, further = (partial(self.runs, label, seeds=seeds) for seeds in (self.seeds, self.final_seeds))
+        return search(self.config.tune, arm, made, further, self.results, race if margin else None)
 
 
 def tuning_seeds(config: Config) -> range:
     """Return the seeds on which every point of a search is trained."""
     first = config.study.stage_seed
     return range(first, first + config.tune.seeds)
+
+
+def final_seeds(config: Config) -> range:
+    """Return the further seeds on which the finalists of a search are trained; empty if there are none."""
+    first = tuning_seeds(config).stop
+    return range(first, first + (config.tune.final_seeds if config.tune.finalists else 0))
 
 
 def name_of(label: str, point: Point) -> str:
@@ -104,10 +110,12 @@ def search(
     tune: TuneConfig,
     arm: ArmConfig,
     runs_of: Callable[[Point], list[RunSpec]],
+    further_of: Callable[[Point], list[RunSpec]],
     results: Results,
     race: Race | None = None,
 ) -> Search:
-    """Return an arm's search, as far as the results allow. With `race`, it begins at the grids' middles."""
+    """Return an arm's search, as far as the results allow. With `race`, it begins at the grids' middles.
+    `further_of`: the runs of a finalist on further seeds."""
     begun = begun_with(tune, arm)
     grids = {key: values for key, values in arm.tune.items() if key in GROWING}
     middle = {key: float(values[len(values) // 2]) for key, values in grids.items()}
@@ -142,6 +150,7 @@ def search(
     if tune.trials:
         searched.refine({key: "log" for key in arm.tune if key in GROWING} | arm.grows)
         searched.settle()
+    searched.final(tune.finalists, further_of)
     for _ in range(tune.max_extensions if tune.window and "lr" in arm.tune else 0):
         searched.step(partial(_beyond_the_window, searched), grown=True)
     return searched
@@ -149,10 +158,12 @@ def search(
 
 def begun_with(tune: TuneConfig, arm: ArmConfig) -> list[Point]:
     """Return the points with which a search begins: every combination of the grids. If the search takes one
-    setting after the other, only grids that may grow are combined, at the first warm-up and schedule."""
+    setting after the other, only grids that may grow and those of `tune.combined` are combined, at the first
+    value of the others."""
     if tune.search == "grid":
         return points(arm.tune)
-    return points({k: values if k in GROWING else values[:1] for k, values in arm.tune.items()})
+    first = (*GROWING, *tune.combined)
+    return points({k: values if k in first else values[:1] for k, values in arm.tune.items()})
 
 
 def without_idle(point: Mapping[str, Any]) -> Point:
@@ -192,24 +203,28 @@ def _decided(searched: Search, arm: ArmConfig, results: Results, sigma: float) -
     point completed, say why the arm is untuned."""
     winner, tried = searched.best(), [*map(dict, searched.eligible)]
     chosen = winner or tried[0]
-    best = searched.runs(chosen)
+    best = searched.runs(chosen, final=True)
     edges = {key: searched.edge(chosen, key) for key in chosen if key in GROWING}
     edges |= {key: searched.edge_of_all(chosen, key) for key in chosen if key not in GROWING}
-    losses = [losses_of(runs, results) for runs in searched.eligible.values()]
-    luck = luck_of_choice(losses, sigma, uncertain=bool(searched.most))
+    luck = luck_of(searched, sigma)
+    scores = [*map(searched.final_mean, map(dict, searched.finals))]
+    if not any(map(math.isfinite, scores)):
+        scores = [*map(searched.score_of, tried)]
     decided: TunedArm = {
         "point": chosen,
         "run_id": best[0].run_id if winner else None,
         "val_loss": mean_loss(best, results) if winner else None,
-        "worst_loss": searched.score_of(chosen) if winner else None,
+        "worst_loss": max(losses_of(best, results)) if winner else None,
         "runs": len(searched.specs),
         "extended": searched.extended,
         "edges": {k: edge for k, edge in edges.items() if edge},
-        "margin_sigma": margin_sigma([searched.score_of(dict(p)) for p in searched.eligible], sigma),
+        "margin_sigma": margin_sigma(scores, sigma),
         "luck": {"sd": luck.sd, "freedom": luck.freedom},
     }
     if searched.most:
         decided["trials"] = len(searched.eligible)
+    if searched.finals:
+        decided["finalists"] = len(searched.finals)
     if not winner:
         decided["untuned"] = "no point of its grid completed, and a run failed"
         if searched.lost:
@@ -223,6 +238,13 @@ def _decided(searched: Search, arm: ArmConfig, results: Results, sigma: float) -
     if "lr" in chosen:
         decided["curve"], decided["window"] = _curve(searched, chosen, results)
     return decided
+
+
+def luck_of(searched: Search, sigma: float) -> Luck:
+    """Return the luck in a search's choice. `sigma`: the noise of a run, for a single tuning seed."""
+    points = [searched.runs(dict(key), final=True) for key in searched.eligible]
+    losses = [losses_of(runs, searched.results) for runs in points]
+    return luck_of_choice(losses, sigma, uncertain=bool(searched.most))
 
 
 def _notes(label: str, arm: TunedArm, asked: ArmConfig) -> list[str]:
@@ -300,6 +322,8 @@ def _rule(tune: TuneConfig) -> str:
     how = "every combination"
     if tune.search == "coordinate":
         how = "one setting after the other, and the rates next to the best again where another changed"
+        if tune.combined:
+            how = f"the rate together with {' and '.join(map(short_name, tune.combined))}, then {how}"
     rule = (
         f"each arm's lowest validation loss over its own grid ({how}), {tune.steps} steps, {seeds}, "
         f"{tune.trials or 'as many'} points for every arm; a grid whose best point lies on an edge grows "
@@ -312,6 +336,11 @@ def _rule(tune: TuneConfig) -> str:
             "go half-way between the best and its neighbours"
         )
     rule += "; then that of lr, as often, until its window closes" if tune.window else ""
+    if tune.finalists:
+        rule += (
+            f"; the best {tune.finalists} are trained on {tune.final_seeds} further seeds, and the lowest "
+            "mean of all their seeds wins"
+        )
     if tune.race_sigmas:
         rule += (
             "; the middle of a grid is trained first, and another run of its shape is stopped where its loss "
@@ -387,10 +416,13 @@ class Tune(Choice):
         return [f"one run alone would have chosen {over}"] if over else []
 
     def why_not(self, chosen: Track, candidate: Candidate, candidates: Sequence[Candidate]) -> str:
-        losses = [c["val_loss"] for c in seeds_of_arm(candidate, candidates)]
-        known = [loss for loss in losses if loss is not None]
-        if len(known) < len(losses):
-            return held_back_by_its_seeds(candidate, candidates, chosen)
+        seeds = seeds_of_arm(candidate, candidates)
+        known = [loss for c in seeds if (loss := c["val_loss"]) is not None]
+        held = held_back_by_its_seeds(candidate, candidates, chosen)
+        if len(known) < len(seeds) or any(c["run_id"] == chosen["run_id"] for c in seeds):
+            return held
+        if "finalists" in chosen:
+            return held or f"no finalist, its worst seed has {max(known):.4f}"
         return f"its worst seed has {max(known):.4f}" if max(known) > chosen["worst_loss"] else ""
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:

@@ -94,7 +94,7 @@ def test_every_arm_has_as_many_points_on_every_rung_and_the_base_is_the_suites_o
     for name, rung in track["rungs"].items():
         assert {arm["trials"] for arm in rung["arms"].values()} == {0 if name == BASE else 6}
     tuning = {s.run_id for s in specs if s.run.seed >= 100}
-    assert len(tuning) == 2 * 4 * 6 * 2  # arms, rungs, points, seeds
+    assert len(tuning) == 2 * 4 * (6 * 2 + 3 * 3)  # arms, rungs; points, finalists, and their seeds
     judged = {s.run_id for s in specs if s.arm == "adamw"}
     config = ladder_of()
     suite = stage_of("ablation").runs(config, tuned(adamw=2.0, muon=1.9), {})

@@ -20,7 +20,8 @@ SHAPES = {"trapezoid": 0.01, "warmup_linear": 0.0, "cosine": 0.02, "constant": 0
 
 def suite(*overrides, **arms):
     """study=optimizers with an arm that takes the place of one of the user's own."""
-    config = config_of("study=optimizers", "study.name=nowhere", "tune.trials=0", *overrides)
+    plain = ("tune.trials=0", "tune.finalists=0", "tune.combined=[]")
+    config = config_of("study=optimizers", "study.name=nowhere", *plain, *overrides)
     mine = replace(config.ablation.arms["adamw"], settings={"optimizer": {"name": "lion"}})
     suite = replace(config.ablation, arms={**config.ablation.arms, "mine": mine, **arms})
     config = replace(config, ablation=suite)
@@ -221,12 +222,75 @@ def test_the_best_of_every_arm_is_chosen_among_the_same_number_of_points():
 
 def test_trials_are_counted_alike_whether_the_runs_have_results_or_not():
     """A search that is resumed asks for the runs that it asked for before."""
-    config = suite("tune.trials=20")
+    config = suite("tune.trials=20", "tune.finalists=3", "tune.combined=[warmup_share]")
     _, specs, results = played("tune", config, DECIDED, with_decay)
     for known in range(0, len(results), 7):
         part = dict(list(results.items())[:known])
         asked = {s.run_id for s in stage_of("tune").runs(config, DECIDED, part)}
         assert asked <= {s.run_id for s in specs}
+
+
+# -- rates with a warm-up, and finalists ---------------------------------------------------------------------
+
+
+def test_settings_that_matter_together_are_found_together():
+    """The best rate is two octaves higher with the longest warm-up: one setting after the other stays below."""
+
+    def answer(spec):
+        octaves = math.log2(spec.run.optimizer.lr / 2e-3)
+        long = spec.run.lr_schedule.warmup_share == pytest.approx(0.3333)
+        return done(1.9 + 0.1 * abs(octaves - 2) if long else 2.0 + 0.1 * abs(octaves), steps=spec.run.steps)
+
+    chosen = [
+        decided(suite("tune.window=false", combined), answer)[1]["adamw"]["point"]
+        for combined in ("tune.combined=[]", "tune.combined=[warmup_share]")
+    ]
+    assert [point["lr"] for point in chosen] == [2e-3, 8e-3]
+
+
+def lucky_beta(other):
+    """At the best rate a beta2 of 0.999 is better on the seeds that search; on others its loss is `other`."""
+
+    def answer(spec):
+        near = abs(math.log2(spec.run.optimizer.lr / BEST[spec.role])) < 0.4
+        lucky = near and spec.run.optimizer.beta2 == pytest.approx(0.999)
+        if lucky and spec.run.seed >= 102:
+            return done(other) if math.isfinite(other) else DIVERGED
+        return done(landscape(spec)["val_loss"] - 0.05 * lucky)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("other", "words"), [(3.0, "the mean of its seeds is 2."), (math.inf, "diverged there")]
+)
+def test_a_point_that_only_its_two_seeds_show_good_is_not_chosen(other, words):
+    asked = ("tune.window=false", "tune.finalists=6", "tune.final_seeds=4")
+    lucky = decided(suite("tune.window=false"), lucky_beta(other))[1]
+    decision, arms, specs = decided(suite(*asked), lucky_beta(other))
+    for label, arm in arms.items():
+        assert lucky[label]["point"][BETA] == 0.999
+        assert arm["point"][BETA] < 0.999
+        assert arm["finalists"] == 6
+        finals = [s for s in specs if s.role == label and s.run.seed >= 102]
+        assert sorted({s.run.seed for s in finals}) == [102, 103, 104, 105]
+        assert len(finals) == 6 * 4
+    assert "trained on 4 further seeds" in decision["rule"]
+    [change] = stage_of("tune").would_change(decision)
+    assert words in change
+
+
+def test_where_every_finalist_diverges_on_a_further_seed_the_next_best_point_wins():
+    arms = decided(suite("tune.window=false", "tune.finalists=1"), lucky_beta(math.inf))[1]
+    for arm in arms.values():
+        assert arm["point"][BETA] < 0.999
+        assert arm["val_loss"] < 2.1
+
+
+def test_the_seeds_of_finalists_judge_nothing():
+    with pytest.raises(UserError, match=r"104"):
+        suite("tune.finalists=3", "seeds=[0,1,104]")
+    suite("tune.finalists=0", "seeds=[0,1,104]")
 
 
 @pytest.mark.parametrize(

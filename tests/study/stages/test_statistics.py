@@ -312,5 +312,6 @@ def test_what_is_as_good_as_a_control_at_its_best_seldom_beats_the_one_that_a_se
 def test_of_an_optimizer_tuned_twice_a_difference_is_rarely_claimed():
     found = null_studies.tuned_twice(0.01, 400)
     assert found["luck"] <= 0.07
+    assert found["uncertain"] <= 0.05
     assert found["plain"] > 0.08
-    assert found["widens"] < 1.3
+    assert found["widens"] < 1.8

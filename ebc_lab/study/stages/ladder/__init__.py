@@ -26,13 +26,13 @@ from ..rules import (
     Undecidable,
     divided_in_words,
     error_divided,
-    losses_of,
     make_decision,
 )
 from ..runs import distinct, waiting
 from ..stage import Decisions, Scenario, Stage
-from ..statistics import NO_LUCK, Luck, centre_of, level_of, luck_of_choice, paired, show_interval
+from ..statistics import NO_LUCK, Luck, centre_of, level_of, paired, show_interval
 from ..suite import ready, shape_of, short_name
+from ..tune import luck_of
 from ..verdict import measured, verdict_of
 from . import compared
 from .climb import NAME, Rungs, rung_size
@@ -46,8 +46,7 @@ def _arm(rungs: Rungs, label: str, name: str) -> RungArm:
     tuned = rungs.tuned.get(label)
     luck = Luck(**tuned["luck"]) if tuned and search is None else NO_LUCK
     if search is not None:
-        losses = [losses_of(runs, rungs.results) for runs in search.tried.values()]
-        luck = luck_of_choice(losses, rungs.sigma, uncertain=True)
+        luck = luck_of(search, rungs.sigma)
     results = rungs.results
     runs = {str(s.run.seed): s.run_id for s in rungs.judged(label, name)}
     kept = {str(s.run.seed): s.run_id for s in rungs.kept(label, name)}

@@ -38,7 +38,7 @@ from ebc_lab.records.spec import RunSpec
 from ..rules import Decisions, Results
 from ..search import Point, Search
 from ..suite import arm_run, shape_of, short_name, tuned_arms
-from ..tune import FURTHER, RATES, fitted, name_of, tuning_seeds, without_idle
+from ..tune import FURTHER, RATES, final_seeds, fitted, name_of, tuning_seeds, without_idle
 
 NAME = "ladder"
 ROUNDED = 4  # digits of a carried value
@@ -51,7 +51,7 @@ class Rungs:
         self.config, self.earlier, self.track, self.results = config, earlier, track, results
         self.ladder = config.ladder
         self.tuned: Mapping[str, TunedArm] = tuned_arms(earlier.get("tune"), track)
-        self.tuning_seeds = tuning_seeds(config)
+        self.tuning_seeds, self.final_seeds = tuning_seeds(config), final_seeds(config)
         self.sigma: float = earlier["lr_sweep"]["tracks"][track]["sigma"]
         self.sizes: dict[str, RungConfig] = {BASE: RungConfig(), **self.ladder.rungs}
         self.rules = self.ladder.rules if self.ladder.carry == "rules" else {}
@@ -187,6 +187,10 @@ class Rungs:
             search.step(partial(around, key=key))
             search.beyond(key, rules[key], FURTHER)
         search.refine(rules)
+        search.final(
+            self.config.tune.finalists,
+            lambda point: self.specs(label, rung, point, self.final_seeds, judged=False),
+        )
         return search
 
     def point(self, label: str, rung: str) -> Point | None:
