@@ -121,6 +121,11 @@ def test_what_was_carried_is_judged_as_it_is_without_trials():
     assert not [s for s in specs if s.run.seed >= 100]
     assert not track["tuned"]
     assert all(arm["regret"] is None for rung in track["rungs"].values() for arm in rung["arms"].values())
+    [climb] = track["climbs"]
+    one_choice = pytest.approx(0.004 * 2**0.5)  # of two arms, the same on all rungs
+    for difference in (climb["overall"], climb["overall_carried"], *climb["carried"].values()):
+        assert difference["luck"]["sd"] == one_choice
+    assert "luck" not in climb["trend"]  # it moves all rungs alike
 
 
 def test_a_bigger_check_trains_the_arm_that_is_asked_about_and_its_rival_alone():

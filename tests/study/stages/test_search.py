@@ -234,7 +234,7 @@ def test_trials_are_counted_alike_whether_the_runs_have_results_or_not():
 
 
 def test_settings_that_matter_together_are_found_together():
-    """The best rate is two octaves higher with the longest warm-up: one setting after the other stays below."""
+    """With the longest warm-up the best rate is two octaves higher: one after the other stays below."""
 
     def answer(spec):
         octaves = math.log2(spec.run.optimizer.lr / 2e-3)

@@ -22,19 +22,15 @@ from ebc_lab.records.figures import RunResult
 
 from ..compare_arms import losses
 from ..rules import Results
-from ..statistics import CONFIDENCE, NO_LUCK, Luck, finite_or_none, interval_of, paired
+from ..statistics import CONFIDENCE, NO_LUCK, ROUNDING, Luck, finite_or_none, interval_of, paired
 
 Losses = Mapping[str, float]  # by seed
 Reach = tuple[float, float, float]  # steps to a loss, steps at the evaluation before it, and seconds
 
 
-def compare(
-    arm: RungArm, other: RungArm, results: Results, *, carried: bool = False, **settings: Any
-) -> Difference:
-    """Return how an arm's test loss differs from another's on a rung. `carried`: at their carried settings;
-    the luck of the tuning that found these is then left out. `settings`: further ones of `paired`."""
-    luck = NO_LUCK if carried else Luck(**arm["luck"]) + Luck(**other["luck"])
-    return paired(*(losses_by_seed(a, results, carried) for a in (arm, other)), luck=luck, **settings)
+def luck_of(pair: Sequence[RungArm]) -> Luck:
+    """Return the luck in the difference of arms that were tuned apart on a rung."""
+    return sum((Luck(**arm["luck"]) for arm in pair), NO_LUCK)
 
 
 def losses_by_seed(arm: RungArm, results: Results, carried: bool = False) -> dict[str, float]:
@@ -66,9 +62,14 @@ def contrast(
 
 
 def luck_over(weights: Mapping[str, float], *arms: Mapping[str, RungArm]) -> Luck:
-    """Return the luck in a weighted sum over rungs on which arms (rung -> arm) were tuned apart."""
-    parts = [(abs(w), arm[rung]["luck"]) for rung, w in weights.items() for arm in arms]
-    return sum((Luck(w * luck["sd"], luck["freedom"]) for w, luck in parts if w), NO_LUCK)
+    """Return the luck in a weighted sum over rungs, of arms (rung -> arm) that were tuned apart. Where an arm
+    was not tuned again, it is the luck of one choice for all these rungs."""
+    parts = []
+    for arm in arms:
+        kept = [rung for rung in weights if not arm[rung]["trials"]]
+        parts += [(abs(w), arm[rung]["luck"]) for rung, w in weights.items() if rung not in kept]
+        parts += [(abs(sum(weights[rung] for rung in kept)), arm[rung]["luck"]) for rung in kept[:1]]
+    return sum((Luck(w * luck["sd"], luck["freedom"]) for w, luck in parts if w > ROUNDING), NO_LUCK)
 
 
 def equal_weights(rungs: Sequence[str]) -> dict[str, float]:
