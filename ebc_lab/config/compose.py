@@ -42,7 +42,8 @@ ENTRIES = {  # setting of a study that maps names to entries -> what an entry is
 }
 ENTRY = re.compile(rf"({'|'.join(map(re.escape, ENTRIES))})\.([^.]+)(\..+)?")  # or a setting inside an entry
 OF_GRID = re.compile(  # a grid's setting
-    r"(ablation\.(?:arms\.[^.]+|mine\.template)\.(?:tune|grows)|profiles\.methods\.[^.]+\.grid)\.(.+)"
+    r"(ablation\.(?:arms\.[^.]+|mine\.template)\.(?:tune|grows)"
+    r"|profiles\.(?:methods\.[^.]+|mine\.template)\.grid)\.(.+)"
 )
 NUMBERS = {"Float": "a number", "Integer": "a whole number", "Boolean": "true or false"}
 SUITES_FOR_MINE = "study=optimizers, study=ladder, study=stabilizers, study=schedules or study=calibrated"

@@ -325,3 +325,5 @@ def test_each_of_mine_is_tuned_like_the_others_by_the_template(own_file):
         assert arms[name].tune["lr"] == [2e-5, 4e-5, 8e-5]
         assert arms[name].tune["schedule"] == arms["adamw"].tune["schedule"]
     assert arms["adamw"].tune["lr"] == [2e-3, 4e-3, 8e-3]
+    own = compose(["study=calibrated", mine, "profiles.mine.template.grid.optimizer.lr=[2e-5,4e-5]"]).profiles
+    assert own.methods["second"].grid["optimizer.lr"] == [2e-5, 4e-5]
