@@ -20,6 +20,10 @@ NOTE = (
     "validation loss in nats per token, mean of the tuning seeds and its worst one, by which a point is "
     "chosen; margin: to the second best point by its worst seed, in nats"
 )
+OF_FINALISTS = (
+    "validation loss in nats per token, over all tuning seeds, and of the worst one; the best points by their "
+    "worst seed were trained on further seeds, and the lowest mean won; margin: to the second lowest, in nats"
+)
 
 
 class Points(Kind):
@@ -28,16 +32,17 @@ class Points(Kind):
 
     def tables(self, found: Evidence) -> list[Table]:
         """Return the best point of each arm."""
-        rows = []
+        rows, note = [], NOTE
         for track in found.tracks.values():
             for name, arm in track["arms"].items():
+                note = OF_FINALISTS if "finalists" in arm else note
                 edges = ", ".join(f"{k}: {e}" for k, e in arm["edges"].items())
                 sigmas = arm["margin_sigma"]
                 margin = None if sigmas is None else sigmas * track["sigma"]
                 worst = arm.get("worst_loss")
                 values = (name, point_in_words(arm), arm["val_loss"], worst, margin, arm["runs"], edges)
                 rows.append(filled(COLUMNS, values))
-        return [Table(f"{found.decision['stage']}-tuned", "Each arm’s best point", COLUMNS, rows, NOTE)]
+        return [Table(f"{found.decision['stage']}-tuned", "Each arm’s best point", COLUMNS, rows, note)]
 
 
 KIND = Points()

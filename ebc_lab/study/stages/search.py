@@ -102,7 +102,7 @@ class Search:
         Once all finalists have their results, it is the one whose runs have the lowest mean loss. If a run
         of every finalist diverged, the other points' scores decide.
         """
-        if self.finals and not self.open:
+        if self.finals and not waiting([*itertools.chain(*self.finals.values())], self.results):
             found = self._lowest(map(dict, self.finals), self.final_mean)
             others = (dict(key) for key in self.eligible if key not in self.finals)
             return found or self._lowest(others, self.score_of)

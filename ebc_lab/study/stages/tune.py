@@ -244,7 +244,7 @@ def luck_of(searched: Search, sigma: float) -> Luck:
     """Return the luck in a search's choice. `sigma`: the noise of a run, for a single tuning seed."""
     points = [searched.runs(dict(key), final=True) for key in searched.eligible]
     losses = [losses_of(runs, searched.results) for runs in points]
-    return luck_of_choice(losses, sigma, uncertain=bool(searched.most))
+    return luck_of_choice(losses, sigma, uncertain=bool(searched.most or searched.finals))
 
 
 def _notes(label: str, arm: TunedArm, asked: ArmConfig) -> list[str]:
