@@ -54,7 +54,7 @@ STEPS = 20  # of each run of the README's studies below
 # as little of a study as still tunes, compares and answers
 SHORT = (
     *("scale=smoke", "data=pydoc", "device=cpu", "seeds=[0,1]"),
-    *("tune.seeds=1", "tune.max_extensions=0", "tune.window=false"),
+    *("tune.seeds=1", "tune.finalists=0", "tune.max_extensions=0", "tune.window=false"),
     *("lr_sweep.steps=10", *(f"{stage}.steps={STEPS}" for stage in ("finals", "tune", "ablation"))),
 )
 SHOWN = f"""

@@ -21,7 +21,7 @@ NOTE = (
     "chosen; margin: to the second best point by its worst seed, in nats"
 )
 OF_FINALISTS = (
-    "validation loss in nats per token, over all tuning seeds, and of the worst one; the best points by their "
+    "validation loss in nats per token, mean of all tuning seeds and its worst one; the best points by their "
     "worst seed were trained on further seeds, and the lowest mean won; margin: to the second lowest, in nats"
 )
 
