@@ -121,7 +121,7 @@ def luck_of_choice(
     chance, _ = chances_of_lowest(means, errors)
     variance = float(chance @ (means - chance @ means) ** 2)
     if uncertain:
-        variance += float(chance @ (errors**2 * (1 - chance)))
+        variance += float(chance @ (errors**2 * (1 - chance).clip(0)))  # a sum to 1 but for rounding
     sd = math.sqrt(variance)
     return Luck(float(f"{sd:.6g}"), freedom)
 
