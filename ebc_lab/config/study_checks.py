@@ -625,6 +625,10 @@ def _check_suite(config: Config) -> None:
         _check_givers(name, arm, arms, suite)
     for name in suite.mine.arms:
         choice("ablation.mine.arms", name, suite.arms)
+    for key in config.tune.combined:
+        choice(
+            "tune.combined", key, dict.fromkeys([*TUNABLE, *(k for arm in arms.values() for k in arm.tune)])
+        )
     refuse(_lists(config))
 
 

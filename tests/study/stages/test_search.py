@@ -248,6 +248,11 @@ def test_settings_that_matter_together_are_found_together():
     assert [point["lr"] for point in chosen] == [2e-3, 8e-3]
 
 
+def test_what_no_arm_tunes_cannot_be_combined():
+    with pytest.raises(UserError, match=r"tune.combined=warmup is unknown.*warmup_share"):
+        suite("tune.combined=[warmup]")
+
+
 def lucky_beta(other):
     """At the best rate a beta2 of 0.999 is better on the seeds that search; on others its loss is `other`."""
 
