@@ -68,13 +68,14 @@ def sum_of_variances(*parts: tuple[float, float]) -> tuple[float, float]:
     return variance, variance**2 / shares if shares else parts[0][1]
 
 
-def noise_of_runs(losses: Sequence[Sequence[float]]) -> tuple[float, int] | None:
+def noise_of_runs(losses: Sequence[Sequence[float]], *, finalists: bool = False) -> tuple[float, int] | None:
     """Return the standard deviation of a run's loss, in nats, and its degrees of freedom, from the losses of
     several points under the same seeds.
 
     The effects of point and seed are removed, and the median size of the residuals gives the deviation. Only
-    the better half of the points is used, since losses at too high a rate have outliers. Return None with
-    fewer than two seeds, or with fewer than two points whose losses are all finite.
+    the better half of the points is used, since losses at too high a rate have outliers, unless they are
+    `finalists`. Return None with fewer than two seeds, or with fewer than two points whose losses are all
+    finite.
     """
     known = [of_point for of_point in losses if all(map(math.isfinite, of_point))]
     if len(known) < 2 or len(known[0]) < 2:
@@ -85,7 +86,7 @@ def noise_of_runs(losses: Sequence[Sequence[float]]) -> tuple[float, int] | None
     points = np.array(known)
     seeds = points.shape[1]
     order = np.argsort(points.mean(axis=1), kind="stable")
-    near = points[order[: max(2, math.ceil(len(known) / 2))]]
+    near = points[order[: len(known) if finalists else max(2, math.ceil(len(known) / 2))]]
     left = near - near.mean(axis=1, keepdims=True) - near.mean(axis=0) + near.mean()
     shrunk = (1 - 1 / len(near)) * (1 - 1 / seeds)  # the share of the variance that is left in the residuals
     sd = float(np.median(np.abs(left))) / stats.norm.ppf(0.75) / math.sqrt(shrunk)
@@ -99,9 +100,9 @@ def luck_of_choice(
     seeds. Some may have further seeds, the same ones (finalists).
 
     The noise of a mean, from `noise_of_runs` or, if that is None, from `sigma` and its `freedom`, gives each
-    point a probability of being the lowest. The luck is the standard deviation of the points' means under
-    these probabilities, with the freedom of the noise. It is 0 if one point is far ahead, or if fewer than
-    two are finite.
+    point a probability of being the lowest; the noise on the finalists' further seeds is pooled with it. The
+    luck is the standard deviation of the points' means under these probabilities, with the freedom of the
+    noise. It is 0 if one point is far ahead, or if fewer than two are finite.
 
     `uncertain`: the points' true losses are taken to lie about their means by that noise, as they do. Of
     many points the lowest means are close together because they were picked for being low; the true losses
@@ -114,7 +115,13 @@ def luck_of_choice(
     import numpy as np
 
     counts = np.array([len(losses) for losses in known])
-    spread, freedom = noise_of_runs([losses[: counts.min()] for losses in known]) or (sigma, freedom)
+    least = int(counts.min())
+    spread, freedom = noise_of_runs([losses[:least] for losses in known]) or (sigma, freedom)
+    further = [losses[least:] for losses in known if len(losses) > least]
+    if of_finalists := noise_of_runs(further, finalists=True):
+        pooled = [(spread, freedom), of_finalists]
+        freedom = sum(f for _, f in pooled)
+        spread = math.sqrt(sum(f * s**2 for s, f in pooled) / freedom)
     if not spread > ROUNDING:
         return Luck(0.0, freedom)
     means, errors = np.array([np.mean(losses) for losses in known]), spread / np.sqrt(counts)

@@ -228,18 +228,24 @@ def test_the_luck_of_a_choice_is_how_the_points_spread_by_their_chance_of_being_
     assert found.freedom == 2  # of three points and two seeds
 
 
-@pytest.mark.parametrize("further", [[], [2.015, 2.001, 2.02]])
+@pytest.mark.parametrize("further", [[], [[2.015, 2.001, 2.02], [2.02, 2.03, 2.01]]])
 def test_the_luck_of_uncertain_points_is_that_of_true_losses_drawn_about_their_means(further):
     """By plain draws: true losses about the means, and a choice by the same chances. Two of the points may
     have further seeds: they are known better."""
     tried = [[2.00, 2.02], [2.01, 2.00], [2.012, 2.018], [2.02, 2.04], [2.4, 2.5]]
-    spread, _ = noise_of_runs(tried)
-    tried = [losses + further * (nth < 2) for nth, losses in enumerate(tried)]
+    spread, freedom = noise_of_runs(tried)
+    if further:  # two points on three seeds: half of each difference is left, without the mean difference
+        left = np.abs(np.subtract(*further) - np.subtract(*further).mean()) / 2
+        of_further = np.median(left) / stats.norm.ppf(0.75) / math.sqrt(1 / 2 * 2 / 3)
+        spread = math.sqrt((freedom * spread**2 + 2 * of_further**2) / (freedom + 2))
+        freedom += 2
+    tried = [losses + further[nth] if nth < len(further) else losses for nth, losses in enumerate(tried)]
     means, error = zip(*((np.mean(x), spread / math.sqrt(len(x))) for x in tried), strict=True)
     chance, _ = chances_of_lowest(np.array(means), np.array(error))
     true = np.random.default_rng(0).normal(means, error, size=(200_000, 5))
     of_choice = (true**2) @ chance - (true @ chance) ** 2
     found = luck_of_choice(tried, sigma=1.0, uncertain=True)
+    assert found.freedom == freedom
     assert found.sd == pytest.approx(math.sqrt(of_choice.mean()), rel=0.01)
     assert found.sd > 1.5 * luck_of_choice(tried, sigma=1.0).sd
     draw = np.random.default_rng(0)
