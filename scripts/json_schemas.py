@@ -40,6 +40,7 @@ from ebc_lab.config.schema import (
     MineMethodConfig,
     ProfiledWorkloadConfig,
     RunConfig,
+    RungConfig,
     UnitConfig,
 )
 from ebc_lab.records import decisions
@@ -242,6 +243,7 @@ def definitions() -> dict[str, Schema]:
     made[MineConfig.__name__] = several(MineConfig, "ablation.mine", MineConfig())
     made[MineMethodConfig.__name__] = several(MineMethodConfig, "profiles.mine", MineMethodConfig())
     made[ArmConfig.__name__] = several(ArmConfig, "ablation.arms.NAME", ArmConfig())
+    made[RungConfig.__name__] = several(RungConfig, "ladder.rungs.NAME", RungConfig())
     made[UnitConfig.__name__] = several(UnitConfig, "carry.arms.NAME", UnitConfig())
     made[CarrySettingConfig.__name__] = several(
         CarrySettingConfig, "carry.settings.NAME", CarrySettingConfig()

@@ -24,6 +24,7 @@ from ebc_lab.config.schema import (
     MineConfig,
     MineMethodConfig,
     ProfiledWorkloadConfig,
+    RungConfig,
     UnitConfig,
 )
 
@@ -44,6 +45,7 @@ entry of a mapping needs no `+`: `lr_sweep.grids.NAME=[…]`, `ablation.arms.NAM
 """
 READ_BY = {part.group_name: part.read_by for part in PARTS}
 NAMED: dict[str, dict[str, type]] = {  # stage -> its mappings from a name to settings
+    "ladder": {"rungs": RungConfig},
     "carry": {"arms": UnitConfig, "settings": CarrySettingConfig},
     "profiles": {"workloads": ProfiledWorkloadConfig, "methods": MethodConfig},
 }

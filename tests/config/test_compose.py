@@ -90,6 +90,8 @@ def test_every_choice_of_every_group_is_read_and_fits_a_usual_run_or_needs_more(
         for name in names:
             if group in ("scale", "launcher", "tracker"):
                 compose(["device=cpu", f"{group}={name}"])
+            elif group == "check":
+                compose(["study=optimizers", f"{group}={name}"])
             elif group != "study":
                 read = read_choice(group, name)
                 assert read["name"] == name
@@ -106,7 +108,7 @@ def test_every_choice_of_every_group_is_read_and_fits_a_usual_run_or_needs_more(
     ("overrides", "words"),
     [
         (["stabilizer=norm_clip"], ["study=stabilizers", "ebc-lab train"]),
-        (["study=stabilizers", "mine=[[1],[2]]"], ["mine must be a text, not [1]"]),
+        (["study=stabilizers", "mine=[[1],[2]]"], ["mine=[1]: yours is written ./file.py:Class"]),
         (["stabilizer.strength=0.1"], ["the arms of a suite"]),
         (["seeds=[7,101]"], ["100 to 102"]),
         (["seeds=[7,105]", "lr_sweep.replicates=5"], ["100 to 105"]),

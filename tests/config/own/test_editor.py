@@ -55,6 +55,13 @@ def settings(text):
     return OmegaConf.to_container(OmegaConf.create(text))
 
 
+def test_every_reference_of_a_schema_has_its_definition():
+    folder = ROOT / "ebc_lab" / "config" / "schemas"
+    known = json.loads((folder / "suite.json").read_text())["definitions"]
+    for file in folder.glob("*.json"):
+        assert set(re.findall(r"#/definitions/(\w+)", file.read_text())) <= known.keys(), file.name
+
+
 @pytest.mark.thorough
 def test_the_schemas_are_made_from_the_settings_as_they_are():
     assert json_schemas.out_of_date() == [], "run python scripts/json_schemas.py --write"

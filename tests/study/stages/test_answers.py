@@ -193,7 +193,9 @@ def own_file(tmp_path, monkeypatch):
 
 @pytest.mark.thorough
 def test_mine_is_refused_where_there_is_no_place_for_it(own_file):
-    with pytest.raises(UserError, match="study=optimizers, study=ladder, study=stabilizers, study=schedules or"):
+    with pytest.raises(
+        UserError, match="study=optimizers, study=ladder, study=stabilizers, study=schedules or"
+    ):
         compose(["scale=smoke", "mine=compared_opt:Cautious"])
     with pytest.raises(UserError, match="goes with a study"):
         compose(["mine=compared_opt:Cautious"], study=False)
