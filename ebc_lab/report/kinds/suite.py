@@ -19,6 +19,7 @@ from ebc_lab.study.stages.suite import SAME_NATS, contenders
 from ebc_lab.study.stages.verdict import unfinished, verdict_of
 
 from ..text import glance, tables, words
+from ..text.arms import lr_window
 from ..text.table import EVERYWHERE, PAGE, PAPER, TERMINAL, Table
 from ..text.words import NOTHING, plural, signed
 from .kind import MOST_TILES, Answer, Evidence, Kind, Tile, difference_tile, is_open, window_tile
@@ -225,7 +226,7 @@ def _tiles_of_mine(track: SuiteTrack, tuned: Mapping[str, TunedArm]) -> list[Til
         return tiles
     [label] = asked
     rival = track["answers"][label]["rival"]
-    spans = {arm: found.get("window") for arm, found in tuned.items()}
+    spans = {arm: lr_window(found) for arm, found in tuned.items()}
     if span := spans.get(label):
         other = spans.get(rival) if rival else None
         tiles.append(window_tile(f"Learning-rate window of {label}", span, other, f"of {rival}"))

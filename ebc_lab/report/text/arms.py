@@ -15,7 +15,7 @@ from typing import Any
 from ebc_lab.config.part import Figure, Head
 from ebc_lab.config.parts import PARTS
 from ebc_lab.records.columns import BITS, PART_FIGURES
-from ebc_lab.records.decisions import Arm, ComparedTrack, Efficiency, TunedArm
+from ebc_lab.records.decisions import Arm, ComparedTrack, Efficiency, TunedArm, Window
 from ebc_lab.records.figures import RunResult
 from ebc_lab.study.stages import suite
 from ebc_lab.study.stages.compare_arms import completed_runs, completed_values, spread
@@ -25,6 +25,11 @@ from .table import PAGE, PAPER, TERMINAL, Cell, Column, Row, Table, filled, loss
 from .words import NOTHING, brief, fixed, percent
 
 Results = Mapping[str, RunResult]
+
+
+def lr_window(tuned: TunedArm | None) -> Window | None:
+    """Return the LR window that an arm's tuning shows; None if only one rate was tried at its best point."""
+    return tuned.get("window") if tuned and len(tuned.get("curve", ())) > 1 else None
 
 
 def point_in_words(arm: Arm | TunedArm) -> str:

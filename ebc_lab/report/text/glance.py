@@ -11,7 +11,7 @@ from ebc_lab.study.stages.stage import candidates_of
 from ebc_lab.study.stages.statistics import centre_of, in_octaves, level
 
 from . import words
-from .arms import point_in_words, test_loss
+from .arms import lr_window, point_in_words, test_loss
 from .table import PAGE, Cell, Column, Row, Table, filled, loss_column
 from .words import NOTHING, brief, signed
 
@@ -118,7 +118,7 @@ def schedule_in_words(arm: Arm) -> str:
 
 
 def _window(tuned: TunedArm | None) -> Cell:
-    span = tuned.get("window") if tuned else None
+    span = lr_window(tuned)
     return Cell(in_octaves(span).removesuffix(" octaves"), span["octaves"]) if span else Cell()
 
 

@@ -60,6 +60,18 @@ def test_an_answer_about_mine_says_on_what_it_was_found():
     assert not any(line.startswith("On one model") for line in answer.findings)
 
 
+def test_a_single_rate_shows_no_window():
+    """As where the tuning ended there, and tune.window=false asked for no more."""
+    config = compose(["study=optimizers"], here=False)
+    for curve, tiles in ((3, 1), (1, 0)):
+        arm = TUNED["cautious"] | {"curve": TUNED["cautious"]["curve"][:curve]}
+        track = CAUTIOUS["tune"]["tracks"]["adam_none"]
+        tracks = {"adam_none": track | {"arms": TUNED | {"cautious": arm}}}
+        decisions = CAUTIOUS | {"tune": CAUTIOUS["tune"] | {"tracks": tracks}}
+        [answer] = kind_of(CAUTIOUS["ablation"]).answers(Evidence(CAUTIOUS["ablation"], config, decisions))
+        assert sum("window" in tile.what for tile in answer.tiles) == tiles
+
+
 def test_of_many_arms_of_ones_own_the_answer_counts_and_each_has_a_line():
     arms = [f"mine{i}" for i in range(6)]
     _, sentence, findings, _ = answer_of(asked_about(*arms))

@@ -126,7 +126,7 @@ def _climb(rungs: Rungs, found: Mapping[str, Rung], of: Compared) -> Climb:
     for name, pair in there.items():
         for kind, carried in (("rungs", False), ("carried", True)):
             losses = (compared.losses_by_seed(arm, rungs.results, carried) for arm in pair)
-            luck = compared.luck_of(there[BASE] if carried else pair)
+            luck = compared.luck_between(there[BASE] if carried else pair)
             difference = paired(*losses, luck=luck, **joint)
             difference["verdict"] = verdict_of(difference)
             climb[kind][name] = difference  # type: ignore[literal-required]
@@ -157,7 +157,7 @@ def _add_contrasts(
     overall = compared.contrast(weights, *tuned, luck=compared.luck_over(weights, *arms), **joint)
     if overall:
         climb["verdict"] = overall["verdict"] = verdict_of(overall)
-    at_base = compared.luck_of(there[BASE])
+    at_base = compared.luck_between(there[BASE])
     climb["overall"] = overall
     climb["overall_carried"] = compared.contrast(weights, *kept, luck=at_base, **joint)
     if slopes:

@@ -28,7 +28,7 @@ Losses = Mapping[str, float]  # by seed
 Reach = tuple[float, float, float]  # steps to a loss, steps at the evaluation before it, and seconds
 
 
-def luck_of(pair: Sequence[RungArm]) -> Luck:
+def luck_between(pair: Sequence[RungArm]) -> Luck:
     """Return the luck in the difference of arms that were tuned apart on a rung."""
     return sum((Luck(**arm["luck"]) for arm in pair), NO_LUCK)
 
