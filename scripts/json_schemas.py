@@ -21,7 +21,7 @@ from types import NoneType
 from typing import Any, NotRequired
 
 import msgspec
-from settings_page import read_with
+from settings_page import NAMED, read_with
 
 from ebc_lab.config.checks import LABEL
 from ebc_lab.config.choices import OWN_GROUPS, groups
@@ -33,15 +33,10 @@ from ebc_lab.config.schema import (
     STAGES,
     TUNABLE,
     ArmConfig,
-    CarrySettingConfig,
     Config,
-    MethodConfig,
     MineConfig,
     MineMethodConfig,
-    ProfiledWorkloadConfig,
     RunConfig,
-    RungConfig,
-    UnitConfig,
 )
 from ebc_lab.records import decisions
 from ebc_lab.study.stages.rules import FORM
@@ -243,15 +238,9 @@ def definitions() -> dict[str, Schema]:
     made[MineConfig.__name__] = several(MineConfig, "ablation.mine", MineConfig())
     made[MineMethodConfig.__name__] = several(MineMethodConfig, "profiles.mine", MineMethodConfig())
     made[ArmConfig.__name__] = several(ArmConfig, "ablation.arms.NAME", ArmConfig())
-    made[RungConfig.__name__] = several(RungConfig, "ladder.rungs.NAME", RungConfig())
-    made[UnitConfig.__name__] = several(UnitConfig, "carry.arms.NAME", UnitConfig())
-    made[CarrySettingConfig.__name__] = several(
-        CarrySettingConfig, "carry.settings.NAME", CarrySettingConfig()
-    )
-    made[ProfiledWorkloadConfig.__name__] = several(
-        ProfiledWorkloadConfig, "profiles.workloads.NAME", ProfiledWorkloadConfig()
-    )
-    made[MethodConfig.__name__] = several(MethodConfig, "profiles.methods.NAME", MethodConfig())
+    for stage, kinds in NAMED.items():
+        for name, kind in kinds.items():
+            made[kind.__name__] = several(kind, f"{stage}.{name}.NAME", kind())
     made[RunConfig.__name__] = several(RunConfig)
     return made
 
