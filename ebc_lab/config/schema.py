@@ -381,6 +381,16 @@ class TuneConfig(StageConfig):
         1000,
     )
 
+    @property
+    def at_first(self) -> tuple[str, ...]:
+        """Return the settings of which search=coordinate combines all values at first."""
+        return (*GROWING, *self.combined)
+
+    @property
+    def further_seeds(self) -> int:
+        """Return how many further seeds a finalist has; 0 where there are no finalists."""
+        return self.final_seeds if self.finalists else 0
+
 
 @dataclass
 class EntryConfig:

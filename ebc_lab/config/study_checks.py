@@ -315,8 +315,7 @@ def _check_finals(config: Config) -> None:
 def stage_seeds(config: Config) -> range:
     """Return the seeds that are reserved for runs on which stages base decisions."""
     first = config.study.stage_seed
-    tune = config.tune
-    tuned = tune.seeds + (tune.final_seeds if tune.finalists else 0)
+    tuned = config.tune.seeds + config.tune.further_seeds
     counts = [config.lr_sweep.replicates + 1, config.calibrate.seeds, tuned]
     if "profiles" in config.study.stages:
         counts.append(config.profiles.calibration_seeds + config.profiles.target_seeds)
@@ -425,7 +424,7 @@ def _begun_with(config: Config, arm: ArmConfig) -> int:
     lengths = {key: len(values) for key, values in arm.tune.items()}
     if config.tune.search == "grid":
         return math.prod(lengths.values())
-    first = (*GROWING, *config.tune.combined)
+    first = config.tune.at_first
     others = [n for key, n in lengths.items() if key not in first]
     return math.prod(n for key, n in lengths.items() if key in first) + sum(others) - len(others)
 
@@ -626,9 +625,8 @@ def _check_suite(config: Config) -> None:
     for name in suite.mine.arms:
         choice("ablation.mine.arms", name, suite.arms)
     for key in config.tune.combined:
-        choice(
-            "tune.combined", key, dict.fromkeys([*TUNABLE, *(k for arm in arms.values() for k in arm.tune)])
-        )
+        tuned = {k: None for arm in arms.values() for k in arm.tune}
+        choice("tune.combined", key, dict.fromkeys(TUNABLE) | tuned)
     refuse(_lists(config))
 
 

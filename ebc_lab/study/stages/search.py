@@ -96,21 +96,27 @@ class Search:
         """The points, with their runs, among which the best is chosen."""
         return dict(itertools.islice(self.tried.items(), self.settled))
 
+    @property
+    def deciding(self) -> dict[Key, float]:
+        """The figures of the points that may be the best, the lowest of which is: their scores or, once all
+        finalists have their results, the finalists' mean losses. If a run of every finalist diverged, the
+        scores of the other points decide."""
+        scores = {key: self.score_of(dict(key)) for key in self.eligible}
+        if not self.finals or waiting([*itertools.chain(*self.finals.values())], self.results):
+            return scores
+        means = {key: self.final_mean(dict(key)) for key in self.finals}
+        others = {key: score for key, score in scores.items() if key not in means}
+        return means if any(map(math.isfinite, means.values())) else others
+
+    def ranked(self) -> list[Point]:
+        """Return the points whose figure is finite, the best first. `prefer_low` breaks ties."""
+        figures = self.deciding
+        finite = [dict(key) for key, figure in figures.items() if math.isfinite(figure)]
+        return sorted(finite, key=lambda p: (figures[tuple(p.items())], p.get(self.prefer_low, 0)))
+
     def best(self) -> Point | None:
-        """Return the point with the lowest score, or None if no score is finite. `prefer_low` breaks ties.
-
-        Once all finalists have their results, it is the one whose runs have the lowest mean loss. If a run
-        of every finalist diverged, the other points' scores decide.
-        """
-        if self.finals and not waiting([*itertools.chain(*self.finals.values())], self.results):
-            found = self._lowest(map(dict, self.finals), self.final_mean)
-            others = (dict(key) for key in self.eligible if key not in self.finals)
-            return found or self._lowest(others, self.score_of)
-        return self._lowest(map(dict, self.eligible), self.score_of)
-
-    def _lowest(self, points: Iterable[Point], figure: Callable[[Point], float]) -> Point | None:
-        found = min(points, key=lambda p: (figure(p), p.get(self.prefer_low, 0)), default=None)
-        return found if found is not None and math.isfinite(figure(found)) else None
+        """Return the first of the ranked points, or None if there is none."""
+        return next(iter(self.ranked()), None)
 
     def final_mean(self, point: Mapping[str, Any]) -> float:
         """Return the mean loss of a point over all its runs, those as a finalist as well."""
@@ -236,9 +242,7 @@ class Search:
         """Train the best points further, at most `most` of them, on seeds that chose none of them. A lucky
         point among many has low losses on the seeds that picked it, and not on others."""
         if not self.open:
-            finite = [p for p in map(dict, self.eligible) if math.isfinite(self.score_of(p))]
-            ranked = sorted(finite, key=lambda p: (self.score_of(p), p.get(self.prefer_low, 0)))
-            self.finals = {tuple(p.items()): runs_of(p) for p in ranked[:most]}
+            self.finals = {tuple(p.items()): runs_of(p) for p in self.ranked()[:most]}
 
     def grow(self, most: int, *, by_spacing: bool = False, lowering: str = "") -> None:
         """Extend each grid until the best point no longer lies on its edge, at most `most` times in all. A

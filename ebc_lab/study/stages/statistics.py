@@ -60,6 +60,11 @@ class Luck:
 NO_LUCK = Luck()
 
 
+def luck_between(arms: Iterable[Mapping[str, Any]]) -> Luck:
+    """Return the luck in the difference of arms that were tuned apart; an untuned one adds none."""
+    return sum((Luck(**arm["luck"]) for arm in arms if "luck" in arm), NO_LUCK)
+
+
 def sum_of_variances(*parts: tuple[float, float]) -> tuple[float, float]:
     """Return the variance and degrees of freedom of a sum, from those of each part (Welch 1947; Satterthwaite
     1946)."""

@@ -31,7 +31,7 @@ from ebc_lab.records.spec import RunSpec
 from .compare_arms import losses
 from .rules import Decisions, Results, error_divided
 from .runs import fill_from_baseline, plain_run, searched, tracks_of, with_target
-from .statistics import NO_LUCK, ROUNDING, Luck, paired, window
+from .statistics import ROUNDING, luck_between, paired, window
 
 ROUNDED = 0.02  # relative: how far rounding may move a target KL from its multiple
 SAME_NATS = 0.02  # a rule that ends at most this far above the best fixed target needs no tuning
@@ -152,7 +152,7 @@ def differences(
             comparisons=len(pairs),
             looks=error_divided(config),
             replicates=earlier["lr_sweep"]["tracks"][name]["replicate_losses"],
-            luck=sum((Luck(**point["luck"]) for point in points if "luck" in point), NO_LUCK),
+            luck=luck_between(points),
         )
     return found
 

@@ -91,7 +91,7 @@ def tuning_seeds(config: Config) -> range:
 def final_seeds(config: Config) -> range:
     """Return the further seeds on which the finalists of a search are trained; empty if there are none."""
     first = tuning_seeds(config).stop
-    return range(first, first + (config.tune.final_seeds if config.tune.finalists else 0))
+    return range(first, first + config.tune.further_seeds)
 
 
 def name_of(label: str, point: Point) -> str:
@@ -162,8 +162,7 @@ def begun_with(tune: TuneConfig, arm: ArmConfig) -> list[Point]:
     value of the others."""
     if tune.search == "grid":
         return points(arm.tune)
-    first = (*GROWING, *tune.combined)
-    return points({k: values if k in first else values[:1] for k, values in arm.tune.items()})
+    return points({k: values if k in tune.at_first else values[:1] for k, values in arm.tune.items()})
 
 
 def without_idle(point: Mapping[str, Any]) -> Point:
@@ -207,9 +206,6 @@ def _decided(searched: Search, arm: ArmConfig, results: Results, sigma: float) -
     edges = {key: searched.edge(chosen, key) for key in chosen if key in GROWING}
     edges |= {key: searched.edge_of_all(chosen, key) for key in chosen if key not in GROWING}
     luck = luck_of(searched, sigma)
-    scores = [*map(searched.final_mean, map(dict, searched.finals))]
-    if not any(map(math.isfinite, scores)):
-        scores = [*map(searched.score_of, tried)]
     decided: TunedArm = {
         "point": chosen,
         "run_id": best[0].run_id if winner else None,
@@ -218,7 +214,7 @@ def _decided(searched: Search, arm: ArmConfig, results: Results, sigma: float) -
         "runs": len(searched.specs),
         "extended": searched.extended,
         "edges": {k: edge for k, edge in edges.items() if edge},
-        "margin_sigma": margin_sigma(scores, sigma),
+        "margin_sigma": margin_sigma([*searched.deciding.values()], sigma),
         "luck": {"sd": luck.sd, "freedom": luck.freedom},
     }
     if searched.most:

@@ -290,6 +290,8 @@ def test_where_every_finalist_diverges_on_a_further_seed_the_next_best_point_win
     for arm in arms.values():
         assert arm["point"][BETA] < 0.999
         assert arm["val_loss"] < 2.1
+        margin = arm["margin_sigma"] * DECIDED["lr_sweep"]["tracks"]["adam_none"]["sigma"]
+        assert margin < 0.04  # to the next, not to the finalist, which lies 0.05 below
 
 
 def test_the_seeds_of_finalists_judge_nothing():

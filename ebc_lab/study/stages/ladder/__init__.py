@@ -30,7 +30,7 @@ from ..rules import (
 )
 from ..runs import distinct, waiting
 from ..stage import Decisions, Scenario, Stage
-from ..statistics import NO_LUCK, Luck, centre_of, level_of, paired, show_interval
+from ..statistics import NO_LUCK, Luck, centre_of, level_of, luck_between, paired, show_interval
 from ..suite import ready, shape_of, short_name
 from ..tune import luck_of
 from ..verdict import measured, verdict_of
@@ -126,7 +126,7 @@ def _climb(rungs: Rungs, found: Mapping[str, Rung], of: Compared) -> Climb:
     for name, pair in there.items():
         for kind, carried in (("rungs", False), ("carried", True)):
             losses = (compared.losses_by_seed(arm, rungs.results, carried) for arm in pair)
-            luck = compared.luck_between(there[BASE] if carried else pair)
+            luck = luck_between(there[BASE] if carried else pair)
             difference = paired(*losses, luck=luck, **joint)
             difference["verdict"] = verdict_of(difference)
             climb[kind][name] = difference  # type: ignore[literal-required]
@@ -157,7 +157,7 @@ def _add_contrasts(
     overall = compared.contrast(weights, *tuned, luck=compared.luck_over(weights, *arms), **joint)
     if overall:
         climb["verdict"] = overall["verdict"] = verdict_of(overall)
-    at_base = compared.luck_between(there[BASE])
+    at_base = luck_between(there[BASE])
     climb["overall"] = overall
     climb["overall_carried"] = compared.contrast(weights, *kept, luck=at_base, **joint)
     if slopes:

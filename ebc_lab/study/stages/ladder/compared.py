@@ -28,11 +28,6 @@ Losses = Mapping[str, float]  # by seed
 Reach = tuple[float, float, float]  # steps to a loss, steps at the evaluation before it, and seconds
 
 
-def luck_between(pair: Sequence[RungArm]) -> Luck:
-    """Return the luck in the difference of arms that were tuned apart on a rung."""
-    return sum((Luck(**arm["luck"]) for arm in pair), NO_LUCK)
-
-
 def losses_by_seed(arm: RungArm, results: Results, carried: bool = False) -> dict[str, float]:
     """Return an arm's test losses on a rung, by seed."""
     runs: Any = {"runs": arm["carried_runs" if carried else "runs"]}
