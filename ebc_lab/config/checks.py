@@ -64,14 +64,16 @@ def set_in_vain(config: Any) -> dict[str, str]:
         part = PART.get(group)
         reader, choices = (part.read_by if part else None) or ("", ())
         reading = getattr(config, reader).name if reader else ""
+        elsewhere = bool(reader) and reading not in choices
         for field in dataclasses.fields(settings):
-            if not _is_set(group, field, settings):
+            setting = setting_of(field)
+            # asked last whether it is set, which takes reading files of `conf/`
+            if (is_read(setting, settings) and not elsewhere) or not _is_set(group, field, settings):
                 continue
             key = group if field.name == "name" else f"{group}.{field.name}"
-            setting = setting_of(field)
-            if reading not in choices and reader:
+            if elsewhere:
                 vain[key] = f"{key} goes with {reader}={any_of(choices)}, not {reader}={reading}."
-            elif not is_read(setting, settings):
+            else:
                 chooser, now = f"{group}.{setting.by}".removesuffix(".name"), choice_for(setting, settings)
                 advice = f": write it as {group}.arguments" if now == CUSTOM else ""
                 vain[key] = f"{key} goes with {chooser}={any_of(setting.only)}, not {chooser}={now}{advice}."
