@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +71,13 @@ def read_choice(group: str, name: str) -> dict[str, Any]:
     return typing.cast(dict[str, Any], loaded)
 
 
-@functools.cache
-def values_in_conf(group: str, name: str, field: str) -> list[Any]:
-    """Return the values of a group's setting `field` in the files of its choice `name` and of the scales."""
-    files = [read_choice("scale", scale).get(group) for scale in groups()["scale"]]
-    if name in groups()[group]:
-        files.append(read_choice(group, name))
-    return [settings[field] for settings in files if isinstance(settings, Mapping) and field in settings]
+def values_in_conf(group: str, name: str, field: str) -> Iterator[Any]:
+    """Yield the values of a group's setting `field` in the files of its choice `name` and of the scales."""
+    own = [read_choice(group, name)] if name in groups()[group] else []
+    scales = (read_choice("scale", scale).get(group) for scale in groups()["scale"])
+    for settings in chain(own, scales):
+        if isinstance(settings, Mapping) and field in settings:
+            yield settings[field]
 
 
 def optimizer_defaults(name: str) -> OptimizerConfig:
