@@ -449,11 +449,12 @@ def noise(losses: Sequence[float]) -> NoiseFloor:
     """Return the noise floor in nats from the losses of replicate seeds: `sigma`, its 95% interval, and
     `detectable`, the smallest true difference that two runs of one seed each would show 4 times in 5. All are
     None with fewer than two losses."""
+    seeds = len(losses)
+    if len(set(losses)) < 2:  # without noise, or without a figure for it
+        none = 0.0 if seeds > 1 else None
+        return {"sigma": none, "low": none, "high": none, "detectable": none, "seeds": seeds}
     from scipy import special
 
-    seeds = len(losses)
-    if seeds < 2:
-        return {"sigma": None, "low": None, "high": None, "detectable": None, "seeds": seeds}
     sigma, freedom = statistics.stdev(losses), seeds - 1
     tails = special.chdtri(freedom, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     low, high = (sigma * math.sqrt(freedom / tail) for tail in tails)
