@@ -1,7 +1,5 @@
 """`list` and `board`, many studies and bundles at once, and `columns`, what their tables hold."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated

@@ -2,10 +2,9 @@
 
 Exit codes: 0 done, 2 bad usage or configuration, 3 a stage could not decide, 4 finished but some runs failed
 (or a check found something wrong), 130 interrupted. Heavy imports stay inside the commands, so that `--help`
-and `status` answer in 0.3 seconds.
+and `status` answer in 0.3 seconds. Annotations are no texts here (`from __future__ import annotations`), since
+typer would compile every command's at each call.
 """
-
-from __future__ import annotations
 
 import shlex
 import sys

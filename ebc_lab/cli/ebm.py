@@ -1,7 +1,5 @@
 """`ebc-lab ebm …`: train an energy-based language model, or use one that a run has kept (docs/ebm.md)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -190,7 +188,7 @@ def _refusing() -> Iterator[None]:
         raise UserError(f"{str(error).rstrip('.')}.") from None
 
 
-def _loaded(model: str, arm: str | None, output_dir: str) -> KeptModel:
+def _loaded(model: str, arm: str | None, output_dir: str) -> "KeptModel":
     """Load the model that MODEL and --arm name. Raises UserError."""
     from ebc_lab.study.store.find import find_model
     from ebc_lab.workloads.kept import load_model
@@ -198,7 +196,7 @@ def _loaded(model: str, arm: str | None, output_dir: str) -> KeptModel:
     return load_model(find_model(model, arm, output_dir, tell_aside))
 
 
-def _diagnosed(path: Path, report: bool) -> Diagnosis:
+def _diagnosed(path: Path, report: bool) -> "Diagnosis":
     """Diagnose a kept model, and with `report` write that beside it. Raises UserError."""
     from ebc_lab.workloads import kept
 

@@ -183,16 +183,15 @@ def read(study: Study, *, strict: bool = True, runs: Index | None = None) -> Sna
     def check_decisions() -> str:
         return json.dumps({stage: _faults(stage, decision) for stage, decision in decisions.items()})
 
-    def check_settings() -> str:
-        recorded_config(header)  # raises UserError if settings contradict each other
-        return "sound"
-
     decided = manifest.sha256_of(study.decisions_file) if decisions else ""
     checked = json.loads(runs.remembered("decisions", decided, check_decisions))
     wrong = {stage: what for stage, (what, _) in checked.items()}
     faults = {stage: fault for stage, (_, fault) in checked.items() if fault}
-    runs.remembered("settings", digest(header["config"]), check_settings)
-    config = recorded_config(header, checked=False)
+    settings = digest(header["config"])
+    known = runs.recall("settings", settings)
+    config = recorded_config(header, checked=known is None)  # UserError if settings contradict each other
+    if known is None:
+        runs.remember("settings", settings, "sound")
     name = digest([header, decided])
     return Snapshot(study, header, config, decisions, wrong, faults, runs, runs.records, name, problems)
 
