@@ -2,8 +2,8 @@
 
 Exit codes: 0 done, 2 bad usage or configuration, 3 a stage could not decide, 4 finished but some runs failed
 (or a check found something wrong), 130 interrupted. Heavy imports stay inside the commands, so that `--help`
-and `status` answer in 0.3 seconds. Annotations are no texts here (`from __future__ import annotations`), since
-typer would compile every command's at each call.
+and `status` answer in 0.3 seconds. Modules of commands do without `from __future__ import annotations`: typer
+would compile every annotation at each call.
 """
 
 import shlex

@@ -188,7 +188,7 @@ def validate_run(run: RunConfig, beside: RunConfig | None = None) -> None:
             f"{group}=custom needs {group}.target=module:function (docs/extending.md).",
         )
         if part.target is None and part.name not in groups()[group]:
-            targets = any_of(offered(group).get(part.name, ("?",)))
+            targets = any_of(offered().get(group, {}).get(part.name, ("?",)))
             called = f"{group}={part.name} is what installed packages call {targets}"
             raise UserError(f"{called}: choose one with {group}=custom {group}.target=….")
         _check_finite(f"{group}.arguments", part.arguments)

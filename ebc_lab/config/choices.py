@@ -170,7 +170,7 @@ def choices_of(group: str, name: object) -> list[str]:
     if group == suites.GROUP:
         path = [name] if isinstance(name, str) and suites.is_path(name) and own_suite(name) else []
         return [*path, *dict.fromkeys([*suites.own_suites(conf_dir()), *known])]
-    return known if name in known else [*known, *(n for n in offered(group) if n not in known)]
+    return known if name in known else [*known, *(n for n in offered().get(group, ()) if n not in known)]
 
 
 def own_suite(choice: object) -> Path | None:
@@ -183,19 +183,22 @@ def own_suite(choice: object) -> Path | None:
 
 
 @functools.cache
-def offered(group: str) -> dict[str, tuple[str, ...]]:
-    """Return the targets, `module:function`, that installed packages offer for a group, by name. A name that
+def offered() -> dict[str, dict[str, tuple[str, ...]]]:
+    """Return the targets, `module:function`, that installed packages offer, by group and name. A name that
     several packages use may have several targets."""
-    by_name: dict[str, set[str]] = {}
-    for entry in metadata.entry_points(group=OFFERED[group]) if group in OFFERED else ():
-        by_name.setdefault(entry.name, set()).add(f"{entry.module}:{entry.attr}")
-    return {name: tuple(sorted(targets)) for name, targets in sorted(by_name.items())}
+    found, by_group = metadata.entry_points(), {}
+    for group, place in OFFERED.items():
+        by_name: dict[str, set[str]] = {}
+        for entry in found.select(group=place):
+            by_name.setdefault(entry.name, set()).add(f"{entry.module}:{entry.attr}")
+        by_group[group] = {name: tuple(sorted(targets)) for name, targets in sorted(by_name.items())}
+    return by_group
 
 
 def offered_target(group: str, name: str) -> str:
     """Return the target that an installed package offers under a name. Raises UserError if packages offer
     several targets under that name."""
-    targets = offered(group)[name]
+    targets = offered()[group][name]
     require(
         len(targets) == 1,
         f"{group}={name} is offered by several installed packages ({any_of(targets)}): choose one with "

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from . import overrides as written
 from . import schema
-from .choices import OFFERED, choices_of, conf_dir, further_choices, groups, offered, own_suite, read_choice
+from .choices import choices_of, conf_dir, further_choices, groups, offered, own_suite, read_choice
 from .dicts import from_dict, to_dict
 from .errors import UserError, any_of, nearest, require, shown
 from .fields import CUSTOM
@@ -295,9 +295,9 @@ def register_schema() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
     further = [{group: choice} for group, choice in further_choices().items()]
     ConfigStore.instance().store(name="parts", node={"defaults": further})
-    for group in OFFERED:
-        for name in [name for name in offered(group) if name not in groups()[group]]:
-            several = len(offered(group)[name]) > 1  # refused once it is chosen
+    for group, targets in offered().items():
+        for name in sorted(targets.keys() - set(groups()[group])):
+            several = len(targets[name]) > 1  # refused once it is chosen
             node = {**read_choice(group, CUSTOM), "name": name} if several else read_choice(group, name)
             ConfigStore.instance().store(group=group, name=name, node=node)
 

@@ -20,5 +20,5 @@ def suite_schema() -> str:
     schema = json.loads((FOLDER / "suite.json").read_text(encoding="utf-8"))
     for group in OFFERED:
         names = schema["definitions"][NAMES_OF.format(group)]["enum"]
-        names += [name for name in offered(group) if name not in names]
+        names += [name for name in offered().get(group, ()) if name not in names]
     return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
