@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -372,3 +373,27 @@ def test_no_command_lets_a_setting_read_the_environment(command, tmp_path):
 def test_a_plan_without_times_says_which_command_measures_them(tmp_path):
     done = call("plan", "scale=smoke", "seeds=[7,8]", cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path))
     assert "ebc-lab doctor scale=smoke 'seeds=[7,8]'" in done.stdout
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("command", "without"),
+    [
+        ("--help", "numpy omegaconf pydantic msgspec"),
+        ("list {study.root.parent}", "numpy omegaconf yaml"),
+        ("status {study.root}", "numpy omegaconf"),
+        ("why {study.root}", "scipy.stats omegaconf"),
+        ("plan scale=smoke data=pydoc", "numpy"),
+    ],
+)
+def test_a_command_loads_only_what_it_needs(study, command, without, tmp_path):
+    heavy = {*without.split(), "torch", "pandas", "matplotlib"}
+    script = "import atexit, sys; from ebc_lab.cli import main; "
+    script += "atexit.register(lambda: print(*sys.modules)); main()"
+    words = command.format(study=study).split()
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "typer" in loaded
+    assert not heavy & loaded

@@ -1,9 +1,10 @@
 import pytest
+from omegaconf import OmegaConf
 from support.composed import refused
 from support.named import run
 
 from ebc_lab.config.checks import validate_run
-from ebc_lab.config.choices import changed, groups, read_choice, with_size
+from ebc_lab.config.choices import changed, conf_dir, groups, read_choice, with_size
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
@@ -80,6 +81,13 @@ NEED_MORE = {  # than a run has by default
     *("sampler=adjusted", "sampler=original", "projection=sphere", "memory=all", "memory=hooks"),
     *("init=run", "lr_schedule=replay", "race=bounds"),
 }
+
+
+@pytest.mark.parametrize("group", [*groups()])
+def test_a_choice_is_read_as_hydra_reads_it(group):
+    for name in groups()[group]:
+        as_hydra_does = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{name}.yaml"))
+        assert repr(read_choice(group, name)) == repr(as_hydra_does)
 
 
 @pytest.mark.thorough

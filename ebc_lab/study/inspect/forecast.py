@@ -30,7 +30,7 @@ from ..launch.pool import slots
 from ..stages.rules import Undecidable, val_loss
 from ..stages.runs import distinct
 from ..stages.stage import ResultsOf, Scenario, Stage, stage_of
-from ..store.changes import describe, requested
+from ..store.changes import Change, describe, requested
 from ..store.neighbours import finished_elsewhere, neighbours_of
 from ..store.own import edited
 from ..store.reuse import reusable_results
@@ -203,7 +203,7 @@ def planned(config: Config) -> dict[str, Any]:
 def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[str, Any]:
     header = snapshot.header if snapshot else None
     records = snapshot.sound_records() if snapshot else []
-    changed: list[str] = []
+    changed: list[Change] = []
     if header and snapshot:
         from ..resolve import adopt, all_changes  # imported late: loads numpy, which a new study's plan lacks
 
