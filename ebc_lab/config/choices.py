@@ -6,9 +6,8 @@ import dataclasses
 import functools
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import metadata
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -73,20 +72,18 @@ def _read(file: str) -> dict[str, Any]:
     of the time."""
     import yaml
 
-    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # PyYAML has no types
-        pass
-
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, [*"-+0123456789"])
-    return dict(yaml.load((conf_dir() / file).read_text(encoding="utf-8"), Loader))
+    loader: Any = type("Loader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {})
+    loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, [*"-+0123456789"])
+    return dict(yaml.load((conf_dir() / file).read_text(encoding="utf-8"), loader))
 
 
-def values_in_conf(group: str, name: str, field: str) -> Iterator[Any]:
-    """Yield the values of a group's setting `field` in the files of its choice `name` and of the scales."""
-    own = [read_choice(group, name)] if name in groups()[group] else []
-    scales = (read_choice("scale", scale).get(group) for scale in groups()["scale"])
-    for settings in chain(own, scales):
-        if isinstance(settings, Mapping) and field in settings:
-            yield settings[field]
+@functools.cache
+def values_in_conf(group: str, name: str, field: str) -> list[Any]:
+    """Return the values of a group's setting `field` in the files of its choice `name` and of the scales."""
+    files = [read_choice("scale", scale).get(group) for scale in groups()["scale"]]
+    if name in groups()[group]:
+        files.append(read_choice(group, name))
+    return [settings[field] for settings in files if isinstance(settings, Mapping) and field in settings]
 
 
 def optimizer_defaults(name: str) -> OptimizerConfig:

@@ -304,11 +304,9 @@ def detectable_errors(freedom: float, level: float) -> float:
     from scipy import optimize, special
 
     critical = special.stdtrit(freedom, 1 - level / 2)
-
-    def chance(shift: float) -> float:  # the noncentral t's survival function, by its symmetry
-        return float(special.nctdtr(freedom, -shift, -critical))
-
-    return float(optimize.brentq(lambda shift: chance(shift) - POWER, 0.0, 10 * critical + 10))
+    return float(  # P(t > critical) of the noncentral t is, mirrored, P(t < -critical)
+        optimize.brentq(lambda x: special.nctdtr(freedom, -x, -critical) - POWER, 0.0, 10 * critical + 10)
+    )
 
 
 def seeds_needed(difference: Difference) -> int | None:

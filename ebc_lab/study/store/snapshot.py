@@ -188,9 +188,9 @@ def read(study: Study, *, strict: bool = True, runs: Index | None = None) -> Sna
     wrong = {stage: what for stage, (what, _) in checked.items()}
     faults = {stage: fault for stage, (_, fault) in checked.items() if fault}
     settings = digest(header["config"])
-    known = runs.recall("settings", settings)
-    config = recorded_config(header, checked=known is None)  # UserError if settings contradict each other
-    if known is None:
+    sound = runs.recall("settings", settings) == "sound"
+    config = recorded_config(header, checked=not sound)  # UserError if settings contradict each other
+    if not sound:
         runs.remember("settings", settings, "sound")
     name = digest([header, decided])
     return Snapshot(study, header, config, decisions, wrong, faults, runs, runs.records, name, problems)
