@@ -51,6 +51,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ebc_lab.bench.plain_loop import GPT
+from ebc_lab.ebc.options import CLIPPED_BELOW
 
 SKIPPED = 25  # steps of each side before the rounds that count
 CUT = 0.02  # the share of the longest steps that is left out
@@ -297,12 +298,16 @@ class Record:
     measured: list[bool] = field(default_factory=list)
     limited: list[bool] = field(default_factory=list)
 
-    def add(self, seconds: float, ebc: Any) -> None:
-        self.seconds.append(seconds)
-        last = None if ebc is None else ebc.last
+    def step(self, loop: Loop, batch: Batch) -> Tensor:
+        """Let the loop take a step, note it, and return its loss."""
+        began = time.process_time()
+        loss = loop.step(batch)
+        self.seconds.append(time.process_time() - began)
+        last = None if loop.ebc is None else loop.ebc.last
         self.audited.append(last is not None and last.applied_kl is not None)
         self.measured.append(last is not None and last.measurements > 0)
-        self.limited.append(last is not None and float(last.clip_coefficient) < 0.999)
+        self.limited.append(last is not None and float(last.clip_coefficient) < CLIPPED_BELOW)
+        return loss.detach()
 
     def mean(self) -> float:
         """Seconds of a step without the longest, audited steps and the others apart."""
@@ -319,13 +324,6 @@ class Record:
         return ", ".join(f"{100 * sum(part) / len(part):.0f}% {name}" for name, part in parts.items())
 
 
-def timed(loop: Loop, batch: Batch) -> float:
-    """Processor seconds of a step."""
-    began = time.process_time()
-    loop.step(batch)
-    return time.process_time() - began
-
-
 def race(loops: Mapping[str, Loop], batches: Sequence[Batch]) -> dict[str, Record]:
     """Let the loops take turns, and time all but the first steps."""
     order, shuffle = list(loops), random.Random(0)
@@ -336,9 +334,7 @@ def race(loops: Mapping[str, Loop], batches: Sequence[Batch]) -> dict[str, Recor
             gc.freeze()  # so that what one side throws away is not looked for among what all others keep
         shuffle.shuffle(order)
         for name in order:
-            seconds = timed(loops[name], batch)
-            if t >= SKIPPED:
-                records[name].add(seconds, loops[name].ebc)
+            (records[name] if t >= SKIPPED else Record()).step(loops[name], batch)
     gc.unfreeze()
     return records
 
