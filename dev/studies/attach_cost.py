@@ -1,6 +1,6 @@
 """What `attach` costs: processor time of a training step with it over that of the plain loop's step.
 
-    python dev/studies/attach_cost.py [--sizes tiny laptop mid] [--rounds 600] [--markdown]
+    python dev/studies/attach_cost.py [--sizes tiny laptop mid] [--sides kl radius] [--rounds 600]
     python dev/studies/attach_cost.py --beside FOLDER      # FOLDER/ebc_before: an older copy of ebc_lab/ebc
     python dev/studies/attach_cost.py --peers FOLDER       # other packages, by `pip install --target FOLDER`
     python dev/studies/attach_cost.py --profile kl laptop  # where the extra time of a side goes
@@ -13,12 +13,13 @@ looks more closely, are left out.
 
 The figure is the mean over the rounds without their longest 2%, over the same of the plain side. EBC's audits
 would be among these 2%: audited steps and the others are therefore cut apart, and each counts by its number.
-Behind it, in brackets, is the median over the rounds of the ratio, which hides what happens at one step in
-20. The row `plain, a second copy` says how far two sides that do the same come out apart.
+Behind it, in brackets, is the median over the rounds of the ratio, of audited, measured and other steps
+apart, each by its number: a busy machine scatters it less, but it hides what is rare. The row `plain, a
+second copy` says how far two sides that do the same come out apart.
 
-Targets and radius come from the median KL and length of the plain loop's own steps, so that each limit rules
-at half of the steps or more; the last table has the shares. `peers` are what other packages do to each step:
-they limit or watch other things, at prices that people pay.
+The target is the median KL of the plain loop's own steps, and the radius the median of one that follows the
+lengths of the steps that it limits; the last table has the shares of steps that they limit. `peers` are what
+other packages do to each step: they limit or watch other things, at prices that people pay.
 
 `--profile` says in which part of the step the extra time is, by the clock, and then by two profilers in which
 operations and functions. These lengthen what consists of many short calls: read them for the order, not for
@@ -53,6 +54,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ebc_lab.bench.plain_loop import GPT
 from ebc_lab.ebc.options import CLIPPED_BELOW
 
+FIRST = 20  # the first step whose KL or length is looked at
 SKIPPED = 25  # steps of each side before the rounds that count
 CUT = 0.02  # the share of the longest steps that is left out
 BLOCKS, HEADS = 3, 4
@@ -136,16 +138,16 @@ class GradientNorm(Loop):
 class RadiusByHand(Loop):
     """What one would write to keep a step's length within a radius, with torch's operations on lists."""
 
-    radius = math.inf
+    radius = length = math.inf  # of the last step's proposal
 
     def update(self, batch: Batch) -> None:
         with torch.no_grad():
             old = [p.clone() for p in self.weights]
             self.optimizer.step()
             moved = torch._foreach_sub(self.weights, old)
-            length = float(nn.utils.get_total_norm(moved))
-            if length > self.radius:
-                torch._foreach_lerp_(self.weights, old, 1 - self.radius / length)
+            self.length = float(nn.utils.get_total_norm(moved))
+            if self.length > self.radius:
+                torch._foreach_lerp_(self.weights, old, 1 - self.radius / self.length)
 
 
 class Average(Loop):
@@ -207,11 +209,11 @@ class ScheduleFree(Loop):
 
 
 @dataclass(frozen=True)
-class Natural:
-    """The median KL (nats per token) and length of the plain loop's steps."""
+class Limits:
+    """A KL (nats per token) and a radius that limit about half of the steps or more."""
 
     kl: float
-    length: float
+    radius: float
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ class Side:
 
     name: str
     loop: type[Loop] = Loop
-    options: Callable[[Natural], dict[str, Any]] | None = None
+    options: Callable[[Limits], dict[str, Any]] | None = None
     peer: bool = False
 
 
@@ -229,12 +231,12 @@ SIDES = {
     "again": Side("plain, a second copy"),
     "norm": Side("clip_grad_norm_", GradientNorm),
     "hand": Side("a radius by hand, a few lines", RadiusByHand),
-    "infinite": Side("attach, infinite target", options=lambda n: {"target_kl": math.inf}),
-    "radius": Side("attach, radius", options=lambda n: {"target_kl": math.inf, "radius": 1.1 * n.length}),
-    "kl": Side("attach, KL by default", options=lambda n: {"target_kl": n.kl}),
+    "infinite": Side("attach, infinite target", options=lambda limits: {"target_kl": math.inf}),
+    "radius": Side("attach, radius", options=lambda limits: {"target_kl": math.inf, "radius": limits.radius}),
+    "kl": Side("attach, KL by default", options=lambda limits: {"target_kl": limits.kl}),
     "tracked": Side(
         "attach, tracked, when needed",
-        options=lambda n: {"target_kl": n.kl, "budget": "tracked", "measure": "when_needed"},
+        options=lambda limits: {"target_kl": limits.kl, "budget": "tracked", "measure": "when_needed"},
     ),
     "zclip": Side("ZClip", ZClip, peer=True),
     "agc": Side("adaptive gradient clipping (pytorch_optimizer)", Adaptive, peer=True),
@@ -256,19 +258,31 @@ def kl(before: Tensor, after: Tensor) -> float:
     return float(F.kl_div(q, p, reduction="batchmean", log_target=True))
 
 
-def natural(size: Size, text: Text, batches: Sequence[Batch], lr: float | None = None) -> Natural:
-    """What the plain loop's steps do, from step 20 on."""
+def natural(size: Size, text: Text, batches: Sequence[Batch], lr: float | None = None) -> float:
+    """The median KL of the plain loop's steps, from the first that counts on."""
     loop = Loop(size, text, lr=lr)
-    kls, lengths = [], []
-    for t, batch in enumerate(batches):
-        old = [p.detach().clone() for p in loop.weights]
-        before = logits(loop.model, batch[0])
+    found = []
+    for tokens, targets in batches:
+        before = logits(loop.model, tokens)
+        loop.step((tokens, targets))
+        found.append(kl(before, logits(loop.model, tokens)))
+    return float(np.median(found[FIRST:]))
+
+
+def ruling(size: Size, text: Text, batches: Sequence[Batch]) -> float:
+    """A radius that rules at about half of the steps: the median of one that follows their lengths."""
+    loop = RadiusByHand(size, text)
+    found = []
+    for batch in batches:
         loop.step(batch)
-        if t >= 20:
-            kls.append(kl(before, logits(loop.model, batch[0])))
-            moved = torch._foreach_sub([p.detach() for p in loop.weights], old)
-            lengths.append(float(nn.utils.get_total_norm(moved)))
-    return Natural(float(np.median(kls)), float(np.median(lengths)))
+        start = loop.length if math.isinf(loop.radius) else loop.radius
+        loop.radius = start * (1.05 if loop.length > start else 1 / 1.05)
+        found.append(loop.radius)
+    return float(np.median(found[FIRST:]))
+
+
+def limits(size: Size, text: Text, batches: Sequence[Batch]) -> Limits:
+    return Limits(natural(size, text, batches), ruling(size, text, batches))
 
 
 def attach_of(package: str, folder: Path | None) -> Callable[..., Any]:
@@ -279,14 +293,22 @@ def attach_of(package: str, folder: Path | None) -> Callable[..., Any]:
     return attach
 
 
-def built(side: Side, size: Size, text: Text, found: Natural, attach: Callable[..., Any]) -> Loop:
+def built(side: Side, size: Size, text: Text, found: Limits, attach: Callable[..., Any]) -> Loop:
     """A side's loop. Raises ImportError where its package is not installed."""
     loop = side.loop(size, text)
     if isinstance(loop, RadiusByHand):
-        loop.radius = found.length
+        loop.radius = found.radius
     if side.options is not None:
         loop.ebc = attach(loop.model, loop.optimizer, **side.options(found))
     return loop
+
+
+def kinds(of_steps: Iterable[Any]) -> list[list[int]]:
+    """The numbers of the steps of each kind."""
+    found: dict[Any, list[int]] = {}
+    for t, kind in enumerate(of_steps):
+        found.setdefault(kind, []).append(t)
+    return list(found.values())
 
 
 @dataclass
@@ -311,12 +333,17 @@ class Record:
 
     def mean(self) -> float:
         """Seconds of a step without the longest, audited steps and the others apart."""
-        seconds, audited = np.array(self.seconds), np.array(self.audited)
         total = 0.0
-        for part in (np.sort(seconds[audited]), np.sort(seconds[~audited])):
-            if len(part):
-                total += len(part) * float(part[: len(part) - round(CUT * len(part))].mean())
-        return total / len(seconds)
+        for part in kinds(self.audited):
+            seconds = np.sort(np.array(self.seconds)[part])
+            total += len(seconds) * float(seconds[: len(seconds) - round(CUT * len(seconds))].mean())
+        return total / len(self.seconds)
+
+    def median(self, plain: Record) -> float:
+        """The median of a step over the plain one of its round, audited, measured and other steps apart."""
+        rounds = np.array(self.seconds) / np.array(plain.seconds)
+        parts = kinds(zip(self.audited, self.measured, strict=True))
+        return sum(len(part) * float(np.median(rounds[part])) for part in parts) / len(rounds)
 
     def did(self) -> str:
         """How many of its steps were limited, measured and audited, in words."""
@@ -339,15 +366,18 @@ def race(loops: Mapping[str, Loop], batches: Sequence[Batch]) -> dict[str, Recor
     return records
 
 
-def measured(size: Size, text: Text, rounds: int, beside: Path | None) -> dict[str, Record]:
+def measured(
+    size: Size, text: Text, rounds: int, beside: Path | None, sides: Sequence[str]
+) -> dict[str, Record]:
     """The records of every side that is there; of the older package with its name behind the side's."""
     batches = text.batches(size, SKIPPED + rounds, seed=0)
-    found = natural(size, text, batches)
+    found = limits(size, text, batches)
     packages = {"": attach_of(LIBRARY, None)}
     if beside is not None:
         packages["before"] = attach_of(BEFORE, beside)
     loops: dict[str, Loop] = {}
-    for key, side in SIDES.items():
+    for key in dict.fromkeys(["plain", *sides]):
+        side = SIDES[key]
         for mark, attach in packages.items():
             if mark and side.options is None:
                 continue
@@ -363,8 +393,7 @@ def measured(size: Size, text: Text, rounds: int, beside: Path | None) -> dict[s
 
 def ratio(record: Record, plain: Record) -> str:
     """The ratio of the means and, in brackets, the median of the ratios."""
-    rounds = np.array(record.seconds) / np.array(plain.seconds)
-    return f"{record.mean() / plain.mean():.3f} ({np.median(rounds):.3f})"
+    return f"{record.mean() / plain.mean():.3f} ({record.median(plain):.3f})"
 
 
 def cell(records: Mapping[str, Record], key: str, say: Callable[[Record], str]) -> str:
@@ -393,14 +422,15 @@ def machine() -> str:
     return f"{model}, {amx} AMX; torch {torch.__version__}; {torch.get_num_threads()} thread"
 
 
-def show(found: Mapping[str, Mapping[str, Record]], markdown: bool) -> None:
+def show(found: Mapping[str, Mapping[str, Record]], sides: Sequence[str], markdown: bool) -> None:
     """Print what each side cost, and what it did."""
     for name, records in found.items():
         plain, rounds = records["plain"], len(records["plain"].seconds)
         print(f"{name}: {rounds} rounds, a plain step {1000 * plain.mean():.2f} ms of processor time")
     head = ["processor time of a step over the plain loop's", *found]
     rows, did = [head], [["what it did", *found]]
-    for key, side in SIDES.items():
+    for key in sides:
+        side = SIDES[key]
         if key != "plain":
             cells = [cell(r, key, partial(ratio, plain=r["plain"])) for r in found.values()]
             rows.append([("peer: " if side.peer else "") + side.name, *cells])
@@ -473,7 +503,7 @@ def profiled(key: str, size: Size, text: Text, package: str, beside: Path | None
     """Print where the extra time of a side goes, in microseconds and shares of a plain step."""
     steps = max(40, size.rounds // 3 // 20 * 20)  # whole cycles of audits
     batches = text.batches(size, SKIPPED + 3 * steps, seed=0)
-    found = natural(size, text, batches[: SKIPPED + steps])
+    found = limits(size, text, batches[: SKIPPED + steps])
     attach = attach_of(package, beside)
     loops = {name: built(SIDES[name], size, text, found, attach) for name in ("plain", key)}
     records = race(loops, batches[: SKIPPED + steps])
@@ -501,6 +531,7 @@ def profiled(key: str, size: Size, text: Text, package: str, beside: Path | None
 def options(arguments: Iterable[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="What `attach` costs, over the plain loop.")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
     parser.add_argument("--rounds", type=int, help="that count; by default as many as a size needs")
     parser.add_argument("--beside", type=Path, help=f"a folder with `{BEFORE}`, an older copy of {LIBRARY}")
     parser.add_argument("--peers", type=Path, help="a folder with other packages")
@@ -523,10 +554,10 @@ def main() -> None:
         profiled(key, SIZES[name], text, asked.package, asked.beside, asked.markdown)
         return
     found = {
-        name: measured(SIZES[name], text, asked.rounds or SIZES[name].rounds, asked.beside)
+        name: measured(SIZES[name], text, asked.rounds or SIZES[name].rounds, asked.beside, asked.sides)
         for name in asked.sizes
     }
-    show(found, asked.markdown)
+    show(found, asked.sides, asked.markdown)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ no hook of `attach` sees and torch's own kl_div in float64. The rows that chose 
 the more rows choose; `--fresh` measures on another batch, which no step has been trained on and no c was
 chosen by, and where a step moves predictions somewhat less.
 
-All configurations and the plain loop take turns step by step on the same batches; the cost is that of
+All configurations and the plain loop take turns step by step on the same batches; the cost is the median of
 attach_cost.py, and counts no measurement of this script. The loss is the mean over the last tenth of the
 steps.
 """
@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from attach_cost import (
     BEFORE,
+    FIRST,
     LIBRARY,
     SIZES,
     SKIPPED,
@@ -53,7 +54,6 @@ from torch import Tensor
 
 from ebc_lab.ebc.options import CLIPPED_BELOW
 
-FIRST = 20  # the first step whose KL counts
 HOT = 4  # times the rate at which a size trains well
 SHARE = 0.5  # of the natural KL: the target
 NEAR = 0.3  # within this share of the target a step holds it
@@ -150,7 +150,7 @@ class Plan:
 
     def target(self) -> float:
         batches = self.text.batches(self.size, self.steps, seed=0)
-        return SHARE * natural(self.size, self.text, batches, HOT * self.size.lr).kl
+        return SHARE * natural(self.size, self.text, batches, HOT * self.size.lr)
 
     def watched(self, seed: int, target: float, kept: dict[str, Kept]) -> list[Watched]:
         """A new loop of each configuration and package, and the plain one."""
@@ -189,7 +189,7 @@ def label(name: str, package: str) -> str:
 
 
 def cost(kept: Mapping[str, Kept], name: str) -> float:
-    return kept[name].record.mean() / kept["plain"].record.mean()
+    return kept[name].record.median(kept["plain"].record)
 
 
 def rows(kept: Mapping[str, Kept]) -> list[list[str]]:
