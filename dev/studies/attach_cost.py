@@ -515,7 +515,7 @@ def profiled(key: str, size: Size, text: Text, package: str, beside: Path | None
     rest = batches[SKIPPED + steps :]
     plain_parts, parts = (by_part(loop, rest[:steps]) for loop in loops.values())
     plain_operations, operations = (by_operation(loop, rest[steps : steps + 40]) for loop in loops.values())
-    (plain_own, _), (own, whole) = (by_function(loop, rest[2 * steps :]) for loop in loops.values())
+    (plain_own, _), (own, whole) = (by_function(loop, rest[steps:]) for loop in loops.values())
     inside = "/ebc/" if package == LIBRARY else f"/{package}/"
     library = {place: times for place, times in whole.items() if inside in f"/{place}"}
     for what, rows in (
