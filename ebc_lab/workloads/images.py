@@ -88,7 +88,7 @@ class CNN(nn.Module):
         for i, block in enumerate(self.blocks):
             x = block(x)
             x = F.avg_pool2d(x, 2) if i == 0 else x
-        logits: Tensor = self.head(self.norm(x.mean((2, 3))))
+        logits: Tensor = self.head(self.norm(x.float().mean((2, 3))))
         return logits[:, None]
 
 
