@@ -27,6 +27,7 @@ from ebc_lab.ebc.options import (
     check_option,
 )
 from ebc_lab.ebc.proposal import Proposal
+from ebc_lab.ebc.scalars import Number
 from ebc_lab.ebc.sensitivity import Sensitivities, SensitivityFilter, two_in_turn
 from ebc_lab.ebc.settings import ClipSettings
 from ebc_lab.ebc.step import StepStats
@@ -188,8 +189,8 @@ class GuardedSurrogate(Surrogate):
         super().__init__(settings, audit_every, device)
         self.guard = guard
 
-    def guard_factor(self, radius: Tensor) -> Tensor:
-        return self.guard.factor
+    def guard_factor(self, proposal: Proposal, radius: Number) -> Number:
+        return proposal.number(self.guard.factor)
 
 
 class ForensicSensitivities(Sensitivities):

@@ -94,9 +94,9 @@ class Steering(Hook):
 HOOK = Steering
 
 
-def _on_host(*numbers: Tensor) -> list[float]:
+def _on_host(*numbers: Tensor | float) -> list[float]:
     """Read 0-dim tensors of one device, of any real dtype, in one look: a GPU is waited for once."""
-    return torch.stack([number.double() for number in numbers]).tolist()
+    return torch.stack([torch.as_tensor(number, dtype=torch.float64) for number in numbers]).tolist()
 
 
 def _dot(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:

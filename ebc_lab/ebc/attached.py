@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
@@ -25,12 +25,13 @@ from .given import checks
 from .given.arguments import Arguments, MaskOf
 from .given.bases import Optimizers, as_list, is_as_loaded, parameters_of, state_keeper
 from .given.calls import Replaced, is_inside, step_of, unscale
-from .given.capture import FIRST, Capture, Forward
-from .given.doubts import Doubts
-from .given.look import Look
+from .given.capture import Capture, Forward
+from .given.first import FirstSteps
+from .given.look import FIRST, Look
 from .given.rows import RowsOf
 from .given.state import Snapshot
-from .parallel.shards import local, shared_out, unwrapped
+from .given.watch import Watch
+from .parallel.shards import gradients_of, local, shared_out, unwrapped
 from .proposal import Opened
 from .step import StepInputs, StepStats
 
@@ -76,16 +77,17 @@ def attach(
         ValueError: as `EllipsotopeClip`; an optimizer that is attached already; at the first steps, logits
             that are not what EBC takes them for.
     """
-    return Attached(
-        model,
-        optimizers,
-        logits_of=logits_of,
-        drop=drop,
-        mask_of=mask_of,
-        rows_of=rows_of,
-        check=check,
-        **options,
-    )
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{type(model).__name__} is no torch.nn.Module: attach(model, optimizer, …).")
+    beside = {"forward", "compiled"} & set(options)
+    if beside:
+        raise TypeError(
+            f"`attach` takes no {' and no '.join(sorted(beside))}, since it calls the model as training "
+            "does: use EllipsotopeClip for that."
+        )
+    if isinstance(drop, str):
+        raise TypeError(f"drop is a tuple of names: drop=({drop!r},).")
+    return Attached(model, optimizers, logits_of, drop, mask_of, rows_of, check, options)
 
 
 class Attached:
@@ -102,24 +104,13 @@ class Attached:
         self,
         model: nn.Module,
         optimizers: Optimizers,
-        *,
-        logits_of: Callable[[Any], Any] | None = None,
-        drop: tuple[str, ...] | None = None,
-        mask_of: MaskOf | None = None,
-        rows_of: RowsOf | None = None,
-        check: bool = True,
-        **options: Any,
+        logits_of: Callable[[Any], Any] | None,
+        drop: tuple[str, ...] | None,
+        mask_of: MaskOf | None,
+        rows_of: RowsOf | None,
+        check: bool,
+        options: Mapping[str, Any],
     ):
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"{type(model).__name__} is no torch.nn.Module: attach(model, optimizer, …).")
-        beside = {"forward", "compiled"} & set(options)
-        if beside:
-            raise TypeError(
-                f"`attach` takes no {' and no '.join(sorted(beside))}, since it calls the model as training "
-                "does: use EllipsotopeClip for that."
-            )
-        if isinstance(drop, str):
-            raise TypeError(f"drop is a tuple of names: drop=({drop!r},).")
         self.optimizers = as_list(optimizers)
         if any(isinstance(o, EllipsotopeClip) or hasattr(o, _MARK) for o in self.optimizers):
             raise ValueError("EBC is on this optimizer already: detach() that first.")
@@ -132,25 +123,24 @@ class Attached:
             logits_of,
             Arguments(called, drop, mask_of, rows_of),
             options.get("batch_dim", 0),
-            check,
             self._forward_begins,
             self._version,
         )
-        try:
-            defaults = {"forward": self.capture.call, "compiled": compiled, "probe_sequences": None}
-            self.clip = EllipsotopeClip(inner, self.optimizers, **{**defaults, **options})
-        except Exception:
-            self.capture.remove()
-            raise
+        defaults = {"forward": self.capture.call, "compiled": compiled, "probe_sequences": None}
+        self.clip = EllipsotopeClip(inner, self.optimizers, **{**defaults, **options})
+        measures = self._measures()
+        if measures or len(self.optimizers) > 1:  # else a forward says nothing that a step could use
+            self.capture.watch()
         self.clip.watches_given = options.get("fresh_logits") is not False
         self.clip.prober.watched = FIRST
         if rows_of is not None:
             self.clip.prober.cut_by = self.capture.arguments.rows
-        self.look = Look() if check and self._measures() else None
-        self.capture.looking = self.look is not None
-        self._doubts = Doubts(self.clip, self.capture, self.look)
+        self.look = Look() if check and measures else None
+        self._first: FirstSteps | None = None
         if self.look is not None:
-            self.look.watch(self.clip.weights)
+            self._first = FirstSteps(self.clip, self.capture, self.look)
+            self.capture.first = self._first.see_forward
+        self._watch = Watch()
         self._opened: Opened | None = None
         self._waiting: list[Optimizer] = []  # those that have not stepped yet in the step that is open
         self._void: list[Optimizer] = []  # those of them whose gradients are not finite
@@ -235,8 +225,8 @@ class Attached:
         """Leave model and optimizers as they were; the weights stay."""
         self._finish()
         self.capture.remove()
-        if self.look is not None:
-            self.look.stop()
+        if self._first is not None:
+            self._first.stop()
         for handle in self._handles:
             handle.remove()
         for optimizer in self.optimizers:
@@ -294,14 +284,18 @@ class Attached:
 
     @torch.no_grad()
     def _pre(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = step_of(optimizer)
+        call = step_of()
         if self._inside is optimizer and call is not None and is_inside(call, self._call):
             self._nested += 1
             return None
         if self._inside is not None:  # that step has failed, and nobody knows how far it came
             self._abandon()
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        late = _is_in(self._late, optimizer) and closure is None and self._stays_void(optimizer)
+        late = (
+            _is_in(self._late, optimizer)
+            and closure is None
+            and (self._is_bad(optimizer) or not _gradients(optimizer))
+        )
         if not _is_in(self._waiting, optimizer) and not late:
             self._finish()  # it steps again: the others have not, this time
             self._waiting = list(self.optimizers)
@@ -341,19 +335,15 @@ class Attached:
             return
         if _is_in(self._void, optimizer):
             self._hide(optimizer)
-        elif len(self.optimizers) > 1:
-            self._see(optimizer)
+        elif len(self.optimizers) > 1:  # a GradScaler unscales the gradients of each by itself
+            self.clip.gradients.see_again(optimizer)
+            self._norms[optimizer] = self.clip.arithmetic.norm(_gradients(optimizer))
 
     def _hide(self, optimizer: Optimizer) -> None:
         """Its gradients, while it steps: it leaves a weight without one, and its state, alone."""
         self._hidden += [(p, p.grad) for p in parameters_of([optimizer])]
         for p in parameters_of([optimizer]):
             p.grad = None
-
-    def _see(self, optimizer: Optimizer) -> None:
-        """The gradients that one of several optimizers steps with: a GradScaler unscales each by itself."""
-        self.clip.gradients.see_again(optimizer)
-        self._norms[optimizer] = self.clip.arithmetic.norm(_gradients(optimizer))
 
     def _open(self) -> None:
         """The first half of the step, with the gradients at hand."""
@@ -362,7 +352,7 @@ class Attached:
             self._passing = True
             return
         if forward is None and self._measures():
-            raise ValueError(self._doubts.unseen())
+            raise ValueError(self._unseen())
         if self.loaded_before and self.clip.step_index == 0:
             self.loaded_before = False
             warnings.warn(
@@ -384,7 +374,7 @@ class Attached:
         self._void = list(self._waiting) if opened.void else []
         if not opened.void or len(self._waiting) == 1:
             return opened
-        bad = [o for o in self._waiting if self.clip.any_process(self._is_bad(o))]
+        bad = [o for o in self._waiting if self._is_bad(o)]
         if all(_is_in(bad, o) or not _gradients(o) for o in self._waiting):
             return opened
         self._void = bad
@@ -395,18 +385,17 @@ class Attached:
         finally:
             self._show_gradients()
 
-    def _stays_void(self, optimizer: Optimizer) -> bool:
-        bad = self.clip.any_process(self._is_bad(optimizer))
-        return bad or not _gradients(optimizer)
-
     def _is_bad(self, optimizer: Optimizer) -> bool:
+        """Whether a gradient of its is not finite, in one process at least."""
         gradients = _gradients(optimizer)
-        return not all_finite(gradients, joint_norm(gradients))
+        return self.clip.any_process(not all_finite(gradients, joint_norm(gradients)))
 
     def _opened_after(self, forward: Forward, t: int, weights_before: Copy | None) -> Opened:
-        self._doubts.suspect(forward)
+        if self._first is not None:
+            self._first.suspect(forward)
         self.clip.prober.state.start = forward.start
-        self._doubts.find_logits(forward)
+        if forward.logits is None and not self.capture.found:
+            self.capture.find_logits(self.clip.prober, forward)
         if t < FIRST or self.clip.audits(t) or self.capture.certain:
             self.capture.leave_out_certain(forward)
         if self.capture.draws:
@@ -419,24 +408,24 @@ class Attached:
         with self.capture.pause(), forward.precision():
             if not moved or weights_before is None:
                 opened = self._opened_by(inputs, weights_before)
-                self._doubts.suspect_own(opened)
-                if self.look is not None and not stale:
-                    self.look.begin(opened, forward, self.capture)
+                if self._first is not None:
+                    self._first.begin(opened, forward, stale)
                 return opened
             # the closure was called at other weights than W
             with weights_before.standing_in(self.clip.weights):
                 return self._opened_by(inputs, weights_before)
 
-    def _version(self) -> int:
-        """A number that changes when the weights do, as SAM moves them between a forward and its step.
+    def _version(self) -> object:
+        """What is another when the weights are, as SAM moves them between a forward and its step.
 
         All of the model's: an optimizer that is not attached may have moved others. Under FSDP those that are
         limited, since the model has other parameters during a forward than after it.
         """
-        weights = self.clip.weights
-        watched = weights if any(map(shared_out, weights)) else self.clip.model.parameters()
-        tracked = (p for p in watched if not p.is_inference())
-        return hash(tuple((p._version, local(p).data_ptr()) for p in tracked))
+        weights: Sequence[Tensor] = self.clip.weights
+        shared = any(map(shared_out, weights))
+        watched = weights if shared else self.clip.prober.state.parameters()
+        places = [local(p).data_ptr() if shared else p.data_ptr() for p in watched]
+        return [p._version for p in watched], places
 
     def _measures(self) -> bool:
         """Whether there is anything to measure at some step."""
@@ -445,11 +434,10 @@ class Attached:
     def _nothing_to_do(self) -> bool:
         """Whether no weight would move: without gradients, or where a checkpoint library makes an optimizer's
         state from zeros."""
-        gradients = [local(p.grad) for p in self.clip.weights if p.grad is not None]
-        if not gradients:
-            return True
         assert self._inside is not None
-        return not self._inside.state and not any(bool(g.any()) for g in gradients)
+        if self._inside.state:
+            return not any(p.grad is not None for p in self.clip.weights)
+        return not any(bool(g.any()) for g in gradients_of(self.clip.weights))
 
     @torch.no_grad()
     def _post(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -500,17 +488,19 @@ class Attached:
             return None
         return self.clip.prober.state.remember()
 
-    @torch.no_grad()
     def _finish(self) -> None:
         """The second half of the step that is open, if one is: after the last optimizer's step, and at the
         latest before the weights are used."""
-        self._lengthen()
-        opened, self._opened = self._opened, None
-        self._inside = None
-        self._call = None
+        self._inside = self._call = self._before = None
         self._nested = 0
         self._waiting = []
-        self._before = None
+        if self._opened is not None or self._shortened is not None or self._hidden:
+            with torch.no_grad():
+                self._close()
+
+    def _close(self) -> None:
+        self._lengthen()
+        opened, self._opened = self._opened, None
         self._show_gradients()
         if opened is None:
             return
@@ -520,13 +510,27 @@ class Attached:
         self.capture.clear()
         with self.capture.pause():
             stats = self.clip.close_step(opened)
-            self._doubts.after(opened)
+            self._watch.see(self.clip, opened)
             if len(self.optimizers) > 1 and self._limits(opened) and not stats.skipped:
                 self._c = float(stats.clip_coefficient)
-            if self.look is not None:
-                self.look.end(self.clip, forwards)
-                self.capture.looking = not self.look.done
+            if self._first is not None:
+                self._first.end(opened, forwards)
+                if self._first.done:
+                    self._first = self.capture.first = None
         self.clip.prober.state.start = None
+
+    def _unseen(self) -> str:
+        """What is said where an optimizer steps and no forward was seen."""
+        if self.capture.ever:
+            return (
+                "the optimizer steps, and the model was not called in training since its last step: EBC "
+                "needs the forward that the gradients come from."
+            )
+        return (
+            f"the optimizer steps, and the {type(self.clip.model).__name__} that EBC is attached to was "
+            "never called as a module with gradients on: attach to the module that training calls, as "
+            "model(…), not model.forward(…) or another method."
+        )
 
     def _norm_now(self, norm: Tensor) -> Tensor:
         """That of the gradients the optimizers have stepped with, if they were unscaled or clipped since the
@@ -541,8 +545,8 @@ class Attached:
         self._opened = self._shortened = None
         self._late = []
         self.clip.gradients.forget()
-        if self.look is not None:
-            self.look.forget()
+        if self._first is not None:
+            self._first.forget()
         self._hidden = []
         self._finish()
 
@@ -557,4 +561,4 @@ def _is_in(optimizers: Iterable[Optimizer], optimizer: Optimizer) -> bool:
 
 
 def _gradients(optimizer: Optimizer) -> list[Tensor]:
-    return [local(p.grad) for p in parameters_of([optimizer]) if p.grad is not None]
+    return gradients_of(parameters_of([optimizer]))

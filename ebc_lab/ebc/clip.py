@@ -1,7 +1,7 @@
 """`EllipsotopeClip`: a torch optimizer that applies c·dW, so that predictions move by at most a KL budget.
 
-Here: which budget finds c, and what its step takes, in order. How c is found is in `budgets`, what moves
-delta in `controller`. Formulas: docs/method.md.
+Here: delta and the radius of a step, the budget that finds c, and what an audit then moves. How c is found is
+in `budgets`, how delta moves in `controller`, the step around it in `stabilized`. Formulas: docs/method.md.
 """
 
 from __future__ import annotations
@@ -18,26 +18,29 @@ from torch import Tensor, nn
 
 from .budgets import BUDGETS, Budget, Need
 from .budgets.measured import Measured
-from .budgets.prediction import predict
+from .budgets.prediction import budgeted_movement, judge, predict
 from .budgets.radius import Radius
 from .budgets.schedules import schedule_multiplier
-from .budgets.surrogate import clip_coefficient
-from .controller import ControlledOptimizer
+from .budgets.surrogate import clip_coefficient, trust_radius
+from .controller import Fixed, make_controller
+from .flat import gathered_norm
 from .given import checks
 from .given.bases import Optimizers, tell_of_copies
+from .logits import overconfidence
 from .options import BUDGETS as NAMES
-from .options import ELSEWHERE, RULED, check_names, check_option
+from .options import CLIPPED_BELOW, ELSEWHERE, RULED, check_names, check_option
 from .probe import Batch
 from .proposal import Proposal
+from .scalars import Number, least, over, root, where
 from .sensitivity import NO_DERIVATIVE, Sensitivities
 from .settings import ClipSettings
 from .stabilized import StabilizedOptimizer
-from .step import StepInputs, StepStats
+from .step import StepInputs, StepStats, TorchArithmetic
 
 LOG = logging.getLogger("ebc_lab.ebc")
 
 
-class EllipsotopeClip(ControlledOptimizer):
+class EllipsotopeClip(StabilizedOptimizer):
     """Scale each update by one c <= 1 so that predictions move by about `target_kl` nats per token.
 
     Args:
@@ -110,6 +113,10 @@ class EllipsotopeClip(ControlledOptimizer):
         made.to(self.weights[0].device)
         return made
 
+    def _make_controller(self) -> Fixed:
+        s = self.settings
+        return make_controller(s.controller, s.target_kl if s.active else 1.0, **(s.gains or {}))
+
     def _make_budget(self, device: torch.device) -> Budget:
         return BUDGETS[self.settings.budget](self.settings, self.audit_every, device)
 
@@ -135,6 +142,11 @@ class EllipsotopeClip(ControlledOptimizer):
             raise ValueError(
                 f"{asked} takes derivatives of a model whose weights FSDP shares out: use budget='shadow' or "
                 "'tracked', without sensitivity_every."
+            )
+        if not self.workers.alone and (self.controller.watches or "loss_drop" in self.controller.needs):
+            raise ValueError(
+                f"controller={s.controller!r} looks at the targets of one process: use another one, or "
+                "process_group=None."
             )
 
     def _weights_changed(self) -> None:
@@ -192,49 +204,93 @@ class EllipsotopeClip(ControlledOptimizer):
     def _reads_gradients(self) -> bool:
         return self.budget.reads_gradients
 
+    def _judges(self, t: int) -> bool:
+        """Whether the controller compares losses at step `t`."""
+        return "loss_drop" in self.controller.needs and self.audits(t)
+
+    # -- one step, in order ----------------------------------------------------------------------------------
+
     def _prepare(self, t: int) -> None:
-        super()._prepare(t)
+        """Move delta* and the radius along their schedule."""
+        s = self.settings
+        if s.active and s.schedule != "constant":
+            multiplier = schedule_multiplier(s.schedule, t, s.total_steps, self._lr_ratio())
+            self.controller.rescale(s.target_kl * max(multiplier, 1e-12))
         if self.radius is not None:
             self.radius.move(t, self._lr_ratio())
 
-    # -- one step, in order ----------------------------------------------------------------------------------
+    def _begin(self, stats: StepStats) -> None:
+        if self.settings.active:
+            stats.target_kl = self.number(self.controller.target.clone())
+            delta = self.controller.delta if self.settings.steers == "kl" else self.controller.target
+            stats.delta = self.number(delta) * self.radius_factor**2
+            stats.radius = trust_radius(stats.delta)
+
+    def _gradient_norm(self, gradients: list[Tensor]) -> Tensor:
+        if isinstance(self.arithmetic, TorchArithmetic):
+            return gathered_norm(gradients)
+        return super()._gradient_norm(gradients)
 
     def _batch(self, inputs: StepInputs, held: bool) -> Batch:
         batch = super()._batch(inputs, held)
         if math.isnan(self.budget.floor):
             self._set_floor(batch.floor)
+        if self._judges(inputs.t) and batch.probe.targets is None:
+            raise ValueError(
+                "controller='agreement' compares losses: give step(tokens, logits, targets=...)."
+            )
+        if self.controller.watches:
+            if inputs.logits is None or inputs.targets is None:
+                raise ValueError(
+                    f"controller={self.settings.controller!r} compares predictions with targets at every "
+                    "step: give step(tokens, logits, targets=...)."
+                )
+            # before any step has seen the batch
+            z = getattr(inputs.logits, "logits", inputs.logits)
+            self._boldness = overconfidence(z, inputs.targets, inputs.mask)
         return batch
+
+    def _first_batch(self, batch: Batch) -> None:
+        tokens = int(batch.probe_tokens(self.workers))
+        self.chosen_by = (len(batch.probe.z), tokens)
+        LOG.info("c is chosen on %d rows (%d tokens) of each batch", *self.chosen_by)
+        if self.settings.active and tokens < checks.FEW_TOKENS:
+            message = checks.few_tokens(tokens, len(batch.probe.z), batch.size)
+            warnings.warn(message, checks.EBCWarning, stacklevel=2)
+
+    def _most_differing(self) -> float:
+        return min(super()._most_differing(), 0.1 * self.settings.target_kl)
+
+    def _collapsed(self) -> float:
+        return self.last_c if self.budget.need is Need.MEASUREMENT else 1.0
 
     def _limit_update(self, stats: StepStats, proposal: Proposal) -> None:
         if not self.settings.in_force(proposal.t):
             return
-        self._measure_length(stats, proposal)
+        if self.radius is not None:  # the longest step, and the most that c may be by it
+            self.radius.see(proposal)
+            stats.update_norm = proposal.length
+            stats.radius_limit = self.number(self.radius.now) * self.radius_factor
+            if self.settings.steers == "radius":
+                stats.radius_limit = stats.radius_limit * root(self.number(self.controller.factor))
+            stats.ceiling = clip_coefficient(stats.radius_limit, stats.update_norm)
         if self.settings.active:
             self._apply(stats, proposal, self._ruled(stats, self._c_of_budget(stats, proposal)))
         elif stats.ceiling is not None:
-            self._apply(stats, proposal, self._ruled(stats, torch.ones_like(stats.ceiling)))
+            self._apply(stats, proposal, self._ruled(stats, self.number(self._one)))
 
-    def _measure_length(self, stats: StepStats, proposal: Proposal) -> None:
-        """||dW||, the radius, and the most that c may be by it."""
-        if self.radius is not None:
-            self.radius.see(proposal)
-            stats.update_norm = proposal.norm()
-            stats.radius_limit = self.radius.now * self.radius_factor
-            if self.settings.steers == "radius":
-                stats.radius_limit = stats.radius_limit * self.controller.factor.sqrt()
-            stats.ceiling = clip_coefficient(stats.radius_limit, stats.update_norm)
-
-    def _ruled(self, stats: StepStats, c: Tensor) -> Tensor:
+    def _ruled(self, stats: StepStats, c: Number) -> Number:
         """Return the smaller of c and what the radius allows, and record which of them limits the step."""
         if stats.ceiling is None:
             return c
-        by_radius = torch.where(stats.ceiling < 1, RULED.index("radius"), RULED.index("nothing"))
-        stats.ruled = torch.where(c < stats.ceiling, RULED.index("kl"), by_radius)
-        return torch.minimum(c, stats.ceiling)  # NaN if one of them is
+        by_radius = where(stats.ceiling < 1, RULED.index("radius"), RULED.index("nothing"))
+        stats.ruled = where(c < stats.ceiling, RULED.index("kl"), by_radius)
+        return least(c, stats.ceiling)  # NaN if one of them is
 
-    def _c_of_budget(self, stats: StepStats, proposal: Proposal) -> Tensor:
+    def _c_of_budget(self, stats: StepStats, proposal: Proposal) -> Number:
         """c by the KL alone, or by both where the budget looks at `stats.ceiling` itself."""
-        self._observe(proposal)
+        if self.controller.watches:  # how bold this step's predictions were
+            self.controller.observe(where(proposal.sound, self._boldness, math.nan))
         # sensitivities and S, if they are needed or due for recording
         due = self.sensitivities.due(proposal.t, self.budget.bounded)
         if due or self.budget.bounded:
@@ -248,30 +304,27 @@ class EllipsotopeClip(ControlledOptimizer):
         # where no token counts no KL can be measured: c of the step before
         looks = not self.deferred and self.workers.alone
         if looks and isinstance(self.budget, Measured) and not int(proposal.batch.probe.count()):
-            return self.budget.trial.clone()
+            return self.budget.known("trial", proposal)
         return self.budget.find_c(stats, proposal)
 
     def _audited(self, stats: StepStats, proposal: Proposal) -> None:
-        super()._audited(stats, proposal)
-        if self.settings.limits(proposal.t):
-            self.budget.audited(stats, proposal)
-
-    # -- the logits given ------------------------------------------------------------------------------------
-
-    def _most_differing(self) -> float:
-        return min(super()._most_differing(), 0.1 * self.settings.target_kl)
-
-    def _collapsed(self) -> float:
-        return self.last_c if self.budget.need is Need.MEASUREMENT else 1.0
-
-    def _check_given(self, batch: Batch, inputs: StepInputs) -> bool:
-        renewed = super()._check_given(batch, inputs)
-        if not self.given.first:
-            return renewed
-        tokens = int(batch.probe_tokens(self.workers))
-        self.chosen_by = (len(batch.probe.z), tokens)
-        LOG.info("c is chosen on %d rows (%d tokens) of each batch", *self.chosen_by)
-        if self.settings.active and tokens < checks.FEW_TOKENS:
-            message = checks.few_tokens(tokens, len(batch.probe.z), batch.size)
-            warnings.warn(message, checks.EBCWarning, stacklevel=2)
-        return renewed
+        """Let the controller move delta by the KL that an audit has measured, and the budget learn."""
+        if not self.settings.limits(proposal.t):
+            return
+        assert stats.applied_kl is not None
+        if stats.surrogate is not None:
+            bound = stats.clip_coefficient * stats.surrogate
+            stats.tightness = over(budgeted_movement(stats, proposal), bound)
+        signals: dict[str, Number] = {}
+        if "loss_drop" in self.controller.needs:
+            signals = judge(stats, proposal)
+        elif "slope" in self.controller.needs:
+            assert stats.slope is not None
+            signals = {"slope": stats.slope}
+        clipped = stats.clip_coefficient < CLIPPED_BELOW
+        if stats.ruled is not None:  # where the other bound limits the step, moving this one changes nothing
+            clipped = clipped & (stats.ruled == RULED.index(self.settings.steers))
+        self.controller.update(stats.applied_kl, clipped, **signals)
+        ratio: Tensor | None = getattr(self.controller, "ratio", None)
+        stats.agreement = None if ratio is None else self.number(ratio.clone())
+        self.budget.audited(stats, proposal)

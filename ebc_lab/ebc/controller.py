@@ -13,16 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .budgets.prediction import budgeted_movement, judge
-from .budgets.schedules import schedule_multiplier
-from .budgets.surrogate import trust_radius
-from .logits import overconfidence
-from .options import CLIPPED_BELOW, RULED, check_option
-from .probe import Batch
-from .proposal import Proposal
-from .settings import ClipSettings
-from .stabilized import StabilizedOptimizer
-from .step import StepInputs, StepStats
+from .options import check_option
 
 STEP = 1.5  # the factor by which `rsl` and `agreement` move delta
 RISE = math.log(1.25) / 10  # the most that `confidence` adds to ln delta for each step
@@ -253,87 +244,3 @@ def make_controller(kind: str, target: float, initial: float | None = None, **ga
     """
     check_option("controller", kind, CONTROLLERS)
     return CONTROLLERS[kind](target, initial, **gains)
-
-
-class ControlledOptimizer(StabilizedOptimizer):
-    """A stabilized optimizer with a budget delta, nats per token, which moves from step to step.
-
-    Its schedule moves delta* at the beginning of a step, its controller delta after every audit.
-    """
-
-    settings: ClipSettings
-    controller: Fixed
-    _boldness: Tensor  # of this step's predictions, where the controller watches
-
-    def _make_controller(self) -> Fixed:
-        s = self.settings
-        return make_controller(s.controller, s.target_kl if s.active else 1.0, **(s.gains or {}))
-
-    def _check_workers(self) -> None:
-        super()._check_workers()
-        if not self.workers.alone and (self.controller.watches or "loss_drop" in self.controller.needs):
-            raise ValueError(
-                f"controller={self.settings.controller!r} looks at the targets of one process: use "
-                "another one, or process_group=None."
-            )
-
-    def _judges(self, t: int) -> bool:
-        """Whether the controller compares losses at step `t`."""
-        return self.audits(t) and "loss_drop" in self.controller.needs
-
-    def _prepare(self, t: int) -> None:
-        """Move delta* along its schedule."""
-        s = self.settings
-        if s.active and s.schedule != "constant":
-            multiplier = schedule_multiplier(s.schedule, t, s.total_steps, self._lr_ratio())
-            self.controller.rescale(s.target_kl * max(multiplier, 1e-12))
-
-    def _begin(self, stats: StepStats) -> None:
-        if self.settings.active:
-            stats.target_kl = self.controller.target.clone()
-            controller = self.controller
-            delta = controller.delta if self.settings.steers == "kl" else controller.target
-            stats.delta = delta * self.radius_factor**2
-            stats.radius = trust_radius(stats.delta, self.arithmetic.sqrt)
-
-    def _batch(self, inputs: StepInputs, held: bool) -> Batch:
-        batch = super()._batch(inputs, held)
-        if self._judges(inputs.t) and batch.probe.targets is None:
-            raise ValueError(
-                "controller='agreement' compares losses: give step(tokens, logits, targets=...)."
-            )
-        if self.controller.watches:
-            if inputs.logits is None or inputs.targets is None:
-                raise ValueError(
-                    f"controller={self.settings.controller!r} compares predictions with targets at every "
-                    "step: give step(tokens, logits, targets=...)."
-                )
-            # before any step has seen the batch
-            z = getattr(inputs.logits, "logits", inputs.logits)
-            self._boldness = overconfidence(z, inputs.targets, inputs.mask)
-        return batch
-
-    def _observe(self, proposal: Proposal) -> None:
-        """Let a controller that watches every step see how bold this one's predictions were."""
-        if self.controller.watches:
-            self.controller.observe(torch.where(proposal.sound, self._boldness, torch.nan))
-
-    def _audited(self, stats: StepStats, proposal: Proposal) -> None:
-        """Let the controller move delta by the KL that an audit has measured."""
-        if not self.settings.limits(proposal.t):
-            return
-        assert stats.applied_kl is not None
-        if stats.surrogate is not None:
-            stats.tightness = budgeted_movement(stats, proposal) / (stats.clip_coefficient * stats.surrogate)
-        signals: dict[str, Tensor] = {}
-        if "loss_drop" in self.controller.needs:
-            signals = judge(stats, proposal)
-        elif "slope" in self.controller.needs:
-            assert stats.slope is not None
-            signals = {"slope": stats.slope}
-        clipped = stats.clip_coefficient < CLIPPED_BELOW
-        if stats.ruled is not None:  # where the other bound limits the step, moving this one changes nothing
-            clipped = clipped & (stats.ruled == RULED.index(self.settings.steers))
-        self.controller.update(stats.applied_kl, clipped, **signals)
-        ratio: Tensor | None = getattr(self.controller, "ratio", None)
-        stats.agreement = None if ratio is None else ratio.clone()

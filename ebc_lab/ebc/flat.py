@@ -1,7 +1,8 @@
 """Weights that are neighbours in memory, treated as one tensor: an operation on all of them is one kernel.
 
 `lay_flat` moves a model's weights next to each other. `Layout` finds out which weights are neighbours and
-keeps copies of them in the same layout. Weights that are scattered work too, only slower.
+keeps copies of them in the same layout. Scattered weights are gathered where they are few, and treated one by
+one where they are many.
 """
 
 from __future__ import annotations
@@ -19,14 +20,41 @@ from torch.nn.utils import get_total_norm
 from .parallel.shards import swapped
 
 ALIGNMENT = 64  # bytes: each weight starts on a cache line
+FEW = 1_000_000  # elements of weights that are gathered: sooner than forty operations are started
+FEW_NEW = 300_000  # and of gradients, for which there is no room yet
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Neighbouring weights, by index, and their memory: one flat view, or the only weight itself."""
+    """Weights, by index, as one tensor: a flat view of the memory of neighbours, or the only weight itself.
+
+    Of weights that are `gathered` the tensor is room for their values, which `Layout.read` fills.
+    """
 
     members: tuple[int, ...]
     tensor: Tensor
+    gathered: tuple[Tensor, ...] = ()
+
+    @cached_property
+    def flattened(self) -> list[Tensor]:
+        """The gathered weights, each in one dimension."""
+        return [w.view(-1) for w in self.gathered]
+
+    @cached_property
+    def own_views(self) -> list[Tensor]:
+        """Each gathered weight in `tensor`."""
+        return self.views(self.tensor, ())
+
+    def views(self, part: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Each weight in a tensor that is laid out like this one's."""
+        if len(self.members) == 1:
+            return [part]
+        if self.gathered:
+            pieces = part.split([w.numel() for w in self.gathered])
+            return [piece.view(w.shape) for piece, w in zip(pieces, self.gathered, strict=True)]
+        start = self.tensor.storage_offset()
+        members = [weights[i] for i in self.members]
+        return [part.as_strided(w.shape, w.stride(), w.storage_offset() - start) for w in members]
 
 
 def _room(weight: Tensor) -> int:
@@ -80,6 +108,24 @@ def _joined(weights: Sequence[Tensor], where: Sequence[tuple[int, int]], run: Se
     return first.as_strided((end - start,), (1,), start)
 
 
+def _gathered(weights: Sequence[Tensor], marks: Sequence[bool]) -> list[Segment]:
+    """The weights as two segments at most, one for each mark, to be read and written as a whole."""
+    found = []
+    for mark in dict.fromkeys(marks):
+        members = tuple(i for i, marked in enumerate(marks) if marked == mark)
+        homes = tuple(weights[i].detach() for i in members)
+        if len(members) == 1:
+            found.append(Segment(members, homes[0]))
+        else:
+            found.append(Segment(members, homes[0].new_empty(sum(w.numel() for w in homes)), homes))
+    return found
+
+
+def _are_few(tensors: Sequence[Tensor], most: int) -> bool:
+    """Whether gathering them is sooner done than treating them one by one. On a GPU it need not be."""
+    return sum(map(Tensor.numel, tensors)) <= most and all(t.is_cpu for t in tensors)
+
+
 def real(t: Tensor) -> Tensor:
     """The tensor itself, or the real and imaginary parts of a complex one."""
     return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
@@ -99,6 +145,21 @@ def joint_norm(tensors: Sequence[Tensor]) -> Tensor:
     return total
 
 
+def _copy(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Set the first tensor of each pair to the second."""
+    if pairs:
+        to, values = zip(*pairs, strict=True)
+        torch._foreach_copy_(list(to), list(values))
+
+
+def gathered_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """`joint_norm` up to its last digits, sooner where the tensors have few elements and are on a CPU."""
+    if len(tensors) <= 2 or not _are_few(tensors, FEW_NEW):
+        return joint_norm(tensors)
+    norm: Tensor = torch.linalg.vector_norm(torch.cat([t.reshape(-1) for t in tensors]))
+    return norm
+
+
 class Copy:
     """A copy of weights in their layout: `parts` by segment, `views` by weight. `store` fills it.
 
@@ -109,31 +170,39 @@ class Copy:
         self.segments = originals
         self.written = written
         self.own = [w.data for w in weights]  # where the weights are while no copy stands in for them
+        self.addresses = [w.data_ptr() for w in weights]
         self.parts = [torch.empty_like(s.tensor) for s in originals]
         self.views: list[Tensor] = [torch.empty(0)] * len(weights)
         for s, part in zip(originals, self.parts, strict=True):
-            for i in s.members:
-                w = weights[i]
-                offset = w.storage_offset() - s.tensor.storage_offset()
-                self.views[i] = part if len(s.members) == 1 else part.as_strided(w.shape, w.stride(), offset)
+            for i, view in zip(s.members, s.views(part, weights), strict=True):
+                self.views[i] = view
 
     def store(self) -> None:
         """Copy the weights as they are now."""
-        torch._foreach_copy_(self.parts, [s.tensor for s in self.segments])
+        apart = []
+        for s, part in zip(self.segments, self.parts, strict=True):
+            if s.gathered:
+                torch.cat(s.flattened, out=part)
+            else:
+                apart.append((part, s.tensor))
+        _copy(apart)
 
     def equals_weights(self) -> bool:
         """Whether the weights are still what was stored."""
-        pairs = zip(self.segments, self.parts, strict=True)
-        return all(torch.equal(s.tensor, part) for s, part in pairs)
+        return all(map(torch.equal, self.own, self.views))
 
     def restore(self) -> None:
         """Set the weights to what was stored."""
-        torch._foreach_copy_([s.tensor for s in self.segments], self.parts)
+        pairs = []
+        for s, part in zip(self.segments, self.parts, strict=True):
+            views = [self.views[i] for i in s.members]
+            pairs += list(zip(s.gathered, views, strict=True)) if s.gathered else [(s.tensor, part)]
+        _copy(pairs)
 
     def bring_home(self, weights: Sequence[Tensor]) -> None:
         """Put weights that an optimizer has moved to other memory back to where they were, as they are."""
-        for p, own in zip(weights, self.own, strict=True):
-            if p.data_ptr() != own.data_ptr():
+        for p, own, address in zip(weights, self.own, self.addresses, strict=True):
+            if p.data_ptr() != address:
                 own.copy_(p)
                 p.data = own
 
@@ -169,6 +238,7 @@ class Shortened:
         layout.trial.store()
         for i in layout.moving:
             layout.parts[i].copy_(self._part(i))
+        layout.write(layout.moving)
 
     def _part(self, i: int) -> Tensor:
         return torch.lerp(self.before.parts[i], self.layout.trial.parts[i], self.c)
@@ -178,6 +248,7 @@ class Shortened:
         layout = self.layout
         if not layout.holds(weights):
             return False
+        layout.read()
         if not all(torch.equal(layout.parts[i], self._part(i)) for i in layout.moving):
             return False
         layout.trial.restore()
@@ -187,21 +258,39 @@ class Shortened:
 class Layout:
     """Where weights lie in memory, valid while `holds`, and two copies of them, made at their first use.
 
-    `parts` is the weights' own memory, one tensor for each segment; `moving` are the indices of the segments
-    of `scaled` weights, which have no others among them. `written`: see `Copy`.
+    `parts` is the weights' own memory, one tensor for each segment, or what was `read` of weights that are
+    gathered; `moving` are the indices of the segments of `scaled` weights, which have no others among them.
+    `written`: see `Copy`.
     """
 
     def __init__(self, weights: Sequence[Tensor], scaled: Collection[int], written: bool = False):
         self.weights = weights
         self.written = written
         self.addresses = [p.data_ptr() for p in weights]
-        self.segments = segments(weights, [i in scaled for i in range(len(weights))])
+        marks = [i in scaled for i in range(len(weights))]
+        self.segments = segments(weights, marks)
+        alike = len({w.dtype for w in weights}) == 1 and all(w.is_contiguous() for w in weights)
+        if len(self.segments) > 2 and not written and alike and _are_few(weights, FEW):
+            self.segments = _gathered(weights, marks)
         self.parts = [s.tensor for s in self.segments]
         self.moving = [i for i, s in enumerate(self.segments) if s.members[0] in scaled]
 
     def holds(self, weights: Sequence[Tensor]) -> bool:
         """Whether these weights lie where those did; the segments keep that memory from being used again."""
         return [p.data_ptr() for p in weights] == self.addresses
+
+    def read(self) -> None:
+        """Have `parts` hold the weights as they are now."""
+        for s in self.segments:
+            if s.gathered:
+                torch.cat(s.flattened, out=s.tensor)
+
+    def write(self, which: Iterable[int]) -> None:
+        """Set the weights of some segments to what `parts` hold."""
+        for i in which:
+            s = self.segments[i]
+            if s.gathered:
+                torch._foreach_copy_(list(s.gathered), s.own_views)
 
     @cached_property
     def kept(self) -> Copy:
@@ -215,7 +304,7 @@ class Layout:
 
 
 def all_finite(tensors: Sequence[Tensor], norm: Tensor) -> bool:
-    """Whether every element is finite; each tensor is looked at only if their joint norm overflowed."""
+    """Whether every element is finite; each is looked at only if their norm, or sum, overflowed."""
     return math.isfinite(norm) or all(bool(torch.isfinite(t).all()) for t in tensors)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from .options import check_option
+from .options import GROUPINGS, check_option
 
 _BLOCK = re.compile(r"(?:^|\.)(?:blocks?|layers?|h)\.(\d+)\.")
 
@@ -60,15 +60,6 @@ def _is_hidden_matrix(name: str) -> bool:
     return name.endswith("weight") and bool(_HIDDEN.search(name)) and _type(name) in ("attention", "mlp")
 
 
-_GROUPINGS: dict[str, Callable[[list[str]], list[str]]] = {
-    "block": _by_block,
-    "tensor": list,
-    "type": lambda names: [_type(name) for name in names],
-    "matrices": list,  # after `group_parameters` has dropped everything else
-    "global": lambda names: ["all"] * len(names),
-}
-
-
 def _as_given(names: Sequence[str], groups: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """A grouping that was made elsewhere, which must hold each parameter once."""
     listed_names = [name for members in groups.values() for name in members]
@@ -107,7 +98,7 @@ def group_parameters(
     names = list(names)
     if isinstance(kind, Mapping):
         return _as_given(names, kind)
-    check_option("grouping", kind, _GROUPINGS)
+    check_option("grouping", kind, GROUPINGS)
     if kind == "matrices":
         hidden = filter(_is_hidden_matrix, names)
         names = [name for name in hidden if shapes is None or len(shapes[name]) == 2]
@@ -116,7 +107,8 @@ def group_parameters(
                 "grouping='matrices' found no hidden matrix (q, k, v, o, mlp-in, mlp-out) by name: use "
                 "grouping='tensor'."
             )
+    of_each = {"block": _by_block(names), "type": map(_type, names), "global": ["all"] * len(names)}
     groups: dict[str, list[str]] = {}
-    for name, group in zip(names, _GROUPINGS[kind](names), strict=True):
+    for name, group in zip(names, of_each.get(kind, names), strict=True):
         groups.setdefault(group, []).append(name)
     return groups

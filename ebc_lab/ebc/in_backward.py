@@ -8,42 +8,20 @@ bounds nothing at the step itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .budgets import Lagged
 from .clip import EllipsotopeClip
 from .flat import joint_norm
 from .given.bases import Optimizers
 from .options import LAGGED
-from .probe import Batch
 from .proposal import Opened, Proposal
 from .stabilized import StabilizedOptimizer
 from .step import NonFiniteUpdateError, StepInputs, StepStats
-
-
-class Backward(Protocol):
-    """What a base has seen of the last backward pass."""
-
-    norms: Mapping[Tensor, Tensor]  # parameter -> L2 norm of its gradient, 0-dim
-    bad: Sequence[Tensor]  # parameters whose gradient was not finite; they have not moved
-    slopes: Mapping[Tensor, Tensor]  # <gradient, dW>, 0-dim, with `record_slope`
-
-
-class Moving(Protocol):
-    """A base optimizer with hooks, such as `ebc_lab.axiom.AXIOM`. Its `step` ends the step, and raises a
-    FloatingPointError where a gradient was not finite."""
-
-    hooked: bool
-    record_slope: bool
-    backward: Backward
-    param_groups: list[dict[str, Any]]
-
-    def step(self) -> Any: ...
 
 
 class InBackward(StabilizedOptimizer):
@@ -51,6 +29,12 @@ class InBackward(StabilizedOptimizer):
 
     `begin_step()` comes before backward, with the step's learning rate set, and `take_step` after it. z(W) is
     the training forward's, since the weights have moved when it is needed.
+
+    The base is like `ebc_lab.axiom.AXIOM`: it says that it is `hooked`. Its `backward` tells of the last
+    backward pass the `norms` of the gradients, by parameter, 0-dim; the parameters that are `bad`: their
+    gradient was not finite, and they have not moved; and with `record_slope` the `slopes` <gradient, dW>, by
+    parameter, 0-dim. Its `step` ends the step, and raises a FloatingPointError where a gradient was not
+    finite.
 
     Raises:
         ValueError: several base optimizers or one without hooks, dropout (z(W) would have to be computed
@@ -68,7 +52,8 @@ class InBackward(StabilizedOptimizer):
             raise ValueError("dropout or batch norm: z(W) cannot be computed once the weights have moved.")
         if self.curve_every:
             raise ValueError("curve_every must be 0: there is no proposal to scale.")
-        self.base: Moving = self.bases[0]  # type: ignore[assignment]
+        self.given.known_to = 0.0  # once the weights have moved, what logits were at W cannot be told
+        self.base: Any = self.bases[0]
 
     def _check_workers(self) -> None:
         super()._check_workers()
@@ -77,16 +62,11 @@ class InBackward(StabilizedOptimizer):
                 "weights that move inside backward follow the gradients of one process: process_group=None."
             )
 
-    def _check_given(self, batch: Batch, inputs: StepInputs) -> bool:
-        """The weights have moved: what the logits were at W cannot be told any more."""
-        return False
-
     def step(self, *args: Any, **kwargs: Any) -> StepStats:  # type: ignore[override]
         raise RuntimeError(
             "weights move inside backward: call begin_step() before it and take_step() after it."
         )
 
-    @torch.no_grad()
     def begin_step(self) -> int:
         t = super().begin_step()
         self.base.record_slope = self.audits(t)
@@ -102,11 +82,11 @@ class InBackward(StabilizedOptimizer):
         bad = self._flags[len(seen.bad) > 0]
         stats = StepStats(self._one, norm, skipped=bad, bad_gradient=bad, failed=self._flags[False])
         self._begin(stats)
-        self.last = stats
+        self._stats = stats
         if bad:
             with suppress(FloatingPointError):  # it has been told
                 self.base.step()
-            stats.clip_coefficient = torch.zeros_like(stats.clip_coefficient)
+            stats.clip_coefficient = torch.zeros_like(self._one)
             return stats
         self.base.step()
         proposal = self._moved(inputs, stats)
@@ -125,12 +105,13 @@ class InBackward(StabilizedOptimizer):
     def _moved(self, inputs: StepInputs, stats: StepStats) -> Proposal:
         """What the step has left: no copy of W is there to go back to. Raises NonFiniteUpdateError."""
         layout = self._laid_out()
+        layout.read()
         if self._bad(layout.parts, joint_norm(layout.parts)):
             raise NonFiniteUpdateError(f"step {inputs.t}: the optimizer made a non-finite update.")
         audit = self.audits(inputs.t)
         batch = self._batch(inputs, audit) if audit or self._measures(inputs.t) else None
         opened = Opened(inputs.t, stats, batch, audit, curve=False, kept=None, copies=[])
-        return self._proposal(opened, self._flags[True])
+        return self._proposal(opened, layout, True)
 
 
 class LaggedClip(InBackward, EllipsotopeClip):
@@ -158,7 +139,6 @@ class LaggedClip(InBackward, EllipsotopeClip):
             )
         self._rates: list[float] = []  # the groups' learning rates without c, from `begin_step` on
 
-    @torch.no_grad()
     def begin_step(self) -> int:
         self._restore_rates()
         t = super().begin_step()

@@ -6,6 +6,8 @@ All functions take logits of shape (..., V), V the vocabulary, and treat every l
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,16 +42,24 @@ def rms_norm(x: Tensor, mask: Tensor | None = None) -> Tensor:
     return token_mean(_wide(x).square().sum(-1), mask).sqrt()
 
 
-def mean_kl(z: Tensor, z_new: Tensor, mask: Tensor | None = None) -> Tensor:
+def mean_kl(z: Tensor, z_new: Tensor, mask: Tensor | None = None, look: bool = True) -> Tensor:
     """Mean over tokens of KL(softmax(z) || softmax(z_new)); (..., V) twice -> 0-dim, nats per token.
 
-    Rounding can make it slightly negative: clamp it before dividing by it.
+    With d = z_new - z, less its mean under p = softmax(z), the KL is ln(1 + Σ p·(e^d - 1)): no digits of a
+    small step cancel. Where that is not finite, as where the vocabulary is masked, it is Σ p·(ln p - ln q).
+    Rounding can make it slightly negative. `look`: whether the host may look at the first of them before the
+    second is computed.
     """
-    log_p = _wide(z).log_softmax(-1)
-    log_q = _wide(z_new).log_softmax(-1)
-    p = log_p.exp()
-    terms = torch.where(p > 0, p * (log_p - log_q), 0)  # p = 0 where the vocabulary is masked
-    return token_mean(terms.sum(-1), mask)
+    z, z_new = _wide(z), _wide(z_new)
+    p = z.softmax(-1)
+    d = z_new - z
+    d = d - (p * d).sum(-1, keepdim=True)
+    kl = token_mean((p * d.expm1()).sum(-1).log1p(), mask)
+    if look and math.isfinite(kl):
+        return kl
+    log_p = z.log_softmax(-1)
+    terms = torch.where(p > 0, p * (log_p - z_new.log_softmax(-1)), 0)  # p = 0 where the vocabulary is masked
+    return torch.where(kl.isfinite(), kl, token_mean(terms.sum(-1), mask))
 
 
 def overconfidence(z: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -23,10 +23,7 @@ CADENCES = ("warm", "dense", "sweep")
 CONTROLLERS = ("fixed", "log_pi", "rsl", "agreement", "energy", "confidence")
 SCHEDULES = ("constant", "linear", "cosine", "hold_decay", "lr_squared")
 EXPONENTS = ("square", "auto")  # of shadow: how KL is taken to grow with c
-RADIUS_UNITS = (
-    "absolute",
-    "initial",
-)  # a weight norm, or a share of ||W|| before the first step
+RADIUS_UNITS = ("absolute", "initial")  # a weight norm, or a share of ||W|| before the first step
 STEERED = ("kl", "radius")  # which of two bounds a controller moves
 RULED = ("nothing", *STEERED)  # what limited a step under a double budget, by its number in `ruled`
 

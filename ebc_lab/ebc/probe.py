@@ -212,11 +212,15 @@ class Batch:
         self.probe = self._probe(inputs, z)
         self.held: Rows | None = None
         self.held_tokens = 0
+        self.few: Rows | None = None  # the first of them, on which given logits are looked at
         if audit:
             row = (self.probe.z if logits is None else logits)[0]
             mask = None if inputs.mask is None else choice.taken(inputs.mask, 0, size)
             end, self.held_tokens = _audited_rows(size, k, audit_tokens, row[..., 0].numel(), mask)
             self.held = self._rows(inputs, None, z, k, end)
+            if self.reused:
+                end, _ = _audited_rows(size, k, checks.FEW_TOKENS, row[..., 0].numel(), mask)
+                self.few = self._rows(inputs, None, z, k, end)
 
     def _probe(self, inputs: StepInputs, z: Tensor | None) -> Rows:
         if inputs.probe is None:
@@ -381,12 +385,25 @@ class GivenLogits:
     def first(self) -> bool:
         return math.isnan(self.known_to)
 
-    def due(self, c: float) -> bool:
-        """Whether to look: at first, and whenever c has fallen to a tenth of what it was then."""
-        return self.first or c < 0.1 * self.known_to
+    def look(self, batch: Batch, inputs: StepInputs, c: float, limit: float, workers: Workers) -> bool:
+        """At the first batch, and whenever c has fallen to a tenth of what it was then: are the logits given
+        the model's own on the batch, up to a KL of `limit`?
 
-    def looked_at(self, c: float) -> None:
+        Returns whether they are computed anew from now on, as where the training forward draws random numbers
+        that no module shows. Raises ValueError, at the first batch, where they are another batch's.
+        """
+        if not self.first and not c < 0.1 * self.known_to:
+            return False
+        renewed = False
+        kl = batch.check_given(batch.probe)
+        if kl is not None or not workers.alone:
+            # a process without given logits contributes zero weight, and takes part: the others wait for it
+            count = 0 if kl is None else batch.probe.count()
+            difference = float(workers.mean(torch.ones(()) if kl is None else kl, count))
+            if difference > limit:
+                renewed = self.answer(batch, inputs, difference, workers.alone)
         self.known_to = min(1.0, max(c, 1e-9))
+        return renewed
 
     def renew(self) -> None:
         """Compute z(W) anew from now on, unless something else was asked for."""

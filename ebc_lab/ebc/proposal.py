@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .flat import Copy, Layout, real
+from .given.bases import Gradients
 from .parallel.shards import local
 from .parallel.workers import Workers
 from .probe import LOW_PRECISION, Batch, Rows
+from .scalars import Flag, Number
 from .step import Arithmetic, StepStats, TorchArithmetic
 
 
@@ -24,7 +28,7 @@ class StateCopy(NamedTuple):
     key: str
     old: Tensor
 
-    def scale(self, c: Tensor | float) -> None:
+    def scale(self, c: Number) -> None:
         """Scale its change by c in [0, 1], if the base keeps one of this weight at all."""
         new = kept_in(self.state, self.key)
         if new is not None:
@@ -64,15 +68,21 @@ class Proposal:
     layout: Layout
     kept: Copy | None
     state_copies: list[StateCopy]
-    sound: Tensor  # bool, 0-dim: gradients and proposal are finite
+    sound: Flag  # whether gradients and proposal are finite
+    on_host: bool  # whether numbers are floats, see `scalars`
     arithmetic: Arithmetic
     workers: Workers
     names: Sequence[str]
     weights: Sequence[nn.Parameter]  # at W + dW
     scaled: Sequence[int]  # indices of the weights that c scales
-    gradients: Sequence[Tensor | None]  # of the weights, at W
+    found: Gradients  # as the bases have found them
     retract: Callable[[], None] | None  # puts the weights back on their manifold
     audited: bool
+
+    @cached_property
+    def gradients(self) -> list[Tensor | None]:
+        """Those of the weights, at W."""
+        return self.found.of(self.weights)
 
     @property
     def before(self) -> Copy:
@@ -94,79 +104,87 @@ class Proposal:
         """W, one tensor for each weight."""
         return self.before.views
 
+    def number(self, measured: Tensor) -> Number:
+        """A 0-dim tensor as the numbers of this step are."""
+        return float(measured) if self.on_host else measured.double()
+
     def updates(self) -> tuple[Tensor, ...]:
         """dW, one tensor for each weight."""
         return torch._foreach_sub(list(self.layout.weights), self.old)
 
-    def norm(self, *, whole: bool = False) -> Tensor:
-        """How far the weights are from W, of what c scales or of the `whole`, 0-dim float64."""
+    @cached_property
+    def length(self) -> Number:
+        """||dW|| of what c scales, while the weights are at W + dW."""
+        return self.norm()
+
+    def norm(self, *, whole: bool = False) -> Number:
+        """How far the weights are from W, of what c scales or of the `whole`."""
         if not isinstance(self.arithmetic, TorchArithmetic):
             updates = self.updates()
             chosen = range(len(updates)) if whole else self.scaled
-            return self.arithmetic.norm([updates[i] for i in chosen]).double()
+            return self.number(self.arithmetic.norm([updates[i] for i in chosen]))
         segments = range(len(self.layout.parts)) if whole else self.layout.moving
-        parts = [_distance(self.layout.parts[i], self.before.parts[i]) for i in segments]
-        return self._joined(parts)
+        return self._joined([_distance(self.layout.parts[i], self.before.parts[i]) for i in segments])
 
-    def old_norm(self) -> Tensor:
-        """||W|| of what c scales, 0-dim float64."""
+    def old_norm(self) -> Number:
+        """||W|| of what c scales."""
         if not isinstance(self.arithmetic, TorchArithmetic):
-            return self.arithmetic.norm([self.old[i] for i in self.scaled]).double()
+            return self.number(self.arithmetic.norm([self.old[i] for i in self.scaled]))
         return self._joined([_length(self.before.parts[i]) for i in self.layout.moving])
 
-    def _joined(self, lengths: list[Tensor]) -> Tensor:
-        """The length of all parts of every process together, 0-dim float64."""
+    def _joined(self, lengths: list[Tensor]) -> Number:
+        """The length of all parts of every process together."""
+        if self.on_host and self.workers.alone:
+            return math.hypot(*map(float, lengths))
         total: Tensor = torch.linalg.vector_norm(torch.stack(lengths).double())
-        return self.workers.joined_norm(total)
+        return self.number(self.workers.joined_norm(total))
 
-    def fall_and_norm(self) -> tuple[Tensor, Tensor]:
-        """-<g, dW> with the weights' gradients g, and ||dW||, of what c scales; 0-dim float64.
+    def fall_and_norm(self) -> tuple[Number, Number]:
+        """-<g, dW> with the weights' gradients g, and ||dW||, of what c scales.
 
         The copy for trial weights is overwritten: it holds dW meanwhile.
         """
-        layout = self.layout
-        room = layout.trial
+        layout, room = self.layout, self.layout.trial
         parts = [room.parts[i] for i in layout.moving]
         for i, part in zip(layout.moving, parts, strict=True):
             torch.sub(layout.parts[i], self.before.parts[i], out=part)
-        norms = torch.stack([_length(part) for part in parts])
+        norm = self._joined([_length(part) for part in parts])
         members = [j for i in layout.moving for j in layout.segments[i].members]
         known = {j: real(g) for j in members if (g := self.gradients[j]) is not None}
         if known:
             torch._foreach_mul_([real(room.views[j]) for j in known], list(known.values()))
         for j in set(members).difference(known):
             room.views[j].zero_()
-        falls = torch.stack([part.sum(dtype=_wide(part)) for part in map(real, parts)])
-        norm: Tensor = torch.linalg.vector_norm(norms.double())
-        fall = -falls.double().sum()
-        if not self.workers.sharded:
-            return fall, norm
-        sums = self.workers.total(fall, norm.square())
-        return sums[0], sums[1].sqrt()
+        fall = -torch.stack([part.sum(dtype=_wide(part)) for part in map(real, parts)]).double().sum()
+        return self.number(self.workers.joined(fall)), norm
 
-    def interpolate(
-        self, c: Tensor | float, out: Sequence[Tensor], segments: Sequence[int] | None = None
-    ) -> None:
+    def interpolate(self, c: Number, out: Sequence[Tensor], segments: Sequence[int] | None = None) -> None:
         """Set `segments`, by default what c scales, to W + c·dW, exact at 0 and 1, in `out`, by segment."""
         segments = self.layout.moving if segments is None else segments
         old = [self.before.parts[i] for i in segments]
         new = [self.layout.parts[i] for i in segments]
         self.arithmetic.interpolate(old, new, c, [out[i] for i in segments])
 
+    def apply(self, c: Number) -> None:
+        """Move what c scales from W + dW to W + c·dW."""
+        self.interpolate(c, self.layout.parts)
+        self.layout.write(self.layout.moving)
+
     def by_name(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return one tensor for each weight as derivatives take them: by name, float32 at least."""
         wide = (w.float() if w.dtype in LOW_PRECISION else w for w in tensors)
         return {f"model.{n}": w for n, w in zip(self.names, wide, strict=True)}
 
-    def kl(self, c: Tensor | float, rows: Rows, *, whole: bool = False) -> Tensor:
-        """Return KL(p(W) || p(W + c·dW)) on `rows` of every process, 0-dim, nats per token.
+    def kl(self, c: Number, rows: Rows, *, whole: bool = False) -> Number:
+        """Return KL(p(W) || p(W + c·dW)) on `rows` of every process, nats per token.
 
         Noise may make it < 0. For the rest see `logits_at`.
         """
         z = self.logits_at(c, rows, whole=whole)
-        return self.workers.mean(self.arithmetic.mean_kl(rows.z, z, rows.mask), rows.count())
+        kl = self.arithmetic.mean_kl(rows.z, z, rows.mask, self.on_host)
+        return self.number(self.workers.mean(kl, rows.count()))
 
-    def logits_at(self, c: Tensor | float, rows: Rows, *, whole: bool = False) -> Tensor:
+    def logits_at(self, c: Number, rows: Rows, *, whole: bool = False) -> Tensor:
         """Return z(W + c·dW) on `rows`.
 
         What c does not scale stays at W, or is scaled as well if `whole`. The weights are as before
@@ -183,7 +201,7 @@ class Proposal:
                 self.retract()
             return self.batch.moved(rows)
 
-    def scale_states(self, c: Tensor, scaled: Container[int]) -> None:
+    def scale_states(self, c: Number, scaled: Container[int]) -> None:
         """Scale the bases' own copies of the weights `scaled` as the weights are scaled."""
         for copy in self.state_copies:
             if copy.weight in scaled:

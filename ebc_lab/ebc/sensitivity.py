@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .grouping import group_parameters
 from .logits import centre, rms_norm
-from .options import CADENCES, check_option
+from .options import AGGREGATES, CADENCES, check_option
 from .proposal import Proposal
 from .settings import ClipSettings
 from .step import StepStats
@@ -115,7 +115,7 @@ class SensitivityFilter:
         residual = observed - self.beta
         if limited:
             bound = self.huber * self.beta
-            residual = torch.minimum(torch.maximum(residual, -bound), bound)
+            residual = residual.clamp(-bound, bound)
         self.beta.add_(weight * residual)  # in place: a CUDA graph reads the memory it was captured with
         return self.beta.clone()
 
@@ -159,25 +159,18 @@ def two_in_turn(step: int, groups: Sequence[str], every: int) -> list[str]:
 # -- the bound -----------------------------------------------------------------------------------------------
 
 
-def _sqrtl_l2(s: Tensor) -> Tensor:
-    return (s.ne(0).sum().to(s.dtype) * s.square().sum()).sqrt()
-
-
-_AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {
-    "l1": lambda s: s.sum(),
-    "sqrtl_l2": _sqrtl_l2,
-    "l2": lambda s: s.square().sum().sqrt(),
-}
-
-
 def aggregate(contributions: Tensor, kind: str) -> Tensor:
     """Contributions (L,) in logits per token -> S, 0-dim, same unit.
 
     `l1` is the triangle inequality, `sqrtl_l2` = sqrt(L)·l2 with L the groups that move, never tighter than
     l1; `l2` is NOT a bound. Raises ValueError on another kind.
     """
-    check_option("aggregate", kind, _AGGREGATES)
-    return _AGGREGATES[kind](torch.as_tensor(contributions))
+    check_option("aggregate", kind, AGGREGATES)
+    s = torch.as_tensor(contributions)
+    if kind == "l1":
+        return s.sum()
+    moving = s.ne(0).sum().to(s.dtype) if kind == "sqrtl_l2" else 1
+    return (moving * s.square().sum()).sqrt()
 
 
 class Sensitivities:
@@ -232,7 +225,7 @@ class Sensitivities:
         contributions = self.betas(norms) * norms
         stats.contributions = torch.where(norms > 0, contributions, 0)  # a group at rest needs no beta
         stats.sensitivities = measured if probed else None
-        stats.surrogate = aggregate(stats.contributions, self.settings.aggregate)
+        stats.surrogate = proposal.number(aggregate(stats.contributions, self.settings.aggregate))
 
     def _observe(
         self, group: str, proposal: Proposal, weights: dict[str, Tensor], direction: dict[str, Tensor]
@@ -241,10 +234,8 @@ class Sensitivities:
         batch = proposal.batch
         rows = batch.probe
         if self.settings.probe == "jvp":
-            instead = {
-                "surrogate": f"{NO_DERIVATIVE}, or probe='fd'",
-                "calibrated": NO_DERIVATIVE,
-            }.get(self.settings.budget, "probe='fd', or sensitivity_every=0")
+            remedies = {"surrogate": f"{NO_DERIVATIVE}, or probe='fd'", "calibrated": NO_DERIVATIVE}
+            instead = remedies.get(self.settings.budget, "probe='fd', or sensitivity_every=0")
             observed = probe_jvp(batch.functional, weights, direction, rows.mask, instead)
         else:
             known = self.filters[group].beta

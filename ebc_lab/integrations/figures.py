@@ -16,7 +16,7 @@ class Figures:
 
     def __init__(self) -> None:
         self._stats: StepStats | None = None
-        self._applied_kl: Tensor | None = None
+        self._applied_kl: float | Tensor | None = None
 
     def see(self, stats: StepStats | None) -> None:
         """After every step; reads nothing on the host."""
@@ -24,7 +24,7 @@ class Figures:
         if stats is not None and stats.applied_kl is not None:
             self._applied_kl = stats.applied_kl
 
-    def values(self) -> dict[str, Tensor]:
+    def values(self) -> dict[str, float | Tensor]:
         """0-dim tensors: `ebc/c`; `ebc/delta` (nats per token) unless the target is infinite; from the first
         audit on, `ebc/applied_kl` (nats per token); beside a radius, `ebc/ruled`, its number in
         `options.RULED`. Empty before the first step."""

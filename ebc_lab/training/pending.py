@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Values = Mapping[str, Tensor]  # 0-dim, or (L,) with one element a group
+Values = Mapping[str, Tensor | float]  # 0-dim, or (L,) with one element a group; floats on a CPU alone
 Numbers = dict[str, float | list[float]]  # the same, read
 
 
@@ -27,10 +27,11 @@ class Packed:
     def of(cls, values: Values) -> Packed:
         places: dict[str, slice | int] = {}
         at = 0
-        for name, value in values.items():
+        tensors = {name: torch.as_tensor(value) for name, value in values.items()}
+        for name, value in tensors.items():
             places[name] = slice(at, at + len(value)) if value.ndim else at
             at += value.numel()
-        return cls(places, torch.cat([v.reshape(-1).double() for v in values.values()]))
+        return cls(places, torch.cat([v.reshape(-1).double() for v in tensors.values()]))
 
     def read(self, numbers: Sequence[float]) -> Numbers:
         return {name: numbers[place] for name, place in self.places.items()}  # type: ignore[misc]
@@ -87,4 +88,4 @@ class PendingSteps:
 def _read(values: Values | Packed) -> Numbers:
     if isinstance(values, Packed):
         return values.read(values.numbers.tolist())
-    return {name: value.tolist() for name, value in values.items()}
+    return {name: v.tolist() if isinstance(v, Tensor) else v for name, v in values.items()}

@@ -29,9 +29,14 @@ KEPT_OF_BAD_GRADIENT = ("loss", "delta", "target_kl", "radius", "grad_norm")
 
 def recorded(stats: StepStats) -> Values:
     """What is recorded of a step's StepStats, by their names, not read from the device yet."""
+    device = stats.skipped.device
+    if device.type != "cpu":
+        stats.as_tensors()
     counted = {name: getattr(stats, name) for name in COUNTED}
-    figures = {name: value for name, value in vars(stats).items() if isinstance(value, Tensor)}
-    return figures | {k: torch.full((), n, device=stats.skipped.device) for k, n in counted.items() if n}
+    numbers = {
+        k: v for k, v in vars(stats).items() if k not in COUNTED and isinstance(v, Tensor | float | int)
+    }
+    return numbers | {k: torch.full((), n, device=device) for k, n in counted.items() if n}
 
 
 def step_row(

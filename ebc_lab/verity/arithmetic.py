@@ -31,10 +31,6 @@ class Arithmetic:
 
     refusals: tuple[type[Exception], ...] = (VerityError,)  # of a forward: its logits count as NaN
 
-    def sqrt(self, x: Tensor) -> Tensor:
-        """Return the correctly rounded root, float64."""
-        return sqrt64(x.double())
-
     def norm(self, tensors: Sequence[Tensor]) -> Tensor:
         """Return the L2 norm of all elements: root of the tree sum, over tensors, of tree sums of squares."""
         if not tensors:
@@ -46,7 +42,7 @@ class Arithmetic:
         triples = zip(gradients, old, new, strict=True)
         return _total(g.double() * (b.double() - a.double()) for g, a, b in triples)
 
-    def mean_kl(self, z: Tensor, z_new: Tensor, mask: Tensor | None = None) -> Tensor:
+    def mean_kl(self, z: Tensor, z_new: Tensor, mask: Tensor | None = None, look: bool = True) -> Tensor:
         """Return the mean over tokens of KL(softmax(z) || softmax(z_new)), nats per token.
 
         For each token u = z - max, S = tree_sum(exp64(u)), p = exp64(u)/S, ln p = u - log64(S), ln q

@@ -303,6 +303,25 @@ def test_a_state_without_its_own_is_told_and_works():
     other.load_state_dict(optimizer.state_dict())  # a plain optimizer takes it too
 
 
+@pytest.mark.parametrize("given", [{}, {"radius": 0.1}], ids=["nothing", "a radius"])
+def test_where_nothing_is_measured_the_model_has_no_hook(given):
+    model, bases, ebc = attached(target_kl=math.inf, audit_every=0, **given)
+    loop(model, bases, data(4))
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+    assert ebc.clip.step_index == 4
+    assert ebc.look is None
+
+
+def test_of_the_first_steps_only_what_they_showed_is_left():
+    model, bases, ebc = attached()
+    assert ebc._first is not None
+    loop(model, bases, data(12))
+    assert ebc._first is ebc.capture.first is None
+    assert len(ebc.look.steps) == 3
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+
+
 # -- detach, and misuse --------------------------------------------------------------------------------------
 
 

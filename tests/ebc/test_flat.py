@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import get_total_norm
 
-from ebc_lab.ebc import EllipsotopeClip
+from ebc_lab.ebc import EllipsotopeClip, flat
 from ebc_lab.ebc.flat import ALIGNMENT, joint_norm, lay_flat, segments
 
 
@@ -58,6 +58,24 @@ def test_the_layout_changes_no_bit_and_may_change_under_way(make_gpt, batches, t
         losses[layout] = [p.detach().clone() for p in model.parameters()]
     for other in ("flat", "flat, then moved"):
         assert all(torch.equal(a, b) for a, b in zip(losses["scattered"], losses[other], strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"budget": "tracked", "radius": 0.05}, {"grouping": "matrices"}])
+def test_few_weights_are_gathered_and_many_are_not_to_the_same_end(
+    make_gpt, batches, train, monkeypatch, options
+):
+    ends = []
+    for few in (0, flat.FEW):
+        monkeypatch.setattr(flat, "FEW", few)
+        model = make_gpt()
+        adam = torch.optim.Adam(model.parameters(), lr=1e-2)
+        clip = EllipsotopeClip(model, adam, target_kl=1e-4, audit_every=3, **options)
+        stats = train(model, clip, batches(8))
+        assert (len(clip._layout.segments) > 2) is (few == 0)
+        assert stats[-1].clip_coefficient < 1
+        ends.append([*model.parameters(), stats[6].applied_norm, stats[6].applied_kl])
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
 class Rebinding(torch.optim.SGD):

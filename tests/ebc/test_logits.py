@@ -140,3 +140,33 @@ def test_overconfidence_of_a_masked_vocabulary_is_finite():
     z = normal(1, 20, 6)
     z[:, 5] = -torch.inf
     assert overconfidence(z, torch.arange(20) % 5).isfinite()
+
+
+def textbook_kl(z, z_new):
+    log_p = z.log_softmax(-1)
+    return (log_p.exp() * (log_p - z_new.log_softmax(-1))).sum(-1).mean()
+
+
+def test_a_small_kl_in_float32_has_digits_that_the_textbooks_sum_loses():
+    ratios = []
+    for seed in range(8):
+        z, d = 2 * normal(seed, 192, 512), 9e-3 * normal(seed + 100, 192, 512)
+        true = mean_kl(z, z + d).item()
+        assert true == pytest.approx(4e-5, rel=0.1)
+        short, short_new = z.float(), (z + d).float()
+        true = mean_kl(short.double(), short_new.double()).item()
+        errors = [abs(kl(short, short_new).item() - true) for kl in (textbook_kl, mean_kl)]
+        ratios.append(errors[0] / errors[1])
+    assert sorted(ratios)[4] > 3
+
+
+@pytest.mark.parametrize("move", [1e-2, 1.0, 300.0])
+def test_masked_classes_and_the_hosts_look_change_nothing(move):
+    z = 3 * normal(0, 20, 9).float()
+    d = move * normal(1, 20, 9).float()
+    z[:, 4] = -math.inf
+    seen = [mean_kl(z, z + d, look=look) for look in (True, False)]
+    assert torch.equal(*seen)
+    rest = [i for i in range(9) if i != 4]
+    assert seen[0].item() == pytest.approx(mean_kl(z[:, rest], (z + d)[:, rest]).item(), rel=1e-2)
+    assert mean_kl(z, torch.full_like(z, math.nan)).isnan()

@@ -133,6 +133,8 @@ def test_a_step_uses_no_operation_whose_bits_are_the_machines(cls):
         stats = optimizer.step(x)
     assert (stats.clip_coefficient < 1) == (cls is EllipsotopeClip)
     assert stats.applied_kl > 0
-    of_the_machine = "exp log _log_softmax _softmax mean dot lerp _foreach_norm pow var addcmul"
+    # a sum, of the new weights, only says whether they are finite
+    of_the_machine = (
+        "exp log _log_softmax _softmax mean dot lerp _foreach_norm linalg_vector_norm pow var addcmul"
+    )
     assert set(of_the_machine.split()).isdisjoint(used)
-    assert used.count("linalg_vector_norm") == 1  # of the new weights: whether they are finite

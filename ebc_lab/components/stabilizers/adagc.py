@@ -57,7 +57,7 @@ class AdaGC(Rival):
         self.usual = state["usual"].to(self.usual.device, copy=True)
 
     def _limit_gradients(self, stats: StepStats, gradients: list[Tensor]) -> None:
-        stats.gradient_scale = torch.ones_like(stats.clip_coefficient)
+        stats.gradient_scale = torch.ones_like(self._one)
         self.seen += 1
         if not gradients:
             return

@@ -54,7 +54,7 @@ class EnergyBudget(StabilizedOptimizer):
     def _limit_gradients(self, stats: StepStats, gradients: list[Tensor]) -> None:
         reading = self.record.read()
         if reading is None:
-            stats.gradient_scale = torch.ones_like(stats.clip_coefficient)
+            stats.gradient_scale = torch.ones_like(self._one)
             return
         self.record.tell_limitless(reading, reading.layers)
         factors = limit(reading, self.strength * reading.energies)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..proposal import Proposal
+from ..scalars import Flag, Number, where
 from ..settings import ClipSettings
 from ..step import StepStats
 
@@ -49,17 +50,22 @@ class Budget:
         """Whether this step takes q, the predicted KL, once the sensitivities that are due are in `stats`."""
         return False
 
-    def find_c(self, stats: StepStats, proposal: Proposal) -> Tensor:
-        """Return c, 0-dim, and record in `stats` what it follows from; NaN where no update is usable."""
+    def find_c(self, stats: StepStats, proposal: Proposal) -> Number:
+        """Return c, and record in `stats` what it follows from; NaN where no update is usable."""
         raise NotImplementedError
 
     def audited(self, stats: StepStats, proposal: Proposal) -> None:
         """Learn from the KL that an audit has measured, for the steps to come."""
 
-    def carry(self, name: str, value: Tensor, proposal: Proposal, usable: Tensor) -> None:
+    def known(self, name: str, proposal: Proposal) -> Number:
+        """What was kept under `name`."""
+        number: Tensor = getattr(self, name)
+        return float(number) if proposal.on_host else number.clone()
+
+    def carry(self, name: str, value: Number, proposal: Proposal, usable: Flag) -> None:
         """Keep a number for the next steps, if it is usable and the step is sound."""
         number: Tensor = getattr(self, name)
-        torch.where(proposal.sound & usable, value, number, out=number)
+        number.fill_(where(proposal.sound & usable, value, number))
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name).clone() for name in self.initial}

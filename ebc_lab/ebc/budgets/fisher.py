@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor
-
 from ..proposal import Proposal
+from ..scalars import Number, root
 from ..step import StepStats
 from .budget import Budget, Need
 from .surrogate import clip_coefficient
@@ -23,7 +22,7 @@ class Fisher(Budget):
     def predicts(self, stats: StepStats) -> bool:
         return True
 
-    def find_c(self, stats: StepStats, proposal: Proposal) -> Tensor:
+    def find_c(self, stats: StepStats, proposal: Proposal) -> Number:
         assert stats.delta is not None
         assert stats.predicted_kl is not None
-        return clip_coefficient(stats.delta.sqrt(), stats.predicted_kl.sqrt())
+        return clip_coefficient(root(stats.delta), root(stats.predicted_kl))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ..logits import mean_kl
 from ..proposal import Proposal
+from ..scalars import Number
 from ..step import StepStats
 from .budget import Budget, Need
 
@@ -46,14 +46,13 @@ class Lagged(Budget):
             self.c = min(1.0, reach, RISE * float(self.trial))
         return self.c
 
-    def find_c(self, stats: StepStats, proposal: Proposal) -> Tensor:
-        c = torch.full((), self.c, dtype=torch.float64, device=self.trial.device)
+    def find_c(self, stats: StepStats, proposal: Proposal) -> Number:
         if not self.settings.limits(proposal.t):
-            return c
+            return self.c
         rows = proposal.batch.probe
         kl = float(mean_kl(rows.z, proposal.batch.logits(rows.inputs), rows.mask))
-        stats.trial = c
-        stats.trial_kl = torch.full((), kl, dtype=torch.float64, device=self.trial.device)
+        stats.trial = self.c
+        stats.trial_kl = kl
         stats.measurements = 1
         moved = self.c * self.rate
         if not math.isfinite(kl):
@@ -63,4 +62,4 @@ class Lagged(Budget):
             known = float(self.log_k)
             self.log_k.fill_(MEMORY * known + (1 - MEMORY) * observed if math.isfinite(known) else observed)
             self.trial.fill_(self.c)
-        return c
+        return self.c

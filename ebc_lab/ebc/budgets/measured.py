@@ -1,6 +1,6 @@
 """`shadow_search`: c from the measured KL of trial steps, as `shadow` and `tracked` do (docs/method.md).
 
-All numbers are 0-dim float64 tensors, so that one measurement reads nothing on the host.
+Numbers are those of `scalars`; where they are tensors, one measurement reads nothing on the host.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ..proposal import Proposal
+from ..scalars import Flag, Number, is_finite, least, most, negated, over, root, where
 from ..step import StepStats
 from .budget import Budget, Need
 
-Scale = Callable[[Tensor, Tensor], Tensor]  # (a KL, the trial scale of it) -> c, before its limit 1
+Scale = Callable[[Number, Number], Number]  # (a KL, the trial scale of it) -> c, before its limit 1
 
 
 @dataclass(frozen=True)
@@ -27,26 +27,25 @@ class ShadowResult:
     `c` is NaN where `skipped`; `trial` and `kl` are the last trial scale and the KL measured there.
     """
 
-    c: Tensor
-    next_trial: Tensor
-    skipped: Tensor  # bool
-    trial: Tensor
-    kl: Tensor
+    c: Number
+    next_trial: Number
+    skipped: Flag
+    trial: Number
+    kl: Number
     measurements: int
 
 
 def shadow_search(
-    measure: Callable[[Tensor], Tensor],
-    delta: Tensor,
-    trial: Tensor,
+    measure: Callable[[Number], Number],
+    delta: Number,
+    trial: Number,
     *,
     measurements: int,
     floor: float,
     ratio: float = 1.5,
     stretch: float = math.inf,
-    most: Tensor | float = 1.0,
+    highest: Number = 1.0,
     scale: Scale | None = None,
-    root: Callable[[Tensor], Tensor] = torch.sqrt,
 ) -> ShadowResult:
     """Find c such that the measured KL of c·dW is delta.
 
@@ -54,38 +53,37 @@ def shadow_search(
     factor of ten.
 
     Args:
-        measure: trial scale -> KL of that part of the update, nats per token; both 0-dim.
+        measure: trial scale -> KL of that part of the update, nats per token.
         delta: the budget, nats per token.
         trial: the first scale to try, in (0, 1].
-        measurements: how many are allowed; with one, the search itself reads no value on the host.
+        measurements: how many are allowed; with one, the search itself asks for no value.
         floor: the smallest KL that means anything in the arithmetic at hand.
         ratio: measure again while c/trial lies outside [1/ratio, ratio] and a measurement is left.
         stretch: c is at most this many times the trial: KL grows as c² near it, and as anything far beyond.
-        most: the largest c, and the largest scale to try; a radius may make it smaller than 1.
+        highest: the largest c, and the largest scale to try; a radius may make it smaller than 1.
         scale: what c a measurement stands for. Default: KL grows as c², so a KL of `kl` at `trial` puts delta
             at trial·sqrt(delta/kl).
-        root: computes that root.
     """
-    scale = scale or (lambda kl, trial: trial * root(delta / kl))
+    scale = scale or (lambda kl, trial: trial * root(over(delta, kl)))
     used = 0
     while True:
-        kl = measure(trial).double()
+        kl = measure(trial)
         used += 1
-        sound = torch.isfinite(kl)
-        kl = kl.clamp(min=0.0)  # a float32 forward cannot resolve KLs below ~1e-7: rounding may make them < 0
+        sound = is_finite(kl)
+        kl = most(kl, 0.0)  # a float32 forward cannot resolve KLs below ~1e-7: rounding may make them < 0
         low = sound & (kl < floor)
-        scaled = scale(kl.clamp(min=floor), trial).clamp(max=most)
-        skipped = ~sound
-        c = torch.where(low & (delta > 0), trial, scaled.masked_fill(skipped, math.nan))
+        scaled = least(scale(most(kl, floor), trial), highest)
+        skipped = negated(sound)
+        c = where(low & (delta > 0), trial, where(sound, scaled, math.nan))
         # after a budget of 0, start from the last positive one
-        positive = torch.where(scaled > 0, scaled, trial)
-        following = torch.where(low, (10 * trial).clamp(max=most), torch.where(sound, positive, trial / 10))
+        positive = where(scaled > 0, scaled, trial)
+        following = where(low, least(10 * trial, highest), where(sound, positive, trial / 10))
         if used < measurements:
             off = (c > ratio * trial) | (c * ratio < trial)
-            if skipped | (low & (trial < most)) | off:
+            if skipped | (low & (trial < highest)) | off:
                 trial = following
                 continue
-        c = torch.minimum(c, stretch * trial)
+        c = least(c, stretch * trial)
         return ShadowResult(c, following, skipped, trial, kl, used)
 
 
@@ -103,21 +101,20 @@ class Measured(Budget):
         return t < s.settling or (t + shifted) % s.measure_every == 0
 
     def search(
-        self, stats: StepStats, proposal: Proposal, trial: Tensor, scale: Scale | None = None
+        self, stats: StepStats, proposal: Proposal, trial: Number, scale: Scale | None = None
     ) -> ShadowResult:
         """Measure the KL of trial steps, `trial` first, and record it; for the rest see `shadow_search`."""
         assert stats.delta is not None
-        most = 1.0 if stats.ceiling is None else stats.ceiling
+        highest = 1.0 if stats.ceiling is None else stats.ceiling
         result = shadow_search(
             lambda trial: proposal.kl(trial, proposal.batch.probe),
             stats.delta,
-            trial if stats.ceiling is None else trial.clamp(max=most),
+            least(trial, highest),
             measurements=self.settings.measurements if self.settings.refines(proposal.t) else 1,
             floor=self.floor,
             stretch=self.settings.stretch or math.inf,
-            most=most,
+            highest=highest,
             scale=scale,
-            root=proposal.arithmetic.sqrt,
         )
         stats.trial = result.trial
         stats.trial_kl = result.kl

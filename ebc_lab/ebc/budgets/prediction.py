@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..logits import centre, half_fisher, rms_norm, token_mean
 from ..proposal import Proposal
+from ..scalars import Number
 from ..sensitivity import linearised
 from ..step import Forecast, StepStats
 
@@ -19,7 +20,7 @@ def predict(stats: StepStats, proposal: Proposal, judging: bool, instead: str) -
     direction = {name: updates[name] for name in (f"model.{proposal.names[i]}" for i in proposal.scaled)}
     z, dz = linearised(batch.functional, proposal.by_name(proposal.old), direction, instead)
     q = half_fisher(z, dz, batch.probe.mask).double()
-    stats.predicted_kl = proposal.workers.mean(q, batch.probe.count())
+    stats.predicted_kl = proposal.number(proposal.workers.mean(q, batch.probe.count()))
     if judging:
         loss = batch.probe_loss(z)
         targets = batch.probe.targets
@@ -29,7 +30,7 @@ def predict(stats: StepStats, proposal: Proposal, judging: bool, instead: str) -
         stats.forecast = Forecast(loss.double(), token_mean(rise, batch.probe.mask).double())
 
 
-def judge(stats: StepStats, proposal: Proposal) -> dict[str, Tensor]:
+def judge(stats: StepStats, proposal: Proposal) -> dict[str, Number]:
     """Return by how much the loss on the probe rows fell, and what slope and q of the proposal predicted."""
     assert stats.predicted_kl is not None
     assert stats.forecast is not None
@@ -45,7 +46,7 @@ def judge(stats: StepStats, proposal: Proposal) -> dict[str, Tensor]:
     }
 
 
-def budgeted_movement(stats: StepStats, proposal: Proposal) -> Tensor:
+def budgeted_movement(stats: StepStats, proposal: Proposal) -> Number:
     """Return T of what the budget covers: under `matrices`, the rest is put back to W for one forward."""
     assert stats.movement is not None
     rest = [i for i in range(len(proposal.weights)) if i not in proposal.scaled]
@@ -57,4 +58,4 @@ def budgeted_movement(stats: StepStats, proposal: Proposal) -> Tensor:
     torch._foreach_copy_(free, [proposal.old[i] for i in rest])
     movement = rms_norm(centre(proposal.batch.logits(rows.inputs)) - centre(rows.z), rows.mask)
     torch._foreach_copy_(free, applied)
-    return proposal.workers.rms(movement, rows.count())
+    return proposal.number(proposal.workers.rms(movement, rows.count()))

@@ -70,7 +70,7 @@ class Radius:
     def see(self, proposal: Proposal) -> None:
         """Keep ||W|| of the first step, if the radius is relative to it."""
         if not self.settled:
-            self.start.copy_(proposal.old_norm())
+            self.start.fill_(proposal.old_norm())
             self.settled = True
 
     @property

@@ -16,33 +16,33 @@ from torch import Tensor
 
 from ..options import EXPONENT_RANGE, EXPONENT_SPAN, EXPONENTS_KEPT
 from ..proposal import Proposal
+from ..scalars import Flag, Number, exp, is_finite, least, log, most, negated, over, root, where
 from ..settings import ClipSettings
 from ..step import StepStats
 from .measured import Measured, Scale, ShadowResult
 from .surrogate import clip_coefficient
 
 
-def power_scale(delta: Tensor, exponent: Tensor) -> Scale:
+def power_scale(delta: Number, exponent: Number) -> Scale:
     """Return the scale of a search where KL grows as c^p: trial·(delta/KL)^(1/p); if p is 2, the bits of the
     square root."""
 
-    def scale(kl: Tensor, trial: Tensor) -> Tensor:
-        ratio = delta / kl
-        return trial * torch.where(exponent == 2, ratio.sqrt(), (ratio.log() / exponent).exp())
+    def scale(kl: Number, trial: Number) -> Number:
+        ratio = over(delta, kl)
+        return trial * where(exponent == 2, root(ratio), exp(log(ratio) / exponent))
 
     return scale
 
 
-def exponent_between(kl: Tensor, kl_below: Tensor, floor: float) -> Tensor:
-    """Return p between c and c/4, within [1, 2], from the KL at both in nats per token; 0-dim float64.
+def exponent_between(kl: Number, kl_below: Number, floor: float) -> Number:
+    """Return p between c and c/4, within [1, 2], from the KL at both in nats per token.
 
     2 where either KL is below the floor and so shows nothing; NaN where either is not finite.
     """
-    kl = kl.double()
-    kl_below = kl_below.double()
-    p = ((kl / kl_below).log() / math.log(EXPONENT_SPAN)).clamp(*EXPONENT_RANGE)
-    p = torch.where((kl < floor) | (kl_below < floor), EXPONENT_RANGE[1], p)
-    return torch.where(kl.isfinite() & kl_below.isfinite(), p, torch.nan)
+    low, high = EXPONENT_RANGE
+    p = least(most(log(over(kl, kl_below)) / math.log(EXPONENT_SPAN), low), high)
+    p = where((kl < floor) | (kl_below < floor), high, p)
+    return where(is_finite(kl) & is_finite(kl_below), p, math.nan)
 
 
 class ExponentEstimate:
@@ -60,10 +60,12 @@ class ExponentEstimate:
         middle = torch.stack([(count - 1).clamp(min=0) // 2, count // 2])
         return torch.where(count > 0, ordered[middle].mean(), EXPONENT_RANGE[1])
 
-    def observe(self, p: Tensor, usable: Tensor) -> None:
-        """Take one observation, 0-dim; one that is not `usable` (bool, 0-dim) or NaN changes nothing."""
-        moved = torch.cat([p.reshape(1), self.seen[:-1]])
-        self.seen.copy_(torch.where(usable & p.isfinite(), moved, self.seen))
+    def observe(self, p: Number, usable: Flag) -> None:
+        """Take one observation; one that is not `usable` or NaN changes nothing."""
+        seen = self.seen.roll(1)
+        seen[0] = p
+        taken = torch.as_tensor(usable & is_finite(p), device=seen.device)
+        self.seen.copy_(torch.where(taken, seen, self.seen))
 
 
 class Shadow(Measured):
@@ -76,36 +78,38 @@ class Shadow(Measured):
         super().__init__(settings, audit_every, device)
         self.exponent = ExponentEstimate(device) if settings.exponent == "auto" else None
 
-    def find_c(self, stats: StepStats, proposal: Proposal) -> Tensor:
+    def find_c(self, stats: StepStats, proposal: Proposal) -> Number:
         assert stats.delta is not None
         if self.measures_kl(proposal.t):
             return self._measured_c(stats, proposal)
         # carried on: the last measured KL for each unit of ||dW||²
-        predicted = self.kl_rate * proposal.norm().square()
-        c = clip_coefficient(stats.delta.sqrt(), predicted.sqrt())
+        norm = proposal.norm()
+        c = clip_coefficient(root(stats.delta), root(self.known("kl_rate", proposal) * norm * norm))
         self.carry("trial", c, proposal, c > 0)
         return c
 
-    def _measured_c(self, stats: StepStats, proposal: Proposal) -> Tensor:
+    def _measured_c(self, stats: StepStats, proposal: Proposal) -> Number:
         scale = None
         if self.exponent is not None:
             assert stats.delta is not None
-            stats.exponent = self.exponent.value
+            stats.exponent = proposal.number(self.exponent.value)
             scale = power_scale(stats.delta, stats.exponent)
-        result = self.search(stats, proposal, self.trial.clone(), scale)
+        result = self.search(stats, proposal, self.known("trial", proposal), scale)
         if self.settings.measure_every > 1:
-            rate = result.kl.clamp(min=self.floor) / (result.trial * proposal.norm()).square()
-            self.carry("kl_rate", rate, proposal, rate.isfinite())
+            moved = result.trial * proposal.norm()
+            rate = over(most(result.kl, self.floor), moved * moved)
+            self.carry("kl_rate", rate, proposal, is_finite(rate))
         if self.exponent is not None and proposal.audited:
             self._observe_exponent(self.exponent, proposal, result)
         return result.c
 
     def _observe_exponent(self, exponent: ExponentEstimate, proposal: Proposal, result: ShadowResult) -> None:
         """Measure p between c and c/4, on the tokens of the audit."""
-        c = result.c.nan_to_num()
+        c = where(result.skipped, 0.0, result.c)
         kl = proposal.kl(c, proposal.audit_rows)
         below = proposal.kl(c / EXPONENT_SPAN, proposal.audit_rows)
-        exponent.observe(exponent_between(kl, below, self.floor), proposal.sound & ~result.skipped)
+        p = exponent_between(kl, below, self.floor)
+        exponent.observe(p, proposal.sound & negated(result.skipped))
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()

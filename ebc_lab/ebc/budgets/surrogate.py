@@ -7,27 +7,23 @@ Dai & Gao, arXiv:2108.01750.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from ..proposal import Proposal
+from ..scalars import Number, constant, is_finite, least, over, root, where
 from ..step import StepStats
 from .budget import Budget, Need
 
 
-def trust_radius(delta: Tensor | float, sqrt: Callable[[Tensor], Tensor] = torch.sqrt) -> Tensor:
+def trust_radius(delta: Number) -> Number:
     """Return tau = 2·sqrt(delta), logits per token in rms units (independent of the number of tokens)."""
-    return 2 * sqrt(torch.as_tensor(delta))
+    return 2 * root(delta)
 
 
-def clip_coefficient(radius: Tensor | float, surrogate: Tensor | float) -> Tensor:
-    """Return c = min(1, radius/S), 0-dim; S = 0 gives 1, a non-finite S NaN (the caller skips the step)."""
-    surrogate = torch.as_tensor(surrogate)
-    c = torch.where(surrogate == 0, 1.0, (torch.as_tensor(radius).to(surrogate) / surrogate).clamp(max=1.0))
-    return torch.where(torch.isfinite(surrogate), c, math.nan)
+def clip_coefficient(radius: Number, surrogate: Number) -> Number:
+    """Return c = min(1, radius/S); S = 0 gives 1, a non-finite S NaN (the caller skips the step)."""
+    c = where(surrogate == 0, 1.0, least(over(radius, surrogate), 1.0))
+    return where(is_finite(surrogate), c, math.nan)
 
 
 class Surrogate(Budget):
@@ -36,12 +32,12 @@ class Surrogate(Budget):
     need: ClassVar[Need] = Need.DERIVATIVES
     bounded: ClassVar[bool] = True
 
-    def guard_factor(self, radius: Tensor) -> Tensor:
+    def guard_factor(self, proposal: Proposal, radius: Number) -> Number:
         """Return g, the factor on the trust radius. A subclass may lower it."""
-        return torch.ones_like(radius)
+        return constant(1.0, radius)
 
-    def find_c(self, stats: StepStats, proposal: Proposal) -> Tensor:
+    def find_c(self, stats: StepStats, proposal: Proposal) -> Number:
         assert stats.radius is not None
         assert stats.surrogate is not None
-        stats.guard = self.guard_factor(stats.radius)
+        stats.guard = self.guard_factor(proposal, stats.radius)
         return clip_coefficient(stats.guard * stats.radius, stats.surrogate)

@@ -48,27 +48,22 @@ class EnergyClip:
     ):
         check_names("energy_budget_clip", foreign, ("ratio", "norm", "non_finite"), ENERGY_ELSEWHERE)
         check_option("non_finite", non_finite, NON_FINITE)
+        of_layers = ratio if isinstance(ratio, Mapping) else {}
+        for layer, of_layer in of_layers.items():
+            check_ratio(f"ratio of {layer!r}", of_layer)
+        if not isinstance(ratio, Mapping):
+            check_ratio("ratio", ratio)
         self.record = ActivationRecord(model, norm, parameters)
         self.model = model
         self.parameters = parameters
         self.ratio = ratio
         self.non_finite = non_finite
         self.skipped = 0  # calls that met a non-finite gradient and left none
-        try:
-            self._check()
-        except (TypeError, ValueError):
+        unknown = [layer for layer in of_layers if layer not in self.record.layers]
+        if unknown:
             self.remove()
-            raise
-
-    def _check(self) -> None:
-        if not isinstance(self.ratio, Mapping):
-            check_ratio("ratio", self.ratio)
-            return
-        for layer, ratio in self.ratio.items():
-            check_ratio(f"ratio of {layer!r}", ratio)
-            if layer not in self.record.layers:
-                known = ", ".join(self.record.layers)
-                raise ValueError(f"ratio names {layer!r}, which is no layer; those are {known}.")
+            known = ", ".join(self.record.layers)
+            raise ValueError(f"ratio names {unknown[0]!r}, which is no layer; those are {known}.")
 
     @torch.no_grad()
     def __call__(self) -> Ratios:
@@ -162,5 +157,7 @@ monitor_ebc_ratio = RatioMonitor
 
 
 def _non_finite_layers(reading: Reading) -> list[str]:
-    bad = [not all(bool(g.isfinite().all()) for g in of.values()) for of in reading.gradients]
-    return [n or "the model itself" for n, is_bad in zip(reading.layers, bad, strict=True) if is_bad]
+    of_layers = zip(reading.layers, reading.gradients, strict=True)
+    return [
+        n or "the model itself" for n, of in of_layers if not all(g.isfinite().all() for g in of.values())
+    ]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..given.checks import EBCWarning
+from ..given.checks import EBCWarning, listed, tensors_in
 from ..options import check_number, check_option, near
 from ..parallel.shards import shared_out
 from ..probe import LOW_PRECISION
@@ -60,16 +60,14 @@ class Reading(NamedTuple):
     def over(self, budgets: Tensor, known: list[bool]) -> Ratios:
         """The gradients' norms over the (L,) `budgets`, of the layers `known`; 0 for a gradient of zero."""
         holds = [len(gradients) for gradients in self.gradients]
-        of_each = torch.cat([budgets[i].expand(n) for i, n in enumerate(holds)])
-        norms = torch.cat([self.norms, self.each])
-        measured = torch.where(norms == 0, 0.0, norms / torch.cat([budgets, of_each])).unbind()
-        wholes, parts = measured[: len(holds)], iter(measured[len(holds) :])
+        of_each = torch.cat([budget.expand(n) for budget, n in zip(budgets, holds, strict=True)])
+        whole = torch.where(self.norms == 0, 0.0, self.norms / budgets).unbind()
+        each = torch.where(self.each == 0, 0.0, self.each / of_each).split(holds)
         ratios = Ratios()
-        for layer, gradients, whole, wanted in zip(self.layers, self.gradients, wholes, known, strict=True):
-            of_layer = [(name, next(parts)) for name in gradients]
-            if wanted:
-                ratios[layer] = whole
-                ratios.parameters.update(of_layer)
+        for i, layer in enumerate(self.layers):
+            if known[i]:
+                ratios[layer] = whole[i]
+                ratios.parameters.update(zip(self.gradients[i], each[i].unbind(), strict=True))
         return ratios
 
 
@@ -165,13 +163,11 @@ class ActivationRecord:
         if not torch.is_grad_enabled():
             return
         # what is called inside a module has been recorded before it
-        open_layers = [name]
-        if name not in self.layers:
-            open_layers = [n for n in self.inside[name] if n not in self.energies]
-        if not any(p.requires_grad for n in open_layers for p in self.layers[n].values()):
-            return
-        activations = _first_floating(output)
-        if activations is None:
+        inside = (n for n in self.inside[name] if n not in self.energies)
+        goes_by_it = [name] if name in self.layers else inside
+        activations = next((t for t in tensors_in(output) if t.is_floating_point()), None)
+        trained = any(p.requires_grad for n in goes_by_it for p in self.layers[n].values())
+        if activations is None or not trained:
             return
         self.calls += 1
         count = functools.partial(self._count, name, self.calls, output_norm(activations.detach(), self.norm))
@@ -190,34 +186,27 @@ class ActivationRecord:
 
     def read(self) -> Reading | None:
         """What the layers' gradients and outputs measure now; None if there is no gradient at all."""
-        gradients_of = {
-            layer: {n: p.grad for n, p in weights.items() if p.grad is not None}
-            for layer, weights in self.layers.items()
-        }
-        gradients_of = {n: gradients for n, gradients in gradients_of.items() if gradients}
+        gradients_of = {}
+        for layer, weights in self.layers.items():
+            gradients = {n: p.grad for n, p in weights.items() if p.grad is not None}
+            if gradients:
+                gradients_of[layer] = gradients
         if not gradients_of:
             return None
-        flat = tensor_norms([g for gradients in gradients_of.values() for g in gradients.values()])
-        by_layer = torch.split(flat.square(), [len(gradients) for gradients in gradients_of.values()])
+        layers, held = list(gradients_of), list(gradients_of.values())
+        each = tensor_norms([g for gradients in held for g in gradients.values()])
+        by_layer = torch.split(each.square(), list(map(len, held)))
         norms = torch.stack([squares.sum() for squares in by_layer]).sqrt()
-        energies = [self._energy(n) for n in gradients_of]
+        found = [self._energy(n) for n in layers]
         limitless = torch.full_like(norms[0], torch.inf)
-        stacked = torch.stack([limitless if e is None else e.to(norms) for e in energies])
-        return Reading(
-            list(gradients_of),
-            list(gradients_of.values()),
-            flat,
-            norms,
-            stacked,
-            [e is not None for e in energies],
-        )
+        energies = torch.stack([limitless if e is None else e.to(norms) for e in found])
+        return Reading(layers, held, each, norms, energies, [e is not None for e in found])
 
     def tell_limitless(self, reading: Reading, wanted: Container[str]) -> None:
         """Say, once, which of the `wanted` layers hold a gradient and have no recorded output to limit it by.
         Raises RuntimeError where that is all of them."""
-        asked = [n for n in reading.layers if n in wanted]
-        seen = dict(zip(reading.layers, reading.recorded, strict=True))
-        unseen = [n for n in asked if not seen[n]]
+        asked = {n: seen for n, seen in zip(reading.layers, reading.recorded, strict=True) if n in wanted}
+        unseen = [n for n, seen in asked.items() if not seen]
         if unseen and len(unseen) == len(asked):
             raise RuntimeError(
                 "no gradient can be limited: since the energy budget was made, no forward of the model has "
@@ -226,7 +215,7 @@ class ActivationRecord:
             )
         if not unseen:
             return
-        names = ", ".join(n or "the model itself" for n in unseen[:3]) + ", …" * (len(unseen) > 3)
+        names = listed([n or "the model itself" for n in unseen])
         self._warn(
             f"the energy budget does not limit {len(unseen)} of {len(asked)} layers ({names}): no forward of "
             "them, or of a module around them, with gradients enabled was seen: there is no output to go by."
@@ -240,10 +229,9 @@ class ActivationRecord:
         later = [name for name, p in held.items() if id(p) not in known]
         if not later:
             return
-        what = f"{len(later)} weight(s) ({', '.join(later[:3])}{', …' * (len(later) > 3)})"
         message = (
-            f"{what} came into the model after the energy budget was made, and are not limited: make it "
-            "anew, after the last change of the model."
+            f"{len(later)} weight(s) ({listed(later)}) came into the model after the energy budget was made, "
+            "and are not limited: make it anew, after the last change of the model."
         )
         if len(later) == len(held):
             raise RuntimeError(message)
@@ -299,14 +287,3 @@ def _enclosing(name: str) -> list[str]:
     """The paths of the modules around one, nearest first: `a.b.c` -> `a.b`, `a`, ``."""
     parts = name.split(".") if name else []
     return [".".join(parts[:n]) for n in range(len(parts) - 1, -1, -1)]
-
-
-def _first_floating(output: Any) -> Tensor | None:
-    if isinstance(output, Tensor):
-        return output if output.is_floating_point() else None
-    values: Iterable[Any] = ()
-    if isinstance(output, Mapping):
-        values = output.values()
-    elif isinstance(output, tuple | list):
-        values = output
-    return next((t for t in map(_first_floating, values) if t is not None), None)

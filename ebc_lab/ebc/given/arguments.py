@@ -38,14 +38,17 @@ class Arguments:
         rows_of: RowsOf | None = None,
     ):
         self.rows_of = rows_of
-        self.signature = _signature(model)
+        try:
+            forward = inspect.signature(getattr(model, "_orig_mod", model).forward)
+            self.signature = list(forward.parameters.values())
+        except (TypeError, ValueError):  # of compiled code it is not known
+            self.signature = []
         self.positional = [p.name for p in self.signature if p.kind in POSITIONAL]
         self.chosen = drop is not None  # whether somebody has said what to leave out
-        if drop is None:
-            config = getattr(model, "config", None)
-            # an encoder-decoder shifts its labels into the decoder's input
-            drop = () if getattr(config, "is_encoder_decoder", False) else LABELS
-        self.drop = drop
+        # an encoder-decoder shifts its labels into the decoder's input
+        shifts = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+        default = () if shifts else LABELS
+        self.drop = default if drop is None else drop
         self.mask_of = mask_of
 
     def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,20 +61,19 @@ class Arguments:
 
     def kept(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
         """`args` and `kwargs` of a measuring forward, and whether something was left out."""
-        left = {name: value for name, value in kwargs.items() if name not in self.drop}
+        if not (kwargs or self.chosen or any(isinstance(value, Mapping) for value in args)):
+            return {"args": args, "kwargs": {}}, False
         names = self.positional[: len(args)] if self.chosen else []  # an input may be called labels, too
-        out = [i for i, name in enumerate(names) if name in self.drop]
-        first = out[0] if out else len(args)
-        for name, value in zip(self.positional[first:], args[first:], strict=False):
-            if name not in self.drop:  # one behind it is given by name instead
-                left[name] = value
+        first = next((i for i, name in enumerate(names) if name in self.drop), len(args))
+        # what is behind the first that is left out is given by name instead
+        named = {**kwargs, **dict(zip(self.positional[first:], args[first:], strict=False))}
+        left = {name: value for name, value in named.items() if name not in self.drop}
         batch = {
             "args": tuple(map(self._without, args[:first])),
-            "kwargs": {k: self._without(v) for k, v in left.items()},
+            "kwargs": {name: self._without(value) for name, value in left.items()},
         }
-        inside = (*args[:first], *left.values())
-        dropped = any(self._without(value) is not value for value in inside)
-        return batch, dropped or bool(out) or any(name in self.drop for name in kwargs)
+        inside = any(self._without(value) is not value for value in (*args[:first], *left.values()))
+        return batch, inside or len(left) < len(named)
 
     def _without(self, value: Any) -> Any:
         """A batch in one mapping without what is left out."""
@@ -118,11 +120,3 @@ class Arguments:
             if isinstance(mask, Tensor) and mask.ndim > 1 and (shape is None or mask.shape == shape):
                 return mask
         return None
-
-
-def _signature(model: nn.Module) -> list[inspect.Parameter]:
-    """A forward's parameters, as far as they are known."""
-    try:
-        return list(inspect.signature(getattr(model, "_orig_mod", model).forward).parameters.values())
-    except (TypeError, ValueError):
-        return []

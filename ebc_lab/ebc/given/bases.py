@@ -29,11 +29,12 @@ def as_list(optimizers: Optimizers) -> list[torch.optim.Optimizer]:
     An optimizer that another library has wrapped and that shows it as `.optimizer` (Accelerate, Lightning)
     stands for the wrapped one.
     """
-    listed = list(optimizers) if isinstance(optimizers, Sequence) else [optimizers]
-    unwrapped = [_unwrapped(base) for base in listed]
-    if not unwrapped:
+    bases: list[Any] = list(optimizers) if isinstance(optimizers, Sequence) else [optimizers]
+    if not bases:
         raise ValueError("no optimizer was given.")
-    for base in unwrapped:
+    for i, base in enumerate(bases):
+        if type(base).__module__.partition(".")[0] in ("accelerate", "lightning", "pytorch_lightning"):
+            bases[i] = base = base.optimizer
         if not isinstance(base, torch.optim.Optimizer):
             raise TypeError(f"{type(base).__name__} is no torch.optim.Optimizer.")
         if isinstance(base, torch.optim.LBFGS):
@@ -45,12 +46,7 @@ def as_list(optimizers: Optimizers) -> list[torch.optim.Optimizer]:
             raise ValueError(f"{name} moves the weights inside backward, where nothing can limit it.")
         if hasattr(base, "second_step") and hasattr(base, "base_optimizer"):
             raise ValueError(f"{name} moves the weights twice in a step: `attach` to its base_optimizer.")
-    return unwrapped
-
-
-def _unwrapped(base: Any) -> Any:
-    wraps = type(base).__module__.partition(".")[0] in ("accelerate", "lightning", "pytorch_lightning")
-    return base.optimizer if wraps else base
+    return bases
 
 
 def state_keeper(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -76,11 +72,13 @@ def weight_copies(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
     An optimizer names them in its attribute `weight_copies`; of those of other libraries the Schedule-Free
     ones are known: y is trained, x evaluated, and z kept.
     """
-    named: tuple[str, ...] | None = getattr(optimizer, "weight_copies", None)
-    return (_known_copies(optimizer) or ()) if named is None else tuple(named)
+    return _known_copies(optimizer) or ()
 
 
 def _known_copies(optimizer: torch.optim.Optimizer) -> tuple[str, ...] | None:
+    named = getattr(optimizer, "weight_copies", None)
+    if named is not None:
+        return tuple(named)
     for cls in type(optimizer).__mro__:
         library = cls.__module__.partition(".")[0]
         if library == "schedulefree" or cls.__name__ == "ProdigyPlusScheduleFree":
@@ -98,9 +96,7 @@ def tell_of_copies(optimizers: Iterable[torch.optim.Optimizer]) -> None:
     """Warn of an optimizer that evaluates other weights than it trains and does not say where they are."""
     for base in optimizers:
         swaps = all(callable(getattr(base, name, None)) for name in ("train", "eval"))
-        if not swaps or isinstance(base, nn.Module) or hasattr(base, "weight_copies"):
-            continue
-        if _known_copies(base) is None:
+        if swaps and not isinstance(base, nn.Module) and _known_copies(base) is None:
             message = (
                 f"{type(base).__name__} has train() and eval(): it seems to evaluate other weights than it "
                 "trains, and EBC limits those that it trains. Name the keys under which optimizer.state[p] "
@@ -122,14 +118,6 @@ def is_as_loaded(optimizer: torch.optim.Optimizer) -> bool:
     return stepped and len(tensors) > 0 and max(map(_version, tensors)) <= 1
 
 
-def _refuse_sparse(model: nn.Module, weights: Iterable[nn.Parameter]) -> None:
-    """Raises ValueError where one of the weights is an embedding's that gets sparse gradients."""
-    trained = {id(p) for p in weights}
-    for name, module in model.named_modules():
-        if getattr(module, "sparse", False) is True and id(getattr(module, "weight", None)) in trained:
-            raise ValueError(f"{name or type(module).__name__} has sparse gradients: set sparse=False.")
-
-
 def _refuse_strangers(strangers: Sequence[nn.Parameter], held: int) -> None:
     """Raises ValueError where optimizers hold parameters that are not the model's, of `held` ones in all."""
     if not strangers:
@@ -139,7 +127,7 @@ def _refuse_strangers(strangers: Sequence[nn.Parameter], held: int) -> None:
             "an optimizer holds a parameter that is not the model's: make it from the model's parameters, "
             "after anything that replaces them, as fully_shard does."
         )
-    shapes = _listed(["without a shape yet" if is_lazy(p) else str(tuple(p.shape)) for p in strangers])
+    shapes = checks.listed(["without a shape yet" if is_lazy(p) else str(tuple(p.shape)) for p in strangers])
     raise ValueError(
         f"an optimizer holds a parameter that is not the model's: {shapes}. If it is of a loss with weights "
         "of its own, put model and loss into one module whose forward returns the logits, and attach to it; "
@@ -149,59 +137,40 @@ def _refuse_strangers(strangers: Sequence[nn.Parameter], held: int) -> None:
     )
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
 def _refuse_shared_memory(weights: dict[str, nn.Parameter]) -> None:
     """Raises ValueError where two parameters share memory, which c would scale twice."""
     spans = []
-    for name, p in weights.items():
+    for i, p in enumerate(weights.values()):
         t = local(p).detach()
         plain = t.layout is torch.strided and not is_traceable_wrapper_subclass(t)
         if plain and t.numel() and t.data_ptr():
-            spans.append((t.data_ptr(), t.data_ptr() + (1 + _reach(t)) * t.element_size(), name, t))
+            spans.append((t.data_ptr(), t.data_ptr() + _span(t) * t.element_size(), i, t))
     spans.sort(key=lambda span: span[:2])
-    open_spans: list[tuple[int, int, str, Tensor]] = []
-    for start, end, name, t in spans:
+    open_spans: list[tuple[int, int, int, Tensor]] = []
+    for start, end, i, t in spans:
         open_spans = [span for span in open_spans if span[1] > start]
         for _, _, other, u in open_spans:
-            if _overlap(t, u):
-                first, second = sorted((name, other), key=list(weights).index)
+            # the columns of a matrix lie between each other and share nothing
+            dense = _span(t) == t.numel() and _span(u) == u.numel()
+            if dense or torch.isin(_places(t), _places(u)).any():
+                first, second = (list(weights)[k] for k in sorted((i, other)))
                 raise ValueError(
                     f"{first} and {second} are two parameters on one memory, which each of them moves: "
                     f"make them one, model.{second} = model.{first} in the place of assigning .data, before "
                     "the optimizer is made."
                 )
-        open_spans.append((start, end, name, t))
+        open_spans.append((start, end, i, t))
 
 
-def _overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether an element of one lies where one of the other does, given that neither ends before the other.
-
-    The columns of a matrix lie between each other and share nothing.
-    """
-    if _is_dense(a) and _is_dense(b):
-        return True
-    return bool(torch.isin(_places(a), _places(b)).any())
-
-
-def _is_dense(t: Tensor) -> bool:
-    """Whether its elements fill their memory, in whatever order."""
-    return 1 + _reach(t) == t.numel()
-
-
-def _reach(t: Tensor) -> int:
-    """Elements from the first in memory to the last."""
-    return sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True))
+def _span(t: Tensor) -> int:
+    """Elements of memory from its first to its last; as many as it has where it fills that memory."""
+    return 1 + sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True))
 
 
 def _places(t: Tensor) -> Tensor:
     """The address of each element."""
-    places = torch.tensor(t.data_ptr())
-    for n, step in zip(t.shape, t.stride(), strict=True):
-        places = places[..., None] + t.element_size() * step * torch.arange(n)
-    return places.flatten()
+    elements = torch.arange(_span(t)).as_strided(t.shape, t.stride())
+    return t.data_ptr() + t.element_size() * elements.flatten()
 
 
 def parameters_of(bases: Sequence[torch.optim.Optimizer]) -> Iterator[nn.Parameter]:
@@ -234,10 +203,12 @@ def trained(model: nn.Module, bases: Sequence[torch.optim.Optimizer]) -> tuple[l
     lazy = [name for name, p in weights.items() if is_lazy(p)]
     if lazy:
         raise ValueError(
-            f"{_listed(lazy)} has no shape before the first forward: call the model once on a batch, "
+            f"{checks.listed(lazy)} has no shape before the first forward: call the model once on a batch, "
             "make the optimizer then, and attach after that."
         )
-    _refuse_sparse(model, weights.values())
+    for name, module in model.named_modules():
+        if getattr(module, "sparse", False) is True and id(getattr(module, "weight", None)) in known:
+            raise ValueError(f"{name or type(module).__name__} has sparse gradients: set sparse=False.")
     _refuse_shared_memory(weights)
     return list(weights), list(weights.values())
 
@@ -272,16 +243,15 @@ class Gradients:
 
         Those that were not seen are as they are now.
         """
-        return [self._of(p) for p in weights]
-
-    def _of(self, p: nn.Parameter) -> Tensor | None:
-        if id(p) not in self._found:
-            return None if p.grad is None else local(p.grad)
-        optimizer, g, seen, copy = self._found[id(p)]
-        if g is None or (_version(g) == seen and (copy is None or torch.equal(g, copy))):
-            return g
-        self._writing.add(optimizer)
-        return torch.full_like(g, torch.nan) if copy is None else copy
+        gradients = []
+        for p in weights:
+            now = None if p.grad is None else local(p.grad)
+            optimizer, g, seen, copy = self._found.get(id(p), (0, now, _version(now), None))
+            if g is not None and (_version(g) != seen or (copy is not None and not torch.equal(g, copy))):
+                self._writing.add(optimizer)
+                g = torch.full_like(g, torch.nan) if copy is None else copy
+            gradients.append(g)
+        return gradients
 
     def forget(self) -> None:
         """The step is over; nothing of its gradients is held any more."""

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 
-from ..parallel.shards import shared_out
+from ..probe import Prober
 from . import checks, losses
 from .arguments import Arguments
+from .look import FIRST
 from .numbers import Numbers
 from .source import Source, tensors_of
 from .state import Snapshot
 
-FIRST = 3  # forwards of a training that are looked at closely
 CERTAIN = 1000.0  # nats: how far below the largest logit all others lie where nothing is predicted
 
 
@@ -33,7 +33,7 @@ class Forward:
     named: bool
     device: str
     autocast: torch.dtype | None  # the dtype of the autocast around it
-    version: int | None  # of the weights, see `Capture`; None: unknown
+    version: object  # of the weights, see `Capture`; None: unknown
     written: int | None  # the logits' version: another one later means that they were written to
     start: Snapshot | None = None  # where the model's own state stood when it began
     used: bool | None = False  # whether a gradient has come back; None: unknown
@@ -85,9 +85,8 @@ class Capture:
         logits_of: output of the model -> logits. Default: a tensor itself, or `.logits`.
         arguments: what a measuring forward is called with, and which positions count.
         axis: that of the batch, in what the model takes and returns.
-        look: whether forwards are looked at closely, until `looking` is set to False.
         before: called before each forward; returns the model's state, if that moves.
-        version: a number that changes when the weights do.
+        version: what is another when the weights are.
     """
 
     def __init__(
@@ -96,9 +95,8 @@ class Capture:
         logits_of: Callable[[Any], Any] | None,
         arguments: Arguments,
         axis: int,
-        look: bool,
         before: Callable[[], Snapshot | None],
-        version: Callable[[], int],
+        version: Callable[[], object],
     ):
         self.logits_of = logits_of or checks.logits_in
         self.arguments = arguments
@@ -109,19 +107,24 @@ class Capture:
         self.ever = False  # whether any training forward was seen
         self.draws = False  # whether one has drawn random numbers
         self.used = 0  # forwards since the last step to which a gradient has come back
-        self.looking = look  # whether the gradients that come back to the logits are kept
-        self.close = FIRST  # forwards that are looked at for random numbers in any case
+        self.watched = FIRST  # forwards that are looked at for random numbers
+        self.first: Callable[..., None] | None = None  # looks at the first forwards and what they return
+        self.found = False  # whether a model that returns its loss has been seen to return logits
         self.certain = False  # whether a position was seen at which nothing is predicted
         self.keeping = False  # whether what the model returns to a measurement is kept, as `returned`
         self.returned: Any = None
         self._warned = False
         self._before = before
         self._version = version
-        self._model = model
+        self.model = model
         self._forwards: list[Any] = []  # of the calls that are running, and random states when they began
+        self.handles: list[Any] = []
+
+    def watch(self) -> None:
+        """See the model's forwards from now on."""
         self.handles = [
-            model.register_forward_pre_hook(Hook(model, self._begin)),
-            model.register_forward_hook(Hook(model, self._keep), with_kwargs=True),
+            self.model.register_forward_pre_hook(Hook(self.model, self._begin)),
+            self.model.register_forward_hook(Hook(self.model, self._keep), with_kwargs=True),
         ]
 
     def remove(self) -> None:
@@ -160,20 +163,54 @@ class Capture:
                 self.returned = output
             return self.logits_of(output)
 
+    def find_logits(self, prober: Prober, forward: Forward) -> None:
+        """Find out without which arguments a model that has returned its loss returns its logits.
+
+        Those that hold no tensor and have a default may be what makes it return a loss, as a flag for a fused
+        head does. Raises ValueError where neither way gives logits.
+        """
+        if forward.logits is not None or self.found:
+            return
+        arguments = self.arguments
+        flags = () if arguments.chosen else arguments.flags(forward.batch)
+        without = {k: v for k, v in forward.batch["kwargs"].items() if k not in flags}
+        errors = []
+        with self.pause(), forward.precision():
+            for batch in (forward.batch, {**forward.batch, "kwargs": without})[: 1 + bool(flags)]:
+                try:
+                    with prober.measuring(), torch.no_grad():
+                        prober.as_trained(batch)
+                except ValueError as error:
+                    errors.append(error)
+                else:
+                    self.found = True
+                    break
+        if not self.found:
+            given = ", ".join(forward.batch["kwargs"]) or "its own"
+            raise ValueError(
+                "the model has returned a loss and no logits, and called without "
+                f"{', '.join(arguments.drop)} it returned none either ({checks.failed(errors[0])}): name all "
+                f"arguments that only its loss needs, of {given} too, in "
+                f"drop=({arguments.drop[0]!r}, …), or attach to the module inside it that returns logits."
+            ) from errors[0]
+        if errors:
+            arguments.drop = (*arguments.drop, *flags)
+            forward.batch = batch
+
     def rows_first(self, x: Tensor) -> Tensor:
         """Logits, or a mask of them, with the batch's axis in front."""
         return x.movedim(self.axis, 0) if self.axis else x
 
     def _begin(self, args: tuple[Any, ...]) -> None:
         eager = not torch.compiler.is_compiling()
-        watched = (self.looking or self.close > 0) and not self.paused and eager
+        watched = (self.first is not None or self.watched > 0) and not self.paused and eager
         start = None if self.paused or _transformed() else self._before()
-        self._forwards.append((self._model.forward, Numbers() if watched else None, start))
+        self._forwards.append((self.model.forward, Numbers() if watched else None, start))
 
     def _keep(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         # Lightning under DDP has the wrapper's forward call `training_step` in the place of the module's own
         forward, began_with, start = self._forwards.pop()
-        if forward != self._model.forward or self.paused or not torch.is_grad_enabled() or _transformed():
+        if forward != self.model.forward or self.paused or not torch.is_grad_enabled() or _transformed():
             return
         if start is not None and start.lent:
             return
@@ -210,10 +247,15 @@ class Capture:
         if not eager:
             return
         if began_with is not None:
+            self.watched -= 1
             self.draws = self.draws or began_with.drawn()
-            self._look_closely(last, logits, graded, output)
+        if self.first is not None:
+            self.first(last, logits, graded, output)
         # the loss may be of other tensors than these logits
-        register_multi_grad_hook(graded, lambda gradient: self._came_back(last), mode="any")
+        if len(graded) == 1:
+            graded[0].register_hook(lambda gradient: self._came_back(last))
+        else:
+            register_multi_grad_hook(graded, lambda gradient: self._came_back(last), mode="any")
 
     def _logits(self, output: Any, may_be_a_loss: bool) -> Tensor | None:
         try:
@@ -240,54 +282,10 @@ class Capture:
             self.certain = True
             forward.mask = counted
 
-    def _look_closely(
-        self, forward: Forward, logits: Tensor | None, graded: list[Tensor], output: Any
-    ) -> None:
-        """Keep the gradient that comes back to the output, of the tensors that the logits are made of."""
-        self.close -= 1
-        if not self.looking or logits is None or type(logits) is not Tensor:
-            return
-        shown = self.rows_first(logits.detach())
-        alike = [t for t in graded if type(t) is Tensor and _same_memory(t, logits)]
-        itself = [t for t in alike if t is logits]
-        if itself or len(alike) == 1:  # of several views of one tensor the loss may use another
-            (tensor,) = itself[:1] or alike
-
-            def came(gradient: Tensor, of: Tensor = tensor.detach()) -> None:
-                with torch.no_grad():  # backward may be differentiated itself
-                    new = losses.gradient_of(shown, of, gradient)
-                    old = forward.gradient
-                    forward.gradient = new if old is None or new is None else old + new
-                    forward.backwards += 1
-
-            tensor.register_hook(came)
-            return
-        if any(type(t) is not Tensor for t in graded) or any(map(shared_out, self._model.parameters())):
-            return
-        try:
-            source = Source(self._model, self.logits_of, output, shown, self.axis)
-        except Exception:  # whatever it is that it cannot do twice
-            return
-        forward.source = source
-        tensors = tensors_of(output)
-        for place in source.places:
-
-            def came_there(gradient: Tensor, place: int = place) -> None:
-                with torch.no_grad():
-                    source.came(place, gradient)
-                    forward.gradient = source.by_logits()
-                    forward.backwards += place == source.places[0]
-
-            tensors[place].register_hook(came_there)
-
 
 def _transformed() -> bool:
     """Whether a transform of torch.func runs, whose tensors cannot be kept."""
     return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def _same_memory(a: Tensor, b: Tensor) -> bool:
-    return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
 
 
 def _autocast(device: str) -> torch.dtype | None:

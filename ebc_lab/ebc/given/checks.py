@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -92,9 +92,9 @@ def rows_of(tokens: Any, logits: Tensor | None, mask: Tensor | None, axis: int =
         raise ValueError("step(tokens, logits) needs the batch: the budget is measured on its tokens.")
     if mask is not None and logits is not None and mask.shape != logits.shape[:-1]:
         raise ValueError(f"a mask of shape {tuple(mask.shape)} for logits of {tuple(logits.shape)}.")
-    like = next((t for t in (logits, mask) if t is not None), None)
-    if like is not None:
-        return like.shape[0]
+    for known in (logits, mask):
+        if known is not None:
+            return known.shape[0]
     sizes = [t.shape[axis] for t in tensors_in(tokens) if t.ndim > axis]
     if not sizes:
         raise ValueError("the batch holds no tensor, and no logits are given: their rows are not known.")
@@ -137,6 +137,11 @@ def other_shape(wanted: tuple[int, ...], got: tuple[int, ...]) -> ValueError:
         f"{tuple(wanted)}: in evaluation mode, or without targets, this model returns other positions; pass "
         "a `forward` that returns the logits of all."
     )
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first three, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 TIME_FIRST = "; or, if the batch is time-first, (T, B), say batch_dim=1"

@@ -14,17 +14,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..logits import token_mean
 from . import scales
 
 SUMS_TO_ZERO = 0.02  # |sum over the classes| of a softmax's gradient, at most, for each unit of its elements
 UNLIKE_SOFTMAX = 0.1  # from here on a loss is told to be another one's: what lies between may be a z-loss
-LEFT_OUT = (
-    0.05  # of a softmax, what classes without any gradient have at least where the loss leaves them out
-)
+LEFT_OUT = 0.05  # of a softmax, what classes without a gradient have at least where the loss leaves them out
 MEANT = 0.02  # of a gradient's size, what a softmax among several has at least
 SURE = 16  # numbers that all lie in [0, 1] are hardly logits
 LOOKED_AT = 1024  # tokens at most
 LABELS_OF = "logits_of=lambda z: torch.stack([torch.zeros_like(z), z], -1)"
+SIGMOID_OF = "logits_of=lambda p: torch.stack([(1 - p).log(), p.log()], -1)"
 LEARNT = " (where the factor is learnt, multiply by the parameter itself, as model.scale.exp() * z)"
 
 
@@ -34,74 +34,62 @@ class Gradient:
 
     rows: Tensor
     mass: float  # the sum of its elements' sizes in all rows
-    finite: bool
     known: Tensor | None = None  # (V,): the classes that it is known of, where some are constants; None: all
 
     @property
     def usable(self) -> bool:
-        return self.finite and self.mass > 0 and bool(self.rows.any())
+        return 0 < self.mass < math.inf and bool(self.rows.any())
 
     def __add__(self, other: Gradient) -> Gradient:
         """That of two backward passes."""
-        mass = self.mass + other.mass
-        return Gradient(self.rows + other.rows, mass, self.finite and other.finite, self.known)
+        return Gradient(self.rows + other.rows, self.mass + other.mass, self.known)
 
 
 def gradient_of(logits: Tensor, output: Tensor, by_output: Tensor) -> Gradient | None:
-    """The gradient by `logits`, a view of `output`, from that by `output`; rows first."""
-    whole = as_view(by_output, output, logits)
-    if whole is None:
-        return None
-    return of_rows(whole, leading_rows(logits))
+    """The gradient by `logits`, a view of `output`, from that by `output`; rows first. None where the logits
+    show other elements of that memory too."""
+    if logits.shape != output.shape or logits.stride() != output.stride():
+        alike = torch.empty_strided(
+            output.shape, output.stride(), dtype=by_output.dtype, device=by_output.device
+        )
+        offset = logits.storage_offset() - output.storage_offset()
+        try:
+            by_output = alike.copy_(by_output).as_strided(logits.shape, logits.stride(), offset)
+        except RuntimeError:  # they reach beyond the output
+            return None
+    return of_rows(by_output, leading_rows(logits))
 
 
 def of_rows(whole: Tensor, rows: int) -> Gradient:
     """The gradient of which `whole` holds all rows, rows first."""
-    mass = float(whole.abs().sum(dtype=torch.float32))
-    return Gradient(whole[:rows].detach().clone(), mass, mass < float("inf"))
+    return Gradient(whole[:rows].detach().clone(), float(whole.abs().sum(dtype=torch.float32)))
 
 
-def leading_rows(logits: Tensor, tokens: int = LOOKED_AT) -> int:
-    """How many rows of logits (B, ..., V) hold about `tokens` tokens, one at least."""
-    return max(1, tokens * max(1, len(logits)) // max(1, logits[..., 0].numel()))
-
-
-def as_view(values: Tensor, of: Tensor, view: Tensor) -> Tensor | None:
-    """The elements of `values`, which stand where those of `of` do, as `view`, of that one's memory, shows
-    them; None if it shows others too."""
-    if view is of or (view.shape == of.shape and view.stride() == of.stride()):
-        return values
-    alike = torch.empty_strided(of.shape, of.stride(), dtype=values.dtype, device=values.device)
-    if alike.numel() == 0 or _span(alike) < _span(view) + view.storage_offset() - of.storage_offset():
-        return None
-    alike.copy_(values)
-    return alike.as_strided(view.shape, view.stride(), view.storage_offset() - of.storage_offset())
-
-
-def _span(t: Tensor) -> int:
-    """Elements of memory from its first to its last."""
-    return 1 + sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True))
+def leading_rows(logits: Tensor) -> int:
+    """How many rows of logits (B, ..., V) hold about `LOOKED_AT` tokens, one at least."""
+    return max(1, LOOKED_AT * max(1, len(logits)) // max(1, logits[..., 0].numel()))
 
 
 def refusal(z: Tensor, gradient: Gradient | None) -> str | None:
     """Why logits (B, ..., V) are not what EBC takes them for, and the remedy; None where they may be."""
-    if gradient is not None and gradient.known is not None:
-        return _scaled_pair(z, gradient) if gradient.usable else None
-    if gradient is not None and gradient.usable and (two := scales.rows_and_columns(z, gradient.rows)):
-        return _columns(*two, len(z))
-    z = z[: leading_rows(z)].float()
+    g = None
     last = z.ndim - 1
-    axes = [axis for axis in (last, *range(1, last)) if z.shape[axis] > 1]
-    g = gradient.rows.float() if gradient is not None and gradient.usable else None
-    imbalance = {axis: math.nan if g is None else unbalanced(g, axis) for axis in axes}
-    if gradient is not None and g is not None and imbalance[last] <= SUMS_TO_ZERO:
+    if gradient is not None and gradient.usable:
+        if gradient.known is not None:
+            return _scaled_pair(z, gradient)
+        if two := scales.rows_and_columns(z, gradient.rows):
+            return _columns(*two, len(z))
+        g = gradient.rows.float()
+    z = z[: leading_rows(z) if g is None else len(g)].float()
+    if gradient is not None and g is not None and unbalanced(g, last) <= SUMS_TO_ZERO:
         if z.shape[-1] == 2:
             return _scaled_pair(z, gradient)
-        return _several(g) or _left_out(z[: len(g)], g) or _softmaxs(z, gradient.rows)
+        return _several(g) or _left_out(z, g) or _softmaxs(z, gradient.rows)
+    axes = [axis for axis in (last, *range(1, last)) if z.shape[axis] > 1]
     if _pairs_of_probabilities(z):
         return (
             "the second of two logits, beside a 0, is a probability in every row: for a model that ends in a "
-            "sigmoid give logits_of=lambda p: torch.stack([(1 - p).log(), p.log()], -1)."
+            f"sigmoid give {SIGMOID_OF}."
         )
     probabilities = _between(z) and (g is not None or _differ(z))
     for axis in axes:
@@ -113,21 +101,18 @@ def refusal(z: Tensor, gradient: Gradient | None) -> str | None:
     if g is None:
         return None
     for axis in axes[1:]:
-        if imbalance[axis] <= SUMS_TO_ZERO:
+        if unbalanced(g, axis) <= SUMS_TO_ZERO:
             return _other_axis(axis, z)
     if bool((z >= 0).all()) and _all_alike(g):
         return (
             "this is the loss of each position, and not logits: let the model return the logits too, and say "
             "where they are, logits_of=lambda output: …."
         )
-    if probabilities and imbalance[last] > UNLIKE_SOFTMAX:
-        return (
-            "the model returns probabilities, one for each label: give "
-            "logits_of=lambda p: torch.stack([(1 - p).log(), p.log()], -1)."
-        )
-    if _labels_by_themselves(z[: len(g)], g):
+    if probabilities and unbalanced(g, last) > UNLIKE_SOFTMAX:
+        return f"the model returns probabilities, one for each label: give {SIGMOID_OF}."
+    if _labels_by_themselves(z, g):
         return _labels(z)
-    found = scales.of_labels(z[: len(g)].cpu().double(), g.cpu().double(), (g > 0).cpu(), shifts=True)
+    found = scales.of_labels(z, g, shifts=True)
     return None if found is None else _labels(z, *found)
 
 
@@ -154,9 +139,7 @@ def _left_out(z: Tensor, g: Tensor) -> str | None:
 
 def _softmaxs(z: Tensor, g: Tensor) -> str | None:
     """What is said of logits (B, ..., V) by which the gradient `g` sums to zero over the classes."""
-    some = scales.sample(z[: len(g)], g)
-    if some is None:
-        return None
+    some = scales.sample(z, g)
     if scales.one_hot_labels(some):
         return _labels(z)
     found = scales.scale(some)
@@ -173,22 +156,20 @@ def _softmaxs(z: Tensor, g: Tensor) -> str | None:
 
 def _scaled_pair(z: Tensor, gradient: Gradient) -> str | None:
     """What is said of two classes, whose gradient may be known by one of them alone."""
-    rows = len(gradient.rows)
-    of = 1 if gradient.known is None or bool(gradient.known[1]) else 0
     if z.shape[-1] != 2:
         return None
-    x = (z[:rows, ..., of] - z[:rows, ..., 1 - of]).cpu().double()
-    g = gradient.rows[..., of].cpu().double()
     shifts = gradient.known is not None
-    found = scales.of_labels(x, g, (g > 0) & x.isfinite(), shifts=shifts)
+    of = 0 if gradient.known is not None and not gradient.known[1] else 1
+    z = z[: len(gradient.rows)].double()
+    found = scales.of_labels(z[..., of] - z[..., 1 - of], gradient.rows[..., of], shifts=shifts)
     if found is None or found == (1.0, 0.0):
         return None
+    written = scales.written(*found)
     if shifts:
         return (
-            f"these two logits are a constant and z, and the loss takes {scales.written(*found)} for z: let "
-            f"logits_of take that for z{LEARNT}."
+            f"these two logits are a constant and z, and the loss takes {written} for z: let logits_of take "
+            f"that for z{LEARNT}."
         )
-    written = scales.written(*found)
     return (
         f"the loss takes the softmax of {written}, z being these two logits, and EBC that of z: let "
         f"logits_of return {written}{LEARNT}."
@@ -207,26 +188,20 @@ def _labels(z: Tensor, factor: float = 1.0, offset: float = 0.0) -> str:
 def _columns(share: float, factor: float, size: int) -> str:
     """What is said of a softmax over the rows of a square, the batch's."""
     z = "z" if abs(math.log(factor)) < 2 * scales.APART else f"({scales.written(factor)})"
-    rows = f"probe_sequences={size}, and all rows choose c"
+    what, remedy = "beside that of each row, and EBC that of the rows alone", f"torch.stack([{z}, {z}.T], 1)"
     if share > 1 - scales.BOTH:
-        remedy = f"logits_of=lambda z: {z}.T" if z == "z" else f"logits_of=lambda z: {z}.T{LEARNT}"
-        return (
-            f"the loss takes the softmax of each column of these logits, and EBC that of each row: give "
-            f"{remedy}, z being these logits, and {rows}."
-        )
+        what, remedy = "and EBC that of each row", f"{z}.T"
     return (
-        f"the loss takes the softmax of each column of these logits beside that of each row, and EBC that of "
-        f"the rows alone: give logits_of=lambda z: torch.stack([{z}, {z}.T], 1), z being these logits, and "
-        f"{rows}{'' if z == 'z' else LEARNT}."
+        f"the loss takes the softmax of each column of these logits, {what}: give logits_of=lambda z: "
+        f"{remedy}, z being these logits, and probe_sequences={size}, and all rows choose c"
+        f"{'' if z == 'z' else LEARNT}."
     )
 
 
-def doubt(gradient: Gradient | None, log_probabilities: bool) -> str | None:
+def doubt(gradient: Gradient, log_probabilities: bool) -> str | None:
     """What is said of a loss that is no softmax's, where nothing tells what it is."""
-    if gradient is None or not gradient.usable or log_probabilities or gradient.known is not None:
-        return None
     imbalance = unbalanced(gradient.rows.float(), gradient.rows.ndim - 1)
-    if imbalance <= UNLIKE_SOFTMAX:
+    if log_probabilities or gradient.known is not None or imbalance <= UNLIKE_SOFTMAX:
         return None
     return (
         "the loss is not one of a softmax over the last axis of the model's output (its gradient sums to "
@@ -252,18 +227,9 @@ def are_log_probabilities(z: Tensor) -> bool:
     return _is(z[: leading_rows(z)].float().logsumexp(-1), 0)
 
 
-def without_loss(gradient: Gradient, mask: Tensor | None) -> float:
-    """The share of the positions that count, in the rows looked at, that the loss does not depend on."""
-    return share_of(~gradient.rows.any(-1), mask)
-
-
 def share_of(idle: Tensor, mask: Tensor | None) -> float:
-    """The share of the positions that count which are `idle`, of the leading rows."""
-    if mask is None:
-        return float(idle.float().mean())
-    rows = min(len(idle), len(mask))
-    counted = mask[:rows].bool()
-    return float((idle[:rows] & counted).sum() / counted.sum().clamp(min=1))
+    """The share of the positions that count which are `idle`, of the leading rows; NaN where none counts."""
+    return float(token_mean(idle.float(), None if mask is None else mask[: len(idle)]))
 
 
 def _between(z: Tensor) -> bool:
@@ -302,9 +268,8 @@ def _pairs_of_probabilities(z: Tensor) -> bool:
     """Whether they are (0, p), p strictly between 0 and 1 and not the same in every row."""
     if z.shape[-1] != 2 or z.numel() < 2 * SURE:
         return False
-    p = z[..., 1]
-    inside = bool((p > 0).all()) and bool((p < 1).all()) and not bool((p == p.flatten()[0]).all())
-    return inside and not bool(z[..., 0].any())
+    zero, p = z.unbind(-1)
+    return not zero.any() and bool(((p > 0) & (p < 1)).all()) and bool((p != p.flatten()[0]).any())
 
 
 def _all_alike(g: Tensor) -> bool:

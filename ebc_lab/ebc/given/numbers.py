@@ -23,13 +23,11 @@ class Numbers:
     def drawn(self) -> bool:
         """Whether a number has been drawn since."""
         now = Numbers()
-        if now.python != self.python:
-            return True
-        if self.numpy is not None:
-            _, key, place, *_ = self.numpy
-            if now.numpy[2] != place or not (now.numpy[1] == key).all():
-                return True
-        return any(not torch.equal(a, b) for a, b in zip(now.states, self.states, strict=False))
+        of_numpy = self.numpy is not None and (
+            now.numpy[2] != self.numpy[2] or (now.numpy[1] != self.numpy[1]).any()
+        )
+        of_torch = any(not torch.equal(a, b) for a, b in zip(now.states, self.states, strict=False))
+        return now.python != self.python or bool(of_numpy) or of_torch
 
     def restore(self) -> None:
         for generator, state in zip(self.generators, self.states, strict=True):

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import checks
+
 At = slice | Tensor  # places of rows: a run of them, or an index, (n,) int64
 RowsOf = Callable[[dict[str, Any], Tensor], Any]  # (the forward's arguments, an index) -> those of these rows
 
@@ -35,6 +37,50 @@ class Choice:
     def taken(self, x: Tensor, start: int, end: int) -> Tensor:
         """Those rows of a tensor (B, ...)."""
         return take(x, self.at(start, end))
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """Says which rows choose c.
+
+    `sequences`: how many; "all"; None: as many as hold about `checks.ENOUGH_TOKENS` tokens that count, two at
+    least. `audits`: whether a quarter of the rows that count is then left for audits.
+    """
+
+    sequences: int | str | None
+    audits: bool
+
+    def choose(self, size: int, like: Tensor | None, mask: Tensor | None, drawn_at: int | None) -> Choice:
+        """The leading rows of a batch of `size` rows, if positions of theirs count.
+
+        Args:
+            like: a tensor with an element for each position, rows first; None: known to be counted by `mask`.
+            drawn_at: the step, if rows are to be drawn from the whole batch, anew at each step.
+        """
+        order = None
+        if drawn_at is not None:
+            order = torch.randperm(size, generator=torch.Generator().manual_seed(drawn_at))
+        if mask is None:
+            assert like is not None
+            in_a_row = max(1, like.numel() // max(1, size))
+            return Choice(size, self._count(-(-checks.ENOUGH_TOKENS // in_a_row), size, size), order)
+        counted = mask.reshape(size, -1).sum(1).cpu()
+        k = self._enough(counted, order)
+        later = counted_first(counted, order, k)
+        return Choice(size, k if later is order else self._enough(counted, later), later)
+
+    def _enough(self, counted: Tensor, order: Tensor | None) -> int:
+        """How many rows choose c, of rows with `counted` positions each, (B,) on the CPU."""
+        tokens = (counted if order is None else counted[order]).cumsum(0)
+        wanted = 1 + int((tokens < checks.ENOUGH_TOKENS).sum())
+        return self._count(wanted, max(1, int((counted > 0).sum())), len(counted))
+
+    def _count(self, wanted: int, counting: int, size: int) -> int:
+        """As many rows as were asked for, else as `wanted`, of `size` rows of which some are `counting`."""
+        if self.sequences is not None:
+            return size if self.sequences == "all" else int(self.sequences)
+        most = counting - max(1, counting // 4) if self.audits and counting > 1 else counting
+        return min(max(wanted, 2), most)
 
 
 def index_of(at: At) -> Tensor:

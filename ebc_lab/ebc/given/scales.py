@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -31,30 +32,25 @@ GRID = [k / 2 * math.log(2) for k in range(-14, 15)]  # of log s
 OFFSETS = [-14.0, -10.0, -7.0, -5.0, -3.0, -1.5, 0.0, 1.5, 3.0, 5.0]
 LABELS = 2048  # of the sample, at most, where labels are by themselves
 
+Fit = TypeVar("Fit", bound=tuple[float, ...])  # how badly something fits, and what else is known of it
+
 
 @dataclass(frozen=True)
 class Sample:
-    """Logits and gradient of some rows, both (n, V), float64, the gradient as it is and with each row's label
-    below 0; `off`: where neither label nor rounding is."""
+    """Logits and gradient of some rows, both (n, V), float64."""
 
     z: Tensor
-    as_it_is: Tensor
     g: Tensor
-    finite: Tensor  # where z is, which is 0 elsewhere
-    off: Tensor
-
-    @property
-    def log_g(self) -> Tensor:
-        return torch.where(self.off, self.g, 1.0).log()
+    there: Tensor  # where z is finite and g is not 0
+    off: Tensor  # where neither label nor rounding is
+    log_g: Tensor  # where off, of the gradient with each row's label below 0
 
 
-def sample(z: Tensor, g: Tensor) -> Sample | None:
-    """Some rows and classes of logits and gradient (..., V); None where no row has a gradient."""
+def sample(z: Tensor, g: Tensor) -> Sample:
+    """Some rows and classes of logits and gradient (..., V), which is finite and not 0 everywhere."""
     tiny = torch.finfo(g.dtype).tiny
     z, g = z.flatten(0, -2), g.flatten(0, -2)
-    used = (g.any(-1) & g.isfinite().all(-1)).nonzero()[:, 0]
-    if not len(used):
-        return None
+    used = g.any(-1).nonzero()[:, 0]
     used = used[_spread(len(used), ROWS, used.device)]
     z, g = z[used], g[used]
     # a policy's row with a negative advantage is upside down: a label's element is the largest, and negative
@@ -62,8 +58,8 @@ def sample(z: Tensor, g: Tensor) -> Sample | None:
     classes = _spread(z.shape[-1], CLASSES, z.device)
     z, g = z[:, classes].cpu().double(), g[:, classes].cpu().double()
     upright = upright.cpu()
-    finite = z.isfinite()
-    return Sample(torch.where(finite, z, 0.0), g, upright * g, finite, finite & (upright * g >= tiny))
+    off = z.isfinite() & (upright * g >= tiny)
+    return Sample(z, g, z.isfinite() & (g != 0), off, torch.where(off, upright * g, 1.0).log())
 
 
 def _spread(n: int, most: int, device: torch.device) -> Tensor:
@@ -104,27 +100,19 @@ def line(s: Sample, among: Tensor | None = None) -> Line | None:
     if freedom < 4:
         return None
     x, y = _centred(s.z, among), _centred(s.log_g, among)
-    xx = float((x * x).sum())
-    if not xx > 0:
-        return None
-    slope = float((x * y).sum()) / xx
+    slope = (x * y).sum() / (x * x).sum()
     square = _centred(0.5 * x * x, among)
-    square = square - x * (float((x * square).sum()) / xx)
+    square = square - x * ((x * square).sum() / (x * x).sum())
     rest = y - slope * x
-    squares = float((square * square).sum())
-    if not squares > 0:
+    squares = (square * square).sum()
+    if not squares > 0:  # so, too, where all x are 0
         return None
-    bend = float((rest * square).sum()) / squares
-    variance = float((rest - bend * square)[among].square().sum()) / freedom
+    bend = (rest * square).sum() / squares
+    variance = (rest - bend * square).square().sum() / freedom
     of_entries = math.sqrt(int(among.sum()) / freedom)
-    return Line(
-        slope,
-        bend,
-        math.sqrt(variance / squares),
-        _typical(rest[among]) * of_entries,
-        float(rest.max()),
-        _typical((y - x)[among]) * of_entries,
-    )
+    unlike, unlike_one = (_typical(r[among]) * of_entries for r in (rest, y - x))
+    error = float((variance / squares).sqrt())
+    return Line(float(slope), float(bend), error, unlike, float(rest.max()), unlike_one)
 
 
 def scale(s: Sample) -> tuple[float, bool] | None:
@@ -133,90 +121,86 @@ def scale(s: Sample) -> tuple[float, bool] | None:
     It is for a cross-entropy, with or without label smoothing. Soft targets only bound it from below.
     """
     found = line(s)
-    most = float(s.off.sum()) > 0.5 * float(((s.g != 0) & s.finite).sum())
-    told = found is not None and most and found.is_one_scale
-    if found is not None and told and abs(found.bend) <= max(10 * found.error, 1e-3 * (found.slope - 1) ** 2):
-        return found.slope, found.unlike < EXACT
+    most = float(s.off.sum()) > 0.5 * float(s.there.sum())
+    bounds = []
+    if found is not None and most and found.is_one_scale:
+        if abs(found.bend) <= max(10 * found.error, 1e-3 * (found.slope - 1) ** 2):
+            return found.slope, found.unlike < EXACT
+        bounds.append(found.slope)
     smoothed = _smoothed(s)
     if smoothed is not None:
         return smoothed, True
-    least = _sharpened(s)
-    if found is not None and told:
-        least = max(found.slope, least or 0.0)
-    return None if least is None else (least, False)
+    bounds += _sharpened(s)
+    return (max(bounds), False) if bounds else None
 
 
 def _smoothed(s: Sample) -> float | None:
     """With label smoothing: off the label g is a·(exp(s·z) - b) in each row, b a small part of its mean."""
     labels = 2 if s.z.shape[-1] >= 8 else 1  # two where mixup has blended them
-    some = s.finite & (s.as_it_is != 0)
-    lowest = s.as_it_is.masked_fill(~some, math.inf).topk(labels, largest=False).indices
-    some = some.scatter(-1, lowest, False)
+    lowest = s.g.masked_fill(~s.there, math.inf).topk(labels, largest=False).indices
+    some = s.there.scatter(-1, lowest, False)
     some = some & (some.sum(-1, keepdim=True) >= 4)
     if int(some.sum()) < 16:
         return None
 
     def fitted(factor: float) -> tuple[float, float]:
         """How badly it fits, and the smoothing that it means."""
-        p = (factor * s.z).masked_fill(~s.finite, -math.inf).softmax(-1)
-        x, y = _centred(p, some), _centred(s.as_it_is, some)
+        p = (factor * s.z).softmax(-1)
+        x, y = _centred(p, some), _centred(s.g, some)
         slope = (x * y).sum(-1, keepdim=True) / (x * x).sum(-1, keepdim=True).clamp(min=1e-300)
-        size = y.square().sum(-1, keepdim=True).sqrt().clamp(min=1e-300)
-        rest = torch.where(slope > 0, (y - slope * x) / size, 1.0)
-        below = torch.where(some, p - s.as_it_is / slope.clamp(min=1e-300), 0.0).sum(-1) / some.sum(-1).clamp(
-            min=1
-        )
-        rows = some.any(-1)
-        return float(rest.square().sum(-1)[rows].median().sqrt()), s.z.shape[-1] * float(below[rows].median())
+        rest = torch.where(slope > 0, y - slope * x, y)
+        unlike = (rest.norm(dim=-1) / y.norm(dim=-1).clamp(min=1e-300))[some.any(-1)].median()
+        below = _mean(p, some) - _mean(s.g, some) / slope.clamp(min=1e-300)
+        return float(unlike), s.z.shape[-1] * float(below[some.any(-1)].median())
 
-    if fitted(1.0)[0] < 1e-3:
+    unscaled, _ = fitted(1.0)
+    if unscaled < 1e-3:
         return None
-    found, least = _lowest(lambda factor: fitted(factor)[0])
-    fits = least < 0.01 and fitted(1.0)[0] > BETTER * least and -0.01 < fitted(found)[1] < SMOOTHING
+    found, (least, smoothing) = _lowest(fitted)
+    fits = least < 0.01 and unscaled > BETTER * least and -0.01 < smoothing < SMOOTHING
     return found if fits and abs(math.log(found)) > FAR else None
 
 
-def _sharpened(s: Sample) -> float | None:
-    """At least how much a loss with soft targets that are sharper than softmax(z) multiplies logits.
+def _sharpened(s: Sample) -> list[float]:
+    """At least how much a loss with soft targets that are sharper than softmax(z) multiplies logits; empty
+    where that is not seen.
 
     Where logits are low such targets are nearly 0: the gradient is positive there, and its slope comes near s
     from below, the nearer the lower they are.
     """
-    finite = s.finite & (s.g != 0)
-    count = finite.sum(-1, keepdim=True)
-    rank = s.z.masked_fill(~finite, math.inf).argsort(-1).argsort(-1)
-    low, lower = (finite & (rank < part * count) for part in (0.3, 0.15))
+    rank = s.z.masked_fill(~s.there, math.inf).argsort(-1).argsort(-1)
+    low, lower = (s.there & (rank < part * s.there.sum(-1, keepdim=True)) for part in (0.3, 0.15))
     if int(lower.sum()) < 16 or float((low & ~s.off).sum()) > 0.05 * float(low.sum()):
-        return None
+        return []
     below, above = line(s, lower & s.off), line(s, low & ~lower & s.off)
     if below is None or above is None:
-        return None
+        return []
     clear = all(part.unlike_one > 3 * part.unlike for part in (below, above))
     rises = FLAT < above.slope < 1.1 * below.slope < 2 * FLAT * above.slope
-    return below.slope if clear and rises else None
+    return [below.slope] if clear and rises else []
 
 
 # -- labels by themselves ------------------------------------------------------------------------------------
 
 
-def of_labels(z: Tensor, g: Tensor, off: Tensor, *, shifts: bool) -> tuple[float, float] | None:
-    """The factor s and the offset b with which g = w·s·sigmoid(s·z + b) where `off` the labels, one w for
-    all; float64. `shifts`: whether b may be other than 0.
+def of_labels(z: Tensor, g: Tensor, *, shifts: bool) -> tuple[float, float] | None:
+    """The factor s and the offset b with which g = w·s·sigmoid(s·z + b) off the labels, where g > 0, one w
+    for all; z and g of one shape. `shifts`: whether b may be other than 0.
 
     None where another function of z fits as well.
     """
-    x, y = z[off], torch.where(off, g, 1.0).log()[off]
-    some = _spread(len(x), LABELS, x.device)
-    x, y = x[some], y[some]
+    off = (g > 0) & z.isfinite()
+    some = _spread(int(off.sum()), LABELS, z.device)
+    x, y = z[off][some].cpu().double(), g[off][some].cpu().double().log()
     if len(x) < 16:
         return None
 
-    def rest(factor: float, offset: float = 0.0) -> Tensor:
-        unexplained = y - F.logsigmoid(factor * x + offset)
+    def rest(factor: float) -> Tensor:
+        unexplained = y - F.logsigmoid(factor * x)
         return unexplained - unexplained.median()
 
     whole = _typical(y - y.median())
-    found, least = _lowest(lambda factor: _typical(rest(factor)))
+    found, (least,) = _lowest(lambda factor: (_typical(rest(factor)),))
     if least < LOOSE and BETTER * least < whole:
         if abs(math.log(found)) < APART:
             return 1.0, 0.0
@@ -263,36 +247,26 @@ def rows_and_columns(z: Tensor, g: Tensor) -> tuple[float, float] | None:
 
     None where the softmax over rows explains as much.
     """
-    if z.ndim != 2 or z.shape[0] != z.shape[1] or len(z) < 4 or not g.isfinite().all():
+    if z.ndim != 2 or z.shape[0] != z.shape[1] or len(z) < 4:
         return None
-    if len(g) == len(z):
-        columns = sample(z.T, g.T)
-        found = columns and line(columns)
-        if found and found.slope > 0 and found.unlike < 1e-3:
-            return 1.0, found.slope
     rows = min(len(g), ROWS)
     z, g = z.cpu().double(), g[:rows].cpu().double()
     off = (g > 0) & z[:rows].isfinite()
     if float(off.double().mean()) < 0.5:
         return None
-    known = g[off]
 
     def fitted(factor: float) -> tuple[float, float, float]:
         """How badly a·rows + b·columns fits, a, b."""
-        x = factor * z
-        by_row, by_column = x[:rows].softmax(1)[off] / known, x.softmax(0)[:rows][off] / known
-        aa, ab, bb = by_row @ by_row, by_row @ by_column, by_column @ by_column
-        inverse = 1 / (aa * bb - ab * ab).clamp(min=1e-300)
-        a = (bb * by_row.sum() - ab * by_column.sum()) * inverse
-        b = (aa * by_column.sum() - ab * by_row.sum()) * inverse
-        return _typical(a * by_row + b * by_column - 1), float(a), float(b)
+        softmaxes = (factor * z[:rows]).softmax(1), (factor * z).softmax(0)[:rows]
+        parts = torch.stack([p[off] / g[off] for p in softmaxes], 1)
+        shares = torch.linalg.lstsq(parts, torch.ones_like(parts[:, :1])).solution
+        return _typical(parts @ shares - 1), *shares[:, 0].tolist()
 
-    factor = 1.0
-    if fitted(factor)[0] > 1e-3 and len(z) <= CLASSES:
-        factor = _lowest(lambda f: fitted(f)[0])[0]
-    unlike, a, b = fitted(factor)
-    of_rows = sample(z[:rows], g)
-    straight = of_rows and line(of_rows)
+    factor, fit = 1.0, fitted(1.0)
+    if fit[0] > 1e-3 and len(z) <= CLASSES:
+        factor, fit = _lowest(fitted)
+    unlike, a, b = fit
+    straight = line(sample(z[:rows], g))
     better = not straight or straight.unlike > 3 * unlike
     positive = a > -0.02 * (a + b) and b > BOTH * (a + b) > 0
     return (b / (a + b), factor) if unlike < 0.03 and better and positive else None
@@ -303,35 +277,33 @@ def rows_and_columns(z: Tensor, g: Tensor) -> tuple[float, float] | None:
 
 def _centred(x: Tensor, among: Tensor) -> Tensor:
     """x minus its mean among some entries of each row; 0 at the others."""
-    x = torch.where(among, x, 0.0)
-    mean = x.sum(-1, keepdim=True) / among.sum(-1, keepdim=True).clamp(min=1)
-    return torch.where(among, x - mean, 0.0)
+    return torch.where(among, x - _mean(x, among), 0.0)
+
+
+def _mean(x: Tensor, among: Tensor) -> Tensor:
+    """The mean among some entries of each row, (n, 1); 0 without any."""
+    return torch.where(among, x, 0.0).sum(-1, keepdim=True) / among.sum(-1, keepdim=True).clamp(min=1)
 
 
 def _typical(rest: Tensor) -> float:
     """The size that nine residuals in ten do not exceed."""
-    return float(rest.abs().quantile(0.9)) if rest.numel() < 2**23 else float(rest.abs().mean())
+    return float(rest.abs().quantile(0.9))
 
 
-def _lowest(unlike: Callable[[float], float]) -> tuple[float, float]:
-    """The factor at which `unlike` is least, and that least value."""
-    factor = math.exp(_least(lambda log: unlike(math.exp(log)), GRID))
-    return factor, unlike(factor)
-
-
-def _least(unlike: Callable[[float], float], grid: list[float]) -> float:
-    """Where `unlike` is least, between the points beside the best of a grid."""
-    values = [unlike(at) for at in grid]
-    best = min(range(len(grid)), key=values.__getitem__)
-    low, high = grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)]
+def _lowest(fitted: Callable[[float], Fit]) -> tuple[float, Fit]:
+    """The factor at which the first number of `fitted` is least, between the points beside the best of a
+    grid, and what is fitted there."""
+    best = min(GRID, key=lambda log: fitted(math.exp(log))[0])
+    low, high = best - GRID[1] + GRID[0], best + GRID[1] - GRID[0]
     golden = (math.sqrt(5) - 1) / 2
     for _ in range(28):
         left, right = high - golden * (high - low), low + golden * (high - low)
-        if unlike(left) < unlike(right):
+        if fitted(math.exp(left))[0] < fitted(math.exp(right))[0]:
             high = right
         else:
             low = left
-    return (low + high) / 2
+    factor = math.exp((low + high) / 2)
+    return factor, fitted(factor)
 
 
 def written(factor: float, offset: float = 0.0) -> str:

@@ -62,8 +62,8 @@ class Source:
         self.rows = min(self.size, losses.leading_rows(logits))
         self._logits_of = logits_of
         self._buffers = list(model.buffers())
-        self._output = _replaced(output, {id(t): self._cut(t).detach().clone() for t in tensors_of(output)})
         whole = tensors_of(output)
+        self._output = _replaced(output, {id(t): self._cut(t).detach().clone() for t in whole})
         self._leaves = tensors_of(self._output)
         graded = [i for i, t in enumerate(whole) if t.requires_grad]
         starts = {i: self._leaves[i].clone().requires_grad_() for i in graded}
@@ -83,13 +83,11 @@ class Source:
 
     def _cut(self, t: Tensor) -> Tensor:
         """The leading rows, where they stand."""
-        if self.rows == self.size:
+        whole = rows_of(t, self.size, self.axis)
+        if whole is None:
             return t
-        if t.ndim > self.axis and t.shape[self.axis] == self.size:
-            return t.narrow(self.axis, 0, self.rows)
-        if self.axis == 0 and t.ndim and t.shape[0] and t.shape[0] % self.size == 0:
-            return t[: t.shape[0] // self.size * self.rows]
-        return t
+        rows = whole[: self.rows]
+        return rows.flatten(0, 1) if whole.ndim > t.ndim else rows.movedim(0, self.axis)
 
     def _made(self, values: dict[int, Tensor]) -> Tensor:
         """The logits of these values in the places of the output's, rows first."""
@@ -103,8 +101,9 @@ class Source:
         return z.movedim(self.axis, 0) if self.axis else z
 
     def _elements(self, z: Tensor, start: Tensor) -> tuple[Tensor, Tensor] | None:
-        """For each element of the output, which logit it is, -1 for none, and by how much the logit moves
-        with it; None where one is several, or a logit is made of several."""
+        """For each logit, which element of the output it is, -1 for a constant, and for each element by how
+        much its logit moves with it; None where one is several, or a logit is made of several, or where
+        constants are not the same classes everywhere."""
 
         def back(weights: Tensor) -> Tensor:
             (g,) = torch.autograd.grad(z, start, weights.to(z.dtype), retain_graph=True)
@@ -127,53 +126,53 @@ class Source:
         once = torch.bincount(which[feeds], minlength=1).max() <= 1
         if not feeds.any() or not bool(near[feeds].all()) or not bool(once):
             return None
-        return which.masked_fill_(~feeds, -1), slope
+        of = torch.full((z.numel(),), -1, device=z.device)
+        of[which[feeds]] = feeds.nonzero()[:, 0]
+        known = (of >= 0).view(z.shape).flatten(0, -2)
+        return (of, slope) if bool((known == known[0]).all()) else None
 
     def came(self, place: int, gradient: Tensor) -> None:
         """A gradient has come back to the output's tensor there."""
         whole = rows_of(gradient, self.size, self.axis)
-        if whole is None and self.rows < self.size:
-            return
         new = losses.of_rows(gradient if whole is None else whole, self.rows)
         old = self.gradients.get(place)
         self.gradients[place] = new if old is None else old + new
 
     def by_logits(self) -> Gradient | None:
         """The loss's gradient by the logits, where each is one element of the output, or a constant."""
-        gradient = self.gradients.get(self.places[0]) if self.places else None
-        if self.elements is None or gradient is None or not gradient.finite:
+        if self.elements is None:
             return None
-        which, slope = self.elements
-        leaf = self._leaves[self.places[0]]
-        as_it_stands = torch.empty_like(leaf, dtype=torch.float32)
-        front = rows_of(as_it_stands, self.rows, self.axis)
-        (as_it_stands if front is None else front).copy_(gradient.rows)
-        feeds = which >= 0
-        g = as_it_stands.flatten()[feeds] / slope[feeds]
-        by_logits = g.new_zeros(self.shape.numel())
-        by_logits[which[feeds]] = g
-        known = torch.zeros(self.shape.numel(), dtype=torch.bool, device=g.device)
-        known[which[feeds]] = True
-        known = known.view(self.shape).flatten(0, -2)
-        if not bool((known == known[0]).all()):
+        (place,) = self.places
+        by_output = self._as_it_stands(place)
+        if by_output is None:
             return None
-        classes = None if bool(known.all()) else known[0]
-        mass = gradient.mass * float(by_logits.abs().sum()) / max(float(gradient.rows.abs().sum()), 1e-38)
-        return Gradient(by_logits.view(self.shape), mass, gradient.finite, classes)
+        gradient = self.gradients[place]
+        of, slope = self.elements
+        g = torch.where(of >= 0, (by_output.flatten() / slope)[of], 0.0).view(self.shape)
+        known = (of >= 0).view(self.shape).flatten(0, -2)[0]
+        mass = gradient.mass * float(g.abs().sum()) / max(float(gradient.rows.abs().sum()), 1e-38)
+        return Gradient(g, mass, None if bool(known.all()) else known)
+
+    def _as_it_stands(self, place: int) -> Tensor | None:
+        """The gradient that has come back there, float32, laid out as the output's leading rows; None where
+        none has, or the logits have other rows than the output."""
+        gradient = self.gradients.get(place)
+        g = torch.empty_like(self._leaves[place], dtype=torch.float32)
+        front = rows_of(g, self.rows, self.axis)
+        front = g if front is None else front
+        if gradient is None or front.shape != gradient.rows.shape:
+            return None
+        front.copy_(gradient.rows)
+        return g
 
     def idle(self, mask: Tensor | None) -> float:
         """The share of the positions that count, in these rows, that the loss does not depend on: those that
-        stay where they are when all moves that the loss depends on."""
+        stay where they are when all moves that the loss depends on. NaN where a gradient is not known."""
         moved = {}
         for i in self.places:
-            if i not in self.gradients:
-                continue
-            leaf = self._leaves[i]
-            g = torch.empty_like(leaf, dtype=torch.float32)
-            front = rows_of(g, self.rows, self.axis)
-            if (g if front is None else front).shape != self.gradients[i].rows.shape:
-                return math.nan  # the logits have other rows than the output
-            (g if front is None else front).copy_(self.gradients[i].rows)
+            leaf, g = self._leaves[i], self._as_it_stands(i)
+            if g is None:
+                return math.nan
             size = torch.where(leaf == 0, leaf.abs().float().mean().to(leaf.dtype), leaf.abs())
             moved[i] = torch.where(g != 0, leaf + STEP * size * _noise(leaf), leaf)
         z = self._made({}).detach().float()
@@ -185,9 +184,8 @@ class Source:
 def _noise(like: Tensor) -> Tensor:
     """Numbers between -1 and 1, the same each time, none of which is near 0."""
     generator = torch.Generator().manual_seed(0)
-    size = torch.rand(like.shape, generator=generator) / 2 + 0.5
-    sign = torch.randint(2, like.shape, generator=generator) * 2 - 1
-    return (size * sign).to(like.device, like.dtype)
+    noise = 2 * torch.rand(like.shape, generator=generator) - 1
+    return ((noise + noise.sign()) / 2).to(like.device, like.dtype)
 
 
 def _replaced(output: Any, tensors: dict[int, Tensor]) -> Any:

@@ -8,9 +8,11 @@ of a router have moved since.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
+from operator import is_
 from typing import Any
 
 import torch
@@ -27,7 +29,7 @@ CONTAINERS = (list, dict, set, deque, tuple)
 TORCHS_OWN = frozenset(vars(nn.Module()))  # attributes that every module has
 # beside its attributes: a model may make modules and hooks of its own at its first forward
 KEPT_TOO = (
-    *("_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks"),
+    *("_modules", "_buffers", "_forward_hooks", "_forward_pre_hooks"),
     *("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"),
 )
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -35,16 +37,113 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 Place = tuple[nn.Module, Any]  # a module, and the name of something that it keeps
 
 
+class Kept:
+    """What one module keeps, as it was: its attributes and the entries of `KEPT_TOO`, all by identity.
+
+    `mutable`: those that can be changed in place. `lasting`: whether none of them has a graph, so that this
+    may be held from step to step.
+    """
+
+    def __init__(self, module: nn.Module, frozen_too: bool):
+        own = vars(module)
+        self.module = module
+        self.own = own
+        self.entries = own.copy()
+        weights = own["_parameters"]
+        spaces = [own[name] for name in KEPT_TOO]
+        self.filled = [(space, space.copy()) for space in spaces if space]
+        self.empty = [space for space in spaces if not space]
+        attributes = {name: own[name] for name in own.keys() - TORCHS_OWN}
+        self.lasting = not any(isinstance(v, Tensor) and v.grad_fn is not None for v in attributes.values())
+        if type(module) not in BATCH_NORMS:
+            attributes |= own["_buffers"]
+        if frozen_too:
+            frozen = {n: p for n, p in weights.items() if p is not None and not p.requires_grad}
+            attributes |= frozen
+        self.mutable = [(name, value) for name, value in attributes.items() if _mutable(value)]
+
+    def put_back(self) -> None:
+        """Have it keep the same as then."""
+        for space in self.empty:
+            space.clear()
+        for space, entries in ((self.own, self.entries), *self.filled):
+            whole = space is not self.own
+            for name in [n for n in space if n not in entries and (whole or n not in TORCHS_OWN)]:
+                del space[name]
+            for name, value in entries.items():
+                if (whole or name not in TORCHS_OWN) and space.get(name, space) is not value:
+                    space[name] = value
+
+    def detached(self) -> Kept:
+        """The same without the graphs of its tensors, which would live on."""
+        for name, value in self.entries.items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                self.entries[name] = value.detach()
+        return self
+
+
+class Modules:
+    """What all modules of a model keep, seen as one: in most models none of it ever changes."""
+
+    def __init__(self, modules: list[Kept]):
+        self.modules = modules
+        weights = [m.own["_parameters"] for m in modules]
+        pairs = [pair for m in modules for pair in ((m.own, m.entries), *m.filled)]
+        pairs += [(space, space.copy()) for space in weights]
+        self.spaces = [space for space, _ in pairs]
+        self.sizes = [len(entries) for _, entries in pairs]
+        self.values = list(chain.from_iterable(entries.values() for _, entries in pairs))
+        self.empty = [space for m in modules for space in m.empty]
+        self.lasting = all(m.lasting for m in modules)
+        self.mutable = [((m.module, name), value) for m in modules for name, value in m.mutable]
+        self.modes = [m.own for m in modules]
+        # those with a `train` of their own, which may drop what they computed from older weights
+        self.telling = [m.module for m in modules if type(m.module).train is not nn.Module.train]
+
+    @property
+    def changed(self) -> bool:
+        """Whether one of them keeps something else now."""
+        if any(self.empty) or list(map(len, self.spaces)) != self.sizes:
+            return True
+        return not all(map(is_, chain.from_iterable(map(dict.values, self.spaces)), self.values))
+
+    def put_back(self) -> None:
+        """Have them keep the same as then."""
+        if self.changed:
+            for module in self.modules:
+                module.put_back()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Each in evaluation mode, without the time that `modules()` and __setattr__ take. Those with a
+        `train` of their own are told by it."""
+        before = [own["training"] for own in self.modes]
+        telling = [module for module in self.telling if module.training]
+        try:
+            _tell(telling, False)
+            for own in self.modes:
+                own["training"] = False
+            yield
+        finally:
+            _tell(telling, True)
+            for own, training in zip(self.modes, before, strict=True):
+                own["training"] = training
+
+
 @dataclass
 class Snapshot:
     """The state of a model at one moment."""
 
-    spaces: list[tuple[MutableMapping[str, Any], dict[str, Any]]] = field(default_factory=list)
+    kept: Modules
     containers: list[tuple[Any, Any]] = field(default_factory=list)  # each, and a shallow copy
     # each, its values, and its version: another one later means that it was written to
     tensors: list[tuple[Place, Tensor, Tensor, int]] = field(default_factory=list)
     closely: bool = False
-    lent: bool = False  # whether torch.func has lent the model other weights than its own
+
+    @property
+    def lent(self) -> bool:
+        """Whether torch.func has lent the model other weights than its own."""
+        return any(type(p) is Tensor for m in self.kept.modules for p in m.own["_parameters"].values())
 
     def add(self, place: Place, tensor: Tensor) -> None:
         """Copy a tensor's values, unless it is a kind that nothing can be copied into."""
@@ -66,6 +165,8 @@ class ModelState:
         self._moving: set[Place] = set()  # tensors that some forward has changed in place
         self._closely = CLOSELY
         self._measurements = 0
+        self._kept: Modules | None = None  # at the last snapshot, where it may be held
+        self._parameters: list[nn.Parameter] | None = None
         frozen = [p for p in model.parameters() if not p.requires_grad]
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         # as a momentum encoder is; what adapters are trained on is larger, and nothing moves it
@@ -73,31 +174,27 @@ class ModelState:
 
     def remember(self) -> Snapshot:
         """Where a training forward begins."""
-        snapshot = self._taken(self._closely > 0, for_later=True)
-        snapshot.lent = any(type(p) is Tensor for m in self.model.modules() for p in m._parameters.values())
-        return snapshot
+        return self._taken(self._closely > 0, for_later=True)
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
         """In evaluation mode, from `start` on; afterwards the model is as it was."""
         self._measurements += 1
-        modes = Modes(self.model)
         now = self._taken(self._closely > 0 or self._measurements % AGAIN == 0)
         self._closely -= self._closely > 0
-        for module in modes.own:  # some merge weights there, which rounds them
+        for module in now.kept.telling:  # some merge weights there, which rounds them
             for name, p in vars(module)["_parameters"].items():
-                if p is not None:
+                if p is not None and module.training:
                     now.add((module, name), p)
         # computed before the weights have moved
         cached, parametrize._cache_enabled = parametrize._cache_enabled, 0
         try:
-            modes.evaluate()
-            if self.start is not None:
+            if self.start is not None and not (self.start.kept is now.kept and not now.kept.mutable):
                 self._put(self.start)
-            yield
+            with now.kept.evaluating():
+                yield
         finally:
             parametrize._cache_enabled = cached
-            modes.restore()
             self._put(now)
 
     @contextmanager
@@ -109,34 +206,32 @@ class ModelState:
         finally:
             self._put(now)
 
+    def parameters(self) -> list[nn.Parameter]:
+        """The model's, as they were when a snapshot was last taken, but for those that nothing can move."""
+        if self._parameters is None:
+            self._parameters = [p for p in self.model.parameters() if not p.is_inference()]
+        return self._parameters
+
     def _taken(self, closely: bool, for_later: bool = False) -> Snapshot:
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             closely = False  # which needs values on the host
-        snapshot = Snapshot(closely=closely)
-        for module in self.model.modules():
-            own = vars(module)
-            attributes = {name: own[name] for name in own.keys() - TORCHS_OWN}
-            buffers, weights = own["_buffers"], own["_parameters"]
-            kept = {} if type(module) in BATCH_NORMS else buffers
-            if weights and self._frozen_too:
-                kept = kept | {
-                    name: p for name, p in weights.items() if p is not None and not p.requires_grad
-                }
-            snapshot.spaces.append((own, attributes))
-            for name in KEPT_TOO:
-                snapshot.spaces.append((own[name], dict(own[name])))
-            for name, value in (attributes | kept).items() if kept else attributes.items():
-                self._copy(snapshot, (module, name), value)
-                if for_later and isinstance(value, Tensor) and value.grad_fn is not None:
-                    attributes[name] = value.detach()  # its graph would live on
+        if self._kept is None or self._kept.changed:
+            modules = [Kept(module, self._frozen_too) for module in self.model.modules()]
+            self._parameters = None
+            kept = Modules([m.detached() if for_later else m for m in modules])
+            self._kept = kept if kept.lasting else None
+        else:
+            kept = self._kept
+        snapshot = Snapshot(kept, closely=closely)
+        for place, value in kept.mutable:
+            self._copy(snapshot, place, value)
         return snapshot
 
     def _copy(self, snapshot: Snapshot, place: Place, value: Any, depth: int = 0) -> None:
         """Copy what of a value can be changed in place."""
         if isinstance(value, Tensor):
-            parameter = isinstance(
-                value, nn.Parameter
-            )  # a recurrent layer has a list of its trained ones, too
+            # a recurrent layer has a list of its trained ones, too
+            parameter = isinstance(value, nn.Parameter)
             small = value.numel() <= SMALL and not parameter
             if not (parameter and value.requires_grad) and (
                 small or snapshot.closely or place in self._moving
@@ -146,19 +241,13 @@ class ModelState:
             if not isinstance(value, tuple):
                 snapshot.containers.append((value, value.copy()))
             for key, entry in value.items() if isinstance(value, dict) else enumerate(value):
-                self._copy(snapshot, (place[0], (place[1], key)), entry, depth + 1)
+                if _mutable(entry):
+                    self._copy(snapshot, (place[0], (place[1], key)), entry, depth + 1)
 
     @torch.no_grad()
     def _put(self, snapshot: Snapshot) -> None:
         """Put the model back to where the snapshot was taken, and note which tensors had changed in place."""
-        for space, entries in snapshot.spaces:
-            own = "_buffers" in space
-            left = [name for name in space if name not in entries and not (own and name in TORCHS_OWN)]
-            for name in left:
-                del space[name]
-            for name, value in entries.items():
-                if space.get(name, space) is not value:
-                    space[name] = value
+        snapshot.kept.put_back()
         for container, copy in snapshot.containers:
             _refill(container, copy)
         for place, tensor, values, version in snapshot.tensors:
@@ -170,6 +259,19 @@ class ModelState:
                     tensor.resize_(values.shape)
                 tensor.copy_(values)
                 self._moving.add(place)
+
+
+def _tell(modules: list[nn.Module], mode: bool) -> None:
+    for module in modules:
+        if module.training is not mode:  # else the one around it has passed it on
+            module.train(mode)
+
+
+def _mutable(value: Any) -> bool:
+    """Whether it can be changed in place, or holds something that can."""
+    if type(value) is tuple:
+        return any(map(_mutable, value))
+    return isinstance(value, Tensor) or type(value) in CONTAINERS
 
 
 def _refill(container: Any, copy: Any) -> None:
@@ -184,37 +286,3 @@ def _refill(container: Any, copy: Any) -> None:
 def _alike(a: Any, b: Any) -> bool:
     """Whether two entries, or items of dicts, are the same objects."""
     return a is b or (type(a) is type(b) is tuple and len(a) == len(b) == 2 and a[0] is b[0] and a[1] is b[1])
-
-
-class Modes:
-    """The mode of each module, which `evaluate` changes and `restore` puts back.
-
-    Modules with a `train` of their own, which may drop what they computed from older weights, are told by it.
-    Others are told without `modules()` and __setattr__, which take longer than a small forward.
-    """
-
-    def __init__(self, model: nn.Module):
-        self.states: list[tuple[dict[str, Any], bool]] = []
-        self.own: list[nn.Module] = []  # those that train and have a `train` of their own
-        modules = [model]
-        for module in modules:
-            state = module.__dict__
-            self.states.append((state, state["training"]))
-            if type(module).train is not nn.Module.train and state["training"]:
-                self.own.append(module)
-            modules += [child for child in state["_modules"].values() if child is not None]
-
-    def evaluate(self) -> None:
-        self._tell(False)
-        for state, _ in self.states:
-            state["training"] = False
-
-    def restore(self) -> None:
-        self._tell(True)
-        for state, training in self.states:
-            state["training"] = training
-
-    def _tell(self, mode: bool) -> None:
-        for module in self.own:
-            if module.training is not mode:  # else the one around it has passed it on
-                module.train(mode)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import warnings
 
+from ..budgets import Need
+from ..clip import EllipsotopeClip
+from ..proposal import Opened
 from .checks import EBCWarning
 
 PATIENCE = 10  # steps in a row
@@ -37,16 +40,20 @@ class Watch:
         self._in_a_row = dict.fromkeys(SENTENCES, 0)
         self._said: set[str] = set()
 
-    def see(self, c: float, *, bad_gradient: bool, unmeasured: bool) -> None:
-        """One step: its c, 0 where it was skipped; whether for its gradient; whether no KL was measured."""
-        skipped = bad_gradient or c == 0
-        self._count("tiny", 0 < c < TINY)
-        self._count("gradients", bad_gradient)
-        self._count("skipped", skipped and not bad_gradient)
-        self._count("unmeasured", unmeasured and not skipped)
-
-    def _count(self, what: str, seen: bool) -> None:
-        self._in_a_row[what] = self._in_a_row[what] + 1 if seen else 0
-        if self._in_a_row[what] == PATIENCE and what not in self._said:
-            self._said.add(what)
-            warnings.warn(f"{PATIENCE} steps in a row {SENTENCES[what]}", EBCWarning, stacklevel=3)
+    def see(self, clip: EllipsotopeClip, opened: Opened) -> None:
+        """A step of `clip` that has ended."""
+        limits = clip.settings.limits(opened.t)
+        c = clip.last_c if limits else 1.0
+        due = limits and clip.settings.measure == "every" and clip.budget.need is Need.MEASUREMENT
+        unmeasured = due and opened.stats.trial_kl is None and clip.budget.measures_kl(opened.t)
+        seen = {
+            "tiny": 0 < c < TINY,
+            "gradients": opened.void,
+            "skipped": c == 0 and not opened.void,
+            "unmeasured": unmeasured and c != 0 and not opened.void,
+        }
+        for what, is_so in seen.items():
+            self._in_a_row[what] = self._in_a_row[what] + 1 if is_so else 0
+            if self._in_a_row[what] == PATIENCE and what not in self._said:
+                self._said.add(what)
+                warnings.warn(f"{PATIENCE} steps in a row {SENTENCES[what]}", EBCWarning, stacklevel=2)

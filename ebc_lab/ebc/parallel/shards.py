@@ -8,7 +8,7 @@ of the trial.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -27,6 +27,12 @@ def local(tensor: Tensor) -> Tensor:
     if shared_out(tensor):
         return tensor.to_local()  # type: ignore[attr-defined,no-any-return]
     return tensor.to_dense() if tensor.is_sparse else tensor
+
+
+def gradients_of(weights: Iterable[Tensor]) -> list[Tensor]:
+    """The gradients of those that have one, as `local` gives them."""
+    found = [g for p in weights if (g := p.grad) is not None]
+    return found if all(type(g) is Tensor and not g.is_sparse for g in found) else list(map(local, found))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -64,7 +70,8 @@ def sharding_group(model: nn.Module, weights: Sequence[Tensor]) -> dist.ProcessG
 
     Raises ValueError where weights are shared out in another way.
     """
-    meshes: list[Any] = [p.device_mesh for p in weights if shared_out(p)]  # type: ignore[attr-defined]
+    parts: list[Any] = [p for p in weights if shared_out(p)]
+    meshes = [p.device_mesh for p in parts]
     if not meshes:
         return None
     if any(mesh.ndim > 1 for mesh in meshes):
@@ -73,7 +80,7 @@ def sharding_group(model: nn.Module, weights: Sequence[Tensor]) -> dist.ProcessG
             "share them out over one dimension, with fully_shard."
         )
     modules = fsdp_modules(model)
-    if not modules:
+    if not modules or not all(p.placements[0].is_shard() for p in parts):
         raise ValueError(
             "tensor parallelism cannot be limited yet: share the weights out with fully_shard, and give EBC "
             "the module that it was applied to last."
@@ -84,8 +91,6 @@ def sharding_group(model: nn.Module, weights: Sequence[Tensor]) -> dist.ProcessG
             "some weights are shared out and others are not: apply fully_shard to the whole model, after its "
             "parts, and give EBC that model."
         )
-    if not all(p.placements[0].is_shard() for p in weights):  # type: ignore[attr-defined]
-        raise ValueError("tensor parallelism cannot be limited yet: share the weights out with fully_shard.")
     if any(mesh != meshes[0] for mesh in meshes):
         raise ValueError("the weights lie on several meshes: apply fully_shard over one.")
     if any(local(p).device.type != meshes[0].device_type for p in weights):
