@@ -59,7 +59,7 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 INTERNAL = (  # types that show in the signature of something public
-    r"ebc\.(flat|parallel|probe|controller|budgets)\.[\w.]+",
+    r"ebc\.(flat|parallel|probe|controller|budgets|given)\.[\w.]+",
     r"ebc\.(step\.(Forecast|Arithmetic)|proposal\.StateCopy)",
     r"ebm\.energy\.Splats",
     r"(integrations\.transformers\.Reporting|lowbit\.linear\.Model)",
