@@ -68,13 +68,20 @@ def read_choice(group: str, name: str) -> dict[str, Any]:
 
 
 def _read(file: str) -> dict[str, Any]:
-    """Return the settings in a file of `conf/` as Hydra reads them, to which 1e-3 is a number, but at a tenth
-    of the time."""
+    """Return the settings in a file of `conf/` as Hydra reads them, but at a tenth of the time."""
+    import yaml
+
+    return dict(yaml.load((conf_dir() / file).read_text(encoding="utf-8"), _loader()))
+
+
+@functools.cache
+def _loader() -> Any:
+    """Return a loader to which 1e-3 is a number, as it is to Hydra's."""
     import yaml
 
     loader: Any = type("Loader", (getattr(yaml, "CSafeLoader", yaml.SafeLoader),), {})
     loader.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, [*"-+0123456789"])
-    return dict(yaml.load((conf_dir() / file).read_text(encoding="utf-8"), loader))
+    return loader
 
 
 @functools.cache

@@ -394,8 +394,7 @@ class Attached:
         if self._first is not None:
             self._first.suspect(forward)
         self.clip.prober.state.start = forward.start
-        if forward.logits is None and not self.capture.found:
-            self.capture.find_logits(self.clip.prober, forward)
+        self.capture.find_logits(self.clip.prober, forward)
         if t < FIRST or self.clip.audits(t) or self.capture.certain:
             self.capture.leave_out_certain(forward)
         if self.capture.draws:

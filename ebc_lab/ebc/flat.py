@@ -170,7 +170,6 @@ class Copy:
         self.segments = originals
         self.written = written
         self.own = [w.data for w in weights]  # where the weights are while no copy stands in for them
-        self.addresses = [w.data_ptr() for w in weights]
         self.parts = [torch.empty_like(s.tensor) for s in originals]
         self.views: list[Tensor] = [torch.empty(0)] * len(weights)
         for s, part in zip(originals, self.parts, strict=True):
@@ -201,8 +200,8 @@ class Copy:
 
     def bring_home(self, weights: Sequence[Tensor]) -> None:
         """Put weights that an optimizer has moved to other memory back to where they were, as they are."""
-        for p, own, address in zip(weights, self.own, self.addresses, strict=True):
-            if p.data_ptr() != address:
+        for p, own in zip(weights, self.own, strict=True):
+            if p.data_ptr() != own.data_ptr():
                 own.copy_(p)
                 p.data = own
 

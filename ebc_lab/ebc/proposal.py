@@ -16,7 +16,7 @@ from .given.bases import Gradients
 from .parallel.shards import local
 from .parallel.workers import Workers
 from .probe import LOW_PRECISION, Batch, Rows
-from .scalars import Flag, Number
+from .scalars import Flag, Number, number
 from .step import Arithmetic, StepStats, TorchArithmetic
 
 
@@ -106,7 +106,7 @@ class Proposal:
 
     def number(self, measured: Tensor) -> Number:
         """A 0-dim tensor as the numbers of this step are."""
-        return float(measured) if self.on_host else measured.double()
+        return number(measured, self.on_host)
 
     def updates(self) -> tuple[Tensor, ...]:
         """dW, one tensor for each weight."""

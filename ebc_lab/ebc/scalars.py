@@ -17,6 +17,11 @@ Number = float | Tensor
 Flag = bool | Tensor
 
 
+def number(measured: Tensor, on_host: bool) -> Number:
+    """A 0-dim tensor as the other numbers are, which the host may read or not."""
+    return float(measured) if on_host else measured.double()
+
+
 def where(condition: Flag, yes: Number, no: Number) -> Number:
     """`yes` where the condition holds, else `no`."""
     if isinstance(condition, Tensor):

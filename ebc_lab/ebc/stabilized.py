@@ -27,7 +27,7 @@ from .parallel.shards import gradients_of, local, sharding_group, unwrapped
 from .parallel.workers import Workers
 from .probe import Batch, GivenLogits, Prober
 from .proposal import Opened, Proposal, StateCopy, kept_in
-from .scalars import Flag, Number, is_finite, most, negated, where
+from .scalars import Flag, Number, is_finite, most, negated, number, where
 from .step import Arithmetic, NonFiniteUpdateError, StepInputs, StepStats, TorchArithmetic
 from .wrapping import WrappingOptimizer
 
@@ -237,7 +237,7 @@ class StabilizedOptimizer(WrappingOptimizer):
 
     def number(self, measured: Tensor) -> Number:
         """A 0-dim tensor as the numbers of a step are."""
-        return float(measured) if self.on_host else measured.double()
+        return number(measured, self.on_host)
 
     def any_process(self, flag: bool) -> bool:
         """Return whether it is true in one of the processes that train together."""
@@ -473,7 +473,7 @@ class StabilizedOptimizer(WrappingOptimizer):
         NonFiniteUpdateError unless `deferred`."""
         if opened.kept is not None and not self.workers.sharded:
             opened.kept.bring_home(self.weights)
-        layout = self._laid_out() if opened.kept is None or self._layout is None else self._layout
+        layout = self._laid_out()
         layout.read()
         stats = opened.stats
         # a sum is not finite where an element is not, whatever arithmetic forms it

@@ -83,7 +83,7 @@ class Shadow(Measured):
         if self.measures_kl(proposal.t):
             return self._measured_c(stats, proposal)
         # carried on: the last measured KL for each unit of ||dW||²
-        norm = proposal.norm()
+        norm = proposal.length
         c = clip_coefficient(root(stats.delta), root(self.known("kl_rate", proposal) * norm * norm))
         self.carry("trial", c, proposal, c > 0)
         return c
@@ -96,7 +96,7 @@ class Shadow(Measured):
             scale = power_scale(stats.delta, stats.exponent)
         result = self.search(stats, proposal, self.known("trial", proposal), scale)
         if self.settings.measure_every > 1:
-            moved = result.trial * proposal.norm()
+            moved = result.trial * proposal.length
             rate = over(most(result.kl, self.floor), moved * moved)
             self.carry("kl_rate", rate, proposal, is_finite(rate))
         if self.exponent is not None and proposal.audited:
