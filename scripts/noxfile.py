@@ -1,4 +1,4 @@
-"""The wheel under several Pythons with the torch of constraints.txt, and under the last with the newest one.
+"""The wheel under several Pythons with the torch of constraints.txt, and under the last with newer packages.
 
 `make test-matrix` runs this by nox, which skips a Python that is not on this machine. In each environment a
 study runs at smoke scale from an empty folder, and then the tests of `TESTS`.
@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import nox
@@ -24,12 +25,17 @@ PYTHONS = os.environ.get("PYTHONS", "python3.11 python3.12 python3.13").split()
 INDEX = ["--index-url", os.environ["TORCH_INDEX"]] if "TORCH_INDEX" in os.environ else []
 STUDY = ("scale=smoke", "data=pydoc", "device=cpu", "study.name=first")
 # what breaks first: the method against its reference, settings, files, results, and a run's golden figures
-TESTS = ("tests/ebc", "tests/config", "tests/records", "tests/results", "tests/training/test_golden.py")
+# and Verity's bits, which are those of every torch
+TESTS = (
+    *("tests/ebc", "tests/config", "tests/records", "tests/results", "tests/training/test_golden.py"),
+    "tests/verity",
+)
 # of those, what reads the package's source, which is not there, and what several processes train for minutes
 IGNORED = (
     "tests/records/test_forms.py",
     "tests/config/own/test_editor.py",
     "tests/ebc/parallel",
+    "tests/verity/test_source.py",
 )
 LEFT_OUT = (
     "not slow and not slurm and not nodes and not cuda and not browser and not emulated and not hypothesis"
@@ -55,24 +61,33 @@ def build(session: nox.Session) -> None:
 @nox.session(python=PYTHONS, requires=["build"])
 def pinned(session: nox.Session) -> None:
     """The torch of constraints.txt."""
-    use_and_test(session, newest=False)
+    use_and_test(session)
 
 
 @nox.session(python=PYTHONS[-1], requires=["build"])
 def newest(session: nox.Session) -> None:
     """The newest torch that the index offers."""
-    use_and_test(session, newest=True)
+    use_and_test(session, "torch")
 
 
-def use_and_test(session: nox.Session, newest: bool) -> None:
+@nox.session(python=PYTHONS[-1], requires=["build"])
+def candidates(session: nox.Session) -> None:
+    """The newest hydra-core and omegaconf, release candidates too: a run must keep its name."""
+    use_and_test(session, "hydra-core", "omegaconf", tests=("tests/config",))
+
+
+def use_and_test(session: nox.Session, *newer: str, tests: Sequence[str] = TESTS) -> None:
+    """Install the wheel with the locked packages, but `newer` as new as there is; run a study and `tests`."""
     [wheel] = (WORK / "dist").glob("*.whl")
     [source] = (WORK / "source").iterdir()
     locked = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    [torch] = [line for line in locked if line.startswith("torch==")]
+    kept = [line for line in locked if line.partition("==")[0] not in newer]
     others = Path(session.create_tmp()) / "constraints.txt"
-    others.write_text("\n".join(line for line in locked if line != torch), encoding="utf-8")
-    session.install("--no-compile", *INDEX, "torch" if newest else torch)
+    others.write_text("\n".join(kept), encoding="utf-8")
+    session.install("--no-compile", "-c", str(others), *INDEX, "torch")
     session.install("--no-compile", "-c", str(others), f"{wheel}[dev]")
+    if newer and "torch" not in newer:
+        session.install("--no-compile", "-c", str(others), "--upgrade", "--pre", *newer)
 
     empty = Path(session.create_tmp()) / "empty"
     shutil.rmtree(empty, ignore_errors=True)
@@ -85,4 +100,4 @@ def use_and_test(session: nox.Session, newest: bool) -> None:
     session.run("ebc-lab", "verify", "first")
     session.chdir(source)
     ignored = [f"--ignore={path}" for path in IGNORED]
-    session.run("python", "-m", "pytest", "-n", "2", "-m", LEFT_OUT, *ignored, *TESTS)
+    session.run("python", "-m", "pytest", "-n", "2", "-m", LEFT_OUT, *ignored, *tests)

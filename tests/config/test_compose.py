@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from omegaconf import OmegaConf
 from support.composed import refused
@@ -87,7 +89,10 @@ NEED_MORE = {  # than a run has by default
 def test_a_choice_is_read_as_hydra_reads_it(group):
     for name in groups()[group]:
         as_hydra_does = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{name}.yaml"))
-        assert repr(read_choice(group, name)) == repr(as_hydra_does)
+        found, wanted = (
+            json.dumps(node, sort_keys=True) for node in (read_choice(group, name), as_hydra_does)
+        )
+        assert found == wanted
 
 
 @pytest.mark.thorough

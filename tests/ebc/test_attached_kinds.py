@@ -7,8 +7,10 @@ import statistics
 import warnings
 
 import pytest
+import schedulefree
 import torch
 import torch.nn.functional as F
+from mechanic_pytorch import mechanize
 from pytorch_optimizer import LOMO, SAM, Lookahead, ScheduleFreeAdamW, ScheduleFreeSGD, ScheduleFreeWrapper
 from support.tokenwise import Tokenwise, attached_adam, integers, learn, loss_of
 from torch import nn
@@ -137,6 +139,41 @@ def test_nested_optimizers_are_limited_as_one_and_save_its_state():
             optimizer.load_state_dict(kept)
         runs.append(trained(model, ebc, lambda closure: optimizer.step(), data[6:]))  # noqa: B023
     assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(
+            lambda weights: schedulefree.AdamWScheduleFree(weights, lr=LR, warmup_steps=3), id="AdamW"
+        ),
+        pytest.param(lambda weights: schedulefree.SGDScheduleFree(weights, lr=1.0), id="SGD"),
+        pytest.param(lambda weights: schedulefree.RAdamScheduleFree(weights, lr=LR), id="RAdam"),
+        pytest.param(lambda weights: mechanize(torch.optim.AdamW)(weights, lr=1.0), id="mechanic"),
+    ],
+)
+def test_without_a_limit_packages_that_keep_other_weights_give_the_same_bits(make):
+    """schedulefree evaluates an average, and mechanic scales the sum of all its steps."""
+    weights = []
+    for attached in (False, True):
+        model = Tokenwise()
+        optimizer = make(model.parameters())
+        turn = {on: getattr(optimizer, "train" if on else "eval", lambda: None) for on in (True, False)}
+        turn[True]()
+        if attached:
+            attach(model, optimizer, target_kl=math.inf)
+        for part in (batches(5), batches(5, start=5)):
+            for tokens in part:
+                loss_of(model(tokens), tokens).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            turn[False]()
+            weights.append(model.head.weight.detach().clone())
+            turn[True]()
+    assert [torch.equal(alone, beside) for alone, beside in zip(weights[:2], weights[2:], strict=True)] == [
+        True
+    ] * 2
+    assert not torch.equal(weights[0], weights[1])
 
 
 @pytest.mark.thorough

@@ -127,24 +127,29 @@ def test_kill_9_of_the_driver_leaves_the_jobs_working_and_the_next_driver_adopts
     assert not any(job.live for job in jobs(idle.study).values())
 
 
-def test_preemption_is_a_checkpoint_and_a_requeue(idle):
+@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.slow)])
+def test_preemption_is_a_checkpoint_and_a_requeue(times, idle):
+    """submitit counts every preemption of a job of at most ten minutes as a time-out, and by default gives a
+    job up at the fourth."""
+    idle.config = replace(idle.config, launcher=replace(idle.config.launcher, timeout_min=5))
     specs = idle.idle(2, at=1, do="hold")
     preempting: list[str] = []
 
     def check_in(done, busy) -> None:
-        if len(busy) == 2 and not preempting:
+        begun, stopped = ([idle.kinds(spec).count(kind) for spec in specs] for kind in ("begin", "stopped"))
+        if len(busy) == 2 and max(stopped) == len(preempting) < min(begun) and len(preempting) < times:
             preempting.append(shell(*WHOLE_NODE))
-        if all("stopped" in idle.kinds(spec) for spec in specs):
+        if min(stopped) == times:
             idle.release(*specs)
 
     pool = slurm_pool(idle)
     pool.run(specs, [], check_in, canary=False)
     shown = [show_job(key) for key in jobs(idle.study)]
     pool.close()
-    assert [idle.kinds(spec) for spec in specs] == [["begin", "stopped", "begin", "end"]] * 2
+    assert [idle.kinds(spec) for spec in specs] == [[*["begin", "stopped"] * times, "begin", "end"]] * 2
     assert [idle.study.result(spec.run_id)["steps"] for spec in specs] == [5, 5]
     assert len(shown) == 2
-    assert all("Restarts=1" in text for text in shown), shown
+    assert all(f"Restarts={times}" in text for text in shown), shown
 
 
 def test_cancel_ends_driver_and_jobs(study):
