@@ -138,6 +138,9 @@ def value(setting: Setting, kind: Any) -> Schema:
         return _list(setting, inside[0])
     if origin is dict:
         return _mapping(setting, inside[1])
+    if setting.texts:
+        one = _plain(setting, ["string"])
+        return {**one, "type": ["array", "string", "null"], "items": one, "maxItems": setting.most}
     if kind is Any and not setting.numeric:
         return {}
     if setting.group or setting.choices:

@@ -241,9 +241,9 @@ def plan(overrides: Overrides = None, as_json: Json = False) -> None:
     from ebc_lab.study.inspect.forecast import planned
 
     [config] = configurations(overrides or [], trains=False)
-    for sentence in lacking_for(config, study=True):
-        tell_aside(f"warning: {sentence}")
     forecast = planned(config)
+    for sentence in [*lacking_for(config, study=True), *forecast["not_fetched"]]:
+        tell_aside(f"warning: {sentence}")
     _show(forecast, as_json, lambda screen: screen.plan(_console(), forecast, overrides or []))
 
 
