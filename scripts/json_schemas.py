@@ -138,6 +138,9 @@ def value(setting: Setting, kind: Any) -> Schema:
         return _list(setting, inside[0])
     if origin is dict:
         return _mapping(setting, inside[1])
+    if setting.texts:
+        one = _plain(setting, ["string"])
+        return {**one, "type": ["array", "string", "null"], "items": one, "maxItems": setting.most}
     if kind is Any and not setting.numeric:
         return {}
     if setting.group or setting.choices:
@@ -257,13 +260,18 @@ def scale(name: str = "scale") -> Schema:
     """The schema of a scale: of the same settings, by reference."""
     made = several(Config)
     made["properties"] = {name: {"$ref": f"{SUITE}#/properties/{name}"} for name in made["properties"]}
-    return {**made, "description": f"A {name}: settings of a study.", "required": [name]}
+    made["properties"]["defaults"] = {"$ref": f"{SUITE}#/properties/defaults"}
+    return {**made, "description": f"A {name}: settings of a study.", **_says(name)}
+
+
+def _says(name: str) -> Schema:
+    """That a file says whose settings it has, by itself or by the choice that it builds on."""
+    return {"anyOf": [{"required": [name]}, {"required": ["defaults"]}]}
 
 
 def config() -> Schema:
     """The schema of `conf/config.yaml`, likewise."""
     made = {**scale(), "description": "The defaults of everything.", "required": ["defaults"]}
-    made["properties"]["defaults"] = {"$ref": f"{SUITE}#/properties/defaults"}
     made["properties"]["hydra"] = {"description": "settings of Hydra itself", "type": "object"}
     return made
 
@@ -282,7 +290,8 @@ def of_group(group: str) -> Schema:
     cls = type(getattr(by_default(), group))
     text = json.dumps(several(cls, group, cls())).replace('"#/', f'"{SUITE}#/')
     made: Schema = json.loads(text)
-    return {**made, "required": ["name"]} if "name" in made["properties"] else made
+    made["properties"]["defaults"] = {"$ref": f"{SUITE}#/properties/defaults"}
+    return {**made, **_says("name")} if "name" in made["properties"] else made
 
 
 def schemas() -> dict[str, Schema]:

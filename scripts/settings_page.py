@@ -59,7 +59,7 @@ def takes(group: str, setting: Any, kind: Any) -> str:
     elif setting.choices or setting.keys:
         words = ", ".join(f"`{c}`" for c in setting.choices or setting.keys)
     else:
-        inside = [kind, *typing.get_args(kind)]
+        inside = [str if setting.texts else kind, *typing.get_args(kind)]
         inside += [inner for k in typing.get_args(kind) for inner in typing.get_args(k)]
         named = [
             name for plain, name in NUMBERS.items() if plain in inside and typing.get_origin(kind) is not dict

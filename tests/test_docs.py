@@ -148,6 +148,10 @@ def own_parts(tmp_path, monkeypatch):
         modules[file.removesuffix(".py")] = (folder / file).write_text(body)
     for page, which, suite in ((SUITES, -1, "mine.yaml"), (OWN_PARTS, 0, "share.yaml")):
         (folder / suite).write_text(blocks(page, "yaml")[which])
+    for body in blocks(OWN_PARTS, "yaml"):
+        if named := re.match(r"# (conf/\S+\.yaml)", body):
+            (folder / named[1]).parent.mkdir(parents=True)
+            (folder / named[1]).write_text(body)
     new("cautious", folder)  # as the README does
     modules["cautious_optimizer"] = None
     for magic, body in [cell.split("\n", 1) for cell in blocks(NOTEBOOK, "{code-cell}")]:

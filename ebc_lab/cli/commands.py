@@ -34,12 +34,28 @@ from .options import (
 from .options import console as _console
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer exports its children only
+
+
+def _noting_own(overrides: list[str] | None) -> list[str] | None:
+    """Say of each choice that is a file of the user's own although ebc-lab has one of that name."""
+    from ebc_lab.config.choices import conf_dir, groups
+    from ebc_lab.config.own.files import own_choices
+
+    for override in overrides or ():
+        group, _, name = override.partition("=")
+        own = own_choices(group, conf_dir()).get(name) if name in groups().get(group, ()) else None
+        if own:
+            tell_aside(f"note: {override} is your {own.relative_to(Path.cwd())}, not ebc-lab's own")
+    return overrides
+
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
         help="Settings: scale=laptop seeds=[0,1,2] …; `ebc-lab train --help` lists groups and choices.",
         show_default=False,
         autocompletion=completion.overrides,
+        callback=_noting_own,
     ),
 ]
 Force = Annotated[
@@ -241,9 +257,9 @@ def plan(overrides: Overrides = None, as_json: Json = False) -> None:
     from ebc_lab.study.inspect.forecast import planned
 
     [config] = configurations(overrides or [], trains=False)
-    for sentence in lacking_for(config, study=True):
-        tell_aside(f"warning: {sentence}")
     forecast = planned(config)
+    for sentence in [*lacking_for(config, study=True), *forecast["not_fetched"]]:
+        tell_aside(f"warning: {sentence}")
     _show(forecast, as_json, lambda screen: screen.plan(_console(), forecast, overrides or []))
 
 

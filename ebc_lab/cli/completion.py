@@ -52,13 +52,13 @@ def studies(ctx: typer.Context) -> list[str]:
 
 def values(key: str) -> list[str]:
     """What a group or a setting takes, where that can be listed."""
-    from ebc_lab.config.choices import choices_of, groups
+    from ebc_lab.config.choices import groups, overridable
     from ebc_lab.config.fields import setting_of
     from ebc_lab.config.overrides import schema_keys
     from ebc_lab.config.schema import Config
 
     if key in groups():
-        return choices_of(key, None)
+        return overridable(key, None)
     parent, _, name = key.rpartition(".")
     owner = schema_keys().get(parent) if parent else Config
     fields: Any = getattr(owner, "__dataclass_fields__", {})

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ebc_lab.config.errors import any_of
-from ebc_lab.config.hints import IMPOSSIBLE, SETTING_MEANT, STUDY_DECIDES
+from ebc_lab.config.hints import IMPOSSIBLE, OWN_CHOICES, SETTING_MEANT, STUDY_DECIDES
 
 # a word that is no command -> what does that here; {} is what followed it
 COMMANDS = {
@@ -52,10 +52,7 @@ MODEL_FLAGS = {
     "--checkpoint-dir": Flag("--batch {}"),
     "--device": Flag("", "a kept model is loaded onto the device of its run"),
 }
-OWN_FILES = Flag(
-    "",
-    "settings are those of ebc-lab; a study of your own is `study=./mine.yaml`, a part `my_opt.py:Mine`",
-)
+OWN_FILES = Flag("", f"{OWN_CHOICES}; a study's `study=./mine.yaml`, a part `my_opt.py:Mine`")
 RUN_FLAGS = {
     **dict.fromkeys(("--config-path", "--config-name", "--config-dir"), OWN_FILES),
     "--hydra-help": Flag("--help", "it lists the flags of Hydra that work here", switch=True),

@@ -383,6 +383,7 @@ def why(console: Console, reasons: Mapping[str, Any], config: Config) -> None:
 
 def plan(console: Console, forecast: Mapping[str, Any], overrides: Sequence[str]) -> None:
     about = f"{forecast['scale']} scale on {forecast['device']}, {forecast['slots']} run(s) at a time"
+    about += f", on {forecast['text']}" if forecast["text"] else ""
     console.print(Text.assemble((f"{forecast['study']}: ", "bold"), about))
     if forecast["changed"]:
         others = "; ".join(forecast["changed"][:4])

@@ -117,8 +117,8 @@ class _Job:
             if is_submitit(self.settings.launcher):
                 around = launching(self.settings.launcher, str(self.directory))
         name, words = hydra_words(self.asked.overrides, self.recorded)
-        begun = [o for o in self.asked.overrides if o.startswith("from=")]
-        sys.argv = [shlex.join(["ebc-lab", "train", *begun]), *self.asked.words, *words, *self.extra]
+        self.command = shlex.join(["ebc-lab", "train", *self.asked.words, *self.asked.overrides, *self.extra])
+        sys.argv = ["ebc-lab train", *self.asked.words, *words, *self.extra]
         main = hydra.main(config_path=str(conf_dir().resolve()), config_name=name, **hydra_base())
         try:
             with around:
@@ -147,7 +147,6 @@ class _Job:
         directory = Path(hydra.runtime.output_dir)
         in_job = is_submitit(hydra.launcher)
         message, code = None, 0
-        command = f"{sys.argv[0]} {shlex.join(sys.argv[1:])}"
         try:
             cores = int(hydra.launcher.get("cpus_per_task") or 1) if in_job else None
             every, together = config.launcher.checkpoint_every_s, config.launcher.processes_per_run
@@ -160,9 +159,9 @@ class _Job:
         except (UserError, OSError) as error:
             message, code = f"error: {error}", 2
         except DeviceFailed as error:
-            message, code = f"{error}; this continues from the checkpoint:\n  {command}", 4
+            message, code = f"{error}; this continues from the checkpoint:\n  {self.command}", 4
         except (Interrupted, KeyboardInterrupt):
-            message, code = f"interrupted; this continues from the checkpoint:\n  {command}", 130
+            message, code = f"interrupted; this continues from the checkpoint:\n  {self.command}", 130
         if message and in_job:
             raise JobFailed(f"{directory}: {message}", code)
         if message:

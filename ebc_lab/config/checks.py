@@ -111,7 +111,8 @@ def check_value(key: str, value: Any, setting: Setting, kind: Any) -> None:
     if value is None:
         require(kind is Any or types.NoneType in inside, f"{key} must have a value.")
     elif isinstance(value, Mapping):
-        require(kind is Any or typing.get_origin(kind) is dict, f"{key} takes one value, not {shown(value)}.")
+        is_mapping = typing.get_origin(kind) is dict or (kind is Any and not setting.texts)
+        require(is_mapping, f"{key} takes one value, not {shown(value)}.")
         require(len(value) <= setting.most, f"{key} takes at most {setting.most} entries, not {len(value)}.")
         for name, item in value.items():
             _check_text(f"the names in {key}", str(name), 100)
@@ -124,8 +125,9 @@ def check_value(key: str, value: Any, setting: Setting, kind: Any) -> None:
         require(bool(value) or not setting.least, f"{key} must not be empty.")
         require(len(value) >= setting.least, f"{key} needs {setting.least} values, not {len(value)}.")
         require(len(value) <= setting.most, f"{key} takes at most {setting.most} items, not {len(value)}.")
+        of_items = str if setting.texts else (inside or (Any,))[0]
         for item in value:
-            check_value(key, item, setting, inside[0] if inside else Any)
+            check_value(key, item, setting, of_items)
         if setting.increasing:
             require(
                 value == sorted(set(value)), f"{key} must be increasing, without repeats: {shown(value)}."
@@ -135,7 +137,7 @@ def check_value(key: str, value: Any, setting: Setting, kind: Any) -> None:
     elif dataclasses.is_dataclass(value):
         check_settings(value, f"{key}.")
     else:
-        one = next(k for k in (inside or (kind,)) if k is not types.NoneType)
+        one = str if setting.texts else next(k for k in (inside or (kind,)) if k is not types.NoneType)
         if one in (int, float) or setting.numeric:
             number = isinstance(value, int if one is int else int | float) and not isinstance(value, bool)
             finite = number and (isinstance(value, int) or math.isfinite(value))

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from .dicts import type_hints
-from .errors import UserError, any_of, nearest, require, shown
+from .errors import UserError, any_of, naming, nearest, require, shown
 from .fields import CUSTOM, Setting
-from .own import suites
+from .own.files import GROUP, WHOLE, OwnFile, file_of, is_path, own_choices, read
 from .parts import PART, PARTS
 from .parts.determinism import DeterminismConfig
 from .parts.optimizer import OptimizerConfig
 from .schema import RunConfig, SizedConfig
 
+UNNAMED = (GROUP, "check", "tracker")  # groups whose files are settings of no one choice
 OWN_GROUPS = ("optimizer", "stabilizer", "lr_schedule", "model")  # groups that take a `target`
 EXPONENT = re.compile(r"[-+]?[0-9]+\.?[0-9]*[eE][-+]?[0-9]+$")  # which YAML 1.1 takes for a text
 OFFERED = {"optimizer": "ebc_lab.optimizers", "stabilizer": "ebc_lab.stabilizers"}  # -> entry points
@@ -177,22 +178,57 @@ def _changed(config: Any, settings: Mapping[str, Any], path: str) -> Any:
 
 def choices_of(group: str, name: object) -> list[str]:
     """Return the choices of a group. If `name` is not in `conf/`, include the choices that installed packages
-    offer; looking them up takes 50 ms. For the group `study`, include the suites in the working folder, and
-    `name` itself if it is the path of a suite."""
+    offer; looking them up takes 50 ms."""
     known = groups()[group]
-    if group == suites.GROUP:
-        path = [name] if isinstance(name, str) and suites.is_path(name) and own_suite(name) else []
-        return [*path, *dict.fromkeys([*suites.own_suites(conf_dir()), *known])]
     return known if name in known else [*known, *(n for n in offered().get(group, ()) if n not in known)]
 
 
-def own_suite(choice: object) -> Path | None:
-    """Return the file of the user-defined suite that a choice of `study` names, or None for any other choice.
-    Raises UserError for a path at which there is no suite."""
+def overridable(group: str, name: object) -> list[str]:
+    """Return the choices of a group that an override may name: those in conf/ of the working folder as well,
+    and `name` itself if it is the path of one."""
+    path = [name] if isinstance(name, str) and is_path(name) and own_file(group, name) else []
+    return [*path, *dict.fromkeys([*own_choices(group, conf_dir()), *choices_of(group, name)])]
+
+
+def own_file(group: str, choice: object) -> OwnFile | None:
+    """Return the file of the user-defined choice that an override names, or None for any other choice. Raises
+    UserError for a path at which there is none."""
     try:
-        return suites.suite_file(choice, conf_dir())
+        return file_of(group, choice, conf_dir())
     except LookupError as error:
-        raise UserError(f"study={shown(choice)} {error.args[0]}.") from None
+        raise UserError(f"{group}={shown(choice)} {error.args[0]}.") from None
+
+
+def meant(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return overrides (key -> value) in which a user-defined choice is the built-in one that it sets."""
+    files = {key: own_file(key, value) for key, value in overrides.items() if key in groups()}
+    settings = {key: read_own(file) for key, file in files.items() if file and key not in WHOLE}
+    return {**overrides, **{key: of["name"] for key, of in settings.items() if "name" in of}}
+
+
+def read_own(own: OwnFile) -> dict[str, Any]:
+    """Return the settings in the file of a user-defined choice. Most groups' say of which choice they are: by
+    `name`, a scale's by `scale`, or by the choice on which `defaults` builds.
+
+    Raises UserError if the file cannot be read or does not say so.
+    """
+    try:
+        settings = read(own)
+    except LookupError as error:
+        raise UserError(error.args[0]) from None
+    if own.group in UNNAMED:
+        return settings
+    key, known = "scale" if own.group == "scale" else "name", groups()[own.group]
+    built_on = [one for one in settings.get("defaults", ()) if isinstance(one, str) and one != "_self_"]
+    if key not in settings and built_on:
+        with naming(str(own.path)):
+            settings[key] = read_choice(own.group, built_on[0])[key]
+    of_its_own = own.group in OWN_GROUPS and settings.get("target") is not None
+    require(
+        of_its_own or settings.get(key) in known,
+        f"{own.path}: a line `{key}: …` must say of which {own.group} these are settings: {any_of(known)}.",
+    )
+    return settings
 
 
 @functools.cache

@@ -17,7 +17,17 @@ from typing import Any, NamedTuple, TypeVar
 
 from . import overrides as written
 from . import schema
-from .choices import choices_of, conf_dir, further_choices, groups, offered, own_suite, read_choice
+from .choices import (
+    choices_of,
+    conf_dir,
+    further_choices,
+    groups,
+    meant,
+    offered,
+    own_file,
+    read_choice,
+    read_own,
+)
 from .dicts import from_dict, to_dict
 from .errors import UserError, any_of, nearest, require, shown
 from .fields import CUSTOM
@@ -25,7 +35,7 @@ from .hints import STUDY_DECIDES, near_setting
 from .identity import digest
 from .machine import visible_gpus
 from .overrides import ARM, FROM, check_overrides, in_mapping, schema_keys
-from .own import suites
+from .own.files import GROUP, WHOLE, OwnFile, with_places
 from .own.parts import own_name, with_names, with_sources
 from .parts.tokens import refuse_two_lengths, set_steps
 from .parts.workload import fit_to_images
@@ -68,7 +78,8 @@ def compose(
     Raises UserError for an unknown key or choice, with the nearest valid ones, a wrong type, or a bad value.
     """
     overrides = [written.listed(o) for o in overrides]
-    parsed = check_overrides(overrides)
+    given = check_overrides(overrides)
+    parsed = meant(given)
     refuse_two_lengths(parsed)
     if study:
         overrides += (narrowed := _narrow(parsed))
@@ -76,9 +87,10 @@ def compose(
     recorded = begun_from(parsed, study=study)
     if not (recorded or "scale" in parsed):
         overrides.append(default_scale())
-    suite = _registered_suite(parsed)
+    own = _registered(given)
+    suite = next((file.path for file in own if file.group == GROUP), None)
     left_out = [o[1:].partition("=")[0] for o in overrides if o.startswith("~")]  # arms: nothing else can be
-    config = _composed([o for o in overrides if not o.startswith("~")], suite, parsed, recorded)
+    config = _composed([o for o in overrides if not o.startswith("~")], own, parsed, recorded)
     parsed |= dict.fromkeys(left_out)
     try:
         for target in config.mine:
@@ -91,11 +103,9 @@ def compose(
         validate(config, study=study, here=here, beside=beside)
         for sentence in lacking_for(config, study=study) if trains else ():
             raise UserError(sentence)
-    except UserError as error:  # the line of the user's own suite goes first, if it sets what is refused
+    except UserError as error:  # the line of the user's own file goes first, if it sets what is refused
         key = re.match(r"[a-z_]+(\.\w+)*", str(error))
-        if suite is None or key is None or not _sets(suite, key[0], parsed):
-            raise
-        raise UserError(f"{_line(suite, key[0])}: {error}") from None
+        raise UserError(f"{_place(own, key[0], parsed) if key else ''}{error}") from None
     suite = suite or (recorded.suite if recorded else None)
     suite_choice = {suite.name: str(suite)} if suite else {}
     return replace(config, own_files={**suite_choice, **config.own_files})
@@ -116,7 +126,7 @@ def _leaving_out(config: Config, keys: Sequence[str]) -> Config:
 
 
 def _composed(
-    overrides: Sequence[str], suite: Path | None, values: Mapping[str, Any], recorded: Recorded | None
+    overrides: Sequence[str], own: Sequence[OwnFile], values: Mapping[str, Any], recorded: Recorded | None
 ) -> Config:
     """Compose the configuration with Hydra from those overrides that choose a group's option, then apply the
     settings in `values`, and return it."""
@@ -142,27 +152,27 @@ def _composed(
         written.refuse_references(OmegaConf.to_container(composed, resolve=False))
         config: Config = OmegaConf.to_object(composed)  # type: ignore[assignment]
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_refusal(error, suite, values)) from None
+        raise UserError(_refusal(error, own, values)) from None
     except (RecursionError, OverflowError):
         raise UserError("a setting refers to itself, or holds a number that is too large.") from None
     return config
 
 
-def _registered_suite(parsed: Mapping[str, Any]) -> Path | None:
-    """Register the user-defined suite that `study=` names with Hydra and return its file. Return None for any
-    other suite. Raises UserError if the file cannot be read or sets an unknown setting."""
-    path = own_suite(parsed.get(suites.GROUP))
-    if path is None:
-        return None
-    try:
-        settings = suites.register(path)
-    except LookupError as error:
-        raise UserError(error.args[0]) from None
-    for key in _keys({name: inner for name, inner in settings.items() if name != "defaults"}):
-        if key not in schema_keys() and not in_mapping(key):
-            near = near_setting(key, [*schema_keys(), *groups()])
-            raise UserError(f"{_line(path, key)}: {key} is not a setting{near}.")
-    return path
+def _registered(given: Mapping[str, Any]) -> list[OwnFile]:
+    """Register with Hydra the user-defined choices that overrides name, and return their files. Raises
+    UserError if a file cannot be read or sets an unknown setting."""
+    files = [file for group in groups() if (file := own_file(group, given.get(group)))]
+    for file in files:
+        settings = read_own(file)
+        file.register(settings)
+        if file.group == "scale":  # conf/config.yaml chooses `ebm` by the name of the scale
+            file._replace(group="ebm").register({"defaults": [settings["scale"]]})
+        prefix = "" if file.group in WHOLE else f"{file.group}."
+        for key in _keys({name: inner for name, inner in settings.items() if name != "defaults"}, prefix):
+            if key not in schema_keys() and not in_mapping(key):
+                near = near_setting(key, [*schema_keys(), *groups()])
+                raise UserError(f"{_line(file, key)}: {key} is not a setting{near}.")
+    return files
 
 
 def _keys(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -173,20 +183,21 @@ def _keys(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _keys(value, f"{prefix}{name}.")
 
 
-def _line(path: Path, key: str) -> str:
-    """Return where a suite sets a key, such as `mine.yaml:12`, or `mine.yaml` if the line is unknown."""
-    line = suites.line_of(path, key)
-    return path.name if line is None else f"{path.name}:{line}"
+def _line(file: OwnFile, key: str) -> str:
+    """Return where a file sets a key, such as `mine.yaml:12`, or `mine.yaml` if the line is unknown."""
+    line = file.line_of(key)
+    return file.path.name if line is None else f"{file.path.name}:{line}"
 
 
-def _sets(suite: Path, key: str, values: Mapping[str, Any]) -> bool:
-    """Return whether the user-defined suite sets a key and no override does."""
-    if suites.line_of(suite, key) is None:
-        return False
+def _place(own: Sequence[OwnFile], key: str, values: Mapping[str, Any]) -> str:
+    """Return where one of the user's files sets a key, such as `mine.yaml:12: `. Return an empty string if
+    none does, or an override does as well."""
+    others = values.keys() - {file.group for file in own}
+    if any(key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.") for other in others):
+        return ""
     arm = ARM.match(key)
-    elsewhere = arm is not None and not suites.sets(suite, arm[0])
-    around = (key == other or key.startswith(f"{other}.") or other.startswith(f"{key}.") for other in values)
-    return not (elsewhere or any(around))
+    files = (f for f in own if f.line_of(key) is not None and (arm is None or f.sets(arm[0])))
+    return next((f"{_line(file, key)}: " for file in files), "")
 
 
 def _set(composed: Any, key: str, values: Mapping[str, Any], *, new: bool) -> None:
@@ -235,7 +246,7 @@ def implied(overrides: Sequence[str]) -> list[str]:
     """Return the overrides of one run, followed by those that they imply: stabilizer=none for updates inside
     backward, unless a stabilizer or budget is chosen, and budget=shadow for EBC under determinism=verity,
     unless a budget is chosen."""
-    parsed = check_overrides(overrides, hydra_keys=True, sweeps=True)
+    parsed = meant(check_overrides(overrides, hydra_keys=True, sweeps=True))
     if FROM in parsed:  # a record leaves nothing open
         return list(overrides)
     by_group = parsed.get("memory") in ("hooks", "all")
@@ -250,11 +261,11 @@ def implied(overrides: Sequence[str]) -> list[str]:
     ]
 
 
-def _refusal(error: Exception, suite: Path | None, values: Mapping[str, Any]) -> str:
-    """Return an error of Hydra or OmegaConf as one sentence, with the line at fault in a user's suite."""
+def _refusal(error: Exception, own: Sequence[OwnFile], values: Mapping[str, Any]) -> str:
+    """Return an error of Hydra or OmegaConf as one sentence, with the line at fault in a user's file."""
     text = str(error.__cause__ or error)
     lines = [line for line_text in text.splitlines() if (line := line_text.strip())] or [repr(error)]
-    if lines[0].startswith("In 'study/own-"):  # it adds nothing to the next line
+    if re.match(r"In '\w+/own-", lines[0]):  # it adds nothing to the next line
         lines = lines[1:]
     first = " ".join(lines[:2]) if lines[0].endswith("composing config:") else lines[0]
     named = re.search(r"^\s*full_key: (\S+)$", text, re.MULTILINE)
@@ -271,7 +282,7 @@ def _refusal(error: Exception, suite: Path | None, values: Mapping[str, Any]) ->
         first = f"there is no such setting{nearest(match[1], known)}"
     if match := re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", first):
         first = f"{shown(match[1])} is not {NUMBERS.get(match[2], match[2])}"
-    where = f"{_line(suite, key)}: " if suite and key and _sets(suite, key, values) else ""
+    where = _place(own, key, values) if key else ""
     return f"{where}{key + ': ' if key else ''}{first[:300]}"
 
 
@@ -376,7 +387,7 @@ def begun_from(parsed: Mapping[str, Any], *, study: bool) -> Recorded | None:
     if FROM not in parsed:
         return None
     file = f"{FROM}={shown(parsed[FROM])}"
-    for key in ("scale", suites.GROUP):
+    for key in ("scale", GROUP):
         require(
             key not in parsed,
             f"{file} has a scale and a suite already: leave {key}={shown(parsed.get(key))} out, and set what "
@@ -444,7 +455,7 @@ def _recorded_study(path: Path, record: Mapping[str, Any]) -> Recorded:
     suite = (record.get("own") or {}).get("suite")
     copied = own / suite if suite and (own / suite).is_file() else None
     kept = {key: value for key, value in settings.items() if key not in schema.NOT_THE_STUDY}
-    return Recorded(suites.with_places(kept, own), copied)
+    return Recorded(with_places(kept, own), copied)
 
 
 def _recorded_run(path: Path, record: Mapping[str, Any]) -> Recorded:
@@ -454,7 +465,7 @@ def _recorded_run(path: Path, record: Mapping[str, Any]) -> Recorded:
     runs = path.absolute().parent.parent
     if run.lr_schedule.source and (runs / run.lr_schedule.source).is_dir():
         run.lr_schedule.source = str(runs / run.lr_schedule.source)
-    return Recorded(suites.with_places(to_dict(run), runs.parent / OWN_FOLDER), run=run)
+    return Recorded(with_places(to_dict(run), runs.parent / OWN_FOLDER), run=run)
 
 
 def hydra_words(overrides: Sequence[str], recorded: Recorded | None = None) -> tuple[str, list[str]]:

@@ -48,6 +48,7 @@ class Setting:
     longest: int = 1000  # most characters of a text, such as a path: tables and pictures show it
     unique: bool = False
     increasing: bool = False
+    texts: bool = False  # a text or a list of texts, whatever the field's type says
     keys: Sequence[str] = ()  # those that a mapping may have; empty: any
     only: Sequence[str] = ()  # the choices under which this setting is read; empty: all
     by: str = "name"  # the setting in the same group whose value `only` lists

@@ -129,6 +129,10 @@ MEANT_CHOICE: dict[str, dict[str, tuple[str, ...]]] = {
     "quantizer": {"ternary": ("bitnet", "b158", "1.58", "three"), "five": ("quinary", "2.32", "5")},
 }
 
+OWN_CHOICES = (
+    "choices of your own are files in conf/GROUP/ of the folder you work in, launcher=mine for "
+    "conf/launcher/mine.yaml, or named by their path, launcher=./FOLDER/mine.yaml"
+)
 IMPOSSIBLE = {  # (setting, choice that people ask for) -> why it cannot be had
     ("device", "vulkan"): "torch's Vulkan backend only infers and is in no released wheel; on an AMD card "
     "torch's ROCm build trains with device=cuda",

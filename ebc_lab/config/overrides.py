@@ -11,11 +11,11 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .choices import choices_of, groups, own_suite
+from .choices import groups, overridable, own_file
 from .errors import UserError, any_of, require, shown
 from .fields import CUSTOM
-from .hints import near_choice, near_setting
-from .own.suites import GROUP, beside_us, chosen_name
+from .hints import OWN_CHOICES, near_choice, near_setting
+from .own.files import GROUP, beside_us
 from .parts.tokens import TokensConfig, renamed
 from .schema import GONE, Config
 
@@ -41,6 +41,7 @@ def check_overrides(
     parsed: dict[str, Any] = {}
     for text, override in zip(overrides, parse(overrides), strict=True):
         key = override.key_or_group
+        require(key != "hydra.searchpath", f"hydra.searchpath: {OWN_CHOICES}.")
         if hydra_keys and (key == "hydra" or key.startswith(("hydra.", "hydra/"))):
             continue
         if override.is_sweep_override() and not sweeps:
@@ -103,7 +104,7 @@ def _key(text: str) -> str:
 
 def _check_choice(group: str, value: Any) -> None:
     """Raise UserError if `value` is not a choice of the group."""
-    choices = choices_of(group, value)
+    choices = overridable(group, value)
     if value not in choices:
         length = ", or how many tokens to train on, as 2e6" if group == TokensConfig.group_name else ""
         beside = beside_us(value) if group == GROUP else None
@@ -134,18 +135,19 @@ def in_mapping(key: str) -> bool:
 
 
 def spelled(override: str) -> str:
-    """Return the override in Hydra's spelling: a number of tokens under its setting's name, a suite's file as
-    the suite's registered name, and a mapping or an entry of one, new or not, with `++`.
+    """Return the override in Hydra's spelling: a number of tokens under its setting's name, the user's file
+    of a choice as its registered name, and a mapping or an entry of one, new or not, with `++`.
 
     Overrides of arms stay as they are: `compose` merges a whole arm as it merges one from a suite's file.
     """
     override = renamed(override)
-    written, _, suites = override.partition("=")
+    written, _, choices = override.partition("=")
     key = written.lstrip("+")
-    if key == GROUP:
-        names = [name.strip().strip("'\"") for name in suites.split(",")]
-        files = [(name, own_suite(name)) for name in names]
-        override = f"{written}={','.join(chosen_name(file) if file else name for name, file in files)}"
+    if key in groups():
+        names = [name.strip().strip("'\"") for name in choices.split(",")]
+        files = [(name, own_file(key, name)) for name in names]
+        if any(file for _, file in files):
+            override = f"{written}={','.join(file.chosen_name if file else name for name, file in files)}"
     override = listed(override)
     kind: Any = Config
     for name in key.split(".")[:-1]:

@@ -25,7 +25,8 @@ DIAGNOSES = (".diagnosis.md", ".diagnosis.json")
 def matching_paths(pattern: str | os.PathLike[str]) -> list[Path]:
     """Return the paths that match a path or pattern, sorted. At each level, a file or folder of exactly this
     name is preferred to reading the name as a pattern. In `tokens [v2]/*_train_*.bin`, for example, only the
-    last part is a pattern if the folder `tokens [v2]` exists."""
+    last part is a pattern if the folder `tokens [v2]` exists. `**` stands for a folder and all below it but
+    hidden ones."""
     path = Path(pattern).expanduser()
     found = [Path(path.anchor)]
     for name in path.parts[bool(path.anchor) :]:
@@ -34,6 +35,8 @@ def matching_paths(pattern: str | os.PathLike[str]) -> list[Path]:
             names = [name] if os.path.lexists(folder / name) else glob.glob(name, root_dir=folder)
             # then the same with [ taken literally, so that only * and ? are wildcards
             names = names or glob.glob(name.replace("[", "[[]"), root_dir=folder)
+            if name == "**":
+                names = ["", *glob.glob("**/", root_dir=folder, recursive=True)]
             found += [folder / one for one in names]
     return sorted(found, key=str)
 

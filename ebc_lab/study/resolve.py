@@ -8,7 +8,7 @@ compiling). So no change of machine, network or default causes finished runs to 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,6 @@ from ebc_lab.bench.speeds import (
     one_run,
 )
 from ebc_lab.config.checks import check_run
-from ebc_lab.config.choices import changed, with_size
 from ebc_lab.config.dicts import run_part, study_part, to_dict
 from ebc_lab.config.errors import UserError, naming
 from ebc_lab.config.identity import study_environment
@@ -35,12 +34,13 @@ from ebc_lab.config.schema import STAGES, Config, RunConfig
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.records.spec import RunSpec
 from ebc_lab.workloads.corpus import Corpus
+from ebc_lab.workloads.named import anchored
 from ebc_lab.workloads.starts import arms_pinned, pinned
 from ebc_lab.workloads.text import check_length_of, checked_text
 
 from .launch.pool import Say
 from .launch.submit import choice_on_node
-from .stages.runs import own_text
+from .stages.runs import own_runs
 from .stages.stage import stage_of
 from .store import changes, manifest, own
 from .store.index import Index
@@ -140,34 +140,12 @@ def check_lengths(config: Config, corpus: Corpus) -> None:
     stages = [getattr(config, name) for name in config.study.stages]
     longest = max(max(stage.steps, getattr(stage, "long_steps", 0)) for stage in stages)
     check_length_of(config, corpus, longest)
-    for where, run in _own_runs(config):
+    for where, run in own_runs(config):
         if run.data.name != "bin":
             continue
         with naming(where):
             same = run.data.files == config.data.files
             check_length_of(run, corpus if same else checked_text(run)[0], run.steps)
-
-
-def _own_runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
-    """Yield (path of the settings, longest run) for each arm, setting of `carry` and profiled workload."""
-    base, stages, carry, profiles = run_part(config), config.study.stages, config.carry, config.profiles
-
-    def of_its_own(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
-        return changed(run, {**settings, **own_text(base, settings)})
-
-    if "ablation" in stages:
-        for name, arm in config.ablation.arms.items():
-            run = with_size(replace(base, steps=config.ablation.steps), arm)
-            yield f"ablation.arms.{name}", of_its_own(run, arm.settings)
-    places: list[tuple[str, str, float, Mapping[str, Any]]] = [
-        ("carry", "settings", carry.steps, carry.settings),
-        ("ladder", "rungs", config.ladder.steps, config.ladder.rungs),
-        ("profiles", "workloads", profiles.steps * profiles.longest, profiles.workloads),
-    ]
-    for stage, part, steps, entries in places:
-        run = replace(base, steps=round(steps))
-        for name, entry in entries.items() if stage in stages else ():
-            yield f"{stage}.{part}.{name}", with_size(of_its_own(run, entry.settings), entry)
 
 
 def _header(
@@ -240,8 +218,7 @@ def _resolve(
     config: Config, corpus: Corpus, study: Study, say: Say, work: WorkOf
 ) -> tuple[Config, dict[str, str]]:
     """Return the configuration with nothing left open, and by setting why an open value was chosen."""
-    if corpus.name == "path":
-        config = replace(config, data=replace(config.data, file=corpus.source))
+    config = replace(config, data=replace(config.data, file=anchored(config.data.file)))
     config = replace(config, device=chosen_device(config.device))
     for stage in config.study.stages:
         config = stage_of(stage).resolve(config, say)

@@ -10,24 +10,28 @@ import functools
 import hashlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from ebc_lab.config.errors import HIDDEN, UserError
+from ebc_lab.config.errors import UserError, count, require
+from ebc_lab.config.identity import digest
 from ebc_lab.config.parts.data import DataConfig
+from ebc_lab.config.schema import SPLITS
 from ebc_lab.records.cache import cache_dir
 
 from .digits import CLASSES, digits
 from .digits import SHA256 as DIGITS_SHA256
+from .named import named_files
 from .shards import ShardSet, found
-from .splits import split_slices
 
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 SHAKESPEARE_FILE = "tinyshakespeare.txt"
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+BOUNDARIES = (0.90, 0.95)  # of train | val | test
 
 
 class CorpusUnavailable(UserError):
@@ -36,6 +40,13 @@ class CorpusUnavailable(UserError):
     def __init__(self, message: str, why: str = "it could not be downloaded"):
         super().__init__(message)
         self.why = why
+
+
+def split_slices(*lengths: int) -> dict[str, slice]:
+    """Return split -> its part of texts of so many characters each, of which every one is cut alike and first
+    all training parts are laid end to end, then all of validation, then all of test."""
+    cuts = [0, *(sum(int(n * b) for n in lengths) for b in BOUNDARIES), sum(lengths)]
+    return {split: slice(a, b) for split, (a, b) in zip(SPLITS, pairwise(cuts), strict=True)}
 
 
 @dataclass(frozen=True)
@@ -49,11 +60,17 @@ class Corpus:
     sha256: str  # of the text's UTF-8 bytes, of the pixels and classes, or of the shards' checksums
     warning: str | None = None
     shards: ShardSet | None = None  # of data=bin
+    lengths: tuple[int, ...] = ()  # characters of each file, of several; their parts are in `text` by split
 
     @property
     def vocabulary(self) -> list[str]:
         """The characters of the complete text, sorted."""
         return sorted(set(self.text))
+
+    @property
+    def slices(self) -> dict[str, slice]:
+        """Split -> its part of the text."""
+        return split_slices(*(self.lengths or (len(self.text),)))
 
     def tokens(self) -> dict[str, np.ndarray]:
         """Split -> its tokens, (n,) int64."""
@@ -61,7 +78,7 @@ class Corpus:
         used = np.zeros(sys.maxunicode + 1, dtype=bool)
         used[codes] = True
         ids = (used.cumsum() - 1)[codes]  # ranks of the characters used; sorting a long text takes a minute
-        return {split: ids[part] for split, part in split_slices(len(ids)).items()}
+        return {split: ids[part] for split, part in self.slices.items()}
 
 
 def _read(path: Path, title: str, name: str, expected: str | None = None) -> Corpus:
@@ -148,15 +165,30 @@ def _auto(config: DataConfig, quiet: bool) -> Corpus:
 
 
 def _path(config: DataConfig, quiet: bool) -> Corpus:
-    path = Path(config.file or "").expanduser()
-    if not path.is_file():
-        raise UserError(
-            f"data.file={config.file} does not exist or is not a file: give the path of a UTF-8 text."
+    texts = [_read(path, path.name, "path") for path in named_files("data.file", config.file)]
+    return texts[0] if len(texts) == 1 else _joined(texts)
+
+
+def _joined(texts: Sequence[Corpus]) -> Corpus:
+    """Several files as one text, each of which gives its own part to every split. In a split these follow one
+    another by their checksums, so that neither names nor folders change what is trained on."""
+    for one in texts:
+        require(
+            all(one.text[part] for part in one.slices.values()),
+            f"{one.source} is too short to be cut into training, validation and test, as each of several "
+            "files is: leave it out, or put it into another file.",
         )
-    real = path.resolve()
-    if HIDDEN.search(str(real)) or set("\t\n") & set(str(real)):
-        raise UserError(f"data.file={real}: its name holds control characters: rename it.")
-    return _read(real, path.name, "path")
+    first, others = texts[0], len(texts) - 1
+    in_order = sorted(texts, key=lambda one: one.sha256)
+    text = "".join(one.text[one.slices[split]] for split in SPLITS for one in in_order)
+    return Corpus(
+        "path",
+        f"{first.title} and {count(others, 'more file')}, {len(text):,} characters",
+        f"{first.source} and {others} more",
+        text,
+        digest({"texts": [one.sha256 for one in in_order]}),
+        lengths=tuple(len(one.text) for one in in_order),
+    )
 
 
 def _digits(config: DataConfig, quiet: bool) -> Corpus:
@@ -216,14 +248,15 @@ def describe(config: DataConfig) -> dict[str, str | int | None]:
         whole |= {"shards": sum(map(len, files.values())), "vocabulary": config.vocabulary}
     else:
         counts = {split: len(ids) for split, ids in corpus.tokens().items()}
-        whole |= {"characters": len(corpus.text), "vocabulary": len(corpus.vocabulary)}
+        whole |= {"files": len(corpus.lengths) or None, "characters": len(corpus.text)}
+        whole |= {"vocabulary": len(corpus.vocabulary)}
     splits = ", ".join(f"{k} {n:,}" for k, n in counts.items())
     return {**whole, "splits": splits, "warning": corpus.warning}
 
 
 def check_length(corpus: Corpus, context: int) -> None:
     """Refuse a text whose smallest split cannot fill two windows of `context` tokens. Raises UserError."""
-    test = split_slices(len(corpus.text))["test"]
+    test = corpus.slices["test"]
     shortest = test.stop - test.start
     if shortest < 2 * context + 1:
         raise UserError(

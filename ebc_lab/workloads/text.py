@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +32,10 @@ def checked_text(run: RunConfig, *, quiet: bool = False) -> tuple[Corpus, str | 
         return corpus, None
     if run.tokens.name == "characters":
         check_length(corpus, run.model.context)
-        _check_splats(run, round(0.9 * len(corpus.text)))
+        train, _, test = (part.stop - part.start for part in corpus.slices.values())
+        _check_splats(run, train)
         _check_embeddings(run, len(corpus.vocabulary))
-        return corpus, None
+        return _with_crossings(corpus, run.model.context, test), None
     text = tokenised_of(run, corpus)
     shortest = min(len(ids) for ids in text.splits.values())
     if shortest < 2 * run.model.context + 1:
@@ -43,7 +45,20 @@ def checked_text(run: RunConfig, *, quiet: bool = False) -> tuple[Corpus, str | 
         )
     _check_splats(run, len(text.splits["train"]))
     _check_embeddings(run, text.vocabulary)
-    return corpus, text.sha256
+    return _with_crossings(corpus, run.model.context, len(text.splits["test"])), text.sha256
+
+
+def _with_crossings(corpus: Corpus, context: int, tokens: int) -> Corpus:
+    """Return the corpus with a warning where most windows of its test split, of so many tokens, begin in one
+    file and end in another."""
+    each = tokens // max(1, len(corpus.lengths))
+    if len(corpus.lengths) < 2 or each >= context:
+        return corpus
+    warning = (
+        f"the {len(corpus.lengths):,} files are so short, {each} test tokens each on average, that most "
+        f"windows of {context} tokens on which a model is judged cross from one file into another"
+    )
+    return replace(corpus, warning=warning)
 
 
 def _check_shards(run: RunConfig, shards: ShardSet) -> None:

@@ -23,8 +23,7 @@ from ebc_lab.config.errors import UserError, any_of, nearest
 from ebc_lab.records.cache import MeasurementCache
 from ebc_lab.records.files import read_regular
 
-from .corpus import Corpus
-from .splits import BOUNDARIES, split_slices
+from .corpus import BOUNDARIES, Corpus
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Trained
@@ -300,7 +299,7 @@ def _sha256(text: str) -> str:
 
 def _texts(corpus: Corpus) -> dict[str, str]:
     """Return split -> its text."""
-    return {split: corpus.text[part] for split, part in split_slices(len(corpus.text)).items()}
+    return {split: corpus.text[part] for split, part in corpus.slices.items()}
 
 
 def tokenised(tokenizer: Tokenizer, corpus: Corpus) -> Tokenised:

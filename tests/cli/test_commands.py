@@ -42,6 +42,16 @@ def study(finished):
             "cannot be written",
         ),
         (["plan", "optimizer=adam,sgd"], "needs -m"),
+        (
+            ["plan", "scale=smoke", "data=path", "data.file=nowhere.txt"],
+            "data.file=nowhere.txt does not exist",
+        ),
+        (
+            ["plan", "scale=smoke", "data=bin", "data.files=no", "data.val_files=x"],
+            "data.files=no does not exist",
+        ),
+        (["plan", "scale=smoke", "init=run", "init.run=no"], "init.run=no: there is no such run"),
+        (["plan", "scale=smoke", "tokens=gpt2", "tokens.folder=no"], "tokens.folder=no is not a folder"),
         (["autopilot", "-m", "scale=smoke", "optimizer=glob(a*)", "seeds=range(-1,1)"], "seed"),
         (["status", "nothing"], "there is no study"),
         (["status", "optimizers"], "start it with `ebc-lab autopilot study=optimizers`"),

@@ -85,6 +85,7 @@ def test_its_decisions_follow_from_its_files_and_another_target_needs_no_run(fin
 def test_the_plan_of_the_full_size_says_gpu_hours_and_that_they_are_an_estimate(folder, tmp_path):
     told = answered("plan", "study=fineweb", "scale=paper", cwd=tmp_path)
     assert "an estimate and no measurement" in told.stdout
+    assert told.stderr.startswith("warning: data.files=data/fineweb10B/fineweb_train_*.bin names no file")
     plan = json.loads(answered("plan", "study=fineweb", "scale=paper", "--json", cwd=tmp_path).stdout)
     config = compose(["study=fineweb", "scale=paper"])
     assert config.ablation.steps == 3250

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -29,7 +28,7 @@ from ebc_lab.config.schema import Config
 
 # where a study lies and what it is called differs from test to test, and has no say in any other setting
 PLACE = re.compile(r"(output_dir|study\.name)=([A-Za-z/][\w./-]*)")
-CHANGING = r"\bgiven\b|\bown-"  # in what Hydra is told of a user's own suite, and of given entries
+CHANGING = r"\bgiven\b|\bown-"  # in what Hydra is told of a user's own files, and of given entries
 WORDS_OF_YAML = {"true", "false", "yes", "no", "on", "off", "null", "nan", "inf"}
 
 
@@ -55,15 +54,15 @@ def composed_once() -> Iterator[None]:
     known: dict[tuple[str, ...], bytes] = {}
 
     def remembering(
-        overrides: Sequence[str], suite: Path | None, values: Mapping[str, Any], recorded: Any
+        overrides: Sequence[str], own: Sequence[Any], values: Mapping[str, Any], recorded: Any
     ) -> Config:
-        if suite or recorded or conf_dir() != usual:
-            return compose(overrides, suite, values, recorded)
+        if own or recorded or conf_dir() != usual:
+            return compose(overrides, own, values, recorded)
         places = {o: match for o in overrides if (match := _place(o))}
         rest = tuple(o for o in overrides if o not in places)
         if rest not in known:
             others = {k: v for k, v in values.items() if k not in [match[1] for match in places.values()]}
-            known[rest] = pickle.dumps(compose(rest, suite, others, None))
+            known[rest] = pickle.dumps(compose(rest, own, others, None))
         config: Config = pickle.loads(known[rest])
         for match in places.values():
             key, value = match.groups()

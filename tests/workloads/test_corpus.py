@@ -1,14 +1,21 @@
 import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from ebc_lab.config.choices import changed
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.parts.data import DataConfig
+from ebc_lab.config.schema import RunConfig
 from ebc_lab.workloads import corpus as corpus_module
 from ebc_lab.workloads.batches import Batches, windows
 from ebc_lab.workloads.corpus import describe, locate
+from ebc_lab.workloads.text import checked_text
 
 
 @pytest.mark.parametrize("name", ["a\x1b[2Jb.txt", "a\u202eb.txt", "a\nb.txt"])
@@ -29,6 +36,76 @@ def test_path_splits_in_order_and_covers_the_text(text_file):
     assert "".join(np.array(corpus.vocabulary)[joined]) == corpus.text
     n = len(corpus.text)
     assert [len(tokens[s]) for s in ("train", "val")] == [int(0.9 * n), int(0.95 * n) - int(0.9 * n)]
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """A folder of three texts, one of them in a folder inside it, and what is none."""
+    folder = tmp_path / "texts"
+    (folder / "more [2]").mkdir(parents=True)
+    (folder / ".hidden").mkdir()
+    for name, letter, length in (("b.txt", "b", 400), ("a.txt", "a", 1000), ("more [2]/c.txt", "c", 205)):
+        (folder / name).write_text(letter * length)
+    for name in ("notes.md", ".hidden/d.txt"):
+        (folder / name).write_text("d" * 400)
+    return folder
+
+
+def test_each_of_several_files_gives_its_own_part_to_every_split(texts, monkeypatch):
+    monkeypatch.chdir(texts.parent)
+    three = ["texts/b.txt", "texts/more [2]/c.txt", "texts/a.txt"]
+    ways = [three, three[::-1], "texts", "texts/", "texts/**/*.txt", ["texts/?.txt", "texts/more [2]"]]
+    found = [locate(DataConfig("path", way)) for way in ways]
+    assert len({(corpus.text, corpus.sha256) for corpus in found}) == 1
+    for split, letters in {"train": (900, 360, 184), "val": (50, 20, 10), "test": (50, 20, 11)}.items():
+        part = found[0].text[found[0].slices[split]]
+        assert [part.count(letter) for letter in "abc"] == [*letters]
+        assert len(found[0].tokens()[split]) == len(part) == sum(letters)
+        assert len(re.findall(r"a+|b+|c+", part)) == 3
+    assert found[2].title == "a.txt and 2 more files, 1,605 characters"
+    shutil.move("texts", "elsewhere")
+    Path("elsewhere/a.txt").rename("elsewhere/z.txt")
+    assert locate(DataConfig("path", "elsewhere", found[0].sha256)).text == found[0].text
+
+
+def test_one_file_is_the_same_text_however_it_is_named(texts):
+    plain = locate(DataConfig("path", str(texts / "a.txt")))
+    for way in ([str(texts / "a.txt")], str(texts / "a*"), str(texts / "more [2]" / ".." / "a.txt")):
+        assert locate(DataConfig("path", way)) == plain
+    (texts / "[a].txt").write_text("literal")
+    assert locate(DataConfig("path", str(texts / "[a].txt"))).text == "literal"
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        (["b.txt", "x.txt"], ["x.txt does not exist"]),
+        ("*.xml", ["*.xml names no file"]),
+        ("empty", ["empty is a folder without a .txt file in it or below it"]),
+        (["b.txt", "."], ["b.txt twice"]),
+        (["b.txt", "short"], ["short is too short to be cut into training, validation and test"]),
+        (["b.txt", "binary"], ["binary is not UTF-8 text (byte 1)"]),
+        (["b.txt", "pipe"], ["pipe is not a file"]),
+    ],
+)
+def test_what_several_files_cannot_be_is_said_of_the_one_at_fault(named, words, texts):
+    (texts / "empty").mkdir()
+    (texts / "short").write_text("x" * 9)
+    (texts / "binary").write_bytes(b"a\xff\x00")
+    os.mkfifo(texts / "pipe")
+    several = [str(texts / name) for name in named] if isinstance(named, list) else str(texts / named)
+    with pytest.raises(UserError) as caught:
+        locate(DataConfig("path", several))
+    assert all(f"{texts}/{word}" in str(caught.value) for word in words)
+
+
+def test_files_shorter_than_a_window_are_told_of(texts):
+    run = changed(RunConfig(), {"data": {"name": "path", "file": str(texts)}})
+    assert checked_text(changed(run, {"model": {"context": 24}}))[0].warning is None
+    for tokens in ("characters", "bytes"):
+        run = changed(run, {"model": {"context": 32}, "tokens": {"name": tokens}})
+        said = str(checked_text(run)[0].warning)
+        assert said.startswith("the 3 files are so short, 27 test tokens each on average, that most windows")
 
 
 def test_a_byte_order_mark_is_no_character_of_the_text(text_file, tmp_path):

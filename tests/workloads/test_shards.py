@@ -194,7 +194,7 @@ REFUSED = {
     "a short file": (lambda p: p.write_bytes(b"short"), ["5 bytes", "1024"]),
     "a text": (lambda p: p.write_text("All the world’s a stage. " * 90), ["is no shard", "data=path"]),
     "an unknown token": (lambda p: shard(p, [*documents(3_000), VOCABULARY]), ["token 128", "ends at 127"]),
-    "a folder": (lambda p: p.mkdir(), ["cannot be read"]),
+    "a folder": (lambda p: p.mkdir(), ["is not a file"]),
 }
 
 

@@ -89,7 +89,7 @@ class TrainCommand(TyperCommand):
 
 def _choices() -> dict[str, str]:
     """Group -> its choices, the default first and in brackets; that of `scale` is what suits this machine."""
-    from ebc_lab.config.choices import further_choices, groups, listed_choices
+    from ebc_lab.config.choices import further_choices, groups, listed_choices, overridable
     from ebc_lab.config.compose import default_scale
 
     default = further_choices() | listed_choices() | {"scale": default_scale().partition("=")[2]}
@@ -97,5 +97,7 @@ def _choices() -> dict[str, str]:
     choices = {}
     for group in names:
         first = [f"[{default[group]}]"] if default.get(group) else []
-        choices[group] = ", ".join([*first, *(c for c in groups()[group] if c != default.get(group))])
+        choices[group] = ", ".join(
+            [*first, *(c for c in overridable(group, None) if c != default.get(group))]
+        )
     return choices

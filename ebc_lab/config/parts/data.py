@@ -6,6 +6,8 @@ from ..fields import setting
 from ..part import Part, Run
 
 BIN = ("bin",)
+TEXTS = "a file, a list of files, a folder (its .txt files and those below it) or a pattern"
+FILES: dict[str, Any] = {"texts": True, "most": 10_000}
 SHARDS: dict[str, Any] = {"only": BIN, "in_run_id": False, "most": 10_000}
 NO_FILES: dict[str, Any] = {"file": None, "files": [], "val_files": []}  # for a text found by its name
 SAME_TEXT = ("name", "sha256", *NO_FILES)  # settings that may differ although the text is the same
@@ -18,7 +20,7 @@ class DataConfig(Part):
     name: str = setting(
         "auto", "which text; auto: tiny Shakespeare, or Python's documentation", group="data", in_run_id=False
     )
-    file: str | None = setting(None, "the text, UTF-8", only=("path",), in_run_id=False)
+    file: Any = setting(None, f"the text, UTF-8: {TEXTS}", only=("path",), in_run_id=False, **FILES)
     sha256: str | None = setting(
         None, "checksum of the text; filled in when a study is resolved, then enforced"
     )
@@ -44,6 +46,10 @@ class DataConfig(Part):
 
     place = 10
     required = {"digits": ("scikit-learn", "lowbit")}  # the library contains these images
+
+    def __post_init__(self) -> None:
+        if type(self.file) is int:  # a file or folder whose name is a number: data.file=2024
+            self.file = str(self.file)
 
     def refuses(self, run: Run) -> Iterator[str]:
         if self.name == "path" and not self.file:

@@ -4,6 +4,7 @@ from typing import Any
 
 from ..fields import setting
 from ..part import Figure, Head, Mode, Part, Run, Tail
+from .data import FILES
 
 NATS = "nats/token"
 RUN = ("run",)
@@ -25,7 +26,7 @@ class InitConfig(Part):
         choices=("source", "none", "shakespeare", "pydoc", "path"),
         **UNNAMED,
     )
-    file: str | None = setting(None, "of text=path: that text, UTF-8", **UNNAMED)
+    file: Any = setting(None, "of text=path: that text, as data.file takes it", **FILES, **UNNAMED)
     text_sha256: str | None = setting(None, "checksum of that text; filled in, then enforced", only=RUN)
     keep: bool = setting(
         False,

@@ -15,6 +15,7 @@ from typing import Any
 
 from ebc_lab.bench import speeds
 from ebc_lab.bench.flops import GPU, PEAK, UTILISATION, gpu_hours, run_flops
+from ebc_lab.config.choices import groups, read_choice
 from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.machine import chosen_device, cores
@@ -25,10 +26,11 @@ from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.paths import WEIGHTS
 from ebc_lab.records.spec import RunSpec
+from ebc_lab.workloads.named import refuse_missing
 
 from ..launch.pool import slots
 from ..stages.rules import Undecidable, val_loss
-from ..stages.runs import distinct
+from ..stages.runs import distinct, own_runs
 from ..stages.stage import ResultsOf, Scenario, Stage, stage_of
 from ..store.changes import Change, describe, requested
 from ..store.neighbours import finished_elsewhere, neighbours_of
@@ -192,7 +194,7 @@ def planned(config: Config) -> dict[str, Any]:
     numbers are not fixed, because grids may grow.
 
     Runs that are `done`, or will be `copied` from other studies in the folder, count as runs but take no
-    time. Raises UserError if a result was edited.
+    time. Raises UserError if a result was edited, or a file that a setting names is not there.
     """
     study = Study(Path(config.output_dir).expanduser() / config.study.name)
     snapshot = read(study) if study.exists() else None
@@ -209,6 +211,12 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
 
         changed = all_changes(config, header, snapshot.index)
         config = adopt(config, header)
+    not_fetched = _not_fetched(config)
+    text = None
+    if config.data.name == "path":
+        from ebc_lab.workloads.corpus import locate  # likewise
+
+        text = locate(config.data).title
     placed = _placed(config, study)
     speed: speeds.Choice | None = None
     with suppress(speeds.NotMeasured):
@@ -240,6 +248,8 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
     return {
         "study": config.study.name,
         "scale": config.scale,
+        "text": text,
+        "not_fetched": not_fetched,
         "device": placed.device,
         "launcher": config.launcher.name,
         "dtype": named.dtype if speed else config.dtype,
@@ -252,6 +262,21 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
         "eta_from": eta_from,
         "gpu_hours_from": ASSUMED,
     }
+
+
+def _not_fetched(config: Config) -> list[str]:
+    """Return a sentence for each built-in suite's own place of shards that is still empty: one asks what they
+    would cost before one fetches them. Raises UserError for any other file or folder that is not there."""
+    sentences = []
+    for where, run in [("", run_part(config)), *own_runs(config)]:
+        try:
+            refuse_missing(run, [Path(config.output_dir).expanduser()])
+        except UserError as error:
+            suites = [read_choice("study", name).get("data", {}) for name in groups()["study"]]
+            if not run.data.files or run.data.files not in [data.get("files") for data in suites]:
+                raise UserError(f"{where}: {error}" if where else str(error)) from None
+            sentences.append(str(error))
+    return list(dict.fromkeys(sentences))
 
 
 def _placed(config: Config, study: Study) -> Config:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -227,6 +227,28 @@ def own_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, dict[str
         own = data_of_another_text(base.data, settings["data"])
         data |= {**read_choice("data", own["name"]), **own}
     return {"data": data, "tokens": tokens | settings.get("tokens", {})}
+
+
+def own_runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
+    """Yield (path of the settings, longest run) for each arm, setting of `carry` and profiled workload."""
+    base, stages, carry, profiles = run_part(config), config.study.stages, config.carry, config.profiles
+
+    def of_its_own(run: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+        return changed(run, {**settings, **own_text(base, settings)})
+
+    if "ablation" in stages:
+        for name, arm in config.ablation.arms.items():
+            run = with_size(replace(base, steps=config.ablation.steps), arm)
+            yield f"ablation.arms.{name}", of_its_own(run, arm.settings)
+    places: list[tuple[str, str, float, Mapping[str, Any]]] = [
+        ("carry", "settings", carry.steps, carry.settings),
+        ("ladder", "rungs", config.ladder.steps, config.ladder.rungs),
+        ("profiles", "workloads", profiles.steps * profiles.longest, profiles.workloads),
+    ]
+    for stage, part, steps, entries in places:
+        run = replace(base, steps=round(steps))
+        for name, entry in entries.items() if stage in stages else ():
+            yield f"{stage}.{part}.{name}", with_size(of_its_own(run, entry.settings), entry)
 
 
 def with_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ebc_lab.config.errors import UserError, any_of, nearest, visible
-from ebc_lab.config.own.suites import ENDINGS, read
+from ebc_lab.config.own.files import ENDINGS, GROUP, OwnFile, read
 from ebc_lab.config.schema import STAGES
 from ebc_lab.records.paths import RunFiles, matching_paths
 
@@ -92,7 +92,7 @@ def place_of(name: str, output_dir: str, say: Say) -> Path:
         here = here.resolve()
     if here.suffix in ENDINGS and here.is_file():
         try:
-            study = read(here)["study"]["name"]
+            study = read(OwnFile(GROUP, here))["study"]["name"]
         except (LookupError, TypeError):
             study = here.stem
         raise UserError(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.own.suites import ENDINGS
+from ebc_lab.config.own.files import ENDINGS
 from ebc_lab.config.schema import Config
 from ebc_lab.records.files import atomic_writer
 

@@ -12,7 +12,6 @@ these, and the file is read again.
 from __future__ import annotations
 
 import functools
-import glob
 import hashlib
 import os
 import sys
@@ -24,11 +23,12 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from ebc_lab.config.errors import HIDDEN, UserError
+from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest
 from ebc_lab.records.cache import MeasurementCache
 from ebc_lab.records.files import stamp_of
-from ebc_lab.records.paths import matching_paths
+
+from ..named import named_files
 
 MAGIC = 20240520
 VERSION = 1
@@ -94,26 +94,11 @@ def found(setting: str, patterns: Sequence[str]) -> tuple[Shard, ...]:
     `setting`: which one they are given by. Raises UserError for what is not there, is named twice, or is no
     whole shard.
     """
-    paths: list[Path] = []
-    for pattern in patterns:
-        named = matching_paths(pattern)
-        if not named and not glob.has_magic(pattern):
-            named = [Path(pattern).expanduser()]  # what is wrong with it is told of the file
-        if not named:
-            raise UserError(
-                f"{setting}={pattern} names no file: give the shards' folder, or fetch them first "
-                "(docs/workloads.md says how)."
-            )
-        paths += [path.resolve() for path in named]
-    if twice := [path for path in dict.fromkeys(paths) if paths.count(path) > 1]:
-        raise UserError(f"{setting} names {twice[0]} twice: a shard is read once.")
-    return tuple(looked_at(setting, path) for path in paths)
+    return tuple(looked_at(setting, path) for path in named_files(setting, patterns))
 
 
 def looked_at(setting: str, path: Path) -> Shard:
     """Return the shard of a file, after a look at its header and its size. Raises UserError."""
-    if HIDDEN.search(str(path)) or set("\t\n") & set(str(path)):
-        raise UserError(f"{setting}={path}: its name holds control characters: rename it.")
     try:
         with path.open("rb") as f:
             head = f.read(HEADER_BYTES)

@@ -28,7 +28,7 @@ REFUSED = {  # flag as given -> what is said on stderr
     "-sc install=bash": "no such option: -s",
     "--config-path conf": "study=./mine.yaml",
     "--config-name other": "study=./mine.yaml",
-    "--config-dir=conf": "study=./mine.yaml",
+    "--config-dir=conf": "launcher=mine for conf/launcher/mine.yaml, or named by their path",
     "--experimental-rerun a.pickle": "hydra.run.dir=",
     "--resolve": "belongs to --cfg",
     "--package optimizer": "belongs to --cfg",
@@ -41,6 +41,7 @@ REFUSED = {  # flag as given -> what is said on stderr
     "--cfg job --json": "without --cfg",
     "--multrun": "--multirun",
     "--seed=3": "settings are given without dashes",
+    "hydra.searchpath=[file://conf] launcher=mine": "launcher=mine for conf/launcher/mine.yaml",
 }
 
 

@@ -77,7 +77,10 @@ def test_every_file_of_conf_and_every_suite_of_the_pages_fits(schemas):
     suites = [s for page in PAGES for s in re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.M | re.S)]
     assert len(suites) > 3
     for suite in suites:
-        schemas["suite.json"].validate(settings(f"ablation:\n{suite}" if suite[0] == " " else suite))
+        group = re.match(r"# conf/(\w+)/", suite)
+        schemas[f"{group[1]}.json" if group else "suite.json"].validate(
+            settings(f"ablation:\n{suite}" if suite[0] == " " else suite)
+        )
 
 
 @pytest.mark.thorough

@@ -9,10 +9,13 @@ import pytest
 from support.invented import invent
 
 from ebc_lab.config.compose import compose
-from ebc_lab.config.dicts import run_part
+from ebc_lab.config.dicts import from_dict, run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import identity
 from ebc_lab.config.overrides import check_overrides
+from ebc_lab.config.parts.init import InitConfig
+from ebc_lab.config.schema import Config, RunConfig
+from ebc_lab.study.inspect.forecast import planned
 from ebc_lab.study.inspect.reproduce import (
     again,
     continuing,
@@ -20,6 +23,7 @@ from ebc_lab.study.inspect.reproduce import (
     override_value,
     run_again,
 )
+from ebc_lab.study.resolve import adopt
 from ebc_lab.study.store import bundle, changes
 from ebc_lab.study.store.study import Study
 
@@ -35,6 +39,30 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_opt.py").write_text("import torch\n\n\nclass Cautious(torch.optim.AdamW):\n    pass\n")
     return tmp_path
+
+
+def test_a_study_on_a_folder_goes_on_from_any_place_and_notices_another_file(place, text_file):
+    (place / "texts").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (place / "texts" / name).write_text(text_file.read_text() + name)
+    study = invent(place / "out", ["data=path", "data.file=texts", "study.name=x"], stages=0, drawn=False)
+    header = study.header()
+    characters = 2 * len(text_file.read_text()) + 10
+    assert header["corpus"]["title"] == f"a.txt and 1 more file, {characters:,} characters"
+    config = from_dict(Config, header["requested"] | {"output_dir": str(place / "out")})
+    (place / "elsewhere").mkdir()
+    os.chdir("elsewhere")
+    assert adopt(config, header).data.file == header["config"]["data"]["file"] == str(place / "texts")
+    assert planned(config)["text"] == header["corpus"]["title"]
+    (place / "texts" / "c.txt").write_text("c" * 99)
+    with pytest.raises(UserError, match=r"a\.txt and 2 more has changed"):
+        planned(config)
+
+
+def test_the_text_that_is_forgotten_may_be_several_files(place):
+    (place / "own.yaml").write_text("init: {name: run, run: x, text: path, file: [a.txt, b.txt]}\n")
+    run = run_part(compose(["scale=smoke", "study=./own.yaml"]))
+    assert InitConfig.from_run(from_dict(RunConfig, to_dict(run))).file == ["a.txt", "b.txt"]
 
 
 OWN = ["optimizer=custom", "optimizer.target=./my_opt.py:Cautious", "lr_sweep.grids.custom=[1e-3,2e-3]"]

@@ -1,4 +1,5 @@
-"""Suites defined by the user: `study=./mine.yaml`, or `study=mine` for ./conf/study/mine.yaml."""
+"""Choices defined by the user, in files like those of `conf/`: `study=./mine.yaml`, or `launcher=mine` for
+./conf/launcher/mine.yaml."""
 
 from __future__ import annotations
 
@@ -8,13 +9,14 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import sources
 
 ENDINGS = (".yaml", ".yml")
 GROUP = "study"
-FOLDER = Path("conf") / GROUP  # in the working folder
+WHOLE = (GROUP, "scale", "check")  # groups whose files set anything of a study, not just the group's settings
+FOLDER = Path("conf")  # in the working folder
 OTHER_NUMBER = re.compile(  # octal, binary and hexadecimal numbers, h:m:s times, numbers with underscores
     r"[-+]?(0[0-9_]+|0[bBoOxX][0-9a-fA-F_]+|[0-9][0-9_]*(:[0-9_]+)+(\.[0-9_]*)?"
     r"|(?=[0-9._]*_)[0-9.][0-9_.]*([eE][-+]?[0-9]+)?)"
@@ -22,36 +24,90 @@ OTHER_NUMBER = re.compile(  # octal, binary and hexadecimal numbers, h:m:s times
 IN_THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2}(_[0-9]{3})+")  # such as 10_000, which is unambiguous
 
 
-def own_suites(package: Path) -> dict[str, Path]:
-    """Return the files of the suites in conf/study of the working folder, by name. Return an empty dict if
+class OwnFile(NamedTuple):
+    """The file of a choice that the user defined."""
+
+    group: str
+    path: Path
+
+    @property
+    def chosen_name(self) -> str:
+        """Return the name under which the choice is registered with Hydra."""
+        plain = re.sub(r"\W+", "-", self.path.stem, flags=re.ASCII).strip("-")
+        return f"own-{plain}-{hashlib.sha256(str(self.path).encode()).hexdigest()[:8]}"
+
+    def register(self, settings: Mapping[str, Any]) -> None:
+        """Register the settings in the file with Hydra."""
+        from hydra.core.config_store import ConfigStore
+
+        package = "_global_" if self.group in WHOLE else None
+        ConfigStore.instance().store(
+            group=self.group, name=self.chosen_name, node=dict(settings), package=package
+        )
+
+    def line_of(self, key: str) -> int | None:
+        """Return the line that sets a dotted key, or else the line of the innermost mapping around the key.
+        Return None if the file has neither."""
+        return next(reversed(self._lines(key)), None)
+
+    def sets(self, key: str) -> bool:
+        """Return whether the file itself sets a dotted key."""
+        return len(self._lines(key)) == len(self._inside(key))
+
+    def _inside(self, key: str) -> list[str]:
+        """Return the names of which a dotted key is made, in the file of most groups without the group's."""
+        return key.split(".")[self.group not in WHOLE :]
+
+    def _lines(self, key: str) -> list[int]:
+        """Return the line of each name in a dotted key, up to the first that the file lacks."""
+        import yaml
+
+        if self.group not in (*WHOLE, key.partition(".")[0]):
+            return []
+        node: Any = yaml.compose(self.path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        lines = []
+        for part in self._inside(key):
+            inside = getattr(node, "value", None)  # for a mapping, a list of (name, value) pairs
+            pairs = [one for one in inside if isinstance(one, tuple)] if isinstance(inside, list) else []
+            pair = next((one for one in pairs if one[0].value == part), None)
+            if pair is None:
+                break
+            lines.append(pair[0].start_mark.line + 1)
+            node = pair[1]
+        return lines
+
+
+def own_choices(group: str, package: Path) -> dict[str, Path]:
+    """Return the files of a group's choices in conf/ of the working folder, by name. Return an empty dict if
     there is no such folder or it belongs to `package`, the built-in `conf`."""
-    folder = Path.cwd() / FOLDER
-    if not folder.is_dir() or folder.resolve() == (package / GROUP).resolve():
+    folder = Path.cwd() / FOLDER / group
+    if not folder.is_dir() or folder.resolve() == (package / group).resolve():
         return {}
     return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in ENDINGS}
 
 
 def is_path(choice: str) -> bool:
-    """Return whether a choice of `study` is the path of a file rather than a name."""
+    """Return whether a choice of a group is the path of a file rather than a name."""
     return choice.endswith(ENDINGS) or os.sep in choice
 
 
-def suite_file(choice: object, package: Path) -> Path | None:
-    """Return the file of a user-defined suite, or None if `choice` names any other suite. Raises LookupError,
-    whose message is a clause, if there is no suite at the given path."""
+def file_of(group: str, choice: object, package: Path) -> OwnFile | None:
+    """Return the file of a user-defined choice, or None if `choice` names any other. Raises LookupError,
+    whose message is a clause, if there is none at the given path."""
     if not isinstance(choice, str):
         return None
     if not is_path(choice):
-        return own_suites(package).get(choice)
+        path = own_choices(group, package).get(choice)
+        return OwnFile(group, path) if path else None
     path = Path(choice).expanduser()
     if path.is_file() and path.suffix in ENDINGS:
-        return Path(os.path.abspath(path))
+        return OwnFile(group, Path(os.path.abspath(path)))
     folder = path.parent
     there = sorted(one.name for one in folder.iterdir() if one.suffix in ENDINGS) if folder.is_dir() else []
     near = difflib.get_close_matches(path.name, there, 1) or there[:5]
     meant = f" (there is {', '.join(near)})" if near else ""
     what = "is no file that ends in .yaml" if path.exists() else "is not there"
-    raise LookupError(f"{what}{meant}: give the file of a suite")
+    raise LookupError(f"{what}{meant}: give the file of a {'suite' if group == GROUP else group}")
 
 
 def beside_us(name: object) -> str | None:
@@ -62,22 +118,18 @@ def beside_us(name: object) -> str | None:
     return f"./{files[near[0]]}" if near else None
 
 
-def chosen_name(path: Path) -> str:
-    """Return the name under which the suite in this file is registered with Hydra."""
-    return f"own-{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Return the settings in a suite's file. The study is named after the file by default, and targets of
-    parts in the same folder become paths. Raises LookupError if the file cannot be read; the message is a
-    sentence with the line, if known."""
+def read(own: OwnFile) -> dict[str, Any]:
+    """Return the settings in the file of a choice. A suite's study is named after the file by default, and
+    targets of parts in the same folder become paths. Raises LookupError if the file cannot be read; the
+    message is a sentence with the line, if known."""
     import yaml
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    path, is_suite = own.path, own.group == GROUP
     try:
         with open(path, encoding="utf-8") as text:
-            suite = OmegaConf.load(text)
+            loaded = OmegaConf.load(text)
             text.seek(0)
             for event in yaml.parse(text):
                 if isinstance(event, yaml.ScalarEvent) and event.implicit[0]:  # neither quoted nor tagged
@@ -87,14 +139,15 @@ def read(path: Path) -> dict[str, Any]:
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise _mistake(path, mark.line + 1 if mark else None, what) from None
     except OmegaConfBaseException as error:  # of a ${…} that cannot be read
-        line = line_of(path, error.full_key or "")
+        line = OwnFile(GROUP, path).line_of(error.full_key or "")  # the key is as the file has it
         raise _mistake(path, line, str(error).splitlines()[0]) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise LookupError(f"{path} cannot be read ({error}): give the file of a suite, in UTF-8.") from None
-    if not isinstance(suite, DictConfig):
-        raise LookupError(f"{path} holds no settings: a suite begins with lines such as ablation: …")
-    settings: Any = OmegaConf.to_container(suite)
-    named = settings.setdefault(GROUP, {})
+        raise LookupError(f"{path} cannot be read ({error}): give a file of settings, in UTF-8.") from None
+    if not isinstance(loaded, DictConfig):
+        example = "a suite begins with lines such as ablation: …" if is_suite else "give it some, KEY: VALUE"
+        raise LookupError(f"{path} holds no settings: {example}")
+    settings: Any = OmegaConf.to_container(loaded)
+    named = settings.setdefault(GROUP, {}) if is_suite else None
     if isinstance(named, dict):
         named.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-."))
     if "_self_" not in settings.get("defaults", ["_self_"]):
@@ -145,40 +198,3 @@ def _place(target: str, folder: Path) -> str:
     places = (folder / file, Path.cwd() / file, folder / file.name)
     here = next((one for one in places if one.is_file()), file)
     return f"{here}:{written['name']}"
-
-
-def register(path: Path) -> dict[str, Any]:
-    """Register the suite in a file with Hydra as a choice of `study`, and return its settings."""
-    from hydra.core.config_store import ConfigStore
-
-    settings = read(path)
-    ConfigStore.instance().store(group=GROUP, name=chosen_name(path), node=settings, package="_global_")
-    return settings
-
-
-def line_of(path: Path, key: str) -> int | None:
-    """Return the line of a suite's file that sets a dotted key, or else the line of the innermost mapping
-    around the key. Return None if the file has neither."""
-    return next(reversed(_lines(path, key)), None)
-
-
-def sets(path: Path, key: str) -> bool:
-    """Return whether a suite's file itself sets a dotted key."""
-    return len(_lines(path, key)) == len(key.split("."))
-
-
-def _lines(path: Path, key: str) -> list[int]:
-    """Return the line of each part of a dotted key, up to the first part that the suite's file lacks."""
-    import yaml
-
-    node: Any = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    lines = []
-    for part in key.split("."):
-        inside = getattr(node, "value", None)  # for a mapping, a list of (name, value) pairs
-        pairs = [one for one in inside if isinstance(one, tuple)] if isinstance(inside, list) else []
-        pair = next((one for one in pairs if one[0].value == part), None)
-        if pair is None:
-            break
-        lines.append(pair[0].start_mark.line + 1)
-        node = pair[1]
-    return lines

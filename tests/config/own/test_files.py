@@ -1,14 +1,22 @@
-"""Suites of one's own, from any folder, and own parts under their own names."""
+"""Suites and other choices of one's own, from any folder, and own parts under their own names."""
 
+import itertools
+import os
 import re
 import sys
 from dataclasses import replace
 
 import pytest
+from support.called import answered, called
+from support.invented import RESOLVED
 
+from ebc_lab.cli import completion
 from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.identity import digest, identity
 from ebc_lab.config.own.sources import PLACES
+from ebc_lab.records.json_files import read_json
 
 PART = "import torch\n\n\nclass Cautious(torch.optim.Adam):\n    pass\n"
 SUITE = """\
@@ -253,3 +261,106 @@ def test_a_file_without_a_function_is_told_what_is_missing(folder, asked):
     missing = r"which function of that file is not said: write ./suite_opt.py:NAME\.$"
     with pytest.raises(UserError, match=rf"^{key}=./suite_opt.py: {missing}"):
         composed(group, f"{key}=./suite_opt.py")
+
+
+# -- choices of other groups ---------------------------------------------------------------------------------
+
+OWN = {
+    "launcher/mine": "name: slurm\nslots: 4\npartition: gpu\n",
+    "optimizer/slow": "defaults: [adam]\nbeta2: 0.99\n",
+    "optimizer/cautious": "{name: custom, target: './suite_opt.py:Cautious', arguments: {eps: 1e-7}}\n",
+    "scale/tiny": "defaults: [smoke]\nbatch_size: 12\n",
+    "data/books": "{name: path, file: [a.txt, b.txt]}\n",
+    "tracker/none": "names: []\n",
+}
+
+
+@pytest.fixture
+def conf(folder):
+    """OWN in conf/ of the working folder."""
+    for name, settings in OWN.items():
+        path = folder / "conf" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(settings)
+    return folder / "conf"
+
+
+def of(*overrides):
+    """What is recorded of a study, and the hash that names its first run."""
+    config = compose([*RESOLVED, f"data.sha256={'a' * 64}", *overrides])
+    settings = {key: value for key, value in to_dict(config).items() if key not in ("launcher", "own_files")}
+    return settings, digest(identity(run_part(config)))
+
+
+WRITTEN = {
+    "launcher=mine": [],
+    "optimizer=slow": ["optimizer=adam", "optimizer.beta2=0.99"],
+    "scale=tiny": ["scale=smoke", "batch_size=12"],
+    "data=books": ["data=path", "data.file=[a.txt,b.txt]"],
+}
+
+
+def test_a_choice_of_ones_own_is_nothing_but_its_settings(conf):
+    there = of(*itertools.chain(*WRITTEN.values()))
+    assert of(*WRITTEN) == there
+    (conf.parent / "elsewhere").mkdir()
+    os.chdir("elsewhere")
+    assert of(*(f"{one.partition('=')[0]}=../conf/{one.replace('=', '/')}.yaml" for one in WRITTEN)) == there
+
+
+@pytest.mark.thorough
+def test_each_choice_of_ones_own_goes_with_ebc_labs_others_and_overrides_win(conf):
+    for own, written in WRITTEN.items():
+        scale = [] if "scale" in own else ["scale=smoke"]
+        assert of(*scale, own) == of(*scale, *written)
+    assert of("scale=tiny", "batch_size=10") == of("scale=smoke", "batch_size=10")
+
+
+@pytest.mark.thorough
+def test_a_sweep_trains_choices_of_ones_own_under_the_names_of_their_settings(conf):
+    run = ["data=pydoc", "steps=2", "stabilizer=none", *RESOLVED]
+    answered(
+        "train", "-m", *run, "scale=tiny,smoke", "optimizer=slow", "hydra.sweep.dir=own", cwd=conf.parent
+    )
+    for number, batch in enumerate((12, 24)):
+        written = ["scale=smoke", f"batch_size={batch}", "optimizer.beta2=0.99", f"hydra.run.dir=w/{number}"]
+        answered("train", *run, *written, cwd=conf.parent)
+        ids = [read_json(conf.parent / of / str(number) / "spec.json")["run_id"] for of in ("own", "w")]
+        assert ids[0] == ids[1]
+
+
+def test_a_launcher_and_a_part_of_ones_own_are_chosen_by_their_files(conf):
+    config = compose(["scale=smoke", "launcher=mine", "device=cpu", "launcher.partition=big"])
+    launcher = config.launcher
+    assert (launcher.name, launcher.slots, launcher.partition) == ("slurm", 4, "big")
+    run = compose(["scale=smoke", "optimizer=cautious", "device=cpu"], study=False)
+    assert (run.optimizer.name, run.optimizer.target) == ("cautious", "suite_opt:Cautious")
+    assert {"mine", "slurm"} <= {*completion.values("launcher")}
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "said"),
+    [
+        (
+            "launcher/bad",
+            "name: slurm\nslot: 4",
+            r"bad\.yaml:2: launcher\.slot is not a setting \(did you mean",
+        ),
+        ("launcher/bad", "name: slurm\nslots: -1", r"bad\.yaml:2: launcher\.slots must be a whole number"),
+        ("launcher/bad", "slots: 4", r"conf/launcher/bad\.yaml: a line `name: …` must say of which launcher"),
+        ("optimizer/bad", "name: fast", r"bad\.yaml: a line `name: …` must say of which optimizer these are"),
+        ("optimizer/bad", "defaults: [adm]", r"bad\.yaml: optimizer=adm is unknown \(did you mean adam"),
+        ("scale/bad", "steps: 4", r"bad\.yaml: a line `scale: …` must say of which scale .*: laptop, mini"),
+        ("data/bad", "name: [", r"conf/data/bad\.yaml:1: .*: mend the file"),
+        ("data/nix", None, r"data=bad is unknown; data takes books, nix, auto"),
+    ],
+)
+def test_a_mistake_in_such_a_file_is_told_with_its_place(conf, file, settings, said):
+    (conf / f"{file}.yaml").write_text(settings or "name: auto")
+    with pytest.raises(UserError, match=said):
+        composed(f"{file.partition('/')[0]}=bad", "device=cpu")
+
+
+def test_a_choice_that_has_the_name_of_a_built_in_one_is_taken_and_told(conf):
+    done = called("data", "data=pydoc", "tracker=none", "--json", cwd=conf.parent)
+    assert done.stderr == "note: tracker=none is your conf/tracker/none.yaml, not ebc-lab's own\n"
