@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import filecmp
 import hashlib
 import os
 import re
@@ -78,12 +79,17 @@ class OwnFile(NamedTuple):
 
 
 def own_choices(group: str, package: Path) -> dict[str, Path]:
-    """Return the files of a group's choices in conf/ of the working folder, by name. Return an empty dict if
-    there is no such folder or it belongs to `package`, the built-in `conf`."""
-    folder = Path.cwd() / FOLDER / group
-    if not folder.is_dir() or folder.resolve() == (package / group).resolve():
+    """Return the files of a group's choices in conf/ of the working folder, by name. Files equal to those of
+    `package`, the built-in `conf`, are left out: in a clone of the repository they are nobody's own."""
+    folder, built_in = Path.cwd() / FOLDER / group, package / group
+    if not folder.is_dir() or folder.resolve() == built_in.resolve():
         return {}
-    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in ENDINGS}
+    files = (path for path in sorted(folder.iterdir()) if path.suffix in ENDINGS)
+    return {path.stem: path for path in files if not _is_copy(path, built_in / path.name)}
+
+
+def _is_copy(path: Path, other: Path) -> bool:
+    return path.is_file() and other.is_file() and filecmp.cmp(path, other, shallow=False)
 
 
 def is_path(choice: str) -> bool:

@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import shutil
 import sys
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from support.called import answered, called
 from support.invented import RESOLVED
 
 from ebc_lab.cli import completion
+from ebc_lab.config.choices import conf_dir
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
@@ -271,7 +273,7 @@ OWN = {
     "optimizer/cautious": "{name: custom, target: './suite_opt.py:Cautious', arguments: {eps: 1e-7}}\n",
     "scale/tiny": "defaults: [smoke]\nbatch_size: 12\n",
     "data/books": "{name: path, file: [a.txt, b.txt]}\n",
-    "tracker/none": "names: []\n",
+    "tracker/none": "{names: []}\n",
 }
 
 
@@ -361,6 +363,7 @@ def test_a_mistake_in_such_a_file_is_told_with_its_place(conf, file, settings, s
         composed(f"{file.partition('/')[0]}=bad", "device=cpu")
 
 
-def test_a_choice_that_has_the_name_of_a_built_in_one_is_taken_and_told(conf):
+def test_a_choice_that_has_the_name_of_a_built_in_one_is_taken_and_told_if_it_says_something_else(conf):
+    shutil.copy(conf_dir() / "data" / "pydoc.yaml", conf / "data")
     done = called("data", "data=pydoc", "tracker=none", "--json", cwd=conf.parent)
     assert done.stderr == "note: tracker=none is your conf/tracker/none.yaml, not ebc-lab's own\n"
