@@ -29,7 +29,7 @@ from ebc_lab.config.compose import (
     register_schema,
 )
 from ebc_lab.config.dicts import from_dict, run_part, to_dict
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, naming
 from ebc_lab.config.overrides import check_overrides, expand
 from ebc_lab.config.own.parts import refuse_edited
 from ebc_lab.config.parts.init import InitConfig
@@ -39,16 +39,18 @@ from ebc_lab.records.files import refuse_unwritable
 from ebc_lab.records.locks import run_lock
 from ebc_lab.records.paths import RunFiles, SpecRecord
 from ebc_lab.study.inspect.reproduce import override_value
+from ebc_lab.study.store.study import Study
 from ebc_lab.study.trackers import following
 from ebc_lab.workloads.starts import pinned_start, placed
 from ebc_lab.workloads.text import check_length_of, checked_text
 
 from .hydra.flags import Given
 from .hydra.launchers import JobFailed, defaults, is_submitit, launching
-from .options import console, print_json
+from .options import INTERRUPTED, console, print_json
 from .sweep_view import Job, jobs, result_of, show
 from .train_view import RunView, closing_lines
 
+RERUNS = "outputs/rerun"
 OTHER_FOLDER = "choose another hydra.run.dir, or delete this one"
 
 
@@ -238,6 +240,44 @@ def _refuse_impossible(configs: Sequence[Config], directory: Path) -> list[str]:
         pinned_start(config)
     refuse_unwritable(directory)
     return list(dict.fromkeys(warning for warning in warnings if warning))
+
+
+def train_again(
+    study: Study, spec: SpecRecord, overrides: Sequence[str], folder: Path | None, command: str
+) -> Path:
+    """Train a recorded run again, in `folder` or in a new one. -> that folder. `command`: this call's own.
+    Raises UserError for what is missing here, and for a folder in the study; SystemExit if the run was
+    interrupted, or its GPU failed."""
+    from ebc_lab.study.inspect import rerun
+    from ebc_lab.training.ends import DeviceFailed, Interrupted
+
+    run_id = spec["run_id"]
+    directory = folder.expanduser() if folder else Path(RERUNS) / study.name / run_id
+    if directory.resolve().is_relative_to(study.place.resolve()):
+        raise UserError(f"{directory} is in the study, which is only read: choose another --output.")
+    rerun.recorded_result(study, spec)
+    with naming(run_id):
+        config = rerun.settings_of(study, spec, overrides)
+        _refuse_impossible([config], directory)
+    if folder is None:
+        directory = own_folder(directory)
+        command = f"{command} --output {shlex.quote(str(directory))}"
+    print(f"{run_id}, again in {directory}")
+    for line in rerun.renamed_in_words(spec):
+        print(line)
+    again = f"this continues from the checkpoint:\n  {command}"
+    try:
+        run = run_part(placed(config, [Path(config.output_dir).expanduser()]))
+        every_s = config.launcher.checkpoint_every_s
+        train_one(run, directory, every_s, processes=rerun.processes_of(study, spec))
+    except DeviceFailed as error:
+        message, code = f"{error}; {again}", 4
+    except (Interrupted, KeyboardInterrupt):
+        message, code = f"interrupted; {again}", INTERRUPTED
+    else:
+        return directory
+    print(message, file=sys.stderr)
+    sys.exit(code)
 
 
 def train_one(

@@ -7,6 +7,7 @@ removed since.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -36,6 +37,30 @@ def sorts_of_runs(records: Iterable[Record], decisions: Mapping[str, Decision]) 
         else:
             sorts[brief.run_id] = UNUSED
     return sorts
+
+
+def trained_by(records: Iterable[Record], sorts: Mapping[str, str]) -> dict[str, int]:
+    """Return software in words -> how many of the training runs in use have a result that it trained, the
+    earliest first. A run that one version began and another went on with counts for both. `sorts`: as
+    `sorts_of_runs` returns them."""
+    ended = [r.history for r in records if r.brief.outcome and sorts.get(r.run_id) == TRAINING]
+    ended.sort(key=lambda history: history.spans[:1])
+    return dict(Counter(software for history in ended for software in history.software))
+
+
+def upgraded(trained: Mapping[str, int], study: str, here: str | None = None) -> str:
+    """Return a sentence if a study was not trained by one version of the software alone, else an empty text.
+
+    `trained`: as `trained_by` counts them; `study`: how commands name it; `here`: the software of the call
+    that goes on with it.
+    """
+    if len({*trained, here} - {None}) < 2 or not trained:
+        return ""
+    runs = {software: f"{n} run{'s' * (n != 1)}" for software, n in trained.items()}
+    runs |= {here: f"{runs[here]} and this call" if here in runs else "this call"} if here else {}
+    by = " and by ".join(f"{software} ({which})" for software, which in runs.items())
+    again = f"ebc-lab rerun {shlex.quote(study)} --run RUN"
+    return f"trained by {by}: whether they compute the same bits, `{again}` says of a RUN of an earlier one"
 
 
 def counted(sorts: Iterable[str]) -> dict[str, int]:
