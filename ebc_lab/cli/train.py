@@ -51,7 +51,7 @@ from .sweep_view import Job, jobs, result_of, show
 from .train_view import RunView, closing_lines
 
 RERUNS = "outputs/rerun"
-OTHER_FOLDER = "choose another hydra.run.dir, or delete this one"
+OTHER_FOLDER = "choose another folder, or delete this one"
 
 
 def _without_hydra(overrides: Sequence[str]) -> list[str]:
@@ -310,8 +310,7 @@ def train_one(
         run.lr_schedule.sha256 = digest(recorded_rates(source_folder(run.lr_schedule, directory.parent)))
     run_id = digest(identity(run))[:10]
     if earlier and earlier["run_id"] != run_id:
-        remedy = "choose another hydra.run.dir, or delete it"
-        raise UserError(f"{directory} holds another run ({earlier['run_id']}): {remedy}.")
+        raise UserError(f"{directory} holds another run ({earlier['run_id']}): {OTHER_FOLDER}.")
     notes = warnings_of(run)
     threads, cores = processes * run.threads_per_run, job_cores or machine.cores()
     if processes > 1 and run.device == "cpu" and threads > cores:

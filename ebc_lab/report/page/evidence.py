@@ -25,7 +25,7 @@ from ebc_lab.study.stages.stage import concluding_stages, decision_that_shows, s
 from ebc_lab.study.stages.statistics import by_interval
 from ebc_lab.study.store import manifest
 from ebc_lab.study.store.changes import describe_earlier_looks
-from ebc_lab.study.store.counts import upgraded
+from ebc_lab.study.store.counts import trained_in_words, upgraded
 from ebc_lab.study.store.snapshot import Snapshot, read
 from ebc_lab.study.store.study import Record, Study, StudyHeader
 
@@ -94,7 +94,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "open": waiting,
         "early": _early(snapshot) if waiting else None,
         "carry_on": continuing(study, header) if waiting and study.resumable else None,
-        "trained_by": by,
+        "trained_by": trained_in_words(by),
         "upgraded": upgraded(by, header["study"]),
         "slots": in_words(busy) if (busy := status.slots_used(snapshot)) else "",
         "broken": broken,

@@ -148,7 +148,7 @@ def _refuse_lacking(study: Study, spec: SpecRecord, overrides: Sequence[str]) ->
         if not file.is_file():
             again = run_again(study.called, source)
             raise UserError(
-                f"{spec['run_id']} needs the {file.name} of {source}, which the recording does not hold: "
+                f"it needs the {file.name} of {source}, which the recording does not hold: "
                 f"`{again}` trains that run again; then give its folder here as {key}=FOLDER."
             )
 
@@ -308,7 +308,7 @@ def in_words(found: Mapping[str, Any]) -> list[str]:
     lines = [f"not the same as recorded: compared were {what}", *lacking]
     lines += [_parting(name, found[key]) for key, name in (("steps", "steps.csv"), ("evals", "evaluations"))]
     before, after = found["outcomes"]
-    lines += [f"it {before} then and {after} now"] if before != after else []
+    lines += [f"outcome: {before} recorded, {after} now"] if before != after else []
     lines += [f"{name}: {_values(*pair)}" for name, pair in found["losses"].items()]
     others = {k: pair for k, pair in figures["differ"].items() if k not in (*found["losses"], "outcome")}
     for name, pair in list(others.items())[:MOST_FIGURES]:

@@ -93,6 +93,7 @@ def _status(snapshot: Snapshot) -> dict[str, Any]:
     if eta is None and state != "stale":  # a stale study's depends on new decisions
         early, eta = _ahead(snapshot, holder, runs)
     retried = state == "finished_with_failures" and any(f["outcome"] in RETRIED for f in failures)
+    trained = snapshot.trained_by()
     to_go_on = (retried or state in ("interrupted", "empty", "stale")) and study.resumable
     return {
         "study": study.name,
@@ -102,7 +103,7 @@ def _status(snapshot: Snapshot) -> dict[str, Any]:
         "scale": snapshot.config.scale,
         "corpus": snapshot.header["corpus"],
         "stages": _stages(snapshot, because, runs),
-        "trained_by": (trained := snapshot.trained_by()),
+        "trained_by": {software: len(runs) for software, runs in trained.items()},
         "upgraded": upgraded(trained, study.called),
         "runs": counted(snapshot.sorts_of_runs().values()),
         "running": [r for r in runs if r["progress"]] if holder is not None or queue else [],

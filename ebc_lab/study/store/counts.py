@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ebc_lab.records.decisions import Decision
 
 from ..stages.rules import inputs_of
+from . import attempts
 from .study import Record
 
 TRAINING = "training"
@@ -39,28 +40,36 @@ def sorts_of_runs(records: Iterable[Record], decisions: Mapping[str, Decision]) 
     return sorts
 
 
-def trained_by(records: Iterable[Record], sorts: Mapping[str, str]) -> dict[str, int]:
-    """Return software in words -> how many of the training runs in use have a result that it trained, the
-    earliest first. A run that one version began and another went on with counts for both. `sorts`: as
+def trained_by(records: Iterable[Record], sorts: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return software in words, the earliest first -> the training runs in use that it has trained to a
+    result. A run that one version began and another went on with stands under both. `sorts`: as
     `sorts_of_runs` returns them."""
-    ended = [r.history for r in records if r.brief.outcome and sorts.get(r.run_id) == TRAINING]
-    ended.sort(key=lambda history: history.spans[:1])
-    return dict(Counter(software for history in ended for software in history.software))
+    ended = [r for r in records if r.brief.outcome and sorts.get(r.run_id) == TRAINING]
+    found: dict[str, list[str]] = {}
+    for record in sorted(ended, key=lambda record: record.history.spans[:1]):
+        for software in record.history.software:
+            found.setdefault(software, []).append(record.run_id)
+    return found
 
 
-def upgraded(trained: Mapping[str, int], study: str, here: str | None = None) -> str:
+def trained_in_words(trained: Mapping[str, Sequence[str]], here: str | None = None) -> str:
+    """Return what `trained_by` found in words: each software with the number of its runs, or with `this call`
+    for that of `here`. Empty if no run has recorded any and nothing is said of `here`."""
+    runs = {software: [f"{len(of)} run{'s' * (len(of) != 1)}"] for software, of in trained.items()}
+    if here:
+        runs.setdefault(here, []).append("this call")
+    known = {*runs} - {attempts.UNRECORDED}
+    return " and ".join(f"{name} ({', '.join(which)})" for name, which in runs.items()) if known else ""
+
+
+def upgraded(trained: Mapping[str, Sequence[str]], study: str, here: str | None = None) -> str:
     """Return a sentence if a study was not trained by one version of the software alone, else an empty text.
-
-    `trained`: as `trained_by` counts them; `study`: how commands name it; `here`: the software of the call
-    that goes on with it.
-    """
-    if len({*trained, here} - {None}) < 2 or not trained:
+    `study`: how commands name it; `here`: the software of the call that goes on with it."""
+    if not trained or len({*trained, here} - {None}) < 2:
         return ""
-    runs = {software: f"{n} run{'s' * (n != 1)}" for software, n in trained.items()}
-    runs |= {here: f"{runs[here]} and this call" if here in runs else "this call"} if here else {}
-    by = " and by ".join(f"{software} ({which})" for software, which in runs.items())
-    again = f"ebc-lab rerun {shlex.quote(study)} --run RUN"
-    return f"trained by {by}: whether they compute the same bits, `{again}` says of a RUN of an earlier one"
+    again = shlex.join(["ebc-lab", "rerun", study, "--run", next(iter(trained.values()))[0]])
+    by = trained_in_words(trained, here)
+    return f"trained by {by}: `{again}` shows whether the version there gives the bits of the first"
 
 
 def counted(sorts: Iterable[str]) -> dict[str, int]:

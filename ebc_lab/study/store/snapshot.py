@@ -79,8 +79,8 @@ class Snapshot:
         sound = {stage: d for stage, d in self.decisions.items() if stage not in self.faults}
         return counts.sorts_of_runs(self.records, sound)
 
-    def trained_by(self) -> dict[str, int]:
-        """Return which software trained how many of the runs in use (`counts.trained_by`)."""
+    def trained_by(self) -> dict[str, list[str]]:
+        """Return which software trained which of the runs in use (`counts.trained_by`)."""
         return counts.trained_by(self.records, self.sorts_of_runs())
 
     def reusable_results(self) -> ResultsOf:
