@@ -41,6 +41,7 @@ from ebc_lab.records.paths import RunFiles, SpecRecord
 from ebc_lab.study.inspect.reproduce import override_value
 from ebc_lab.study.store.study import Study
 from ebc_lab.study.trackers import following
+from ebc_lab.training.ends import DeviceFailed, Interrupted
 from ebc_lab.workloads.starts import pinned_start, placed
 from ebc_lab.workloads.text import check_length_of, checked_text
 
@@ -137,8 +138,6 @@ class _Job:
         """
         from hydra.core.hydra_config import HydraConfig
 
-        from ebc_lab.training.ends import DeviceFailed, Interrupted
-
         hydra = HydraConfig.get()
         checked = {
             tuple(hydra_words(overrides)[1]): config
@@ -161,10 +160,8 @@ class _Job:
                 message, code = f"the run {result['outcome']}: {cause}; {RunFiles(directory).log}", 4
         except (UserError, OSError) as error:
             message, code = f"error: {error}", 2
-        except DeviceFailed as error:
-            message, code = f"{error}; this continues from the checkpoint:\n  {command}", 4
-        except (Interrupted, KeyboardInterrupt):
-            message, code = f"interrupted; this continues from the checkpoint:\n  {command}", 130
+        except (DeviceFailed, Interrupted, KeyboardInterrupt) as error:
+            message, code = _cut_off(error, command)
         if message and in_job:
             raise JobFailed(f"{directory}: {message}", code)
         if message:
@@ -209,6 +206,13 @@ class _Job:
         return jobs(self.run_overrides, self.configs, self.directory)
 
 
+def _cut_off(error: BaseException, command: str) -> tuple[str, int]:
+    """What to say of a run that an interruption or its GPU's failure has ended, and the exit code."""
+    failed = isinstance(error, DeviceFailed)
+    what = str(error) if failed else "interrupted"
+    return f"{what}; this continues from the checkpoint:\n  {command}", 4 if failed else INTERRUPTED
+
+
 def _ended(directory: Path | None) -> dict[str, Any]:
     """result.json of a run, or that it has none."""
     return result_of(directory) or {"outcome": "not finished" if directory else "not begun"}
@@ -249,7 +253,6 @@ def train_again(
     Raises UserError for what is missing here, and for a folder in the study; SystemExit if the run was
     interrupted, or its GPU failed."""
     from ebc_lab.study.inspect import rerun
-    from ebc_lab.training.ends import DeviceFailed, Interrupted
 
     run_id = spec["run_id"]
     directory = folder.expanduser() if folder else Path(RERUNS) / study.name / run_id
@@ -265,19 +268,15 @@ def train_again(
     print(f"{run_id}, again in {directory}")
     for line in rerun.renamed_in_words(spec):
         print(line)
-    again = f"this continues from the checkpoint:\n  {command}"
     try:
         run = run_part(placed(config, [Path(config.output_dir).expanduser()]))
         every_s = config.launcher.checkpoint_every_s
         train_one(run, directory, every_s, processes=rerun.processes_of(study, spec))
-    except DeviceFailed as error:
-        message, code = f"{error}; {again}", 4
-    except (Interrupted, KeyboardInterrupt):
-        message, code = f"interrupted; {again}", INTERRUPTED
-    else:
-        return directory
-    print(message, file=sys.stderr)
-    sys.exit(code)
+    except (DeviceFailed, Interrupted, KeyboardInterrupt) as error:
+        message, code = _cut_off(error, command)
+        print(message, file=sys.stderr)
+        sys.exit(code)
+    return directory
 
 
 def train_one(

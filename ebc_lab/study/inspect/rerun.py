@@ -60,8 +60,11 @@ def chosen(
     every = _named_runs(study)
     require(bool(every), f"study {study.name} has no training run yet: its command trains them.")
     if run is not None:
+        alone = arm is None and seed is None and stage is None
+        require(alone, "--run names one run by itself: leave --arm, --seed and --stage out.")
         fitting = [one for one in every if one.run_id == run or one.run_id.endswith(f"-{run}")]
-        require(bool(fitting), _no_such_run(study, run, every))
+        if not fitting:
+            raise UserError(_no_such_run(study, run, every))
         return study.spec(fitting[0].run_id)
     stage = stage or next(s for s in reversed(stages) if any(one.stage == s for one in every))
     of_stage = [one for one in every if one.stage == stage]

@@ -69,7 +69,7 @@ def upgraded(trained: Mapping[str, Sequence[str]], study: str, here: str | None 
         return ""
     again = shlex.join(["ebc-lab", "rerun", study, "--run", next(iter(trained.values()))[0]])
     by = trained_in_words(trained, here)
-    return f"trained by {by}: `{again}` shows whether the version there gives the bits of the first"
+    return f"trained by {by}: `{again}` trains one of the first again and says whether its bits are the same"
 
 
 def counted(sorts: Iterable[str]) -> dict[str, int]:

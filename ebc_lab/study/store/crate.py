@@ -19,8 +19,6 @@ from ebc_lab.records.files import write_atomic
 from ebc_lab.records.paths import RunFiles
 
 from . import attempts, manifest
-from .counts import sorts_of_runs, trained_by, trained_in_words
-from .index import Index
 from .study import Study
 
 SPECIFICATION = "https://w3id.org/ro/crate/1.1"
@@ -79,10 +77,6 @@ def text_for(study: Study, entries: Mapping[str, str]) -> str:
     stages = ", ".join(header["config"]["study"]["stages"])
     machine = header["hardware"]
     gpus = ", ".join(map(str, machine.get("gpus") or ())) or "no GPU"
-    logged = {manifest.owning_run(path) for path in entries if path.endswith(f"/{ATTEMPTS}")}
-    records = [record for record in Index(study).records if record.run_id in logged]
-    trained = trained_in_words(trained_by(records, sorts_of_runs(records, {})))
-    by = f" Trained by {trained}." if trained else ""
     made_on = f"{machine.get('cpu')}, {machine.get('cores')} cores, {gpus}, {machine.get('system')}"
     graph = [
         _entity(study.crate_file.name, "CreativeWork", conformsTo=_link(SPECIFICATION), about=_link("./")),
@@ -111,7 +105,7 @@ def text_for(study: Study, entries: Mapping[str, str]) -> str:
             "CreateAction",
             name=f"ebc-lab autopilot, study {header['study']}",
             description=f"`ebc-lab autopilot` with the settings in study.json, on {made_on}; revision "
-            f"{header['git'] or 'not known'}.{by} The end is that of the last run.",
+            f"{header['git'] or 'not known'}. The end is that of the last run.",
             startTime=_time(header["created"]),
             endTime=last_end,
             instrument=_link(SOFTWARE),

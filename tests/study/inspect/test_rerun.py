@@ -134,7 +134,7 @@ REFUSED = [
     ([], f"tell them apart by --arm, {BASELINE}, "),
     (["--stage", "final"], "has no stage final (did you mean finals?)"),
     (["--run", "0000000000"], "study done has no training run 0000000000"),
-    (["--arm", BASELINE, "--seed", "0", "seed=1"], "seed would make it another run"),
+    (["--run", "0000000000", "--seed", "7"], "--run names one run by itself"),
     (["--arm", BASELINE, "--seed", "0", "-o", "{root}/x"], "is in the study, which is only read"),
 ]
 
@@ -147,6 +147,7 @@ def test_what_cannot_be_done_again_is_refused_in_a_sentence(finished, tmp_path, 
     assert sentence in refused("rerun", str(root), *words, cwd=tmp_path)
 
 
+@pytest.mark.thorough
 def test_a_run_without_its_text_or_the_run_that_it_starts_from_names_what_is_missing(own_copy):
     study = own_copy[1]
     source, spec = (chosen(study, arm=BASELINE, seed=seed) for seed in (0, 1))
@@ -161,10 +162,13 @@ def test_a_run_without_its_text_or_the_run_that_it_starts_from_names_what_is_mis
     weights = study.run_files(source["run_id"]).weights
     weights.write_bytes(b"")
     assert rerun.settings_of(study, started).init.run == str(weights.parent)
+    with pytest.raises(UserError, match="seed would make it another run"):
+        rerun.settings_of(study, spec, ["seed=3"])
     text = Path(run.data.file)
     assert rerun.settings_of(study, spec, [f"data.file={text.parent}/./{text.name}"]).seed == 1
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("bundle", "run", "sentence"),
     [

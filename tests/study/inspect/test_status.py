@@ -15,7 +15,7 @@ from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.inspect.why import why
 from ebc_lab.study.stages.rules import Undecidable
-from ebc_lab.study.store import attempts, crate
+from ebc_lab.study.store import attempts
 
 EVIDENCE = Path(__file__).parents[3] / "docs/evidence"
 
@@ -71,8 +71,8 @@ def code_in(study, code_of):
         study.run_files(run).attempts.write_text("".join(f"{json.dumps(event)}\n" for event in log))
 
 
-def test_an_upgrade_in_the_middle_of_a_study_is_said_wherever_it_is_shown(own_copy, undrawn, tmp_path):
-    config, study = own_copy
+def test_an_upgrade_in_the_middle_of_a_study_is_said_wherever_it_is_shown(own_copy, tmp_path):
+    study = own_copy[1]
     here = attempts.code_here()
     recorded = status(study)
     assert recorded["trained_by"] == {attempts.software(here): 25}
@@ -80,20 +80,27 @@ def test_an_upgrade_in_the_middle_of_a_study_is_said_wherever_it_is_shown(own_co
     code_in(study, lambda number: {**here, "ebc_lab": "0.9", "torch": "2.11.0"} if number < 10 else here)
     found = status(study)
     assert sum(found["trained_by"].values()) == 25
-    sentence = rf"trained by ebc-lab .* \(\d+ runs\) and .*: `ebc-lab rerun {study.root} --run \S+` shows"
+    sentence = rf"trained by ebc-lab .* \(\d+ runs\) and .*: `ebc-lab rerun {study.root} --run \S+` trains"
     assert re.match(sentence, found["upgraded"])
     assert "ebc-lab 0.9 with torch 2.11.0 under Python" in found["upgraded"]
     assert f"warning: {found['upgraded']}" in answered("status", str(study.root), cwd=tmp_path).stdout
     page = evidence.gather(study, lenient=True)
     assert page["upgraded"].startswith("trained by")
     assert re.fullmatch(r"ebc-lab .*\(\d+ runs\) and ebc-lab .*\(\d+ runs\)", page["trained_by"])
-    logs = [str(run.attempts.relative_to(study.root)) for run in study.all_runs()]
-    description = json.loads(crate.text_for(study, dict.fromkeys(logs, "")))
-    assert any(f"Trained by {page['trained_by']}." in e.get("description", "") for e in description["@graph"])
+
+
+@pytest.mark.thorough
+def test_a_call_by_other_software_than_the_runs_were_trained_by_says_so_first(own_copy, undrawn):
+    config, study = own_copy
+    code_in(study, lambda number: {**attempts.code_here(), "ebc_lab": "0.9"})
     said = []
     shutil.rmtree(study.run_dir(study.run_ids()[-1]))
     autopilot(config, Listener(say=said.append))
-    assert any(line.startswith("warning: trained by ebc-lab") for line in said)
+    [warning] = [line for line in said if line.startswith("warning: ")]
+    here = attempts.software(attempts.code_here())
+    assert re.match(
+        rf"warning: trained by ebc-lab 0\.9 .* \(\d+ runs\) and {re.escape(here)} \(this call\): ", warning
+    )
 
 
 def test_logs_of_earlier_versions_are_read_and_an_attempt_that_began_anew_counts_alone(own_copy):
