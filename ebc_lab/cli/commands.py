@@ -1,14 +1,15 @@
 """The command line: parse, call one function, print.
 
-Exit codes: 0 done, 2 bad usage or configuration, 3 a stage could not decide, 4 finished but some runs failed
-(or a check found something wrong), 130 interrupted. Heavy imports stay inside the commands, so that `--help`
-and `status` answer in 0.3 seconds. Modules of commands do without `from __future__ import annotations`: typer
-would compile every annotation at each call.
+Exit codes: 0 done, 1 `rerun` found a difference, 2 bad usage or configuration, 3 a stage could not decide,
+4 finished but some runs failed (or a check found something wrong), 130 interrupted. Heavy imports stay inside
+the commands, so that `--help` and `status` answer in 0.3 seconds. Modules of commands do without
+`from __future__ import annotations`: typer would compile every annotation at each call.
 """
 
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -319,6 +320,57 @@ def why(
     with where.blame_files():
         _show(reasons, as_json, draw)
     return 0
+
+
+@app.command()
+def rerun(
+    study: Annotated[
+        str, typer.Argument(help="Study name, folder or bundle.", autocompletion=completion.studies)
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Where its text, weights or own parts lie here: data.file=…, init.run=….",
+            show_default=False,
+            autocompletion=completion.overrides,
+        ),
+    ] = None,
+    arm: Annotated[str | None, optional("--arm", help="Of its runs one of this arm …")] = None,
+    seed: Annotated[int | None, optional("--seed", help="… with this seed …")] = None,
+    stage: Annotated[
+        str | None,
+        optional("--stage", help="… in this stage; the last if left out.", autocompletion=completion.stages),
+    ] = None,
+    run: Annotated[
+        str | None, optional("--run", help="Or the run's id, or the ten digits at its end.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        optional("--output", "-o", help="Folder to train in; outputs/rerun/STUDY/RUN if left out."),
+    ] = None,
+    output_dir: Place = OUTPUT_DIR,
+    as_json: Json = False,
+) -> int:
+    """Train one run again from its recording, beside the study, and compare: the same bits, or where they
+    part.
+
+    Exit code 0: the same; 1: not the same. The study is only read.
+    """
+    from ebc_lab.study.inspect import rerun as rerun_module
+    from ebc_lab.study.store.find import find
+
+    from .train import train_again
+
+    where = find(study, output_dir, tell_aside)
+    spec = rerun_module.chosen(where, arm=arm, seed=seed, stage=stage, run=run)
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        folder = train_again(where, spec, overrides or [], output, command_line())
+    comparison = rerun_module.compare(where, spec, folder)
+    if as_json:
+        print_json(comparison)
+    else:
+        typer.echo("\n".join(map(visible, rerun_module.in_words(comparison))))
+    return 0 if comparison["same"] else 1
 
 
 @app.command()

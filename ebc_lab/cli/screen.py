@@ -6,7 +6,6 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from rich.cells import cell_len
@@ -31,9 +30,9 @@ from ebc_lab.study.so_far import NOTHING
 from ebc_lab.study.stages.stage import concluding_stages, stage_of
 from ebc_lab.study.store.changes import describe_earlier_looks
 from ebc_lab.study.store.counts import in_words as runs_in_words
-from ebc_lab.study.store.study import RETRIED, Study, recorded_config
+from ebc_lab.study.store.study import RETRIED, recorded_config
 
-from .options import OUTPUT_DIR, live
+from .options import live
 
 LINE_EVERY_S = 60.0  # how far a study is, where there is no terminal
 BAR, LEAST_WITH_BAR = 24, 100  # characters of a bar, and of the terminal that has room for it
@@ -197,7 +196,7 @@ def outcome(console: Console, done: Any) -> None:
     if done.warning:
         console.print(Text(f"warning: {done.warning}", style="yellow"))
     if done.failed:
-        why = f"`ebc-lab status {shlex.quote(_called(done.study))}` says why"
+        why = f"`ebc-lab status {shlex.quote(done.study.called)}` says why"
         console.print(Text(f"{len(done.failed)} run(s) failed: {why}.", style="red"))
     _last_words(console, done)
 
@@ -219,15 +218,9 @@ def _last_words(console: Console, done: Any) -> None:
         console.print(Text.assemble(("page    ", "bold"), str(study.page_file)), soft_wrap=True)
     if more := deciding(study, header, done.showing("arms")):
         console.print(Text.assemble(("decide  ", "bold"), more), soft_wrap=True)
-    called = _called(study)
-    why = f"ebc-lab why {shlex.quote(called)}"
+    why = f"ebc-lab why {shlex.quote(study.called)}"
     console.print(Text.assemble(("next    ", "bold"), why), soft_wrap=True)
-    console.print(Text(f"        python: ebc_lab.load({called!r}).runs()"), soft_wrap=True)
-
-
-def _called(study: Study) -> str:
-    """Return the name or path by which commands and `ebc_lab.load` find a study from this folder."""
-    return study.root.name if study.root.parent == Path(OUTPUT_DIR) else str(study.root)
+    console.print(Text(f"        python: ebc_lab.load({study.called!r}).runs()"), soft_wrap=True)
 
 
 def draw_table(table: model.Table) -> Table:
@@ -327,8 +320,8 @@ def _print_header(console: Console, status_of: Mapping[str, Any]) -> None:
     about = f"  ({status_of['scale']} scale, {status_of['corpus']['title']})"
     console.print(Text.assemble((f"{status_of['study']} ", "bold"), state, about))
     console.print(Text(status_of["root"], style="dim"))
-    if status_of["corpus"].get("warning"):
-        console.print(Text(f"warning: {status_of['corpus']['warning']}", style="yellow"))
+    for warning in filter(None, (status_of["corpus"].get("warning"), status_of["upgraded"])):
+        console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
     if (h := status_of["holder"]) is not None:
         pid, host, since = (h.get(key, "?") for key in ("pid", "host", "since"))
         console.print(f"run by process {pid} on {host} since {since}")

@@ -29,7 +29,7 @@ from ebc_lab.config.compose import (
     register_schema,
 )
 from ebc_lab.config.dicts import from_dict, run_part, to_dict
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, naming
 from ebc_lab.config.overrides import check_overrides, expand
 from ebc_lab.config.own.parts import refuse_edited
 from ebc_lab.config.parts.init import InitConfig
@@ -39,17 +39,20 @@ from ebc_lab.records.files import refuse_unwritable
 from ebc_lab.records.locks import run_lock
 from ebc_lab.records.paths import RunFiles, SpecRecord
 from ebc_lab.study.inspect.reproduce import override_value
+from ebc_lab.study.store.study import Study
 from ebc_lab.study.trackers import following
+from ebc_lab.training.ends import DeviceFailed, Interrupted
 from ebc_lab.workloads.starts import pinned_start, placed
 from ebc_lab.workloads.text import check_length_of, checked_text
 
 from .hydra.flags import Given
 from .hydra.launchers import JobFailed, defaults, is_submitit, launching
-from .options import console, print_json
+from .options import INTERRUPTED, console, print_json
 from .sweep_view import Job, jobs, result_of, show
 from .train_view import RunView, closing_lines
 
-OTHER_FOLDER = "choose another hydra.run.dir, or delete this one"
+RERUNS = "outputs/rerun"
+OTHER_FOLDER = "choose another folder, or delete this one"
 
 
 def _without_hydra(overrides: Sequence[str]) -> list[str]:
@@ -135,8 +138,6 @@ class _Job:
         """
         from hydra.core.hydra_config import HydraConfig
 
-        from ebc_lab.training.ends import DeviceFailed, Interrupted
-
         hydra = HydraConfig.get()
         checked = {
             tuple(hydra_words(overrides)[1]): config
@@ -158,10 +159,8 @@ class _Job:
                 message, code = f"the run {result['outcome']}: {cause}; {RunFiles(directory).log}", 4
         except (UserError, OSError) as error:
             message, code = f"error: {error}", 2
-        except DeviceFailed as error:
-            message, code = f"{error}; this continues from the checkpoint:\n  {self.command}", 4
-        except (Interrupted, KeyboardInterrupt):
-            message, code = f"interrupted; this continues from the checkpoint:\n  {self.command}", 130
+        except (DeviceFailed, Interrupted, KeyboardInterrupt) as error:
+            message, code = _cut_off(error, self.command)
         if message and in_job:
             raise JobFailed(f"{directory}: {message}", code)
         if message:
@@ -206,6 +205,13 @@ class _Job:
         return jobs(self.run_overrides, self.configs, self.directory)
 
 
+def _cut_off(error: BaseException, command: str) -> tuple[str, int]:
+    """What to say of a run that an interruption or its GPU's failure has ended, and the exit code."""
+    failed = isinstance(error, DeviceFailed)
+    what = str(error) if failed else "interrupted"
+    return f"{what}; this continues from the checkpoint:\n  {command}", 4 if failed else INTERRUPTED
+
+
 def _ended(directory: Path | None) -> dict[str, Any]:
     """result.json of a run, or that it has none."""
     return result_of(directory) or {"outcome": "not finished" if directory else "not begun"}
@@ -239,6 +245,39 @@ def _refuse_impossible(configs: Sequence[Config], directory: Path) -> list[str]:
     return list(dict.fromkeys(warning for warning in warnings if warning))
 
 
+def train_again(
+    study: Study, spec: SpecRecord, overrides: Sequence[str], folder: Path | None, command: str
+) -> Path:
+    """Train a recorded run again, in `folder` or in a new one. -> that folder. `command`: this call's own.
+    Raises UserError for what is missing here, and for a folder in the study; SystemExit if the run was
+    interrupted, or its GPU failed."""
+    from ebc_lab.study.inspect import rerun
+
+    run_id = spec["run_id"]
+    directory = folder.expanduser() if folder else Path(RERUNS) / study.name / run_id
+    if directory.resolve().is_relative_to(study.place.resolve()):
+        raise UserError(f"{directory} is in the study, which is only read: choose another --output.")
+    rerun.recorded_result(study, spec)
+    with naming(run_id):
+        config = rerun.settings_of(study, spec, overrides)
+        _refuse_impossible([config], directory)
+    if folder is None:
+        directory = own_folder(directory)
+        command = f"{command} --output {shlex.quote(str(directory))}"
+    print(f"{run_id}, again in {directory}")
+    for line in rerun.renamed_in_words(spec):
+        print(line)
+    try:
+        run = run_part(placed(config, [Path(config.output_dir).expanduser()]))
+        every_s = config.launcher.checkpoint_every_s
+        train_one(run, directory, every_s, processes=rerun.processes_of(study, spec))
+    except (DeviceFailed, Interrupted, KeyboardInterrupt) as error:
+        message, code = _cut_off(error, command)
+        print(message, file=sys.stderr)
+        sys.exit(code)
+    return directory
+
+
 def train_one(
     run: RunConfig,
     directory: Path,
@@ -269,8 +308,7 @@ def train_one(
         run.lr_schedule.sha256 = digest(recorded_rates(source_folder(run.lr_schedule, directory.parent)))
     run_id = digest(identity(run))[:10]
     if earlier and earlier["run_id"] != run_id:
-        remedy = "choose another hydra.run.dir, or delete it"
-        raise UserError(f"{directory} holds another run ({earlier['run_id']}): {remedy}.")
+        raise UserError(f"{directory} holds another run ({earlier['run_id']}): {OTHER_FOLDER}.")
     notes = warnings_of(run)
     threads, cores = processes * run.threads_per_run, job_cores or machine.cores()
     if processes > 1 and run.device == "cpu" and threads > cores:

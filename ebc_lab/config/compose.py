@@ -37,6 +37,7 @@ from .machine import visible_gpus
 from .overrides import ARM, FROM, check_overrides, in_mapping, schema_keys
 from .own.files import GROUP, WHOLE, OwnFile, with_places
 from .own.parts import own_name, with_names, with_sources
+from .parts.init import InitConfig
 from .parts.tokens import refuse_two_lengths, set_steps
 from .parts.workload import fit_to_images
 from .schema import STAGES, ArmConfig, Config, MethodConfig, RunConfig
@@ -459,12 +460,14 @@ def _recorded_study(path: Path, record: Mapping[str, Any]) -> Recorded:
 
 
 def _recorded_run(path: Path, record: Mapping[str, Any]) -> Recorded:
-    """Return the settings of a run. The source of a replay is looked for among the runs beside it."""
+    """Return the settings of a run. The runs that it starts from or replays are looked for beside it."""
     require(record.get("kind") == "train", "it is a measurement's, which its study makes again by itself")
     run: RunConfig = from_dict(RunConfig, record["config"])
     runs = path.absolute().parent.parent
-    if run.lr_schedule.source and (runs / run.lr_schedule.source).is_dir():
-        run.lr_schedule.source = str(runs / run.lr_schedule.source)
+    for part, name in ((run.lr_schedule, "source"), (InitConfig.from_run(run), "run")):
+        other = getattr(part, name)
+        if other and (runs / other).is_dir():
+            setattr(part, name, str(runs / other))
     return Recorded(with_places(to_dict(run), runs.parent / OWN_FOLDER), run=run)
 
 

@@ -34,7 +34,7 @@ from .stages.rules import Results, Undecidable
 from .stages.runs import distinct
 from .stages.stage import decision_that_shows, planned_runs, speculative_runs, stage_of
 from .store import attempts, crate, manifest
-from .store.counts import TRAINING, UNUSED, counted, sorts_of_runs
+from .store.counts import TRAINING, UNUSED, counted, sorts_of_runs, trained_by, upgraded
 from .store.index import Index
 from .store.neighbours import finished_elsewhere, take
 from .store.study import RETRIED, RETRIED_UNFINISHED, Cancelled, Study
@@ -126,8 +126,7 @@ def autopilot(
     study = study_of(config)
     order = config.study.stages
     stages = list(order if stages is None else stages)
-    if stages[0] not in order:
-        raise UserError(f"study {study.name} has no stage {stages[0]}; its stages are {', '.join(order)}.")
+    study.must_have(stages[0], order)
     earlier = order[: order.index(stages[0])]
     _refuse_undecided(stages[0], earlier, study.decisions())
     if not study.exists():  # a mistake that is found here leaves no files behind
@@ -141,7 +140,10 @@ def autopilot(
         study.cancel_mark.unlink(missing_ok=True)
         config, corpus = resolve_study(config, study, listener.say, force=force, work=listener.work)
         manifest.refuse_changed(study.root)
-        for warning in filter(None, (corpus.warning, beyond_sensible(config))):
+        runs = Index(study).records
+        trained = trained_by(runs, sorts_of_runs(runs, {}))
+        mixed = upgraded(trained, study.called, attempts.software(attempts.code_here()))
+        for warning in filter(None, (corpus.warning, beyond_sensible(config), mixed)):
             listener.say(f"warning: {warning}")
         rehearse(config, study, listener.say)  # a second time only if a part was changed in between
         manifest.begin(study.root)

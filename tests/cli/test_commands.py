@@ -82,7 +82,7 @@ def test_status_of_a_finished_study_is_read_only(study, tmp_path):
 
 
 def test_a_failure_comes_with_a_command_that_does_it_again(own_copy, tmp_path):
-    """The command that status prints, run as it is, trains the same run to the same loss."""
+    """The command that status prints, run as it is, trains the same run to the loss that it had."""
     _, study = own_copy
     chosen = study.decisions()["calibrate"]["tracks"]["adam_none"]["run_id"]
     trained = study.result(chosen)
@@ -92,8 +92,10 @@ def test_a_failure_comes_with_a_command_that_does_it_again(own_copy, tmp_path):
     [failure] = found["failures"]
     assert failure["cause"] == "RuntimeError: x"
     words = shlex.split(failure["command"])
-    assert words[:2] == ["ebc-lab", "train"]
-    answered(*words[1:], "hydra.run.dir=again", cwd=tmp_path)
+    assert words[:2] == ["ebc-lab", "rerun"]
+    done = call(*words[1:], "--output", "again", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "\noutcome: failed recorded, completed now\n" in done.stdout
     assert read_json(tmp_path / "again/result.json")["val_loss"] == trained["val_loss"]
 
 

@@ -17,7 +17,7 @@ from ebc_lab.config.schema import STAGES, Config
 from ebc_lab.records.decisions import Decision, NoiseFloor
 from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.study.inspect import status, why
-from ebc_lab.study.inspect.reproduce import again, continuing, departures, fresh_seeds
+from ebc_lab.study.inspect.reproduce import again, continuing, departures, fresh_seeds, run_again
 from ebc_lab.study.inspect.slots import in_words
 from ebc_lab.study.stages.compare_arms import in_bits
 from ebc_lab.study.stages.rules import Undecidable
@@ -25,6 +25,7 @@ from ebc_lab.study.stages.stage import concluding_stages, decision_that_shows, s
 from ebc_lab.study.stages.statistics import by_interval
 from ebc_lab.study.store import manifest
 from ebc_lab.study.store.changes import describe_earlier_looks
+from ebc_lab.study.store.counts import trained_in_words, upgraded
 from ebc_lab.study.store.snapshot import Snapshot, read
 from ebc_lab.study.store.study import Record, Study, StudyHeader
 
@@ -70,7 +71,8 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
     floors = why.noise_floor(decisions)
     fresh = fresh_seeds(study, header, suite)
     loss_curves, damaged = _curves(study, runs, found)
-    broken = _broken(study, config, trained)
+    by = snapshot.trained_by()
+    broken = _broken(study, header["study"], trained)
     named = {f"run-{run_id}" for group in broken for run_id in group["runs"][:NAMED]}
     # `watch` serves the page alone, and not the files beside it
     every_run = _runs(runs, in_bits(config), _files_of(study, loss_curves, beside=not lenient), named)
@@ -92,11 +94,14 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "open": waiting,
         "early": _early(snapshot) if waiting else None,
         "carry_on": continuing(study, header) if waiting and study.resumable else None,
+        "trained_by": trained_in_words(by),
+        "upgraded": upgraded(by, header["study"]),
         "slots": in_words(busy) if (busy := status.slots_used(snapshot)) else "",
         "broken": broken,
         "runs": every_run,
         "curves": loss_curves,
         "again": again(study, portable=True),
+        "rerun": run_again(header["study"], "RUN"),
         "more_seeds": again(study, *fresh, portable=True) if fresh else None,
         "settings": settings,
         "setting_tables": _setting_tables(departures(study, header), settings),
@@ -210,10 +215,11 @@ def _runs(runs: Sequence[Run], bits: bool, files: tables.Files, named: Collectio
     return table.shortened(MOST_ROWS, "all are in summary_*.csv in the study’s folder", named).on(PAGE)
 
 
-def _broken(study: Study, config: Config, trained: Iterable[Record]) -> list[dict[str, Any]]:
-    """Return runs that did not complete, grouped by cause; `result`: diverging is one, failing is none."""
+def _broken(study: Study, name: str, trained: Iterable[Record]) -> list[dict[str, Any]]:
+    """Return runs that did not complete, grouped by cause; `result`: diverging is one, failing is none.
+    `name`: how commands name the study."""
     ended = [status.run_status(study, r.brief) for r in trained if r.brief.outcome]
-    groups = status.failures_of(study, [r for r in ended if r["outcome"] != "completed"], portable=True)
+    groups = status.failures_of(study, [r for r in ended if r["outcome"] != "completed"], name)
     for group in groups:
         group["result"] = group["outcome"] in FINISHED
         group["log"] = str(Path(group["log"]).relative_to(study.root))

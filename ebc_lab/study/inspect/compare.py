@@ -34,7 +34,7 @@ def compare(a: Study, b: Study) -> dict[str, Any]:
         decisions = [snapshot.sound_decisions() for snapshot in snapshots]
         corpora = [{k: h["corpus"][k] for k in ("title", "sha256")} for h in heads]
         requested = [flat(h["requested"]) for h in heads]
-        resolved = _unequal(*(h["config"] for h in heads))
+        resolved = unequal(*(h["config"] for h in heads))
         both = [stage for stage in decisions[0] if stage in decisions[1]]
         figures = {stage: _figures(stage, *(made[stage] for made in decisions)) for stage in both}
         return {
@@ -46,7 +46,7 @@ def compare(a: Study, b: Study) -> dict[str, Any]:
             "resolved": {k: pair for k, pair in resolved.items() if k in RESOLVED},
             "corpus": corpora,
             "same_corpus": corpora[0]["sha256"] == corpora[1]["sha256"],
-            "machine": _unequal(*map(_machine, heads)),
+            "machine": unequal(*map(_machine, heads)),
             "runs": _runs(snapshots),
             "decided": list(map(list, decisions)),
             "decisions": figures,
@@ -60,9 +60,7 @@ def _paired(a: Mapping[K, Any], b: Mapping[K, Any]) -> dict[K, list[Any]]:
     return {key: [a.get(key), b.get(key)] for key in dict.fromkeys([*a, *b])}
 
 
-def _unequal(
-    a: Mapping[str, Any], b: Mapping[str, Any], *, leave: Sequence[str] = ()
-) -> dict[str, list[Any]]:
+def unequal(a: Mapping[str, Any], b: Mapping[str, Any], *, leave: Sequence[str] = ()) -> dict[str, list[Any]]:
     return {key: [x, y] for key, (x, y) in _paired(a, b).items() if x != y and key not in leave}
 
 
@@ -99,7 +97,7 @@ def _settings(asked: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Return the settings that differ. An arm that only one study has is one entry: its description."""
     names = [{key.split(".")[2] for key in settings if key.startswith(f"{ARMS}.")} for settings in asked]
     lines: dict[str, list[Any]] = {}
-    for key, pair in _unequal(
+    for key, pair in unequal(
         *asked, leave=("study.name", ARMS)
     ).items():  # the key is `ARMS` itself in a study without arms
         name = key.split(".")[2] if key.startswith(f"{ARMS}.") else None
@@ -128,7 +126,7 @@ def _runs(snapshots: Sequence[Snapshot]) -> dict[str, Any]:
         checksums = [record.brief.checksum for record in pair]
         if checksums[0] and checksums[0] == checksums[1]:  # equal results need not be read
             continue
-        if figures := _unequal(*(record.result or {} for record in pair), leave=TIMING):
+        if figures := unequal(*(record.result or {} for record in pair), leave=TIMING):
             different[run_id] = figures
     weights = [[record.brief.weights for record in pair] for pair in common.values()]
     known = [pair for pair in weights if None not in pair]

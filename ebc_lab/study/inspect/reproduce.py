@@ -32,20 +32,17 @@ def again(study: Study, *overrides: str, portable: bool = False) -> str:
 
     `portable`: give the path relative to the folder that holds the study, for use on any machine.
     """
-    return shlex.join(["ebc-lab", "autopilot", _from(study, study.header_file, portable), *overrides])
-
-
-def run_again(study: Study, run_id: str, *, portable: bool = False) -> str:
-    """Return the command line that trains exactly this run outside its study. `portable`: as for `again`."""
-    return shlex.join(["ebc-lab", "train", _from(study, study.run_files(run_id).spec, portable)])
-
-
-def _from(study: Study, file: Path, portable: bool) -> str:
-    """Return `from=FILE`. For a file in a bundle, the path is the one that the file has after unpacking."""
-    if portable or not study.resumable:
+    file = study.header_file
+    if portable or not study.resumable:  # of a bundle, the path that the file has after unpacking
         name = study.header(checked=False)["study"] if portable else study.name
-        file = Path(name) / file.relative_to(study.root)
-    return f"from={override_value(str(file))}"
+        file = Path(name) / file.name
+    return shlex.join(["ebc-lab", "autopilot", f"from={override_value(str(file))}", *overrides])
+
+
+def run_again(study: str, run_id: str) -> str:
+    """Return the command line that trains one run again and compares it with the recording. `study`: the name
+    or path by which a command finds it."""
+    return shlex.join(["ebc-lab", "rerun", study, "--run", run_id])
 
 
 def continuing(study: Study, header: StudyHeader) -> str:

@@ -14,7 +14,6 @@ from typing import NamedTuple, TypedDict
 from ebc_lab.config.errors import clock
 from ebc_lab.config.schema import STAGES
 
-from ..store import attempts
 from ..store.study import Record
 
 
@@ -54,7 +53,7 @@ def timeline(runs: Iterable[Record]) -> Timeline | None:
         run = record.brief
         if run.kind is not None and run.stage in STAGES:
             about = (run.run_id, run.stage, run.kind, run.seed)
-            spans = attempts.spans(record.study.run_dir(run.run_id)) if run.spans is None else run.spans
+            spans = record.history.spans
             bars += [Bar(*about, begin, end, (host, pid)) for begin, end, host, pid in spans]
     if not bars:
         return None

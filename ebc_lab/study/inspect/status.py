@@ -22,7 +22,7 @@ from ..launch.session import sessions_in
 from ..so_far import open_stage, outlook, so_far
 from ..stages.stage import stage_of
 from ..store import manifest
-from ..store.counts import TRAINING, counted
+from ..store.counts import TRAINING, counted, upgraded
 from ..store.index import Index
 from ..store.reuse import remaining_work
 from ..store.snapshot import Snapshot, read
@@ -78,7 +78,8 @@ def _status(snapshot: Snapshot) -> dict[str, Any]:
     holder = study.holder()
     queue, unavailable = _queue(study, snapshot.config.launcher.queue_every_s)
     runs = _runs(snapshot)
-    failures = failures_of(study, [r for r in runs if r["outcome"] and r["outcome"] not in FINISHED])
+    failed = [r for r in runs if r["outcome"] and r["outcome"] not in FINISHED]
+    failures = failures_of(study, failed, study.called)
     because = snapshot.stale_decisions()
     if holder is not None:
         state = "running"
@@ -92,6 +93,7 @@ def _status(snapshot: Snapshot) -> dict[str, Any]:
     if eta is None and state != "stale":  # a stale study's depends on new decisions
         early, eta = _ahead(snapshot, holder, runs)
     retried = state == "finished_with_failures" and any(f["outcome"] in RETRIED for f in failures)
+    trained = snapshot.trained_by()
     to_go_on = (retried or state in ("interrupted", "empty", "stale")) and study.resumable
     return {
         "study": study.name,
@@ -101,6 +103,8 @@ def _status(snapshot: Snapshot) -> dict[str, Any]:
         "scale": snapshot.config.scale,
         "corpus": snapshot.header["corpus"],
         "stages": _stages(snapshot, because, runs),
+        "trained_by": {software: len(runs) for software, runs in trained.items()},
+        "upgraded": upgraded(trained, study.called),
         "runs": counted(snapshot.sorts_of_runs().values()),
         "running": [r for r in runs if r["progress"]] if holder is not None or queue else [],
         "queue": queue,
@@ -176,12 +180,10 @@ def run_status(study: Study, run: Brief) -> dict[str, Any]:
     return {**{key: getattr(run, key) for key in shown}, "progress": progress}
 
 
-def failures_of(
-    study: Study, failed: list[dict[str, Any]], *, portable: bool = False
-) -> list[dict[str, Any]]:
+def failures_of(study: Study, failed: list[dict[str, Any]], called: str) -> list[dict[str, Any]]:
     """Return failed runs grouped by cause. Each group has a `command`, which trains the group's first run
-    again. The command is None if this run is a measurement, or was lost or cancelled. `portable`: as for
-    `run_again`."""
+    again. The command is None if this run is a measurement, or was lost or cancelled. `called`: how the
+    command names the study."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for r in failed:
         groups.setdefault(cause_class(r["run_id"], r["outcome"], r["cause"]), []).append(r)
@@ -197,7 +199,7 @@ def failures_of(
                 "cause": first["cause"] or "",
                 "runs": [r["run_id"] for r in alike],
                 "log": str(files.log),
-                "command": run_again(study, first["run_id"], portable=portable) if again else None,
+                "command": run_again(called, first["run_id"]) if again else None,
             }
         )
     return failures

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ebc_lab.config.errors import UserError, nearest, shown
+from ebc_lab.config.errors import UserError
 from ebc_lab.records.decisions import Decision, NoiseFloor
 
 from ..stages.stage import stage_of
@@ -19,9 +19,8 @@ def why(study: Study, stage: str | None) -> dict[str, Any]:
     stages. Raises UserError if the stage does not exist or is undecided."""
     snapshot = read(study)
     stages = snapshot.config.study.stages
-    if stage is not None and stage not in stages:
-        near = nearest(stage, stages)
-        raise UserError(f"study {study.name} has no stage {shown(stage)}{near}: it has {', '.join(stages)}.")
+    if stage is not None:
+        study.must_have(stage, stages)
     decisions = snapshot.sound_decisions()
     asked = [stage] if stage else list(decisions)
     if not asked or any(s not in decisions for s in asked):

@@ -17,15 +17,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from ebc_lab import __version__
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import NUMERICS_VERSION
-from ebc_lab.config.machine import git_revision, versions
+from ebc_lab.config.machine import git_revision
 from ebc_lab.config.schema import Config
 from ebc_lab.records.files import stamp_of
 from ebc_lab.records.json_files import read_json, write_json
 from ebc_lab.records.locks import is_locked
 
+from ..store import attempts
 from ..store.study import Study
 
 GUEST = "guest-"  # prefix of the names of workers that no driver started
@@ -210,8 +209,8 @@ def worker_settings(config: Config, *, several_gpus: bool = False) -> dict[str, 
 
 def code_here() -> dict[str, Any]:
     """Return the versions of all installed code that can change a run's numbers."""
-    torch, git = versions()["torch"], git_revision()
-    return {"ebc_lab": __version__, "git": git, "torch": torch, "numerics_version": NUMERICS_VERSION}
+    software = {k: v for k, v in attempts.code_here().items() if k != "python"}
+    return {**software, "git": git_revision()}
 
 
 def describe_exit(code: int) -> str:

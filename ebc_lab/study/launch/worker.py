@@ -87,17 +87,18 @@ def train_claimed(
         if attempt is None or files.result.exists():
             return False
         note = functools.partial(attempts.note, files.directory, attempt=attempt)
+        begin = functools.partial(attempts.begin, files.directory, attempt)
         try:
             kind, run = study.read_spec(run_id)
             train = load_function(kind)
         except UserError as error:
-            note("begin", **attempts.surroundings())
+            begin()
             on_claim()
             attempts.give_up(files, "failed", str(error), None)
             note("end", outcome="failed")
             return True
         together = {"processes": processes} if kind == "train" and processes > 1 else {}
-        note("begin", **together, **attempts.surroundings())
+        begin(**together)
         on_claim()
         try:
             result = train(

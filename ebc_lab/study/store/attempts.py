@@ -1,22 +1,29 @@
 """The append-only log of attempts to train a run, with one event per line.
 
-`begin`: a worker has claimed the run; with what it sees of the machine. `restarted`: the worker starts at the
-first step despite a checkpoint; with the cause. `end`: the run has ended; with the outcome. `stopped`: the
-attempt was stopped on request and left a checkpoint. `cancelled`: the attempt was cancelled. `taken`: the
-finished run was copied from another study. `lost`: the worker died, or was silent for so long that the run
-was given to another; written by the driver. `refused`: a silent worker came back, and may no longer write. If
-no event ends an attempt, worker and driver were killed together. `attempt` is its token (`fence.py`).
+`begin`: a worker has claimed the run; with what it sees of the machine, and its code. `restarted`: the worker
+starts at the first step despite a checkpoint; with the cause. `end`: the run has ended; with the outcome.
+`stopped`: the attempt was stopped on request and left a checkpoint. `cancelled`: the attempt was cancelled.
+`taken`: the finished run was copied from another study. `lost`: the worker died, or was silent for so long
+that the run was given to another; written by the driver. `refused`: a silent worker came back, and may no
+longer write. If no event ends an attempt, worker and driver were killed together. `attempt` is its token
+(`fence.py`).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
 
+from ebc_lab import __version__
+from ebc_lab.config.dicts import misfit
+from ebc_lab.config.identity import NUMERICS_VERSION
 from ebc_lab.records.files import read_regular
 from ebc_lab.records.json_files import MOST_BYTES, parse_json, write_checksummed
 from ebc_lab.records.paths import RunFiles
@@ -24,6 +31,7 @@ from ebc_lab.records.streams import rows_in
 
 Span = tuple[float, float, str, int]  # begin and end of an attempt (s since the epoch), its host and pid
 
+UNRECORDED = "a version that did not record itself"
 OVER = ("end", "stopped", "lost", "cancelled")  # events after which a worker is free again
 SEEN = (
     "CUDA_VISIBLE_DEVICES",
@@ -33,6 +41,23 @@ SEEN = (
     "SLURM_ARRAY_TASK_ID",
     "SLURM_JOB_NODELIST",
 )
+
+
+class Code(TypedDict):
+    """The versions of the software that makes an attempt."""
+
+    ebc_lab: str
+    numerics_version: int
+    torch: str
+    python: str
+
+
+class History(NamedTuple):
+    """What a run's log says of the attempts that made it."""
+
+    spans: tuple[Span, ...] = ()  # of those whose begin and end are both known, oldest first
+    # the software of those whose steps are in the run, in words, each version once
+    software: tuple[str, ...] = ()
 
 
 def note(directory: Path, event: str, **about: Any) -> None:
@@ -52,6 +77,34 @@ def surroundings() -> dict[str, Any]:
     """Return the host, the pid and the variables in SEEN: evidence of where a run trains, on what device."""
     seen = {k.lower(): os.environ[k] for k in SEEN if k in os.environ}
     return {"host": os.uname().nodename, "pid": os.getpid(), **seen}
+
+
+def begin(directory: Path, attempt: str, **about: Any) -> None:
+    """Append the `begin` event of an attempt by this process, with its surroundings and code."""
+    note(directory, "begin", attempt=attempt, **about, **surroundings(), code=code_here())
+
+
+def code_here() -> Code:
+    """Return the versions of the software that is installed here."""
+    return {
+        "ebc_lab": __version__,
+        "numerics_version": NUMERICS_VERSION,
+        "torch": metadata.version("torch"),
+        "python": platform.python_version(),
+    }
+
+
+def code_of(begun: Mapping[str, Any]) -> Code | None:
+    """Return the code of a `begin` event; None if it was not recorded, as up to 1.0."""
+    code: Code | None = begun.get("code")
+    return code if misfit(code, Code) is None else None
+
+
+def software(code: Code | None) -> str:
+    """Return the versions of an attempt's code in words."""
+    if code is None:
+        return UNRECORDED
+    return f"ebc-lab {code['ebc_lab']} with torch {code['torch']} under Python {code['python']}"
 
 
 def give_up(
@@ -107,20 +160,24 @@ def superseded_by(directory: Path, token: str) -> str:
     )
 
 
-def spans(directory: Path) -> list[Span]:
-    """Return the attempts whose begin and end are both known, oldest first. If the finished run was copied
-    from another study, the attempts made there are left out."""
-    found: list[Span] = []
+def history(directory: Path) -> History:
+    """Return what the log of a run says. If the finished run was copied from another study, the times of the
+    attempts made there are left out; an attempt that started anew hides the software of those before it."""
+    spans: list[Span] = []
+    used: list[str] = []
     begun: tuple[float, str, int] | None = None
     for event in log(directory):
         with suppress(KeyError, TypeError, ValueError):
             kind = event["event"]
             when = datetime.fromisoformat(event["at"]).timestamp()
             if kind == "taken":
-                found, begun = [], None
+                spans, begun = [], None
+            elif kind == "restarted":
+                used = used[-1:]
             elif kind == "begin":
+                used.append(software(code_of(event)))
                 begun = when, str(event["host"]), int(event["pid"])
             elif kind in OVER and begun is not None:
-                found.append((begun[0], when, *begun[1:]))
+                spans.append((begun[0], when, *begun[1:]))
                 begun = None
-    return found
+    return History(tuple(spans), tuple(dict.fromkeys(used)))

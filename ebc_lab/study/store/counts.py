@@ -7,13 +7,15 @@ removed since.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ebc_lab.records.decisions import Decision
 
 from ..stages.rules import inputs_of
+from . import attempts
 from .study import Record
 
 TRAINING = "training"
@@ -36,6 +38,38 @@ def sorts_of_runs(records: Iterable[Record], decisions: Mapping[str, Decision]) 
         else:
             sorts[brief.run_id] = UNUSED
     return sorts
+
+
+def trained_by(records: Iterable[Record], sorts: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return software in words, the earliest first -> the training runs in use that it has trained to a
+    result. A run that one version began and another went on with stands under both. `sorts`: as
+    `sorts_of_runs` returns them."""
+    ended = [r for r in records if r.brief.outcome and sorts.get(r.run_id) == TRAINING]
+    found: dict[str, list[str]] = {}
+    for record in sorted(ended, key=lambda record: record.history.spans[:1]):
+        for software in record.history.software:
+            found.setdefault(software, []).append(record.run_id)
+    return found
+
+
+def trained_in_words(trained: Mapping[str, Sequence[str]], here: str | None = None) -> str:
+    """Return what `trained_by` found in words: each software with the number of its runs, or with `this call`
+    for that of `here`. Empty if no run has recorded any and nothing is said of `here`."""
+    runs = {software: [f"{len(of)} run{'s' * (len(of) != 1)}"] for software, of in trained.items()}
+    if here:
+        runs.setdefault(here, []).append("this call")
+    known = {*runs} - {attempts.UNRECORDED}
+    return " and ".join(f"{name} ({', '.join(which)})" for name, which in runs.items()) if known else ""
+
+
+def upgraded(trained: Mapping[str, Sequence[str]], study: str, here: str | None = None) -> str:
+    """Return a sentence if a study was not trained by one version of the software alone, else an empty text.
+    `study`: how commands name it; `here`: the software of the call that goes on with it."""
+    if not trained or len({*trained, here} - {None}) < 2:
+        return ""
+    again = shlex.join(["ebc-lab", "rerun", study, "--run", next(iter(trained.values()))[0]])
+    by = trained_in_words(trained, here)
+    return f"trained by {by}: `{again}` trains one of the first again and says whether its bits are the same"
 
 
 def counted(sorts: Iterable[str]) -> dict[str, int]:

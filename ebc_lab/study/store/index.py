@@ -26,10 +26,10 @@ from ebc_lab.records.files import read_regular, stamp_of, write_atomic
 from ebc_lab.records.json_files import MOST_BYTES
 from ebc_lab.records.paths import RunFiles
 
-from . import attempts, manifest
+from . import manifest
 from .study import Brief, Record, Study
 
-VERSION = f"2 {__version__}"  # the 2 is raised by hand when the file's format, or a check of runs, changes
+VERSION = f"3 {__version__}"  # the 3 is raised by hand when the file's format, or a check of runs, changes
 LEAST = 200  # smaller studies get no index
 SETTLED_S = 2.0  # a younger file may still change within one tick of the disk's clock, so it is read again
 DIGEST_BYTES = 16
@@ -98,9 +98,7 @@ class Index:
             if record is None:
                 continue
             if stamp and not record.problem:
-                if record.brief.spans is None:
-                    spans = tuple(attempts.spans(study.run_dir(run_id)))
-                    record = Record(study, msgspec.structs.replace(record.brief, spans=spans))
+                record = Record(study, msgspec.structs.replace(record.brief, history=record.history))
                 rows[run_id] = stamp, record.brief
             records.append(record)
         if rows != known:

@@ -79,6 +79,10 @@ class Snapshot:
         sound = {stage: d for stage, d in self.decisions.items() if stage not in self.faults}
         return counts.sorts_of_runs(self.records, sound)
 
+    def trained_by(self) -> dict[str, list[str]]:
+        """Return which software trained which of the runs in use (`counts.trained_by`)."""
+        return counts.trained_by(self.records, self.sorts_of_runs())
+
     def reusable_results(self) -> ResultsOf:
         """Return a function that maps specs to the results that the study's own command would keep."""
         return reuse.reusable_results(self.records, finished=self.finished)

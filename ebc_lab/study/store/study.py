@@ -8,6 +8,7 @@ import stat
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -15,7 +16,7 @@ import msgspec
 
 from ebc_lab.config.choices import choices_of
 from ebc_lab.config.dicts import from_dict, to_dict
-from ebc_lab.config.errors import UserError, any_of, blamed, nearest
+from ebc_lab.config.errors import UserError, any_of, blamed, nearest, shown
 from ebc_lab.config.identity import NAMED_BY, digest, matches_run_id
 from ebc_lab.config.schema import STAGES, Config, RunConfig
 from ebc_lab.config.study_checks import validate
@@ -28,7 +29,7 @@ from ebc_lab.records.spec import RunSpec
 
 from ..stages.rules import inputs_of
 from ..stages.stage import stage_of
-from . import manifest
+from . import attempts, manifest
 
 HEADER_REMEDY = (
     "undo the edit (settings are changed on the command line, with --force), or delete the file: the "
@@ -123,7 +124,7 @@ class Brief(msgspec.Struct, frozen=True, array_like=True, gc=False):
     identity: str | None = None
     weights: str | None = None  # checksum of the weights that were judged
     checksum: str = ""  # of the result
-    spans: tuple[tuple[float, float, str, int], ...] | None = None  # its attempts; None: log not read yet
+    history: attempts.History | None = None  # None: its log was not read
 
 
 class PlannedRun(TypedDict):
@@ -163,11 +164,21 @@ class Record:
         """Return the run's result, read from the file; None if there is no usable result."""
         return self.study.result(self.run_id) if self.brief.outcome else None
 
+    @cached_property
+    def history(self) -> attempts.History:
+        """Return what the run's log of attempts says, read from the file unless it was read before."""
+        return self.brief.history or attempts.history(self.study.run_dir(self.run_id))
+
 
 class Study(StudyFiles):
     """A study in the folder `output_dir/name`."""
 
     resumable = True  # commands may train in it; a bundle is only read
+
+    @property
+    def called(self) -> str:
+        """Return the name or path by which commands and `ebc_lab.load` find the study from this folder."""
+        return self.root.name if self.root.parent == Path(Config.output_dir) else str(self.place)
 
     def exists(self) -> bool:
         return self.header_file.exists()
@@ -185,6 +196,14 @@ class Study(StudyFiles):
         raise UserError(
             f"there is no study at {place}{near}{there}: {start}say where it is with --output-dir."
         )
+
+    def must_have(self, stage: str, stages: Sequence[str]) -> None:
+        """Raise UserError if a stage is none of the study's `stages`."""
+        if stage not in stages:
+            near = nearest(stage, stages)
+            raise UserError(
+                f"study {self.name} has no stage {shown(stage)}{near}: it has {', '.join(stages)}."
+            )
 
     def blame_files(self) -> AbstractContextManager[None]:
         """Return a context that replaces any error caused by malformed contents of the study's files with a

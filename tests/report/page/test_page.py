@@ -220,7 +220,9 @@ def test_runs_that_diverged_are_told_with_the_command_that_does_them_again(final
     text = read(finals)
     part = text[text.rindex("Failures, divergences") :]
     assert "1 run diverged" in part
-    assert re.search(r"ebc-lab train from=\S+/runs/\S+/spec\.json", part)
+    again = rf"ebc-lab rerun {finals.name} --run "
+    assert re.search(rf"{again}\S+-[0-9a-f]{{10}} ", part)
+    assert f"{again}RUN" in part[part.index("All runs") :]  # whose rows have the names
 
 
 @pytest.mark.thorough

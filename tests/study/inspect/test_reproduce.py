@@ -23,6 +23,7 @@ from ebc_lab.study.inspect.reproduce import (
     override_value,
     run_again,
 )
+from ebc_lab.study.inspect.rerun import settings_of
 from ebc_lab.study.resolve import adopt
 from ebc_lab.study.store import bundle, changes
 from ebc_lab.study.store.study import Study
@@ -116,8 +117,7 @@ def test_a_run_begins_from_its_spec_under_its_own_name(place, text_file):
         spec = study.spec(run_id)
         if spec["kind"] != "train":
             continue
-        found = compose(words(run_again(study, run_id), "train"), study=False)
-        assert identity(run_part(found)) == spec["identity"]
+        assert identity(run_part(settings_of(study, spec))) == spec["identity"]
     assert any(run_id.startswith("cautious") for run_id in study.run_ids())
 
 
@@ -151,6 +151,10 @@ def test_a_file_that_nothing_can_begin_from_is_refused_in_a_sentence(place, text
             compose([f"from={path}"], here=False)
         assert str(error.value).startswith("from=")
         assert str(error.value).count("\n") == 0
+
+
+def test_the_command_of_a_run_is_quoted_for_the_shell():
+    assert run_again("my study.zip", "a [b]") == "ebc-lab rerun 'my study.zip' --run 'a [b]'"
 
 
 @pytest.mark.parametrize(
