@@ -64,11 +64,10 @@ def nadamw(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Opt
 
 def sgd(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """SGD (Robbins & Monro 1951) with heavy-ball momentum (Polyak 1964)."""
-    return [
-        torch.optim.SGD(
-            model.parameters(), lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, fused=True
-        )
-    ]
+    params = list(model.parameters())
+    # torch's fused kernel, up to 2.13, computes steps of bfloat16 weights on a CPU and does not store them
+    fused = all(p.is_cuda or p.dtype == torch.float32 for p in params)
+    return [torch.optim.SGD(params, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay, fused=fused)]
 
 
 class StackedMuon(torch.optim.Muon):

@@ -85,6 +85,20 @@ def test_a_step_leaves_the_gradients_as_they_were(model, name):
         assert all(torch.equal(g, v) for g, v in zip(held, values, strict=True))
 
 
+# a length that is found by growing from a millionth is another in bfloat16, or none
+@pytest.mark.parametrize(
+    "name", ["sgd", *sorted(set(CONFIGS) - {"sgd", "dog", "ldog", "prodigy", "mechanic"})]
+)
+def test_bfloat16_weights_go_about_as_far_as_float32_ones(model, name):
+    lengths = []
+    for dtype in (torch.float32, torch.bfloat16):
+        stepped = copy.deepcopy(model).to(dtype)
+        take_steps(stepped, build(stepped, CONFIGS[name]), 12)
+        pairs = zip(stepped.parameters(), model.parameters(), strict=True)
+        lengths.append(math.hypot(*(float((p - q).detach().norm()) for p, q in pairs)))
+    assert 0.5 < lengths[1] / lengths[0] < 2
+
+
 # torch 2.13's fused SGD with momentum raises here
 @pytest.mark.parametrize("name", sorted(set(CONFIGS) - {"sgd"}))
 def test_a_first_gradient_may_come_late(model, name):

@@ -129,6 +129,11 @@ class OptimizerConfig(Part):
     def refuses(self, run: Run) -> Iterator[str]:
         if self.name == "galore" and self.rank < 1:
             yield "optimizer=galore needs optimizer.rank >= 1."
+        if self.name in ("dog", "ldog") and run.param_dtype == "bfloat16":
+            yield (
+                f"optimizer={self.name} begins with steps of a millionth of the weights' length, too short "
+                "for weights in bfloat16: choose param_dtype=float32."
+            )
         if self.name != "muonclip":
             return
         if run.workload.name not in ("gpt", "images") or run.model.name in WITHOUT_LOGITS:

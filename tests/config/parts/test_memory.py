@@ -42,6 +42,7 @@ def test_what_needs_more_than_hooks_leave_is_refused(settings, told):
     [
         ({"memory": {"name": "int4"}, "compile": "on"}, "leave compile at off"),
         ({"optimizer": {"name": "galore", "rank": 0}}, "galore needs optimizer.rank >= 1"),
+        ({"optimizer": {"name": "ldog"}, "param_dtype": "bfloat16"}, "ldog begins with steps of a millionth"),
         ({"optimizer": {"name": "axiom", "rank": -1}}, "optimizer.rank must be a whole number >= 0"),
         ({"memory": {"name": "none", "activations": "int3"}}, "memory.activations=int3 is unknown"),
     ],
