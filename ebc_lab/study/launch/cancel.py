@@ -51,7 +51,8 @@ def cancel(study: Study, say: Say) -> dict[str, Any]:
             jobs, left = queue.stop_jobs(session)
         except queue.QueueUnavailable as error:
             name = queue.job_name(session)
-            raise UserError(f"the jobs named {name} cannot be ended ({error}): try again.") from None
+            remedy = "cancel again where Slurm answers, on a login node"
+            raise UserError(f"the jobs named {name} cannot be ended ({error}): {remedy}.") from None
     if left:
         remedy = "see squeue, and cancel again later"
         raise UserError(f"Slurm still shows {', '.join(left)}, though cancelled: {remedy}.")
