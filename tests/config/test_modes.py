@@ -163,7 +163,10 @@ def test_on_how_many_nodes_a_run_is_trained_is_no_part_of_it():
     [
         (["launcher.nodes_per_run=3"], "nodes_per_run=3 must divide launcher.processes_per_run=4"),
         (["launcher.processes_per_run=1"], "nodes_per_run=2 must divide launcher.processes_per_run=1"),
-        (["launcher.cpus_per_task=1"], "processes_per_run=4 on 2 nodes needs launcher.cpus_per_task >= 2, not 1"),
+        (
+            ["launcher.cpus_per_task=1"],
+            "processes_per_run=4 on 2 nodes needs launcher.cpus_per_task >= 2, not 1",
+        ),
         (["launcher=local"], "launcher.nodes_per_run"),
         (["determinism=torch"], "processes_per_run=4 does not go with determinism=torch: gradients are"),
     ],

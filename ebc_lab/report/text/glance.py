@@ -9,6 +9,7 @@ from typing import Any
 from ebc_lab.records.decisions import Arm, Decision, Difference, StepCost, SuiteTrack, TunedArm
 from ebc_lab.study.stages.stage import candidates_of
 from ebc_lab.study.stages.statistics import centre_of, in_octaves, level
+from ebc_lab.study.stages.suite import other_size
 
 from . import words
 from .arms import lr_window, point_in_words, test_loss
@@ -82,7 +83,7 @@ def is_better(name: str, label: str, track: SuiteTrack, tuned: Mapping[str, Tune
         settings = track["arms"][arm]
         difference, limits, verdict = pair_cells(answer["against"].get(arm))
         values = (
-            _named(arm, track, answer["rival"]),
+            _named(arm, label, track, answer["rival"]),
             Cell("itself") if arm == label else difference,
             Cell() if arm == label else verdict,
             Cell() if arm == label else limits,
@@ -106,9 +107,10 @@ def _place(name: str, track: SuiteTrack, rival: str | None) -> tuple[bool, float
     return name != rival, math.inf if median is None else median
 
 
-def _named(arm: str, track: SuiteTrack, rival: str | None) -> Cell:
+def _named(arm: str, label: str, track: SuiteTrack, rival: str | None) -> Cell:
     notes = ["reference"] if arm == track["reference"] else []
-    notes += ["best of the others by validation"] if arm == rival else []
+    notes += ["best of the others by validation"] if arm == rival and not other_size(label, track) else []
+    notes += [size] if (size := other_size(arm, track)) else []
     return Cell(arm, page=arm, note=", ".join(notes))
 
 

@@ -53,7 +53,7 @@ class Column:
         """Return a value in this column's format; a Cell stays as it is."""
         if isinstance(value, Cell):
             return value
-        return Cell(self.form(value), value if self.kind == "figure" else None)
+        return Cell(self.form(value), value if isinstance(value, int | float) else None)
 
 
 def loss_column(title: str, short: str, **how: Any) -> Column:

@@ -115,7 +115,9 @@ def test_without_slurm_a_study_is_refused_before_anything_is_written(tmp_path, o
             said = refused(*command, *asked, f"study.name={name}", cwd=tmp_path, PATH="")
             assert said == "error: `srun` not found; use launcher=local, or run this on a login node."
     for program in queue.PROGRAMS:
-        (tmp_path / program).write_text("#!/bin/sh\necho 'slurm_load_jobs error: no controller' >&2\nexit 1\n")
+        (tmp_path / program).write_text(
+            "#!/bin/sh\necho 'slurm_load_jobs error: no controller' >&2\nexit 1\n"
+        )
         (tmp_path / program).chmod(0o755)
     said = refused("autopilot", *asked, "study.name=new", cwd=tmp_path, PATH=str(tmp_path))
     assert "Slurm does not answer here (slurm_load_jobs error: no controller); use launcher=local" in said

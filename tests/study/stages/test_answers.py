@@ -21,16 +21,25 @@ POINT = {"lr": 4e-3, "warmup_share": 0.1667, "schedule": "trapezoid"}
 
 
 def decision(
-    offsets, *, tuned=None, seeds=(0, 1, 2, 3, 4), mine=("muon",), answer=None, untuned=None, luck=None
+    offsets,
+    *,
+    tuned=None,
+    seeds=(0, 1, 2, 3, 4),
+    mine=("muon",),
+    answer=None,
+    untuned=None,
+    luck=None,
+    changed=None,
 ):
     """An ablation whose arms have these test losses beside a common one of each seed, and a little noise, or
-    those of `answer`."""
+    those of `answer`. `changed`: arm -> its other fields."""
     config = config_of("study=optimizers", f"seeds={list(seeds)}".replace(" ", ""))
     suite = config.ablation
     arms = {name: suite.arms.get(name, suite.arms["adamw"]) for name in offsets}
     arms |= {
         n: replace(a, settings={"optimizer": {"name": n}}) for n, a in arms.items() if n not in suite.arms
     }
+    arms |= {n: replace(arms[n], **fields) for n, fields in (changed or {}).items()}
     config = replace(config, ablation=replace(suite, arms=arms, mine=replace(suite.mine, arms=list(mine))))
     losses = tuned or dict.fromkeys(offsets, 2.0)
     points = {n: {"point": POINT, "val_loss": losses[n], "luck": luck or {}} for n in offsets}
@@ -87,6 +96,29 @@ def test_several_of_mine_are_not_compared_with_each_other_and_share_the_error():
     assert track["answers"]["lion"]["difference"]["comparisons"] == 2
     told = ablation.STAGE.headline(track)
     assert told.count("against adamw") == 2
+
+
+def test_an_arm_of_mine_is_compared_with_the_one_that_its_versus_names_too():
+    as_tuned = {"settings": {"optimizer": {"name": "muon"}}, "tune": {}, "tuned_as": "muon", "versus": "muon"}
+    found = decision(
+        {"adamw": 0.0, "muon": -0.05, "clipped": -0.1, "longer": -0.2},
+        mine=("longer", "muon", "clipped"),
+        changed={"clipped": as_tuned, "longer": as_tuned | {"steps": 2}},
+    )
+    track = found["tracks"]["adam_none"]
+    longer, clipped = (answer_of(found, label) for label in ("longer", "clipped"))
+    assert longer["sentence"].startswith("longer (2× steps) against muon: −0.1")
+    assert (longer["rival"], longer["verdict"], [*longer["against"]]) == ("muon", "better", ["muon"])
+    assert (clipped["rival"], [*clipped["against"]]) == ("adamw", ["adamw", "muon"])
+    assert "5 seeds: better; against muon better: −0.0" in clipped["sentence"]
+    assert {d["comparisons"] for own in track["answers"].values() for d in own["against"].values()} == {4}
+    assert "every other arm, and with the one that its versus names, by" in found["rule"]
+    assert set(words.asked(track)) == {"longer", "muon", "clipped"}
+    assert track["transfer"] == [], "nothing was tuned again at another size"
+    _, told, _, _ = suite.answer_of(track)
+    assert told.endswith("2 are better than the best of the others, longer (2× steps) is better than muon.")
+    several = {name: {**clipped["difference"]} for name in ("adamw", "soap", "lion", "muon")}
+    assert "; against muon better: " in sentence("clipped", "adamw", several, "muon")
 
 
 def test_undecided_names_the_seeds_that_would_decide_it():
