@@ -3,7 +3,8 @@ undecided, with a figure. For a suite, they are the answers about the user's own
 
 Each of the user's own arms is compared with every arm that is not, and with the one that its `versus` names,
 by intervals that hold for all of these comparisons at once. The rival named in an answer is picked by the
-validation loss to which it was tuned; an arm of another size has its `versus` alone. The answer is judged by the test loss on the seeds of the ablation, which took no part in the tuning.
+validation loss to which it was tuned; an arm of another size has its `versus` alone. The answer is judged by
+the test loss on the seeds of the ablation, which took no part in the tuning.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from .rules import Decisions, Results, band_distance, is_conclusive
 from .statistics import (
     CONFIDENCE,
     MOST_SEEDS,
+    MOST_TUNED,
     POWER,
     centre_of,
     mostly_luck,
@@ -48,6 +50,7 @@ from .statistics import (
     show_difference,
     show_interval,
     show_mean,
+    tuning_needed,
 )
 from .suite import SUITES_SIZE, contenders, differences, other_size, size_of, tuned_arms
 
@@ -292,6 +295,9 @@ def _answer(
         difference["verdict"] = verdict_of(difference)
         undecided = difference["verdict"] == "undecided"
         difference["seeds_needed"] = seeds_needed(difference) if undecided else None
+        if undecided and difference["seeds_needed"] is None:
+            more = tuning_needed(difference, config.tune.seeds, config.tune.further_seeds)
+            difference |= {"tuning_needed": more} if more else {}
     needed = against[rival]["seeds_needed"]
     seeds = None  # the study's own and the further ones needed, unless `seeds` cannot hold so many
     if needed is not None and needed <= MOST_GIVEN:
@@ -329,9 +335,9 @@ def verdict_of(difference: Difference) -> str:
 
 
 def sentence(label: str, rival: str, against: Mapping[str, Difference], versus: str | None = None) -> str:
-    """Return an answer, which tells of `versus` by name, as a sentence, such as `cautious against muon, the best of the others by validation:
-    −0.0123 nats of test loss [−0.0200, −0.0040], 5 seeds: better; against adam undecided: −0.0040 [−0.0100,
-    0.0020], about 9 seeds would decide it`."""
+    """Return an answer, which tells of `versus` by name, as a sentence, such as `cautious against muon, the
+    best of the others by validation: −0.0123 nats of test loss [−0.0200, −0.0040], 5 seeds: better; against
+    adam undecided: −0.0040 [−0.0100, 0.0020], about 9 seeds would decide it`."""
     d = against[rival]
     best = ", the best of the others by validation" if len(against) > 1 else ""
     first = f"{label} against {rival}{best}: {measured(d)}: {d['verdict']}{_remark(d)}"
@@ -363,7 +369,7 @@ def measured(d: Difference) -> str:
 
 def _remark(d: Difference) -> str:
     """Return a remark: how small the difference is, or what would decide it; empty if there is none."""
-    verdict, margin, needed = d["verdict"], d["margin"], d["seeds_needed"]
+    verdict, margin = d["verdict"], d["margin"]
     if verdict == "level":
         return f", no more than {margin:g} nats apart"
     if verdict != "undecided":
@@ -374,13 +380,16 @@ def _remark(d: Difference) -> str:
         return ", one seed: no interval"
     if d["method"] != "t":
         return ""
-    if needed is not None:
-        return f", about {needed} seeds would decide it"
+    if d["seeds_needed"] is not None:
+        return f", about {d['seeds_needed']} seeds would decide it"
+    if more := d.get("tuning_needed"):
+        needed = f"about {more['tune_seeds']} tuning seeds"
+        needed += f" ({more['final_seeds']} more of finalists)" if more["final_seeds"] else ""
+        needed += f" and {more['seeds']} seeds" if more["seeds"] > d["seeds"] else ""
+        return f", too much luck of the tuning for seeds alone: {needed} would decide it"
     without: Difference = {**d, "luck": {"sd": 0.0, "freedom": 1.0}}
     if mostly_luck(d) and seeds_needed(without) is not None:
-        return (
-            ", the luck of the tuning is larger than that of the seeds: a larger tune.seeds would be needed"
-        )
+        return f", neither {MOST_SEEDS} seeds nor {MOST_TUNED} tuning seeds would decide it"
     return f", more than {MOST_SEEDS} seeds would be needed"
 
 

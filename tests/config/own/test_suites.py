@@ -194,8 +194,8 @@ def test_the_other_suites_take_new_entries_and_carry_own_parts_too(folder, study
 
 
 def test_an_arm_tuned_as_the_one_that_mine_makes_is_not_taken_for_it(folder):
-    more = '{tuned_as: cautious, versus: cautious, steps: 2, settings: {optimizer: {name: cautious, target: "%s"}}}'
-    longer = more % "./suite_opt.py:Cautious"
+    part = '{optimizer: {name: cautious, target: "./suite_opt.py:Cautious"}}'
+    longer = f"{{tuned_as: cautious, versus: cautious, steps: 2, settings: {part}}}"
     suite = composed(
         "study=optimizers", "mine=./suite_opt.py:Cautious", f"ablation.arms.longer={longer}"
     ).ablation

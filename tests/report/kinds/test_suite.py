@@ -23,7 +23,7 @@ def asked_about(*arms, **changed):
     """The suite of `cautious`, which asks about these arms; `changed`: of the answers about them."""
     track = CAUTIOUS["ablation"]["tracks"]["adam_none"]
     own = track["answers"]["cautious"] | changed
-    arms = {arm: track["arms"]["cautious"] for arm in arms}
+    arms = dict.fromkeys(arms, track["arms"]["cautious"])
     return track | {
         "arms": arms | track["arms"],
         "answers": {arm: own | {"sentence": f"{arm}: {own['sentence']}"} for arm in arms},

@@ -1,6 +1,7 @@
 """Is mine better? What a suite says of the arms that it was made for."""
 
 import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.report.kinds import Evidence, suite
 from ebc_lab.report.text import words
 from ebc_lab.results import tables
+from ebc_lab.study.inspect.reproduce import deciding
 from ebc_lab.study.stages import ablation
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.stages.statistics import paired, seeds_needed
@@ -175,12 +177,40 @@ def test_the_luck_of_the_tuning_widens_the_interval_of_arms_that_were_tuned_apar
     sure, unsure = (answer_of(found) for found in (known, lucky))
     assert (sure["verdict"], unsure["verdict"]) == ("better", "undecided")
     assert unsure["difference"]["luck"]["sd"] == pytest.approx(0.02 * 2**0.5)
-    assert unsure["sentence"].endswith("than that of the seeds: a larger tune.seeds would be needed")
+    assert unsure["sentence"].endswith("undecided, neither 200 seeds nor 20 tuning seeds would decide it")
     noisy = {**unsure["difference"], "sd": 1.0, "verdict": "undecided", "seeds_needed": None}
     said = sentence("muon", "adamw", {"adamw": noisy})
     assert said.endswith("undecided, more than 200 seeds would be needed")
     assert "widened by what other tuning seeds would have chosen" in lucky["rule"]
     assert lucky["tracks"]["adam_none"]["arms"]["muon"]["difference"]["luck"] == unsure["difference"]["luck"]
+
+
+def test_where_luck_keeps_it_open_the_tuning_seeds_that_would_decide_it_are_named(own_copy):
+    """By the power of the test whose luck has fallen with the root of the tuning seeds."""
+    _, study = own_copy
+    why = "undecided, too much luck of the tuning for seeds alone: about "
+
+    def scattered(spec):
+        return done(2 + (SCATTERED[spec.run.seed] - 0.05) * (spec.role == "muon"))
+
+    for answer, told, more in (
+        (None, "6 tuning seeds (9 more of finalists)", {"tune_seeds": 6, "final_seeds": 9, "seeds": 5}),
+        (scattered, "13 tuning seeds (20 more of finalists) and 12 seeds", {"seeds": 12}),
+    ):
+        found = decision({"adamw": 0.0, "muon": -0.05}, luck={"sd": 0.02, "freedom": 8}, answer=answer)
+        own = answer_of(found)
+        assert own["sentence"].endswith(f"{why}{told} would decide it")
+        needed = own["difference"]["tuning_needed"]
+        assert needed == needed | more
+        assert own["seeds_needed"] is None
+        typed = deciding(study, study.header(), found)
+        assert (
+            f"tune.seeds={needed['tune_seeds']} tune.final_seeds={needed['final_seeds']} study.name=" in typed
+        )
+        fresh = re.search(r"seeds=\[([\d,]+)\]' ", typed)[1].split(",")
+        assert len(fresh) == needed["seeds"]
+        first = study.header()["config"]["study"]["stage_seed"]
+        assert not {*map(int, fresh)} & {*range(first, first + needed["tune_seeds"] + needed["final_seeds"])}
 
 
 def test_an_arm_that_diverges_is_judged_by_rank_and_never_averaged():
