@@ -31,6 +31,8 @@ def cancel(study: Study, say: Say) -> dict[str, Any]:
     worker does not respond, or if the Slurm jobs cannot be ended.
     """
     study.header()
+    if not study.resumable:
+        raise UserError(f"{study.place} is a bundle, in which nothing runs: cancel the study that it is of.")
     study.must_be_ours()
     holder = study.holder()
     if holder is not None:
