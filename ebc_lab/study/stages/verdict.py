@@ -342,8 +342,8 @@ def sentence(label: str, rival: str, against: Mapping[str, Difference], versus: 
     best = ", the best of the others by validation" if len(against) > 1 else ""
     first = f"{label} against {rival}{best}: {measured(d)}: {d['verdict']}{_remark(d)}"
     others = {name: x for name, x in against.items() if name != rival}
-    few = len(others) < MOST_TOLD
-    for name in [*others] if few else [versus] if versus in others else []:
+    told = [name for name in others if name == versus or len(others) < MOST_TOLD]
+    for name in told:
         x = others.pop(name)
         # without the words that would repeat the first
         words = measured(x).replace(" nats of test loss", "").removesuffix(f", {seeds_in_words(x)}")
