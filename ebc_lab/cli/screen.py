@@ -270,8 +270,8 @@ def evidence(found: Evidence) -> RenderableType:
     for table in kind.tables(found):
         if model.TERMINAL in table.places:
             made.append(draw_table(table))
-            if kind.concludes and table.note:
-                made.append(Text(table.note, style="dim"))
+            if kind.concludes and (note := table.on(model.TERMINAL).note):
+                made.append(Text(note, style="dim"))
     return Group(*made)
 
 

@@ -118,10 +118,9 @@ class Suite(Kind):
         made: list[Table] = []
         for name, track in found.tracks.items():
             spans = tables.spans(track, f"{name}-{{}}".format)
-            caption = f"{words.optimizer(name)}: test loss, and paired differences [joint intervals]."
-            note = f"{glance.NATS}; {glance.intervals_in_words(_judging(track))}"
             compared = [table for table in _compared(found, name, track) if PAPER in table.places]
-            made += [replace(table, caption=caption, note=note) for table in compared]
+            what = "test loss, and paired differences [joint intervals]"
+            made += [replace(table, caption=f"{table.title}: {what}.") for table in compared]
             made += tables.further_arms(f"{name}{{}}", track, found.results)
             made += [
                 replace(table, caption=f"{words.optimizer(name)}: {table.title.lower()}.") for table in spans
@@ -231,7 +230,9 @@ def _tiles_of_mine(track: SuiteTrack, tuned: Mapping[str, TunedArm]) -> list[Til
     spans = {arm: lr_window(found) for arm, found in tuned.items()}
     if span := spans.get(label):
         other = spans.get(rival) if rival else None
-        tiles.append(window_tile(f"Learning-rate window of {label}", span, other, f"of {rival}"))
+        tiles.append(
+            window_tile(f"Learning-rate window of {label}, by validation loss", span, other, f"of {rival}")
+        )
     costs = track.get("steps_cost") or {}
     return [*tiles, *([_cost(label, costs, track["reference"], rival)] if label in costs else [])]
 
