@@ -1,5 +1,6 @@
 """`list` and `board`, many studies and bundles at once, and `columns`, what their tables hold."""
 
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,9 @@ def list_studies(
     from ebc_lab.study.store.find import no_study_in
 
     folder = folder.expanduser()
+    if folder.is_file():
+        say_of_it = f"`ebc-lab status {shlex.quote(str(folder))}` shows one study or bundle"
+        raise UserError(f"{folder} is no folder: {say_of_it}, and `ebc-lab list` those in a folder.")
     if folder != Path(OUTPUT_DIR) and not folder.is_dir():
         raise UserError(f"{folder} is no folder: give one that holds studies or bundles.")
     studies = catalogue(folder)

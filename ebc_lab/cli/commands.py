@@ -505,13 +505,16 @@ def cancel(
 
     Results stay; autopilot continues.
     """
+    from ebc_lab.study.inspect import status as status_module
     from ebc_lab.study.inspect.reproduce import continuing
     from ebc_lab.study.launch.cancel import cancel as end
     from ebc_lab.study.store.find import find
 
     where = find(study, output_dir, tell_aside)
-    ending = {**end(where, tell_aside), "continue": continuing(where, where.header(checked=False))}
-    _show(ending, as_json, lambda screen: typer.echo(screen.cancelled(ending)))
+    ending = end(where, tell_aside)
+    state = status_module.status(where)
+    ending |= {"state": state["state"], "continue": continuing(where, where.header(checked=False))}
+    _show(ending, as_json, lambda screen: typer.echo(screen.cancelled(ending, state)))
 
 
 @app.command()

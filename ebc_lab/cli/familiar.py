@@ -5,6 +5,7 @@ Such a line is refused, and the one that is offered instead has the user's own v
 
 from __future__ import annotations
 
+import itertools
 import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -13,7 +14,35 @@ from typing import Any, NamedTuple
 from ebc_lab.config.errors import any_of
 from ebc_lab.config.hints import IMPOSSIBLE, OWN_CHOICES, SETTING_MEANT, STUDY_DECIDES
 
-# a word that is no command -> what does that here; {} is what followed it
+# a word that is no command -> the commands that do that here, and what stands for what they need
+SAME = {
+    **dict.fromkeys(("run", "start"), "train or autopilot"),
+    **dict.fromkeys(("compare", "cmp"), "diff STUDY OTHER"),
+    **dict.fromkeys(("ls", "ps", "studies"), "list"),
+    **dict.fromkeys(("show", "info", "describe", "progress", "log", "logs", "tail"), "status"),
+    **dict.fromkeys(("monitor", "dashboard", "ui", "server", "view", "open", "top", "attach"), "watch"),
+    **dict.fromkeys(("stop", "kill", "abort", "terminate"), "cancel STUDY"),
+    **dict.fromkeys(("plot", "visualize", "summary", "results", "page", "html", "table"), "report"),
+    **dict.fromkeys(("leaderboard", "rank", "best", "best-trial", "best-trials"), "board"),
+    **dict.fromkeys(("import", "analyze", "analyse", "stats"), "judge RUNS"),
+    **dict.fromkeys(("init", "create", "scaffold", "create-study"), "new NAME"),
+    **dict.fromkeys(("launch", "optimize", "search", "hpo", "agent", "repro"), "autopilot"),
+    **dict.fromkeys(("fit", "pretrain"), "train"),
+    **dict.fromkeys(("check", "validate", "fsck"), "verify"),
+    **dict.fromkeys(("explain", "reason", "blame"), "why"),
+    "replay": "why --replay",
+    "reproduce": "rerun STUDY",
+    **dict.fromkeys(("pack", "archive", "save"), "export"),
+    **dict.fromkeys(("download", "clone", "fetch"), "pull ADDRESS"),
+    **dict.fromkeys(("estimate", "forecast", "dry-run"), "plan"),
+    **dict.fromkeys(("debug", "env", "system"), "doctor"),
+    **dict.fromkeys(("profile", "speed", "timeit"), "bench"),
+    **dict.fromkeys(("dataset", "datasets", "corpus"), "data"),
+    **dict.fromkeys(("config", "cfg", "print_config", "print-config", "params"), "train --cfg=job"),
+    "version": "--version",
+    "help": "--help",
+}
+# a word that is no command -> what does that here, in a sentence; {} is what followed it
 COMMANDS = {
     "axiom": "`ebc-lab train optimizer=axiom memory=hooks stabilizer=none`, or `python -m ebc_lab.axiom {}`; "
     "docs/axiom.md",
@@ -30,7 +59,55 @@ COMMANDS = {
     "ablate": "`ebc-lab autopilot study=mechanism`, or another suite; docs/suites.md",
     "sweep": "`ebc-lab train -m optimizer.lr=1e-3,2e-3`, or of a study `ebc-lab stage lr_sweep`; "
     "docs/running.md",
-    "resume": "the command that began a study or a run (in its own folder) continues it; docs/running.md",
+    "multirun": "`ebc-lab train -m optimizer.lr=1e-3,2e-3`; docs/running.md",
+    **dict.fromkeys(
+        ("resume", "continue", "retry", "restart"),
+        "the command that began a study or a run (in its own folder) continues it, and `ebc-lab status` "
+        "prints it; docs/running.md",
+    ),
+    "pause": "`ebc-lab cancel STUDY` ends it, and its command continues from there; docs/running.md",
+    **dict.fromkeys(
+        ("rm", "remove", "delete", "clean", "gc", "prune"),
+        "`ebc-lab list` shows the studies, each a folder of outputs/ebc_ablation or of its output_dir that "
+        "you may delete; docs/running.md",
+    ),
+    **dict.fromkeys(
+        ("runs", "experiments", "experiment", "exp", "trials"),
+        "`ebc-lab list` shows the studies, and `ebc-lab status` the runs of one; docs/commands.md",
+    ),
+    **dict.fromkeys(
+        ("push", "sync", "upload"),
+        "`ebc-lab autopilot study.mirror=ADDRESS` keeps a copy there while a study runs; docs/beyond.md",
+    ),
+    **dict.fromkeys(
+        ("test", "eval"),
+        "what `ebc-lab autopilot` answers is by test loss, and `ebc-lab ebm evaluate MODEL` evaluates "
+        "an energy-based model; docs/stages.md",
+    ),
+    **{
+        tracker: f"`ebc-lab autopilot tracker={tracker}` sends a study there, `ebc-lab judge RUNS` answers "
+        "from runs that are there; docs/judge.md"
+        for tracker in ("wandb", "mlflow", "tensorboard", "trackio")
+    },
+    **dict.fromkeys(
+        ("optuna", "ray", "hyperopt"),
+        "`ebc-lab autopilot study=optimizers` tunes by itself, and `ebc-lab judge RUNS` answers from trials "
+        "that Optuna made; docs/papers.md",
+    ),
+    **dict.fromkeys(
+        ("hydra", "dvc", "git", "guild", "sacred"),
+        "`ebc-lab train -m` sweeps, and `ebc-lab autopilot` runs a study, whose settings it records "
+        "by itself; docs/running.md",
+    ),
+    **dict.fromkeys(
+        ("submit", "sbatch", "slurm"),
+        "`ebc-lab autopilot launcher=slurm device=cuda` submits; docs/beyond.md",
+    ),
+    **dict.fromkeys(
+        ("metrics", "history"),
+        "`ebc-lab columns` says which file of a study holds them, and `ebc_lab.load` reads them in Python; "
+        "docs/results.md",
+    ),
 }
 
 
@@ -84,20 +161,37 @@ def explain_command(word: str, group: str, root: Any, words: Sequence[str]) -> s
 
     rest = list(words[words.index(word) + 1 :])
     name = word.removesuffix(".py")
+    refused = f"{word} is no command of {group}"
     places = [([], root.commands), (["ebm"], root.commands["ebm"].commands)]
     for path, commands in sorted(places, key=lambda place: shlex.join(["ebc-lab", *place[0]]) != group):
         if name in commands:
-            path, options = [*path, name], options_of(commands[name])
-            model = ["MODEL"] if "--arm" in options and not rest else []
-            plain: Typed = shlex.join(["ebc-lab", *path, *model, *rest]), []
-            return (
-                f"{word} is no command of {group}: type {_in_quotes(retyped(path, options, rest) or plain)}."
-            )
+            return f"{refused}: type {_same([*path, name], commands[name], rest)}."
     if name in STAGES:
         return f"{word} is a stage of a study: type `{shlex.join(['ebc-lab', 'stage', name, *rest])}`."
+    if name in SAME:
+        lines = []
+        for command, *needed in (line.split() for line in SAME[name].split(" or ")):
+            flags = [part for part in needed if part.startswith("-")]
+            wanted = [*flags, *(rest or needed[len(flags) :])]
+            found = root.commands.get(command)
+            lines.append(_same([command], found, wanted) if found else f"`ebc-lab {command}`")
+        return f"{refused}: type {' or '.join(lines)}."
     if name in COMMANDS:
         return f"{word} is no command of its own: {COMMANDS[name].format(shlex.join(rest) or '--help')}."
     return None
+
+
+def _same(path: Sequence[str], command: Any, rest: Sequence[str]) -> str:
+    """Return, in quotes, the line that does with `rest` what was meant, up to a flag that means nothing
+    here."""
+    options = options_of(command)
+    if typed := retyped(path, options, rest):
+        return _in_quotes(typed)
+    model = ["MODEL"] if "--arm" in options and not rest else []
+    known = itertools.takewhile(
+        lambda part: not part.startswith("-") or part.partition("=")[0] in options, rest
+    )
+    return _in_quotes((shlex.join(["ebc-lab", *path, *model, *known]), []))
 
 
 def options_of(command: Any) -> set[str]:

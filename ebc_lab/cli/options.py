@@ -55,11 +55,18 @@ def console(*, aside: bool = False) -> Any:
     """
     from rich.console import Console
 
+    class Unbroken(Console):
+        """A console that leaves a text with a command in it to the terminal, which copies it whole."""
+
+        def print(self, *objects: Any, **how: Any) -> None:
+            commands = any("`ebc-lab" in str(text) for text in objects)
+            super().print(*objects, **({"soft_wrap": True} | how if commands else how))
+
     mend_size()
     terminal = (sys.stderr if aside else sys.stdout).isatty()  # a notebook's FORCE_COLOR does not make it one
     width = None if terminal or "COLUMNS" in os.environ else PIPE_WIDTH
     plain: Any = {"highlight": False, "markup": False, "emoji": False}
-    return Console(stderr=aside, force_terminal=terminal, width=width, **plain)
+    return Unbroken(stderr=aside, force_terminal=terminal, width=width, **plain)
 
 
 @contextmanager

@@ -263,8 +263,8 @@ def evidence(found: Evidence) -> RenderableType:
     for table in kind.tables(found):
         if model.TERMINAL in table.places:
             made.append(draw_table(table))
-            if kind.concludes and table.note:
-                made.append(Text(table.note, style="dim"))
+            if kind.concludes and (note := table.on(model.TERMINAL).note):
+                made.append(Text(note, style="dim"))
     return Group(*made)
 
 
@@ -334,15 +334,23 @@ def _print_header(console: Console, status_of: Mapping[str, Any]) -> None:
         console.print(Text(f"Slurm jobs: {jobs}{alone if h is None else ''}"))
 
 
-def cancelled(ending: Mapping[str, Any]) -> str:
-    """What was stopped, and what continues it."""
-    jobs = f", {plural(ending['jobs'], 'Slurm job')} ended" if ending["jobs"] else ""
+def cancelled(ending: Mapping[str, Any], state: Mapping[str, Any]) -> str:
+    """What was stopped, and what continues it; or that the study has ended already, by its `state`."""
+    name, command = ending["study"], ending["continue"] or "the command that began it"
+    if not (ending["driver"] or ending["jobs"] or ending["runs"]):
+        nothing, failed = "so there is nothing to cancel", state["failures"]
+        if state["state"].startswith("finished"):
+            lost = sum(len(f["runs"]) for f in failed)
+            but = f", though {plural(lost, 'run')} failed" if lost else ""
+            found = f"`ebc-lab why {shlex.quote(state['root'])}` says what it found"
+            return f"{name} has finished already{but}, {nothing}: {found}"
+        before = any(f["outcome"] == "cancelled" for f in failed)
+        how = "was cancelled already" if before else "is not running"
+        return f"{name} {how}, {nothing}; this continues it from the checkpoints:\n  {command}"
     stopped = f"{plural(len(ending['runs']), 'run')} stopped before the end"
     runs = stopped if ending["runs"] else "no run to stop"
-    idle = ending["driver"] is None and not ending["jobs"]
-    what = f"{'it was not running' if idle else 'cancelled'}; {runs}{jobs}"
-    command = ending["continue"] or "the command that began it"
-    return f"{ending['study']}: {what}; this continues from the checkpoints:\n  {command}"
+    jobs = f", {plural(ending['jobs'], 'Slurm job')} ended" if ending["jobs"] else ""
+    return f"{name}: cancelled; {runs}{jobs}; this continues from the checkpoints:\n  {command}"
 
 
 def _retrained(runs: int | None) -> str:

@@ -544,7 +544,8 @@ def _entries_of_mine(
 ) -> tuple[dict[str, Entry], list[str]]:
     """Return the entries with one for each target, made by the template, and the names of those."""
     entries = dict(entries)
-    known = _names_by_target(group, entries)
+    tuned_alone = {n: entry for n, entry in entries.items() if not getattr(entry, "tuned_as", None)}
+    known = _names_by_target(group, tuned_alone)
     made = []
     for target in dict.fromkeys(targets):
         name = known.get(target)

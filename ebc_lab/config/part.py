@@ -60,6 +60,7 @@ class Head(NamedTuple):
     form: str = "brief"  # format of the values, one of `report.text.arms.FORMS`
     beside: str = ""  # `loss` or `steps`: column of the table of all arms that it also stands beside
     places: tuple[str, ...] = ("terminal", "paper", "page")  # outputs in which the part's table has it
+    note: str = ""  # what the caption of a table with this column says of it
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,6 @@ class Part:
     evals: ClassVar[Mapping[str, tuple[str, str]]] = {}  # likewise, to evals.csv
     figures: ClassVar[tuple[Figure, ...]] = ()  # figures added to result.json
     table: ClassVar[str] = ""  # the title of the table of its figures in a report
-    note: ClassVar[str] = ""  # the explanation of these figures below the table
     picture: ClassVar[str] = ""  # the name of the part's picture, drawn by `report/pictures/NAME.py`
     timed: ClassVar[bool] = True  # whether it affects the time of a step; else measurements leave it out
     measured: ClassVar[str] = ""  # the section of `ebc-lab bench` that measures it

@@ -167,6 +167,8 @@ def _slurm(config: Config, *, study: bool) -> Mistakes:
         return {}
     ours = [option for option in launcher.sbatch if option.replace("-", "_") in SBATCH_OURS]
     return {
+        "launcher=slurm is for a study: a run trains here without it, and `ebc-lab train -m "
+        "hydra/launcher=submitit_slurm` submits runs to Slurm.": not study,
         "launcher.slots must say how many jobs launcher=slurm may have at a time.": not launcher.slots,
         **{f"launcher.sbatch.{o} is set by the launcher itself: see docs/beyond.md.": True for o in ours},
         "launcher.timeout_min must be longer than launcher.signal_delay_s.": (

@@ -323,7 +323,7 @@ ABLATION_MEANINGS = {  # of ablation.csv, one row per arm; figures are means ove
     "comparisons": ("", "how many that is"),
     "p": (SHARE, "of no difference, by itself"),
     "p_joint": (SHARE, "corrected for the comparisons"),
-    "sigmas": ("σ", "the difference over the noise of replicate seeds"),
+    "sigmas": ("σ", "the difference over the noise of replicate seeds, which is of the validation loss"),
     "alone": ("", "`beats`, `meets`, `misses` or `undecided` against the margin, by the interval by itself"),
     "judged": ("", "`beats`, `meets`, `misses` or `undecided` against the margin, by the joint interval"),
     **_columns_from(COLUMN_MEANINGS, "lr_schedule", "warmup_steps", "delta_schedule"),

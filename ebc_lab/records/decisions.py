@@ -104,6 +104,14 @@ class LuckOfTuning(TypedDict):
     freedom: float  # degrees of freedom of its estimate
 
 
+class TuningNeeded(TypedDict):
+    """How many seeds would decide a difference that the luck of the tuning keeps open."""
+
+    tune_seeds: int  # of each point that is tried
+    final_seeds: int  # further ones of each finalist
+    seeds: Count  # fresh ones, that judge
+
+
 class Difference(TypedDict):
     """An arm's loss minus that of its reference, paired by seed. `statistics.paired` explains each figure."""
 
@@ -130,6 +138,7 @@ class Difference(TypedDict):
     luck: NotRequired[LuckOfTuning]
     verdict: NotRequired[Verdict]  # only in a suite
     seeds_needed: NotRequired[int | None]
+    tuning_needed: NotRequired[TuningNeeded]  # only where no number of seeds alone would decide
 
 
 class Schedules(TypedDict, total=False):

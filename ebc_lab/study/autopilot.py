@@ -26,6 +26,7 @@ from ebc_lab.workloads.text import checked_text
 from .guards import Breaker, Limits, StageFailed
 from .launch import Pool, open_pool
 from .launch.pool import PAUSE, Signs, slots
+from .launch.queue import refuse_without_slurm
 from .launch.rehearse import rehearse
 from .mirror.upload import mirroring, refuse_unusable
 from .resolve import WorkOf, check_lengths, resolve_study, with_earlier
@@ -129,6 +130,8 @@ def autopilot(
     study.must_have(stages[0], order)
     earlier = order[: order.index(stages[0])]
     _refuse_undecided(stages[0], earlier, study.decisions())
+    if config.launcher.name == "slurm":
+        refuse_without_slurm("launcher=local")
     if not study.exists():  # a mistake that is found here leaves no files behind
         refuse_unwritable(study.root)
         refuse_unusable(config, study)

@@ -23,6 +23,12 @@ def run(*words, columns=80):
     return CliRunner().invoke(app, list(map(str, words)), env={"COLUMNS": str(columns)})
 
 
+def test_a_command_in_a_note_is_not_broken_by_a_narrow_terminal(tmp_path):
+    file = tmp_path / "a bundle of somebody.zip"
+    file.write_text("no zip")
+    assert f"`ebc-lab verify '{file}'` lists it all." in run("board", file, columns=60).stdout
+
+
 @pytest.mark.thorough
 def test_list_fits_a_terminal_of_80_columns(folder):
     done = run("list", folder)

@@ -20,7 +20,7 @@ def offered(sentence: str) -> list[list[str]]:
     return [shlex.split(line) for line in re.findall("`(ebc-lab .*?)`", sentence)]
 
 
-@pytest.mark.parametrize("word", [*familiar.COMMANDS, "finals", "generate"])
+@pytest.mark.parametrize("word", ["finals", "generate", *familiar.COMMANDS, *familiar.SAME])
 def test_a_word_that_is_no_command_is_answered_with_commands_and_pages_that_there_are(word, tmp_path):
     said = refused(word, cwd=tmp_path)
     assert said.startswith(f"error: {word} is ")
@@ -29,7 +29,7 @@ def test_a_word_that_is_no_command_is_answered_with_commands_and_pages_that_ther
     assert lines or pages
     assert all((DOCS / page).exists() for page in pages)
     for _, command, *rest in lines:
-        assert command in COMMANDS
+        assert command in COMMANDS or command in ("--help", "--version")
         if command == "train":
             settings = [word for word in rest if not word.startswith("-")]
             assert all(check_overrides(overrides) for overrides in expand(settings) if overrides)
@@ -47,6 +47,13 @@ def test_a_word_that_is_no_command_is_answered_with_commands_and_pages_that_ther
         ("train scale=smoke --lr=1e-3 --seq-len 32", "train scale=smoke optimizer.lr=1e-3 model.context=32"),
         ("autopilot --resume --scale smoke", "autopilot scale=smoke"),
         ("bench --batch_size 16", "bench batch_size=16"),
+        ("compare one 'my study'", "diff one 'my study'"),
+        ("import 'my runs.csv' --arm 'my opt'", "judge 'my runs.csv' --arm 'my opt'"),
+        ("logs 'my study' --follow -n 3", "status 'my study'"),
+        ("stop", "cancel STUDY"),
+        ("config scale=smoke", "train --cfg=job scale=smoke"),
+        ("run --lr 1e-3", "train optimizer.lr=1e-3"),
+        ("ebm ls", "list"),
     ],
 )
 def test_a_line_of_other_programs_comes_back_as_it_is_typed_here(typed, line, tmp_path):

@@ -5,6 +5,7 @@ import json
 import shlex
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pooch
 import pytest
@@ -16,6 +17,7 @@ from ebc_lab.records.json_files import read_json
 from ebc_lab.report.text import words
 from ebc_lab.study.store.study import Study
 
+BUNDLE = Path(__file__).parents[2] / "docs/evidence/cautious.zip"
 RUN = [*SMALL_RUN, "steps=4", "dtype=float32", "threads_per_run=1", "compile=off"]
 
 
@@ -134,6 +136,27 @@ def test_an_unknown_study_is_answered_with_those_that_there_are(finished, tmp_pa
     for command in (["status"], ["why"], ["report"], ["export"], ["verify"], ["watch"], ["cancel"]):
         said = refused(*command, "unheard", "--output-dir", folder, cwd=tmp_path)
         assert " (studies there: done): start it" in said
+
+
+def test_a_file_that_is_no_study_is_answered_with_what_reads_it(finished, tmp_path):
+    study, place = finished[1].study.root, str(finished[1].study.root.parent)
+    (tmp_path / "runs of mine.csv").write_text("seed,loss\n")
+    (tmp_path / "my_opt.py").touch()
+    for file, answer in (
+        ("runs of mine.csv", "`ebc-lab judge 'runs of mine.csv'` answers from them"),
+        ("my_opt.py", "`ebc-lab autopilot study=optimizers mine=./my_opt.py` tries what it has"),
+        (str(study / "summary_final.csv"), f"a file of the study done: give the study, {study}."),
+    ):
+        for command in ("board", "status", "why", "report", "export", "verify", "watch", "cancel"):
+            place_of = () if command == "board" else ("--output-dir", place)
+            assert answer in refused(command, file, *place_of, cwd=tmp_path)
+    assert "`ebc-lab status my_opt.py` shows one" in refused("list", "my_opt.py", cwd=tmp_path)
+
+
+def test_cancelling_what_has_ended_says_so(finished, tmp_path):
+    said = answered("cancel", str(finished[1].study.root), cwd=tmp_path).stdout
+    assert said.startswith("done has finished already, so there is nothing to cancel: `ebc-lab why ")
+    assert "is a bundle, in which nothing runs" in refused("cancel", str(BUNDLE), cwd=tmp_path)
 
 
 def test_every_command_has_short_help(tmp_path):

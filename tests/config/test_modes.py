@@ -138,7 +138,6 @@ def test_what_several_processes_can_train_together_is_the_same_run():
         (["batch_size=12", "accumulate=4", "budget.probe_sequences=2"], "parts of batch_size, which is 3"),
         (["budget.probe_sequences=3"], "must divide budget.probe_sequences=3"),
         (["audit_tokens=33", "model.context=16"], "must divide the 3 row"),
-        (["launcher=slurm", "launcher.cpus_per_task=1"], "needs launcher.cpus_per_task >= 2, not 1"),
     ],
 )
 def test_what_several_processes_would_train_otherwise_than_one_is_refused(settings, told):
@@ -164,7 +163,10 @@ def test_on_how_many_nodes_a_run_is_trained_is_no_part_of_it():
     [
         (["launcher.nodes_per_run=3"], "nodes_per_run=3 must divide launcher.processes_per_run=4"),
         (["launcher.processes_per_run=1"], "nodes_per_run=2 must divide launcher.processes_per_run=1"),
-        (["launcher.cpus_per_task=1"], "processes_per_run=4 on 2 nodes needs launcher.cpus_per_task >= 2"),
+        (
+            ["launcher.cpus_per_task=1"],
+            "processes_per_run=4 on 2 nodes needs launcher.cpus_per_task >= 2, not 1",
+        ),
         (["launcher=local"], "launcher.nodes_per_run"),
         (["determinism=torch"], "processes_per_run=4 does not go with determinism=torch: gradients are"),
     ],

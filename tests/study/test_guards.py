@@ -132,6 +132,9 @@ def test_whoever_stops_a_study_is_told_once_what_happened_and_the_command_that_c
     assert study.run_files(run).checkpoint.exists()
     assert cancel(study, print) == {"study": "x", "driver": None, "jobs": 0, "runs": []}
     assert status(study)["state"] == "interrupted"
+    twice = called("cancel", "x", "--output-dir", str(tmp_path), cwd=tmp_path).stdout.splitlines()
+    assert twice[0].startswith("x was cancelled already, so there is nothing to cancel; this continues it")
+    assert twice[1:] == told.stdout.splitlines()[1:]
     what, command = err.strip().splitlines()
     assert what == "study x was cancelled; the same command continues from here:"
     assert shlex.split(command)[:2] == ["ebc-lab", "autopilot"]

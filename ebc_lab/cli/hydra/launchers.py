@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import Any, NoReturn
 from ebc_lab.config.errors import UserError, nearest
 from ebc_lab.study.inspect.reproduce import override_value
 from ebc_lab.study.launch.local import SCRUBBED
-from ebc_lab.study.launch.queue import NO_ANSWER, SQUEUE, parse_squeue
+from ebc_lab.study.launch.queue import NO_ANSWER, SQUEUE, parse_squeue, refuse_without_slurm
 from ebc_lab.study.launch.submit import KEPT
 
 PLUGIN = "hydra_plugins.hydra_submitit_launcher."
@@ -63,10 +62,7 @@ def defaults(launcher: Any, overrides: Sequence[str]) -> list[str]:
                 f"hydra.launcher.timeout_min={launcher.timeout_min} leaves no time to train: jobs are warned "
                 f"{warned}, to write their checkpoint."
             )
-        if missing := [command for command in ("sbatch", "srun") if shutil.which(command) is None]:
-            raise UserError(
-                f"hydra/launcher=submitit_slurm needs Slurm, and {missing[0]} is not on the PATH."
-            )
+        refuse_without_slurm("hydra/launcher=submitit_local")
     keys = {o.lstrip("+").partition("=")[0] for o in overrides}
     ours = {f"hydra.launcher.{key}": value for key, value in DEFAULTS[kind].items()}
     return [f"{key}={value}" for key, value in ours.items() if key not in keys]

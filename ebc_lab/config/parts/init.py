@@ -45,29 +45,29 @@ class InitConfig(Part):
             "init_start_loss",
             NATS,
             "validation loss on the text that the weights come from, before the first step",
-            Head("Old text, before", "old before"),
+            Head(
+                "Old text, before",
+                "old before",
+                note="old text: the one that the weights come from, its validation loss",
+            ),
         ),
         Figure("init_val_loss", NATS, "the same after the last step", Head("Old text, after", "old after")),
         Figure(
             "forgotten",
             NATS,
             "by how much that loss rose: what the run forgot",
-            Head("Forgotten", "forgotten"),
+            Head("Forgotten", "forgotten", note="forgotten: by how much that rose"),
         ),
         Figure(
             "weights_moved",
             "",
             "‖W − W₀‖ over ‖W₀‖: how far all weights are from where they started",
-            Head("Weights moved", "moved"),
+            Head("Weights moved", "moved", note="moved: the distance from the start over the norm there"),
         ),
         Figure("weights_bytes", "bytes", "of the kept weights", averaged=False),
     )
     picture = "forgetting"
     table = "Learning and forgetting"
-    note = (
-        "old text: the one that the weights come from; forgotten: the rise of its validation loss; moved: "
-        "the weights' distance from the start over their norm there"
-    )
 
     def is_pinned(self) -> bool:
         """Return whether every checksum that the run's name needs is filled in."""

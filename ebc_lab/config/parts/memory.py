@@ -41,20 +41,19 @@ class MemoryConfig(Part):
             "gradient_bytes",
             "bytes",
             "of gradients at their height: all of them, or with hooks the largest tensor's",
-            Head("Gradients", "gradients", "size"),
+            Head("Gradients", "gradients", "size", note="gradients: at their height"),
             averaged=False,
         ),
         Figure(
             "activation_bytes",
             "bytes",
             "of activations that a forward saves for backward, packed",
-            Head("Activations, packed", "activations", "size"),
+            Head("Activations, packed", "activations", "size", note="activations: that a backward needs"),
             averaged=False,
         ),
     )
 
     table = "Beside the weights"
-    note = "bytes beside the weights: gradients at their height, activations where they are packed"
 
     def changes_nothing(self) -> bool:
         # hooks change no bit until a gradient is not finite: then some tensors have already been updated

@@ -28,19 +28,28 @@ class PolicyConfig(Part):
             "lr_factor",
             "×",
             "the policy's factor on the learning rate, median of the steps",
-            Head("Factor on the LR", "LR factor", "factor"),
+            Head(
+                "Factor on the LR",
+                "LR factor",
+                "factor",
+                note="factors: what the policy multiplied by, medians of a run",
+            ),
             of_steps=True,
         ),
         Figure(
             "radius_factor",
             "×",
             "its factor on the trust radius, median of the steps",
-            Head("Factor on the radius", "radius factor", "factor"),
+            Head(
+                "Factor on the radius",
+                "radius factor",
+                "factor",
+                note="factors: what the policy multiplied by, medians of a run",
+            ),
             of_steps=True,
         ),
     )
     table = "Policies"
-    note = "factors: what the policy multiplied the schedule by, medians of a run"
 
     def refuses(self, run: Run) -> Iterator[str]:
         if not self.changes_nothing() and "lr_squared" in (run.budget.schedule, run.stabilizer.schedule):

@@ -55,27 +55,50 @@ class QuantizerConfig(Part):
             "bits_per_weight",
             "bits",
             "of the hidden matrices in model.ebcpack, their steps included",
-            Head("Bits per weight", "bits", "two_digits", beside="loss"),
+            Head(
+                "Bits per weight",
+                "bits",
+                "two_digits",
+                "loss",
+                note="bits per weight: of the hidden matrices, packed",
+            ),
         ),
         Figure(
             "compression",
             "×",
             "size of the whole model in float32 over that of model.ebcpack",
-            Head("Smaller by", "smaller", "times", beside="loss", places=("paper",)),
+            Head(
+                "Smaller by",
+                "smaller",
+                "times",
+                "loss",
+                ("paper",),
+                "smaller: the whole model, packed, against float32",
+            ),
             of_run=_compression,
         ),
         Figure(
             "entropy_bits",
             "bits",
             "entropy of the codes at the end: what a weight could take at the least",
-            Head("Entropy, bits", "entropy", "two_digits"),
+            Head("Entropy, bits", "entropy", "two_digits", note="entropy: of the codes at the end"),
         ),
-        Figure("zero_share", "0–1", "codes that are 0 at the end", Head("Zeros", "zeros", "percent")),
+        Figure(
+            "zero_share",
+            "0–1",
+            "codes that are 0 at the end",
+            Head("Zeros", "zeros", "percent", note="zeros: of the codes at the end"),
+        ),
         Figure(
             "flip_share",
             "0–1",
             "codes that differ from those ten steps before, median of the audits",
-            Head("Flips in ten steps", "flips", "tenths_of_percent"),
+            Head(
+                "Flips in ten steps",
+                "flips",
+                "tenths_of_percent",
+                note="flips: codes that changed, median of a run",
+            ),
             of_steps=True,
         ),
         Figure(
@@ -88,22 +111,22 @@ class QuantizerConfig(Part):
             "grad_error",
             "",
             "squared error of the quantized gradients, over the square, median of the steps",
-            Head("Gradient error", "grad. error", "percent"),
+            Head(
+                "Gradient error",
+                "grad. error",
+                "percent",
+                note="gradient error: squared, over the square, median of a run",
+            ),
             of_steps=True,
         ),
         Figure(
             "state_bits",
             "bits",
             "both moments of a hidden weight",
-            Head("State bits", "state bits", "two_digits"),
+            Head("State bits", "state bits", "two_digits", note="state bits: both moments"),
         ),
     )
     table = "Few levels"
-    note = (
-        "bits a weight of the hidden matrices in the packed file, entropy and zeros of their codes at the "
-        "end; flips: codes that changed within ten steps; gradient error: squared, over the square of what "
-        "was quantized; state bits: both moments; flips and gradient error are medians of a run"
-    )
 
     def changes_nothing(self) -> bool:
         return (self.name, self.gradients, self.state) == ("none", "none", "none")

@@ -52,7 +52,7 @@ class TargetConfig(Part):
             "target_loss",
             "nats/token",
             "the loss that runs are to reach; with `target=loss`",
-            Head("Target", "target", "four_digits"),
+            Head("Target", "target", "four_digits", note="target: a validation loss, as is the final one"),
         ),
         _arm_figure(
             "steps_to_target",
@@ -71,7 +71,7 @@ class TargetConfig(Part):
             "seconds_to_target",
             "s",
             "of training until then on the machine that trained, likewise",
-            Head("Seconds to the target", "seconds"),
+            Head("Seconds to the target", "seconds", note="seconds: as the machine was loaded"),
         ),
         _arm_figure(
             "tokens_to_target",
@@ -80,7 +80,7 @@ class TargetConfig(Part):
             Head("Tokens to the target", "tokens"),
         ),
         _arm_figure("target_reached", "runs", "that reached it", Head("Runs that reached it", "reached")),
-        _arm_figure("target_runs", "runs", "that completed, n", Head("n", "n")),
+        _arm_figure("target_runs", "runs", "that completed, n", Head("n", "n", note="n: completed runs")),
         _arm_figure(
             "target_final_loss",
             "nats/token",
@@ -97,14 +97,20 @@ class TargetConfig(Part):
             "target_p",
             "0–1",
             "that the mean final loss would come so far below the target by chance, one-sided",
-            Head("p of being below it", "p"),
+            Head(
+                "p of being below it", "p", note="p: one-sided, that the mean final loss is below the target"
+            ),
         ),
         _arm_figure(
             "steps_surely_below",
             "steps",
             "to the first evaluation at which that p, of the losses on the fixed windows there, is below "
             "`target.level`",
-            Head("Steps until surely below", "sure at"),
+            Head(
+                "Steps until surely below",
+                "sure at",
+                note="surely below: p of the loss there below `target.level`",
+            ),
         ),
         _arm_figure(
             "steps_difference",
@@ -125,10 +131,6 @@ class TargetConfig(Part):
         ),
     )
     table = "Steps, seconds and tokens to the target"
-    note = (
-        "seconds: as the machine was loaded; n: completed runs; p: one-sided, that the mean final loss is "
-        "below the target; surely below: p of the fixed windows' loss below `target.level`"
-    )
 
     def reached(self, curve: Iterable[Row]) -> dict[str, float | None]:
         """Return what result.json says about the target: its loss and the steps to reach it, None if the run

@@ -20,7 +20,7 @@ CANDIDATES = (
     Column("Part", short="part"),
     Column("Learning rate", "figure", brief, "lr"),
     Column("Scale", "figure", lambda x: f"×{brief(x)}", "scale", optional=True),
-    Column("δ*", "figure", brief, optional=True),
+    Column("δ*", "figure", brief, optional=True, notes={"": "δ* in nats"}),
     Column("Seed", "figure", str, "seed", optional=True),
     loss_column("Validation loss", "val loss"),
     loss_column("± s.e.", "±"),
@@ -84,7 +84,7 @@ def _table(decision: Decision, band: Sequence[float] | None) -> Table:
         )
         chosen -= {c["run_id"]} if won else set()  # a run that two roles share is marked once
         rows.append(filled(CANDIDATES, values, chosen=won))
-    note = "losses in nats per token, KL in nats" + (f"; seed {seeds[0]}" if len(seeds) == 1 else "")
+    note = "losses in nats per token" + (f"; seed {seeds[0]}" if len(seeds) == 1 else "")
     return Table(f"{stage}-candidates", f"Candidates of {stage}", CANDIDATES, rows, note)
 
 

@@ -14,14 +14,14 @@ from ebc_lab.study.stages.verdict import acceptance
 
 from ..text import glance, tables
 from ..text.arms import bits_of, test_loss
-from ..text.table import PAGE, TERMINAL, Cell, Column, Table, filled
+from ..text.table import PAGE, SPREAD, TERMINAL, Cell, Column, Table, filled, noted
 from ..text.words import FAMILIES, NOTHING, arm_label, capital, interval, optimizer, plural
 from .kind import MOST_TILES, Answer, Check, Evidence, Kind, Tile, difference_tile, window_tile
 
 CONTROL, BASELINE, WINDOW = "best_ebc_no_worse_than_control", "x2_no_worse_than_baseline", "lr_window"
 PAPER_COLUMNS = (
     Column("arm", "label"),
-    Column("test loss", "figure"),
+    Column("test loss", "figure", notes=SPREAD),
     Column("bits/char", "figure", lambda bits: "" if bits is None else f"{bits:.3f}", optional=True),
     Column("minus baseline", "figure"),
     Column("minus control", "figure"),
@@ -60,7 +60,8 @@ class Finals(Kind):
         judged = acceptance(found.config, found.decision)
         counts = ", ".join(f"{n} {verdict}" for verdict, n in judged["counts"].items())
         verdict = replace(
-            tables.verdict(judged["lines"]), caption=f"The verdict on the test split: {counts}."
+            tables.verdict(judged["lines"]),
+            caption=f"The verdict, on test losses where it is on losses: {counts}.",
         )
         made = []
         for name, track in found.tracks.items():
@@ -272,8 +273,8 @@ def _differences(found: Evidence, name: str, track: FinalsTrack) -> list[Table]:
             table = tables.differences(
                 f"{family}-{name}", title, pairs, track, reference, found.results, family
             )
-            note = f"{table.note}; dashed: {margin:g} nats worse, the target"
-            made.append(found.titled(table, name, target=margin, note=note))
+            drawn = {"Drawn": {"": f"dashed: {margin:g} nats worse, the target"}}
+            made.append(found.titled(table, name, target=margin, columns=noted(table.columns, drawn)))
     return made
 
 

@@ -14,8 +14,20 @@ from ebc_lab.study.stages.ladder import adds_a_line, asked, in_a_line
 from ebc_lab.study.stages.statistics import by_interval, centre_of
 from ebc_lab.study.stages.suite import point_in_words, short_name
 
-from ..text import glance, words
-from ..text.table import EVERYWHERE, PAGE, PAPER, TERMINAL, Cell, Column, Row, Table, filled, loss_column
+from ..text import glance
+from ..text.table import (
+    EVERYWHERE,
+    PAGE,
+    PAPER,
+    TERMINAL,
+    Cell,
+    Column,
+    Row,
+    Table,
+    filled,
+    loss_column,
+    noted,
+)
 from ..text.words import NOTHING, brief, fixed, signed
 from .kind import MOST_TILES, Answer, Evidence, Kind, Tile, difference_tile
 from .suite import MOST_NAMED, VERDICTS
@@ -31,13 +43,24 @@ OTHERWISE = {  # where neither arm is ahead, or that does not matter
     "loses": "but loses to it",
     "holds": "and that hardly changes",
 }
+DOUBLING = {"per doubling": "per doubling: the change with each doubling of compute"}
+COMPUTE = {"": "compute: over that on base"}
+FASTER = {"×": "steps, seconds: to the same validation loss, above 1 where it is faster"}
 TUNED = (
     Column("Rung", "name", short="rung", head=True),
     Column("Arm", "name", short="arm"),
-    Column("Loss at what was carried, less that at its best", "figure", short="regret", optional=True),
+    Column(
+        "Loss at what was carried, less that at its best",
+        "figure",
+        short="regret",
+        optional=True,
+        notes={"": "loss: test loss, nats per token"},
+    ),
     Column("Interval", "figure", short="interval", optional=True),
     Column("Carried", "prose", short="carried"),
-    Column("Best there", "prose", short="best there", optional=True),
+    Column(
+        "Best there", "prose", short="best there", optional=True, notes={"": "best there: by validation loss"}
+    ),
     Column("Points tried", "figure", brief, "points", optional=True),
     Column("At an end of what was tried", "prose", short="at an end", optional=True),
 )
@@ -89,9 +112,12 @@ class Ladder(Kind):
     def papers(self, found: Evidence) -> Mapping[str, Sequence[Table]]:
         made: list[Table] = []
         for name, track in found.tracks.items():
-            caption = f"{words.optimizer(name)}: {ladder_in_words(track)}."
             every = [*_compared(found, name, track), *_rest(found, name, track)]
-            made += [replace(table, caption=caption) for table in every if PAPER in table.places]
+            made += [
+                replace(table, caption=f"{table.title}; {ladder_in_words(track)}.")
+                for table in every
+                if PAPER in table.places
+            ]
         return {"ladder": made}
 
 
@@ -185,7 +211,7 @@ def _further(climb: Climb, track: LadderTrack) -> Iterator[str]:
         if (speed := speeds[name])["steps"]
     ]
     if told:
-        yield f"Steps to the same loss, {other} over {arm}: {'; '.join(told)}"
+        yield f"Steps to the same validation loss, {other} over {arm}: {'; '.join(told)}"
 
 
 def _largest_regret(track: LadderTrack) -> str:
@@ -214,7 +240,9 @@ def _tiles(climbs: Sequence[Climb], track: LadderTrack) -> list[Tile]:
         if len(climbs) == 1 and speed and speed["steps"]:
             span = _ratios(speed["steps_low"], speed["steps_high"])
             remark = f"{span}, {climb['reference']} over {climb['arm']}; seconds {_times(speed['seconds'])}"
-            tiles.append(Tile(f"Steps to the same loss on {largest}", _times(speed["steps"]), "", remark))
+            tiles.append(
+                Tile(f"Steps to the same validation loss on {largest}", _times(speed["steps"]), "", remark)
+            )
     return tiles
 
 
@@ -265,16 +293,16 @@ def _rungs(name: str, climb: Climb, track: LadderTrack, places: Sequence[str] = 
     """Return a comparison of two arms on every rung, then over all of them, then with more compute."""
     arm, other = climb["arm"], climb["reference"]
     columns = (  # on a phone the first three are on screen
-        Column("Rung", "name", short="rung", head=True),
+        Column("Rung", "name", short="rung", head=True, notes=DOUBLING),
         Column(f"{arm} minus {other}", "figure", short="difference"),
         Column(f"{arm} is", short=f"{arm} is"),
         Column("Joint interval", "figure", short="joint interval"),
         loss_column(f"Test loss of {arm}", arm),
         loss_column(f"Test loss of {other}", other),
-        Column("Compute of a run", "figure", _times, "compute"),
+        Column("Compute of a run", "figure", _times, "compute", notes=COMPUTE),
         Column("Its tokens", "figure", brief, "tokens", on=(PAGE, PAPER)),
-        Column(f"Steps to the same loss, {other} over {arm}", "figure", short="steps"),
-        Column("Seconds of training, likewise", "figure", short="seconds"),
+        Column(f"Steps to the same loss, {other} over {arm}", "figure", short="steps", notes=FASTER),
+        Column("Seconds of training, likewise", "figure", short="seconds", notes=FASTER),
     )
     rows: list[Row] = []
     base = track["rungs"][BASE]["compute"]
@@ -296,8 +324,7 @@ def _rungs(name: str, climb: Climb, track: LadderTrack, places: Sequence[str] = 
         slope, slope_limits = _slope(climb["trend"])
         rows.append(filled(columns, ["per doubling", slope, course, slope_limits, *rest]))
     told = glance.intervals_in_words([*climb["rungs"].values()])
-    note = f"{glance.NATS}; {told}, on single rungs over the rungs too; "
-    note += "compute: over that on base, and its doublings; steps, seconds: above 1 where it is faster"
+    note = f"{glance.NATS}; {told}, on single rungs over the rungs too"
     return Table(name, f"{arm} beside {other} on each rung", columns, rows, note, places=places)
 
 
@@ -347,8 +374,9 @@ def _tuned(name: str, track: LadderTrack) -> Table:
             values += [arm.get("untuned") or again, arm["trials"], ", ".join(edges)]
         rows.append(filled(TUNED, [*values, *[Cell()] * (len(TUNED) - len(values))]))
     note = "settings that are everywhere as on base are left out"
-    note += "; loss: test loss, nats per token" if track["tuned"] else ""
-    return Table(name, "What was carried to each rung, and what was best there", TUNED, rows, note)
+    known = [regret for *_, arm in _arms(track) if (regret := arm["regret"])]
+    columns = noted(TUNED, {"Interval": {"[": glance.intervals_in_words(known)}})
+    return Table(name, "What was carried to each rung, and what was best there", columns, rows, note)
 
 
 def _reached(name: str, track: LadderTrack) -> Table:

@@ -27,11 +27,18 @@ COLUMNS = (
         lambda x: f"{x:.1e}" if x else "0",
         "largest difference of the loss",
     ),
-    Column("Steps/s, median", "figure", brief, "steps/s", optional=True),
+    Column(
+        "Steps/s, median",
+        "figure",
+        brief,
+        "steps/s",
+        optional=True,
+        notes={"": "steps/s as the runs took them, several at a time"},
+    ),
 )
 NOTE = (
     "distinct sha256 of the weights; difference of the validation loss between any two runs of a mode, in "
-    "nats per token; steps/s as the runs took them, several at a time"
+    "nats per token"
 )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ebc_lab.study.stages.suite import short_name
+
 from ..text.arms import point_in_words
 from ..text.table import Column, Table, filled, loss_column
 from ..text.words import brief, fixed
@@ -36,7 +38,7 @@ class Points(Kind):
         for track in found.tracks.values():
             for name, arm in track["arms"].items():
                 note = OF_FINALISTS if "finalists" in arm else note
-                edges = ", ".join(f"{k}: {e}" for k, e in arm["edges"].items())
+                edges = ", ".join(f"{short_name(k).replace('_', ' ')}: {e}" for k, e in arm["edges"].items())
                 sigmas = arm["margin_sigma"]
                 margin = None if sigmas is None else sigmas * track["sigma"]
                 worst = arm.get("worst_loss")

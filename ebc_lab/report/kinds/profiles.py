@@ -12,20 +12,22 @@ from ebc_lab.study.stages.profiles import STAGE
 from ebc_lab.study.stages.profiles.calibration import tokens_per_step
 from ebc_lab.study.stages.statistics import in_octaves
 
-from ..text.table import Cell, Column, Table, filled, two_digits
+from ..text.table import OPEN, Cell, Column, Table, filled, two_digits
 from ..text.words import NOTHING, brief, fixed
 from .kind import MOST_TILES, Answer, Evidence, Kind, Tile
 
+BOOTSTRAP = {"": "interval: bootstrap over the seeds, of these workloads and configurations"}
+SENSITIVITY = {"": "LR sensitivity: in nats, mean over the workloads of the calibration"}
 SCORES = (
     Column("Place", "figure", brief, "place"),
     Column("Method", "name", short="method", head=True),
     Column("Score, by steps", "figure", lambda x: fixed(x, 3), "score"),
-    Column("Interval", short="interval"),
+    Column("Interval", short="interval", notes=BOOTSTRAP),
     Column("By seconds of training", "figure", lambda x: fixed(x, 3), "by seconds"),
     Column("On the workloads that chose nothing", "figure", lambda x: fixed(x, 3), "on the others"),
     Column("Configuration", "prose", short="configuration"),
-    Column("LR sensitivity", "figure", lambda x: fixed(x, 3), "LR sens.", optional=True),
-    Column("LR window", short="LR window", optional=True),
+    Column("LR sensitivity", "figure", lambda x: fixed(x, 3), "LR sens.", optional=True, notes=SENSITIVITY),
+    Column("LR window", short="LR window", optional=True, notes=OPEN),
     Column("Missed", "prose", short="missed", optional=True),
 )
 
@@ -136,9 +138,8 @@ def _scores(name: str, decided: ProfilesTrack) -> Table:
         ]
         rows.append(filled(SCORES, values, chosen=method in decided["asked_about"]))
     note = (
-        f"score: mean share of the workloads within a ratio τ of the best method's time, τ from 1 to "
-        f"{decided['most']:g}; interval: bootstrap over the seeds, of these workloads and configurations; LR "
-        "sensitivity in nats, mean over the workloads of the calibration, and the LR window on each"
+        "score: mean share of the workloads within a ratio τ of the best method's time to a validation loss, "
+        f"τ from 1 to {decided['most']:g}"
     )
     return Table(name, "Scores", SCORES, rows, note)
 
@@ -161,5 +162,9 @@ def _ratios(name: str, decided: ProfilesTrack, tokens_of_a_step: Mapping[str, in
             took = f"{brief(steps)} steps, {brief(steps * tokens_of_a_step[place])} tokens"
             best.append(f"{place} {took}, to {fixed(target['loss'])}")
     return Table(
-        name, "Steps to the target, over those of the best method", columns, rows, f"best: {'; '.join(best)}"
+        name,
+        "Steps to the target, over those of the best method",
+        columns,
+        rows,
+        f"target: a validation loss; best: {'; '.join(best)}",
     )

@@ -15,7 +15,7 @@ from ebc_lab.records.decisions import Answer as Verdict
 from ebc_lab.records.decisions import Difference, StepCost, SuiteTrack, TunedArm, Window
 from ebc_lab.study.stages.compare_arms import seeds_of
 from ebc_lab.study.stages.statistics import WINDOW_NATS, by_interval, centre_of, in_octaves
-from ebc_lab.study.stages.suite import SAME_NATS, contenders
+from ebc_lab.study.stages.suite import SAME_NATS, contenders, other_size
 from ebc_lab.study.stages.verdict import unfinished, verdict_of
 
 from ..text import glance, tables, words
@@ -118,10 +118,9 @@ class Suite(Kind):
         made: list[Table] = []
         for name, track in found.tracks.items():
             spans = tables.spans(track, f"{name}-{{}}".format)
-            caption = f"{words.optimizer(name)}: test loss, and paired differences [joint intervals]."
-            note = f"{glance.NATS}; {glance.intervals_in_words(_judging(track))}"
             compared = [table for table in _compared(found, name, track) if PAPER in table.places]
-            made += [replace(table, caption=caption, note=note) for table in compared]
+            what = "test loss, and paired differences [joint intervals]"
+            made += [replace(table, caption=f"{table.title}: {what}.") for table in compared]
             made += tables.further_arms(f"{name}{{}}", track, found.results)
             made += [
                 replace(table, caption=f"{words.optimizer(name)}: {table.title.lower()}.") for table in spans
@@ -177,21 +176,25 @@ def _answer_of_mine(track: SuiteTrack, lost: Sequence[str], tuned: Mapping[str, 
     answers = track["answers"]  # also of those that were never trained
     if not answers:
         return "undecided", "No answer: no run of these arms completed.", lost, []
-    counts = Counter(map(_verdict_in_words, answers.values()))
+    others = {n: f" ({size})" for n, a in answers.items() if a["rival"] and (size := other_size(n, track))}
     colours = {VERDICTS[answer["verdict"]][0] for answer in answers.values()}
     judged = colours.pop() if len(colours) == 1 else "undecided"
     sentences = [f"{answer['sentence'].rstrip('.')}." for answer in answers.values()]
     findings = [*dict.fromkeys([*lost, *sentences])]
     tiles = _tiles_of_mine(track, tuned)
-    compared = [label for label, answer in answers.items() if answer["rival"]]
+    compared = [label for label, answer in answers.items() if answer["rival"] and label not in others]
+    named = {n: f"{_verdict_in_words(a)} {a['rival'] or ''}".rstrip() for n, a in answers.items()}
     if len(answers) > MOST_NAMED:
-        counted = [
-            f"{n} {verdict.replace('is ', 'are ', n > 1)}{' the best of the others' * with_rival}"
-            for (verdict, with_rival), n in counts.items()
-        ]
+        counts = Counter(
+            f"{_verdict_in_words(a)}{' the best of the others' * (n in compared)}"
+            for n, a in answers.items()
+            if n not in others
+        )
+        counted = [f"{n} {verdict.replace('is ', 'are ', n > 1)}" for verdict, n in counts.items()]
+        counted += [f"{n}{size} {named[n]}" for n, size in others.items()]
         many = f"{len(answers)} arms{HERE * bool(compared)}"
         return judged, f"Of {many}, {', '.join(counted)}.", findings, tiles
-    clauses = [f"{n} {_verdict_in_words(a)[0]} {a['rival'] or ''}".rstrip() for n, a in answers.items()]
+    clauses = [f"{n}{others.get(n, '')} {words}" for n, words in named.items()]
     if compared:  # said once
         clauses[[*answers].index(compared[0])] += HERE
     needed = [
@@ -208,11 +211,9 @@ def _on_what(config: Config) -> str:
     return f"{sizes}: another size may answer otherwise; study=ladder asks that."
 
 
-def _verdict_in_words(answer: Verdict) -> tuple[str, bool]:
-    """Return a verdict in words, and whether a rival is to follow."""
-    compared = answer["rival"] is not None
-    uncompared = answer["verdict"] == "undecided" and not compared
-    return "is not compared" if uncompared else VERDICTS[answer["verdict"]][1], compared
+def _verdict_in_words(answer: Verdict) -> str:
+    uncompared = answer["verdict"] == "undecided" and answer["rival"] is None
+    return "is not compared" if uncompared else VERDICTS[answer["verdict"]][1]
 
 
 def _tiles_of_mine(track: SuiteTrack, tuned: Mapping[str, TunedArm]) -> list[Tile]:
@@ -229,7 +230,9 @@ def _tiles_of_mine(track: SuiteTrack, tuned: Mapping[str, TunedArm]) -> list[Til
     spans = {arm: lr_window(found) for arm, found in tuned.items()}
     if span := spans.get(label):
         other = spans.get(rival) if rival else None
-        tiles.append(window_tile(f"Learning-rate window of {label}", span, other, f"of {rival}"))
+        tiles.append(
+            window_tile(f"Learning-rate window of {label}, by validation loss", span, other, f"of {rival}")
+        )
     costs = track.get("steps_cost") or {}
     return [*tiles, *([_cost(label, costs, track["reference"], rival)] if label in costs else [])]
 

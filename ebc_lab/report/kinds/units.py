@@ -12,27 +12,35 @@ from ebc_lab.records.decisions import BrokenRuns, UnitFound, UnitsTrack
 from ebc_lab.study.stages.carry import STAGE, VERDICTS, against
 from ebc_lab.study.stages.statistics import by_interval, centre_of
 
-from ..text.table import PAGE, PAPER, Cell, Column, Table, filled, loss_column
+from ..text.glance import intervals_in_words
+from ..text.table import PAGE, PAPER, Cell, Column, Table, filled, loss_column, noted
 from ..text.words import NOTHING, brief, fixed, interval, percent, signed
 from .kind import Answer, Evidence, Kind, Tile, difference_tile
 
+EXCESS = {"": "excess: above the setting's best arm at its best constant, by validation loss"}
+OCTAVES = {
+    "": "octaves between the lowest and the highest of the settings' best constants",
+    "≥": "≥ where one lies on the edge of what was tried",
+}
 ARMS = (  # on a phone the first three are on screen
     Column("Arm", "name", short="arm", head=True),
     Column("Minus the reference", "figure", short="difference"),
     Column("Verdict", short="verdict"),
     Column("Interval", short="interval", on=(PAGE, PAPER)),
     Column("Measured in", short="unit"),
-    loss_column("Excess when carried", "excess"),
+    loss_column("Excess when carried", "excess", notes=EXCESS),
     Column("Worst setting", short="worst"),
     loss_column("Excess tuned in each setting", "tuned"),
-    Column("Best constants spread over", "figure", short="octaves"),
-    Column("Broken runs", "figure", short="broken"),
-    Column("Broken at any constant", "figure", short="broken, all", on=(PAGE,)),
+    Column("Best constants spread over", "figure", short="octaves", notes=OCTAVES),
+    Column("Broken runs", "figure", short="broken", notes={"": "broken runs: at the carried constants"}),
+    Column(
+        "Broken at any constant", "figure", short="broken, all", on=(PAGE,), notes={"": "at any: of the grid"}
+    ),
 )
 SETTINGS = (
     Column("Setting", "name", short="setting", head=True),
     Column("What is different", short="about", on=(PAGE, PAPER)),
-    Column("Best arm", "name", short="best arm"),
+    Column("Best arm", "name", short="best arm", notes={"": "best: by validation loss"}),
     Column("Its constant", "figure", brief, "constant"),
     loss_column("Test loss there", "test loss"),
 )
@@ -104,13 +112,11 @@ def _arms(name: str, decided: UnitsTrack) -> Table:
         )
         rows.append(filled(ARMS, values, chosen=arm == order[0]))
     note = (
-        f"nats per token, test loss, mean of {len(decided['settings'])} settings; excess: above the "
-        "setting's best arm at its best constant; octaves between the lowest and the highest of the "
-        "settings' best constants, ≥ where one lies on the edge of what was tried; broken runs at the "
-        f"carried constants, and at any of the grid: diverged, or more than {decided['broken']:g} nats above "
-        "their setting's median"
+        f"nats per token, test loss, mean of {len(decided['settings'])} settings; broken: diverged, or more "
+        f"than {decided['broken']:g} nats above their setting's median"
     )
-    return Table(name, "One constant of each unit in every setting", ARMS, rows, note)
+    told = {"Interval": {"": intervals_in_words(decided["against"].values())}}
+    return Table(name, "One constant of each unit in every setting", noted(ARMS, told), rows, note)
 
 
 def _excess(found: UnitFound) -> float:

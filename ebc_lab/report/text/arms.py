@@ -21,10 +21,24 @@ from ebc_lab.study.stages import suite
 from ebc_lab.study.stages.compare_arms import completed_runs, completed_values, spread
 
 from . import words
-from .table import PAGE, PAPER, TERMINAL, Cell, Column, Row, Table, filled, loss_column, two_digits
+from .table import (
+    EVERYWHERE,
+    PAGE,
+    PAPER,
+    SPREAD,
+    TERMINAL,
+    Cell,
+    Column,
+    Row,
+    Table,
+    filled,
+    loss_column,
+    two_digits,
+)
 from .words import NOTHING, brief, fixed, percent
 
 Results = Mapping[str, RunResult]
+MEANS = "means over the completed seeds"
 
 
 def lr_window(tuned: TunedArm | None) -> Window | None:
@@ -76,9 +90,11 @@ LOSS_COLUMNS, STEPS_COLUMNS = _part_columns("loss"), _part_columns("steps")
 
 
 def _column_of(head: Head, on: Sequence[str], optional: bool = True) -> Column:
-    return Column(head.title, "figure", FORMS[head.form], head.short or head.title, on=on, optional=optional)
+    form, short, notes = FORMS[head.form], head.short or head.title, {"": head.note} if head.note else {}
+    return Column(head.title, "figure", form, short, on=on, optional=optional, notes=notes)
 
 
+TO_BASELINE = {"": "steps, time to the baseline’s loss: to its last validation loss"}
 ARMS = (
     Column("Arm", "name", short="arm", head=True),
     Column("What it is", "prose", on=(PAGE,), optional=True),
@@ -87,7 +103,7 @@ ARMS = (
     _page_column("δ*", brief),
     Column("Seeds completed", "figure", short="seeds"),
     loss_column("Validation loss", "val. loss"),
-    loss_column("Test loss", "test loss"),
+    loss_column("Test loss", "test loss", notes=SPREAD),
     bits_column(),
     *(_column_of(head, SCREENS) for head in LOSS_COLUMNS.values()),
     Column("ms per step", "figure", brief, "ms/step", on=SCREENS, optional=True),
@@ -100,7 +116,7 @@ ARMS = (
     Column("KL/δ*", "figure", two_digits, optional=True),
     _page_column("KL within ±30%", percent, TERMINAL),
     *(_column_of(head, (TERMINAL,), optional=False) for head in STEPS_COLUMNS.values()),
-    _page_column("Steps to the baseline’s loss", brief),
+    replace(_page_column("Steps to the baseline’s loss", brief), notes=TO_BASELINE),
     _page_column("Time to it", words.clock),
     Column("Outcomes", "prose", short="outcomes", on=(TERMINAL, PAGE), optional=True),
 )
@@ -118,9 +134,7 @@ def arms(
     """
     parts = _figures_present(track, results)
     rows = _rows(ARMS, track, names, lambda label: _arm(label, track, results or {}, bool(parts)))
-    note = "means over the completed seeds; losses in nats per token, ± one standard deviation over the seeds"
-    note += "; smaller: the whole model, packed, against float32" if "compression" in parts else ""
-    return Table(name, "Arms", ARMS, rows, note)
+    return Table(name, "Arms", ARMS, rows, f"{MEANS}; losses in nats per token")
 
 
 def _rows(
@@ -263,16 +277,15 @@ def part_figures(
     present = _figures_present(track, results)
     if not present:
         return None
-    parts = {part.table: part.note for part in TABLED if present & {figure.key for figure in part.figures}}
+    parts = [part.table for part in TABLED if present & {figure.key for figure in part.figures}]
 
     def values(label: str) -> list[float | None]:
         arm = track["arms"][label]
         figures = [_mean(arm, results or {}, key) for key in FIGURE_COLUMNS]
         return [*figures, _ms_per_step(arm, results or {})]
 
-    note = "; ".join(("means over the completed seeds", *parts.values()))
     rows = _rows(PART_COLUMNS, track, names, values)
-    return Table(name, " and ".join(parts).capitalize(), PART_COLUMNS, rows, note)
+    return Table(name, " and ".join(parts).capitalize(), PART_COLUMNS, rows, MEANS)
 
 
 def _figures_present(track: ComparedTrack, results: Results | None) -> set[str]:
@@ -291,25 +304,45 @@ def _ms_per_step(arm: Arm, results: Results) -> float | None:
 # -- energy-based models -------------------------------------------------------------------------------------
 
 
+def _state_column(
+    title: str, form: Callable[[Any], str], short: str, note: str = "", on: Sequence[str] = EVERYWHERE
+) -> Column:
+    notes = {"": note} if note else {}
+    return Column(title, "figure", form, short, on=on, optional=True, notes=notes)
+
+
 STATE_COLUMNS = {  # key of `workload` in result.json -> its column; those of levels stand before `winners`
-    "sampled": loss_column("Sampled loss", "sampled", optional=True),
-    "settled": loss_column("The same, settled", "settled", on=SCREENS, optional=True),
-    "energy": Column("Energy", "figure", two_digits, "energy", on=SCREENS, optional=True),
-    "winners": Column("Splats that win", "figure", percent, "winning", on=SCREENS, optional=True),
-    "state_coverage": Column("States covered", "figure", percent, "covered", optional=True),
-    "kappa_median": Column("Median κ", "figure", two_digits, "κ", on=SCREENS, optional=True),
-    "kappa_at_limit": Column("κ at a limit", "figure", percent, "at limit", on=SCREENS, optional=True),
-    "state_spread": Column("Spread", "figure", two_digits, "spread", on=SCREENS, optional=True),
+    "sampled": _state_column(
+        "Sampled loss",
+        fixed,
+        "sampled",
+        "sampled: nats per token over a few tokens, an upper bound from several latents",
+    ),
+    "settled": _state_column(
+        "The same, settled", fixed, "settled", "settled: without chance, on the same tokens", on=SCREENS
+    ),
+    "energy": _state_column(
+        "Energy", two_digits, "energy", "energy in nats, less that of the uniform law", on=SCREENS
+    ),
+    "winners": _state_column("Splats that win", percent, "winning", on=SCREENS),
+    "state_coverage": _state_column(
+        "States covered",
+        percent,
+        "covered",
+        "covered: states no further from their splat than its concentration expects",
+    ),
+    "kappa_median": _state_column("Median κ", two_digits, "κ", "κ per degree of freedom", on=SCREENS),
+    "kappa_at_limit": _state_column("κ at a limit", percent, "at limit", on=SCREENS),
+    "state_spread": _state_column(
+        "Spread", two_digits, "spread", "spread: 0 where all states are one", on=SCREENS
+    ),
 }
 SCORED = "r2_"
 SCORES_BEFORE = "winners"
-STATES_NOTE = (
-    "means over the completed seeds, on validation text; R²: share of the score explained of states noised "
-    "by so many radians / what states spread as their own splats would give; covered: states no further from "
-    "their splat than its concentration expects; sampled: nats per token over a few tokens, an upper bound "
-    "from several latents; settled: without chance, on the same tokens; energy in nats, less that of the "
-    "uniform law; κ per degree of freedom; spread: 0 where all states are one"
-)
+SCORES = {
+    "": "R²: share of the score explained of states noised by so many radians",
+    "/": "after the stroke: what states spread as their own splats would give",
+}
 
 
 def states(
@@ -325,7 +358,10 @@ def states(
     shown = [*STATE_COLUMNS]
     place = shown.index(SCORES_BEFORE)
     shown[place:place] = levels
-    scores = {key: Column(f"R² at {_sigma(key):g}", "figure", short=f"R² {_sigma(key):g}") for key in levels}
+    scores = {
+        key: Column(f"R² at {_sigma(key):g}", "figure", short=f"R² {_sigma(key):g}", notes=SCORES)
+        for key in levels
+    }
     own = [(STATE_COLUMNS | scores)[key] for key in shown]
 
     def values(label: str) -> list[Any]:
@@ -333,7 +369,8 @@ def states(
         return [_score(figures, key) if key in scores else figures.get(key) for key in shown]
 
     columns = (Column("Arm", "name", short="arm", head=True), *own)
-    return Table(name, "States and splats", columns, _rows(columns, track, names, values), STATES_NOTE)
+    note = f"{MEANS}, on validation text"
+    return Table(name, "States and splats", columns, _rows(columns, track, names, values), note)
 
 
 def _sigma(key: str) -> float:

@@ -9,13 +9,16 @@ from typing import Any
 from ebc_lab.records.decisions import Arm, Decision, Difference, StepCost, SuiteTrack, TunedArm
 from ebc_lab.study.stages.stage import candidates_of
 from ebc_lab.study.stages.statistics import centre_of, in_octaves, level
+from ebc_lab.study.stages.suite import other_size
 
 from . import words
 from .arms import lr_window, point_in_words, test_loss
-from .table import PAGE, Cell, Column, Row, Table, filled, loss_column
+from .table import OPEN, PAGE, Cell, Column, Row, Table, filled, loss_column
 from .words import NOTHING, brief, signed
 
-NATS = "nats per token; below zero is better"
+TUNED_WINDOW = {"": "LR window: by the validation loss of the tuning", **OPEN}
+STEP_TIME = {"": "time of a step against the reference’s", "[": "[its spread over the pairs]"}
+NATS = "test loss in nats per token; a difference below zero is better"
 
 
 def intervals_in_words(differences: Iterable[Difference | None]) -> str:
@@ -71,8 +74,8 @@ def is_better(name: str, label: str, track: SuiteTrack, tuned: Mapping[str, Tune
         Column("Best learning rate", "figure", brief, "best lr"),
         Column("Schedule", short="schedule", on=(PAGE,), optional=True),
         Column("Warm-up, steps", "figure", brief, "warm-up", on=(PAGE,), optional=True),
-        Column("LR window, octaves", "figure", short="LR window", optional=True),
-        Column("Time of a step", "figure", short="step", optional=True),
+        Column("LR window, octaves", "figure", short="LR window", optional=True, notes=TUNED_WINDOW),
+        Column("Time of a step", "figure", short="step", optional=True, notes=STEP_TIME),
     )
     answer = track["answers"][label]
     costs = track.get("steps_cost") or {}
@@ -82,7 +85,7 @@ def is_better(name: str, label: str, track: SuiteTrack, tuned: Mapping[str, Tune
         settings = track["arms"][arm]
         difference, limits, verdict = pair_cells(answer["against"].get(arm))
         values = (
-            _named(arm, track, answer["rival"]),
+            _named(arm, label, track, answer["rival"]),
             Cell("itself") if arm == label else difference,
             Cell() if arm == label else verdict,
             Cell() if arm == label else limits,
@@ -95,7 +98,6 @@ def is_better(name: str, label: str, track: SuiteTrack, tuned: Mapping[str, Tune
         )
         rows.append(filled(columns, values, chosen=arm == label))
     note = f"{NATS}; {intervals_in_words(answer['against'].values())}"
-    note += "; time of a step against the reference’s, with the spread of the pairs" if costs else ""
     paper = ("Arm", "Test loss", f"{label} minus this arm", "Joint interval", f"{label} is")
     return Table(name, f"{label} beside the others", columns, rows, note, paper=paper)
 
@@ -106,9 +108,10 @@ def _place(name: str, track: SuiteTrack, rival: str | None) -> tuple[bool, float
     return name != rival, math.inf if median is None else median
 
 
-def _named(arm: str, track: SuiteTrack, rival: str | None) -> Cell:
+def _named(arm: str, label: str, track: SuiteTrack, rival: str | None) -> Cell:
     notes = ["reference"] if arm == track["reference"] else []
-    notes += ["best of the others by validation"] if arm == rival else []
+    notes += ["best of the others by validation"] if arm == rival and not other_size(label, track) else []
+    notes += [size] if (size := other_size(arm, track)) else []
     return Cell(arm, page=arm, note=", ".join(notes))
 
 
@@ -138,7 +141,13 @@ def _cost(cost: StepCost | None) -> Cell:
 TRIED = (
     Column("Arm", "name", short="arm", head=True),
     Column("Points", "figure", brief, "points"),
-    Column("of these added", "figure", brief, "added"),
+    Column(
+        "of these added",
+        "figure",
+        brief,
+        "added",
+        notes={"": "added: where the best one lay on an edge, or to end the LR window"},
+    ),
     Column("Seeds", "figure", brief, "seeds"),
     Column("Runs", "figure", brief, "runs"),
     Column("Learning rates", short="learning rates", optional=True),
@@ -173,7 +182,7 @@ def tried(name: str, decision: Decision, track: str, arms: Iterable[str], grids:
             point_in_words(chosen),
         )
         rows.append(filled(TRIED, values))
-    note = "points: settings tried; added: where the best one lay on an edge, or to end the LR window"
+    note = "points: settings tried, of which validation loss chose one"
     return Table(name, "What was tried of each arm", TRIED, rows, note) if rows else None
 
 

@@ -6,8 +6,8 @@ page.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .words import NOTHING, fixed
@@ -48,12 +48,18 @@ class Column:
     on: Sequence[str] = EVERYWHERE
     head: bool = False  # names the row
     optional: bool = False  # left out where no row has anything in it
+    # what the table's caption says of it: a text that one of its cells must show ("": anything) -> the words
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def cell(self, value: Any) -> Cell:
         """Return a value in this column's format; a Cell stays as it is."""
         if isinstance(value, Cell):
             return value
-        return Cell(self.form(value), value if self.kind == "figure" else None)
+        return Cell(self.form(value), value if isinstance(value, int | float) else None)
+
+
+SPREAD = {"±": "± one standard deviation over the seeds"}  # notes of a loss
+OPEN = {"≥": "≥ where it does not end within what was tried"}  # of a window
 
 
 def loss_column(title: str, short: str, **how: Any) -> Column:
@@ -76,7 +82,7 @@ class Row:
 @dataclass(frozen=True)
 class Table:
     """`name` identifies it on the page and in a paper; `note`: units and what else a reader needs at its
-    head."""
+    head, to which `on` adds the notes of the columns that are shown."""
 
     name: str
     title: str
@@ -102,7 +108,17 @@ class Table:
             droppable = self.columns[i].optional or place == TERMINAL
             return not (droppable and all(row.cells[i].empty for row in self.rows))
 
-        return self._with_columns([i for i in there if wanted(i)])
+        shown = self._with_columns([i for i in there if wanted(i)])
+        return replace(shown, note=shown._caption(place))
+
+    def _caption(self, place: str) -> str:
+        """Return the note, then what the columns say of what they show in a place."""
+        told = [self.note]
+        for i, column in enumerate(self.columns):
+            cells = [row.cells[i] for row in self.rows]
+            texts = {(place == PAGE and cell.page) or cell.text for cell in cells} - {"", NOTHING}
+            told += [note for mark, note in column.notes.items() if any(mark in text for text in texts)]
+        return "; ".join(dict.fromkeys(filter(None, told)))
 
     def _with_columns(self, places: Sequence[int]) -> Table:
         rows = [replace(row, cells=[row.cells[i] for i in places]) for row in self.rows]
@@ -133,6 +149,11 @@ class Table:
     def texts(self) -> list[list[str]]:
         """Return the cells as plain text, row by row."""
         return [[cell.text for cell in row.cells] for row in self.rows]
+
+
+def noted(columns: Sequence[Column], notes: Mapping[str, Mapping[str, str]]) -> list[Column]:
+    """Return the columns with further `notes` of those with these titles."""
+    return [replace(c, notes={**c.notes, **notes.get(c.title, {})}) for c in columns]
 
 
 def filled(columns: Sequence[Column], values: Iterable[Any], **row: Any) -> Row:

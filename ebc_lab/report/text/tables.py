@@ -21,8 +21,8 @@ from . import words
 from .arms import BITS_TITLE, bits_column, bits_of, part_figures, point_in_words, states, test_loss
 from .arms import Results as Results
 from .arms import arms as arms
-from .glance import intervals_in_words, limits, verdict_cell
-from .table import PAGE, TERMINAL, Cell, Column, Row, Table, filled, loss_column, two_digits
+from .glance import NATS, intervals_in_words, limits, verdict_cell
+from .table import OPEN, PAGE, SPREAD, TERMINAL, Cell, Column, Row, Table, filled, loss_column, two_digits
 from .words import NOTHING, brief, fixed, signed
 
 # -- arms ----------------------------------------------------------------------------------------------------
@@ -47,16 +47,19 @@ def further_arms(
 
 
 SWEPT = {"lr_scale": "learning rate", "delta": "δ*"}  # a swept setting -> what it sets
+BEYOND = {"": "at 4 × its best: the test loss there minus the best"}
+RATES = {"": "c·LR: from one end of the window to the other"}
+STARTS = {"": "worst start: its test loss minus that of the best fixed δ*"}
 WINDOWS = (
     Column("Arm", "name", short="arm", head=True),
     Column("Of", short="of"),
-    Column("Window, octaves", "figure", short="octaves"),
+    Column("Window, octaves", "figure", short="octaves", notes=OPEN),
     Column("Best at", "figure", brief, "best at"),
     loss_column("Best test loss", "best loss"),
     bits_column(),
-    Column("At 4 × its best", "figure", lambda x: signed(x, 3), "at ×4", optional=True),
-    Column("c·LR, octaves", "figure", lambda x: fixed(x, 1), "c·LR, octaves", optional=True),
-    Column("Worst start", "figure", lambda x: signed(x, 3), "worst start", optional=True),
+    Column("At 4 × its best", "figure", lambda x: signed(x, 3), "at ×4", optional=True, notes=BEYOND),
+    Column("c·LR, octaves", "figure", lambda x: fixed(x, 1), "c·LR, octaves", optional=True, notes=RATES),
+    Column("Worst start", "figure", lambda x: signed(x, 3), "worst start", optional=True, notes=STARTS),
 )
 
 
@@ -67,10 +70,7 @@ def windows(name: str, track: SuiteTrack) -> Table | None:
     ]
     sweeps.sort(key=lambda s: (list(SWEPT).index(s[1]), -(s[2]["window"] or {"octaves": -1.0})["octaves"]))
     rows = [filled(WINDOWS, _window(arm, key, sweep, track.get("arms", {}))) for arm, key, sweep in sweeps]
-    note = (
-        f"how far a setting may be off: octaves within {WINDOW_NATS:g} nats of the arm’s own best test loss; "
-        "≥ where the window does not end within what was tried; “worst start” against the best fixed δ*"
-    )
+    note = f"how far a setting may be off: octaves within {WINDOW_NATS:g} nats of the arm’s best test loss"
     return Table(name, "Windows", WINDOWS, rows, note) if rows else None
 
 
@@ -87,12 +87,13 @@ def _window(arm: str, key: str, sweep: Sweep, arms: Mapping[str, Arm]) -> tuple[
     return arm, SWEPT[key], width, *values, sweep.get("worst")
 
 
+AS_TUNED = {"": "minus plain as tuned: minus the arm without EBC, its settings kept as well"}
 REGRETS = (
     Column("Size", short="size", head=True),
     Column("Arm", "name", short="arm"),
     Column("Regret", "figure", short="regret"),
     Column("Interval", "figure"),
-    Column("Minus plain as tuned", "figure", short="minus plain", optional=True),
+    Column("Minus plain as tuned", "figure", short="minus plain", optional=True, notes=AS_TUNED),
     Column("Its interval", "figure", short="its interval", optional=True),
 )
 
@@ -108,8 +109,11 @@ def regrets(name: str, track: SuiteTrack) -> Table | None:
             for pair in pairs:
                 cells += ["", ""] if pair is None else [_centre(pair), limits(pair, "low", "high")]
             rows.append(filled(REGRETS, (size["shape"], arm, *cells)))
-    note = "nats per token: kept settings minus settings tuned again at that size; below zero is better; "
-    note += f"{level(arm['difference'] for arm in track['arms'].values())} intervals"
+    note = (
+        "test loss with kept settings minus that with settings tuned again at that size, in nats per token; "
+    )
+    note += f"below zero is better; {level(arm['difference'] for arm in track['arms'].values())} intervals, "
+    note += "each by itself"
     return Table(name, "Regrets", REGRETS, rows, note) if rows else None
 
 
@@ -126,19 +130,22 @@ def spans(track: SuiteTrack, name: Callable[[str], str]) -> list[Table]:
 # -- differences ---------------------------------------------------------------------------------------------
 
 
+LOST = {"": "diverged: runs of the arm / of the one that it is compared with"}
+ALONE = {"": "by itself: of this comparison alone"}
+DETECTABLE = {"": "detectable: the least true difference that four studies in five would show"}
 DIFFERENCES = (  # on a phone the first three are on screen
     Column("Arm", "name", short="arm", head=True),
     Column("Difference", "figure", short="difference"),
     Column("Verdict", short="verdict"),
     Column("Drawn", "drawing", on=(PAGE,)),
     Column("Joint interval", "figure", short="joint interval"),
-    loss_column("Test loss", "test loss", on=(PAGE,)),
+    loss_column("Test loss", "test loss", on=(PAGE,), notes=SPREAD),
     bits_column(on=(PAGE,)),
     Column("Tuned to", on=(PAGE,), optional=True),
     Column("Seeds", "figure", brief, "seeds"),
-    Column("Diverged", "figure", short="diverged", on=(TERMINAL,), optional=True),
-    Column("Interval by itself", "figure", short="by itself"),
-    Column("Detectable, jointly", "figure", lambda x: fixed(x, 3), "detectable"),
+    Column("Diverged", "figure", short="diverged", on=(TERMINAL,), optional=True, notes=LOST),
+    Column("Interval by itself", "figure", short="by itself", notes=ALONE),
+    Column("Detectable, jointly", "figure", lambda x: fixed(x, 3), "detectable", notes=DETECTABLE),
 )
 PAPER_TITLES = ("Arm", "Test loss", BITS_TITLE, "Difference", "Joint interval", "Verdict")
 
@@ -176,7 +183,7 @@ def differences(
             d.get("joint_detectable", d.get("detectable")),
         )
         rows.append(filled(DIFFERENCES, values))
-    note = f"nats per token; below zero is better; {intervals_in_words(pairs.values())}"
+    note = f"{NATS}; {intervals_in_words(pairs.values())}"
     return Table(name, title, DIFFERENCES, rows, note, paper=PAPER_TITLES)
 
 
@@ -274,7 +281,7 @@ RUNS = (
     Column("Test loss", "figure", fixed),
     bits_column(),
     Column("Median c", "figure", two_digits, optional=True),
-    Column("KL", "figure", brief, optional=True),
+    Column("KL", "figure", brief, optional=True, notes={"": "KL in nats per step"}),
     Column("Time", "figure", words.clock),
     Column("Files", "links", optional=True),
     Column("Run", "code"),
@@ -309,7 +316,7 @@ def runs(
         )
         rows.append(filled(RUNS, values, id=f"run-{run_id}"))
     title = words.plural(len(rows), "run")
-    return Table("runs-table", title, RUNS, rows, "losses in nats per token, KL in nats per step")
+    return Table("runs-table", title, RUNS, rows, "losses in nats per token")
 
 
 def plain(

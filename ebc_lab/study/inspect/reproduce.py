@@ -7,6 +7,7 @@ import itertools
 import re
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ..store.study import Study, StudyHeader, recorded_config
 
 # texts that need no quotes on Hydra's command line
 PLAIN = re.compile(r"[\w-]+|[\w./-]*/[\w./-]*|[\w./-]*[A-Za-z_]\w*(\.py)?:[A-Za-z_][\w.]*")
-CONFIRMS = re.compile(r"_seeds_\d+_to_\d+$")  # the suffix that names a study on fresh seeds
+CONFIRMS = re.compile(r"(_tuned_\d+)?_seeds_\d+_to_\d+$")  # the suffix that names a study on fresh seeds
 MOST_NAMED = 80  # characters in the name of such a study
 
 
@@ -58,8 +59,9 @@ def continuing(study: Study, header: StudyHeader) -> str:
 
 def deciding(study: Study, header: StudyHeader, decision: Mapping[str, Any] | None) -> str | None:
     """Return the command line of a new study in the same folder that would settle undecided answers on fresh
-    seeds alone. It copies the runs that tuned the arms. Return None if no answer is undecided, or the number
-    of seeds needed is unknown. `decision`: the decision about the arms; None before it is made."""
+    seeds alone, tuned on more seeds where the luck of the tuning keeps one open. It copies the runs that
+    tuned the arms. Return None if no answer is undecided, or the number of seeds needed is unknown.
+    `decision`: the decision about the arms; None before it is made."""
     fresh = fresh_seeds(study, header, decision)
     return again(study, *fresh, *_place(study, header)) if fresh else None
 
@@ -69,14 +71,21 @@ def fresh_seeds(study: Study, header: StudyHeader, decision: Mapping[str, Any] |
     needed, none of which was used in this folder before. Empty if `deciding` returns None."""
     tracks = decision["tracks"].values() if decision else ()
     answers = [answer for track in tracks for answer in (track.get("answers") or {}).values()]
-    undecided = [a["seeds_needed"] for a in answers if a["verdict"] == "undecided" and a["seeds"]]
-    if not undecided:
+    undecided = [answer for answer in answers if answer["verdict"] == "undecided"]
+    tuned = [more for answer in undecided if (more := (answer["difference"] or {}).get("tuning_needed"))]
+    needed = [a["seeds_needed"] for a in undecided if a["seeds"]] + [more["seeds"] for more in tuned]
+    if not needed:
         return []
-    taken = seeds_taken(study, recorded_config(header, checked=False))
-    fresh = list(itertools.islice((s for s in itertools.count() if s not in taken), max(undecided)))
-    tail = f"_seeds_{fresh[0]}_to_{fresh[-1]}"
+    config = recorded_config(header, checked=False)
+    of_points, of_finalists = (max((m[k] for m in tuned), default=0) for k in ("tune_seeds", "final_seeds"))
+    tuning: dict[str, Any] = {k: n for k, n in (("seeds", of_points), ("final_seeds", of_finalists)) if n}
+    taken = seeds_taken(study, replace(config, tune=replace(config.tune, **tuning)))
+    fresh = list(itertools.islice((s for s in itertools.count() if s not in taken), max(needed)))
+    tail = f"_tuned_{tuning['seeds']}" if tuning else ""
+    tail += f"_seeds_{fresh[0]}_to_{fresh[-1]}"
     name = CONFIRMS.sub("", header["requested"]["study"]["name"])[: MOST_NAMED - len(tail)] + tail
-    return [f"seeds={override_value(fresh)}", f"study.name={override_value(name)}"]
+    settings = [f"tune.{key}={count}" for key, count in tuning.items()]
+    return [f"seeds={override_value(fresh)}", *settings, f"study.name={override_value(name)}"]
 
 
 def _place(study: Study, header: StudyHeader) -> list[str]:

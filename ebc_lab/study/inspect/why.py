@@ -54,7 +54,7 @@ def noise_in_words(floor: NoiseFloor) -> str:
     if floor["sigma"] is None:
         return "σ unknown"
     return (
-        f"σ {floor['sigma']:.4f} nats (95% interval {floor['low']:.4f} to {floor['high']:.4f}, from "
-        f"{floor['seeds']} replicate seeds); "
+        f"σ of the validation loss {floor['sigma']:.4f} nats (95% interval {floor['low']:.4f} to "
+        f"{floor['high']:.4f}, from {floor['seeds']} replicate seeds); "
         f"smallest detectable difference between two single runs: {floor['detectable']:.4f} nats"
     )

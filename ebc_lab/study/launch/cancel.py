@@ -31,6 +31,8 @@ def cancel(study: Study, say: Say) -> dict[str, Any]:
     worker does not respond, or if the Slurm jobs cannot be ended.
     """
     study.header()
+    if not study.resumable:
+        raise UserError(f"{study.place} is a bundle, in which nothing runs: cancel the study that it is of.")
     study.must_be_ours()
     holder = study.holder()
     if holder is not None:
@@ -51,7 +53,8 @@ def cancel(study: Study, say: Say) -> dict[str, Any]:
             jobs, left = queue.stop_jobs(session)
         except queue.QueueUnavailable as error:
             name = queue.job_name(session)
-            raise UserError(f"the jobs named {name} cannot be ended ({error}): try again.") from None
+            remedy = "cancel again where Slurm answers, on a login node"
+            raise UserError(f"the jobs named {name} cannot be ended ({error}): {remedy}.") from None
     if left:
         remedy = "see squeue, and cancel again later"
         raise UserError(f"Slurm still shows {', '.join(left)}, though cancelled: {remedy}.")

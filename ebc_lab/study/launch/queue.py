@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, require
 from ebc_lab.records.json_files import read_json, write_json
 
 from ..store.study import Study
@@ -26,6 +27,7 @@ SOFT_S = 20.0  # time for workers to stop before their jobs are cancelled
 HARD_S = 300.0  # time for all jobs to end
 LOOK_S = 2.0  # between two reads of the queue while jobs end
 GONE_S = 60.0  # until a job that the queue does not show, or shows as COMPLETING, counts as over
+PROGRAMS = ("srun", "sbatch", "squeue", "scancel", "sinfo")  # those that we and submitit call
 USER = f"--user={os.getuid()}"
 # lists all of this user's jobs that Slurm still knows
 SQUEUE = ("squeue", "--noheader", "--array", "--states=all", USER, "--format=%F|%K|%T|%r")
@@ -70,7 +72,7 @@ def run_slurm(*command: str) -> str:
             command, capture_output=True, text=True, errors="replace", timeout=PATIENCE_S, check=False
         )
     except FileNotFoundError:
-        raise QueueUnavailable(f"there is no {command[0]} on this machine") from None
+        raise QueueUnavailable(f"`{command[0]}` not found") from None
     except subprocess.TimeoutExpired:
         raise QueueUnavailable(f"{command[0]} takes longer than {PATIENCE_S:g} s") from None
     whole = f"{done.stdout}\n{done.stderr}"
@@ -79,6 +81,18 @@ def run_slurm(*command: str) -> str:
         errors = [line for line in lines if "error" in line.lower()]  # a site may print notices of its own
         raise QueueUnavailable((errors or lines or [f"{command[0]} fails without a message"])[-1].strip())
     return done.stdout
+
+
+def refuse_without_slurm(instead: str) -> None:
+    """Raise UserError if one of Slurm's programs is missing here, or if Slurm does not answer. `instead`: the
+    setting that does without Slurm."""
+    elsewhere = f"use {instead}, or run this on a login node"
+    for program in PROGRAMS:
+        require(shutil.which(program) is not None, f"`{program}` not found; {elsewhere}.")
+    try:
+        run_slurm("sinfo", "--noheader")
+    except QueueUnavailable as error:
+        raise UserError(f"Slurm does not answer here ({error}); {elsewhere}.") from None
 
 
 def jobs_named(name: str) -> dict[str, Job]:

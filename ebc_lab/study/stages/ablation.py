@@ -120,8 +120,10 @@ def _rule(config: Config, compared: int, about_mine: int, *, tuned: bool) -> str
             "have chosen"
         )
     if about_mine:
+        named = any(config.ablation.arms[label].versus for label in config.ablation.mine.arms)
         rule += (
-            f"; each of {', '.join(config.ablation.mine.arms)} is compared with every other arm, by "
+            f"; each of {', '.join(config.ablation.mine.arms)} is compared with every other arm"
+            f"{', and with the one that its versus names' * named}, by "
             f"intervals that hold for all {about_mine} of these at once: better or worse where one "
             f"excludes 0, level where it lies within ±{config.finals.margin:g} nats; the rival that the "
             "answer names is the best of the others by the validation loss it was tuned to"

@@ -27,11 +27,11 @@ import functools
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from ebc_lab.records.decisions import Difference, NoiseFloor, Window
+from ebc_lab.records.decisions import Difference, NoiseFloor, TuningNeeded, Window
 
 if TYPE_CHECKING:
     from numpy import float64
@@ -41,6 +41,7 @@ CONFIDENCE = 0.95
 POWER = 0.80
 ROUNDING = 1e-12  # nats: differences within this range count as equal
 MOST_SEEDS = 200  # the most that `seeds_needed` returns
+MOST_TUNED = 20  # the most seeds of a point that `tuning_needed` returns: each costs a whole tuning
 WINDOW_NATS = 0.05  # how far above its lowest loss an arm may be inside its window
 
 
@@ -318,21 +319,52 @@ def seeds_needed(difference: Difference) -> int | None:
     tuning. Return None if more than MOST_SEEDS are needed, if a run diverged, or with one seed, which shows
     no spread.
     """
+    luck = Luck(**difference["luck"]) if "luck" in difference else NO_LUCK
+    return _least(difference["seeds"] + 1, MOST_SEEDS, lambda seeds: _decides(difference, seeds, luck))
+
+
+def tuning_needed(difference: Difference, tuned: int, finals: int) -> TuningNeeded | None:
+    """Return how many tuning seeds, in place of `tuned` for each point and `finals` more for each finalist,
+    would decide an undecided difference that the luck of the tuning keeps open, and on how many fresh seeds:
+    as many as it has or, where these do not do, twice what would decide it without luck.
+
+    The luck is taken to fall as the noise of the means by which a point is chosen, with the root of their
+    seeds, because points that are mistaken for one another differ by about that noise. Return None if more
+    than MOST_TUNED are needed, or if it is not the luck that keeps the difference open.
+    """
+    if "luck" not in difference:
+        return None
+    now = Luck(**difference["luck"])
+    alone = _least(2, MOST_SEEDS, lambda seeds: _decides(difference, seeds, NO_LUCK))
+    own = difference["seeds"]
+    for seeds in (own, max(own, min(2 * alone, MOST_SEEDS))) if alone else ():
+
+        def decides(count: int, seeds: int = seeds) -> bool:
+            times = count / tuned
+            return _decides(difference, seeds, Luck(now.sd / math.sqrt(times), now.freedom * times))
+
+        if count := _least(tuned + 1, MOST_TUNED, decides):
+            return {"tune_seeds": count, "final_seeds": math.ceil(finals * count / tuned), "seeds": seeds}
+    return None
+
+
+def _least(fewest: int, most: int, decides: Callable[[int], bool]) -> int | None:
+    """Return the smallest number from `fewest` (2 at least) to `most` that decides; None if none does."""
+    fewest = max(2, fewest)
+    if fewest > most or not decides(most):
+        return None
+    return fewest + bisect.bisect_left(range(fewest, most), True, key=decides)
+
+
+def _decides(difference: Difference, seeds: int, luck: Luck) -> bool:
+    """Return whether so many fresh seeds, with this luck of the tuning, would decide a difference in 4 of 5
+    studies. False of one without a spread."""
     mean, spread = difference["mean"], difference["sd"]
     if mean is None or spread is None:
-        return None
-    level = (1 - CONFIDENCE) / difference["comparisons"]
-    luck = Luck(**difference["luck"]) if "luck" in difference else NO_LUCK
-
-    def decides(seeds: int) -> bool:
-        error = max(spread, ROUNDING)
-        powers = (_power(mean, error, seeds, level, difference["margin"], x) for x in {luck, NO_LUCK})
-        return min(powers) >= POWER  # `interval_of` takes the wider of the two
-
-    fewest = max(2, difference["seeds"] + 1)
-    if not decides(MOST_SEEDS):
-        return None
-    return fewest + bisect.bisect_left(range(fewest, MOST_SEEDS), True, key=decides)
+        return False
+    level, error = (1 - CONFIDENCE) / difference["comparisons"], max(spread, ROUNDING)
+    powers = (_power(mean, error, seeds, level, difference["margin"], x) for x in {luck, NO_LUCK})
+    return min(powers) >= POWER  # `interval_of` takes the wider of the two
 
 
 def mostly_luck(difference: Difference) -> bool:

@@ -36,6 +36,7 @@ from .statistics import ROUNDING, luck_between, paired, window
 ROUNDED = 0.02  # relative: how far rounding may move a target KL from its multiple
 SAME_NATS = 0.02  # a rule that ends at most this far above the best fixed target needs no tuning
 SCHEDULE_SETTINGS = {"schedule": "name", "warmup_share": "warmup_share"}  # a point's key -> lr_schedule's
+SUITES_SIZE = "the suite's size"
 Point = dict[str, Any]  # setting of TUNABLE -> its value
 
 
@@ -182,6 +183,12 @@ def size_of(track: SuiteTrack) -> str:
     return reference.get("shape", "") if reference else ""
 
 
+def other_size(label: str, track: SuiteTrack) -> str:
+    """Return the size of an arm that has not the reference's; empty of one that has."""
+    shape = track["arms"][label].get("shape", "")
+    return "" if shape == size_of(track) else shape or SUITES_SIZE
+
+
 # -- arms that start from another's weights ------------------------------------------------------------------
 
 
@@ -317,10 +324,11 @@ def transfer_of(config: Config, arms: Mapping[str, Arm], results: Results) -> li
     arm with EBC differs from the plain arm, both with their settings kept.
     """
     asked = config.ablation.all_arms()
-    copies = {n: a for n, a in asked.items() if a.tuned_as and n in arms}
+    copies = [n for n, a in asked.items() if a.tuned_as and shape_of(a) != shape_of(asked[a.tuned_as])]
     transfers: list[Transfer] = []
     for label, arm in asked.items():
-        kept = [n for n, a in copies.items() if a.versus == label and shape_of(a) == shape_of(arm)]
+        kept = [n for n in copies if asked[n].versus == label and shape_of(asked[n]) == shape_of(arm)]
+        kept = [n for n in kept if n in arms]
         if kept and label in arms and not arm.tuned_as:
             plain = [losses(arms[n], results) for n in kept if not arms[n]["ebc"]]
             with_ebc = [n for n in kept if arms[n]["ebc"]] if plain else []

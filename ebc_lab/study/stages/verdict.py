@@ -1,9 +1,10 @@
 """The conclusions of a study. For the finals, these are the lines of the verdict, each pass, fail or
 undecided, with a figure. For a suite, they are the answers about the user's own arms (`ablation.mine`).
 
-Each of the user's own arms is compared with every arm that is not, by intervals that hold for all of these
-comparisons at once. The rival named in an answer is picked by the validation loss to which it was tuned. The
-answer is judged by the test loss on the seeds of the ablation, which took no part in the tuning.
+Each of the user's own arms is compared with every arm that is not, and with the one that its `versus` names,
+by intervals that hold for all of these comparisons at once. The rival named in an answer is picked by the
+validation loss to which it was tuned; an arm of another size has its `versus` alone. The answer is judged by
+the test loss on the seeds of the ablation, which took no part in the tuning.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from .rules import Decisions, Results, band_distance, is_conclusive
 from .statistics import (
     CONFIDENCE,
     MOST_SEEDS,
+    MOST_TUNED,
     POWER,
     centre_of,
     mostly_luck,
@@ -48,8 +50,9 @@ from .statistics import (
     show_difference,
     show_interval,
     show_mean,
+    tuning_needed,
 )
-from .suite import contenders, differences, size_of, tuned_arms
+from .suite import SUITES_SIZE, contenders, differences, other_size, size_of, tuned_arms
 
 MOST_GIVEN = 100  # the most seeds that the setting takes
 MOST_NAMED = 5  # the most arms that a list names; the rest are counted
@@ -213,25 +216,38 @@ def add_answers(
     that could not be compared. Return the number of comparisons. The intervals hold for all of them at
     once."""
     own = config.ablation.mine.arms
-    others: dict[str, list[str]] = {}
+    rivals: dict[str, list[str]] = {}
     pairs: list[tuple[str, str, str]] = []
     for name, track in tracks.items():
         arms = [label for label, arm in contenders(track).items() if losses(arm, results)]
         track["mine"] = [label for label in own if label in arms]
-        others[name] = [label for label in arms if label not in own]
-        pairs += itertools.product([name], track["mine"], others[name])
+        rivals[name] = [label for label in arms if label not in own]
+        for label in own:
+            others = [*(rivals[name] if label in arms else ()), *_versus(config, label, track, results)]
+            pairs += itertools.product([name], [label], dict.fromkeys(others))
     found = differences(config, tracks, pairs, results, earlier)
     for name, track in tracks.items():
         tuned = tuned_arms(earlier.get("tune"), name)
         track["answers"] = {}
-        for label in track["mine"] if others[name] else []:
-            against = {other: found[name, label, other] for other in others[name]}
-            rival = _rival(track, others[name], tuned)
-            track["answers"][label] = _answer(config, label, rival, against)
+        for label in own:
+            against = {pair[2]: d for pair, d in found.items() if pair[:2] == (name, label)}
+            if against:
+                rival = _rival(track, [o for o in against if o in rivals[name]] or [*against], tuned)
+                versus = config.ablation.all_arms()[label].versus
+                size = f" ({size})" if (size := other_size(label, track)) else ""
+                track["answers"][label] = _answer(config, f"{label}{size}", rival, against, versus)
         for label in (label for label in own if label not in track["answers"]):
-            track["mine"] = list(dict.fromkeys([*track["mine"], label]))
             track["answers"][label] = _not_compared(label, track, tuned.get(label))
+        track["mine"] = list(dict.fromkeys([*track["mine"], *own]))
     return len(pairs)
+
+
+def _versus(config: Config, label: str, track: SuiteTrack, results: Results) -> list[str]:
+    """Return the arm that the suite pairs this one with by name, if both were judged on the same text."""
+    arms, versus = track["arms"], config.ablation.arms[label].versus
+    pair = [arms[arm] for arm in (label, versus) if arm in arms]
+    known = len(pair) == 2 and all(arm["comparable"] and losses(arm, results) for arm in pair)
+    return [versus] if versus and known else []
 
 
 def _rival(track: SuiteTrack, others: Sequence[str], tuned: Mapping[str, TunedArm]) -> str:
@@ -266,17 +282,22 @@ def _why_not_compared(label: str, track: SuiteTrack) -> str:
         return no_run
     if not arm["comparable"]:
         return f"{label} is not compared: it was judged on another text, or on a part of the split"
-    sizes = [size or "the suite's size" for size in (arm["shape"], size_of(track))]
-    if sizes[0] != sizes[1]:
-        return f"{label} is not compared: it has {sizes[0]}, and the others have {sizes[1]}"
+    if size := other_size(label, track):
+        others = size_of(track) or SUITES_SIZE
+        return f"{label} is not compared: it has {size}, and the others have {others}"
     return f"{label} is not compared: no other arm of its size and text has a finished run"
 
 
-def _answer(config: Config, label: str, rival: str, against: dict[str, Difference]) -> Answer:
+def _answer(
+    config: Config, label: str, rival: str, against: dict[str, Difference], versus: str | None
+) -> Answer:
     for difference in against.values():
         difference["verdict"] = verdict_of(difference)
         undecided = difference["verdict"] == "undecided"
         difference["seeds_needed"] = seeds_needed(difference) if undecided else None
+        if undecided and difference["seeds_needed"] is None:
+            more = tuning_needed(difference, config.tune.seeds, config.tune.further_seeds)
+            difference |= {"tuning_needed": more} if more else {}
     needed = against[rival]["seeds_needed"]
     seeds = None  # the study's own and the further ones needed, unless `seeds` cannot hold so many
     if needed is not None and needed <= MOST_GIVEN:
@@ -288,7 +309,7 @@ def _answer(config: Config, label: str, rival: str, against: dict[str, Differenc
         "verdict": against[rival]["verdict"],
         "seeds_needed": needed,
         "seeds": seeds,
-        "sentence": sentence(label, rival, against),
+        "sentence": sentence(label, rival, against, versus),
     }
 
 
@@ -313,22 +334,23 @@ def verdict_of(difference: Difference) -> str:
     return "level" if within else "undecided"
 
 
-def sentence(label: str, rival: str, against: Mapping[str, Difference]) -> str:
-    """Return an answer as a sentence, such as `cautious against muon, the best of the others by validation:
-    −0.0123 nats of test loss [−0.0200, −0.0040], 5 seeds: better; against adam undecided: −0.0040 [−0.0100,
-    0.0020], about 9 seeds would decide it`."""
+def sentence(label: str, rival: str, against: Mapping[str, Difference], versus: str | None = None) -> str:
+    """Return an answer, which tells of `versus` by name, as a sentence, such as `cautious against muon, the
+    best of the others by validation: −0.0123 nats of test loss [−0.0200, −0.0040], 5 seeds: better; against
+    adam undecided: −0.0040 [−0.0100, 0.0020], about 9 seeds would decide it`."""
     d = against[rival]
     best = ", the best of the others by validation" if len(against) > 1 else ""
     first = f"{label} against {rival}{best}: {measured(d)}: {d['verdict']}{_remark(d)}"
     others = {name: x for name, x in against.items() if name != rival}
-    if len(others) < MOST_TOLD:
-        for name, x in others.items():  # without the words that would repeat the first
-            words = measured(x).replace(" nats of test loss", "").removesuffix(f", {seeds_in_words(x)}")
-            first += f"; against {name} {x['verdict']}: {words}{_remark(x)}"
-        return first
+    told = [name for name in others if name == versus or len(others) < MOST_TOLD]
+    for name in told:
+        x = others.pop(name)
+        # without the words that would repeat the first
+        words = measured(x).replace(" nats of test loss", "").removesuffix(f", {seeds_in_words(x)}")
+        first += f"; against {name} {x['verdict']}: {words}{_remark(x)}"
     counts = Counter(x["verdict"] for x in others.values())
     counted = [f"{what} {counts[v]}" for v, what in COUNTED.items() if counts[v]]
-    return f"{first}; of the other {len(others)}: {', '.join(counted)}"
+    return f"{first}; of the other {len(others)}: {', '.join(counted)}" if counted else first
 
 
 def measured(d: Difference) -> str:
@@ -347,7 +369,7 @@ def measured(d: Difference) -> str:
 
 def _remark(d: Difference) -> str:
     """Return a remark: how small the difference is, or what would decide it; empty if there is none."""
-    verdict, margin, needed = d["verdict"], d["margin"], d["seeds_needed"]
+    verdict, margin = d["verdict"], d["margin"]
     if verdict == "level":
         return f", no more than {margin:g} nats apart"
     if verdict != "undecided":
@@ -358,13 +380,16 @@ def _remark(d: Difference) -> str:
         return ", one seed: no interval"
     if d["method"] != "t":
         return ""
-    if needed is not None:
-        return f", about {needed} seeds would decide it"
+    if d["seeds_needed"] is not None:
+        return f", about {d['seeds_needed']} seeds would decide it"
+    if more := d.get("tuning_needed"):
+        needed = f"about {more['tune_seeds']} tuning seeds"
+        needed += f" ({more['final_seeds']} more of finalists)" if more["final_seeds"] else ""
+        needed += f" and {more['seeds']} seeds" if more["seeds"] > d["seeds"] else ""
+        return f", too much luck of the tuning for seeds alone: {needed} would decide it"
     without: Difference = {**d, "luck": {"sd": 0.0, "freedom": 1.0}}
     if mostly_luck(d) and seeds_needed(without) is not None:
-        return (
-            ", the luck of the tuning is larger than that of the seeds: a larger tune.seeds would be needed"
-        )
+        return f", neither {MOST_SEEDS} seeds nor {MOST_TUNED} tuning seeds would decide it"
     return f", more than {MOST_SEEDS} seeds would be needed"
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from .study import Study, studies_in
 from .verify import verify as verify_study
 
 Say = Callable[[str], None]
+INSERTED = re.compile(r"\$\{.*?\}")
 
 
 def find(name: str | None, output_dir: str, say: Say = lambda text: None) -> Study:
@@ -75,8 +78,17 @@ def no_study_in(folder: Path) -> str:
 
 
 def not_a_study(file: Path) -> str:
-    """Return the error message for a file that is given for a study. It may be of runs of another trainer."""
+    """Return the error message for a file that is given for a study: it may be one of a study's files, a part
+    of the user's own, or of runs of another trainer."""
     place = visible(str(file))
+    if folder := next((folder for folder in file.parents if Study(folder).exists()), None):
+        name = visible(folder.resolve().name)
+        return f"{place} is a file of the study {name}: give the study, {visible(str(folder))}."
+    if file.suffix == ".py":
+        part = visible(shlex.quote(f"mine={file if os.sep in str(file) else f'./{file}'}"))
+        return (
+            f"{place} is a file and no study: `ebc-lab autopilot study=optimizers {part}` tries what it has."
+        )
     return (
         f"{place} is a file and no study: if it holds runs that you have already, "
         f"`ebc-lab judge {visible(shlex.quote(str(file)))}` answers from them."
@@ -92,12 +104,14 @@ def place_of(name: str, output_dir: str, say: Say) -> Path:
         here = here.resolve()
     if here.suffix in ENDINGS and here.is_file():
         try:
-            study = read(OwnFile(GROUP, here))["study"]["name"]
+            study = str(read(OwnFile(GROUP, here))["study"]["name"])
         except (LookupError, TypeError):
             study = here.stem
-        raise UserError(
-            f"{here} is a suite's file, not a study: give the study's name, {visible(str(study))}."
-        )
+        # a name into which a setting goes, such as ${scale}, is that of several studies
+        pattern = INSERTED.sub("*", study)
+        made = [s.name for s in studies_in(Path(output_dir).expanduser()) if fnmatch(s.name, pattern)]
+        names = visible(any_of(made) if made else study)
+        raise UserError(f"{here} is a suite's file, not a study: give the study's name, {names}.")
     if os.sep in str(Path(name)) or name.startswith((".", "~")):
         if here.is_file() and not is_bundle(here):
             raise UserError(not_a_study(here))

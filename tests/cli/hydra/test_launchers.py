@@ -78,7 +78,7 @@ def test_a_run_that_fails_in_its_job_is_a_sentence_and_the_others_are_done(run, 
         ([*SLURM, "hydra.launcher.timeout_min=long"], "could not be converted to Integer"),
         ([*SLURM, "hydra.launcher.timeout_min=2"], "leaves no time to train"),
         ([*SLURM, "stesp=3"], "did you mean steps"),
-        (SLURM, "needs Slurm, and sbatch is not on the PATH"),
+        (SLURM, "`srun` not found; use hydra/launcher=submitit_local, or run this on a login node"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_nothing_is_written(run, tmp_path, words, answer):

@@ -203,6 +203,16 @@ def test_the_other_suites_take_new_entries_and_carry_own_parts_too(folder, study
         composed(f"study={study}", f"+{key}.new=3")
 
 
+def test_an_arm_tuned_as_the_one_that_mine_makes_is_not_taken_for_it(folder):
+    part = '{optimizer: {name: cautious, target: "./suite_opt.py:Cautious"}}'
+    longer = f"{{tuned_as: cautious, versus: cautious, steps: 2, settings: {part}}}"
+    suite = composed(
+        "study=optimizers", "mine=./suite_opt.py:Cautious", f"ablation.arms.longer={longer}"
+    ).ablation
+    assert [*suite.arms] == ["adamw", "muon", "longer", "cautious"]
+    assert (suite.mine.arms, suite.arms["longer"].tuned_as) == (["cautious"], "cautious")
+
+
 @pytest.mark.parametrize("sign", ["", "+"])
 def test_an_arm_that_mine_makes_is_set_like_any_other(folder, sign):
     asked = ("study=optimizers", "mine=./suite_opt.py:Cautious")

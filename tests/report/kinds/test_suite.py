@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
+import pytest
 from support.drawn import sweep
 from support.recorded import read_decisions
 
@@ -11,7 +13,7 @@ from ebc_lab.config.compose import compose
 from ebc_lab.report.kinds import Evidence, kind_of
 from ebc_lab.report.kinds.suite import answer_of
 from ebc_lab.report.text import glance, papers, words
-from ebc_lab.report.text.table import PAGE, PAPER
+from ebc_lab.report.text.table import PAGE, PAPER, TERMINAL
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.stages.statistics import paired
 
@@ -23,7 +25,11 @@ def asked_about(*arms, **changed):
     """The suite of `cautious`, which asks about these arms; `changed`: of the answers about them."""
     track = CAUTIOUS["ablation"]["tracks"]["adam_none"]
     own = track["answers"]["cautious"] | changed
-    return track | {"answers": {arm: own | {"sentence": f"{arm}: {own['sentence']}"} for arm in arms}}
+    arms = dict.fromkeys(arms, track["arms"]["cautious"])
+    return track | {
+        "arms": arms | track["arms"],
+        "answers": {arm: own | {"sentence": f"{arm}: {own['sentence']}"} for arm in arms},
+    }
 
 
 def cells(table):
@@ -78,6 +84,50 @@ def test_of_many_arms_of_ones_own_the_answer_counts_and_each_has_a_line():
     assert "mine3" not in sentence
     assert "6" in sentence
     assert [line.partition(":")[0] for line in findings] == arms
+
+
+CAPTIONS = {  # words of a caption -> title of the column that they are about, or a mark in one of its cells
+    "δ*": "δ*",
+    "KL": "KL",
+    "LR window:": "LR window, octaves",
+    "time of a step": "Time of a step",
+    "spread over the pairs": "×1.00 [",
+    "± one standard deviation": "±",
+    "by itself": "Interval by itself",
+    "detectable": "Detectable, jointly",
+    "dashed": "Drawn",
+    "activations": "Activations, packed",
+    "gradients": "Gradients",
+    "compute": "Compute of a run",
+    "best there": "Best there",
+    "same validation loss": "Seconds of training, likewise",
+}
+
+
+@pytest.mark.parametrize("study", ["cautious", "ladder", "default"])
+def test_a_caption_is_about_nothing_but_what_its_table_shows(study):
+    """On the page, the terminal and in papers, which show different columns of one table."""
+    decisions, said = read_decisions(study), set()
+    config = compose(["study=optimizers"], here=False)
+    for decision in decisions.values():
+        kind, found = kind_of(decision), Evidence(decision, config, decisions)
+        tables = [*kind.tables(found), *(table for answer in kind.answers(found) for table in answer.tables)]
+        tables += [table for made in kind.papers(found).values() for table in made]
+        for place, table in itertools.product((TERMINAL, PAPER, PAGE), tables):
+            shown = table.on(place)
+            every = [
+                (cell.page if place == PAGE else "") or cell.text for row in shown.rows for cell in row.cells
+            ]
+            there = {column.title for column in shown.columns}
+            text = " ".join(every)
+            for told, about in CAPTIONS.items():
+                if told in shown.note:
+                    said.add(told)
+                    assert about in there or about in text, (place, table.name, shown.note)
+            if {"Difference", "Verdict"} <= there:
+                assert "test loss" in shown.note, "of which split the difference is"
+    expected = {"cautious": "LR window:", "ladder": "same validation loss", "default": "dashed"}
+    assert expected[study] in said
 
 
 def test_mine_stands_beside_every_other_arm_with_what_it_was_tuned_to():

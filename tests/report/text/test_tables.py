@@ -328,6 +328,10 @@ def test_regrets_are_a_table_against_tuning_again_and_against_plain_as_tuned():
         ["4× steps", "plain_long", "+0.100", "[+0.050, +0.150]", "", ""],
         ["4× steps", "ebc_long", "+0.020", "[−0.010, +0.050]", "−0.080", "[−0.100, −0.060]"],
     ]
+    sorted_by = [
+        cell.value for cell in table.rows[1].cells
+    ]  # on the page, which is written for none but numbers
+    assert sorted_by == [None, None, 0.02, None, -0.08, None]
     assert tables.regrets("r", {"arms": arms, "transfer": []}) is None
 
 

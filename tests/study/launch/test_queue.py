@@ -6,6 +6,7 @@ import subprocess
 from dataclasses import replace
 
 import pytest
+from support.called import refused
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.study.launch import queue, slurm
@@ -97,11 +98,34 @@ def test_jobs_whose_session_is_out_of_reach_are_named(pool, study):
 
 def test_a_slurm_that_is_not_there_or_fails_without_a_word_is_silent(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
-    with pytest.raises(QueueUnavailable, match="no squeue on this machine"):
+    with pytest.raises(QueueUnavailable, match="`squeue` not found"):
         queue.jobs_named("x")
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1, "", ""))
     with pytest.raises(QueueUnavailable, match="fails without a message"):
         queue.jobs_named("x")
+
+
+def test_without_slurm_a_study_is_refused_before_anything_is_written(tmp_path, own_copy):
+    """A program that is missing is named; what stands already stays as it was."""
+    _, study = own_copy
+    there = _times(tmp_path)
+    asked = ("scale=smoke", "device=cpu", "launcher=slurm", f"output_dir={study.root.parent}")
+    for command in (("autopilot",), ("stage", "lr_sweep"), ("autopilot", "-m", "study.stages=[lr_sweep]")):
+        for name in ("new", study.name):
+            said = refused(*command, *asked, f"study.name={name}", cwd=tmp_path, PATH="")
+            assert said == "error: `srun` not found; use launcher=local, or run this on a login node."
+    for program in queue.PROGRAMS:
+        (tmp_path / program).write_text(
+            "#!/bin/sh\necho 'slurm_load_jobs error: no controller' >&2\nexit 1\n"
+        )
+        (tmp_path / program).chmod(0o755)
+    said = refused("autopilot", *asked, "study.name=new", cwd=tmp_path, PATH=str(tmp_path))
+    assert "Slurm does not answer here (slurm_load_jobs error: no controller); use launcher=local" in said
+    assert {path: time for path, time in _times(tmp_path).items() if path.name not in queue.PROGRAMS} == there
+
+
+def _times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 ROWS = "7|0|RUNNING|None\n7|1|PENDING|Priority|x\n8|N/A|COMPLETED|None\n"

@@ -1,6 +1,7 @@
 """Is mine better? What a suite says of the arms that it was made for."""
 
 import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.report.kinds import Evidence, suite
 from ebc_lab.report.text import words
 from ebc_lab.results import tables
+from ebc_lab.study.inspect.reproduce import deciding
 from ebc_lab.study.stages import ablation
 from ebc_lab.study.stages.stage import stage_of
 from ebc_lab.study.stages.statistics import paired, seeds_needed
@@ -21,16 +23,25 @@ POINT = {"lr": 4e-3, "warmup_share": 0.1667, "schedule": "trapezoid"}
 
 
 def decision(
-    offsets, *, tuned=None, seeds=(0, 1, 2, 3, 4), mine=("muon",), answer=None, untuned=None, luck=None
+    offsets,
+    *,
+    tuned=None,
+    seeds=(0, 1, 2, 3, 4),
+    mine=("muon",),
+    answer=None,
+    untuned=None,
+    luck=None,
+    changed=None,
 ):
     """An ablation whose arms have these test losses beside a common one of each seed, and a little noise, or
-    those of `answer`."""
+    those of `answer`. `changed`: arm -> its other fields."""
     config = config_of("study=optimizers", f"seeds={list(seeds)}".replace(" ", ""))
     suite = config.ablation
     arms = {name: suite.arms.get(name, suite.arms["adamw"]) for name in offsets}
     arms |= {
         n: replace(a, settings={"optimizer": {"name": n}}) for n, a in arms.items() if n not in suite.arms
     }
+    arms |= {n: replace(arms[n], **fields) for n, fields in (changed or {}).items()}
     config = replace(config, ablation=replace(suite, arms=arms, mine=replace(suite.mine, arms=list(mine))))
     losses = tuned or dict.fromkeys(offsets, 2.0)
     points = {n: {"point": POINT, "val_loss": losses[n], "luck": luck or {}} for n in offsets}
@@ -89,6 +100,29 @@ def test_several_of_mine_are_not_compared_with_each_other_and_share_the_error():
     assert told.count("against adamw") == 2
 
 
+def test_an_arm_of_mine_is_compared_with_the_one_that_its_versus_names_too():
+    as_tuned = {"settings": {"optimizer": {"name": "muon"}}, "tune": {}, "tuned_as": "muon", "versus": "muon"}
+    found = decision(
+        {"adamw": 0.0, "muon": -0.05, "clipped": -0.1, "longer": -0.2},
+        mine=("longer", "muon", "clipped"),
+        changed={"clipped": as_tuned, "longer": as_tuned | {"steps": 2}},
+    )
+    track = found["tracks"]["adam_none"]
+    longer, clipped = (answer_of(found, label) for label in ("longer", "clipped"))
+    assert longer["sentence"].startswith("longer (2× steps) against muon: −0.1")
+    assert (longer["rival"], longer["verdict"], [*longer["against"]]) == ("muon", "better", ["muon"])
+    assert (clipped["rival"], [*clipped["against"]]) == ("adamw", ["adamw", "muon"])
+    assert "5 seeds: better; against muon better: −0.0" in clipped["sentence"]
+    assert {d["comparisons"] for own in track["answers"].values() for d in own["against"].values()} == {4}
+    assert "every other arm, and with the one that its versus names, by" in found["rule"]
+    assert set(words.asked(track)) == {"longer", "muon", "clipped"}
+    assert track["transfer"] == [], "nothing was tuned again at another size"
+    _, told, _, _ = suite.answer_of(track)
+    assert told.endswith("2 are better than the best of the others, longer (2× steps) is better than muon.")
+    several = {name: {**clipped["difference"]} for name in ("adamw", "soap", "lion", "muon")}
+    assert "; against muon better: " in sentence("clipped", "adamw", several, "muon")
+
+
 def test_undecided_names_the_seeds_that_would_decide_it():
     own = answer_of(
         decision(
@@ -143,12 +177,40 @@ def test_the_luck_of_the_tuning_widens_the_interval_of_arms_that_were_tuned_apar
     sure, unsure = (answer_of(found) for found in (known, lucky))
     assert (sure["verdict"], unsure["verdict"]) == ("better", "undecided")
     assert unsure["difference"]["luck"]["sd"] == pytest.approx(0.02 * 2**0.5)
-    assert unsure["sentence"].endswith("than that of the seeds: a larger tune.seeds would be needed")
+    assert unsure["sentence"].endswith("undecided, neither 200 seeds nor 20 tuning seeds would decide it")
     noisy = {**unsure["difference"], "sd": 1.0, "verdict": "undecided", "seeds_needed": None}
     said = sentence("muon", "adamw", {"adamw": noisy})
     assert said.endswith("undecided, more than 200 seeds would be needed")
     assert "widened by what other tuning seeds would have chosen" in lucky["rule"]
     assert lucky["tracks"]["adam_none"]["arms"]["muon"]["difference"]["luck"] == unsure["difference"]["luck"]
+
+
+def test_where_luck_keeps_it_open_the_tuning_seeds_that_would_decide_it_are_named(own_copy):
+    """By the power of the test whose luck has fallen with the root of the tuning seeds."""
+    _, study = own_copy
+    why = "undecided, too much luck of the tuning for seeds alone: about "
+
+    def scattered(spec):
+        return done(2 + (SCATTERED[spec.run.seed] - 0.05) * (spec.role == "muon"))
+
+    for answer, told, more in (
+        (None, "6 tuning seeds (9 more of finalists)", {"tune_seeds": 6, "final_seeds": 9, "seeds": 5}),
+        (scattered, "13 tuning seeds (20 more of finalists) and 12 seeds", {"seeds": 12}),
+    ):
+        found = decision({"adamw": 0.0, "muon": -0.05}, luck={"sd": 0.02, "freedom": 8}, answer=answer)
+        own = answer_of(found)
+        assert own["sentence"].endswith(f"{why}{told} would decide it")
+        needed = own["difference"]["tuning_needed"]
+        assert needed == needed | more
+        assert own["seeds_needed"] is None
+        typed = deciding(study, study.header(), found)
+        assert (
+            f"tune.seeds={needed['tune_seeds']} tune.final_seeds={needed['final_seeds']} study.name=" in typed
+        )
+        fresh = re.search(r"seeds=\[([\d,]+)\]' ", typed)[1].split(",")
+        assert len(fresh) == needed["seeds"]
+        first = study.header()["config"]["study"]["stage_seed"]
+        assert not {*map(int, fresh)} & {*range(first, first + needed["tune_seeds"] + needed["final_seeds"])}
 
 
 def test_an_arm_that_diverges_is_judged_by_rank_and_never_averaged():

@@ -139,3 +139,11 @@ def test_the_file_of_a_suite_is_no_study_and_its_name_is_said(own, monkeypatch):
     monkeypatch.chdir(own[2])
     with pytest.raises(UserError, match=r"carried.yaml is a suite's file, not a study: .* name, carried\."):
         find_study("./carried.yaml", "out")
+    (own[2] / "scaled.yaml").write_text("study: {name: 'one_${scale}'}\n")
+    for name in ("one_smoke", "one_mini", "other"):
+        (own[2] / "out" / name).mkdir(parents=True)
+        (own[2] / "out" / name / "study.json").touch()
+    with pytest.raises(
+        UserError, match=r"give the study's name, (one_smoke or one_mini|one_mini or one_smoke)\."
+    ):
+        find_study("scaled.yaml", "out")
