@@ -129,9 +129,11 @@ MODEL_FLAGS = {
     "--checkpoint-dir": Flag("--batch {}"),
     "--device": Flag("", "a kept model is loaded onto the device of its run"),
 }
-OWN_FILES = Flag("", f"{OWN_CHOICES}; a study's `study=./mine.yaml`, a part `my_opt.py:Mine`")
+OF_FILES = dict.fromkeys(
+    ("--config-path", "--config-name", "--config-dir"),
+    Flag("", f"{OWN_CHOICES}; a study's `study=./mine.yaml`, a part `my_opt.py:Mine`"),
+)
 RUN_FLAGS = {
-    **dict.fromkeys(("--config-path", "--config-name", "--config-dir"), OWN_FILES),
     "--hydra-help": Flag("--help", "it lists the flags of Hydra that work here", switch=True),
     "--shell-completion": Flag("", "`ebc-lab --install-completion` completes in your shell", switch=True),
     "--experimental-rerun": Flag(
@@ -264,8 +266,8 @@ def _meant(path: Sequence[str], options: Collection[str], name: str, value: str)
         place = Path(value or "FOLDER")
         folder = place.parent if place.suffix else place
         return Flag(shlex.join([f"from={folder}/spec.json", f"hydra.run.dir={folder}"]))
-    if trains and plain in RUN_FLAGS:
-        return RUN_FLAGS[plain]
+    if flag := (OF_FILES | RUN_FLAGS if trains else OF_FILES).get(plain):
+        return flag
     return _setting(plain[2:].replace("-", "_"), value, trains)
 
 

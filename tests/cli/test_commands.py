@@ -61,6 +61,7 @@ def study(finished):
         (["autopilot", "--max-runs", "many"], "invalid value for '--max-runs'"),
         (["plan", "study=memry"], "(did you mean memory?); study takes aggregator, "),
         (["autopilot", "--scale", "smoke"], "given without dashes: type `ebc-lab autopilot scale=smoke`"),
+        (["plan", "--config-dir", "conf", "scale=smoke"], "launcher=mine for conf/launcher/mine.yaml"),
         (["status", "./nothing"], "there is no study at ./nothing"),
     ],
 )
