@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from ebc_lab.config.choices import under
 from ebc_lab.config.dicts import run_part
+from ebc_lab.config.errors import count
 from ebc_lab.config.machine import capabilities
 from ebc_lab.config.schema import CAPABILITIES, Config
 from ebc_lab.records.decisions import Decision, ModeFound, ModesTrack
@@ -51,8 +52,7 @@ def shows_nothing(modes: Mapping[str, ModeFound]) -> str:
 
 
 def _counted(mode: ModeFound) -> str:
-    n = mode["checksums"]
-    return f"{n} checksum{'' if n == 1 else 's'} in {mode['completed']} runs"
+    return f"{count(mode['checksums'], 'checksum')} in {mode['completed']} runs"
 
 
 class Circumstances(Stage):

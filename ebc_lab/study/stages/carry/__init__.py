@@ -231,8 +231,7 @@ class Carry(Stage):
 
     def resolve(self, config: Config, say: Callable[[str], None]) -> Config:
         """Return the configuration with the checksums of the settings' own data and tokens filled in."""
-        settings = texts_pinned(config, NAME, config.carry.settings, say)
-        return replace(config, carry=replace(config.carry, settings=settings))
+        return texts_pinned(config, NAME, "settings", say)
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
         """Return losses that make the middle of a grid best, or its upper end in the scenario `max`."""
