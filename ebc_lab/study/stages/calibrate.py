@@ -164,7 +164,6 @@ class Calibrate(Choice):
                 notes.append(f"{track}: no median c fell into {low:g}–{high:g}; the nearest was taken")
             if settings.choose == "loss" and decided["edge"]:
                 notes.append(f"{track}: δ* {decided['delta_star']:g} is the {decided['edge']}est tried")
-        rules.refuse_without_tracks(tracks, self.name, specs, results)
         rule = (
             "the lowest validation loss over a grid of δ*, which grows, at most "
             f"{settings.max_extra} times, while its best point lies on an edge; c is reported, not aimed at"

@@ -73,7 +73,6 @@ class ControllerSearch(Choice):
             }
             if not inside:
                 notes.append(f"{track}: no candidate held the KL within {band}; the nearest was taken")
-        rules.refuse_without_tracks(tracks, self.name, specs, results)
         rule = (
             f"at the calibrated δ* and LR ×{config.calibrate.lr_scale:g}: lowest validation loss among the "
             f"candidates whose median applied KL, over audited clipped steps, is within {band}; none: the "

@@ -175,7 +175,6 @@ class LRScale(Choice):
             if len(inert) > 1:
                 note = f"LR inert: the same run up to rounding; {inert[0]} stands for them"
                 notes.append(f"{track}: EBC at {', '.join(inert)} — {note}")
-        rules.refuse_without_tracks(tracks, self.name, specs, results)
         among = "EBC scales with median c in the band, else the nearest" if by_band else "EBC scales"
         merged = ""
         if not config.budget.leaves_some_free():

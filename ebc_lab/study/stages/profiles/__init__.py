@@ -16,7 +16,7 @@ from ebc_lab.records.decisions import Decision, Profiled, ProfilesTrack, Reached
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
-from ..rules import Results, Specs, divided_in_words, error_divided, make_decision, refuse_without_tracks
+from ..rules import Results, Specs, divided_in_words, error_divided, make_decision
 from ..runs import distinct, texts_pinned, waiting
 from ..stage import Decisions, Scenario, Stage
 from ..suite import points
@@ -179,8 +179,7 @@ class Profiles(Stage):
         phases = Phases(config, results)
         track = track_of(phases)
         judged = track["methods"] and any(w["loss"] is not None for w in track["workloads"].values())
-        tracks = {specs[0].track: track}
-        refuse_without_tracks(tracks if judged else {}, NAME, specs, results)
+        tracks = {specs[0].track: track} if judged else {}
         notes = list(_notes(phases, track))
         return make_decision(NAME, _rule(config), config, specs, results, earlier, tracks=tracks, notes=notes)
 
