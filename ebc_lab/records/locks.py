@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -80,7 +79,7 @@ def study_lock(files: StudyFiles) -> Iterator[None]:
         raise UserError(f"study {name} is being run by {where}: {remedy}.") from None
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        write_json(files.driver_file, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+        write_json(files.driver_file, {"pid": os.getpid(), "host": os.uname().nodename, "since": since})
         yield
     except OSError as error:
         # when a disk fills up, the error names no file
