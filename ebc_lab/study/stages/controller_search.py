@@ -11,7 +11,7 @@ from ebc_lab.records.figures import KL_BAND
 from ebc_lab.records.spec import RunSpec
 
 from . import rules
-from .rules import Results, Specs, val_loss
+from .rules import Results, Specs, make_decision, val_loss
 from .runs import ebc_run, spec_of, tracks_of
 from .stage import Choice, Decisions, Figure
 
@@ -78,8 +78,7 @@ class ControllerSearch(Choice):
             f"candidates whose median applied KL, over audited clipped steps, is within {band}; none: the "
             "nearest to it"
         )
-        chosen = {"tracks": tracks, "notes": notes}
-        return rules.make_decision(self.name, rule, config, specs, results, earlier, **chosen)
+        return make_decision(self.name, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
     def headline(self, track: ControllerTrack) -> str:
         return (

@@ -15,7 +15,7 @@ from ebc_lab.records.spec import RunSpec
 
 from . import rules
 from .lr_sweep.fair_control import control_run
-from .rules import Results, Specs, band_distance, c_median, val_loss
+from .rules import Results, Specs, band_distance, c_median, make_decision, val_loss
 from .runs import ebc_run, plain_run, searched, spec_of, tracks_of
 from .stage import Choice, Decisions, Figure, Scenario, beside_the_band, outside_the_band
 from .statistics import WINDOW_NATS, in_octaves, open_ends, window
@@ -184,8 +184,7 @@ class LRScale(Choice):
             f"lowest validation loss among {among}; {merged}headroom: the largest scale within one sigma of "
             f"the plain optimizer's best; LR window: within {WINDOW_NATS:g} nats of the arm's own best"
         )
-        chosen = {"tracks": tracks, "notes": notes}
-        return rules.make_decision(self.name, rule, config, specs, results, earlier, **chosen)
+        return make_decision(self.name, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
     def headline(self, track: ScaleTrack) -> str:
         scales = {arm: "nowhere" if x is None else f"×{x:g}" for arm, x in track["headroom"].items()}
