@@ -190,9 +190,8 @@ class _Process:
         return [json.loads(line) for line in lines]
 
     def complaints(self) -> str:
-        """What torchrun and its ranks have printed, the last of it."""
-        if self.errors is None:
-            return ""
+        """What torchrun and its ranks have printed, the last of it; of several processes only."""
+        assert self.errors is not None
         length = self.errors.seek(0, os.SEEK_END)
         self.errors.seek(max(0, length - LAST_WORDS))
         return self.errors.read().decode(errors="replace")
