@@ -25,11 +25,8 @@ from .backends.formulas import (
     check_finite,
     check_group,
     check_levels,
-    check_scale,
-    check_step,
     decode,
     root_mean_square,
-    steps_of,
     uniforms_of,
 )
 from .backends.formulas import rounding_key as rounding_key
@@ -58,10 +55,8 @@ class Quantized:
 
 
 def absmean(values: object) -> np.float32:
-    """Return the mean magnitude, the same bits in any order; 0 for an empty array."""
-    weights = as_float32(values)
-    check_finite(weights)
-    return np.float32(steps_of(np, weights, "ternary", "tensor", "absmean"))
+    """Return the mean magnitude, the step of `quantize`: the same bits in any order; 0 for an empty array."""
+    return np.float32(quantize(values).steps)
 
 
 def quantize(
@@ -77,11 +72,8 @@ def quantize(
     `scale` is "absmean" (a group's mean magnitude), "absmax" (its largest over top) or the step itself.
     ValueError for NaN, infinity, complex or object input, and for names that do not exist.
     """
-    check_levels(levels)
-    check_scale(scale)
     weights = as_float32(values)
     group = check_group(group, weights.shape)
-    check_finite(weights)
     codes, steps = get_backend(backend).quantize(weights, levels, group, scale)
     return Quantized(np.asarray(codes), np.asarray(steps), levels, group)
 
@@ -93,11 +85,9 @@ def quantize_stochastic(
 
     `key` is a `rounding_key`. The draw of a place depends on the key and the place in row-major order only.
     """
-    check_levels(levels)
     weights = as_float32(values)
     check_finite(weights)
-    codes = get_backend(backend).stochastic(weights, levels, check_step(step), key)
-    return cast(Codes, np.asarray(codes))
+    return cast(Codes, np.asarray(get_backend(backend).stochastic(weights, levels, step, key)))
 
 
 def stochastic_step(values: object, levels: str) -> np.float32:

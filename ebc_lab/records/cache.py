@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest
 
-from .json_files import read_json, write_json
+from .json_files import try_read, write_json
 
 
 def cache_dir() -> Path:
@@ -33,18 +33,13 @@ class MeasurementCache:
 
     def read(self) -> Any:
         """Return the cached measurement; None if there is none, or if its file cannot be used."""
-        try:
-            return read_json(self.path, self.form)
-        except (OSError, UserError):
-            return None
+        return try_read(self.path, self.form)
 
     def write(self, measurement: Any) -> None:
         """Store the measurement. If the file cannot be written, the next process measures again."""
-        try:
+        with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, measurement, durable=False)
-        except OSError:
-            pass
 
     def read_or_measure(self, measure: Callable[[], Any]) -> Any:
         """Return the cached measurement. If there is none, call `measure`, store the result and return it."""

@@ -56,6 +56,15 @@ def read_json(path: Path, kind: Any = Any, remedy: str = REMEDY) -> Any:
     return _read(path, kind, remedy, checksummed=False)
 
 
+def try_read(path: Path, kind: Any = Any) -> Any:
+    """Return the value as `read_json` does; None if the file is missing, damaged or cannot be read. On NFS, a
+    file that is being replaced is stale for a moment."""
+    try:
+        return read_json(path, kind)
+    except (OSError, UserError):
+        return None
+
+
 def parse_json(content: str | bytes) -> Any:
     """Return the value that a JSON text encodes, with its strings unchanged (`read_json` makes them
     `visible`). Raises ValueError if the text is not strict JSON (NaN, for example), contains an integer

@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from filelock import FileLock, Timeout
 from ebc_lab.config.errors import UserError
 
 from . import fence
-from .json_files import read_json, write_json
+from .json_files import try_read, write_json
 from .paths import RunFiles, StudyFiles
 
 
@@ -63,9 +62,7 @@ def study_holder(files: StudyFiles) -> dict[str, Any] | None:
     is empty if the process has not recorded these yet."""
     if not is_locked(files.driver_lock):
         return None
-    with suppress(OSError, UserError):
-        return dict(read_json(files.driver_file, dict[str, Any]))
-    return {}
+    return try_read(files.driver_file, dict[str, Any]) or {}
 
 
 @contextmanager
@@ -82,7 +79,7 @@ def study_lock(files: StudyFiles) -> Iterator[None]:
         raise UserError(f"study {name} is being run by {where}: {remedy}.") from None
     try:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        write_json(files.driver_file, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+        write_json(files.driver_file, {"pid": os.getpid(), "host": os.uname().nodename, "since": since})
         yield
     except OSError as error:
         # when a disk fills up, the error names no file

@@ -20,7 +20,7 @@ import msgspec
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Decision
-from ebc_lab.records.json_files import read_json, write_json
+from ebc_lab.records.json_files import read_json, try_read, write_json
 from ebc_lab.records.paths import StudyFiles
 
 from .stages.rules import Undecidable
@@ -105,11 +105,8 @@ def outlook(files: StudyFiles, holder: Mapping[str, Any] | None) -> tuple[SoFar,
     """Return the outlook and the expected seconds left (None: unknown), as last written by `holder`, the
     process that holds the study's lock. Return None if no process holds the lock, or `holder` has written no
     outlook."""
-    try:
-        about = read_json(files.outlook_file, OutlookRecord)
-    except (OSError, UserError):
-        return None
-    if holder is None or about["driver"] != holder:
+    about = try_read(files.outlook_file, OutlookRecord)
+    if about is None or holder is None or about["driver"] != holder:
         return None
     left_s = about["left_s"]
     if left_s is not None:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -173,11 +174,9 @@ class _Process:
     def tell(self, **what: Any) -> None:
         """Send a line of JSON. Where the process has ended, `listen` notices."""
         assert self.process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(what).encode() + b"\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
-            return
 
     def listen(self) -> list[dict[str, Any]]:
         """What it has said since the last call, after waiting LISTEN_S for it at most."""
@@ -191,9 +190,8 @@ class _Process:
         return [json.loads(line) for line in lines]
 
     def complaints(self) -> str:
-        """What torchrun and its ranks have printed, the last of it."""
-        if self.errors is None:
-            return ""
+        """What torchrun and its ranks have printed, the last of it; of several processes only."""
+        assert self.errors is not None
         length = self.errors.seek(0, os.SEEK_END)
         self.errors.seek(max(0, length - LAST_WORDS))
         return self.errors.read().decode(errors="replace")

@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from ebc_lab.config.errors import UserError
-from ebc_lab.records.json_files import read_json, write_json
+from ebc_lab.records.json_files import try_read, write_json
 
 POLL_S = 0.5  # between two looks at the file, which lies on a file server
 PATIENCE_S = 60.0  # for Slurm's answer
@@ -115,10 +114,8 @@ def started(arguments: Sequence[str], **how: Any) -> subprocess.Popen[bytes]:
 
 
 def _invitation(file: Path) -> Invitation | None:
-    with suppress(OSError, UserError):
-        invitation: Invitation = read_json(file, Invitation)
-        return invitation if invitation["attempt"] == attempt() else None
-    return None
+    invitation: Invitation | None = try_read(file, Invitation)
+    return invitation if invitation and invitation["attempt"] == attempt() else None
 
 
 def _torchrun(invitation: Invitation, node: int) -> list[str]:

@@ -118,13 +118,10 @@ class Recording:
 
 
 class Unrecorded(Recording):
-    """The streams of a process that is not the first of its run: there are none."""
+    """The streams of a process that is not the first of its run, which alone evaluates: there are none."""
 
     def __init__(self) -> None:
         self.streams = ()
 
     def step(self, step: int, lr: float, figures: Mapping[str, Any], *, failed: bool) -> None:
-        return
-
-    def evaluation(self, step: int, figures: Mapping[str, float], *, tokens: int, train_s: float) -> None:
         return

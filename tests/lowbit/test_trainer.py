@@ -195,7 +195,7 @@ def test_a_step_without_a_finite_loss_is_skipped_and_moves_nothing():
 
 def moved_since_the_start(trainer: HybridLLMTrainer, data: np.ndarray) -> torch.Tensor:
     """How far each weight is from where a perceptron of these settings begins."""
-    before = models.Perceptron([12, 24, 24, 12], Rows(data, None, small()).scales, 0, None)
+    before = models.Perceptron([12, 24, 24, 12], Rows(data, None, small()).scales, 0)
     pairs = zip(trainer.model.parameters(), before.parameters(), strict=True)
     return torch.cat([(a - b).detach().reshape(-1) for a, b in pairs])
 
@@ -284,7 +284,7 @@ def test_plain_training_is_torch_adam_through_the_quantizer():
     summary = trainer.train(data)["optimizer_summary"]
     assert (summary["policy"], summary["constraints_active"]) == ("constant", 0)
     source = Rows(data, None, config)
-    model = models.Perceptron([12, 24, 24, 12], source.scales, 0, None)
+    model = models.Perceptron([12, 24, 24, 12], source.scales, 0)
     optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
     for step in range(6):
         x, y = source.batch(step)

@@ -86,8 +86,6 @@ def library(name: str) -> ctypes.CDLL:
 
     BackendUnavailableError where there is none, with the reason.
     """
-    if name not in _LANGUAGES:
-        raise ValueError(f"a compiled backend is one of {', '.join(_LANGUAGES)}, not {name!r}")
     variables = (_LANGUAGES[name].variable, "PATH", "EBC_LAB_LOWBIT_CACHE", "XDG_CACHE_HOME", "HOME")
     setting = (name, FLAGS, *(os.environ.get(variable) for variable in variables))
     with _one_at_a_time:

@@ -136,7 +136,7 @@ def steps_of(xp: Any, weights: Array, levels: str, group: Group, scale: Scale) -
 
     def step_of(groups: Array) -> Array:
         if scale == "absmean":
-            return (order_free_total(xp, groups, 1, _block_totals) / groups.shape[-1]).astype(xp.float32)
+            return order_free_mean(xp, groups).astype(xp.float32)
         largest = xp.abs(groups).max(axis=-1)
         if scale == "absmax":
             return largest / xp.float32(TOP[levels])

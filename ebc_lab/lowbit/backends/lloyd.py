@@ -26,7 +26,6 @@ def lloyd_numpy(grid: ArrayLike, start: ArrayLike, max_iter: int) -> tuple[Label
     centers = np.array(start, dtype=np.float64)
     labels = np.full(len(points), -1, dtype=np.int32)
     sums = np.zeros_like(centers)
-    counts = np.zeros(len(centers), dtype=np.int64)
     for passes in range(1, max_iter + 1):
         new_labels = nearest(points, centers)
         moved = np.flatnonzero(new_labels != labels)

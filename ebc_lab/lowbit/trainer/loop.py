@@ -37,7 +37,7 @@ from ..names import Familiar, Summary
 from ..policy import Observed, make_policy
 from ..ste import straight_through
 from .data import Rows, Text, tokens_of
-from .models import Perceptron, Quantizer, text_model
+from .models import Perceptron, text_model
 from .run import Run, read_checkpoint, write_checkpoint
 from .settings import TrainingConfig
 
@@ -241,16 +241,14 @@ class HybridLLMTrainer(Familiar):
 
     def _built(self, kind: str, sizes: dict[str, Any], digest: str) -> Run:
         config = self.config
-        quantizer: Quantizer | None = None
-        if config.quantize_weights:
-            quantizer = functools.partial(straight_through, levels=config.levels)
-        model: nn.Module
-        if self._given is not None:
-            model = quantize_model(self._given, config.levels) if config.quantize_weights else self._given
-        elif kind == "rows":
-            model = Perceptron(**sizes, seed=config.seed, quantizer=quantizer)
-        else:
+        if self._given is None and kind == "text":
+            through = functools.partial(straight_through, levels=config.levels)
+            quantizer = through if config.quantize_weights else None
             model = text_model()(**sizes, seed=config.seed, quantize=quantizer)
+        else:
+            model = Perceptron(**sizes, seed=config.seed) if self._given is None else self._given
+            if config.quantize_weights:
+                quantize_model(model, config.levels, keep=() if self._given is None else None)
         gradients = None
         if config.quantize_gradients:
             gradients = GradientQuantizer(config.levels, rounding="stochastic", seed=config.seed)

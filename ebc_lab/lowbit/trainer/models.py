@@ -6,27 +6,11 @@ import itertools
 import math
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import TypeAlias, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-Quantizer: TypeAlias = Callable[[Tensor], Tensor]
-
-
-class Layer(nn.Module):
-    """Compute x W^T + b, with a weight matrix used through the quantizer and a float32 bias."""
-
-    def __init__(self, inputs: int, outputs: int, draw: torch.Generator, quantizer: Quantizer | None):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(outputs, inputs, generator=draw) / math.sqrt(inputs))
-        self.bias = nn.Parameter(torch.zeros(outputs))
-        self.quantizer = quantizer
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight if self.quantizer is None else self.quantizer(self.weight)
-        return F.linear(x, weight, self.bias)
 
 
 class Perceptron(nn.Module):
@@ -38,13 +22,14 @@ class Perceptron(nn.Module):
 
     scales: Tensor
 
-    def __init__(
-        self, widths: list[int], scales: tuple[float, float], seed: int, quantizer: Quantizer | None
-    ):
+    def __init__(self, widths: list[int], scales: tuple[float, float], seed: int):
         super().__init__()
         draw = torch.Generator().manual_seed(seed)
-        pairs = itertools.pairwise(widths)
-        self.layers = nn.ModuleList(Layer(i, o, draw, quantizer) for i, o in pairs)
+        pairs = list(itertools.pairwise(widths))
+        self.layers = nn.ModuleList(nn.Linear(i, o, device="meta") for i, o in pairs)  # which draw nothing
+        for layer, (i, o) in zip(self.layers, pairs, strict=True):
+            layer.weight = nn.Parameter(torch.randn(o, i, generator=draw) / math.sqrt(i))
+            layer.bias = nn.Parameter(torch.zeros(o))
         self.register_buffer("scales", torch.tensor(scales))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SOURCE = "lr_schedule.source"  # of a replay: a run's name in a study, its folder outside of it
 NAMES = ("run_id", "identity", "corpus_warning")  # in a result, but no figures of it
+LOSSES = ("val_loss", "test_loss")  # shown in any case
 TIMED = ("train_s",)  # columns of evals.csv that differ each time
 MOST_FIGURES = 6  # that differ, shown one by one
 
@@ -212,9 +213,7 @@ def compare(study: Study, spec: SpecRecord, folder: Path) -> dict[str, Any]:
         "steps": steps,
         "evals": evals,
         "figures": {"compared": len(both), "differ": differ},
-        "losses": {
-            k: [old.get(k), new.get(k)] for k in ("val_loss", "test_loss") if old.get(k) or new.get(k)
-        },
+        "losses": {k: [old.get(k), new.get(k)] for k in LOSSES if old.get(k) or new.get(k)},
         "outcomes": [recorded.get("outcome"), again.get("outcome")],
         "causes": [] if same else list(_causes(study, spec)),
     }
@@ -223,17 +222,14 @@ def compare(study: Study, spec: SpecRecord, folder: Path) -> dict[str, Any]:
 def _steps(there: RunFiles, here: RunFiles, recorded: RunResult, again: RunResult) -> dict[str, Any]:
     """Compare the steps, byte by byte where the recording has them, else by their checksum."""
     known, now = (result.get("streams", {}).get(there.steps.name) for result in (recorded, again))
-    if not there.steps.is_file():
-        by = None if known is None else "sha256"
-        return {
-            "same": None if known is None else known == now,
-            "by": by,
-            "rows": again["steps"],
-            "part": None,
-        }
-    if read_regular(there.steps, MOST_BYTES) == read_regular(here.steps, MOST_BYTES):
-        return {"same": True, "by": "bytes", "rows": again["steps"], "part": None}
-    return _by_numbers(read_columns(there.steps), read_columns(here.steps))
+    same, by = None, None
+    if there.steps.is_file():
+        if read_regular(there.steps, MOST_BYTES) != read_regular(here.steps, MOST_BYTES):
+            return _by_numbers(read_columns(there.steps), read_columns(here.steps))
+        same, by = True, "bytes"
+    elif known is not None:
+        same, by = known == now, "sha256"
+    return {"same": same, "by": by, "rows": again["steps"], "part": None}
 
 
 def _evals(there: RunFiles, here: RunFiles, recorded: RunResult, again: RunResult) -> dict[str, Any]:
@@ -327,16 +323,12 @@ def _parting(name: str, stream: Mapping[str, Any]) -> str:
     """Return where a stream parts from the recorded one; empty if it does not."""
     part = stream["part"]
     if part is None:
-        return (
-            ""
-            if stream["same"] is not False
-            else f"{name}: other bytes; the recording has their sha256 alone"
-        )
+        alone = f"{name}: other bytes; the recording has their sha256 alone"
+        return alone if stream["same"] is False else ""
     if part["column"] is None:
         return f"{name}: {part['recorded']} rows recorded, {part['again']} now, the same as far as both go"
-    return (
-        f"{name}: first at step {part['step']}, {part['column']}: {_values(part['recorded'], part['again'])}"
-    )
+    values = _values(part["recorded"], part["again"])
+    return f"{name}: first at step {part['step']}, {part['column']}: {values}"
 
 
 def _values(recorded: Any, again: Any) -> str:

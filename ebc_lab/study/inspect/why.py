@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ebc_lab.config.errors import UserError
 from ebc_lab.records.decisions import Decision, NoiseFloor
 
 from ..stages.stage import stage_of
@@ -18,14 +17,10 @@ def why(study: Study, stage: str | None) -> dict[str, Any]:
     """Return stage -> decision, with what would have changed the decision, for one stage or for all decided
     stages. Raises UserError if the stage does not exist or is undecided."""
     snapshot = read(study)
-    stages = snapshot.config.study.stages
     if stage is not None:
-        study.must_have(stage, stages)
+        study.must_have(stage, snapshot.config.study.stages)
     decisions = snapshot.sound_decisions()
-    asked = [stage] if stage else list(decisions)
-    if not asked or any(s not in decisions for s in asked):
-        which = f"{stage} of study {study.name} is not" if stage else f"no stage of study {study.name} is"
-        raise UserError(f"{which} decided yet.")
+    asked = snapshot.decided(stage)
     with study.blame_files():
         because = snapshot.stale_decisions()
         floors = noise_floor(decisions)

@@ -21,7 +21,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.machine import git_revision
 from ebc_lab.config.schema import Config
 from ebc_lab.records.files import stamp_of
-from ebc_lab.records.json_files import read_json, write_json
+from ebc_lab.records.json_files import read_json, try_read, write_json
 from ebc_lab.records.locks import is_locked
 
 from ..store import attempts
@@ -138,10 +138,8 @@ class Session:
 
     def noted(self, kind: str, worker: str) -> dict[str, Any] | None:
         """Return what `note` wrote last, or None if the file is missing, damaged, or stale on NFS."""
-        try:
-            return dict(read_json(self.root / f"{kind}-{worker}.json", NOTES[kind]))
-        except (OSError, UserError):
-            return None
+        noted: dict[str, Any] | None = try_read(self.root / f"{kind}-{worker}.json", NOTES[kind])
+        return noted
 
     def notes(self) -> dict[str, dict[str, Any]]:
         """Return the latest `Note` of each worker, by the worker's name."""

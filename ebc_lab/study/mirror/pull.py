@@ -11,7 +11,6 @@ import re
 import secrets
 import shlex
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from filelock import FileLock, Timeout
 from ebc_lab.config.errors import UserError, visible
 from ebc_lab.config.study_checks import check_address
 from ebc_lab.records.files import refuse_unwritable, replacing
-from ebc_lab.records.json_files import read_json, write_json
+from ebc_lab.records.json_files import try_read, write_json
 
 from ..store import manifest
 from ..store.study import Study
@@ -100,9 +99,7 @@ def _here_already(root: Path, place: Place, index: Index) -> str:
     `root` matches the index or is the folder that is mirrored. Raises UserError for any other `root`."""
     if not root.exists():
         return ""
-    note = None
-    with suppress(OSError, UserError):
-        note = read_json(Study(root).mirror_file, MirrorRecord)
+    note = try_read(Study(root).mirror_file, MirrorRecord)
     if note and note["address"] == place.address and note["writer"] == index.writer:
         return f"{root} is what is mirrored there: nothing was fetched"
     here = {path: digest_or_fault(root / path) for path in kept_elsewhere(root)}

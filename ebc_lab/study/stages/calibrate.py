@@ -15,7 +15,7 @@ from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
 from . import rules, stage
-from .rules import Results, Specs, band_distance, c_median
+from .rules import Results, Specs, band_distance, c_median, make_decision
 from .runs import ebc_run, spec_of, tracks_of
 from .search import Point, Search, conclusive, mean_loss
 from .stage import Choice, Decisions, Figure, Scenario
@@ -164,7 +164,6 @@ class Calibrate(Choice):
                 notes.append(f"{track}: no median c fell into {low:g}–{high:g}; the nearest was taken")
             if settings.choose == "loss" and decided["edge"]:
                 notes.append(f"{track}: δ* {decided['delta_star']:g} is the {decided['edge']}est tried")
-        rules.refuse_without_tracks(tracks, self.name, specs, results)
         rule = (
             "the lowest validation loss over a grid of δ*, which grows, at most "
             f"{settings.max_extra} times, while its best point lies on an edge; c is reported, not aimed at"
@@ -175,8 +174,7 @@ class Calibrate(Choice):
                 f"or extend by 2, {settings.max_extra} runs at most, then the nearest"
             )
         rule = f"at LR ×{settings.lr_scale:g}: {rule}"
-        chosen = {"tracks": tracks, "notes": notes}
-        return rules.make_decision(self.name, rule, config, specs, results, earlier, **chosen)
+        return make_decision(self.name, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
     def headline(self, track: CalibratedTrack) -> str:
         return (

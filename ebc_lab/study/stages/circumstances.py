@@ -8,13 +8,14 @@ from dataclasses import replace
 
 from ebc_lab.config.choices import under
 from ebc_lab.config.dicts import run_part
+from ebc_lab.config.errors import count
 from ebc_lab.config.machine import capabilities
 from ebc_lab.config.schema import CAPABILITIES, Config
 from ebc_lab.records.decisions import Decision, ModeFound, ModesTrack
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
-from .rules import Decisions, Results, Specs, losses_of, make_decision, refuse_without_tracks
+from .rules import Decisions, Results, Specs, losses_of, make_decision
 from .stage import Figure, Scenario, Stage
 
 PLAIN = "none"  # the mode whose weights have to differ for the comparison to show anything
@@ -51,8 +52,7 @@ def shows_nothing(modes: Mapping[str, ModeFound]) -> str:
 
 
 def _counted(mode: ModeFound) -> str:
-    n = mode["checksums"]
-    return f"{n} checksum{'' if n == 1 else 's'} in {mode['completed']} runs"
+    return f"{count(mode['checksums'], 'checksum')} in {mode['completed']} runs"
 
 
 class Circumstances(Stage):
@@ -93,9 +93,9 @@ class Circumstances(Stage):
         settings = config.circumstances
         instructions = _instructions(config)
         modes = {mode: _mode([s for s in specs if s.role == mode], results) for mode in settings.modes}
-        tracks: dict[str, ModesTrack] = {specs[0].track: {"modes": modes, "capabilities": list(instructions)}}
-        completed = any(mode["completed"] for mode in modes.values())
-        refuse_without_tracks(tracks if completed else {}, self.name, specs, results)
+        tracks: dict[str, ModesTrack] = {}
+        if any(mode["completed"] for mode in modes.values()):
+            tracks[specs[0].track] = {"modes": modes, "capabilities": list(instructions)}
         threads, capabilities_tried, parts = (
             ", ".join(map(str, values)) for values in (settings.threads, instructions, settings.parts)
         )

@@ -11,7 +11,7 @@ from ebc_lab.records.figures import KL_BAND
 from ebc_lab.records.spec import RunSpec
 
 from . import rules
-from .rules import Results, Specs, val_loss
+from .rules import Results, Specs, make_decision, val_loss
 from .runs import ebc_run, spec_of, tracks_of
 from .stage import Choice, Decisions, Figure
 
@@ -73,14 +73,12 @@ class ControllerSearch(Choice):
             }
             if not inside:
                 notes.append(f"{track}: no candidate held the KL within {band}; the nearest was taken")
-        rules.refuse_without_tracks(tracks, self.name, specs, results)
         rule = (
             f"at the calibrated δ* and LR ×{config.calibrate.lr_scale:g}: lowest validation loss among the "
             f"candidates whose median applied KL, over audited clipped steps, is within {band}; none: the "
             "nearest to it"
         )
-        chosen = {"tracks": tracks, "notes": notes}
-        return rules.make_decision(self.name, rule, config, specs, results, earlier, **chosen)
+        return make_decision(self.name, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
     def headline(self, track: ControllerTrack) -> str:
         return (

@@ -15,7 +15,7 @@ from ebc_lab.records.spec import RunSpec
 
 from . import rules
 from .lr_sweep.fair_control import control_run
-from .rules import Results, Specs, band_distance, c_median, val_loss
+from .rules import Results, Specs, band_distance, c_median, make_decision, val_loss
 from .runs import ebc_run, plain_run, searched, spec_of, tracks_of
 from .stage import Choice, Decisions, Figure, Scenario, beside_the_band, outside_the_band
 from .statistics import WINDOW_NATS, in_octaves, open_ends, window
@@ -175,7 +175,6 @@ class LRScale(Choice):
             if len(inert) > 1:
                 note = f"LR inert: the same run up to rounding; {inert[0]} stands for them"
                 notes.append(f"{track}: EBC at {', '.join(inert)} — {note}")
-        rules.refuse_without_tracks(tracks, self.name, specs, results)
         among = "EBC scales with median c in the band, else the nearest" if by_band else "EBC scales"
         merged = ""
         if not config.budget.leaves_some_free():
@@ -185,8 +184,7 @@ class LRScale(Choice):
             f"lowest validation loss among {among}; {merged}headroom: the largest scale within one sigma of "
             f"the plain optimizer's best; LR window: within {WINDOW_NATS:g} nats of the arm's own best"
         )
-        chosen = {"tracks": tracks, "notes": notes}
-        return rules.make_decision(self.name, rule, config, specs, results, earlier, **chosen)
+        return make_decision(self.name, rule, config, specs, results, earlier, tracks=tracks, notes=notes)
 
     def headline(self, track: ScaleTrack) -> str:
         scales = {arm: "nowhere" if x is None else f"×{x:g}" for arm, x in track["headroom"].items()}

@@ -118,7 +118,9 @@ def candidate(spec: RunSpec, results: Results) -> Candidate:
 def make_decision(
     stage: str, rule: str, config: Config, specs: Specs, results: Results, earlier: Decisions, **chosen: Any
 ) -> Decision:
-    """Return a decision with its evidence and hashes. `chosen`: its further keys, such as `tracks`."""
+    """Return a decision with its evidence and hashes. `chosen`: `tracks` and its further keys. Raises
+    Undecidable if there are no tracks."""
+    refuse_without_tracks(chosen["tracks"], stage, specs, results)
     known = [s for s in specs if s.run_id in results]
     decision: dict[str, Any] = {
         "stage": stage,

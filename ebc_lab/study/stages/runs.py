@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from ebc_lab.config.checks import least_target_kl
 from ebc_lab.config.choices import changed, optimizer_defaults, read_choice, with_size
@@ -25,7 +25,7 @@ from ebc_lab.config.identity import (
 )
 from ebc_lab.config.parts.data import data_of_another_text
 from ebc_lab.config.parts.race import RaceConfig
-from ebc_lab.config.schema import STAGES, CarrySettingConfig, Config, ProfiledWorkloadConfig, RunConfig
+from ebc_lab.config.schema import STAGES, Config, RunConfig
 from ebc_lab.ebc.options import GUARDED
 from ebc_lab.records.decisions import BestRate, NaturalSteps, SweepTrack
 from ebc_lab.records.spec import RunSpec, arm_name
@@ -33,7 +33,6 @@ from ebc_lab.records.spec import RunSpec, arm_name
 from .rules import Decisions, Results, Specs, curve_of, losses_of
 
 Searched = tuple[str, str]  # optimizer, projection
-Place = TypeVar("Place", CarrySettingConfig, ProfiledWorkloadConfig)  # a setting or a workload
 Rivals = Sequence[Specs]  # points of a search, each as its runs over the seeds
 # no run is stopped before this share of its steps: earlier losses misled (dev/studies/race_replay.py)
 RACED_FROM = 0.75
@@ -262,20 +261,20 @@ def with_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, **own}
 
 
-def texts_pinned(
-    config: Config, stage: str, places: Mapping[str, Place], say: Callable[[str], None]
-) -> dict[str, Place]:
-    """Return the places (settings or workloads) of a stage, with the checksums of their own data and tokens
-    filled in by reading the files. Raises UserError if a file cannot be read. `say` prints a line."""
+def texts_pinned(config: Config, stage: str, part: str, say: Callable[[str], None]) -> Config:
+    """Return the configuration with the checksums of the own data and tokens of a stage's settings or
+    workloads (`part`) filled in by reading the files. Raises UserError if a file cannot be read. `say` prints
+    a line."""
     from ebc_lab.workloads.starts import pinned
     from ebc_lab.workloads.text import checked_text
 
-    base, made = run_part(config), dict(places)
-    for name, place in places.items():
+    base, of_stage = run_part(config), getattr(config, stage)
+    made = dict(getattr(of_stage, part))
+    for name, place in made.items():
         if own := own_text(base, place.settings):
             run = with_size(changed(base, {**place.settings, **own}), place)
             run = pinned(run, *checked_text(run))
             settings = {**place.settings, "data": to_dict(run.data), "tokens": to_dict(run.tokens)}
             made[name] = replace(place, settings=settings)
             say(f"{stage}: {name} has data of its own, {run.data.name} in {run.tokens.name}")
-    return made
+    return replace(config, **{stage: replace(of_stage, **{part: made})})

@@ -104,7 +104,7 @@ class Search:
         scores = {key: self.score_of(dict(key)) for key in self.eligible}
         if not self.finals or waiting([*itertools.chain(*self.finals.values())], self.results):
             return scores
-        means = {key: self.final_mean(dict(key)) for key in self.finals}
+        means = {key: mean_loss(self.runs(dict(key), final=True), self.results) for key in self.finals}
         others = {key: score for key, score in scores.items() if key not in means}
         return means if any(map(math.isfinite, means.values())) else others
 
@@ -117,10 +117,6 @@ class Search:
     def best(self) -> Point | None:
         """Return the first of the ranked points, or None if there is none."""
         return next(iter(self.ranked()), None)
-
-    def final_mean(self, point: Mapping[str, Any]) -> float:
-        """Return the mean loss of a point over all its runs, those as a finalist as well."""
-        return mean_loss(self.runs(point, final=True), self.results)
 
     def alike(self, point: Mapping[str, Any]) -> list[Point]:
         """Return the tried points that differ from this one at most in settings whose grids may grow."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from ebc_lab.config.own.files import ENDINGS
 from ebc_lab.config.schema import Config
-from ebc_lab.records.files import atomic_writer
+from ebc_lab.records.files import write_atomic
 
 from . import manifest
 from .study import OwnRecord, Study
@@ -37,8 +37,7 @@ def keep(study: Study, config: Config) -> OwnRecord:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         manifest.remove_entries(study.root, f"{study.own.name}/{name}")
-        with atomic_writer(path) as out:
-            out.write(content)
+        write_atomic(path, content)
     for path in [*study.own.rglob("*")]:
         name = path.relative_to(study.own).as_posix()
         if path.is_file() and name not in config.own_files:

@@ -32,11 +32,7 @@ def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
     snapshot = read(study)
     stages = snapshot.config.study.stages
     recorded = snapshot.decisions
-    asked = [s for s in stages if s in recorded and stage in (None, s)]
-    if not asked:
-        raise UserError(
-            f"{stage or 'no stage'} of study {study.name} is {'not ' if stage else ''}decided yet."
-        )
+    asked = snapshot.decided(stage)
     made: dict[str, Decision] = {}
     findings: dict[str, Any] = {}
     broken: str | None = None  # why no later stage can be decided

@@ -59,6 +59,15 @@ class Snapshot:
             )
         return self.decisions
 
+    def decided(self, stage: str | None) -> list[str]:
+        """Return a stage or, for None, all decided stages in their order. Raises UserError if the stage, or
+        every stage, is undecided."""
+        asked = [s for s in self.config.study.stages if s in self.decisions and stage in (None, s)]
+        if not asked:
+            name = self.study.name
+            raise UserError(f"{stage or 'no stage'} of study {name} is {'not ' if stage else ''}decided yet.")
+        return asked
+
     def sound_records(self) -> list[Record]:
         """Return all planned runs. Raises UserError if the files of any run are damaged."""
         if problems := self.index.problems:

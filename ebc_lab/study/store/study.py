@@ -22,7 +22,7 @@ from ebc_lab.config.schema import STAGES, Config, RunConfig
 from ebc_lab.config.study_checks import validate
 from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import OUTCOMES, RunResult
-from ebc_lab.records.json_files import as_json, read_checksummed, read_json, read_sealed, write_json
+from ebc_lab.records.json_files import as_json, read_checksummed, read_json, read_sealed, try_read, write_json
 from ebc_lab.records.locks import study_holder, study_lock
 from ebc_lab.records.paths import ProgressRecord, ShownSettings, SpecRecord, StudyFiles
 from ebc_lab.records.spec import RunSpec
@@ -323,9 +323,8 @@ class Study(StudyFiles):
 
     def progress(self, run_id: str) -> dict[str, Any] | None:
         """Return the contents of a run's progress.json; None if the file is missing or cannot be read."""
-        with suppress(OSError, UserError):  # on NFS, a file being replaced is stale for a moment
-            return dict(read_json(self.run_files(run_id).progress, ProgressRecord))
-        return None
+        progress: dict[str, Any] | None = try_read(self.run_files(run_id).progress, ProgressRecord)
+        return progress
 
     def last_evaluation(self, run_id: str) -> tuple[int, float] | None:
         """Return (step, validation loss) of a run's latest evaluation; None if none can be read."""
@@ -374,12 +373,11 @@ class Study(StudyFiles):
     def noted_command(self) -> str | None:
         """Return the recorded command as a line to paste into a shell in the working folder. Return None if
         no command was recorded, or the study has been moved since."""
-        with suppress(OSError, UserError):
-            about = read_json(self.command_file, NotedCommand)
-            if about["study"] == str(self.root.resolve()):
-                there = "" if about["folder"] == os.getcwd() else f"cd {shlex.quote(about['folder'])} && "
-                return there + shlex.join(about["words"])
-        return None
+        about: NotedCommand | None = try_read(self.command_file, NotedCommand)
+        if about is None or about["study"] != str(self.root.resolve()):
+            return None
+        there = "" if about["folder"] == os.getcwd() else f"cd {shlex.quote(about['folder'])} && "
+        return there + shlex.join(about["words"])
 
     def write_spec(self, spec: RunSpec) -> None:
         """Create a run's folder and write its spec.json. Do nothing if spec.json exists."""

@@ -27,7 +27,7 @@ from ebc_lab.config.dicts import flat
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import TrackerConfig
 from ebc_lab.records.files import Stamp, stamp
-from ebc_lab.records.json_files import read_json, write_json
+from ebc_lab.records.json_files import read_json, try_read, write_json
 from ebc_lab.records.paths import RunFiles, SpecRecord, StudyFiles
 from ebc_lab.records.streams import read_columns
 
@@ -63,10 +63,8 @@ class Reader:
         self.root = root
         self.path = root / FOLDER / f"{name}.json"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.shown: ShownRecord = {"to": to, "runs": {}}
-        with suppress(OSError, UserError):
-            known = read_json(self.path, ShownRecord)
-            self.shown = known if known["to"] == to else self.shown
+        known: ShownRecord | None = try_read(self.path, ShownRecord)
+        self.shown: ShownRecord = known if known and known["to"] == to else {"to": to, "runs": {}}
         self.complete: dict[Path, Stamp] = {}  # run's folder -> stamp of its result, once shown
 
     def measuring(self) -> bool:

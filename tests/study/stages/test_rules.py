@@ -38,7 +38,7 @@ def test_nothing_but_a_completed_finite_loss_can_win(result):
 
 def test_a_decision_of_another_form_or_with_another_figure_cannot_be_used():
     config = config_of("optimizer=adam")
-    decision = make_decision("lr_sweep", "any", config, [], {}, {}, tracks={}, notes=[])
+    decision = make_decision("lr_sweep", "any", config, [], {}, {}, tracks={"adam_none": {}}, notes=[])
     assert decision_problem(decision) is None
     edited = {**decision, "notes": ["mine"]}
     assert decision_problem(edited) == "its record in auto_decisions.json was edited"

@@ -24,7 +24,7 @@ from ebc_lab.records.decisions import Decision, Difference, UnitCurve, UnitPoint
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, track_of
 
-from ..rules import Results, Specs, divided_in_words, error_divided, make_decision, refuse_without_tracks
+from ..rules import Results, Specs, divided_in_words, error_divided, make_decision
 from ..runs import distinct, specs_made, texts_pinned, with_text
 from ..search import Point, Search
 from ..stage import Decisions, Scenario, Stage
@@ -210,7 +210,6 @@ class Carry(Stage):
             curves[arm][name] = _curve(search)
         judgement = Judgement(config.carry, curves, error_divided(config))
         tracks = {specs[0].track: judgement.track()} if any(judgement.carried.values()) else {}
-        refuse_without_tracks(tracks, NAME, specs, results)
         notes = [note for track in tracks.values() for note in _notes(config.carry, track)]
         return make_decision(NAME, _rule(config), config, specs, results, earlier, tracks=tracks, notes=notes)
 
@@ -231,8 +230,7 @@ class Carry(Stage):
 
     def resolve(self, config: Config, say: Callable[[str], None]) -> Config:
         """Return the configuration with the checksums of the settings' own data and tokens filled in."""
-        settings = texts_pinned(config, NAME, config.carry.settings, say)
-        return replace(config, carry=replace(config.carry, settings=settings))
+        return texts_pinned(config, NAME, "settings", say)
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
         """Return losses that make the middle of a grid best, or its upper end in the scenario `max`."""

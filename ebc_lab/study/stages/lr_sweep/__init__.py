@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
+from ebc_lab.config.errors import count
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Decision, Pair, SweepTrack
 from ebc_lab.records.figures import RunResult
@@ -179,10 +180,6 @@ def _on_the_grid(grids: Grids) -> str:
     return f"{first} {leads}, {gap:.4f} nats ahead of {whose}lr {rate_of(second):g}{but}"
 
 
-def _times(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
-
-
 def _dropped_in_words(pair: Pair) -> str:
     """Return a clause such as `muon_none, 0.0412 nats behind on the grid, not told apart by one run each`."""
     if pair["behind"] is None:
@@ -202,7 +199,7 @@ def _notes(config: Config, tracks: Mapping[str, SweepTrack], pairs: Sequence[Pai
         if control["longest_warmup"] and control["used"]:
             yield f"{t}: the fair control has the longest warm-up that was tried"
         if grid["edge"]:
-            edge = f"{grid['edge']} edge even after {_times(grid['extensions'], 'extension')}"
+            edge = f"{grid['edge']} edge even after {count(grid['extensions'], 'extension')}"
             yield f"{t}: the grid's best lr, {grid['lr']:g}, lies on its {edge}"
         if d["edge"]:
             yield f"{t}: the baseline's lr {d['lr']:g} is the {d['edge']}est tried"
@@ -311,7 +308,7 @@ class LRSweep(Choice):
     def headline(self, track: SweepTrack) -> str:
         dropped = "".join(f"; dropped: {_dropped_in_words(pair)}" for pair in track["dropped"])
         which = "the only constant rate tried" if len(track["ranked"]) == 1 else "best constant rate"
-        seeds = _times(len(track["replicate_losses"]), "seed")
+        seeds = count(len(track["replicate_losses"]), "seed")
         return (
             f"baseline ({which}): lr {track['lr']:g}, validation loss {track['val_loss']:.4f}, σ "
             f"(its spread over {seeds}) {track['sigma']:.4f}; natural KL (of a step without EBC) "

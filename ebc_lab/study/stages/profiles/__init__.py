@@ -10,17 +10,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Decision, Profiled, ProfilesTrack, Reached, Target
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
-from ..rules import Results, Specs, divided_in_words, error_divided, make_decision, refuse_without_tracks
+from ..rules import Results, Specs, divided_in_words, error_divided, make_decision
 from ..runs import distinct, texts_pinned, waiting
 from ..stage import Decisions, Scenario, Stage
-from .calibration import NAME, Phases, edges_of, points_of
+from ..suite import points
+from .calibration import NAME, Phases, edges_of
 from .scores import MOST, intervals, lowest, mean_time, median, over_the_best, score, sensitivity
 
 
@@ -54,7 +54,7 @@ def track_of(phases: Phases) -> ProfilesTrack:
             "about": settings.about,
             "point": point,
             "edges": edges_of(settings.grid, point),
-            "tried": len(points_of(settings)),
+            "tried": len(points(settings.grid)),
             "calibration": mean_time(times),
             "missed": [name for name, time in times.items() if math.isinf(time)],
             "workloads": reached,
@@ -179,8 +179,7 @@ class Profiles(Stage):
         phases = Phases(config, results)
         track = track_of(phases)
         judged = track["methods"] and any(w["loss"] is not None for w in track["workloads"].values())
-        tracks = {specs[0].track: track}
-        refuse_without_tracks(tracks if judged else {}, NAME, specs, results)
+        tracks = {specs[0].track: track} if judged else {}
         notes = list(_notes(phases, track))
         return make_decision(NAME, _rule(config), config, specs, results, earlier, tracks=tracks, notes=notes)
 
@@ -206,8 +205,7 @@ class Profiles(Stage):
 
     def resolve(self, config: Config, say: Callable[[str], None]) -> Config:
         """Return the configuration with the checksums of the workloads' own data and tokens filled in."""
-        workloads = texts_pinned(config, NAME, config.profiles.workloads, say)
-        return replace(config, profiles=replace(config.profiles, workloads=workloads))
+        return texts_pinned(config, NAME, "workloads", say)
 
     def invent(self, config: Config, scenario: Scenario, spec: RunSpec, nth: int) -> RunResult:
         """Return a result that reaches the target at its last step, so that methods get configurations."""

@@ -21,7 +21,7 @@ from ebc_lab.config.choices import changed, with_size
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.identity import number
 from ebc_lab.config.parts.target import first_at_or_below
-from ebc_lab.config.schema import HORIZON, Config, MethodConfig
+from ebc_lab.config.schema import HORIZON, Config
 from ebc_lab.records.decisions import Target
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, track_of
@@ -29,6 +29,7 @@ from ebc_lab.records.spec import RunSpec, track_of
 from ..rules import Results, Specs, edge_of, is_conclusive, val_loss
 from ..runs import specs_made, waiting, with_text
 from ..search import Point, Search
+from ..suite import points
 from .scores import lowest, mean_time, median
 
 NAME = "profiles"
@@ -100,7 +101,7 @@ class Phases:
         """Return the search over the yardstick's grid on a workload, with runs as long as the target's."""
         name = self.profiles.yardstick
         return Search(
-            points_of(self.profiles.methods[name]),
+            points(self.profiles.methods[name].grid),
             lambda point: self.runs(name, point, workload, self.calibration_seeds, targets=True),
             self.results,
             ratios={},
@@ -159,7 +160,7 @@ class Phases:
         def runs_of(point: Point) -> list[RunSpec]:
             return list(itertools.chain(*self._calibration(method, point).values()))
 
-        return Search(points_of(self.profiles.methods[method]), runs_of, self.results, ratios={})
+        return Search(points(self.profiles.methods[method].grid), runs_of, self.results, ratios={})
 
     def _calibration(self, method: str, point: Point) -> dict[str, list[RunSpec]]:
         """Return, by calibration workload that the method can train, the method's runs at a point."""
@@ -239,15 +240,9 @@ class Phases:
 def tokens_per_step(config: Config) -> dict[str, int]:
     """Return the tokens of a step on each workload, which all methods share; of images, how many."""
     phases, method = Phases(config, {}), config.profiles.yardstick
-    point = points_of(config.profiles.methods[method])[0]
+    point = points(config.profiles.methods[method].grid)[0]
     runs = {name: phases.runs(method, point, name, [0]) for name in config.profiles.workloads}
     return {name: spec.run.tokens_per_step for name, [spec] in runs.items()}
-
-
-def points_of(method: MethodConfig) -> list[Point]:
-    """Return every combination of the values in a method's grid; one empty point if there is no grid."""
-    values = itertools.product(*method.grid.values())
-    return [dict(zip(method.grid, combination, strict=True)) for combination in values]
 
 
 def edges_of(grid: Mapping[str, Sequence[Any]], point: Mapping[str, Any]) -> dict[str, str]:
