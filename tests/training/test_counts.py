@@ -27,12 +27,11 @@ SHAPE += ["batch_size=6", "model.context=32"]  # few activations, so that copies
     ("budget", "forwards", "launches", "reads", "copies"),
     [
         (None, 1, 115, 4, 0.5),
-        # the formulas for c have one spelling, on 0-dim tensors: 94 and 45 more launches than with floats,
-        # 0.5% and 0.3% of a step of 16×64 tokens on a CPU; 16 more learn the flicker of tracked
-        ("tracked", 2, 304, 5, 1.5),
-        ("shadow", 2, 210, 5, 1.5),
-        ("surrogate", 1, 165, 6, 1.5),
-        ("fisher", 2, 950, 6, 3),  # one of them forward-mode, hence its launches
+        # on a CPU the rules for c are in floats: a read costs less there than a launch on a 0-dim tensor
+        ("tracked", 2, 179, 19, 1.5),
+        ("shadow", 2, 168, 10, 1.5),
+        ("surrogate", 1, 148, 8, 1.5),
+        ("fisher", 2, 904, 8, 3),  # one of them forward-mode, hence its launches
     ],
 )
 def test_a_step_does_no_more_than_it_did(
@@ -52,9 +51,9 @@ def test_a_step_does_no_more_than_it_did(
         with Counting() as count:
             training.advance(1)
         assert len(forwarded) == forwards + audit
-        # an audit's are a forward, and the slope over the tensors
+        # an audit's are a forward, and the slope over the tensors; it reads what it records
         assert count.launches <= launches + 160 * audit, count.ops
-        assert count.reads <= reads + audit
+        assert count.reads <= reads + 6 * audit
         assert count.bytes <= copies * size or audit
     assert synced == []  # steps do not wait for the disk
     training.save_checkpoint()
