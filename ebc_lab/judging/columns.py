@@ -10,17 +10,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ebc_lab.config.errors import UserError, any_of, nearest, require, shown, visible
 
 from .asked import Asked
 from .readers.names import split_names
-from .readers.reader import Source
+from .readers.reader import FIRST_LOOK, Source
 from .record import Taken
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 ARM_NAMES = (  # of equal weight within a line; those further down only where none of these is there
     ("arm", "optimizer", "optim", "opt", "method", "algorithm", "algo", "variant", "treatment", "recipe"),
@@ -77,7 +74,6 @@ SETTING_WORDS = re.compile(
     r"\b(lr|learning rate|weight decay|wd|momentum|beta\d?|betas|eps|epsilon|warmup|batch|dropout|schedule|"
     r"scheduler|decay|clip|width|depth|layers?|dim|heads?|model|dataset|rank|damping|hidden|temperature)\b"
 )
-FIRST_LOOK = 1000  # rows that are looked at before all
 DETAILS = {
     "state",
     "notes",
@@ -124,32 +120,6 @@ def plain(name: str) -> str:
 def short(name: str) -> str:
     """Return a column's name in words without the place where a tracker keeps it: `config/lr` is `lr`."""
     return re.sub(r"^(config|params?|hparams|hyperparameters|args|user attrs|trainer) (?=.)", "", plain(name))
-
-
-def plain_frame(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return somebody's frame with its rows numbered from 0 and columns that have text for names: named
-    levels of the index become columns, and names of several levels are joined, `val_loss/last`. Cells that
-    hold lists or mappings become text.
-
-    Raises UserError: two columns have one name."""
-    levels = [name for name in frame.index.names if name is not None and name not in frame.columns]
-    others = [name for name in frame.index.names if name not in levels]
-    made = frame.reset_index(level=levels) if levels and others else frame
-    made = made.reset_index(drop=bool(others) or not levels)
-    names = ["/".join(map(str, n)) if isinstance(n, tuple) else str(n) for n in made.columns]
-    names = [name.strip("/") for name in names]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"two columns are called {twice[0]}: rename one, or leave it out.")
-    made.columns = names
-    for name in names:
-        if made[name].dtype == object and made[name].iloc[:FIRST_LOOK].map(_holds_others).any():
-            made[name] = made[name].map(lambda value: str(value) if _holds_others(value) else value)
-    return made
-
-
-def _holds_others(value: object) -> bool:
-    return hasattr(value, "__len__") and not isinstance(value, str | bytes)
 
 
 def choose_columns(source: Source, asked: Asked) -> tuple[Source, Columns]:
@@ -326,9 +296,11 @@ def _losses(search: _Search, asked: Asked) -> tuple[str, str, str]:
 def as_text(value: Any) -> str | None:
     """Return a value as text on one line, a whole number without its point, and what would command a terminal
     as escapes; None for a blank."""
+    import numpy as np
+
     if value is None or value != value or (isinstance(value, str) and not value.strip()):
         return None
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+    if isinstance(value, float | np.floating) and value.is_integer() and abs(float(value)) < 2**53:
         return str(int(value))
     return visible(" ".join(str(value).split())) or None
 

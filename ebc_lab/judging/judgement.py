@@ -24,7 +24,9 @@ from ebc_lab.study.stages.statistics import CONFIDENCE, Luck
 
 from . import cautions, differences, outcomes, sections, sentences, tuning
 from .asked import Asked, asked_of
-from .columns import choose_columns, plain_frame, rows_where
+from .columns import choose_columns, rows_where
+from .readers import read
+from .readers.reader import Source, plain_frame
 from .record import ArmRecord, Caution, DifferenceRecord, Record, Taken
 from .runs import Runs, alike_arms, joined, runs_of
 
@@ -59,14 +61,10 @@ def judged(runs: pd.DataFrame | Paths | Sequence[Paths], asked: Asked) -> Judgem
     """Return what `judge` does, with its options as one value."""
     import pandas as pd
 
-    from .readers.reader import Source
-
     check(asked)
     if isinstance(runs, pd.DataFrame):
         sources = [Source(plain_frame(runs), f"a frame of {len(runs):,} rows")]
     else:
-        from .readers import read
-
         paths = [runs] if isinstance(runs, str | os.PathLike) else runs
         paths = list(paths) if isinstance(paths, Sequence) else []
         require(

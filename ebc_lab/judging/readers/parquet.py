@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, naming
 
 from ..asked import Asked
 from .delimited import table_source
-from .reader import Source
+from .reader import Source, plain_frame
 
 TITLE = "Parquet files"
 
@@ -29,7 +29,6 @@ def read(path: Path, asked: Asked) -> Source:
         raise UserError(f"{path} is a Parquet file: pip install 'ebc-lab[judge]' to read it") from error
     except Exception as error:  # pyarrow and fastparquet have errors of their own
         raise UserError(f"{path} is a damaged Parquet file: {error}") from error
-    if any(name is not None for name in frame.index.names):
-        frame = frame.reset_index()
-    frame.columns = frame.columns.astype(str)
+    with naming(str(path)):
+        frame = plain_frame(frame)
     return table_source(frame, asked, path, "Parquet file")
