@@ -122,7 +122,7 @@ def read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
     if "" in names and has_steps and (frame["index"].to_numpy() == range(len(frame))).all():
         frame = frame.drop(columns="index")
         notes.append(f"The first column of {path.name} has no name and counts its rows: left out.")
-    return frame, notes
+    return logged(frame), notes
 
 
 def table_source(

@@ -49,16 +49,15 @@ def _records(path: Path) -> tuple[list[Mapping[str, Any]], list[str]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} {NOT_UTF8}") from error
     require(text.strip() != "", f"{path} is empty")
-    if text.lstrip().startswith("["):
+    what = "record" if text.lstrip().startswith("[") else "line"
+    if what == "line":
+        records, notes = _lines(text, path)
+    else:
         try:
             records, notes = json.loads(text, parse_constant=_constant), []
         except ValueError as error:
             raise UserError(f"{path} is no whole JSON array: {error}") from error
-        first = 1
-    else:
-        records, notes, first = *_lines(text, path), 0
     for number, record in enumerate(records, 1):
-        what = "record" if first else "line"
         require(isinstance(record, dict), f"{path}, {what} {number}: {shown(record)} is no JSON object")
     require(len(records) > 0, f"{path} holds no record")
     return records, notes

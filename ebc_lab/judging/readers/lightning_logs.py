@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ebc_lab.config.errors import UserError, count
 
 from ..asked import Asked
-from .delimited import logged, read_table
+from .delimited import read_table
 from .reader import Source, about_places, files_below, flat, source_of_runs
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _metrics(file: Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    table = logged(read_table(file)[0])
+    table, _ = read_table(file)
     for name in table.select_dtypes(exclude="number"):
         numbers = pd.to_numeric(table[name], errors="coerce")
         words = table[name][numbers.isna() & table[name].notna()]
