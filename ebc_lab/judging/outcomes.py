@@ -122,7 +122,7 @@ def distinct_runs(runs: Runs) -> tuple[Runs, list[Caution]]:
     copied = [number for group in groups for number in group.index[group["arm"].duplicated()]]
     if not copied:
         return runs, []
-    names = [str(name) for name in table.loc[sorted(copied), "run"]]
+    names = runs.names(sorted(copied))
     sentence = f"Left out, as asked, as copies of other runs: {listed(names)}."
     kept = ~table.index.isin(copied)
     return only(runs, kept), [Caution(kind="copies", sentence=sentence, runs=names)]
@@ -161,8 +161,7 @@ def at_one_length(runs: Runs) -> tuple[Runs, list[Caution]]:
         f"Arms have runs of several lengths in {runs.step_name or 'step'}s; judged are {listed(judged)}. "
         f"The other {int((~kept).sum())} runs are left out of it; --where COLUMN=VALUE takes others."
     )
-    left_out = [str(name) for name in table.loc[~kept, "run"]]
-    return only(runs, kept), [{"kind": "lengths", "sentence": sentence, "runs": left_out}]
+    return only(runs, kept), [{"kind": "lengths", "sentence": sentence, "runs": runs.names(~kept)}]
 
 
 def only(runs: Runs, kept: Any) -> Runs:
@@ -202,7 +201,7 @@ def with_outcome(runs: Runs, asked: Asked) -> tuple[Runs, list[Caution]]:
     if asked.outcome == "best":
         return _replaced(runs, _best(runs), runs.worst), []
     values, missing = _at(runs, asked.at)
-    names = [str(name) for name in runs.table.loc[missing, "run"]]
+    names = runs.names(missing)
     sentence = (
         f"{len(names)} runs have no evaluation at the step that is asked for, and rank behind the others."
     )

@@ -85,6 +85,10 @@ class Runs:
         """Return where in `curves` the rows of each run are."""
         return Curves.of(self.curves)
 
+    def names(self, which: Any = slice(None)) -> list[str]:
+        """Return the names of the runs that a mask or a list of numbers means; without one, of all."""
+        return [str(name) for name in self.table.loc[which, "run"]]
+
     @property
     def worst(self) -> float:
         """Return the outcome that is behind every other."""
@@ -180,9 +184,7 @@ def _numbers(frame: pd.DataFrame, column: str, role: str) -> np.ndarray[Any, Any
 
 
 def _first_row(where: pd.Series) -> int:
-    import numpy as np
-
-    return int(np.flatnonzero(where.to_numpy())[0]) + 1
+    return int(where.to_numpy().argmax()) + 1
 
 
 def _refuse_blank_steps(step: Any, logged: Any, columns: Columns) -> None:
