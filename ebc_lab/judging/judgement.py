@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
 Paths = str | os.PathLike[str]
 OUTCOMES = ("last", "target", "best")
-ENDS = (("low", "high"), ("joint_low", "joint_high"), ("median_low", "median_high"), ("lowest", "highest"))
-TURNED = {"mean", "median", *(end for pair in ENDS for end in pair)}  # figures that change sign with the loss
 BASELINES = ("baseline", "control", "reference", "default", "vanilla")
 COMMON_BASELINES = ("adamw", "adam", "sgd")  # of two arms only
 
@@ -387,9 +385,8 @@ def sigma_of(losses: outcomes.Losses, asked: Asked) -> dict[str, Any]:
     finished = [[x for x in of_arm.values() if math.isfinite(x)] for of_arm in losses.values()]
     several = [values for values in finished if len(values) > 1]
     require(bool(several), "--sigma pooled needs an arm with two finished runs: give --sigma a number.")
-    freedom = sum(len(values) - 1 for values in several)
-    squares = sum((len(values) - 1) * statistics.variance(values) for values in several)
-    return {"sigma": math.sqrt(squares / freedom), "sigma_freedom": freedom}
+    sigma, freedom = tuning.pooled(several)
+    return {"sigma": sigma, "sigma_freedom": freedom}
 
 
 def in_order(losses: outcomes.Losses) -> list[str]:
@@ -421,7 +418,7 @@ def _arm_records(
             {
                 "arm": arm,
                 "configuration": {name: rows[name].iloc[0] for name in settings},
-                **(_turned(summary) if turn else summary),
+                **(tuning.turned_figures(summary) if turn else summary),
                 "length": lengths.pop() if len(lengths) == 1 else None,
                 "at": asked.at.get(arm, asked.at.get("")),
             }
@@ -429,18 +426,9 @@ def _arm_records(
     return cast(list[ArmRecord], records)
 
 
-def _turned(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Return figures of losses as those of scores, of which larger ones are better."""
-    made = {k: -v if k in TURNED and v is not None else v for k, v in figures.items()}
-    for low, high in ENDS:
-        if low in made:
-            made[low], made[high] = made[high], made[low]
-    return made
-
-
 def _difference_record(compared: Mapping[str, Any], *, turn: bool) -> DifferenceRecord:
     """Return a comparison with the fields of the record."""
-    figures = _turned(compared) if turn else compared
+    figures = tuning.turned_figures(compared) if turn else compared
     return cast(DifferenceRecord, {name: figures.get(name) for name in DifferenceRecord.__annotations__})
 
 

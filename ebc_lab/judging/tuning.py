@@ -43,6 +43,9 @@ ERRORS = 2  # standard errors in the upper limit by which a configuration is cho
 REPLICATED = 3  # runs
 NOISES = 2.0  # standard deviations of a run: the height of a learning-rate window
 MOST_BUDGETS = 50  # of how many budgets k the expected best is given
+ENDS = (("low", "high"), ("joint_low", "joint_high"), ("median_low", "median_high"), ("lowest", "highest"))
+# figures that change sign with the loss
+TURNED = {"mean", "median", "loss", "outcome", "expected", *(end for pair in ENDS for end in pair)}
 LEARNING_RATE = re.compile(r"(.*[./_])?(lr|learning_?rate)(_init|_max|_peak)?", re.IGNORECASE)
 
 
@@ -195,31 +198,23 @@ def turned(tuning: Tuning) -> Tuning:
     signs, and the ends of intervals their places."""
     arms = {}
     for arm, of_arm in tuning["arms"].items():
-        expected = [
-            {
-                **one,
-                **{key: _negative(one[key]) for key in ("expected", "median")},
-                "low": _negative(one["high"]),
-                "high": _negative(one["low"]),
-            }
-            for one in of_arm["expected"]
-        ]
-        window = of_arm["window"]
+        window = of_arm["window"]  # whose ends are of the learning rate
         arms[arm] = {
             **of_arm,
-            "chosen": _turned_means(of_arm["chosen"]),
-            "expected": expected,
+            "chosen": turned_figures(of_arm["chosen"]),
+            "expected": [turned_figures(one) for one in of_arm["expected"]],
             "window": {**window, "loss": -window["loss"]} if window else None,
         }
     return cast(Tuning, {**tuning, "arms": arms})
 
 
-def _turned_means(tried: Tried) -> Tried:
-    return {**tried, "loss": _negative(tried["loss"]), "outcome": _negative(tried["outcome"])}
-
-
-def _negative(value: float | None) -> float | None:
-    return None if value is None else -value
+def turned_figures(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return figures of losses as those of scores, of which larger ones are better."""
+    made = {k: -v if k in TURNED and v is not None else v for k, v in figures.items()}
+    for low, high in ENDS:
+        if low in made:
+            made[low], made[high] = made[high], made[low]
+    return made
 
 
 def luck_of(tuning: Tuning | None, arm: str) -> Luck:
@@ -338,9 +333,13 @@ def _noise(tried: Sequence[Configuration]) -> tuple[float, float] | None:
     several = sorted((list(x.values()) for x in known if len(x) > 1), key=statistics.fmean)
     if not several:
         return None
-    near = several[: max(2, math.ceil(len(several) / 2))]
-    freedom = sum(len(losses) - 1 for losses in near)
-    squares = math.fsum(statistics.variance(losses) * (len(losses) - 1) for losses in near)
+    return pooled(several[: max(2, math.ceil(len(several) / 2))])
+
+
+def pooled(samples: Sequence[Sequence[float]]) -> tuple[float, int]:
+    """Return the standard deviation within samples of two values or more, and its degrees of freedom."""
+    freedom = sum(len(values) - 1 for values in samples)
+    squares = math.fsum(statistics.variance(values) * (len(values) - 1) for values in samples)
     return math.sqrt(squares / freedom), freedom
 
 
