@@ -151,20 +151,12 @@ def choose_columns(source: Source, asked: Asked) -> tuple[Source, Columns]:
 
 def _refuse_two_roles(asked: Asked) -> None:
     """Raise UserError where one column is asked for as two things that it cannot be at once."""
+    named = [(role, getattr(asked, role)) for role in ("arm", "seed", "step", "loss", "planned")]
+    named += [("setting", column) for column in dict.fromkeys(asked.settings)]
     roles: dict[str, str] = {}
-    for role in ("arm", "seed", "step", "loss", "planned"):
-        column = getattr(asked, role)
-        if column in roles:
-            raise UserError(
-                f"--{roles[column]} and --{role} both name column {column}: it can be one of them."
-            )
-        if column:
-            roles[column] = role
-    for column in asked.settings:
-        if column in roles:
-            raise UserError(
-                f"--{roles[column]} and --setting both name column {column}: it can be one of them."
-            )
+    for role, column in named:
+        other = roles.setdefault(column, role) if column else role
+        require(other == role, f"--{other} and --{role} both name column {column}: it can be one of them.")
 
 
 class _Search:
@@ -253,8 +245,7 @@ class _Search:
 
     def numeric(self, name: str) -> bool:
         """Return whether a column holds numbers and nothing else."""
-        kind = self.frame[name].dtype
-        return getattr(kind, "kind", "O") in "iuf"
+        return self.frame[name].dtype.kind in "iuf"
 
 
 # -- the loss ------------------------------------------------------------------------------------------------
@@ -264,11 +255,8 @@ def _losses(search: _Search, asked: Asked) -> tuple[str, str, str]:
     """Return the column that is judged, the one that chooses configurations (empty: the same), and which
     direction is better."""
     choose = search.named("choose", asked.choose, note=False) if asked.choose else ""
-    if asked.loss:
-        loss = search.named("loss", asked.loss)
-    elif known := search.source.roles.get("loss", ""):
-        loss = search.take("loss", known, f"column {known}, by the format")
-    else:
+    loss = search.find("loss", asked.loss, ())
+    if not loss:
         loss, other = _guess_loss(search)
         choose = choose or other
     better, why = direction_of(loss), "by its name"
