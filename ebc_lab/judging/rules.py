@@ -20,7 +20,7 @@ import itertools
 import math
 import statistics as plain
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.study.stages import statistics
@@ -74,8 +74,8 @@ class Spread(TypedDict):
     p_equal: float | None  # that all arms have one spread (Brown & Forsythe 1974)
 
 
-def counts(mean: float, runs: int) -> bool:
-    """Return whether track3 accepts a result of this mean loss over `runs` runs."""
+def counts(mean: Any, runs: int) -> Any:
+    """Return whether track3 accepts a result of this mean loss, or of each of several, over `runs` runs."""
     return (TARGET - mean) * math.sqrt(runs) >= NEEDED - statistics.ROUNDING
 
 
@@ -121,7 +121,7 @@ def standings(curves: pd.DataFrame, table: pd.DataFrame, at: Mapping[str, float]
         if step is not None and step not in means.index:
             raise UserError(f"{arm}: not all of its {n} runs have a loss at step {step:g}: name another step")
         if step is None and len(means):
-            holds = np.flatnonzero((TARGET - means) * math.sqrt(n) >= NEEDED - statistics.ROUNDING)
+            holds = np.flatnonzero(counts(means, n))
             step = float(means.index[holds[0] if len(holds) else -1])
         out.append(_standing(arm, n, step, known.loc[known["step"] == step, "loss"].tolist()))
     return out

@@ -41,7 +41,6 @@ def steps_section(
             reached,
             table,
             reference or best,
-            key="seed" if paired else "run",
             pairs=asked.pairs or not reference,
             chain=asked.chain,
             paired=paired,

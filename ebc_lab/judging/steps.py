@@ -150,20 +150,19 @@ def ratios_of_steps(
     table: pd.DataFrame,
     reference: str,
     *,
-    key: str = "run",
     pairs: bool = False,
     chain: Sequence[str] = (),
-    paired: bool | None = None,
+    paired: bool = False,
 ) -> list[Ratio]:
     """Return the ratios of the arms' steps to the target to those of the reference (with `pairs`, of
     all pairs; with `chain`, to those of the arm before), each with an interval that holds for all at once.
 
     The comparisons are those of `differences.compare` on the logarithm of the steps: a ratio of geometric
-    means where all runs of both arms reached the target, and by rank otherwise. `key`: the column of `table`
-    that pairs runs, `seed`; with `run`, nothing is paired. The interval is for the steps at which the runs
-    crossed, which lie up to one evaluation earlier than the steps that are known. An interval never is
-    narrower than the ratios that this leaves open. Where one arm was evaluated more often than the other near
-    the target, its steps are biased less, and what is left open is added to both ends.
+    means where all runs of both arms reached the target, and by rank otherwise. `paired`: whether seeds pair
+    the runs of two arms. The interval is for the steps at which the runs crossed, which lie up to one
+    evaluation earlier than the steps that are known. An interval never is narrower than the ratios that this
+    leaves open. Where one arm was evaluated more often than the other near the target, its steps are biased
+    less, and what is left open is added to both ends.
     """
     logs: dict[str, list[float]] = {}
     left_open: dict[str, list[float]] = {}
@@ -181,21 +180,18 @@ def ratios_of_steps(
     tied = {arm for arm, values in logs.items() if len({*values}) == 1 < len(values) == len(left_open[arm])}
     for arm in tied:
         logs[arm] = _spread_within(logs[arm], left_open[arm])
-    together = key != "run" and not tied  # a made spread belongs to no seed
-    names = {
-        str(arm): rows for arm, rows in table[key if together else "run"].groupby(table["arm"], sort=False)
-    }
-    together = together and all(rows.notna().all() and rows.is_unique for rows in names.values())
+    seeds = {str(arm): rows for arm, rows in table["seed"].groupby(table["arm"], sort=False)}
+    paired = paired and not tied  # a made spread belongs to no seed
+    paired = paired and all(rows.notna().all() and rows.is_unique for rows in seeds.values())
     arms = {
         # where nothing is paired, no two arms have a name of a run in common
         arm: {
-            str(name) if together else f"{arm}/{i}": x
-            for i, (name, x) in enumerate(zip(names[arm], values, strict=True))
+            str(seed) if paired else f"{arm}/{i}": x
+            for i, (seed, x) in enumerate(zip(seeds[arm], values, strict=True))
         }
         for arm, values in logs.items()
     }
-    pairing = paired if together else False
-    found = compare(arms, reference, pairs=pairs, chain=chain, paired=pairing)
+    found = compare(arms, reference, pairs=pairs, chain=chain, paired=paired)
     return [_ratio(one, arms, left_open, tied) for one in found]
 
 
