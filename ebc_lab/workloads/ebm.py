@@ -137,14 +137,10 @@ class EBMWorkload(TextSplits):
     capturable = False  # places and candidates of its splats are chosen on the host
 
     def __init__(self, run: RunConfig, corpus: Corpus, device: torch.device):
-        self.run = run
+        super().__init__(run, corpus, device)
         self.ebm: EbmConfig = run.ebm
-        text = tokenised_of(run, corpus)
         self.corpus = corpus
-        self.tokens = {split: torch.from_numpy(ids).to(device) for split, ids in text.splits.items()}
-        self.train_ids = text.splits["train"]
-        self.vocabulary = text.vocabulary
-        self.characters_per_token = text.characters_per_token()
+        self.train_ids = tokenised_of(run, corpus).splits["train"]
         self.step_columns = step_columns(run)
         self.eval_columns = eval_columns(run, self.vocabulary)
         self.weights = LossWeights(
