@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
 
 from ebc_lab.config.errors import count, listed
 
@@ -17,17 +21,10 @@ from .asked import Asked
 from .columns import CHOOSING, TESTING, TRAINING
 from .outcomes import copies
 from .record import Caution
+from .runs import Curves, Runs
+from .tuning import Tuning
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    import pandas as pd
-
-    from .runs import Curves, Runs
-    from .tuning import Tuning
-
-    Floats = npt.NDArray[np.float64]
-
+Floats = npt.NDArray[np.float64]
 UNEQUAL_SPREAD = 5.0  # one arm's standard deviation over another's from which it is said
 # lag-one correlation of a curve's third differences: of 30 real arms, −0.82 to −0.42 as logged, and −0.27 or
 # more under a running mean of weight 0.9
@@ -152,8 +149,6 @@ def _accuracy(runs: Runs, curves: Curves) -> Caution | None:
 
 
 def _mixed_units(runs: Runs) -> Caution | None:
-    import numpy as np
-
     outcome = runs.table["outcome"]
     known = outcome[np.isfinite(outcome)]
     shares, percent = known[known.between(0, 1)], known[known.between(20, 100)]
@@ -217,8 +212,6 @@ def _bias_of_best(curves: Curves, better: str) -> tuple[Floats, int]:
     The curve at that step is estimated from the two rows on either side, by the cubic through these four: the
     value itself, which was chosen for being low, has no part in it, and a bend of the curve does no harm.
     """
-    import numpy as np
-
     loss = curves.loss if better == "lower" else -curves.loss
     lowest = np.minimum.reduceat(loss, curves.start)
     rows = np.flatnonzero(loss == np.repeat(lowest, curves.end - curves.start))
@@ -234,8 +227,6 @@ def _bias_of_best(curves: Curves, better: str) -> tuple[Floats, int]:
 
 def _diverged(runs: Runs, asked: Asked, curves: Curves) -> Caution | None:
     """Runs without a finite outcome; of those whose curve ends in NaN or inf, from which step on it does."""
-    import numpy as np
-
     table = runs.table
     lost = table.index[~np.isfinite(table["outcome"])]
     if not len(lost):
@@ -259,8 +250,6 @@ def _diverged(runs: Runs, asked: Asked, curves: Curves) -> Caution | None:
 
 def _ended_early(runs: Runs, asked: Asked, curves: Curves) -> Caution | None:
     """Runs whose last row comes before the planned end by more than the distance of their last two rows."""
-    import numpy as np
-
     table = runs.table
     distance = np.ones(len(table))
     several = curves.end - curves.start > 1
@@ -381,7 +370,6 @@ def _rising(judged: Runs, asked: Asked) -> Caution | None:
     The best of many noisy steps looks better than the end even where the curve is level. So the step at which
     a run is compared with its end is the best of the arm's other runs.
     """
-    import numpy as np
     from scipy import special
 
     if asked.outcome != "last" or asked.at or not judged.step_name:
@@ -520,9 +508,6 @@ def _unused_exchange(judged: Runs, asked: Asked) -> Caution | None:
 def _unequal_cadence(runs: Runs, asked: Asked, curves: Curves) -> Caution | None:
     """Arms that were evaluated more than 1.5 times as often as others in the last tenth of their steps, where
     a best value or a first step below a target comes the earlier the more often it is looked for."""
-    import numpy as np
-    import pandas as pd
-
     if (asked.outcome == "last" and asked.target is None) or len(curves.run) < 2:
         return None
     last = curves.step[curves.end - 1]
@@ -544,9 +529,6 @@ def _unequal_cadence(runs: Runs, asked: Asked, curves: Curves) -> Caution | None
 def _seeds_added(runs: Runs) -> Caution | None:
     """Arms of which some runs began while another arm had runs to come, and the rest when it had none, after
     a pause more than twice as long as any before."""
-    import numpy as np
-    import pandas as pd
-
     table = runs.table
     started = table["started"].dropna().sort_values(kind="stable")
     if len(started) < 4 or started.nunique() < 3:
@@ -583,8 +565,6 @@ def _seeds_added(runs: Runs) -> Caution | None:
 def _unequal_spread(judged: Runs) -> Caution | None:
     """Two arms of which one has UNEQUAL_SPREAD times the other's deviation, where all arms together show that
     their spreads are unequal (Bartlett 1937): of many arms, two lie far apart by chance."""
-    import numpy as np
-
     chosen = judged.table
     outcome = chosen[np.isfinite(chosen["outcome"])].groupby("arm", sort=False)["outcome"]
     spread = outcome.std()[outcome.size() >= 3].sort_values()
@@ -620,8 +600,6 @@ def _smoothed(runs: Runs, curves: Curves) -> Caution | None:
     curves themselves (−3/4, −2/3) as smooth as a running mean does: one of the two must tell of it as well.
     Smoothing of noise that is independent from one row to the next cannot be told from a random walk.
     """
-    import numpy as np
-
     arm_of = runs.table["arm"].to_numpy()[curves.run]
     found: dict[str, float] = {}
     for arm in dict.fromkeys(arm_of.tolist()):
@@ -656,8 +634,6 @@ def _smoothed(runs: Runs, curves: Curves) -> Caution | None:
 
 def _lag_one(values: Floats) -> float:
     """Return the lag-one correlation along the second axis of values around zero."""
-    import numpy as np
-
     a, b = values[:, :-1], values[:, 1:]
     size = float(np.sqrt((a**2).sum() * (b**2).sum()))
     return float((a * b).sum()) / size if size > 0 else -0.5

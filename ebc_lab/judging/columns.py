@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 from shlex import quote
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from ebc_lab.config.errors import UserError, any_of, nearest, require, shown, visible
 
 from .asked import Asked
@@ -234,8 +237,6 @@ class _Search:
 
     def measures(self, name: str) -> bool:
         """Return whether a column holds numbers, or text that is mostly numbers or percentages."""
-        import pandas as pd
-
         values = self.frame[name]
         if self.numeric(name) or isinstance(values.dtype, pd.CategoricalDtype) or values.dtype.kind == "b":
             return self.numeric(name)
@@ -284,8 +285,6 @@ def _losses(search: _Search, asked: Asked) -> tuple[str, str, str]:
 def as_text(value: Any) -> str | None:
     """Return a value as text on one line, a whole number without its point, and what would command a terminal
     as escapes; None for a blank."""
-    import numpy as np
-
     if value is None or value != value or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, float | np.floating) and value.is_integer() and abs(float(value)) < 2**53:
@@ -297,8 +296,6 @@ def rows_where(source: Source, where: Sequence[str]) -> Source:
     """Return the rows of a source that have all of these `COLUMN=VALUE`.
 
     Raises UserError: there is no such column, or no row with this value."""
-    import pandas as pd
-
     frame, notes = source.frame, list(source.notes)
     for pair in where:
         column, _, value = pair.partition("=")

@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
+
+import pandas as pd
 
 from ebc_lab import __version__
 from ebc_lab.config.errors import any_of, nearest, require
@@ -29,9 +31,6 @@ from .readers import read
 from .readers.reader import Source, plain_frame
 from .record import ArmRecord, Caution, DifferenceRecord, Record, Taken
 from .runs import Runs, alike_arms, joined, runs_of
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Paths = str | os.PathLike[str]
 OUTCOMES = ("last", "target", "best")
@@ -57,8 +56,6 @@ def judge(runs: pd.DataFrame | Paths | Sequence[Paths], **asked: Any) -> Judgeme
 
 def judged(runs: pd.DataFrame | Paths | Sequence[Paths], asked: Asked) -> Judgement:
     """Return what `judge` does, with its options as one value."""
-    import pandas as pd
-
     check(asked)
     if isinstance(runs, pd.DataFrame):
         sources = [Source(plain_frame(runs), f"a frame of {len(runs):,} rows")]
@@ -142,14 +139,10 @@ class Judgement:
 
     def arms(self) -> pd.DataFrame:
         """Return one row an arm, the best first."""
-        import pandas as pd
-
         return described(pd.DataFrame(self.record["arms"]), JUDGED_ARM_MEANINGS)
 
     def differences(self) -> pd.DataFrame:
         """Return one row a comparison of two arms: arm minus reference, both intervals, the judgement."""
-        import pandas as pd
-
         columns = list(DifferenceRecord.__annotations__)
         return described(
             pd.DataFrame(self.record["differences"], columns=columns), JUDGED_DIFFERENCE_MEANINGS
@@ -158,8 +151,6 @@ class Judgement:
     @property
     def verdict(self) -> pd.DataFrame:
         """Return one row a comparison: the question in words, the verdict, what was measured."""
-        import pandas as pd
-
         rows = [
             {
                 "name": one["arm"],

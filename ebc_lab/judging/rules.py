@@ -20,13 +20,13 @@ import itertools
 import math
 import statistics as plain
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
+
+import numpy as np
+import pandas as pd
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.study.stages import statistics
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TARGET = 3.28  # nats
 SIGMA = 0.0013  # nats, of one run: assumed by the rule
@@ -106,9 +106,6 @@ def standings(curves: pd.DataFrame, table: pd.DataFrame, at: Mapping[str, float]
     the first at which the rule holds; "" stands for every other arm. Raise UserError where a run lacks that
     step.
     """
-    import numpy as np
-    import pandas as pd
-
     codes, arms = table["arm"].factorize()
     of_arm = codes[table.index.get_indexer(pd.Index(curves["run"]))]
     out = []

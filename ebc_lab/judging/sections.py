@@ -6,7 +6,9 @@ Each function returns a part of the record, as JSON has it, or None where the ru
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
+
+import pandas as pd
 
 from ebc_lab.config.errors import count
 from ebc_lab.study.stages.statistics import CONFIDENCE, NO_LUCK, Luck
@@ -16,10 +18,6 @@ from .asked import Asked
 from .outcomes import Losses
 from .record import DifferenceRecord
 from .runs import Runs
-
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 BENT = 0.2  # p of a straight line over lengths at or below which its slope is not used
 

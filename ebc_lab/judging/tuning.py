@@ -11,8 +11,6 @@ compared at equal budgets: by the expected best of k configurations that are dra
 
 All take the configurations for independent draws from one distribution: a random search is that, a grid or a
 sequential search (Bayesian, by hand) is not, and for these the figures describe and do not infer.
-
-numpy and scipy are imported only where they are used.
 """
 
 from __future__ import annotations
@@ -22,7 +20,10 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import Any, TypedDict, cast
+
+import numpy as np
+import pandas as pd
 
 from ebc_lab.records.decisions import Window
 from ebc_lab.study.stages.statistics import (
@@ -35,9 +36,6 @@ from ebc_lab.study.stages.statistics import (
     noise_of_runs,
     window,
 )
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 ERRORS = 2  # standard errors in the upper limit by which a configuration is chosen
 REPLICATED = 3  # runs
@@ -276,7 +274,6 @@ def expected_best(choosing: Sequence[float], outcomes: Sequence[float], ks: Iter
     Both losses: one value a configuration, infinite if it diverged. An infinite one has the weight of any
     other, so the expectation is infinite as soon as k draws may all diverge; the median is finite longer.
     """
-    import numpy as np
     from scipy import stats
 
     loss = np.asarray(choosing, dtype=float)
@@ -360,8 +357,6 @@ def _luck(
         return NO_LUCK, 0.0
     if noise is None:
         return None, None
-    import numpy as np
-
     both = np.array([choosing, outcomes], dtype=float)
     finite = np.isfinite(both).all(axis=0)
     if finite.sum() < 2 or not noise[0] > ROUNDING:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ebc_lab.config.errors import UserError, require, shown
 
 from ..asked import Asked
@@ -32,8 +34,6 @@ def claims(path: Path) -> bool:
 
 
 def read(path: Path, asked: Asked) -> Source:
-    import pandas as pd
-
     records, notes = _records(path)
     rows = [row for record in records for row in _exploded(flat(record, "/"), path)]
     return table_source(pd.DataFrame.from_records(rows), asked, path, "JSON file", notes)

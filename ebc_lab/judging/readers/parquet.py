@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
 from ebc_lab.config.errors import UserError, naming
 
 from ..asked import Asked
@@ -21,8 +23,6 @@ def claims(path: Path) -> bool:
 
 
 def read(path: Path, asked: Asked) -> Source:
-    import pandas as pd
-
     try:
         frame = pd.read_parquet(path)
     except ImportError as error:

@@ -10,15 +10,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
 
 from ebc_lab.config.errors import UserError
 
 from ..asked import Asked
 from .names import ARM_NAMES, STEP_NAMES, columns_of_places
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 DEEPEST = 8  # levels of folders that are searched
 FIRST_LOOK = 1000  # rows of a frame that are looked at before all
@@ -54,8 +54,6 @@ def plain_frame(frame: pd.DataFrame) -> pd.DataFrame:
     of 32 bits is 0.1, and not 0.10000000149.
 
     Raises UserError: two columns have one name."""
-    import numpy as np
-
     levels = [name for name in frame.index.names if name is not None and name not in frame.columns]
     others = [name for name in frame.index.names if name not in levels]
     made = frame.reset_index(level=levels) if levels and others else frame
@@ -106,9 +104,6 @@ def together(
 
     A file with a column of steps and no column that tells runs apart is a run, named by its place.
     """
-    import numpy as np
-    import pandas as pd
-
     if len(sources) == 1:
         return sources[0]
     places = columns_of_places(paths, root)
@@ -208,9 +203,6 @@ def by_step(points: pd.DataFrame) -> pd.DataFrame:
     Returns: columns `run`, `step`, and one for each name: NaN where it was not logged, `inf` where what was
     logged is not finite.
     """
-    import numpy as np
-    import pandas as pd
-
     points = points.sort_values(["run", "time"], kind="stable")
     points["value"] = np.where(np.isfinite(points.value), points.value, np.inf)
     points["again"] = points.groupby(["run", "name", "step"], observed=True).cumcount()
@@ -237,8 +229,6 @@ def source_of_runs(
         settings: of each run. One that is called like a logged column is called `config/NAME`.
         curves: the logged rows, run after run; column `run` is the position of the run in `about`.
     """
-    import pandas as pd
-
     cells = [{name: cell(value) for name, value in of_run.items()} for of_run in settings]
     runs, configs = pd.DataFrame(list(about)), pd.DataFrame(cells, index=range(len(about)))
     logged = curves.set_index("run").rename(columns={name: f"logged/{name}" for name in runs})
