@@ -273,7 +273,7 @@ def _record(
         "arms": _arm_records(judged, varying, losses, asked, turn=turn),
         "differences": compared,
         "tuning": cast(dict[str, Any] | None, tuned),
-        "steps": sections.steps_section(judged, reference, next(iter(losses)), asked, paired=paired),
+        "steps": sections.steps_section(judged, first, asked, pairs=pairs, paired=paired),
         "lengths": sections.lengths_section(
             chosen.every, judged, keyed, luck, reference, asked, compare, turn=turn
         ),

@@ -23,11 +23,11 @@ BENT = 0.2  # p of a straight line over lengths at or below which its slope is n
 
 
 def steps_section(
-    runs: Runs, reference: str, best: str, asked: Asked, *, paired: bool
+    runs: Runs, first: str, asked: Asked, *, pairs: bool, paired: bool
 ) -> dict[str, Any] | None:
     """Return `target`, `arms` (arm -> `steps.Reached`) and `ratios` (a `steps.Ratio` for each comparison).
 
-    `best`: the arm that pairs begin with where there is no reference."""
+    `first`: the reference, or the arm that pairs begin with."""
     if asked.target is None or not runs.step_name:
         return None
     table = runs.table
@@ -38,8 +38,8 @@ def steps_section(
         ratios = steps.ratios_of_steps(
             reached,
             table,
-            reference or best,
-            pairs=asked.pairs or not reference,
+            first,
+            pairs=pairs,
             chain=asked.chain,
             paired=paired,
         )
