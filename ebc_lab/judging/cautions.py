@@ -348,12 +348,12 @@ def _at_edge(runs: Runs, tuned: Tuning) -> Caution | None:
     """Arms of which the chosen configuration has the lowest or highest value of a setting that was tried."""
     found = {}
     for arm, tuned_arm in tuned["arms"].items():
-        edges = [(one, one["beside"] or one["end"]) for one in tuned_arm["edges"] if one["values"] > 1]
-        edges_in_words = [
-            f"{one['setting']} {one['value']:g} is the {end}est tried" for one, end in edges if end
+        edges = [
+            f"{one['setting']} {one['value']:g} is the {one['beside'] or one['end']}est tried"
+            for one in tuned_arm["edges"]
         ]
-        if edges_in_words:
-            found[arm] = listed(edges_in_words)
+        if edges:
+            found[arm] = listed(edges)
     if not found:
         return None
     places = listed(f"{arm} ({words})" for arm, words in found.items())
@@ -405,10 +405,9 @@ def _rising(judged: Runs, asked: Asked) -> Caution | None:
 
 
 def _chosen_by_reported(runs: Runs, tuned: Tuning) -> Caution | None:
-    arms = tuned["arms"].items()
-    several = {arm: one["configurations"] for arm, one in arms if one["configurations"] > 1}
-    after_search = [arm for arm in several if tuned["arms"][arm]["repeated"]]
-    several = {arm: number for arm, number in several.items() if arm not in after_search}
+    chosen = {arm: one for arm, one in tuned["arms"].items() if one["configurations"] > 1}
+    after_search = [arm for arm, one in chosen.items() if one["repeated"]]
+    several = {arm: one for arm, one in chosen.items() if not one["repeated"]}
     if tuned["same"] and after_search and not several:
         sentence = (
             f"The configurations of {listed(after_search)} were repeated after a search, and the run by "
@@ -419,14 +418,14 @@ def _chosen_by_reported(runs: Runs, tuned: Tuning) -> Caution | None:
         return Caution(kind="after_search", sentence=sentence, runs=runs.names(meant))
     if not several or not tuned["same"]:
         return None
-    known = [one["optimism"] for arm, one in tuned["arms"].items() if arm in several]
-    noises = [one["noise"] for arm, one in tuned["arms"].items() if arm in several and one["noise"]]
-    largest = max((abs(size) for size in known if size is not None), default=0.0)
+    tried = _arms({arm: one["configurations"] for arm, one in several.items()})
+    noises = [one["noise"] for one in several.values() if one["noise"]]
+    largest = max(abs(one["optimism"] or 0.0) for one in several.values())
     visible = bool(noises) and largest > 0.05 * max(noises)
     size = f", here by about {largest:.2g} where most (optimism)" if visible else ""
     sentence = (
         f"The configurations were selected on {tuned['reported']}, which is also the metric reported (tried: "
-        f"{_arms(several)}), so the mean of the best of several is too good{size}: select on another split "
+        f"{tried}), so the mean of the best of several is too good{size}: select on another split "
         "(--choose COLUMN), or train the chosen configurations on fresh seeds."
     )
     meant = runs.table["arm"].isin(list(several))
