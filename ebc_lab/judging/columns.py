@@ -53,20 +53,8 @@ RUN_NAMES = (("run", "run id", "run name", "trial"), ("name", "id"))
 RUN_WORDS = {"name", "run name", "run", "run id", "file", "trial", "id"}
 STARTED_NAMES = (("started", "start time", "created", "created at"),)
 NO_LOSS = (SEED_NAMES, STEP_NAMES, PLANNED_NAMES, EPOCHS_PLANNED, RATE_NAMES, RUN_NAMES, STARTED_NAMES)
-LOSSES = {
-    "loss",
-    "nll",
-    "ce",
-    "xent",
-    "crossentropy",
-    "bpb",
-    "bpc",
-    "perplexity",
-    "ppl",
-    "mse",
-    "mae",
-    "rmse",
-}
+LOSSES = {"loss", "nll", "ce", "xent", "crossentropy", "bpb", "bpc", "perplexity", "ppl"}
+LOSSES |= {"mse", "mae", "rmse"}
 ERRORS = {"error", "err", "wer", "cer", "fid", "regret"}
 SCORES = {"acc", "accuracy", "f1", "auc", "auroc", "bleu", "rouge", "score", "iou", "reward", "return", "map"}
 SCORES |= {"top1", "top5", "r2", "precision", "recall"}
@@ -77,24 +65,8 @@ SETTING_WORDS = re.compile(
     r"\b(lr|learning rate|weight decay|wd|momentum|beta\d?|betas|eps|epsilon|warmup|batch|dropout|schedule|"
     r"scheduler|decay|clip|width|depth|layers?|dim|heads?|model|dataset|rank|damping|hidden|temperature)\b"
 )
-DETAILS = {
-    "state",
-    "notes",
-    "user",
-    "tags",
-    "runtime",
-    "sweep",
-    "hostname",
-    "commit",
-    "git",
-    "url",
-    "id",
-    "path",
-    "stage",
-    "phase",
-    "group",
-    "job",
-}
+DETAILS = {"state", "notes", "user", "tags", "runtime", "sweep", "hostname", "commit"}
+DETAILS |= {"git", "url", "id", "path", "stage", "phase", "group", "job"}
 
 
 @dataclass(frozen=True)

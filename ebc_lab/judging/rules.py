@@ -166,13 +166,7 @@ def spread(results: Sequence[Standing]) -> Spread:
 
     several = [x for x in results if x["sd"] is not None]
     freedom = sum(x["runs"] - 1 for x in several)
-    out: Spread = {
-        "pooled": None,
-        "freedom": freedom,
-        "low": None,
-        "high": None,
-        "p_equal": None,
-    }
+    out: Spread = {"pooled": None, "freedom": freedom, "low": None, "high": None, "p_equal": None}
     if freedom:
         pooled = math.sqrt(sum((x["runs"] - 1) * (x["sd"] or 0.0) ** 2 for x in several) / freedom)
         tails = stats.chi2.ppf([(1 + statistics.CONFIDENCE) / 2, (1 - statistics.CONFIDENCE) / 2], freedom)

@@ -35,14 +35,7 @@ def steps_section(
     arms = steps.reached_by_arm(reached, table)
     ratios: list[steps.Ratio] = []
     if len(arms) > 1 and any(arm["reached"] for arm in arms.values()):
-        ratios = steps.ratios_of_steps(
-            reached,
-            table,
-            first,
-            pairs=pairs,
-            chain=asked.chain,
-            paired=paired,
-        )
+        ratios = steps.ratios_of_steps(reached, table, first, pairs=pairs, chain=asked.chain, paired=paired)
     return {"target": asked.target, "arms": arms, "ratios": ratios}
 
 

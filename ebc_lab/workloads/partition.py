@@ -31,14 +31,7 @@ class PartitionedBatches(Batches):
     and the step. Raises UserError for a text with fewer windows than clusters.
     """
 
-    def __init__(
-        self,
-        tokens: Tensor,
-        batch_size: int,
-        context: int,
-        seed: int,
-        partition: PartitionConfig,
-    ):
+    def __init__(self, tokens: Tensor, batch_size: int, context: int, seed: int, partition: PartitionConfig):
         super().__init__(tokens, batch_size, context, seed)
         self.context = context
         self.how = partition.name
