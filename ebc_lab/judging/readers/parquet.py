@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ebc_lab.config.errors import UserError, naming
+from ebc_lab.config.errors import UserError
 
 from ..asked import Asked
 from .delimited import table_source
@@ -29,6 +29,4 @@ def read(path: Path, asked: Asked) -> Source:
         raise UserError(f"{path} is a Parquet file: pip install 'ebc-lab[judge]' to read it") from error
     except Exception as error:  # pyarrow and fastparquet have errors of their own
         raise UserError(f"{path} is a damaged Parquet file: {error}") from error
-    with naming(str(path)):
-        frame = plain_frame(frame)
-    return table_source(frame, asked, path, "Parquet file")
+    return table_source(plain_frame(frame), asked, path, "Parquet file")

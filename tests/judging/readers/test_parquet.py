@@ -44,6 +44,16 @@ def test_floats_of_fewer_bits_name_the_arms_that_those_of_64_name(kind: str, tmp
     assert judgement.data.table.outcome.tolist()[:3] == [0.1, 0.11, 0.12]
 
 
+def test_lists_in_cells_are_text_and_names_of_several_levels_one(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    rows = [("adam", 2.5, [0.9, 0.99]), ("muon", 2.4, [0.95])]
+    names = pd.MultiIndex.from_tuples([("arm", ""), ("val_loss", "last"), ("betas", "")])
+    pd.DataFrame(rows, columns=names).to_parquet(tmp_path / "runs.parquet")
+    table = judge(tmp_path / "runs.parquet", settings="betas").data.table
+    assert table.outcome.tolist() == [2.5, 2.4]
+    assert table.betas.tolist() == ["[0.9 0.99]", "[0.95]"]
+
+
 def test_without_the_library_or_damaged_the_error_says_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "runs.parquet"
     path.write_bytes(b"PAR1 and no more")
