@@ -139,7 +139,7 @@ def bench(
 def about(config: Config, run: RunConfig, quick: bool, overrides: list[str]) -> dict[str, Any]:
     """When, on which machine and for which run, without the name of a host, a user or a path."""
     machine = {k: v for k, v in hardware().items() if k in ("cpu", "cores", "gpus")}
-    machine["load_before"] = list(os.getloadavg()) if hasattr(os, "getloadavg") else None
+    machine["load_before"] = list(os.getloadavg())
     settings = to_dict(run)
     settings["data"] = {"name": run.data.name, "sha256": run.data.sha256}
     return {

@@ -67,12 +67,12 @@ class Clock:
 def clocked(optimizer: StabilizedOptimizer, clock: Clock) -> None:
     """Put the clock inside one stabilizer: on its base optimizers, its audits and its measurements."""
 
-    def measuring(original: Callable[[], Any] = optimizer.prober.measuring) -> Any:
-        # an audit measures too, and stays one
-        stack = contextlib.ExitStack()
-        stack.enter_context(clock.on("audit" if "audit" in clock._open else "probe"))
-        stack.enter_context(original())
-        return stack
+    original = optimizer.prober.measuring
+
+    @contextlib.contextmanager
+    def measuring() -> Iterator[None]:
+        with clock.on("audit" if "audit" in clock._open else "probe"), original():  # an audit stays one
+            yield
 
     for base in optimizer.bases:
         base.step = clock.around("base", base.step)  # type: ignore[method-assign]

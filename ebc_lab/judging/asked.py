@@ -71,9 +71,6 @@ def asked_of(options: Mapping[str, Any]) -> Asked:
     for name in options:
         require(name in known, f"judge has no option {name}{nearest(name, known)}: it takes {any_of(known)}.")
     given = {name: value for name, value in options.items() if value is not None}
-    for name in ("settings", "where"):
-        if isinstance(given.get(name, ()), str):
-            given[name] = (given[name],)
     if isinstance(at := given.get("at", {}), str | int | float):
         given["at"] = steps_at([str(at)])
     if isinstance(given.get("exchange"), str):
@@ -81,10 +78,11 @@ def asked_of(options: Mapping[str, Any]) -> Asked:
     for option in fields(Asked):  # names of columns and arms may be numbers in a frame
         if option.name in given and option.type == "str":
             given[option.name] = str(given[option.name])
-    if isinstance(given.get("chain"), str):
-        given["chain"] = chain_of(given["chain"])
     for name in ("settings", "where", "chain"):
-        given[name] = tuple(map(str, given.get(name, ())))
+        value = given.get(name, ())
+        if isinstance(value, str):
+            value = chain_of(value) if name == "chain" else (value,)
+        given[name] = tuple(map(str, value))
     asked = Asked(**given)
     for name in ("target", "margin", "exchange"):
         value = getattr(asked, name)

@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
 
 from ebc_lab.config.errors import count, listed
 
 from .asked import Asked
+from .columns import CHOOSING, TESTING, TRAINING
 from .outcomes import copies
 from .record import Caution
+from .runs import Curves, Runs
+from .tuning import Tuning
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    import pandas as pd
-
-    from .runs import Curves, Runs
-    from .tuning import Tuning
-
-    Floats = npt.NDArray[np.float64]
-
+Floats = npt.NDArray[np.float64]
 UNEQUAL_SPREAD = 5.0  # one arm's standard deviation over another's from which it is said
 # lag-one correlation of a curve's third differences: of 30 real arms, −0.82 to −0.42 as logged, and −0.27 or
 # more under a running mean of weight 0.9
@@ -35,13 +33,17 @@ BY_CHANCE = (
     0.01  # so often a rise of an arm's curves, or unequal spreads, may be warned of without being there
 )
 MOST_STEPS = 200  # of a curve that are looked at for a rise
+FEW_RUNS = {
+    1: "of its judged configuration, and one run says nothing of how far another would lie from it; "
+    "train more seeds, or say how far runs scatter if you know it (--sigma)",
+    2: "from two runs a standard deviation is known to a factor of about thirty only, and the interval is as "
+    "wide; train at least three seeds",
+}
 LONGEST_TAIL = 500  # rows of a curve, from its end, in which smoothing is looked for
 
 ACCURACY = re.compile(
     r"(acc|accuracy|f1|bleu|rouge|auc|auroc|map|precision|recall|top\d*|reward|return|r2|iou)$"
 )
-TRAINING = re.compile(r"(train|training|tr)$")
-HELD_OUT = re.compile(r"(val|valid|validation|eval|evaluation|test|dev|holdout|heldout)\d*$")
 CHOSEN_STEP = re.compile(r"(best|min|max|minimum|maximum|lowest|highest)$")
 # an optimizer's own settings, each tuned for it, and names that stand for the arm or for the run itself
 OWN = re.compile(
@@ -53,7 +55,6 @@ OWN = re.compile(
 def cautions(runs: Runs, judged: Runs, asked: Asked, tuned: Tuning | None) -> list[Caution]:
     """Return what warns about these runs, the gravest first. `judged`: the runs whose outcomes are compared,
     those of each arm's chosen configuration; `tuned`: how these were chosen, None if no arm had a choice."""
-    chosen = judged.table
     curves = runs.by_run
     found = [
         _constant(runs, asked),
@@ -64,20 +65,20 @@ def cautions(runs: Runs, judged: Runs, asked: Asked, tuned: Tuning | None) -> li
         _diverged(runs, asked, curves),
         _at_edge(runs, tuned) if tuned else None,
         _rising(judged, asked),
-        None if asked.sigma else _one_run(chosen),
+        None if asked.sigma else _few_runs(judged, 1),
         _chosen_by_reported(runs, tuned) if tuned else None,
         _best_over_steps(runs, asked, curves),
         _training_loss(runs),
         _confounded(runs),
         _unequal_tuning(runs, tuned) if tuned else None,
         _ended_early(runs, asked, curves),
-        _unequal_lengths(chosen, runs, asked),
+        _unequal_lengths(judged, asked),
         _unused_exchange(judged, asked),
         _unequal_cadence(runs, asked, curves),
         _smoothed(runs, curves),
         _seeds_added(runs),
-        _unequal_spread(chosen),
-        _few_runs(chosen),
+        _unequal_spread(judged),
+        _few_runs(judged, 2),
         _seed_is_an_index(runs),
     ]
     return [caution for caution in found if caution]
@@ -95,11 +96,6 @@ def _units(runs: Runs) -> str:
 def _arms(counts: Mapping[Any, int] | pd.Series[Any]) -> str:
     """Return counts by arm in words: `adam 3, muon 12`."""
     return listed(f"{arm} {count:,}" for arm, count in counts.items())
-
-
-def _names(table: pd.DataFrame, which: Any) -> list[str]:
-    """Return the names of the runs that a mask or a list of numbers means."""
-    return [str(name) for name in table.loc[which, "run"]]
 
 
 def _words(column: str) -> list[str]:
@@ -128,7 +124,7 @@ def _constant(runs: Runs, asked: Asked) -> Caution | None:
         f"All {len(outcome):,} runs have the same {runs.loss}, {outcome.iloc[0]:g}: a column that does "
         "not vary cannot tell arms apart; name the column that was measured (--loss COLUMN)."
     )
-    return Caution(kind="constant", sentence=sentence, runs=_names(runs.table, outcome.index))
+    return Caution(kind="constant", sentence=sentence, runs=runs.names(outcome.index))
 
 
 def _accuracy(runs: Runs, curves: Curves) -> Caution | None:
@@ -149,12 +145,10 @@ def _accuracy(runs: Runs, curves: Curves) -> Caution | None:
         f"What is judged {why}, but lower counts as better here: give --better higher if it is an "
         "accuracy, or name the loss (--loss COLUMN)."
     )
-    return Caution(kind="accuracy", sentence=sentence, runs=_names(runs.table, runs.table.index))
+    return Caution(kind="accuracy", sentence=sentence, runs=runs.names())
 
 
 def _mixed_units(runs: Runs) -> Caution | None:
-    import numpy as np
-
     outcome = runs.table["outcome"]
     known = outcome[np.isfinite(outcome)]
     shares, percent = known[known.between(0, 1)], known[known.between(20, 100)]
@@ -164,17 +158,18 @@ def _mixed_units(runs: Runs) -> Caution | None:
     sentence = (
         f"{runs.loss} is at most 1 in {count(len(shares), 'run')} and between 20 and 100 in "
         f"{len(percent):,}: shares and percentages seem to be mixed (the fewer: "
-        f"{listed(_names(runs.table, few.index))}); bring them to one unit before you compare."
+        f"{listed(runs.names(few.index))}); bring them to one unit before you compare."
     )
-    return Caution(kind="mixed_units", sentence=sentence, runs=_names(runs.table, few.index))
+    return Caution(kind="mixed_units", sentence=sentence, runs=runs.names(few.index))
 
 
 def _training_loss(runs: Runs) -> Caution | None:
-    if _is_called(runs.loss, HELD_OUT):
+    words = _words(runs.loss)
+    if {word.rstrip("0123456789") for word in words} & (CHOOSING | TESTING):
         return None
-    if _is_called(runs.loss, TRAINING):
+    if TRAINING & {*words}:
         why = "is a training loss by its name"
-    elif _words(runs.loss) == ["loss"]:
+    elif words == ["loss"]:
         why = "does not say of which data it is; most trackers call the training loss so"
     else:
         return None
@@ -183,7 +178,7 @@ def _training_loss(runs: Runs) -> Caution | None:
         "closer, or because its batches were others; judge a validation loss if there is one (--loss "
         "COLUMN)."
     )
-    return Caution(kind="training_loss", sentence=sentence, runs=_names(runs.table, runs.table.index))
+    return Caution(kind="training_loss", sentence=sentence, runs=runs.names())
 
 
 def _best_over_steps(runs: Runs, asked: Asked, curves: Curves) -> Caution | None:
@@ -207,7 +202,7 @@ def _best_over_steps(runs: Runs, asked: Asked, curves: Curves) -> Caution | None
         f"{words} the best over a run's steps, and the best of many noisy values is too good{size}, the more "
         f"so the more often and the more noisily a run was evaluated; use the last value {instead}."
     )
-    return Caution(kind="best_over_steps", sentence=sentence, runs=_names(runs.table, runs.table.index))
+    return Caution(kind="best_over_steps", sentence=sentence, runs=runs.names())
 
 
 def _bias_of_best(curves: Curves, better: str) -> tuple[Floats, int]:
@@ -217,8 +212,6 @@ def _bias_of_best(curves: Curves, better: str) -> tuple[Floats, int]:
     The curve at that step is estimated from the two rows on either side, by the cubic through these four: the
     value itself, which was chosen for being low, has no part in it, and a bend of the curve does no harm.
     """
-    import numpy as np
-
     loss = curves.loss if better == "lower" else -curves.loss
     lowest = np.minimum.reduceat(loss, curves.start)
     rows = np.flatnonzero(loss == np.repeat(lowest, curves.end - curves.start))
@@ -234,8 +227,6 @@ def _bias_of_best(curves: Curves, better: str) -> tuple[Floats, int]:
 
 def _diverged(runs: Runs, asked: Asked, curves: Curves) -> Caution | None:
     """Runs without a finite outcome; of those whose curve ends in NaN or inf, from which step on it does."""
-    import numpy as np
-
     table = runs.table
     lost = table.index[~np.isfinite(table["outcome"])]
     if not len(lost):
@@ -252,15 +243,13 @@ def _diverged(runs: Runs, asked: Asked, curves: Curves) -> Caution | None:
     since = f", the earliest from {runs.step_name} {min(steps):g} on" if steps else ""
     sentence = (
         f"{len(lost):,} of {count(len(table), 'run')} {words} ({_arms(per_arm)}{since}): "
-        f"{listed(_names(table, lost))}. They rank behind every other run, and none is dropped."
+        f"{listed(runs.names(lost))}. They rank behind every other run, and none is dropped."
     )
-    return Caution(kind="diverged", sentence=sentence, runs=_names(table, lost))
+    return Caution(kind="diverged", sentence=sentence, runs=runs.names(lost))
 
 
 def _ended_early(runs: Runs, asked: Asked, curves: Curves) -> Caution | None:
     """Runs whose last row comes before the planned end by more than the distance of their last two rows."""
-    import numpy as np
-
     table = runs.table
     distance = np.ones(len(table))
     several = curves.end - curves.start > 1
@@ -278,7 +267,7 @@ def _ended_early(runs: Runs, asked: Asked, curves: Curves) -> Caution | None:
         f"a schedule of the learning rate did not finish, the last loss is too high.{meant} Leave runs out "
         "only for a reason that does not depend on their loss."
     )
-    return Caution(kind="ended_early", sentence=sentence, runs=_names(table, short.index))
+    return Caution(kind="ended_early", sentence=sentence, runs=runs.names(short.index))
 
 
 # Runs that are fewer than they seem
@@ -288,7 +277,7 @@ def _identical(runs: Runs) -> Caution | None:
     groups = copies(runs)
     if not groups:
         return None
-    names = [_names(runs.table, group) for group in groups]
+    names = [runs.names(group) for group in groups]
     arms = [runs.table.loc[group, "arm"] for group in groups]
     what = "curve" if len(runs.curves) else "outcome"
     sentence = (
@@ -316,39 +305,21 @@ def _seed_twice(runs: Runs) -> Caution | None:
         "they may make intervals too narrow; leave out all but one, or name the column in which they "
         "differ (--setting COLUMN)."
     )
-    return Caution(kind="seed_twice", sentence=sentence, runs=_names(table, twice.index))
+    return Caution(kind="seed_twice", sentence=sentence, runs=runs.names(twice.index))
 
 
-def _one_run(chosen: pd.DataFrame) -> Caution | None:
-    return _with_runs(
-        chosen,
-        1,
-        "one_run",
-        "of its judged configuration, and one run says nothing of how far another would lie from it; "
-        "train more seeds, or say how far runs scatter if you know it (--sigma)",
-    )
-
-
-def _few_runs(chosen: pd.DataFrame) -> Caution | None:
-    return _with_runs(
-        chosen,
-        2,
-        "few_runs",
-        "from two runs a standard deviation is known to a factor of about thirty only, and the interval is "
-        "as wide; train at least three seeds",
-    )
-
-
-def _with_runs(chosen: pd.DataFrame, n: int, kind: str, what: str) -> Caution | None:
-    counts = chosen.groupby("arm", sort=False).size()
+def _few_runs(judged: Runs, n: int) -> Caution | None:
+    """Arms of which so many runs are judged: one, or two."""
+    counts = judged.table.groupby("arm", sort=False).size()
     few = counts[counts == n]
     if few.empty:
         return None
     sentence = (
         f"{count(len(few), 'arm')} of {len(counts):,} {'has' if len(few) == 1 else 'have'} "
-        f"{count(n, 'run')} ({listed(few.index)}): {what}."
+        f"{count(n, 'run')} ({listed(few.index)}): {FEW_RUNS[n]}."
     )
-    return Caution(kind=kind, sentence=sentence, runs=_names(chosen, chosen["arm"].isin(few.index)))
+    meant = judged.names(judged.table["arm"].isin(few.index))
+    return Caution(kind="one_run" if n == 1 else "few_runs", sentence=sentence, runs=meant)
 
 
 def _seed_is_an_index(runs: Runs) -> Caution | None:
@@ -367,7 +338,7 @@ def _seed_is_an_index(runs: Runs) -> Caution | None:
         "no two arms share one: they look like a running number, and runs are compared unpaired; name "
         "the column of the seed if there is another (--seed COLUMN)."
     )
-    return Caution(kind="seed_is_an_index", sentence=sentence, runs=_names(table, table.index))
+    return Caution(kind="seed_is_an_index", sentence=sentence, runs=runs.names())
 
 
 # Arms that were not treated alike
@@ -377,12 +348,12 @@ def _at_edge(runs: Runs, tuned: Tuning) -> Caution | None:
     """Arms of which the chosen configuration has the lowest or highest value of a setting that was tried."""
     found = {}
     for arm, tuned_arm in tuned["arms"].items():
-        edges = [(one, one["beside"] or one["end"]) for one in tuned_arm["edges"] if one["values"] > 1]
-        edges_in_words = [
-            f"{one['setting']} {one['value']:g} is the {end}est tried" for one, end in edges if end
+        edges = [
+            f"{one['setting']} {one['value']:g} is the {one['beside'] or one['end']}est tried"
+            for one in tuned_arm["edges"]
         ]
-        if edges_in_words:
-            found[arm] = listed(edges_in_words)
+        if edges:
+            found[arm] = listed(edges)
     if not found:
         return None
     places = listed(f"{arm} ({words})" for arm, words in found.items())
@@ -390,9 +361,7 @@ def _at_edge(runs: Runs, tuned: Tuning) -> Caution | None:
         f"Tuning ended at the edge of what was tried: {places}. Beyond it the arm may be better: its tuning "
         "is not finished, and what is found against it may not last."
     )
-    return Caution(
-        kind="edge", sentence=sentence, runs=_names(runs.table, runs.table["arm"].isin(list(found)))
-    )
+    return Caution(kind="edge", sentence=sentence, runs=runs.names(runs.table["arm"].isin(list(found))))
 
 
 def _rising(judged: Runs, asked: Asked) -> Caution | None:
@@ -401,7 +370,6 @@ def _rising(judged: Runs, asked: Asked) -> Caution | None:
     The best of many noisy steps looks better than the end even where the curve is level. So the step at which
     a run is compared with its end is the best of the arm's other runs.
     """
-    import numpy as np
     from scipy import special
 
     if asked.outcome != "last" or asked.at or not judged.step_name:
@@ -426,7 +394,7 @@ def _rising(judged: Runs, asked: Asked) -> Caution | None:
         best = int(total.argmin())
         if rise.mean() > chance and best < len(smooth) - 3:
             rises.append(f"{arm} since {judged.step_name} {steps[thin[best + 1]]:g}, by {rise.mean():.2g}")
-            meant += _names(judged.table, curves.run[arms == arm])
+            meant += judged.names(curves.run[arms == arm])
     if not rises:
         return None
     sentence = (
@@ -437,10 +405,9 @@ def _rising(judged: Runs, asked: Asked) -> Caution | None:
 
 
 def _chosen_by_reported(runs: Runs, tuned: Tuning) -> Caution | None:
-    arms = tuned["arms"].items()
-    several = {arm: one["configurations"] for arm, one in arms if one["configurations"] > 1}
-    after_search = [arm for arm in several if tuned["arms"][arm]["repeated"]]
-    several = {arm: number for arm, number in several.items() if arm not in after_search}
+    chosen = {arm: one for arm, one in tuned["arms"].items() if one["configurations"] > 1}
+    after_search = [arm for arm, one in chosen.items() if one["repeated"]]
+    several = {arm: one for arm, one in chosen.items() if not one["repeated"]}
     if tuned["same"] and after_search and not several:
         sentence = (
             f"The configurations of {listed(after_search)} were repeated after a search, and the run by "
@@ -448,21 +415,21 @@ def _chosen_by_reported(runs: Runs, tuned: Tuning) -> Caution | None:
             "be strict."
         )
         meant = runs.table["arm"].isin(after_search)
-        return Caution(kind="after_search", sentence=sentence, runs=_names(runs.table, meant))
+        return Caution(kind="after_search", sentence=sentence, runs=runs.names(meant))
     if not several or not tuned["same"]:
         return None
-    known = [one["optimism"] for arm, one in tuned["arms"].items() if arm in several]
-    noises = [one["noise"] for arm, one in tuned["arms"].items() if arm in several and one["noise"]]
-    largest = max((abs(size) for size in known if size is not None), default=0.0)
+    tried = _arms({arm: one["configurations"] for arm, one in several.items()})
+    noises = [one["noise"] for one in several.values() if one["noise"]]
+    largest = max(abs(one["optimism"] or 0.0) for one in several.values())
     visible = bool(noises) and largest > 0.05 * max(noises)
     size = f", here by about {largest:.2g} where most (optimism)" if visible else ""
     sentence = (
         f"The configurations were selected on {tuned['reported']}, which is also the metric reported (tried: "
-        f"{_arms(several)}), so the mean of the best of several is too good{size}: select on another split "
+        f"{tried}), so the mean of the best of several is too good{size}: select on another split "
         "(--choose COLUMN), or train the chosen configurations on fresh seeds."
     )
     meant = runs.table["arm"].isin(list(several))
-    return Caution(kind="chosen_by_reported", sentence=sentence, runs=_names(runs.table, meant))
+    return Caution(kind="chosen_by_reported", sentence=sentence, runs=runs.names(meant))
 
 
 def _unequal_tuning(runs: Runs, tuned: Tuning) -> Caution | None:
@@ -476,7 +443,7 @@ def _unequal_tuning(runs: Runs, tuned: Tuning) -> Caution | None:
         f"The arms tried unequal numbers of configurations ({_arms(tried)}): the best of more tends to "
         f"be better even where the arm is not{remedy}."
     )
-    return Caution(kind="unequal_tuning", sentence=sentence, runs=_names(runs.table, runs.table.index))
+    return Caution(kind="unequal_tuning", sentence=sentence, runs=runs.names())
 
 
 def _confounded(runs: Runs) -> Caution | None:
@@ -498,12 +465,13 @@ def _confounded(runs: Runs) -> Caution | None:
         f"The arms differ in more than their name ({listed(differ, 3)}): what such a setting does "
         "cannot be told from what the arm does; compare arms that are alike in it."
     )
-    return Caution(kind="confounded", sentence=sentence, runs=_names(table, table.index))
+    return Caution(kind="confounded", sentence=sentence, runs=runs.names())
 
 
-def _unequal_lengths(chosen: pd.DataFrame, runs: Runs, asked: Asked) -> Caution | None:
+def _unequal_lengths(judged: Runs, asked: Asked) -> Caution | None:
     """Arms whose runs had different plans, or end at different steps. At one step, or by their steps to a
     target, schedules are compared, too."""
+    chosen = judged.table
     column = "planned" if chosen["planned"].notna().any() else "length"
     table = chosen[chosen[column].notna()]
     ends = table.groupby("arm", sort=False)[column].agg(["min", "max"])
@@ -514,7 +482,7 @@ def _unequal_lengths(chosen: pd.DataFrame, runs: Runs, asked: Asked) -> Caution 
         by_end = ends["max"].sort_values()
         unequal.append(
             f"arms {'were to take' if column == 'planned' else 'end at'} between {by_end.iloc[0]:g} "
-            f"{_units(runs)} ({by_end.index[0]}) and {by_end.iloc[-1]:g} ({by_end.index[-1]})"
+            f"{_units(judged)} ({by_end.index[0]}) and {by_end.iloc[-1]:g} ({by_end.index[-1]})"
         )
     if len(ragged) and asked.outcome == "last" and not asked.at:
         some = listed((f"{r.Index} {r.min:g} to {r.max:g}" for r in ragged.itertuples()), 3)
@@ -526,7 +494,7 @@ def _unequal_lengths(chosen: pd.DataFrame, runs: Runs, asked: Asked) -> Caution 
         "lower, and one that is cut short, or met at a target on its way, has not had the end of its "
         "schedule: compare runs that were planned alike."
     )
-    return Caution(kind="unequal_lengths", sentence=sentence, runs=_names(table, table.index))
+    return Caution(kind="unequal_lengths", sentence=sentence, runs=judged.names(table.index))
 
 
 def _unused_exchange(judged: Runs, asked: Asked) -> Caution | None:
@@ -539,9 +507,6 @@ def _unused_exchange(judged: Runs, asked: Asked) -> Caution | None:
 def _unequal_cadence(runs: Runs, asked: Asked, curves: Curves) -> Caution | None:
     """Arms that were evaluated more than 1.5 times as often as others in the last tenth of their steps, where
     a best value or a first step below a target comes the earlier the more often it is looked for."""
-    import numpy as np
-    import pandas as pd
-
     if (asked.outcome == "last" and asked.target is None) or len(curves.run) < 2:
         return None
     last = curves.step[curves.end - 1]
@@ -557,15 +522,12 @@ def _unequal_cadence(runs: Runs, asked: Asked, curves: Curves) -> Caution | None
         f"({apart.index[0]}) to every {apart.iloc[-1]:.3g} ({apart.index[-1]}): whoever looks more often "
         "finds a first step below a target earlier, and a better best value."
     )
-    return Caution(kind="unequal_cadence", sentence=sentence, runs=_names(runs.table, curves.run))
+    return Caution(kind="unequal_cadence", sentence=sentence, runs=runs.names(curves.run))
 
 
 def _seeds_added(runs: Runs) -> Caution | None:
     """Arms of which some runs began while another arm had runs to come, and the rest when it had none, after
     a pause more than twice as long as any before."""
-    import numpy as np
-    import pandas as pd
-
     table = runs.table
     started = table["started"].dropna().sort_values(kind="stable")
     if len(started) < 4 or started.nunique() < 3:
@@ -593,17 +555,16 @@ def _seeds_added(runs: Runs) -> Caution | None:
         "had begun and after a long pause: if they were added because of what was seen, the interval "
         "does not hold; say how many seeds were planned, or judge fresh ones."
     )
-    return Caution(kind="seeds_added", sentence=sentence, runs=_names(table, added))
+    return Caution(kind="seeds_added", sentence=sentence, runs=runs.names(added))
 
 
 # Noise
 
 
-def _unequal_spread(chosen: pd.DataFrame) -> Caution | None:
+def _unequal_spread(judged: Runs) -> Caution | None:
     """Two arms of which one has UNEQUAL_SPREAD times the other's deviation, where all arms together show that
     their spreads are unequal (Bartlett 1937): of many arms, two lie far apart by chance."""
-    import numpy as np
-
+    chosen = judged.table
     outcome = chosen[np.isfinite(chosen["outcome"])].groupby("arm", sort=False)["outcome"]
     spread = outcome.std()[outcome.size() >= 3].sort_values()
     if len(spread) < 2:
@@ -625,7 +586,7 @@ def _unequal_spread(chosen: pd.DataFrame) -> Caution | None:
         "runs are replicates and whether a single one is far off (the farthest from the median: "
         f"{chosen.loc[far, 'run']}, {of_high[far]:g})."
     )
-    return Caution(kind="unequal_spread", sentence=sentence, runs=_names(chosen, of_high.index))
+    return Caution(kind="unequal_spread", sentence=sentence, runs=judged.names(of_high.index))
 
 
 def _smoothed(runs: Runs, curves: Curves) -> Caution | None:
@@ -638,8 +599,6 @@ def _smoothed(runs: Runs, curves: Curves) -> Caution | None:
     curves themselves (−3/4, −2/3) as smooth as a running mean does: one of the two must tell of it as well.
     Smoothing of noise that is independent from one row to the next cannot be told from a random walk.
     """
-    import numpy as np
-
     arm_of = runs.table["arm"].to_numpy()[curves.run]
     found: dict[str, float] = {}
     for arm in dict.fromkeys(arm_of.tolist()):
@@ -669,13 +628,11 @@ def _smoothed(runs: Runs, curves: Curves) -> Caution | None:
         "smoothed values lag behind and hide the spread; export what was logged, unsmoothed."
     )
     meant = runs.table["arm"].isin(list(found))
-    return Caution(kind="smoothed", sentence=sentence, runs=_names(runs.table, meant))
+    return Caution(kind="smoothed", sentence=sentence, runs=runs.names(meant))
 
 
 def _lag_one(values: Floats) -> float:
     """Return the lag-one correlation along the second axis of values around zero."""
-    import numpy as np
-
     a, b = values[:, :-1], values[:, 1:]
     size = float(np.sqrt((a**2).sum() * (b**2).sum()))
     return float((a * b).sum()) / size if size > 0 else -0.5

@@ -10,17 +10,17 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from ebc_lab.config.errors import UserError, any_of, nearest, require, shown, visible
 
 from .asked import Asked
 from .readers.names import split_names
-from .readers.reader import Source
+from .readers.reader import FIRST_LOOK, Source
 from .record import Taken
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 ARM_NAMES = (  # of equal weight within a line; those further down only where none of these is there
     ("arm", "optimizer", "optim", "opt", "method", "algorithm", "algo", "variant", "treatment", "recipe"),
@@ -53,20 +53,8 @@ RUN_NAMES = (("run", "run id", "run name", "trial"), ("name", "id"))
 RUN_WORDS = {"name", "run name", "run", "run id", "file", "trial", "id"}
 STARTED_NAMES = (("started", "start time", "created", "created at"),)
 NO_LOSS = (SEED_NAMES, STEP_NAMES, PLANNED_NAMES, EPOCHS_PLANNED, RATE_NAMES, RUN_NAMES, STARTED_NAMES)
-LOSSES = {
-    "loss",
-    "nll",
-    "ce",
-    "xent",
-    "crossentropy",
-    "bpb",
-    "bpc",
-    "perplexity",
-    "ppl",
-    "mse",
-    "mae",
-    "rmse",
-}
+LOSSES = {"loss", "nll", "ce", "xent", "crossentropy", "bpb", "bpc", "perplexity", "ppl"}
+LOSSES |= {"mse", "mae", "rmse"}
 ERRORS = {"error", "err", "wer", "cer", "fid", "regret"}
 SCORES = {"acc", "accuracy", "f1", "auc", "auroc", "bleu", "rouge", "score", "iou", "reward", "return", "map"}
 SCORES |= {"top1", "top5", "r2", "precision", "recall"}
@@ -77,25 +65,8 @@ SETTING_WORDS = re.compile(
     r"\b(lr|learning rate|weight decay|wd|momentum|beta\d?|betas|eps|epsilon|warmup|batch|dropout|schedule|"
     r"scheduler|decay|clip|width|depth|layers?|dim|heads?|model|dataset|rank|damping|hidden|temperature)\b"
 )
-FIRST_LOOK = 1000  # rows that are looked at before all
-DETAILS = {
-    "state",
-    "notes",
-    "user",
-    "tags",
-    "runtime",
-    "sweep",
-    "hostname",
-    "commit",
-    "git",
-    "url",
-    "id",
-    "path",
-    "stage",
-    "phase",
-    "group",
-    "job",
-}
+DETAILS = {"state", "notes", "user", "tags", "runtime", "sweep", "hostname", "commit"}
+DETAILS |= {"git", "url", "id", "path", "stage", "phase", "group", "job"}
 
 
 @dataclass(frozen=True)
@@ -124,32 +95,6 @@ def plain(name: str) -> str:
 def short(name: str) -> str:
     """Return a column's name in words without the place where a tracker keeps it: `config/lr` is `lr`."""
     return re.sub(r"^(config|params?|hparams|hyperparameters|args|user attrs|trainer) (?=.)", "", plain(name))
-
-
-def plain_frame(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return somebody's frame with its rows numbered from 0 and columns that have text for names: named
-    levels of the index become columns, and names of several levels are joined, `val_loss/last`. Cells that
-    hold lists or mappings become text.
-
-    Raises UserError: two columns have one name."""
-    levels = [name for name in frame.index.names if name is not None and name not in frame.columns]
-    others = [name for name in frame.index.names if name not in levels]
-    made = frame.reset_index(level=levels) if levels and others else frame
-    made = made.reset_index(drop=bool(others) or not levels)
-    names = ["/".join(map(str, n)) if isinstance(n, tuple) else str(n) for n in made.columns]
-    names = [name.strip("/") for name in names]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"two columns are called {twice[0]}: rename one, or leave it out.")
-    made.columns = names
-    for name in names:
-        if made[name].dtype == object and made[name].iloc[:FIRST_LOOK].map(_holds_others).any():
-            made[name] = made[name].map(lambda value: str(value) if _holds_others(value) else value)
-    return made
-
-
-def _holds_others(value: object) -> bool:
-    return hasattr(value, "__len__") and not isinstance(value, str | bytes)
 
 
 def choose_columns(source: Source, asked: Asked) -> tuple[Source, Columns]:
@@ -181,20 +126,12 @@ def choose_columns(source: Source, asked: Asked) -> tuple[Source, Columns]:
 
 def _refuse_two_roles(asked: Asked) -> None:
     """Raise UserError where one column is asked for as two things that it cannot be at once."""
+    named = [(role, getattr(asked, role)) for role in ("arm", "seed", "step", "loss", "planned")]
+    named += [("setting", column) for column in dict.fromkeys(asked.settings)]
     roles: dict[str, str] = {}
-    for role in ("arm", "seed", "step", "loss", "planned"):
-        column = getattr(asked, role)
-        if column in roles:
-            raise UserError(
-                f"--{roles[column]} and --{role} both name column {column}: it can be one of them."
-            )
-        if column:
-            roles[column] = role
-    for column in asked.settings:
-        if column in roles:
-            raise UserError(
-                f"--{roles[column]} and --setting both name column {column}: it can be one of them."
-            )
+    for role, column in named:
+        other = roles.setdefault(column, role) if column else role
+        require(other == role, f"--{other} and --{role} both name column {column}: it can be one of them.")
 
 
 class _Search:
@@ -272,8 +209,6 @@ class _Search:
 
     def measures(self, name: str) -> bool:
         """Return whether a column holds numbers, or text that is mostly numbers or percentages."""
-        import pandas as pd
-
         values = self.frame[name]
         if self.numeric(name) or isinstance(values.dtype, pd.CategoricalDtype) or values.dtype.kind == "b":
             return self.numeric(name)
@@ -283,8 +218,7 @@ class _Search:
 
     def numeric(self, name: str) -> bool:
         """Return whether a column holds numbers and nothing else."""
-        kind = self.frame[name].dtype
-        return getattr(kind, "kind", "O") in "iuf"
+        return self.frame[name].dtype.kind in "iuf"
 
 
 # -- the loss ------------------------------------------------------------------------------------------------
@@ -294,11 +228,8 @@ def _losses(search: _Search, asked: Asked) -> tuple[str, str, str]:
     """Return the column that is judged, the one that chooses configurations (empty: the same), and which
     direction is better."""
     choose = search.named("choose", asked.choose, note=False) if asked.choose else ""
-    if asked.loss:
-        loss = search.named("loss", asked.loss)
-    elif known := search.source.roles.get("loss", ""):
-        loss = search.take("loss", known, f"column {known}, by the format")
-    else:
+    loss = search.find("loss", asked.loss, ())
+    if not loss:
         loss, other = _guess_loss(search)
         choose = choose or other
     better, why = direction_of(loss), "by its name"
@@ -328,7 +259,7 @@ def as_text(value: Any) -> str | None:
     as escapes; None for a blank."""
     if value is None or value != value or (isinstance(value, str) and not value.strip()):
         return None
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+    if isinstance(value, float | np.floating) and value.is_integer() and abs(float(value)) < 2**53:
         return str(int(value))
     return visible(" ".join(str(value).split())) or None
 
@@ -337,8 +268,6 @@ def rows_where(source: Source, where: Sequence[str]) -> Source:
     """Return the rows of a source that have all of these `COLUMN=VALUE`.
 
     Raises UserError: there is no such column, or no row with this value."""
-    import pandas as pd
-
     frame, notes = source.frame, list(source.notes)
     for pair in where:
         column, _, value = pair.partition("=")

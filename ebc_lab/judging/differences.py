@@ -24,7 +24,9 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
+
+import numpy as np
 
 from ebc_lab.config.errors import require
 from ebc_lab.records.decisions import Diverged
@@ -47,9 +49,6 @@ from ebc_lab.study.stages.verdict import verdict_of
 
 from . import joint
 from .record import ArmSummary, DifferenceRecord
-
-if TYPE_CHECKING:
-    import numpy as np
 
 ERROR = 1 - CONFIDENCE
 FEW = 4  # runs: an arm of fewer against half as many again or more has no Welch interval that can be trusted
@@ -260,7 +259,6 @@ def _one_run(ours: Mapping[str, float], theirs: Mapping[str, float]) -> float | 
 def _mann_whitney(n: int, m: int) -> np.ndarray[Any, Any]:
     """Return P(U ≤ u) for u = 0 … n·m, U being the number of pairs of n and m runs in which the first is the
     lower, if all orders are equally likely. Exact for up to EXACT pairs, then normal."""
-    import numpy as np
     from scipy import stats
 
     if n * m > EXACT:
@@ -280,8 +278,6 @@ def _mann_whitney(n: int, m: int) -> np.ndarray[Any, Any]:
 
 def _rank_sum(c: Comparison, ours: Sequence[float], theirs: Sequence[float]) -> None:
     """Fill in an unpaired comparison of runs of which some diverged; ties count against a difference."""
-    import numpy as np
-
     with np.errstate(invalid="ignore"):  # of two diverged runs
         between = np.subtract.outer(np.array(ours), np.array(theirs)).ravel()
     lowest, highest = (np.sort(np.where(np.isnan(between), end, between)) for end in (-math.inf, math.inf))
@@ -320,8 +316,6 @@ def _by_t(
 ) -> None:
     """Fill in the comparisons by Welch's t and by a given standard deviation. The luck of a tuning can only
     widen an interval."""
-    import numpy as np
-
     means = {}
     for name in sorted(
         {name for c in found for name in (c["arm"], c["reference"])}
@@ -355,8 +349,6 @@ def _by_t(
 def welch(errors: Any, freedoms: Any, runs: Any, first: Any, second: Any) -> tuple[Any, Any, Any]:
     """Return `joint.welch` of arms with so many `runs`, but the freedom of the smaller arm where it has too
     few for Welch's; and which comparisons have Welch's, and so spend their error jointly."""
-    import numpy as np
-
     error, freedom = joint.welch(errors, freedoms, first, second)
     fewer, more = np.minimum(runs[first], runs[second]), np.maximum(runs[first], runs[second])
     few = (fewer < FEW) & (more >= 1.5 * fewer)
@@ -372,7 +364,6 @@ def _of_family(
 ) -> dict[str, np.ndarray[Any, Any]]:
     """Return, an array over comparisons each, half the widths of their intervals and what else `_by_t` fills
     in, luck included."""
-    import numpy as np
     from scipy import special
 
     names = list(means)
@@ -419,8 +410,6 @@ def _of_family(
 def _detectable(freedom: np.ndarray[Any, Any], level: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return `detectable_errors` of many comparisons: of each, or between a grid's values where there are
     more freedoms than GRID at one level."""
-    import numpy as np
-
     out = np.empty(len(freedom))
     for one in np.unique(level):
         inverse = 1 / freedom[level == one]
@@ -449,8 +438,6 @@ def _needed(
     Welch's freedom with equal runs, in units of runs - 1; `fixed`: the freedom that more runs do not change,
     NaN where there is none; `fewest`: runs to begin with.
     """
-    import numpy as np
-
     low, high = np.maximum(2, fewest), np.full(len(mean), MOST_SEEDS + 1)
     while (low < high).any():  # bisection, all comparisons at once
         middle = (low + high) // 2

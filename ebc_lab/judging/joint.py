@@ -12,14 +12,12 @@ comparison then gets the same level, which balances comparisons of different fre
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
-    Places = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Places = NDArray[np.int64]
 
 DRAWS = 20_000  # of a family, where it has few comparisons
 FEWEST_DRAWS = 5_000
@@ -36,8 +34,6 @@ def welch(errors: Floats, freedom: Floats, first: Places, second: Places) -> tup
     `errors`: standard errors of the arms' means, arms along the last axis; `freedom`: of each arm; `first`,
     `second`: the places of the compared arms.
     """
-    import numpy as np
-
     square = errors**2
     one, other = square[..., first], square[..., second]
     whole = one + other
@@ -56,8 +52,6 @@ def two_sided(statistics: Floats, freedom: Floats) -> Floats:
 def _smallest(statistics: Floats, freedom: Floats) -> Floats:
     """Return the smallest two-sided p-value of each row. The exact p-value is slow; it is computed only where
     Wallace's (1959) approximate normal score comes near the row's largest."""
-    import numpy as np
-
     about = 8 * freedom
     scores = (about + 1) / (about + 3) * np.sqrt(freedom * np.log1p(statistics**2 / freedom))
     near = scores >= NEAR * scores.max(axis=1, keepdims=True)
@@ -84,8 +78,6 @@ def joint(
     its comparison excludes 0; the smallest that there is is 1 / (draws + 1). Neither is ever more favourable
     than one comparison alone. The same call returns the same figures.
     """
-    import numpy as np
-
     if len(p) == 1:
         return level, p
     draws = draws or max(FEWEST_DRAWS, min(DRAWS, MOST_VALUES // len(p)))

@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
+
+import pandas as pd
 
 from ebc_lab import __version__
 from ebc_lab.config.errors import any_of, nearest, require
@@ -24,17 +26,14 @@ from ebc_lab.study.stages.statistics import CONFIDENCE, Luck
 
 from . import cautions, differences, outcomes, sections, sentences, tuning
 from .asked import Asked, asked_of
-from .columns import choose_columns, plain_frame, rows_where
+from .columns import choose_columns, rows_where
+from .readers import read
+from .readers.reader import Source, plain_frame
 from .record import ArmRecord, Caution, DifferenceRecord, Record, Taken
 from .runs import Runs, alike_arms, joined, runs_of
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 Paths = str | os.PathLike[str]
 OUTCOMES = ("last", "target", "best")
-ENDS = (("low", "high"), ("joint_low", "joint_high"), ("median_low", "median_high"), ("lowest", "highest"))
-TURNED = {"mean", "median", *(end for pair in ENDS for end in pair)}  # figures that change sign with the loss
 BASELINES = ("baseline", "control", "reference", "default", "vanilla")
 COMMON_BASELINES = ("adamw", "adam", "sgd")  # of two arms only
 
@@ -57,16 +56,10 @@ def judge(runs: pd.DataFrame | Paths | Sequence[Paths], **asked: Any) -> Judgeme
 
 def judged(runs: pd.DataFrame | Paths | Sequence[Paths], asked: Asked) -> Judgement:
     """Return what `judge` does, with its options as one value."""
-    import pandas as pd
-
-    from .readers.reader import Source
-
     check(asked)
     if isinstance(runs, pd.DataFrame):
         sources = [Source(plain_frame(runs), f"a frame of {len(runs):,} rows")]
     else:
-        from .readers import read
-
         paths = [runs] if isinstance(runs, str | os.PathLike) else runs
         paths = list(paths) if isinstance(paths, Sequence) else []
         require(
@@ -146,14 +139,10 @@ class Judgement:
 
     def arms(self) -> pd.DataFrame:
         """Return one row an arm, the best first."""
-        import pandas as pd
-
         return described(pd.DataFrame(self.record["arms"]), JUDGED_ARM_MEANINGS)
 
     def differences(self) -> pd.DataFrame:
         """Return one row a comparison of two arms: arm minus reference, both intervals, the judgement."""
-        import pandas as pd
-
         columns = list(DifferenceRecord.__annotations__)
         return described(
             pd.DataFrame(self.record["differences"], columns=columns), JUDGED_DIFFERENCE_MEANINGS
@@ -162,8 +151,6 @@ class Judgement:
     @property
     def verdict(self) -> pd.DataFrame:
         """Return one row a comparison: the question in words, the verdict, what was measured."""
-        import pandas as pd
-
         rows = [
             {
                 "name": one["arm"],
@@ -286,7 +273,7 @@ def _record(
         "arms": _arm_records(judged, varying, losses, asked, turn=turn),
         "differences": compared,
         "tuning": cast(dict[str, Any] | None, tuned),
-        "steps": sections.steps_section(judged, reference, next(iter(losses)), asked, paired=paired),
+        "steps": sections.steps_section(judged, first, asked, pairs=pairs, paired=paired),
         "lengths": sections.lengths_section(
             chosen.every, judged, keyed, luck, reference, asked, compare, turn=turn
         ),
@@ -389,9 +376,8 @@ def sigma_of(losses: outcomes.Losses, asked: Asked) -> dict[str, Any]:
     finished = [[x for x in of_arm.values() if math.isfinite(x)] for of_arm in losses.values()]
     several = [values for values in finished if len(values) > 1]
     require(bool(several), "--sigma pooled needs an arm with two finished runs: give --sigma a number.")
-    freedom = sum(len(values) - 1 for values in several)
-    squares = sum((len(values) - 1) * statistics.variance(values) for values in several)
-    return {"sigma": math.sqrt(squares / freedom), "sigma_freedom": freedom}
+    sigma, freedom = tuning.pooled(several)
+    return {"sigma": sigma, "sigma_freedom": freedom}
 
 
 def in_order(losses: outcomes.Losses) -> list[str]:
@@ -423,7 +409,7 @@ def _arm_records(
             {
                 "arm": arm,
                 "configuration": {name: rows[name].iloc[0] for name in settings},
-                **(_turned(summary) if turn else summary),
+                **(tuning.turned_figures(summary) if turn else summary),
                 "length": lengths.pop() if len(lengths) == 1 else None,
                 "at": asked.at.get(arm, asked.at.get("")),
             }
@@ -431,18 +417,9 @@ def _arm_records(
     return cast(list[ArmRecord], records)
 
 
-def _turned(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Return figures of losses as those of scores, of which larger ones are better."""
-    made = {k: -v if k in TURNED and v is not None else v for k, v in figures.items()}
-    for low, high in ENDS:
-        if low in made:
-            made[low], made[high] = made[high], made[low]
-    return made
-
-
 def _difference_record(compared: Mapping[str, Any], *, turn: bool) -> DifferenceRecord:
     """Return a comparison with the fields of the record."""
-    figures = _turned(compared) if turn else compared
+    figures = tuning.turned_figures(compared) if turn else compared
     return cast(DifferenceRecord, {name: figures.get(name) for name in DifferenceRecord.__annotations__})
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from ebc_lab.config.errors import UserError, any_of, listed, require
 
@@ -14,9 +17,6 @@ from .asked import Asked
 from .record import Caution
 from .runs import Curves, Runs
 from .tuning import REPLICATED, Configuration, Tuning
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BY_CHANCE = 0.05  # how often rounding alone may make so many outcomes equal: less often, they are copies
 Losses = dict[str, dict[str, float]]  # arm -> run or seed -> loss, lower is better, inf: diverged or missing
@@ -52,8 +52,6 @@ def copies(runs: Runs) -> list[list[int]]:
     """Return the numbers of runs that seem to be one run, a list for each such run, the one with the most
     evaluations first. Copies agree at every step after 0 that both have. Of a single evaluation, and without
     curves, so many are equal that rounding would hardly make them so."""
-    import pandas as pd
-
     table, curves = runs.table, runs.by_run
     if not len(curves.run):
         known = table[table["outcome"].abs() < math.inf]
@@ -86,7 +84,6 @@ def copies(runs: Runs) -> list[list[int]]:
 def _by_rounding(known: pd.DataFrame) -> bool:
     """Return whether equal finite outcomes are no wonder: they are all equal, or as many would be by chance
     more often than BY_CHANCE, with this spread within arms and rounded to these digits."""
-    import numpy as np
     from scipy import stats
 
     known = known[np.isfinite(known["outcome"])]
@@ -105,8 +102,6 @@ def _by_rounding(known: pd.DataFrame) -> bool:
 def _agree(curves: Curves, one: int, other: int, fewest: int) -> bool:
     """Return whether two curves have the same loss at every step after 0 that both have, of at least so many
     such steps."""
-    import numpy as np
-
     mine, its = (slice(curves.start[i], curves.end[i]) for i in (one, other))
     shared, here, there = np.intersect1d(
         curves.step[mine], curves.step[its], assume_unique=True, return_indices=True
@@ -122,7 +117,7 @@ def distinct_runs(runs: Runs) -> tuple[Runs, list[Caution]]:
     copied = [number for group in groups for number in group.index[group["arm"].duplicated()]]
     if not copied:
         return runs, []
-    names = [str(name) for name in table.loc[sorted(copied), "run"]]
+    names = runs.names(sorted(copied))
     sentence = f"Left out, as asked, as copies of other runs: {listed(names)}."
     kept = ~table.index.isin(copied)
     return only(runs, kept), [Caution(kind="copies", sentence=sentence, runs=names)]
@@ -161,14 +156,11 @@ def at_one_length(runs: Runs) -> tuple[Runs, list[Caution]]:
         f"Arms have runs of several lengths in {runs.step_name or 'step'}s; judged are {listed(judged)}. "
         f"The other {int((~kept).sum())} runs are left out of it; --where COLUMN=VALUE takes others."
     )
-    left_out = [str(name) for name in table.loc[~kept, "run"]]
-    return only(runs, kept), [{"kind": "lengths", "sentence": sentence, "runs": left_out}]
+    return only(runs, kept), [{"kind": "lengths", "sentence": sentence, "runs": runs.names(~kept)}]
 
 
 def only(runs: Runs, kept: Any) -> Runs:
     """Return these runs alone, numbered afresh. `kept`: a flag for each row of the table."""
-    import numpy as np
-
     kept = np.asarray(kept)
     if kept.all():
         return runs
@@ -202,7 +194,7 @@ def with_outcome(runs: Runs, asked: Asked) -> tuple[Runs, list[Caution]]:
     if asked.outcome == "best":
         return _replaced(runs, _best(runs), runs.worst), []
     values, missing = _at(runs, asked.at)
-    names = [str(name) for name in runs.table.loc[missing, "run"]]
+    names = runs.names(missing)
     sentence = (
         f"{len(names)} runs have no evaluation at the step that is asked for, and rank behind the others."
     )
@@ -211,8 +203,6 @@ def with_outcome(runs: Runs, asked: Asked) -> tuple[Runs, list[Caution]]:
 
 
 def _replaced(runs: Runs, outcome: Any, worst: float) -> Runs:
-    import numpy as np
-
     same = runs.table["outcome"].equals(runs.table["chosen_by"])
     outcome = np.where(np.isfinite(outcome), outcome, worst)
     table = runs.table.assign(outcome=outcome)
@@ -221,8 +211,6 @@ def _replaced(runs: Runs, outcome: Any, worst: float) -> Runs:
 
 def _best(runs: Runs) -> Any:
     """Return the best value of each curve."""
-    import numpy as np
-
     found = np.full(len(runs.table), runs.worst)
     best = np.minimum if runs.better == "lower" else np.maximum
     best.at(found, runs.curves["run"].to_numpy(), runs.curves["loss"].to_numpy())
@@ -233,8 +221,6 @@ def _at(runs: Runs, at: Mapping[str, float]) -> tuple[Any, Any]:
     """Return the outcome of each run where a step is asked for its arm, and which have no value there.
 
     Raises UserError where no run of an arm has one."""
-    import numpy as np
-
     table, curves = runs.table, runs.curves
     arms = list(dict.fromkeys(table["arm"]))
     unknown = [arm for arm in at if arm and arm not in arms]

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from ebc_lab.config.errors import UserError, count, listed
 
 from .record import Caution
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    Floats = npt.NDArray[np.float64]
-    Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 def repeated_steps(
@@ -28,8 +26,6 @@ def repeated_steps(
     Raises UserError: most steps were logged several times with different values, so a column is missing that
     tells runs apart.
     """
-    import numpy as np
-
     if _ascending(run, step):
         return None, []
     rows = np.argsort(run, kind="stable")

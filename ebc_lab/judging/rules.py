@@ -20,13 +20,13 @@ import itertools
 import math
 import statistics as plain
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import Any, TypedDict
+
+import numpy as np
+import pandas as pd
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.study.stages import statistics
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TARGET = 3.28  # nats
 SIGMA = 0.0013  # nats, of one run: assumed by the rule
@@ -74,8 +74,8 @@ class Spread(TypedDict):
     p_equal: float | None  # that all arms have one spread (Brown & Forsythe 1974)
 
 
-def counts(mean: float, runs: int) -> bool:
-    """Return whether track3 accepts a result of this mean loss over `runs` runs."""
+def counts(mean: Any, runs: int) -> Any:
+    """Return whether track3 accepts a result of this mean loss, or of each of several, over `runs` runs."""
     return (TARGET - mean) * math.sqrt(runs) >= NEEDED - statistics.ROUNDING
 
 
@@ -106,9 +106,6 @@ def standings(curves: pd.DataFrame, table: pd.DataFrame, at: Mapping[str, float]
     the first at which the rule holds; "" stands for every other arm. Raise UserError where a run lacks that
     step.
     """
-    import numpy as np
-    import pandas as pd
-
     codes, arms = table["arm"].factorize()
     of_arm = codes[table.index.get_indexer(pd.Index(curves["run"]))]
     out = []
@@ -121,7 +118,7 @@ def standings(curves: pd.DataFrame, table: pd.DataFrame, at: Mapping[str, float]
         if step is not None and step not in means.index:
             raise UserError(f"{arm}: not all of its {n} runs have a loss at step {step:g}: name another step")
         if step is None and len(means):
-            holds = np.flatnonzero((TARGET - means) * math.sqrt(n) >= NEEDED - statistics.ROUNDING)
+            holds = np.flatnonzero(counts(means, n))
             step = float(means.index[holds[0] if len(holds) else -1])
         out.append(_standing(arm, n, step, known.loc[known["step"] == step, "loss"].tolist()))
     return out
@@ -169,13 +166,7 @@ def spread(results: Sequence[Standing]) -> Spread:
 
     several = [x for x in results if x["sd"] is not None]
     freedom = sum(x["runs"] - 1 for x in several)
-    out: Spread = {
-        "pooled": None,
-        "freedom": freedom,
-        "low": None,
-        "high": None,
-        "p_equal": None,
-    }
+    out: Spread = {"pooled": None, "freedom": freedom, "low": None, "high": None, "p_equal": None}
     if freedom:
         pooled = math.sqrt(sum((x["runs"] - 1) * (x["sd"] or 0.0) ** 2 for x in several) / freedom)
         tails = stats.chi2.ppf([(1 + statistics.CONFIDENCE) / 2, (1 - statistics.CONFIDENCE) / 2], freedom)

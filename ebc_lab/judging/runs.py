@@ -11,7 +11,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from ebc_lab.config.errors import UserError, count, listed, require, shown
 
@@ -19,10 +22,6 @@ from .columns import RATES, Columns, as_text, direction_of, plain
 from .readers.reader import Source
 from .record import Caution
 from .repeats import repeated_steps
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
 
 ROLES = ("run", "arm", "seed", "source", "planned", "length", "rows", "started", "outcome", "chosen_by")
 PERCENT = "%"
@@ -44,8 +43,6 @@ class Curves:
     @classmethod
     def of(cls, frame: pd.DataFrame) -> Curves:
         """Return the curves of a frame with columns run, step and loss, sorted by run and step."""
-        import numpy as np
-
         number = frame["run"].to_numpy()
         start = np.flatnonzero(np.r_[True, number[1:] != number[:-1]][: len(number)])
         step, loss = (frame[name].to_numpy(dtype=float) for name in ("step", "loss"))
@@ -85,6 +82,10 @@ class Runs:
         """Return where in `curves` the rows of each run are."""
         return Curves.of(self.curves)
 
+    def names(self, which: Any = slice(None)) -> list[str]:
+        """Return the names of the runs that a mask or a list of numbers means; without one, of all."""
+        return [str(name) for name in self.table.loc[which, "run"]]
+
     @property
     def worst(self) -> float:
         """Return the outcome that is behind every other."""
@@ -93,9 +94,6 @@ class Runs:
 
 def runs_of(source: Source, columns: Columns) -> Runs:
     """Return the runs of a source. Raises UserError where its columns do not hold what they are taken for."""
-    import numpy as np
-    import pandas as pd
-
     frame = source.frame
     require(len(frame) > 0, f"{source.what} holds no row.")
     loss = _numbers(frame, columns.loss, "loss")
@@ -146,9 +144,6 @@ def _refuse_rows_of_curves(table: pd.DataFrame, settings: Sequence[str], columns
 
 def _numbers(frame: pd.DataFrame, column: str, role: str) -> np.ndarray[Any, Any]:
     """Return a column as floats; percentages as their numbers. Raises UserError at the first word."""
-    import numpy as np
-    import pandas as pd
-
     values = frame[column]
     if values.dtype.kind in "fiu" and not isinstance(values.dtype, pd.CategoricalDtype):
         return values.to_numpy(dtype=np.float64, na_value=np.nan)
@@ -180,14 +175,10 @@ def _numbers(frame: pd.DataFrame, column: str, role: str) -> np.ndarray[Any, Any
 
 
 def _first_row(where: pd.Series) -> int:
-    import numpy as np
-
-    return int(np.flatnonzero(where.to_numpy())[0]) + 1
+    return int(where.to_numpy().argmax()) + 1
 
 
 def _refuse_blank_steps(step: Any, logged: Any, columns: Columns) -> None:
-    import numpy as np
-
     blank = np.flatnonzero(logged & ~np.isfinite(step))
     if len(blank):
         raise UserError(
@@ -202,8 +193,6 @@ def _refuse_blank_steps(step: Any, logged: Any, columns: Columns) -> None:
 def _runs_in(frame: pd.DataFrame, columns: Columns) -> tuple[Any, list[str]]:
     """Return the number of each row's run, in the order of their first rows, and the columns that tell runs
     apart. Where no step is there, every row is a run."""
-    import numpy as np
-
     if not columns.step:
         return np.arange(len(frame)), []
     if columns.run:
@@ -225,9 +214,6 @@ def _runs_in(frame: pd.DataFrame, columns: Columns) -> tuple[Any, list[str]]:
 def _numbered(frame: pd.DataFrame, keys: Sequence[str]) -> Any:
     """Return a number for each row: equal where the keys are, from 0 in the order of first rows. Of equal
     rows that stand together only the first is looked up."""
-    import numpy as np
-    import pandas as pd
-
     changed = np.zeros(len(frame), dtype=bool)
     changed[0] = True
     for key in keys:
@@ -242,8 +228,6 @@ def _numbered(frame: pd.DataFrame, keys: Sequence[str]) -> Any:
 
 def _changes(values: pd.Series) -> Any:
     """Return for each row but the first whether its value is another than that of the row before."""
-    import pandas as pd
-
     codes = values.to_numpy() if values.dtype.kind in "iub" else pd.factorize(values)[0]
     return codes[1:] != codes[:-1]
 
@@ -259,8 +243,6 @@ def _follows_steps(frame: pd.DataFrame, name: str, keys: Sequence[str], columns:
 
 def _varies_within(values: pd.Series, codes: Any) -> bool:
     """Return whether some run has two values."""
-    import numpy as np
-
     if not (_changes(values) & (codes[1:] == codes[:-1])).any() and (np.diff(codes) >= 0).all():
         return False
     several = values.astype("category").cat.codes.groupby(codes).nunique()
@@ -268,8 +250,6 @@ def _varies_within(values: pd.Series, codes: Any) -> bool:
 
 
 def _refuse_blank_arms(table: pd.DataFrame, first: Any, columns: Columns) -> None:
-    import numpy as np
-
     blank = np.flatnonzero(table["arm"].isna().to_numpy())
     if len(blank):
         what = count(len(blank), "run" if columns.step else "row")
@@ -281,9 +261,6 @@ def _refuse_blank_arms(table: pd.DataFrame, first: Any, columns: Columns) -> Non
 
 def _table(frame: pd.DataFrame, columns: Columns, codes: Any, keys: Sequence[str]) -> pd.DataFrame:
     """Return a row a run, of what its first row says."""
-    import numpy as np
-    import pandas as pd
-
     first = np.full(int(codes.max()) + 1, -1, dtype=np.int64)
     first[codes[::-1]] = np.arange(len(codes) - 1, -1, -1)
     rows = frame.iloc[first].reset_index(drop=True)
@@ -333,8 +310,6 @@ def _setting(value: Any) -> Any:
 
 def _times(values: pd.Series[Any]) -> pd.Series[Any]:
     """Return times; NaT where a value is none. Numbers are seconds since 1970, or milliseconds if large."""
-    import pandas as pd
-
     if values.dtype.kind not in "fiu":
         return pd.to_datetime(values, errors="coerce", utc=True, format="mixed")
     seconds = values.astype(float) / (1000 if values.max() > 1e11 else 1)
@@ -364,9 +339,6 @@ def _curves(
     columns: Columns, codes: Any, step: Any, loss: Any, names: Sequence[str]
 ) -> tuple[pd.DataFrame, list[Caution]]:
     """Return the curves by run and step, without the rows that logged no loss, and what was met."""
-    import numpy as np
-    import pandas as pd
-
     logged = ~np.isnan(loss)
     _refuse_blank_steps(step, logged, columns)
     cautions: list[Caution] = []
@@ -388,8 +360,6 @@ def _blank_ends(codes: Any, step: Any, logged: Any) -> Any:
     """Return a flag for each row without a loss that stands at the end of a run where one was due: other runs
     have one at this step, and the run's last is at least one of its usual distances away. Empty if there is
     none. Without this, a frame that has NaN both for diverged and for not logged would hide a divergence."""
-    import numpy as np
-
     runs = int(codes.max()) + 1
     last, first = np.full(runs, -np.inf), np.full(runs, np.inf)
     np.maximum.at(last, codes[logged], step[logged])
@@ -419,8 +389,6 @@ def _choosing(frame: pd.DataFrame, columns: Columns) -> Any:
 
 def _with_curves(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """Return the table with lengths and last values of curves; a run that logged no loss has neither."""
-    import numpy as np
-
     each = Curves.of(curves)
     for name, values in (("length", each.step), ("outcome", each.loss)):
         table[name] = math.nan
@@ -432,8 +400,6 @@ def _with_curves(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
 
 def _at_the_end(choosing: Any, codes: Any, step: Any) -> Any:
     """Return for each run what its last row says that logged the value that chooses; NaN where none did."""
-    import numpy as np
-
     logged = ~np.isnan(choosing)
     ended = _blank_ends(codes, step, logged)
     logged = logged | ended if len(ended) else logged
@@ -461,8 +427,6 @@ def alike_arms(table: pd.DataFrame) -> list[Caution]:
 
 def joined(several: Sequence[Runs]) -> Runs:
     """Return the runs of several sources as one. Raises UserError where they cannot stand in one table."""
-    import pandas as pd
-
     first = several[0]
     if len(several) == 1:
         return first

@@ -6,7 +6,9 @@ Each function returns a part of the record, as JSON has it, or None where the ru
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
+
+import pandas as pd
 
 from ebc_lab.config.errors import count
 from ebc_lab.study.stages.statistics import CONFIDENCE, NO_LUCK, Luck
@@ -17,19 +19,15 @@ from .outcomes import Losses
 from .record import DifferenceRecord
 from .runs import Runs
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-
 BENT = 0.2  # p of a straight line over lengths at or below which its slope is not used
 
 
 def steps_section(
-    runs: Runs, reference: str, best: str, asked: Asked, *, paired: bool
+    runs: Runs, first: str, asked: Asked, *, pairs: bool, paired: bool
 ) -> dict[str, Any] | None:
     """Return `target`, `arms` (arm -> `steps.Reached`) and `ratios` (a `steps.Ratio` for each comparison).
 
-    `best`: the arm that pairs begin with where there is no reference."""
+    `first`: the reference, or the arm that pairs begin with."""
     if asked.target is None or not runs.step_name:
         return None
     table = runs.table
@@ -37,15 +35,7 @@ def steps_section(
     arms = steps.reached_by_arm(reached, table)
     ratios: list[steps.Ratio] = []
     if len(arms) > 1 and any(arm["reached"] for arm in arms.values()):
-        ratios = steps.ratios_of_steps(
-            reached,
-            table,
-            reference or best,
-            key="seed" if paired else "run",
-            pairs=asked.pairs or not reference,
-            chain=asked.chain,
-            paired=paired,
-        )
+        ratios = steps.ratios_of_steps(reached, table, first, pairs=pairs, chain=asked.chain, paired=paired)
     return {"target": asked.target, "arms": arms, "ratios": ratios}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from ebc_lab.config.errors import count, listed
 from ebc_lab.study.stages.statistics import CONFIDENCE
@@ -13,6 +13,7 @@ from ebc_lab.study.stages.statistics import CONFIDENCE
 from .asked import Asked
 from .record import DifferenceRecord, Record
 from .runs import Runs
+from .tuning import turned_figures
 
 VERDICTS = ("better", "level", "worse", "undecided")
 MOST_BEATEN = 3  # arms that are named with their differences
@@ -89,11 +90,7 @@ def size_in_words(one: DifferenceRecord) -> str:
     centre = one["mean"] if one["mean"] is not None else one["median"]
     if centre is None or centre >= 0:
         return difference_in_words(one).replace("+", "")
-    low, high = one["joint_high"], one["joint_low"]
-    turned = one.copy()
-    turned["mean"] = -centre
-    turned["joint_low"], turned["joint_high"] = (None if end is None else -end for end in (low, high))
-    return difference_in_words(turned).replace("+", "")
+    return difference_in_words(cast(DifferenceRecord, turned_figures(one))).replace("+", "")
 
 
 def difference_in_words(one: DifferenceRecord) -> str:

@@ -24,7 +24,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
+
+import numpy as np
+import pandas as pd
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.study.stages import statistics
@@ -32,9 +35,6 @@ from ebc_lab.study.stages.statistics import finite_or_none
 
 from .differences import Comparison, compare, median_interval
 from .runs import Curves
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 GRID = 1025  # lengths at which `ratio_of_lengths` compares two arms
 SIMILAR = 1.5  # two arms are evaluated equally often if what is left open differs by less than this factor
@@ -92,9 +92,6 @@ def steps_to_target(
     there is none); `end`, the last step (NaN without a curve); `returned`, whether a later evaluation is on
     the wrong side again.
     """
-    import numpy as np
-    import pandas as pd
-
     by_run = Curves.of(curves)
     step, loss = by_run.step, by_run.loss
     hit = loss <= target if better == "lower" else (loss >= target) & (loss < np.inf)  # inf: not a number
@@ -117,8 +114,6 @@ def steps_to_target(
 
 def reached_by_arm(reached: pd.DataFrame, table: pd.DataFrame) -> dict[str, Reached]:
     """Return a summary for each arm of what `steps_to_target` returned, in the order of the table."""
-    import numpy as np
-
     latest = reached["step"].max()  # NaN where no run reached the target
     out: dict[str, Reached] = {}
     for arm, rows in reached.groupby(table["arm"], sort=False):
@@ -150,20 +145,19 @@ def ratios_of_steps(
     table: pd.DataFrame,
     reference: str,
     *,
-    key: str = "run",
     pairs: bool = False,
     chain: Sequence[str] = (),
-    paired: bool | None = None,
+    paired: bool = False,
 ) -> list[Ratio]:
     """Return the ratios of the arms' steps to the target to those of the reference (with `pairs`, of
     all pairs; with `chain`, to those of the arm before), each with an interval that holds for all at once.
 
     The comparisons are those of `differences.compare` on the logarithm of the steps: a ratio of geometric
-    means where all runs of both arms reached the target, and by rank otherwise. `key`: the column of `table`
-    that pairs runs, `seed`; with `run`, nothing is paired. The interval is for the steps at which the runs
-    crossed, which lie up to one evaluation earlier than the steps that are known. An interval never is
-    narrower than the ratios that this leaves open. Where one arm was evaluated more often than the other near
-    the target, its steps are biased less, and what is left open is added to both ends.
+    means where all runs of both arms reached the target, and by rank otherwise. `paired`: whether seeds pair
+    the runs of two arms. The interval is for the steps at which the runs crossed, which lie up to one
+    evaluation earlier than the steps that are known. An interval never is narrower than the ratios that this
+    leaves open. Where one arm was evaluated more often than the other near the target, its steps are biased
+    less, and what is left open is added to both ends.
     """
     logs: dict[str, list[float]] = {}
     left_open: dict[str, list[float]] = {}
@@ -181,29 +175,24 @@ def ratios_of_steps(
     tied = {arm for arm, values in logs.items() if len({*values}) == 1 < len(values) == len(left_open[arm])}
     for arm in tied:
         logs[arm] = _spread_within(logs[arm], left_open[arm])
-    together = key != "run" and not tied  # a made spread belongs to no seed
-    names = {
-        str(arm): rows for arm, rows in table[key if together else "run"].groupby(table["arm"], sort=False)
-    }
-    together = together and all(rows.notna().all() and rows.is_unique for rows in names.values())
+    seeds = {str(arm): rows for arm, rows in table["seed"].groupby(table["arm"], sort=False)}
+    paired = paired and not tied  # a made spread belongs to no seed
+    paired = paired and all(rows.notna().all() and rows.is_unique for rows in seeds.values())
     arms = {
         # where nothing is paired, no two arms have a name of a run in common
         arm: {
-            str(name) if together else f"{arm}/{i}": x
-            for i, (name, x) in enumerate(zip(names[arm], values, strict=True))
+            str(seed) if paired else f"{arm}/{i}": x
+            for i, (seed, x) in enumerate(zip(seeds[arm], values, strict=True))
         }
         for arm, values in logs.items()
     }
-    pairing = paired if together else False
-    found = compare(arms, reference, pairs=pairs, chain=chain, paired=pairing)
+    found = compare(arms, reference, pairs=pairs, chain=chain, paired=paired)
     return [_ratio(one, arms, left_open, tied) for one in found]
 
 
 def _spread_within(logs: list[float], left_open: list[float]) -> list[float]:
     """Return the logarithms of the steps of runs that all crossed between the same two evaluations, with the
     mean that they have and the spread that they may have: that of a uniform distribution between these."""
-    import numpy as np
-
     if not math.isfinite(max(left_open)):
         return logs
     even = np.linspace(-1.0, 1.0, len(logs))
@@ -279,7 +268,6 @@ def exchange_rates(table: pd.DataFrame) -> dict[str, Exchange]:
     where three lengths or more have several runs. `outcome` is taken as a loss. An arm whose runs all have
     one length is left out.
     """
-    import numpy as np
     from scipy import stats
 
     out: dict[str, Exchange] = {}
@@ -327,7 +315,6 @@ def ratio_of_lengths(table: pd.DataFrame, arm: str, reference: str, comparisons:
     the arm's line is not, at a level of 5% / `comparisons`, apart from the loss of the reference (Fieller
     1954); an end outside the trained lengths is None. Lengths with one run borrow the spread of the others.
     """
-    import numpy as np
     from scipy import stats
 
     rows = _last_losses(table)

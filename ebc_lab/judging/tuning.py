@@ -11,8 +11,6 @@ compared at equal budgets: by the expected best of k configurations that are dra
 
 All take the configurations for independent draws from one distribution: a random search is that, a grid or a
 sequential search (Bayesian, by hand) is not, and for these the figures describe and do not infer.
-
-numpy and scipy are imported only where they are used.
 """
 
 from __future__ import annotations
@@ -22,7 +20,10 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import Any, TypedDict, cast
+
+import numpy as np
+import pandas as pd
 
 from ebc_lab.records.decisions import Window
 from ebc_lab.study.stages.statistics import (
@@ -36,13 +37,13 @@ from ebc_lab.study.stages.statistics import (
     window,
 )
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 ERRORS = 2  # standard errors in the upper limit by which a configuration is chosen
 REPLICATED = 3  # runs
 NOISES = 2.0  # standard deviations of a run: the height of a learning-rate window
 MOST_BUDGETS = 50  # of how many budgets k the expected best is given
+ENDS = (("low", "high"), ("joint_low", "joint_high"), ("median_low", "median_high"), ("lowest", "highest"))
+# figures that change sign with the loss
+TURNED = {"mean", "median", "loss", "outcome", "expected", *(end for pair in ENDS for end in pair)}
 LEARNING_RATE = re.compile(r"(.*[./_])?(lr|learning_?rate)(_init|_max|_peak)?", re.IGNORECASE)
 
 
@@ -195,31 +196,23 @@ def turned(tuning: Tuning) -> Tuning:
     signs, and the ends of intervals their places."""
     arms = {}
     for arm, of_arm in tuning["arms"].items():
-        expected = [
-            {
-                **one,
-                **{key: _negative(one[key]) for key in ("expected", "median")},
-                "low": _negative(one["high"]),
-                "high": _negative(one["low"]),
-            }
-            for one in of_arm["expected"]
-        ]
-        window = of_arm["window"]
+        window = of_arm["window"]  # whose ends are of the learning rate
         arms[arm] = {
             **of_arm,
-            "chosen": _turned_means(of_arm["chosen"]),
-            "expected": expected,
+            "chosen": turned_figures(of_arm["chosen"]),
+            "expected": [turned_figures(one) for one in of_arm["expected"]],
             "window": {**window, "loss": -window["loss"]} if window else None,
         }
     return cast(Tuning, {**tuning, "arms": arms})
 
 
-def _turned_means(tried: Tried) -> Tried:
-    return {**tried, "loss": _negative(tried["loss"]), "outcome": _negative(tried["outcome"])}
-
-
-def _negative(value: float | None) -> float | None:
-    return None if value is None else -value
+def turned_figures(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return figures of losses as those of scores, of which larger ones are better."""
+    made = {k: -v if k in TURNED and v is not None else v for k, v in figures.items()}
+    for low, high in ENDS:
+        if low in made:
+            made[low], made[high] = made[high], made[low]
+    return made
 
 
 def luck_of(tuning: Tuning | None, arm: str) -> Luck:
@@ -281,7 +274,6 @@ def expected_best(choosing: Sequence[float], outcomes: Sequence[float], ks: Iter
     Both losses: one value a configuration, infinite if it diverged. An infinite one has the weight of any
     other, so the expectation is infinite as soon as k draws may all diverge; the median is finite longer.
     """
-    import numpy as np
     from scipy import stats
 
     loss = np.asarray(choosing, dtype=float)
@@ -338,9 +330,13 @@ def _noise(tried: Sequence[Configuration]) -> tuple[float, float] | None:
     several = sorted((list(x.values()) for x in known if len(x) > 1), key=statistics.fmean)
     if not several:
         return None
-    near = several[: max(2, math.ceil(len(several) / 2))]
-    freedom = sum(len(losses) - 1 for losses in near)
-    squares = math.fsum(statistics.variance(losses) * (len(losses) - 1) for losses in near)
+    return pooled(several[: max(2, math.ceil(len(several) / 2))])
+
+
+def pooled(samples: Sequence[Sequence[float]]) -> tuple[float, int]:
+    """Return the standard deviation within samples of two values or more, and its degrees of freedom."""
+    freedom = sum(len(values) - 1 for values in samples)
+    squares = math.fsum(statistics.variance(values) * (len(values) - 1) for values in samples)
     return math.sqrt(squares / freedom), freedom
 
 
@@ -361,8 +357,6 @@ def _luck(
         return NO_LUCK, 0.0
     if noise is None:
         return None, None
-    import numpy as np
-
     both = np.array([choosing, outcomes], dtype=float)
     finite = np.isfinite(both).all(axis=0)
     if finite.sum() < 2 or not noise[0] > ROUNDING:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.errors import UserError, visible
+from ebc_lab.config.errors import MISTAKEN, UserError, visible
 from ebc_lab.records.json_files import parse_json
 from ebc_lab.records.paths import RUNS, StudyFiles
 from ebc_lab.study.stages.rules import decision_problem
@@ -52,15 +52,7 @@ def _about(path: Path) -> dict[str, Any]:
     entry |= {"written": None, "bytes": None, "headline": ""}
     try:
         recorded = _of_bundle(path) if bundle else _of_folder(path)
-    except (
-        UserError,
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        zipfile.BadZipFile,
-    ) as error:
+    except (UserError, OSError, zipfile.BadZipFile, *MISTAKEN) as error:
         return entry | {"headline": visible(str(error) or type(error).__name__)}
     return entry | recorded
 

@@ -18,6 +18,7 @@ from ebc_lab.records.columns import (
     EVAL_MEANINGS,
     FURTHER_EVAL_MEANINGS,
     FURTHER_STEP_MEANINGS,
+    RUN_MEANINGS,
     STEP_COLUMNS,
     STEP_MEANINGS,
     WORKLOAD_EVAL_MEANINGS,
@@ -35,7 +36,7 @@ from ebc_lab.study.store.find import find
 from ebc_lab.study.store.study import Record, Study, StudyHeader, studies_in
 
 from . import card, tables
-from .frames import typed
+from .frames import frame, typed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -180,7 +181,7 @@ class LoadedStudy:
     def runs(self) -> pd.DataFrame:
         """Return one row a run, in the order of stages, arms and seeds: what it was, how it ended, its
         figures."""
-        return tables.runs(self._rows)
+        return frame(self._rows, RUN_MEANINGS)
 
     def arms(self) -> pd.DataFrame:
         """Return one row an arm of a stage, over its seeds: its setting, and means over the seeds that

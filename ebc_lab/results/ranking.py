@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +64,6 @@ class Board:
         return {"groups": self.groups, "arms": rows, "notes": self.notes}
 
     def _repr_html_(self) -> str:
-        from html import escape
-
         lines = "".join(f"<p>{escape(line)}</p>" for line in (*self._about(), *self.notes))
         return f"<div>{self.table.to_html(index=False, escape=True, na_rep='–')}{lines}</div>"
 

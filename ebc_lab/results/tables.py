@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ebc_lab.config.dicts import from_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.records.columns import ARM_MEANINGS, DIFFERENCE_MEANINGS, RUN_MEANINGS, VERDICT_MEANINGS
+from ebc_lab.records.columns import ARM_MEANINGS, DIFFERENCE_MEANINGS, VERDICT_MEANINGS
 from ebc_lab.records.decisions import Decision, Difference
 from ebc_lab.records.spec import GRID, setting_columns
 from ebc_lab.study.stages.compare_arms import reference_of
@@ -90,11 +90,6 @@ def _arms_of(track: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return the arms of a decided track that are over seeds: those of the finals and of a suite."""
     arms = track.get("arms", {})
     return {n: arm for n, arm in arms.items() if isinstance(arm, dict) and isinstance(arm.get("runs"), dict)}
-
-
-def runs(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return one row a run."""
-    return frame(rows, RUN_MEANINGS)
 
 
 def arms(rows: Sequence[Mapping[str, Any]], decisions: Decisions) -> pd.DataFrame:

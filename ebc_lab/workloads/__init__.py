@@ -24,6 +24,7 @@ class BatchSource(Protocol):
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets (B, T) of `step`, on the run's device."""
+        return self.rows(self.source_at(step))
 
     def source_at(self, step: int) -> Tensor:
         """What `rows` makes the batch of `step` from, on the run's device, of the same shape at every step:

@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from . import BatchSource
+
 BLOCK = 256  # steps drawn at a time
 
 
@@ -23,7 +25,7 @@ def brought(numbers: NDArray[np.int64], device: torch.device) -> Tensor:
     return drawn.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else drawn
 
 
-class Batches:
+class Batches(BatchSource):
     """Training batches by step: a function of (seed, step), the same for every arm and after every resume.
 
     `of`: the length of the text for which starts are drawn, where `tokens` is only the head of it: they are
@@ -39,10 +41,6 @@ class Batches:
         self.block = -1
         self.starts = torch.empty(0)  # of the block, (BLOCK, B)
 
-    def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and next-token targets of `step`, (B, T) int64 each, on the tokens' device."""
-        return self.rows(self.source_at(step))
-
     def source_at(self, step: int) -> Tensor:
         """Where the windows of `step` begin in the text, (B,) int64, on the tokens' device."""
         block, row = divmod(step, BLOCK)
@@ -54,7 +52,7 @@ class Batches:
         return self.starts[row]
 
     def rows(self, starts: Tensor) -> tuple[Tensor, Tensor]:
-        """The windows that begin at `starts`, (B,), as (inputs, targets), (B, T) each."""
+        """The windows that begin at `starts`, (B,), as (inputs, next-token targets), (B, T) int64 each."""
         rows = self.tokens[starts[:, None] + self.window]
         return rows[:, :-1], rows[:, 1:]
 

@@ -252,14 +252,3 @@ def describe(config: DataConfig) -> dict[str, str | int | None]:
         whole |= {"vocabulary": len(corpus.vocabulary)}
     splits = ", ".join(f"{k} {n:,}" for k, n in counts.items())
     return {**whole, "splits": splits, "warning": corpus.warning}
-
-
-def check_length(corpus: Corpus, context: int) -> None:
-    """Refuse a text whose smallest split cannot fill two windows of `context` tokens. Raises UserError."""
-    test = corpus.slices["test"]
-    shortest = test.stop - test.start
-    if shortest < 2 * context + 1:
-        raise UserError(
-            f"the corpus at {corpus.source} is too short: its {shortest} test characters must hold two "
-            f"windows of {context} and one more; use a longer text or a smaller model.context."
-        )

@@ -11,15 +11,8 @@ from ebc_lab.ebc.grouping import group_parameters
 
 from .gpt import GPTWorkload
 
-OF_MATRICES = (
-    "muon",
-    "galore",
-    "hyperball",
-    "lionar",
-    "scion",
-    "normuon",
-    "muonclip",
-)  # optimizers that treat the hidden matrices apart
+# optimizers that treat the hidden matrices apart
+OF_MATRICES = ("muon", "galore", "hyperball", "lionar", "scion", "normuon", "muonclip")
 
 
 class OwnModelWorkload(GPTWorkload):

@@ -26,16 +26,7 @@ from ebc_lab.ebc.logits import mean_kl
 from ebc_lab.ebm.diagnose import alert_in_words, alerts
 from ebc_lab.ebm.embeddings import cooccurrence, load_gpt2
 from ebc_lab.ebm.evaluate import energy_trend, held_out, held_out_names, ngram_baselines, sampled_loss
-from ebc_lab.ebm.model import (
-    Draws,
-    EnergyModel,
-    Kept,
-    LossWeights,
-    Scored,
-    objective,
-    r2_column,
-    score_shift,
-)
+from ebc_lab.ebm.model import Draws, EnergyModel, Kept, LossWeights, Scored, objective, r2_column, score_shift
 from ebc_lab.ebm.soc import drive
 from ebc_lab.ebm.starts import phase_at, splats_at
 from ebc_lab.records.files import write_atomic
@@ -52,15 +43,8 @@ PRESENT = 8192  # states of training text that a revival or new splats are chose
 REVIVED_AT = (10, 20)  # steps, beside every ebm.revive_every
 EVALUATED = 1024  # states of validation text at every evaluation
 SAMPLES = 8  # latents a token, of the sampled loss
-PURPOSES = (
-    "losses",
-    "noise",
-    "present",
-    "revive",
-    "grow",
-    "evaluate",
-    "sample",
-)  # what chance decides at a step
+# what chance decides at a step
+PURPOSES = ("losses", "noise", "present", "revive", "grow", "evaluate", "sample")
 OF_STEPS = ("dropped_mass", "soc_rate", "load_max")  # figures that no evaluation measures
 OURS = 1  # in the counter of the generator: batches and partitions have 0
 
@@ -137,14 +121,10 @@ class EBMWorkload(TextSplits):
     capturable = False  # places and candidates of its splats are chosen on the host
 
     def __init__(self, run: RunConfig, corpus: Corpus, device: torch.device):
-        self.run = run
+        super().__init__(run, corpus, device)
         self.ebm: EbmConfig = run.ebm
-        text = tokenised_of(run, corpus)
         self.corpus = corpus
-        self.tokens = {split: torch.from_numpy(ids).to(device) for split, ids in text.splits.items()}
-        self.train_ids = text.splits["train"]
-        self.vocabulary = text.vocabulary
-        self.characters_per_token = text.characters_per_token()
+        self.train_ids = tokenised_of(run, corpus).splits["train"]
         self.step_columns = step_columns(run)
         self.eval_columns = eval_columns(run, self.vocabulary)
         self.weights = LossWeights(

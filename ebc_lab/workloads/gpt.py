@@ -24,13 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ebc_lab.config.parts.model import ModelConfig
-from ebc_lab.config.schema import RunConfig
 from ebc_lab.verity import VerityGPT, ops
 
-from .corpus import Corpus
 from .losses import autocast, token_losses
 from .partition import TextSplits
-from .text import tokenised_of
 
 PLAIN_UP_TO = 128  # tokens
 
@@ -215,15 +212,6 @@ class GPTWorkload(TextSplits):
     step_columns: tuple[str, ...] = ()
     eval_columns: tuple[str, ...] = ()
     capturable = True
-
-    def __init__(self, run: RunConfig, corpus: Corpus, device: torch.device):
-        self.run = run
-        self.device = device
-        self.shards = corpus.shards
-        text = tokenised_of(run, corpus)
-        self.tokens = {split: torch.from_numpy(ids).to(device) for split, ids in text.splits.items()}
-        self.vocabulary = text.vocabulary
-        self.characters_per_token = text.characters_per_token()
 
     def build(self) -> nn.Module:
         return drawn(self.make, self.run.seed)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ebc_lab.config.parts.model import ModelConfig
 from ebc_lab.config.schema import RunConfig
 
+from . import BatchSource
 from .batches import brought
 from .digits import CLASSES, MEAN, SIDE, SPREAD, Images, digits
 from .gpt import Block, GPTWorkload, HiddenLinear, draw_weights
@@ -121,7 +122,7 @@ class ViT(nn.Module):
 MODELS: dict[str, Callable[[ModelConfig, int], nn.Module]] = {"cnn": CNN, "vit": ViT}
 
 
-class ImageBatches:
+class ImageBatches(BatchSource):
     """Training batches by step, each epoch in an order of its own: a function of (seed, step)."""
 
     def __init__(self, images: Tensor, classes: Tensor, batch_size: int, seed: int):
@@ -146,12 +147,8 @@ class ImageBatches:
         rows = [self._order(int(e))[place] for e, place in zip(epochs, places, strict=True)]
         return brought(np.array(rows), self.images.device)
 
-    def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images (B, 1, 8, 8) and classes (B, 1) of `step`."""
-        return self.rows(self.source_at(step))
-
     def rows(self, starts: Tensor) -> tuple[Tensor, Tensor]:
-        """The images of these numbers, and their classes."""
+        """The images of these numbers, (B, 1, 8, 8), and their classes, (B, 1)."""
         return self.images[starts], self.classes[starts]
 
 
@@ -175,7 +172,7 @@ class ImageWorkload(GPTWorkload):
     def make(self) -> nn.Module:
         return MODELS[self.run.model.name](self.run.model, self.vocabulary)
 
-    def batches(self) -> tuple[ImageBatches, None]:  # type: ignore[override]
+    def batches(self) -> tuple[ImageBatches, None]:
         """Return the training batches."""
         return ImageBatches(*self.images["train"], self.run.batch_size, self.run.seed), None
 

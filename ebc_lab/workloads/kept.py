@@ -32,7 +32,7 @@ from ebc_lab.records.paths import DIAGNOSES, RunFiles
 
 from .batches import windows
 from .corpus import locate
-from .gpt import Block, draw_weights
+from .gpt import Block, draw_weights, drawn
 from .losses import evaluate
 from .tokens import Tokenizer, from_json, tokenised
 
@@ -85,9 +85,8 @@ def settings_of(run: RunConfig, vocabulary: int) -> ModelSettings:
 
 def build(run: RunConfig, vocabulary: int, embeddings: Tensor | None = None) -> EnergyModel:
     """The model with its initial weights drawn from the run's seed alone, on the CPU, no splat in use."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
-        return EnergyModel(settings_of(run, vocabulary), embeddings, lambda: Blocks(run))
+    settings = settings_of(run, vocabulary)
+    return drawn(lambda: EnergyModel(settings, embeddings, lambda: Blocks(run)), run.seed)
 
 
 def sampling_of(run: RunConfig) -> Sampling:
@@ -134,10 +133,7 @@ def write_model(
 def _interned(rows: Sequence[dict[str, float]]) -> list[dict[str, float]]:
     """The same rows with each name one object, whether a row was found or read back: a pickle writes a known
     object as a reference, and equal models should be equal bytes."""
-    strings = []
-    for row in rows:
-        strings.append({sys.intern(name): value for name, value in row.items()})
-    return strings
+    return [{sys.intern(name): value for name, value in row.items()} for row in rows]
 
 
 def read_model(path: Path) -> KeptModel:

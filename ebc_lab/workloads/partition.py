@@ -12,9 +12,11 @@ from ebc_lab.config.parts.partition import PartitionConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.lowbit.clustering import DataClustering, suggest_k, window_features
 
+from . import BatchSource
 from .batches import Batches, brought, windows
-from .shards import ShardSet
+from .corpus import Corpus
 from .shards.batches import ShardBatches
+from .text import tokenised_of
 
 HELD_SHARE = 0.02  # of the training text, its end, where the budget is measured on held-back text
 SUGGESTED = range(2, 13)  # numbers of clusters that are compared where none is asked for
@@ -29,14 +31,7 @@ class PartitionedBatches(Batches):
     and the step. Raises UserError for a text with fewer windows than clusters.
     """
 
-    def __init__(
-        self,
-        tokens: Tensor,
-        batch_size: int,
-        context: int,
-        seed: int,
-        partition: PartitionConfig,
-    ):
+    def __init__(self, tokens: Tensor, batch_size: int, context: int, seed: int, partition: PartitionConfig):
         super().__init__(tokens, batch_size, context, seed)
         self.context = context
         self.how = partition.name
@@ -61,14 +56,18 @@ class PartitionedBatches(Batches):
 
 
 class TextSplits:
-    """The batches and evaluation windows of a workload that is trained on a text."""
+    """The tokens, batches and evaluation windows of a workload that is trained on a text."""
 
-    run: RunConfig
-    tokens: dict[str, Tensor]  # each split's, (n,) int64, on the run's device
-    shards: ShardSet | None = None  # in the place of the training split, of data=bin
-    device: torch.device
+    def __init__(self, run: RunConfig, corpus: Corpus, device: torch.device):
+        text = tokenised_of(run, corpus)
+        self.run = run
+        self.device = device
+        self.shards = corpus.shards  # in the place of the training split, of data=bin
+        self.tokens = {split: torch.from_numpy(ids).to(device) for split, ids in text.splits.items()}
+        self.vocabulary = text.vocabulary
+        self.characters_per_token = text.characters_per_token()
 
-    def batches(self) -> tuple[Batches | ShardBatches, Batches | None]:
+    def batches(self) -> tuple[BatchSource, BatchSource | None]:
         """Return the training batches, and with budget.probe_tokens=held those that choose c.
 
         Raises UserError where the text is too short to hold any of it back, or for the run's clusters.

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.machine import chosen_device, installed
-from ebc_lab.config.schema import RunConfig
+from ebc_lab.config.schema import SPLITS, RunConfig
 
-from .corpus import Corpus, check_length, locate
+from .corpus import Corpus, locate
 from .shards import ShardSet, batches_in, head_of, too_short
 from .tokens import Tokenised, Tokenizer, tokenised, tokenizer
 
@@ -31,21 +31,22 @@ def checked_text(run: RunConfig, *, quiet: bool = False) -> tuple[Corpus, str | 
         _check_shards(run, corpus.shards)
         return corpus, None
     if run.tokens.name == "characters":
-        check_length(corpus, run.model.context)
         train, _, test = (part.stop - part.start for part in corpus.slices.values())
-        _check_splats(run, train)
-        _check_embeddings(run, len(corpus.vocabulary))
-        return _with_crossings(corpus, run.model.context, test), None
-    text = tokenised_of(run, corpus)
-    shortest = min(len(ids) for ids in text.splits.values())
-    if shortest < 2 * run.model.context + 1:
+        shortest, unit, vocabulary, sha256 = test, "characters", len(corpus.vocabulary), None
+    else:
+        text = tokenised_of(run, corpus)
+        train, _, test = (len(text.splits[split]) for split in SPLITS)
+        shortest, unit = min(map(len, text.splits.values())), "tokens"
+        vocabulary, sha256 = text.vocabulary, text.sha256
+    context = run.model.context
+    if shortest < 2 * context + 1:
         raise UserError(
-            f"the corpus at {corpus.source} is too short: its {shortest} test tokens must hold two windows "
-            f"of {run.model.context} and one more; use a longer text or a smaller model.context."
+            f"the corpus at {corpus.source} is too short: its {shortest} test {unit} must hold two windows "
+            f"of {context} and one more; use a longer text or a smaller model.context."
         )
-    _check_splats(run, len(text.splits["train"]))
-    _check_embeddings(run, text.vocabulary)
-    return _with_crossings(corpus, run.model.context, len(text.splits["test"])), text.sha256
+    _check_splats(run, train)
+    _check_embeddings(run, vocabulary)
+    return _with_crossings(corpus, context, test), sha256
 
 
 def _with_crossings(corpus: Corpus, context: int, tokens: int) -> Corpus:

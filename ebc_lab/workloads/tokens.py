@@ -27,6 +27,7 @@ from .corpus import BOUNDARIES, Corpus
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Trained
+    from tokenizers.models import BPE
 
 KINDS = ("characters", "bytes", "bpe", "gpt2")
 BYTES = 256  # every byte is a token of byte pairs, so that each text has tokens
@@ -222,16 +223,24 @@ def _byte_pairs_of(corpus: Corpus, size: int) -> BytePairs:
 
 def _learned(text: str, size: int) -> str:
     """Byte pairs of a text as the library's JSON, always the same for the same text and version."""
-    from tokenizers import Tokenizer as Trained
-    from tokenizers import decoders, models, pre_tokenizers, trainers
+    from tokenizers import models, pre_tokenizers, trainers
 
-    trained = Trained(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trained.decoder = decoders.ByteLevel()
+    trained = _byte_level(models.BPE())
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     trained.train_from_iterator([text], trainer)
     return str(trained.to_str())
+
+
+def _byte_level(pairs: BPE) -> Trained:
+    """Byte pairs as GPT-2 reads and writes them: every byte is a character, and no space is put before."""
+    from tokenizers import Tokenizer as Trained
+    from tokenizers import decoders, pre_tokenizers
+
+    trained = Trained(pairs)
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trained.decoder = decoders.ByteLevel()
+    return trained
 
 
 def _from_folder(folder: str | Path | None) -> BytePairs:
@@ -239,12 +248,14 @@ def _from_folder(folder: str | Path | None) -> BytePairs:
     if folder is None:
         raise UserError("tokens=gpt2 needs tokens.folder=FOLDER, which holds GPT-2's tokenizer.")
     _need_library("gpt2")
+    from tokenizers.pre_tokenizers import ByteLevel
+
     place = Path(folder).expanduser()
     if not place.is_dir():
         raise UserError(f"tokens.folder={folder} is not a folder: name the one with GPT-2's tokenizer.")
     whole = place / "tokenizer.json"
     trained = _parsed("gpt2", _text_of(whole), str(whole)) if whole.exists() else _from_parts(place)
-    lacking = BYTES - len(_alphabet() & trained.get_vocab().keys())
+    lacking = BYTES - len({*ByteLevel.alphabet()} & trained.get_vocab().keys())
     if lacking:
         raise UserError(
             f"the tokenizer in {place} lacks {lacking} of the {BYTES} bytes, so that text would be lost: "
@@ -254,8 +265,7 @@ def _from_folder(folder: str | Path | None) -> BytePairs:
 
 
 def _from_parts(place: Path) -> Trained:
-    from tokenizers import Tokenizer as Trained
-    from tokenizers import decoders, models, pre_tokenizers
+    from tokenizers.models import BPE
 
     parts = [place / "vocab.json", place / "merges.txt"]
     if missing := [path.name for path in parts if not path.exists()]:
@@ -266,14 +276,11 @@ def _from_parts(place: Path) -> Trained:
     for path in parts:
         _text_of(path)  # refuses what is no file before the library opens it
     try:
-        trained = Trained(models.BPE.from_file(*map(str, parts)))
+        return _byte_level(BPE.from_file(*map(str, parts)))
     except Exception as error:  # as in _parsed
         raise UserError(
             f"vocab.json and merges.txt in {place} are no tokenizer ({error}): replace them."
         ) from None
-    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trained.decoder = decoders.ByteLevel()
-    return trained
 
 
 def _text_of(path: Path) -> str:
@@ -281,13 +288,6 @@ def _text_of(path: Path) -> str:
         return read_regular(path, MOST_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path} is no tokenizer (not UTF-8): replace it.") from None
-
-
-def _alphabet() -> set[str]:
-    """The characters by which a byte-level vocabulary writes the 256 bytes."""
-    from tokenizers import pre_tokenizers
-
-    return set(pre_tokenizers.ByteLevel.alphabet())
 
 
 def _sha256(text: str) -> str:

@@ -121,7 +121,7 @@ def test_the_same_seeds_pair_runs():
     ref = rng.integers(500, 900, 10)
     runs = [crossing_at(x, 1) for x in [*ref, *(ref * 0.95).astype(int)]]
     table = table_of({"ref": 10, "arm": 10})
-    (paired,), (unpaired,) = ratios(runs, table, key="seed"), ratios(runs, table)
+    (paired,), (unpaired,) = ratios(runs, table, paired=True), ratios(runs, table)
     assert paired["verdict"] == "fewer"
     assert paired["high"] - paired["low"] < 0.01
     assert unpaired["verdict"] == "undecided"
@@ -194,7 +194,7 @@ def test_one_arm_without_spread():
     assert found["verdict"] == "fewer"
     assert found["low"] < (centre - 100) / 1000
     assert centre / 900 < found["high"] < 1
-    assert ratios(runs, table, key="seed", paired=True) == [found]
+    assert ratios(runs, table, paired=True) == [found]
 
 
 def test_a_target_that_is_reached_before_training_has_no_ratio():

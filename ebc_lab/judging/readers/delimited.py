@@ -11,16 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import pandas as pd
 
 from ebc_lab.config.errors import UserError, require, shown
 
 from ..asked import Asked
 from .names import STEP_NAMES, split_name, split_names
 from .reader import Source
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 ENDING = re.compile(r"\.(csv|tsv)(\.gz)?$", re.IGNORECASE)
 NOT_UTF8 = "is not text in UTF-8: save it as UTF-8 and call again"
@@ -85,8 +85,6 @@ def read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
 
     Raises UserError: no row of names, a name twice, or rows with more cells than names.
     """
-    import pandas as pd
-
     rows, mark, point = first_rows(path)
     names = [name.strip().removeprefix("\ufeff") for name in rows[0]]
     _check_names(names, path)
@@ -122,7 +120,7 @@ def read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
     if "" in names and has_steps and (frame["index"].to_numpy() == range(len(frame))).all():
         frame = frame.drop(columns="index")
         notes.append(f"The first column of {path.name} has no name and counts its rows: left out.")
-    return frame, notes
+    return logged(frame), notes
 
 
 def table_source(
@@ -188,9 +186,6 @@ def long_table(frame: pd.DataFrame, step: str, runs: Sequence[tuple[str, Mapping
 
     Returns: `run`, what the names of runs say (`arm`, `seed`, settings), the steps and the metrics.
     """
-    import numpy as np
-    import pandas as pd
-
     metrics = list(dict.fromkeys(metric for _, columns in runs for metric in columns))
     blank = np.full(len(frame), np.nan)
     values = pd.DataFrame({step: np.tile(frame[step], len(runs))})

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ebc_lab.config.errors import UserError, require, shown
 
 from ..asked import Asked
@@ -32,8 +34,6 @@ def read_jobs(paths: Sequence[Path], root: Path, asked: Asked) -> Source:
 
     Raises UserError: no job left metrics in a format that is known.
     """
-    import pandas as pd
-
     from . import read_inside
 
     overrides = [_overrides(job) for job in paths]

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ebc_lab.config.errors import UserError, require, shown
 
 from ..asked import Asked
@@ -32,8 +34,6 @@ def claims(path: Path) -> bool:
 
 
 def read(path: Path, asked: Asked) -> Source:
-    import pandas as pd
-
     records, notes = _records(path)
     rows = [row for record in records for row in _exploded(flat(record, "/"), path)]
     return table_source(pd.DataFrame.from_records(rows), asked, path, "JSON file", notes)
@@ -49,16 +49,15 @@ def _records(path: Path) -> tuple[list[Mapping[str, Any]], list[str]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} {NOT_UTF8}") from error
     require(text.strip() != "", f"{path} is empty")
-    if text.lstrip().startswith("["):
+    what = "record" if text.lstrip().startswith("[") else "line"
+    if what == "line":
+        records, notes = _lines(text, path)
+    else:
         try:
             records, notes = json.loads(text, parse_constant=_constant), []
         except ValueError as error:
             raise UserError(f"{path} is no whole JSON array: {error}") from error
-        first = 1
-    else:
-        records, notes, first = *_lines(text, path), 0
     for number, record in enumerate(records, 1):
-        what = "record" if first else "line"
         require(isinstance(record, dict), f"{path}, {what} {number}: {shown(record)} is no JSON object")
     require(len(records) > 0, f"{path} holds no record")
     return records, notes

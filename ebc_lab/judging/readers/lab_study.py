@@ -6,14 +6,15 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import pandas as pd
+
 from ebc_lab.config.errors import count, require
 
 from ..asked import Asked
 from .reader import Source
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from ebc_lab.results import LoadedStudy
 
 HEADER = "study.json"
@@ -65,9 +66,6 @@ def read(path: Path, asked: Asked) -> Source:
 
 def _rows(study: LoadedStudy, runs: pd.DataFrame) -> pd.DataFrame:
     """Return the evaluations of these runs, the last with what a run ended with: `inf` where it diverged."""
-    import numpy as np
-    import pandas as pd
-
     runs = runs.astype(dict.fromkeys(("run_id", "arm", "track"), object))
     ends = runs[["run_id", "steps", "val_loss", "test_loss"]].rename(columns={"steps": "step"})
     lost = runs.outcome != "completed"

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from ebc_lab.config.errors import UserError, count
 
 from ..asked import Asked
-from .delimited import logged, read_table
+from .delimited import read_table
 from .reader import Source, about_places, files_below, flat, source_of_runs
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 METRICS = r"metrics\.csv"
 
@@ -27,8 +26,6 @@ def claims(path: Path) -> bool:
 
 def read(path: Path, asked: Asked) -> Source:
     """Return a row a logging; a run is a folder."""
-    import pandas as pd
-
     files = [file for file in files_below(path, METRICS) if _is_lightnings(file)]
     tables, settings, notes = [], [], []
     for number, file in enumerate(files):
@@ -62,9 +59,7 @@ def _metrics(file: Path) -> pd.DataFrame:
 
     Raises UserError: the table is damaged, or a cell is a word.
     """
-    import pandas as pd
-
-    table = logged(read_table(file)[0])
+    table, _ = read_table(file)
     for name in table.select_dtypes(exclude="number"):
         numbers = pd.to_numeric(table[name], errors="coerce")
         words = table[name][numbers.isna() & table[name].notna()]

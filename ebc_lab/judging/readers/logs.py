@@ -8,15 +8,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from ebc_lab.config.errors import UserError, require, shown
 
 from ..asked import Asked
 from .reader import Source, together
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 ADVICE = r"--pattern 'step:(?P<step>\d+)/(?P<planned>\d+) val_loss:(?P<val_loss>\S+)'"
 # a name, what separates, a number
@@ -64,8 +62,6 @@ def read(path: Path, asked: Asked) -> Source:
 
 def _matches(path: Path, pattern: re.Pattern[str]) -> tuple[pd.DataFrame, int]:
     """Return a row a match, with a column a group, and how many lines of a log do not match."""
-    import pandas as pd
-
     rows, missed = [], 0
     for line in _text(path).splitlines():
         matches = [match.groupdict() for match in pattern.finditer(line)]
@@ -114,8 +110,6 @@ def advice(path: Path) -> str:
 
 def _numbers(texts: pd.Series) -> pd.Series:
     """Return a group's texts as numbers where all are; `nan` was logged, a group that is absent was not."""
-    import pandas as pd
-
     words = texts.str.strip().str.rstrip(",;")
     values = pd.to_numeric(words, errors="coerce").astype(float)
     unfinished = words.str.fullmatch(r"[-+]?(nan|inf|infinity)", case=False).fillna(False).astype(bool)

@@ -12,15 +12,14 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from ebc_lab.config.errors import UserError, count, listed, require
 
 from ..asked import Asked
 from .reader import Source, by_step, files_below, source_of_runs, told_apart
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 RUNS = """select r.run_uuid as key, r.name as name, r.status as state, r.start_time as start,
     r.lifecycle_stage as stage, e.name as experiment, e.lifecycle_stage as of_experiment
@@ -42,8 +41,6 @@ def claims(path: Path) -> bool:
 
 def read(path: Path, asked: Asked) -> Source:
     """Return a row a step of each run. Deleted runs, and those that only hold others, are left out."""
-    import pandas as pd
-
     stores = [*map(_from_database, _databases(path)), _from_files(list(_folders(path)))]
     runs = [run for runs_of_store, _ in stores for run in runs_of_store]
     points = pd.concat([points for _, points in stores if len(points)] or [stores[0][1]], ignore_index=True)
@@ -89,8 +86,6 @@ def _kept(runs: Sequence[dict[str, Any]], measured: set[str]) -> tuple[list[dict
 
 def _as_numbers(params: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
     """Return params, which MLflow keeps as text, as numbers where all values of a name are some."""
-    import pandas as pd
-
     table = pd.DataFrame(list(params), index=range(len(params)))
     for name in table:
         numbers = pd.to_numeric(table[name], errors="coerce")
@@ -129,8 +124,6 @@ def read_only(file: Path) -> sqlite3.Connection:
 
 def _from_database(file: Path) -> tuple[list[dict[str, Any]], pd.DataFrame]:
     """Return the runs of a database, and their metrics as `by_step` takes them."""
-    import pandas as pd
-
     try:
         with closing(read_only(file)) as database:
             runs = pd.read_sql_query(RUNS, database).to_dict("records")
@@ -165,8 +158,6 @@ def _folders(path: Path) -> Iterator[Path]:
 
 def _from_files(folders: Sequence[Path]) -> tuple[list[dict[str, Any]], pd.DataFrame]:
     """Return the runs of these folders, and their metrics as `by_step` takes them."""
-    import pandas as pd
-
     runs, points = [], [pd.DataFrame(columns=["time", "value", "step", "run", "name"])]
     experiments = {above: _meta(above) for above in {folder.parent for folder in folders}}
     for folder in folders:
@@ -208,8 +199,6 @@ def _meta(folder: Path) -> dict[str, Any]:
 
 def _metric(file: Path) -> pd.DataFrame:
     """Return a metric's file: lines of time in ms, value and step; the last may be cut off."""
-    import pandas as pd
-
     try:
         table = pd.read_csv(file, sep=" ", header=None, usecols=range(3), names=["time", "value", "step"])
         return table.dropna(subset=["time", "step"]).astype(

@@ -7,10 +7,8 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pandas as pd
+import pandas as pd
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 POWER = r"\d+(?:\.\d+)?[eE]_\d{1,2}"  # 3e_4 is 3e-4, where a name must not hold a second hyphen
@@ -103,8 +101,6 @@ def columns_of_places(paths: Sequence[str | Path], root: str | Path) -> pd.DataF
     that is the same for all says nothing, nor does the number of a replicate. A path that lacks what others
     have holds None.
     """
-    import pandas as pd
-
     parts = [_parts(path, root) for path in paths]
     deepest = max(map(len, parts)) - 1
     levels = {

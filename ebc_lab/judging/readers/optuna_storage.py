@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ebc_lab.config.errors import UserError, count, require
 
 from ..asked import Asked
@@ -35,8 +37,6 @@ def claims(path: Path) -> bool:
 def read(path: Path, asked: Asked) -> Source:
     """Return a row an intermediate value of each trial, and of each at least one. A trial that was pruned
     or failed has no value, which counts as the worst; one that has not ended is left out."""
-    import pandas as pd
-
     every = [trial for file in _storages(path) for trial in _trials(file, path)]
     ended = [trial for trial in every if trial.frozen.state.is_finished()]
     require(bool(ended), f"{path} holds no trial of Optuna that has ended.")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
+
 from ebc_lab.config.errors import UserError
 
 from ..asked import Asked
 from .delimited import table_source
-from .reader import Source
+from .reader import Source, plain_frame
 
 TITLE = "Parquet files"
 
@@ -21,15 +23,10 @@ def claims(path: Path) -> bool:
 
 
 def read(path: Path, asked: Asked) -> Source:
-    import pandas as pd
-
     try:
         frame = pd.read_parquet(path)
     except ImportError as error:
         raise UserError(f"{path} is a Parquet file: pip install 'ebc-lab[judge]' to read it") from error
     except Exception as error:  # pyarrow and fastparquet have errors of their own
         raise UserError(f"{path} is a damaged Parquet file: {error}") from error
-    if any(name is not None for name in frame.index.names):
-        frame = frame.reset_index()
-    frame.columns = frame.columns.astype(str)
-    return table_source(frame, asked, path, "Parquet file")
+    return table_source(plain_frame(frame), asked, path, "Parquet file")

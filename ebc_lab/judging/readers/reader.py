@@ -10,17 +10,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
 
 from ebc_lab.config.errors import UserError
 
 from ..asked import Asked
 from .names import ARM_NAMES, STEP_NAMES, columns_of_places
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 DEEPEST = 8  # levels of folders that are searched
+FIRST_LOOK = 1000  # rows of a frame that are looked at before all
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,43 @@ class Source:
     notes: Sequence[str] = ()
 
 
+def plain_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return somebody's frame with its rows numbered from 0 and columns that have text for names: named
+    levels of the index become columns, and names of several levels are joined, `val_loss/last`. Cells that
+    hold lists or mappings become text. Floats of fewer than 64 bits become those that are written alike: 0.1
+    of 32 bits is 0.1, and not 0.10000000149.
+
+    Raises UserError: two columns have one name."""
+    levels = [name for name in frame.index.names if name is not None and name not in frame.columns]
+    others = [name for name in frame.index.names if name not in levels]
+    made = frame.reset_index(level=levels) if levels and others else frame
+    made = made.reset_index(drop=bool(others) or not levels)
+    names = ["/".join(map(str, n)).strip("/") if isinstance(n, tuple) else str(n) for n in made.columns]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"two columns are called {twice[0]}: rename one, or leave it out.")
+    made.columns = names
+    for name in names:
+        cells = made[name]
+        size = getattr(cells.dtype, "itemsize", 8)  # bytes
+        if cells.dtype.kind == "f" and size < 8:
+            short = cells.to_numpy(f"f{size}", na_value=np.nan)
+            made[name] = np.fromiter(map(float, map(str, short)), float, len(short))
+        elif cells.dtype == object and cells.iloc[:FIRST_LOOK].map(_holds_others).any():
+            made[name] = cells.map(lambda value: str(value) if _holds_others(value) else value)
+    return made
+
+
+def _holds_others(value: object) -> bool:
+    return hasattr(value, "__len__") and not isinstance(value, str | bytes)
+
+
 class NothingKnown(UserError):
     """A place holds no file of a format that is known."""
 
 
 class Reader(Protocol):
-    """One format: a module of this folder with these three. Its name stands in `MODULES`."""
+    """One format: a module of this folder with these three. Its name stands in `READERS`."""
 
     TITLE: str  # in words, of several files: `CSV files`
 
@@ -72,9 +104,6 @@ def together(
 
     A file with a column of steps and no column that tells runs apart is a run, named by its place.
     """
-    import numpy as np
-    import pandas as pd
-
     if len(sources) == 1:
         return sources[0]
     places = columns_of_places(paths, root)
@@ -174,9 +203,6 @@ def by_step(points: pd.DataFrame) -> pd.DataFrame:
     Returns: columns `run`, `step`, and one for each name: NaN where it was not logged, `inf` where what was
     logged is not finite.
     """
-    import numpy as np
-    import pandas as pd
-
     points = points.sort_values(["run", "time"], kind="stable")
     points["value"] = np.where(np.isfinite(points.value), points.value, np.inf)
     points["again"] = points.groupby(["run", "name", "step"], observed=True).cumcount()
@@ -203,8 +229,6 @@ def source_of_runs(
         settings: of each run. One that is called like a logged column is called `config/NAME`.
         curves: the logged rows, run after run; column `run` is the position of the run in `about`.
     """
-    import pandas as pd
-
     cells = [{name: cell(value) for name, value in of_run.items()} for of_run in settings]
     runs, configs = pd.DataFrame(list(about)), pd.DataFrame(cells, index=range(len(about)))
     logged = curves.set_index("run").rename(columns={name: f"logged/{name}" for name in runs})

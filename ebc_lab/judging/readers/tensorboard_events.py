@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ebc_lab.config.errors import UserError, count
 
 from ..asked import Asked
@@ -31,8 +33,6 @@ def claims(path: Path) -> bool:
 
 def read(path: Path, asked: Asked) -> Source:
     """Return a row a step; a run is a folder, its files one after the other."""
-    import pandas as pd
-
     folders: dict[Path, list[Path]] = {}
     for file in files_below(path, EVENTS):
         folders.setdefault(file.parent, []).append(file)

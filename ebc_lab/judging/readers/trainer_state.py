@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ebc_lab.config.errors import UserError, count
 
 from ..asked import Asked
@@ -34,8 +36,6 @@ def claims(path: Path) -> bool:
 def read(path: Path, asked: Asked) -> Source:
     """Return a row a logging. A run is a folder; of its checkpoints, which repeat it, the last counts. A
     checkpoint whose log is not the beginning of the last one's is of another run."""
-    import pandas as pd
-
     states: dict[Path, dict[str, Any]] = {}
     copies = 0
     for run, of_run in _by_run(path).items():

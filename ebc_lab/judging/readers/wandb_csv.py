@@ -8,7 +8,7 @@ from pathlib import Path
 from ebc_lab.config.errors import UserError, any_of, require, shown
 
 from ..asked import Asked
-from .delimited import ENDING, first_rows, logged, long_table, read_table
+from .delimited import ENDING, first_rows, long_table, read_table
 from .names import ARM_NAMES, split_names
 from .reader import Source
 
@@ -44,7 +44,6 @@ def _is_chart(header: list[str]) -> bool:
 def _chart(path: Path, asked: Asked) -> Source:
     """Return a chart's runs. A point is the mean of a bin where its least and greatest value differ."""
     frame, notes = read_table(path)
-    frame = logged(frame)
     step = str(frame.columns[0])
     runs: dict[str, dict[str, str]] = {}  # run -> metric -> column
     binned = 0
@@ -79,7 +78,6 @@ def _chart(path: Path, asked: Asked) -> Source:
 def _table(path: Path) -> Source:
     """Return the table of runs. Runs of one name are told apart by a number behind it."""
     frame, notes = read_table(path)
-    frame = logged(frame)
     names = frame["Name"].astype(str)
     again = names.groupby(names).cumcount()
     if (again > 0).any():

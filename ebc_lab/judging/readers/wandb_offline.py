@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ebc_lab.config.errors import UserError, count, listed
 
 from ..asked import Asked
@@ -57,8 +59,6 @@ def claims(path: Path) -> bool:
 
 def read(path: Path, asked: Asked) -> Source:
     """Return a row a `log`. A run that was resumed is one run, and its logs follow each other."""
-    import pandas as pd
-
     try:
         from wandb.proto import wandb_internal_pb2 as protocol
     except ImportError:
@@ -168,8 +168,6 @@ def _take(runs: dict[str, _Run], key: str, record: Any) -> None:
 
 
 def _time(stamp: Any) -> Any:
-    import pandas as pd
-
     return pd.Timestamp(stamp.ToNanoseconds(), unit="ns") if stamp.seconds else pd.NaT
 
 

@@ -12,13 +12,14 @@ from torch import Tensor
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
 
+from .. import BatchSource
 from ..batches import BLOCK, brought, drawn_starts
 from . import Shard, batches_in, too_short
 
 MAPPED = 32  # shards at a time, each of which holds a file descriptor
 
 
-class ShardBatches:
+class ShardBatches(BatchSource):
     """Training batches by step, the same for every arm and after every resume: a function of the step under
     `data.order=in_order`, of (seed, step) under `random`.
 
@@ -45,10 +46,6 @@ class ShardBatches:
         self.ends = np.cumsum(batches if self.in_order else places)
         self.block = -1
         self.drawn = np.empty(0)  # of the block, (BLOCK, B)
-
-    def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and next-token targets of `step`, (B, T) int64 each, on the run's device."""
-        return self.rows(self.source_at(step))
 
     def source_at(self, step: int) -> Tensor:
         """The tokens of `step`, (B, T + 1) int64, on the run's device. Raises UserError where the shards end
@@ -77,5 +74,5 @@ class ShardBatches:
         return list(zip(shards.tolist(), (starts - before).tolist(), strict=True))
 
     def rows(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """The windows of tokens (B, T + 1) as (inputs, targets), (B, T) each."""
+        """The windows of tokens (B, T + 1) as (inputs, next-token targets), (B, T) int64 each."""
         return source[:, :-1], source[:, 1:]
