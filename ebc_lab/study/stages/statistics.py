@@ -305,9 +305,12 @@ def detectable_errors(freedom: float, level: float) -> float:
     from scipy import optimize, special
 
     critical = special.stdtrit(freedom, 1 - level / 2)
-    return float(  # P(t > critical) of the noncentral t is, mirrored, P(t < -critical)
-        optimize.brentq(lambda x: special.nctdtr(freedom, -x, -critical) - POWER, 0.0, 10 * critical + 10)
-    )
+    most = 10 * critical + 10
+    # P(t > critical) of the noncentral t is, mirrored, P(t < -critical)
+    if math.isnan(special.nctdtr(freedom, -most, -critical)):
+        # so far out the noise of the mean is nothing beside that of its standard error
+        return float(critical * math.sqrt(special.chdtri(freedom, 1 - POWER) / freedom))
+    return float(optimize.brentq(lambda x: special.nctdtr(freedom, -x, -critical) - POWER, 0.0, most))
 
 
 def seeds_needed(difference: Difference) -> int | None:

@@ -15,6 +15,7 @@ from ebc_lab.study.stages import compare_arms, finals
 from ebc_lab.study.stages.statistics import (
     Luck,
     chances_of_lowest,
+    detectable_errors,
     judge,
     luck_of_choice,
     noise,
@@ -71,6 +72,12 @@ def test_the_detectable_difference_is_found_as_often_as_it_says():
     noisy = np.random.default_rng(0).normal(per_sd, 1.0, (4000, 5))
     p = stats.ttest_1samp(noisy, 0.0, axis=1).pvalue
     assert np.mean(p < 0.05) == pytest.approx(0.8, abs=0.02)
+
+
+def test_with_two_seeds_the_detectable_difference_grows_as_the_level_falls_however_many_are_compared():
+    """The quantiles of t with one degree of freedom go as 1 / level; scipy's noncentral t ends at some 1e5."""
+    found = [level * detectable_errors(1.0, level) for level in (1e-3, 1e-5, 1e-6, 1e-9)]
+    assert found == pytest.approx([found[0]] * 4, rel=1e-3)
 
 
 def test_only_seeds_that_both_have_are_compared():
