@@ -75,7 +75,7 @@ def test_the_detectable_difference_is_found_as_often_as_it_says():
 
 
 def test_with_two_seeds_the_detectable_difference_grows_as_the_level_falls_however_many_are_compared():
-    """The quantiles of t with one degree of freedom go as 1 / level; scipy's noncentral t ends at some 1e5."""
+    """Quantiles of t with one degree of freedom go as 1 / level; scipy's noncentral t ends at some 1e5."""
     found = [level * detectable_errors(1.0, level) for level in (1e-3, 1e-5, 1e-6, 1e-9)]
     assert found == pytest.approx([found[0]] * 4, rel=1e-3)
 
