@@ -249,14 +249,19 @@ def train_again(
     study: Study, spec: SpecRecord, overrides: Sequence[str], folder: Path | None, command: str
 ) -> Path:
     """Train a recorded run again, in `folder` or in a new one. -> that folder. `command`: this call's own.
-    Raises UserError for what is missing here, and for a folder in the study; SystemExit if the run was
-    interrupted, or its GPU failed."""
+    Raises UserError for what is missing here, and for a folder in a study or with other files; SystemExit if
+    the run was interrupted, or its GPU failed."""
+    from ebc_lab.records.json_files import try_read
     from ebc_lab.study.inspect import rerun
 
     run_id = spec["run_id"]
     directory = folder.expanduser() if folder else Path(RERUNS) / study.name / run_id
-    if directory.resolve().is_relative_to(study.place.resolve()):
-        raise UserError(f"{directory} is in the study, which is only read: choose another --output.")
+    for place in (directory.resolve(), *directory.resolve().parents):
+        if place == study.place.resolve() or Study(place).exists():
+            raise UserError(f"{directory} is in a study, which is only read: choose another --output.")
+    empty = not directory.exists() or (directory.is_dir() and not any(directory.iterdir()))
+    if not empty and try_read(RunFiles(directory).spec, SpecRecord) is None:
+        raise UserError(f"{directory} holds something else than this run: give a new folder as --output.")
     rerun.recorded_result(study, spec)
     with naming(run_id):
         config = rerun.settings_of(study, spec, overrides)

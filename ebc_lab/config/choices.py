@@ -220,9 +220,10 @@ def read_own(own: OwnFile) -> dict[str, Any]:
         return settings
     key, known = "scale" if own.group == "scale" else "name", groups()[own.group]
     built_on = [one for one in settings.get("defaults", ()) if isinstance(one, str) and one != "_self_"]
-    if key not in settings and built_on:
-        with naming(str(own.path)):
-            settings[key] = read_choice(own.group, built_on[0])[key]
+    with naming(str(own.path)):
+        bases = [read_choice(own.group, name) for name in built_on]
+    if key not in settings and bases:
+        settings[key] = bases[0][key]
     of_its_own = own.group in OWN_GROUPS and settings.get("target") is not None
     require(
         of_its_own or settings.get(key) in known,

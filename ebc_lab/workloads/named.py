@@ -23,18 +23,25 @@ def named_files(setting: str, named: str | Sequence[str] | None) -> list[Path]:
     """Return the files that a setting such as `data.file` names by paths and patterns, links resolved, each
     pattern's in the order of their names. A folder of texts stands for its .txt files and those below it.
 
-    Raises UserError for what is not there, what is no file, and a file that is named twice.
+    Raises UserError for what is not there, what is no file, and a file that is named twice. One to which
+    several links of a folder lead is named once.
     """
     of_texts = setting.endswith(".file")
     files: list[Path] = []
     for pattern in [named] if isinstance(named, str) else named or ():
+        require(bool(pattern), f"{setting} holds an empty name: {TEXTS if of_texts else SHARDS}.")
         found = [file for path in matching_paths(pattern) for file in _files_of(path, of_texts)]
         if not found:
             folder = os.path.isdir(os.path.expanduser(pattern))
             what = "names no file" if glob.has_magic(pattern) else "does not exist"
             what = f"is a folder without a {ENDING} file in it or below it" if folder else what
             raise UserError(f"{setting}={pattern} {what}: {TEXTS if of_texts else SHARDS}.")
-        files += [path.resolve() for path in found]
+        try:
+            files += dict.fromkeys(path.resolve() for path in found)
+        except (OSError, RuntimeError):
+            raise UserError(
+                f"{setting}={pattern} holds a link that leads back to itself: remove it."
+            ) from None
     for path, times in Counter(files).items():
         hidden = HIDDEN.search(str(path)) or set("\t\n") & set(str(path))
         require(not hidden, f"{setting}={path}: its name holds control characters: rename it.")

@@ -108,9 +108,10 @@ def test_memory_that_runs_out_is_an_oom_and_the_command_that_shows_it_again_work
     env = {**os.environ, "PATH": f"{ebc_lab.parent}:{os.environ['PATH']}"}
     words = f"{' '.join(limited)} {failure['command']}"
     again = subprocess.run(words, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert again.returncode == 4, again.stdout + again.stderr
-    assert "oom" in again.stderr
-    assert shlex.split(failure["command"])[:2] == ["ebc-lab", "train"]
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "oom after 0 steps" in again.stdout
+    assert "the same numbers as recorded" in again.stdout
+    assert shlex.split(failure["command"])[:2] == ["ebc-lab", "rerun"]
 
 
 @pytest.mark.thorough

@@ -70,6 +70,7 @@ def test_each_of_several_files_gives_its_own_part_to_every_split(texts, monkeypa
 
 def test_one_file_is_the_same_text_however_it_is_named(texts):
     plain = locate(DataConfig("path", str(texts / "a.txt")))
+    (texts / "a linked.txt").symlink_to("a.txt")
     for way in ([str(texts / "a.txt")], str(texts / "a*"), str(texts / "more [2]" / ".." / "a.txt")):
         assert locate(DataConfig("path", way)) == plain
     (texts / "[a].txt").write_text("literal")
@@ -86,6 +87,7 @@ def test_one_file_is_the_same_text_however_it_is_named(texts):
         (["b.txt", "short"], ["short is too short to be cut into training, validation and test"]),
         (["b.txt", "binary"], ["binary is not UTF-8 text (byte 1)"]),
         (["b.txt", "pipe"], ["pipe is not a file"]),
+        ("loop", ["loop holds a link that leads back to itself"]),
     ],
 )
 def test_what_several_files_cannot_be_is_said_of_the_one_at_fault(named, words, texts):
@@ -93,6 +95,7 @@ def test_what_several_files_cannot_be_is_said_of_the_one_at_fault(named, words, 
     (texts / "short").write_text("x" * 9)
     (texts / "binary").write_bytes(b"a\xff\x00")
     os.mkfifo(texts / "pipe")
+    (texts / "loop").symlink_to("loop")
     several = [str(texts / name) for name in named] if isinstance(named, list) else str(texts / named)
     with pytest.raises(UserError) as caught:
         locate(DataConfig("path", several))

@@ -156,8 +156,11 @@ def read(own: OwnFile) -> dict[str, Any]:
     named = settings.setdefault(GROUP, {}) if is_suite else None
     if isinstance(named, dict):
         named.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-."))
-    if "_self_" not in settings.get("defaults", ["_self_"]):
-        settings["defaults"] = [*settings["defaults"], "_self_"]
+    defaults = settings.get("defaults", ["_self_"])
+    if not isinstance(defaults, list) or not all(isinstance(one, str | dict) for one in defaults):
+        raise LookupError(f"{path}: defaults takes a list of names of choices, such as [NAME].")
+    if "_self_" not in defaults:
+        settings["defaults"] = [*defaults, "_self_"]
     made: dict[str, Any] = with_places(settings, path.parent)
     return made
 

@@ -34,6 +34,10 @@ SOURCE = "lr_schedule.source"  # of a replay: a run's name in a study, its folde
 NAMES = ("run_id", "identity", "corpus_warning")  # in a result, but no figures of it
 LOSSES = ("val_loss", "test_loss")  # shown in any case
 TIMED = ("train_s",)  # columns of evals.csv that differ each time
+OTHER_RUN = (
+    "{} would make it another run: give only what says where its text, its weights or its own parts are, or "
+    "train that run with `ebc-lab train from=…`."
+)
 MOST_FIGURES = 6  # that differ, shown one by one
 
 
@@ -126,16 +130,15 @@ def settings_of(study: Study, spec: SpecRecord, overrides: Sequence[str] = ()) -
     own parts lie on this machine. Raises UserError for what is missing here, and for overrides that would
     make it another run."""
     _refuse_lacking(study, spec, overrides)
+    if whole := [one for one in overrides if "." not in one.partition("=")[0]]:
+        raise UserError(OTHER_RUN.format(any_of([one.partition("=")[0] for one in whole])))
     recorded = f"{FROM}={override_value(str(study.run_files(spec['run_id']).spec))}"
     config = compose([recorded, *overrides], study=False)
     if overrides:
         named, asked = identity(from_dict(RunConfig, spec["config"])), identity(run_part(config))
         other = [key for key, _, _ in differences(named, asked) if key != SOURCE]
         if other:
-            raise UserError(
-                f"{any_of(other)} would make it another run: give only what says where its text, its weights "
-                "or its own parts are, or train that run with `ebc-lab train from=…`."
-            )
+            raise UserError(OTHER_RUN.format(any_of(other)))
     return config
 
 

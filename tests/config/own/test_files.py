@@ -362,6 +362,8 @@ def test_a_launcher_and_a_part_of_ones_own_are_chosen_by_their_files(conf):
         ("launcher/bad", "slots: 4", r"conf/launcher/bad\.yaml: a line `name: …` must say of which launcher"),
         ("optimizer/bad", "name: fast", r"bad\.yaml: a line `name: …` must say of which optimizer these are"),
         ("optimizer/bad", "defaults: [adm]", r"bad\.yaml: optimizer=adm is unknown \(did you mean adam"),
+        ("optimizer/bad", "defaults: [adam, adm]", r"bad\.yaml: optimizer=adm is unknown"),
+        ("scale/bad", "defaults: 5", r"bad\.yaml: defaults takes a list of names of choices"),
         ("scale/bad", "steps: 4", r"bad\.yaml: a line `scale: …` must say of which scale .*: laptop, mini"),
         ("data/bad", "name: [", r"conf/data/bad\.yaml:1: .*: mend the file"),
         ("data/nix", None, r"data=bad is unknown; data takes books, nix, auto"),

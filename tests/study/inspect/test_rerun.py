@@ -12,7 +12,7 @@ from support.called import answered, called, refused
 from ebc_lab.config import identity as naming
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.parts.init import InitConfig
-from ebc_lab.records.json_files import write_checksummed
+from ebc_lab.records.json_files import read_json, write_checksummed, write_json
 from ebc_lab.records.spec import RunSpec
 from ebc_lab.study.inspect import rerun
 from ebc_lab.study.store import attempts
@@ -81,7 +81,9 @@ def parted(own_copy, finished):
 
 def test_where_a_run_parts_from_its_recording_and_why_is_said(parted, tmp_path):
     study, run, again = parted
-    folder = shutil.copytree(again, tmp_path / "again", ignore=shutil.ignore_patterns("spec.json"))
+    folder = shutil.copytree(again, tmp_path / "again")
+    spec = read_json(folder / "spec.json")
+    write_json(folder / "spec.json", {**spec, "run_id": run[-10:]})  # as outside of a study
     done = called("rerun", str(study.root), "--run", run, "--output", str(folder), cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     text = done.stdout
@@ -135,7 +137,9 @@ REFUSED = [
     (["--stage", "final"], "has no stage final (did you mean finals?)"),
     (["--run", "0000000000"], "study done has no training run 0000000000"),
     (["--run", "0000000000", "--seed", "7"], "--run names one run by itself"),
-    (["--arm", BASELINE, "--seed", "0", "-o", "{root}/x"], "is in the study, which is only read"),
+    (["--arm", BASELINE, "--seed", "0", "-o", "{root}/x"], "is in a study, which is only read"),
+    (["--arm", BASELINE, "--seed", "0", "-o", "mine"], "mine holds something else than this run"),
+    (["data=pydoc", "--arm", BASELINE, "--seed", "0"], "data would make it another run"),
 ]
 
 
@@ -144,6 +148,8 @@ def test_what_cannot_be_done_again_is_refused_in_a_sentence(finished, tmp_path, 
     study = finished[1].study
     root, swept = study.root, next(r.brief.arm for r in study.records() if r.brief.stage == "lr_sweep")
     words = [word.format(root=root, swept=swept) for word in words]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "steps.csv").touch()
     assert sentence in refused("rerun", str(root), *words, cwd=tmp_path)
 
 
