@@ -211,7 +211,7 @@ def test_the_theme_follows_the_system_and_the_toggle_and_is_remembered(reader, s
 def test_every_command_can_be_copied(reader, studies):
     reader.open(studies["many"])
     boxes = reader.all(".command")
-    assert len(boxes) == 5 + len(reader.all(".broken .command"))
+    assert len(boxes) == 6 + len(reader.all(".broken .command"))
     for box in boxes:
         control = box.find_element(By.TAG_NAME, "button")
         reader.show(control)
