@@ -111,7 +111,8 @@ def _place(name: str, track: SuiteTrack, rival: str | None) -> tuple[bool, float
 def _named(arm: str, label: str, track: SuiteTrack, rival: str | None) -> Cell:
     notes = ["reference"] if arm == track["reference"] else []
     notes += ["best of the others by validation"] if arm == rival and not other_size(label, track) else []
-    notes += [size] if (size := other_size(arm, track)) else []
+    if size := other_size(arm, track):
+        return Cell(f"{arm} ({size})", page=arm, note=", ".join([*notes, size]))
     return Cell(arm, page=arm, note=", ".join(notes))
 
 

@@ -10,7 +10,7 @@ from support.played import DECIDED, DIVERGED, config_of, done, played
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
 from ebc_lab.report.kinds import Evidence, suite
-from ebc_lab.report.text import words
+from ebc_lab.report.text import glance, words
 from ebc_lab.results import tables
 from ebc_lab.study.inspect.reproduce import deciding
 from ebc_lab.study.stages import ablation
@@ -116,6 +116,8 @@ def test_an_arm_of_mine_is_compared_with_the_one_that_its_versus_names_too():
     assert {d["comparisons"] for own in track["answers"].values() for d in own["against"].values()} == {4}
     assert "every other arm, and with the one that its versus names, by" in found["rule"]
     assert set(words.asked(track)) == {"longer", "muon", "clipped"}
+    table = glance.is_better("t", "muon", track, {})
+    assert [row[0] for row in table.texts()] == ["muon", "adamw", "longer (2× steps)", "clipped"]
     assert track["transfer"] == [], "nothing was tuned again at another size"
     _, told, _, _ = suite.answer_of(track)
     assert told.endswith("2 are better than the best of the others, longer (2× steps) is better than muon.")
