@@ -39,7 +39,7 @@ from ebc_lab.records.files import refuse_unwritable
 from ebc_lab.records.locks import run_lock
 from ebc_lab.records.paths import RunFiles, SpecRecord
 from ebc_lab.study.inspect.reproduce import override_value
-from ebc_lab.study.store.study import Study
+from ebc_lab.study.store.study import Study, study_around
 from ebc_lab.study.trackers import following
 from ebc_lab.training.ends import DeviceFailed, Interrupted
 from ebc_lab.workloads.starts import pinned_start, placed
@@ -256,9 +256,8 @@ def train_again(
 
     run_id = spec["run_id"]
     directory = folder.expanduser() if folder else Path(RERUNS) / study.name / run_id
-    for place in (directory.resolve(), *directory.resolve().parents):
-        if place == study.place.resolve() or Study(place).exists():
-            raise UserError(f"{directory} is in a study, which is only read: choose another --output.")
+    if study_around(directory.resolve()):
+        raise UserError(f"{directory} is in a study, which is only read: choose another --output.")
     empty = not directory.exists() or (directory.is_dir() and not any(directory.iterdir()))
     if not empty and try_read(RunFiles(directory).spec, SpecRecord) is None:
         raise UserError(f"{directory} holds something else than this run: give a new folder as --output.")

@@ -38,7 +38,7 @@ from .store import attempts, crate, manifest
 from .store.counts import TRAINING, UNUSED, counted, sorts_of_runs, trained_by, upgraded
 from .store.index import Index
 from .store.neighbours import finished_elsewhere, take
-from .store.study import RETRIED, RETRIED_UNFINISHED, Cancelled, Study
+from .store.study import RETRIED, RETRIED_UNFINISHED, Cancelled, Record, Study
 from .trackers import following
 
 
@@ -153,7 +153,7 @@ def autopilot(
         if command:
             study.note_command(command)
         call = _Call(config, study, stages, listener, limits or Limits())
-        call.forget_failures()
+        call.forget_failures(runs)
         for stage in earlier:
             call.decide_again(stage)
         before = set(filter(study.has_result, study.run_ids()))
@@ -197,12 +197,12 @@ class _Call:
         self.results([s for s in specs if s.run_id not in self.read])
         return {s.run_id: self.read[s.run_id][1] for s in specs if s.run_id in self.read}
 
-    def forget_failures(self) -> None:
+    def forget_failures(self, runs: Sequence[Record]) -> None:
         """Remove the results of runs that were lost or cancelled, so that the requested stages train these
         runs again. Until the last stage is decided, this includes runs that failed or ran out of memory."""
         finished = self.config.study.stages[-1] in self.study.decisions()
         outcomes = RETRIED if finished else RETRIED_UNFINISHED
-        if again := self.study.forget(Index(self.study).records, outcomes, self.stages):
+        if again := self.study.forget(runs, outcomes, self.stages):
             self.listener.say(f"{len(again)} run(s) that were lost or failed are tried again")
 
     def decide_again(self, stage: str) -> None:

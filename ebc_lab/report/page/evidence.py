@@ -17,7 +17,7 @@ from ebc_lab.config.schema import STAGES, Config
 from ebc_lab.records.decisions import Decision, NoiseFloor
 from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.study.inspect import status, why
-from ebc_lab.study.inspect.reproduce import again, continuing, departures, fresh_seeds, run_again
+from ebc_lab.study.inspect.reproduce import again, continuing, departures, fresh_seeds
 from ebc_lab.study.inspect.slots import in_words
 from ebc_lab.study.stages.compare_arms import in_bits
 from ebc_lab.study.stages.rules import Undecidable
@@ -27,7 +27,7 @@ from ebc_lab.study.store import manifest
 from ebc_lab.study.store.changes import describe_earlier_looks
 from ebc_lab.study.store.counts import trained_in_words, upgraded
 from ebc_lab.study.store.snapshot import Snapshot, read
-from ebc_lab.study.store.study import Record, Study, StudyHeader
+from ebc_lab.study.store.study import Record, Study, StudyHeader, run_again
 
 from .. import kinds
 from ..kinds.candidates import has_control
@@ -216,8 +216,9 @@ def _runs(runs: Sequence[Run], bits: bool, files: tables.Files, named: Collectio
 
 
 def _broken(study: Study, name: str, trained: Iterable[Record]) -> list[dict[str, Any]]:
-    """Return runs that did not complete, grouped by cause; `result`: diverging is one, failing is none.
-    `name`: how commands name the study."""
+    """Return the runs that did not complete, in a group for each cause. A group's `result` says whether its
+    runs ended with a result, as a run that diverges does and one that fails does not. `name`: how commands
+    name the study."""
     ended = [status.run_status(study, r.brief) for r in trained if r.brief.outcome]
     groups = status.failures_of(study, [r for r in ended if r["outcome"] != "completed"], name)
     for group in groups:

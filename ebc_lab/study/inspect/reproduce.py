@@ -40,12 +40,6 @@ def again(study: Study, *overrides: str, portable: bool = False) -> str:
     return shlex.join(["ebc-lab", "autopilot", f"from={override_value(str(file))}", *overrides])
 
 
-def run_again(study: str, run_id: str) -> str:
-    """Return the command line that trains one run again and compares it with the recording. `study`: the name
-    or path by which a command finds it."""
-    return shlex.join(["ebc-lab", "rerun", study, "--run", run_id])
-
-
 def continuing(study: Study, header: StudyHeader) -> str:
     """Return the command line that continues a study: the recorded command that last ran it. If none was
     recorded, or the study has been moved since, return a command line with the same settings."""

@@ -23,9 +23,9 @@ from ebc_lab.records.streams import MOST_BYTES, read_columns
 from ..stages.rules import untimed
 from ..store import attempts
 from ..store.changes import Change, differences
-from ..store.study import Study
+from ..store.study import Study, run_again
 from .compare import unequal
-from .reproduce import override_value, run_again
+from .reproduce import override_value
 
 if TYPE_CHECKING:
     import numpy as np

@@ -26,10 +26,10 @@ from ..store.counts import TRAINING, counted, upgraded
 from ..store.index import Index
 from ..store.reuse import remaining_work
 from ..store.snapshot import Snapshot, read
-from ..store.study import RETRIED, Brief, Study, recorded_config
+from ..store.study import RETRIED, Brief, Study, recorded_config, run_again
 from . import pace
 from .forecast import forecast
-from .reproduce import continuing, run_again
+from .reproduce import continuing
 from .slots import SlotUse, timeline
 
 

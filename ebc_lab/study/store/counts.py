@@ -7,16 +7,16 @@ removed since.
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ebc_lab.config.errors import count
 from ebc_lab.records.decisions import Decision
 
 from ..stages.rules import inputs_of
 from . import attempts
-from .study import Record
+from .study import Record, run_again
 
 TRAINING = "training"
 MEASUREMENT = "measurements"
@@ -55,7 +55,7 @@ def trained_by(records: Iterable[Record], sorts: Mapping[str, str]) -> dict[str,
 def trained_in_words(trained: Mapping[str, Sequence[str]], here: str | None = None) -> str:
     """Return what `trained_by` found in words: each software with the number of its runs, or with `this call`
     for that of `here`. Empty if no run has recorded any and nothing is said of `here`."""
-    runs = {software: [f"{len(of)} run{'s' * (len(of) != 1)}"] for software, of in trained.items()}
+    runs = {software: [count(len(of), "run")] for software, of in trained.items()}
     if here:
         runs.setdefault(here, []).append("this call")
     known = {*runs} - {attempts.UNRECORDED}
@@ -67,7 +67,7 @@ def upgraded(trained: Mapping[str, Sequence[str]], study: str, here: str | None 
     `study`: how commands name it; `here`: the software of the call that goes on with it."""
     if not trained or len({*trained, here} - {None}) < 2:
         return ""
-    again = shlex.join(["ebc-lab", "rerun", study, "--run", next(iter(trained.values()))[0]])
+    again = run_again(study, next(iter(trained.values()))[0])
     by = trained_in_words(trained, here)
     return f"trained by {by}: `{again}` trains one of the first again and says whether its bits are the same"
 

@@ -20,7 +20,7 @@ from ebc_lab.config.schema import STAGES
 from ebc_lab.records.paths import RunFiles, matching_paths
 
 from .bundle import SUFFIX, Bundled, is_bundle, unpack, verify
-from .study import Study, studies_in
+from .study import Study, studies_in, study_around
 from .verify import verify as verify_study
 
 Say = Callable[[str], None]
@@ -81,9 +81,9 @@ def not_a_study(file: Path) -> str:
     """Return the error message for a file that is given for a study: it may be one of a study's files, a part
     of the user's own, or of runs of another trainer."""
     place = visible(str(file))
-    if folder := next((folder for folder in file.parents if Study(folder).exists()), None):
-        name = visible(folder.resolve().name)
-        return f"{place} is a file of the study {name}: give the study, {visible(str(folder))}."
+    if study := study_around(file):
+        name = visible(study.root.resolve().name)
+        return f"{place} is a file of the study {name}: give the study, {visible(str(study.root))}."
     if file.suffix == ".py":
         part = visible(shlex.quote(f"mine={file if os.sep in str(file) else f'./{file}'}"))
         return (

@@ -443,6 +443,17 @@ def studies_in(folder: Path) -> list[Study]:
     return sorted(written, key=written.__getitem__, reverse=True)
 
 
+def study_around(path: Path) -> Study | None:
+    """Return the study that a path is, or in whose folder it lies; None if there is none."""
+    return next((study for study in map(Study, (path, *path.parents)) if study.exists()), None)
+
+
+def run_again(study: str, run_id: str) -> str:
+    """Return the command line that trains one run again and compares it with the recording. `study`: the name
+    or path by which a command finds it."""
+    return shlex.join(["ebc-lab", "rerun", study, "--run", run_id])
+
+
 class OfAnotherRun(UserError):
     """The error that a run's folder holds the result of another run."""
 

@@ -21,12 +21,11 @@ from ebc_lab.study.inspect.reproduce import (
     continuing,
     departures,
     override_value,
-    run_again,
 )
 from ebc_lab.study.inspect.rerun import settings_of
 from ebc_lab.study.resolve import adopt
 from ebc_lab.study.store import bundle, changes
-from ebc_lab.study.store.study import Study
+from ebc_lab.study.store.study import Study, run_again
 
 
 def words(command, program):
