@@ -168,9 +168,26 @@ def once(tmp_path_factory: pytest.TempPathFactory, own_places):
                 folder.mkdir()
                 made = make(folder)
                 result.write_bytes(pickle.dumps(made))
+            seen.setdefault(shared / name, stamps(shared / name))
         return pickle.loads(result.read_bytes())
 
+    make_once.seen = seen = {}
     return make_once
+
+
+def stamps(folder: Path) -> dict[Path, int]:
+    """When something last came, went or was written anew in a shared folder and in its studies."""
+    there = folder, *folder.glob("*"), *folder.glob("*/runs")
+    return {path: path.stat().st_mtime_ns for path in there}
+
+
+@pytest.fixture(autouse=True)
+def shared_folders_are_as_they_were(once):
+    """One that another process's test copies while it is written fails that test, once in many runs."""
+    yield
+    for folder, before in once.seen.items():
+        once.seen[folder] = stamps(folder)
+        assert once.seen[folder] == before, f"this test, or one beside it, wrote in {folder}, which all share: take own_copy"
 
 
 @pytest.fixture(scope="session")

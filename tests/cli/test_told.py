@@ -153,8 +153,8 @@ def test_a_file_that_is_no_study_is_answered_with_what_reads_it(finished, tmp_pa
     assert "`ebc-lab status my_opt.py` shows one" in refused("list", "my_opt.py", cwd=tmp_path)
 
 
-def test_cancelling_what_has_ended_says_so(finished, tmp_path):
-    said = answered("cancel", str(finished[1].study.root), cwd=tmp_path).stdout
+def test_cancelling_what_has_ended_says_so(own_copy, tmp_path):
+    said = answered("cancel", "done", "--output-dir", ".", cwd=tmp_path).stdout
     assert said.startswith("done has finished already, so there is nothing to cancel: `ebc-lab why ")
     assert "is a bundle, in which nothing runs" in refused("cancel", str(BUNDLE), cwd=tmp_path)
 

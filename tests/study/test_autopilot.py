@@ -78,8 +78,8 @@ def test_the_second_call_trains_nothing_and_changes_no_byte(finished, monkeypatc
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
 
 
-def test_another_configuration_of_the_same_study_is_refused(finished):
-    config, _, _ = finished
+def test_another_configuration_of_the_same_study_is_refused(own_copy):
+    config, _ = own_copy
     other = replace(config, finals=replace(config.finals, steps=26))
     with pytest.raises(UserError, match=r"finals\.steps: 25 → 26.*--force"):
         autopilot(other, Listener())
