@@ -187,7 +187,7 @@ def shared_folders_are_as_they_were(once):
     yield
     for folder, before in once.seen.items():
         once.seen[folder] = stamps(folder)
-        assert once.seen[folder] == before, f"this test, or one beside it, wrote in {folder}, which all share: take own_copy"
+        assert once.seen[folder] == before, f"this test, or one beside it, wrote in {folder}, which is shared"
 
 
 @pytest.fixture(scope="session")
