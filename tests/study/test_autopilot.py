@@ -68,9 +68,9 @@ def test_the_summary_has_one_row_a_run_with_its_figures(finished):
 
 
 @pytest.mark.thorough
-def test_the_second_call_trains_nothing_and_changes_no_byte(finished, monkeypatch):
-    config, outcome, _ = finished
-    root = outcome.study.root
+def test_the_second_call_trains_nothing_and_changes_no_byte(own_copy, monkeypatch):
+    config, study = own_copy
+    root = study.root
     before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file()}
     monkeypatch.setattr(run_module, "Training", None)
     again = autopilot(config, concluding())

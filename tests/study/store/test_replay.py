@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.records.json_files import read_checksummed, write_checksummed
+from ebc_lab.records.json_files import read_checksummed, with_checksum, write_checksummed
 from ebc_lab.study.store.replay import replay, replay_in_words
 
 
@@ -28,6 +28,22 @@ def test_the_recorded_decisions_follow_from_the_results(finished):
     assert list(found["stages"]) == ["lr_sweep", "calibrate", "lr_scale", "finals"]
     assert list(replay_in_words(found)) == [f"{stage}: the same" for stage in found["stages"]]
     assert {p: p.stat().st_mtime_ns for p in study.root.rglob("*")} == before
+
+
+@pytest.mark.parametrize(("by", "same"), [(1e-15, True), (1e-9, False)])
+def test_the_last_digits_of_another_machine_are_no_difference(study, by, same):
+    path = study.root / "auto_decisions.json"
+    decisions = json.loads(path.read_text())
+    decisions["lr_sweep"]["tracks"]["adam_none"]["val_loss"] *= 1 + by
+    decisions["lr_sweep"] = with_checksum(decisions["lr_sweep"], "decision_sha256")
+    path.write_text(json.dumps(decisions))
+    found = replay(study, "lr_sweep")
+    assert found["same"] == same
+    where = {d["path"] for d in found["stages"]["lr_sweep"]["differences"]}
+    assert where == (set() if same else {"tracks.adam_none.val_loss", "decision_sha256"})
+    decisions["lr_sweep"]["decision_sha256"] = "0" * 64
+    path.write_text(json.dumps(decisions))
+    assert not replay(study, "lr_sweep")["same"]
 
 
 @pytest.mark.thorough
