@@ -37,15 +37,6 @@ class OwnFile(NamedTuple):
         plain = re.sub(r"\W+", "-", self.path.stem, flags=re.ASCII).strip("-")
         return f"own-{plain}-{hashlib.sha256(str(self.path).encode()).hexdigest()[:8]}"
 
-    def register(self, settings: Mapping[str, Any]) -> None:
-        """Register the settings in the file with Hydra."""
-        from hydra.core.config_store import ConfigStore
-
-        package = "_global_" if self.group in WHOLE else None
-        ConfigStore.instance().store(
-            group=self.group, name=self.chosen_name, node=dict(settings), package=package
-        )
-
     def line_of(self, key: str) -> int | None:
         """Return the line that sets a dotted key, or else the line of the innermost mapping around the key.
         Return None if the file has neither."""
