@@ -9,13 +9,14 @@ import re
 import typing
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from .dicts import type_hints
 from .errors import UserError, any_of, naming, nearest, require, shown
 from .fields import CUSTOM, Setting
-from .own.files import ENDINGS, GROUP, WHOLE, OwnFile, file_of, is_path, own_choices, read
+from .own.files import ENDINGS, GROUP, WHOLE, OwnFile, is_path, own_choices, read
+from .own.files import conf_dir as conf_dir
+from .own.files import own_file as own_file
 from .parts import PART, PARTS
 from .parts.determinism import DeterminismConfig
 from .parts.optimizer import OptimizerConfig
@@ -25,13 +26,6 @@ UNNAMED = (GROUP, "check", "tracker")  # groups whose files are settings of no o
 OWN_GROUPS = ("optimizer", "stabilizer", "lr_schedule", "model")  # groups that take a `target`
 EXPONENT = re.compile(r"[-+]?[0-9]+\.?[0-9]*[eE][-+]?[0-9]+$")  # which YAML 1.1 takes for a text
 OFFERED = {"optimizer": "ebc_lab.optimizers", "stabilizer": "ebc_lab.stabilizers"}  # -> entry points
-
-
-def conf_dir() -> Path:
-    """Return the folder of the Hydra groups: inside the package if installed, beside it in a checkout."""
-    package = Path(__file__).parent.parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
 
 
 @functools.cache
@@ -188,16 +182,7 @@ def overridable(group: str, name: object) -> list[str]:
     """Return the choices of a group that an override may name: those in conf/ of the working folder as well,
     and `name` itself if it is the path of one."""
     path = [name] if isinstance(name, str) and is_path(name) and own_file(group, name) else []
-    return [*path, *dict.fromkeys([*own_choices(group, conf_dir()), *choices_of(group, name)])]
-
-
-def own_file(group: str, choice: object) -> OwnFile | None:
-    """Return the file of the user-defined choice that an override names, or None for any other choice. Raises
-    UserError for a path at which there is none."""
-    try:
-        return file_of(group, choice, conf_dir())
-    except LookupError as error:
-        raise UserError(f"{group}={shown(choice)} {error.args[0]}.") from None
+    return [*path, *dict.fromkeys([*own_choices(group), *choices_of(group, name)])]
 
 
 def own_in(overrides: Mapping[str, Any]) -> dict[OwnFile, dict[str, Any]]:
@@ -225,10 +210,7 @@ def read_own(own: OwnFile, above: Sequence[OwnFile] = ()) -> dict[OwnFile, dict[
     """
     circle = " → ".join(str(file.path) for file in (*above, own))
     require(own not in above, f"{circle}: `defaults` go in a circle; name another choice in one of them.")
-    try:
-        files = {own: (settings := read(own))}
-    except LookupError as error:
-        raise UserError(error.args[0]) from None
+    files = {own: (settings := read(own))}
     key, known = "scale" if own.group == "scale" else "name", groups()[own.group]
     named = own.group not in UNNAMED
     for place, one in enumerate(settings.get("defaults", ())):

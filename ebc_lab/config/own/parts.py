@@ -18,19 +18,9 @@ from typing import Any, NamedTuple, TypeVar
 from ..choices import OWN_GROUPS, groups, written_out
 from ..errors import UserError, any_of, naming, require, shown
 from ..fields import CUSTOM
-from ..schema import Config, EntryConfig, RunConfig
+from ..schema import STAGES, Config, EntryConfig, RunConfig
 from . import sources
 
-# (stage, key) of each mapping in a study whose entries change settings of a run
-ENTRIES = (
-    ("ablation", "arms"),
-    ("controller_search", "candidates"),
-    ("carry", "arms"),
-    ("carry", "settings"),
-    ("ladder", "rungs"),
-    ("profiles", "methods"),
-    ("profiles", "workloads"),
-)
 WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 LONGEST = 40  # characters in an own part's name, which names of arms and runs contain
 KEEPS_NAMES = "carry."  # prefix of the paths of own parts that keep their given names, as in older runs
@@ -68,13 +58,15 @@ def with_own_parts(config: Settings, change: Change) -> Settings:
         if part.target is not None:
             changed[group] = dataclasses.replace(part, **change(OwnPart(group, group, vars(part))))
     if isinstance(config, Config):
-        for stage, key in ENTRIES:
-            whole = changed.get(stage, getattr(config, stage))
-            entries = {
-                name: _with_entry(f"{stage}.{key}.{name}: ", entry, change)
-                for name, entry in getattr(whole, key).items()
-            }
-            changed[stage] = dataclasses.replace(whole, **{key: entries})
+        for stage in STAGES:
+            whole = getattr(config, stage)
+            for key in [key for key, entries in vars(whole).items() if isinstance(entries, Mapping)]:
+                entries = {
+                    name: _with_entry(f"{stage}.{key}.{name}: ", entry, change)
+                    for name, entry in getattr(whole, key).items()
+                }
+                whole = dataclasses.replace(whole, **{key: entries})
+            changed[stage] = whole
     return dataclasses.replace(config, **changed)
 
 
