@@ -185,20 +185,16 @@ def overridable(group: str, name: object) -> list[str]:
     return [*path, *dict.fromkeys([*own_choices(group), *choices_of(group, name)])]
 
 
-def own_in(overrides: Mapping[str, Any]) -> dict[OwnFile, dict[str, Any]]:
-    """Return the settings in the files of the user-defined choices that overrides (key -> value) name, by
-    file. The file of each choice comes before those on which it builds."""
+def meant(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[OwnFile, dict[str, Any]]]:
+    """Return overrides (key -> value) in which a user-defined choice is the built-in one that it sets, and
+    the settings in the user's files, by file. The file of each choice comes before those it builds on."""
     files: dict[OwnFile, dict[str, Any]] = {}
+    names: dict[str, Any] = {}
     for group in groups():
         if file := own_file(group, overrides.get(group)):
             files |= read_own(file)
-    return files
-
-
-def meant(overrides: Mapping[str, Any], own: Mapping[OwnFile, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return overrides (key -> value) in which a user-defined choice is the built-in one that it sets."""
-    named = [(file.group, of["name"]) for file, of in own.items() if file.group not in WHOLE and "name" in of]
-    return {**overrides, **dict(reversed(named))}
+            names |= {group: files[file]["name"]} if group not in (*WHOLE, *UNNAMED) else {}
+    return {**overrides, **names}, files
 
 
 def read_own(own: OwnFile, above: Sequence[OwnFile] = ()) -> dict[OwnFile, dict[str, Any]]:

@@ -24,7 +24,6 @@ from .choices import (
     groups,
     meant,
     offered,
-    own_in,
     read_choice,
 )
 from .dicts import from_dict, to_dict
@@ -79,7 +78,7 @@ def compose(
     """
     overrides = [written.listed(o) for o in overrides]
     given = check_overrides(overrides)
-    parsed = meant(given, own := own_in(given))
+    parsed, own = meant(given)
     refuse_two_lengths(parsed)
     if study:
         overrides += (narrowed := _narrow(parsed))
@@ -252,8 +251,7 @@ def implied(overrides: Sequence[str]) -> list[str]:
     """Return the overrides of one run, followed by those that they imply: stabilizer=none for updates inside
     backward, unless a stabilizer or budget is chosen, and budget=shadow for EBC under determinism=verity,
     unless a budget is chosen."""
-    given = check_overrides(overrides, hydra_keys=True, sweeps=True)
-    parsed = meant(given, own_in(given))
+    parsed, _ = meant(check_overrides(overrides, hydra_keys=True, sweeps=True))
     if FROM in parsed:  # a record leaves nothing open
         return list(overrides)
     by_group = parsed.get("memory") in ("hooks", "all")

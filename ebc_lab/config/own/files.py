@@ -83,12 +83,9 @@ def own_choices(group: str) -> dict[str, Path]:
     folder, built_in = Path.cwd() / FOLDER / group, conf_dir() / group
     if not folder.is_dir() or folder.resolve() == built_in.resolve():
         return {}
-    files = (path for path in sorted(folder.iterdir()) if path.suffix in ENDINGS)
-    return {path.stem: path for path in files if not _is_copy(path, built_in / path.name)}
-
-
-def _is_copy(path: Path, other: Path) -> bool:
-    return path.is_file() and other.is_file() and filecmp.cmp(path, other, shallow=False)
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in ENDINGS]
+    copies, _, _ = filecmp.cmpfiles(folder, built_in, [path.name for path in files], shallow=False)
+    return {path.stem: path for path in files if path.name not in copies}
 
 
 def is_path(choice: str) -> bool:
