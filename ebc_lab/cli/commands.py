@@ -39,12 +39,12 @@ USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer exports its children o
 
 def _noting_own(overrides: list[str] | None) -> list[str] | None:
     """Say of each choice that is a file of the user's own although ebc-lab has one of that name."""
-    from ebc_lab.config.choices import conf_dir, groups
+    from ebc_lab.config.choices import groups
     from ebc_lab.config.own.files import own_choices
 
     for override in overrides or ():
         group, _, name = override.partition("=")
-        own = own_choices(group, conf_dir()).get(name) if name in groups().get(group, ()) else None
+        own = own_choices(group).get(name) if name in groups().get(group, ()) else None
         if own:
             tell_aside(f"note: {override} is your {own.relative_to(Path.cwd())}, not ebc-lab's own")
     return overrides

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from .dicts import type_hints
 from .errors import UserError, any_of, naming, nearest, require, shown
 from .fields import CUSTOM, Setting
-from .own.files import GROUP, WHOLE, OwnFile, file_of, is_path, own_choices, read
+from .own.files import ENDINGS, GROUP, WHOLE, OwnFile, is_path, own_choices, read
+from .own.files import conf_dir as conf_dir
+from .own.files import own_file as own_file
 from .parts import PART, PARTS
 from .parts.determinism import DeterminismConfig
 from .parts.optimizer import OptimizerConfig
@@ -24,13 +26,6 @@ UNNAMED = (GROUP, "check", "tracker")  # groups whose files are settings of no o
 OWN_GROUPS = ("optimizer", "stabilizer", "lr_schedule", "model")  # groups that take a `target`
 EXPONENT = re.compile(r"[-+]?[0-9]+\.?[0-9]*[eE][-+]?[0-9]+$")  # which YAML 1.1 takes for a text
 OFFERED = {"optimizer": "ebc_lab.optimizers", "stabilizer": "ebc_lab.stabilizers"}  # -> entry points
-
-
-def conf_dir() -> Path:
-    """Return the folder of the Hydra groups: inside the package if installed, beside it in a checkout."""
-    package = Path(__file__).parent.parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
 
 
 @functools.cache
@@ -187,49 +182,70 @@ def overridable(group: str, name: object) -> list[str]:
     """Return the choices of a group that an override may name: those in conf/ of the working folder as well,
     and `name` itself if it is the path of one."""
     path = [name] if isinstance(name, str) and is_path(name) and own_file(group, name) else []
-    return [*path, *dict.fromkeys([*own_choices(group, conf_dir()), *choices_of(group, name)])]
+    return [*path, *dict.fromkeys([*own_choices(group), *choices_of(group, name)])]
 
 
-def own_file(group: str, choice: object) -> OwnFile | None:
-    """Return the file of the user-defined choice that an override names, or None for any other choice. Raises
-    UserError for a path at which there is none."""
-    try:
-        return file_of(group, choice, conf_dir())
-    except LookupError as error:
-        raise UserError(f"{group}={shown(choice)} {error.args[0]}.") from None
+def meant(overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[OwnFile, dict[str, Any]]]:
+    """Return overrides (key -> value) in which a user-defined choice is the built-in one that it sets, and
+    the settings in the user's files, by file. The file of each choice comes before those it builds on."""
+    files: dict[OwnFile, dict[str, Any]] = {}
+    names: dict[str, Any] = {}
+    for group in groups():
+        if file := own_file(group, overrides.get(group)):
+            files |= read_own(file)
+            names |= {group: files[file]["name"]} if group not in (*WHOLE, *UNNAMED) else {}
+    return {**overrides, **names}, files
 
 
-def meant(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return overrides (key -> value) in which a user-defined choice is the built-in one that it sets."""
-    files = {key: own_file(key, value) for key, value in overrides.items() if key in groups()}
-    settings = {key: read_own(file) for key, file in files.items() if file and key not in WHOLE}
-    return {**overrides, **{key: of["name"] for key, of in settings.items() if "name" in of}}
+def read_own(own: OwnFile, above: Sequence[OwnFile] = ()) -> dict[OwnFile, dict[str, Any]]:
+    """Return the settings in the file of a user-defined choice, followed by those in the user's files on
+    which it builds, by file. Most groups' say of which choice they are: by `name`, a scale's by `scale`, or
+    by the choice on which `defaults` builds. `above`: the files that build on this one.
 
-
-def read_own(own: OwnFile) -> dict[str, Any]:
-    """Return the settings in the file of a user-defined choice. Most groups' say of which choice they are: by
-    `name`, a scale's by `scale`, or by the choice on which `defaults` builds.
-
-    Raises UserError if the file cannot be read or does not say so.
+    Raises UserError if a file cannot be read, does not say so, or builds on itself.
     """
-    try:
-        settings = read(own)
-    except LookupError as error:
-        raise UserError(error.args[0]) from None
-    if own.group in UNNAMED:
-        return settings
+    circle = " → ".join(str(file.path) for file in (*above, own))
+    require(own not in above, f"{circle}: `defaults` go in a circle; name another choice in one of them.")
+    files = {own: (settings := read(own))}
     key, known = "scale" if own.group == "scale" else "name", groups()[own.group]
-    built_on = [one for one in settings.get("defaults", ()) if isinstance(one, str) and one != "_self_"]
-    with naming(str(own.path)):
-        bases = [read_choice(own.group, name) for name in built_on]
-    if key not in settings and bases:
-        settings[key] = bases[0][key]
+    named = own.group not in UNNAMED
+    for place, one in enumerate(settings.get("defaults", ())):
+        if not isinstance(one, str) or one == "_self_":
+            continue
+        with naming(str(own.path)):
+            paths = (str(own.path.parent / f"{one}{ending}") for ending in ("", *ENDINGS))
+            beside = next(filter(os.path.isfile, paths), one)
+            base = None if one in known else own_file(own.group, beside)
+            built_on = {} if base else read_choice(own.group, one)
+        if base:
+            files |= read_own(base, (*above, own))
+            built_on = files[base]
+            settings["defaults"][place] = base.chosen_name
+        if named:
+            settings.setdefault(key, built_on[key])
     of_its_own = own.group in OWN_GROUPS and settings.get("target") is not None
     require(
-        of_its_own or settings.get(key) in known,
+        not named or of_its_own or settings.get(key) in known,
         f"{own.path}: a line `{key}: …` must say of which {own.group} these are settings: {any_of(known)}.",
     )
-    return settings
+    return files
+
+
+def written_out(group: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a group in an arm. Where `name` is a user-defined choice, its files' settings
+    are added, and where an installed package offers it, the target. Raises UserError as `read_own` does."""
+    name = settings.get("name")
+    if name in groups()[group] or "target" in settings:
+        return dict(settings)
+    own = own_file(group, name)
+    if own is None:
+        is_offered = group in OFFERED and name in choices_of(group, name)
+        return {**settings, "target": offered_target(group, str(name))} if is_offered else dict(settings)
+    from omegaconf import OmegaConf
+
+    given = {key: value for key, value in settings.items() if key != "name"}
+    whole: Any = OmegaConf.to_container(OmegaConf.merge(*reversed(read_own(own).values()), given))
+    return {key: value for key, value in whole.items() if key != "defaults"}
 
 
 @functools.cache

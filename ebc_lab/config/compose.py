@@ -10,7 +10,7 @@ import functools
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -24,9 +24,7 @@ from .choices import (
     groups,
     meant,
     offered,
-    own_file,
     read_choice,
-    read_own,
 )
 from .dicts import from_dict, to_dict
 from .errors import UserError, any_of, nearest, require, shown
@@ -80,7 +78,7 @@ def compose(
     """
     overrides = [written.listed(o) for o in overrides]
     given = check_overrides(overrides)
-    parsed = meant(given)
+    parsed, own = meant(given)
     refuse_two_lengths(parsed)
     if study:
         overrides += (narrowed := _narrow(parsed))
@@ -88,7 +86,7 @@ def compose(
     recorded = begun_from(parsed, study=study)
     if not (recorded or "scale" in parsed):
         overrides.append(default_scale())
-    own = _registered(given)
+    _register_own(own)
     suite = next((file.path for file in own if file.group == GROUP), None)
     left_out = [o[1:].partition("=")[0] for o in overrides if o.startswith("~")]  # arms: nothing else can be
     config = _composed([o for o in overrides if not o.startswith("~")], own, parsed, recorded)
@@ -127,7 +125,7 @@ def _leaving_out(config: Config, keys: Sequence[str]) -> Config:
 
 
 def _composed(
-    overrides: Sequence[str], own: Sequence[OwnFile], values: Mapping[str, Any], recorded: Recorded | None
+    overrides: Sequence[str], own: Collection[OwnFile], values: Mapping[str, Any], recorded: Recorded | None
 ) -> Config:
     """Compose the configuration with Hydra from those overrides that choose a group's option, then apply the
     settings in `values`, and return it."""
@@ -159,21 +157,27 @@ def _composed(
     return config
 
 
-def _registered(given: Mapping[str, Any]) -> list[OwnFile]:
-    """Register with Hydra the user-defined choices that overrides name, and return their files. Raises
-    UserError if a file cannot be read or sets an unknown setting."""
-    files = [file for group in groups() if (file := own_file(group, given.get(group)))]
-    for file in files:
-        settings = read_own(file)
-        file.register(settings)
+def _register_own(own: Mapping[OwnFile, Mapping[str, Any]]) -> None:
+    """Register with Hydra the settings in the user's files. Raises UserError for an unknown setting."""
+    for file, settings in own.items():
+        _register(file.chosen_name, settings, file.group)
         if file.group == "scale":  # conf/config.yaml chooses `ebm` by the name of the scale
-            file._replace(group="ebm").register({"defaults": [settings["scale"]]})
+            _register(file._replace(group="ebm").chosen_name, {"defaults": [settings["scale"]]}, "ebm")
         prefix = "" if file.group in WHOLE else f"{file.group}."
         for key in _keys({name: inner for name, inner in settings.items() if name != "defaults"}, prefix):
             if key not in schema_keys() and not in_mapping(key):
                 near = near_setting(key, [*schema_keys(), *groups()])
                 raise UserError(f"{_line(file, key)}: {key} is not a setting{near}.")
-    return files
+
+
+def _register(name: str, settings: Any, group: str | None = None) -> None:
+    """Register settings with Hydra under a name, in the place of those of an earlier call, if any."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    known = store.repo.get(group, {}) if group else store.repo
+    known.pop(f"{name}.yaml", None)  # Hydra 1.4 warns of a name that is taken
+    store.store(name, settings, group, package="_global_" if group in WHOLE else None)
 
 
 def _keys(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -190,7 +194,7 @@ def _line(file: OwnFile, key: str) -> str:
     return file.path.name if line is None else f"{file.path.name}:{line}"
 
 
-def _place(own: Sequence[OwnFile], key: str, values: Mapping[str, Any]) -> str:
+def _place(own: Collection[OwnFile], key: str, values: Mapping[str, Any]) -> str:
     """Return where one of the user's files sets a key, such as `mine.yaml:12: `. Return an empty string if
     none does, or an override does as well."""
     others = values.keys() - {file.group for file in own}
@@ -247,7 +251,7 @@ def implied(overrides: Sequence[str]) -> list[str]:
     """Return the overrides of one run, followed by those that they imply: stabilizer=none for updates inside
     backward, unless a stabilizer or budget is chosen, and budget=shadow for EBC under determinism=verity,
     unless a budget is chosen."""
-    parsed = meant(check_overrides(overrides, hydra_keys=True, sweeps=True))
+    parsed, _ = meant(check_overrides(overrides, hydra_keys=True, sweeps=True))
     if FROM in parsed:  # a record leaves nothing open
         return list(overrides)
     by_group = parsed.get("memory") in ("hooks", "all")
@@ -262,7 +266,7 @@ def implied(overrides: Sequence[str]) -> list[str]:
     ]
 
 
-def _refusal(error: Exception, own: Sequence[OwnFile], values: Mapping[str, Any]) -> str:
+def _refusal(error: Exception, own: Collection[OwnFile], values: Mapping[str, Any]) -> str:
     """Return an error of Hydra or OmegaConf as one sentence, with the line at fault in a user's file."""
     text = str(error.__cause__ or error)
     lines = [line for line_text in text.splitlines() if (line := line_text.strip())] or [repr(error)]
@@ -302,16 +306,13 @@ def hydra_base() -> dict[str, Any]:
 @functools.cache
 def register_schema() -> None:
     """Register with Hydra the schema, so that types are enforced, and the choices of installed packages."""
-    from hydra.core.config_store import ConfigStore
-
-    ConfigStore.instance().store(name="schema", node=Config)
-    further = [{group: choice} for group, choice in further_choices().items()]
-    ConfigStore.instance().store(name="parts", node={"defaults": further})
+    _register("schema", Config)
+    _register("parts", {"defaults": [{group: choice} for group, choice in further_choices().items()]})
     for group, targets in offered().items():
         for name in sorted(targets.keys() - set(groups()[group])):
             several = len(targets[name]) > 1  # refused once it is chosen
             node = {**read_choice(group, CUSTOM), "name": name} if several else read_choice(group, name)
-            ConfigStore.instance().store(group=group, name=name, node=node)
+            _register(name, node, group)
 
 
 def _narrow(parsed: Mapping[str, Any]) -> list[str]:
@@ -382,7 +383,6 @@ def begun_from(parsed: Mapping[str, Any], *, study: bool) -> Recorded | None:
     If an override chooses a group, the recorded settings of that group are dropped. Raises UserError if this
     version cannot read the file as a study.json (for a study) or a spec.json (for a run).
     """
-    from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
     if FROM not in parsed:
@@ -415,8 +415,7 @@ def begun_from(parsed: Mapping[str, Any], *, study: bool) -> Recorded | None:
     base = [] if study else [{"scale": "laptop"}]  # a run's record lacks the settings of stages
     defaults = ["schema", *base, "_self_", *({group: choice} for group, choice in chosen.items())]
     kept = {k: v for k, v in recorded.settings.items() if k not in parsed or k not in groups()}
-    node = {"defaults": defaults, "hydra": usual["hydra"], **kept}
-    ConfigStore.instance().store(name=PRIMARY, node=node)
+    _register(PRIMARY, {"defaults": defaults, "hydra": usual["hydra"], **kept})
     return recorded
 
 

@@ -72,11 +72,12 @@ def blamed(what: str, remedy: str) -> Iterator[None]:
 
 @contextmanager
 def naming(path: str) -> Iterator[None]:
-    """Put the path of the settings at fault before the message of a UserError raised in the block."""
+    """Put the path of the settings at fault, if it is not empty, before the message of a UserError raised in
+    the block."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}" if path else str(error)) from None
 
 
 def any_of(choices: Sequence[str]) -> str:

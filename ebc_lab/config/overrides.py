@@ -45,7 +45,11 @@ def check_overrides(
         if hydra_keys and (key == "hydra" or key.startswith(("hydra.", "hydra/"))):
             continue
         if override.is_sweep_override() and not sweeps:
-            raise UserError(f"{shown(text)} names several values: that needs -m, one study or run for each.")
+            needs = "that needs -m, one study or run for each"
+            if keys.get(key) in (Any, str, str | None):
+                _, _, value = text.partition("=")
+                needs += f"; a comma inside one value is written in quotes, '{key}=\"{value}\"'"
+            raise UserError(f"{shown(text)} names several values: {needs}.")
         if override.is_delete():
             if ARM.fullmatch(key):  # an arm, which `compose` leaves out
                 continue

@@ -29,10 +29,10 @@ from .launch.pool import PAUSE, Signs, slots
 from .launch.queue import refuse_without_slurm
 from .launch.rehearse import rehearse
 from .mirror.upload import mirroring, refuse_unusable
-from .resolve import WorkOf, check_lengths, resolve_study, with_earlier
+from .resolve import WorkOf, resolve_study, with_earlier
 from .so_far import SoFar, leave_outlook, so_far
 from .stages.rules import Results, Undecidable
-from .stages.runs import distinct
+from .stages.runs import check_lengths, distinct
 from .stages.stage import decision_that_shows, planned_runs, speculative_runs, stage_of
 from .store import attempts, crate, manifest
 from .store.counts import TRAINING, UNUSED, counted, sorts_of_runs, trained_by, upgraded

@@ -26,7 +26,7 @@ from ebc_lab.bench.speeds import (
 )
 from ebc_lab.config.checks import check_run
 from ebc_lab.config.dicts import run_part, study_part, to_dict
-from ebc_lab.config.errors import UserError, naming
+from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import study_environment
 from ebc_lab.config.machine import chosen_device, cores, git_revision, hardware, versions
 from ebc_lab.config.own.parts import with_names, with_sources
@@ -36,11 +36,11 @@ from ebc_lab.records.spec import RunSpec
 from ebc_lab.workloads.corpus import Corpus
 from ebc_lab.workloads.named import anchored
 from ebc_lab.workloads.starts import arms_pinned, pinned
-from ebc_lab.workloads.text import check_length_of, checked_text
+from ebc_lab.workloads.text import checked_text
 
 from .launch.pool import Say
 from .launch.submit import choice_on_node
-from .stages.runs import own_runs
+from .stages.runs import check_lengths
 from .stages.stage import stage_of
 from .store import changes, manifest, own
 from .store.index import Index
@@ -132,20 +132,6 @@ def with_earlier(study: Study, config: Config, stage: str, specs: Sequence[RunSp
 def _write_header(header: StudyHeader, study: Study) -> None:
     manifest.remove_entries(study.root, study.header_file.name)
     write_checksummed(study.header_file, header)
-
-
-def check_lengths(config: Config, corpus: Corpus) -> None:
-    """Raise UserError if shards of tokens end before a run does. The runs are those of the stages, and those
-    of arms, settings and workloads, which may be longer, have larger batches, or have their own shards."""
-    stages = [getattr(config, name) for name in config.study.stages]
-    longest = max(max(stage.steps, getattr(stage, "long_steps", 0)) for stage in stages)
-    check_length_of(config, corpus, longest)
-    for where, run in own_runs(config):
-        if run.data.name != "bin":
-            continue
-        with naming(where):
-            same = run.data.files == config.data.files
-            check_length_of(run, corpus if same else checked_text(run)[0], run.steps)
 
 
 def _header(

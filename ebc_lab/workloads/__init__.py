@@ -39,16 +39,17 @@ class Workload(Protocol):
 
     Its inputs are tokens (B, T), or of workload=images images, one token's prediction each: T = 1.
     `model(inputs)` is a deterministic function of weights and buffers. Only the optimizer moves weights
-    between the two forwards of an audit; whatever else moves waits for `after_step`.
+    between the two forwards of an audit; whatever else moves waits for `after_step`. A subclass keeps what it
+    has nothing to add to.
     """
 
     tokens: dict[str, Tensor]  # each split's, (n,) int64, on the run's device; not of images, nor of what is
     # too long to be there at once
     vocabulary: int  # V
     characters_per_token: dict[str, float]  # of each split; empty where there is no text
-    step_columns: tuple[str, ...]  # what it adds to steps.csv
-    eval_columns: tuple[str, ...]  # and to evals.csv
-    capturable: bool  # whether a step may become a CUDA graph: nothing in it is drawn on the host
+    step_columns: tuple[str, ...] = ()  # what it adds to steps.csv
+    eval_columns: tuple[str, ...] = ()  # and to evals.csv
+    capturable: bool = True  # whether a step may become a CUDA graph: nothing in it is drawn on the host
 
     def batches(self) -> tuple[BatchSource, BatchSource | None]:
         """The training batches, and with budget.probe_tokens=held those that choose c."""
@@ -77,30 +78,39 @@ class Workload(Protocol):
 
     def directions(self, model: nn.Module) -> list[nn.Parameter]:
         """Parameters whose rows are unit vectors, for projection=sphere."""
+        return []
 
     def groups(self, names: Sequence[str], kind: str) -> Mapping[str, Sequence[str]] | None:
         """The groups of a budget, group -> names of parameters; None: by the names alone."""
+        return None
 
     def after_step(self, step: int, stats: StepStats, states: Any, renew: Renew) -> Mapping[str, Tensor]:
         """After the update and its audit: statistics and events of its own -> further columns, 0-dim.
 
         `renew` is to be told of rows of a parameter that hold something new.
         """
+        return {}
 
     def event_at(self, step: int) -> bool:
         """Whether this step does more than others afterwards, so that it is never taken from a graph."""
+        return False
 
     def evaluated(self, model: nn.Module, step: int, loss: float, files: RunFiles) -> Mapping[str, float]:
         """After an evaluation that found `loss`, at the weights by which the run is judged: the figures of
         `eval_columns`."""
+        return {}
 
     def finished(self, model: nn.Module, step: int, files: RunFiles) -> Mapping[str, Any]:
         """At the end of a run that has not diverged: keep the model -> figures for the result."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What the next step depends on beside the model and the optimizer; empty for nothing."""
+        return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Take up what `state_dict` returned."""
+        return None
 
 
 Makers = Mapping[str, Callable[..., Workload]]  # name -> what makes it of run, corpus and device

@@ -42,13 +42,6 @@ class CorpusUnavailable(UserError):
         self.why = why
 
 
-def split_slices(*lengths: int) -> dict[str, slice]:
-    """Return split -> its part of texts of so many characters each, of which every one is cut alike and first
-    all training parts are laid end to end, then all of validation, then all of test."""
-    cuts = [0, *(sum(int(n * b) for n in lengths) for b in BOUNDARIES), sum(lengths)]
-    return {split: slice(a, b) for split, (a, b) in zip(SPLITS, pairwise(cuts), strict=True)}
-
-
 @dataclass(frozen=True)
 class Corpus:
     """A text and its source. `warning`: what a reader of the results must know about it, if anything."""
@@ -69,8 +62,11 @@ class Corpus:
 
     @property
     def slices(self) -> dict[str, slice]:
-        """Split -> its part of the text."""
-        return split_slices(*(self.lengths or (len(self.text),)))
+        """Split -> its part of the text. Of several files every one is cut alike, and first all training
+        parts are laid end to end, then all of validation, then all of test."""
+        lengths = self.lengths or (len(self.text),)
+        cuts = [0, *(sum(int(n * b) for n in lengths) for b in BOUNDARIES), sum(lengths)]
+        return {split: slice(a, b) for split, (a, b) in zip(SPLITS, pairwise(cuts), strict=True)}
 
     def tokens(self) -> dict[str, np.ndarray]:
         """Split -> its tokens, (n,) int64."""

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ebc_lab.config.parts.model import ModelConfig
 from ebc_lab.verity import VerityGPT, ops
 
+from . import Workload
 from .losses import autocast, token_losses
 from .partition import TextSplits
 
@@ -172,23 +173,6 @@ def build_exact(config: ModelConfig, vocabulary: int, seed: int) -> VerityGPT:
     return VerityGPT(vocabulary, config.context, config.width, config.blocks, config.heads, generator)
 
 
-def plain(
-    vocabulary: int,
-    context: int,
-    width: int,
-    blocks: int,
-    heads: int,
-    seed: int,
-    quantize: Callable[[Tensor], Tensor] | None = None,
-) -> GPT:
-    """The model by its sizes, its hidden matrices used through `quantize`, for those without a RunConfig."""
-    config = ModelConfig(blocks=blocks, width=width, heads=heads, context=context)
-    model = build(config, vocabulary, seed)
-    for layer in hidden(model):
-        layer.quantize = quantize
-    return model
-
-
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """The matrices inside the blocks of a model, in its order: of a GPT q, k, v, o, mlp-in and mlp-out."""
     return [p for p in model.get_submodule("blocks").parameters() if p.ndim == 2]
@@ -206,12 +190,8 @@ def effective_weights(model: nn.Module) -> list[Tensor]:
     return [layers[id(p)].effective() if id(p) in layers else p for p in trained]
 
 
-class GPTWorkload(TextSplits):
+class GPTWorkload(TextSplits, Workload):
     """A GPT that predicts the next token of a text."""
-
-    step_columns: tuple[str, ...] = ()
-    eval_columns: tuple[str, ...] = ()
-    capturable = True
 
     def build(self) -> nn.Module:
         return drawn(self.make, self.run.seed)
@@ -233,30 +213,6 @@ class GPTWorkload(TextSplits):
 
     def matrices(self, model: nn.Module) -> list[nn.Parameter]:
         return hidden_matrices(model)
-
-    def directions(self, model: nn.Module) -> list[nn.Parameter]:
-        return []
-
-    def groups(self, names: Sequence[str], kind: str) -> None:
-        return None
-
-    def after_step(self, step: int, stats: Any, states: None, renew: Any) -> dict[str, Tensor]:
-        return {}
-
-    def event_at(self, step: int) -> bool:
-        return False
-
-    def evaluated(self, model: nn.Module, step: int, loss: float, files: Any) -> dict[str, float]:
-        return {}
-
-    def finished(self, model: nn.Module, step: int, files: Any) -> dict[str, Any]:
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        return
 
 
 class ExactGPTWorkload(GPTWorkload):

@@ -60,7 +60,7 @@ def pinned_start(run: Settings) -> Settings:
             )
         init = replace(init, text=name, text_sha256=sha256)
     if init.text != "none":
-        init = replace(init, text_sha256=_old_corpus(init).sha256)
+        init = replace(init, text_sha256=old_text(init.put_into(run)).sha256)
     return init.put_into(run)
 
 
@@ -90,13 +90,10 @@ def arms_pinned(config: Config) -> Config:
     return replace(config, ablation=replace(config.ablation, arms=arms))
 
 
-def _old_corpus(init: InitConfig) -> Corpus:
-    return locate(DataConfig(init.text, init.file, init.text_sha256), quiet=True)
-
-
 def old_text(run: RunConfig) -> Corpus:
-    """Return the text whose forgetting a resolved run measures. Raises UserError where it is gone."""
-    return _old_corpus(InitConfig.from_run(run))
+    """Return the text whose forgetting a run measures. Raises UserError where it is gone."""
+    init = InitConfig.from_run(run)
+    return locate(DataConfig(init.text, init.file, init.text_sha256), quiet=True)
 
 
 def _tokens_of(run: RunConfig) -> str:

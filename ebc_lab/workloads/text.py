@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.machine import chosen_device, installed
-from ebc_lab.config.schema import SPLITS, RunConfig
+from ebc_lab.config.schema import RunConfig
 
 from .corpus import Corpus, locate
 from .shards import ShardSet, batches_in, head_of, too_short
@@ -30,23 +30,32 @@ def checked_text(run: RunConfig, *, quiet: bool = False) -> tuple[Corpus, str | 
     if corpus.shards is not None:
         _check_shards(run, corpus.shards)
         return corpus, None
+    lengths = checked_lengths(run, corpus)
+    _check_splats(run, lengths["train"])
     if run.tokens.name == "characters":
-        train, _, test = (part.stop - part.start for part in corpus.slices.values())
-        shortest, unit, vocabulary, sha256 = test, "characters", len(corpus.vocabulary), None
+        vocabulary, sha256 = len(corpus.vocabulary), None
     else:
         text = tokenised_of(run, corpus)
-        train, _, test = (len(text.splits[split]) for split in SPLITS)
-        shortest, unit = min(map(len, text.splits.values())), "tokens"
         vocabulary, sha256 = text.vocabulary, text.sha256
+    _check_embeddings(run, vocabulary)
+    return _with_crossings(corpus, run.model.context, lengths["test"]), sha256
+
+
+def checked_lengths(run: RunConfig, corpus: Corpus) -> dict[str, int]:
+    """Return split -> how many tokens of the run a text has. Raises UserError where these are too few."""
+    if run.tokens.name == "characters":
+        lengths = {split: part.stop - part.start for split, part in corpus.slices.items()}
+        shortest, unit = lengths["test"], "characters"
+    else:
+        lengths = {split: len(ids) for split, ids in tokenised_of(run, corpus).splits.items()}
+        shortest, unit = min(lengths.values()), "tokens"
     context = run.model.context
     if shortest < 2 * context + 1:
         raise UserError(
             f"the corpus at {corpus.source} is too short: its {shortest} test {unit} must hold two windows "
             f"of {context} and one more; use a longer text or a smaller model.context."
         )
-    _check_splats(run, train)
-    _check_embeddings(run, vocabulary)
-    return _with_crossings(corpus, context, test), sha256
+    return lengths
 
 
 def _with_crossings(corpus: Corpus, context: int, tokens: int) -> Corpus:

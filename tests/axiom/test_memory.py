@@ -62,9 +62,10 @@ def test_the_table_of_true_compression():
 
 
 def test_the_laptop_gpt_is_the_lab_s():
-    from ebc_lab.workloads.gpt import plain
+    from ebc_lab.config.parts.model import ModelConfig
+    from ebc_lab.workloads.gpt import build
 
-    model = plain(vocabulary=65, context=64, width=128, blocks=3, heads=4, seed=0)
+    model = build(ModelConfig(context=64, width=128, blocks=3, heads=4), 65, seed=0)
     assert weights_of(model) == weights_of("laptop-gpt")
     assert estimate_memory(model)["axiom_state_gb"] == pytest.approx(156_968 / 1e9)
     assert estimate_memory(model, rank=0)["axiom_state_gb"] == pytest.approx(33_544 / 1e9)

@@ -71,6 +71,20 @@ def test_bad_input_is_one_sentence_exit_2_and_nothing_written(arguments, words, 
     assert words in refused(*arguments, cwd=tmp_path, EBC_LAB_DATA=str(tmp_path))
 
 
+def test_a_text_with_a_comma_in_its_name_is_quoted_and_a_plan_refuses_it_if_it_is_too_short(
+    tmp_path,
+):
+    (tmp_path / "a,b.txt").write_text("a few words " * 20)
+    told = refused("plan", "scale=smoke", "data=path", "data.file=a,b.txt", cwd=tmp_path)
+    [file] = shlex.split(told.partition("is written in quotes, ")[2].strip(".\n"))  # as a shell reads it
+    arm = "+ablation.arms.own.settings={data: {name: path, file: 'a,b.txt'}}"
+    asked = [("plan", "data=path", file)]
+    asked += [(command, "data=pydoc", "study=target_kl", arm) for command in ("plan", "autopilot")]
+    said = [refused(*words, "scale=smoke", cwd=tmp_path) for words in asked]
+    assert "a,b.txt is too short: its 12 test characters must hold two windows of 32" in said[0]
+    assert said[1] == said[2] == said[0].replace("error: ", "error: ablation.arms.own: ")
+
+
 def test_status_of_a_finished_study_is_read_only(study, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in study.root.rglob("*")}
     done = answered("status", str(study.root), cwd=tmp_path)

@@ -15,7 +15,8 @@ from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import ProfiledWorkloadConfig
 from ebc_lab.records.json_files import read_json
-from ebc_lab.study.resolve import adopt, check_lengths
+from ebc_lab.study.resolve import adopt
+from ebc_lab.study.stages.runs import check_lengths
 from ebc_lab.study.store.changes import from_recorded
 from ebc_lab.workloads.starts import arms_pinned, pinned
 from ebc_lab.workloads.text import checked_text

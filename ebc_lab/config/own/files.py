@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..errors import UserError, shown
 from . import sources
 
 ENDINGS = (".yaml", ".yml")
@@ -36,15 +37,6 @@ class OwnFile(NamedTuple):
         """Return the name under which the choice is registered with Hydra."""
         plain = re.sub(r"\W+", "-", self.path.stem, flags=re.ASCII).strip("-")
         return f"own-{plain}-{hashlib.sha256(str(self.path).encode()).hexdigest()[:8]}"
-
-    def register(self, settings: Mapping[str, Any]) -> None:
-        """Register the settings in the file with Hydra."""
-        from hydra.core.config_store import ConfigStore
-
-        package = "_global_" if self.group in WHOLE else None
-        ConfigStore.instance().store(
-            group=self.group, name=self.chosen_name, node=dict(settings), package=package
-        )
 
     def line_of(self, key: str) -> int | None:
         """Return the line that sets a dotted key, or else the line of the innermost mapping around the key.
@@ -78,18 +70,22 @@ class OwnFile(NamedTuple):
         return lines
 
 
-def own_choices(group: str, package: Path) -> dict[str, Path]:
+def conf_dir() -> Path:
+    """Return the folder of the Hydra groups: inside the package if installed, beside it in a checkout."""
+    package = Path(__file__).parent.parent.parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def own_choices(group: str) -> dict[str, Path]:
     """Return the files of a group's choices in conf/ of the working folder, by name. Files equal to those of
-    `package`, the built-in `conf`, are left out: in a clone of the repository they are nobody's own."""
-    folder, built_in = Path.cwd() / FOLDER / group, package / group
+    the built-in `conf` are left out: in a clone of the repository they are nobody's own."""
+    folder, built_in = Path.cwd() / FOLDER / group, conf_dir() / group
     if not folder.is_dir() or folder.resolve() == built_in.resolve():
         return {}
-    files = (path for path in sorted(folder.iterdir()) if path.suffix in ENDINGS)
-    return {path.stem: path for path in files if not _is_copy(path, built_in / path.name)}
-
-
-def _is_copy(path: Path, other: Path) -> bool:
-    return path.is_file() and other.is_file() and filecmp.cmp(path, other, shallow=False)
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in ENDINGS]
+    copies, _, _ = filecmp.cmpfiles(folder, built_in, [path.name for path in files], shallow=False)
+    return {path.stem: path for path in files if path.name not in copies}
 
 
 def is_path(choice: str) -> bool:
@@ -97,13 +93,13 @@ def is_path(choice: str) -> bool:
     return choice.endswith(ENDINGS) or os.sep in choice
 
 
-def file_of(group: str, choice: object, package: Path) -> OwnFile | None:
-    """Return the file of a user-defined choice, or None if `choice` names any other. Raises LookupError,
-    whose message is a clause, if there is none at the given path."""
+def own_file(group: str, choice: object) -> OwnFile | None:
+    """Return the file of a user-defined choice, or None if `choice` names any other. Raises UserError for a
+    path at which there is none."""
     if not isinstance(choice, str):
         return None
     if not is_path(choice):
-        path = own_choices(group, package).get(choice)
+        path = own_choices(group).get(choice)
         return OwnFile(group, path) if path else None
     path = Path(choice).expanduser()
     if path.is_file() and path.suffix in ENDINGS:
@@ -113,7 +109,8 @@ def file_of(group: str, choice: object, package: Path) -> OwnFile | None:
     near = difflib.get_close_matches(path.name, there, 1) or there[:5]
     meant = f" (there is {', '.join(near)})" if near else ""
     what = "is no file that ends in .yaml" if path.exists() else "is not there"
-    raise LookupError(f"{what}{meant}: give the file of a {'suite' if group == GROUP else group}")
+    kind = "suite" if group == GROUP else group
+    raise UserError(f"{group}={shown(choice)} {what}{meant}: give the file of a {kind}.")
 
 
 def beside_us(name: object) -> str | None:
@@ -126,8 +123,8 @@ def beside_us(name: object) -> str | None:
 
 def read(own: OwnFile) -> dict[str, Any]:
     """Return the settings in the file of a choice. A suite's study is named after the file by default, and
-    targets of parts in the same folder become paths. Raises LookupError if the file cannot be read; the
-    message is a sentence with the line, if known."""
+    targets of parts in the same folder become paths. Raises UserError, with the line if it is known, if the
+    file cannot be read."""
     import yaml
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -148,17 +145,17 @@ def read(own: OwnFile) -> dict[str, Any]:
         line = OwnFile(GROUP, path).line_of(error.full_key or "")  # the key is as the file has it
         raise _mistake(path, line, str(error).splitlines()[0]) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise LookupError(f"{path} cannot be read ({error}): give a file of settings, in UTF-8.") from None
+        raise UserError(f"{path} cannot be read ({error}): give a file of settings, in UTF-8.") from None
     if not isinstance(loaded, DictConfig):
         example = "a suite begins with lines such as ablation: …" if is_suite else "give it some, KEY: VALUE"
-        raise LookupError(f"{path} holds no settings: {example}")
+        raise UserError(f"{path} holds no settings: {example}")
     settings: Any = OmegaConf.to_container(loaded)
     named = settings.setdefault(GROUP, {}) if is_suite else None
     if isinstance(named, dict):
         named.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-."))
     defaults = settings.get("defaults", ["_self_"])
     if not isinstance(defaults, list) or not all(isinstance(one, str | dict) for one in defaults):
-        raise LookupError(f"{path}: defaults takes a list of names of choices, such as [NAME].")
+        raise UserError(f"{path}: defaults takes a list of names of choices, such as [NAME].")
     if "_self_" not in defaults:
         settings["defaults"] = [*defaults, "_self_"]
     made: dict[str, Any] = with_places(settings, path.parent)
@@ -166,20 +163,20 @@ def read(own: OwnFile) -> dict[str, Any]:
 
 
 def _refuse_other_number(path: Path, line: int, written: str) -> None:
-    """Raise LookupError for a number whose value in YAML 1.1 is not what its digits say, such as 010."""
+    """Raise UserError for a number whose value in YAML 1.1 is not what its digits say, such as 010."""
     import yaml
 
     if OTHER_NUMBER.fullmatch(written) and not IN_THOUSANDS.fullmatch(written):
         number = yaml.safe_load(written)
         read = f"is read as {number} in YAML 1.1" if isinstance(number, int | float) else "is no plain number"
-        raise LookupError(
+        raise UserError(
             f"{path.name}:{line}: {written} {read}: write the number you mean in decimal digits, with no "
             f"zeros before it, or '{written}' in quotes where it is text."
         )
 
 
-def _mistake(path: Path, line: int | None, what: str) -> LookupError:
-    return LookupError(f"{path}{f':{line}' if line else ''}: {what}: mend the file.")
+def _mistake(path: Path, line: int | None, what: str) -> UserError:
+    return UserError(f"{path}{f':{line}' if line else ''}: {what}: mend the file.")
 
 
 def with_places(value: Any, folder: Path, key: str = "") -> Any:

@@ -15,20 +15,12 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from ..choices import OWN_GROUPS, choices_of, groups, offered_target
-from ..errors import UserError, any_of, require, shown
+from ..choices import OWN_GROUPS, groups, written_out
+from ..errors import UserError, any_of, naming, require, shown
 from ..fields import CUSTOM
-from ..schema import ArmConfig, CarrySettingConfig, Config, MethodConfig, RunConfig, UnitConfig
+from ..schema import STAGES, Config, EntryConfig, RunConfig
 from . import sources
 
-# (stage, key) of each mapping in a study whose entries change settings of a run
-ENTRIES = (
-    ("ablation", "arms"),
-    ("controller_search", "candidates"),
-    ("carry", "arms"),
-    ("carry", "settings"),
-    ("profiles", "methods"),
-)
 WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 LONGEST = 40  # characters in an own part's name, which names of arms and runs contain
 KEEPS_NAMES = "carry."  # prefix of the paths of own parts that keep their given names, as in older runs
@@ -66,32 +58,32 @@ def with_own_parts(config: Settings, change: Change) -> Settings:
         if part.target is not None:
             changed[group] = dataclasses.replace(part, **change(OwnPart(group, group, vars(part))))
     if isinstance(config, Config):
-        for stage, key in ENTRIES:
-            whole = changed.get(stage, getattr(config, stage))
-            entries = {
-                name: _with_entry(f"{stage}.{key}.{name}: ", entry, change)
-                for name, entry in getattr(whole, key).items()
-            }
-            changed[stage] = dataclasses.replace(whole, **{key: entries})
+        for stage in STAGES:
+            whole = getattr(config, stage)
+            for key in [key for key, entries in vars(whole).items() if isinstance(entries, Mapping)]:
+                entries = {
+                    name: _with_entry(f"{stage}.{key}.{name}: ", entry, change)
+                    for name, entry in getattr(whole, key).items()
+                }
+                whole = dataclasses.replace(whole, **{key: entries})
+            changed[stage] = whole
     return dataclasses.replace(config, **changed)
 
 
 def _with_entry(where: str, entry: Any, change: Change) -> Any:
-    """Return an arm, a method, a setting of `carry` or a candidate with `change` applied to its own parts."""
-    if isinstance(entry, ArmConfig | UnitConfig | CarrySettingConfig | MethodConfig):
+    """Return an entry of a study or a candidate with its user-defined choices written out, and `change`
+    applied to its own parts."""
+    if isinstance(entry, EntryConfig):
         return dataclasses.replace(entry, settings=_with_entry(where, entry.settings, change))
     if not isinstance(entry, Mapping):
         return entry
     made = dict(entry)
-    for group in OWN_GROUPS:
-        settings = entry.get(group)
-        if not isinstance(settings, Mapping):
-            continue
-        name = settings.get("name")
-        if name in choices_of(group, name) and name not in groups()[group]:
-            settings = {"target": offered_target(group, str(name)), **settings}
-        if isinstance(settings.get("target"), str):
-            made[group] = {**settings, **change(OwnPart(where + group, group, settings))}
+    for group, given in entry.items():
+        if group in groups() and isinstance(given, Mapping):
+            with naming(where.rstrip(": ")):
+                settings = made[group] = written_out(group, given)
+            if group in OWN_GROUPS and isinstance(settings.get("target"), str):
+                made[group] = {**settings, **change(OwnPart(where + group, group, settings))}
     return made
 
 

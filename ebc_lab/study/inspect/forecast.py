@@ -17,7 +17,7 @@ from ebc_lab.bench import speeds
 from ebc_lab.bench.flops import GPU, PEAK, UTILISATION, gpu_hours, run_flops
 from ebc_lab.config.choices import groups, read_choice
 from ebc_lab.config.dicts import run_part, to_dict
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, naming
 from ebc_lab.config.machine import chosen_device, cores
 from ebc_lab.config.parts.init import InitConfig
 from ebc_lab.config.schema import Config
@@ -30,7 +30,7 @@ from ebc_lab.workloads.named import refuse_missing
 
 from ..launch.pool import slots
 from ..stages.rules import Undecidable, val_loss
-from ..stages.runs import distinct, own_runs
+from ..stages.runs import check_lengths, distinct, own_runs
 from ..stages.stage import ResultsOf, Scenario, Stage, stage_of
 from ..store.changes import Change, describe, requested
 from ..store.neighbours import finished_elsewhere, neighbours_of
@@ -216,7 +216,8 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
     if config.data.name == "path":
         from ebc_lab.workloads.corpus import locate  # likewise
 
-        text = locate(config.data).title
+        text = locate(config.data)
+    check_lengths(config, text, own=("path",))
     placed = _placed(config, study)
     speed: speeds.Choice | None = None
     with suppress(speeds.NotMeasured):
@@ -248,7 +249,7 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
     return {
         "study": config.study.name,
         "scale": config.scale,
-        "text": text,
+        "text": text and text.title,
         "not_fetched": not_fetched,
         "device": placed.device,
         "launcher": config.launcher.name,
@@ -273,8 +274,9 @@ def _not_fetched(config: Config) -> list[str]:
             refuse_missing(run, [Path(config.output_dir).expanduser()])
         except UserError as error:
             suites = [read_choice("study", name).get("data", {}) for name in groups()["study"]]
-            if not run.data.files or run.data.files not in [data.get("files") for data in suites]:
-                raise UserError(f"{where}: {error}" if where else str(error)) from None
+            with naming(where):
+                if not run.data.files or run.data.files not in [data.get("files") for data in suites]:
+                    raise
             sentences.append(str(error))
     return list(dict.fromkeys(sentences))
 

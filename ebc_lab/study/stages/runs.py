@@ -1,20 +1,21 @@
 """Builders of the stages' runs. They make a track's plain run at a multiple of its best learning rate, and
 put a run on a schedule or under EBC. They also set the loss bounds above which a run of a search is stopped.
 
-The results depend on the arguments alone, except that `texts_pinned` reads files of text.
+The results depend on the arguments alone, except that `texts_pinned` and `check_lengths` read files of text.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ebc_lab.config.checks import least_target_kl
+from ebc_lab.config.checks import lacking, least_target_kl
 from ebc_lab.config.choices import changed, optimizer_defaults, read_choice, with_size
 from ebc_lab.config.dicts import run_part, to_dict
+from ebc_lab.config.errors import naming
 from ebc_lab.config.identity import (
     canonical_json,
     digest,
@@ -32,12 +33,16 @@ from ebc_lab.records.spec import RunSpec, arm_name
 
 from .rules import Decisions, Results, Specs, curve_of, losses_of
 
+if TYPE_CHECKING:
+    from ebc_lab.workloads.corpus import Corpus
+
 Searched = tuple[str, str]  # optimizer, projection
 Rivals = Sequence[Specs]  # points of a search, each as its runs over the seeds
 # no run is stopped before this share of its steps: earlier losses misled (dev/studies/race_replay.py)
 RACED_FROM = 0.75
 MOST_BOUNDS = 20  # per run: more would fill its settings and hardly stop it earlier
 DIGITS = 4  # decimals of a bound in nats
+CUT_AT_ONCE = 2_000_000  # characters of a text that are cut into tokens within about a second
 
 
 def plain_run(config: Config, track: BestRate, steps: int, seed: int, scale: float) -> RunConfig:
@@ -248,6 +253,38 @@ def own_runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
         run = replace(base, steps=round(steps))
         for name, entry in entries.items() if stage in stages else ():
             yield f"{stage}.{part}.{name}", with_size(of_its_own(run, entry.settings), entry)
+
+
+def check_lengths(config: Config, corpus: Corpus | None, own: Collection[str] = ("path", "bin")) -> None:
+    """Raise UserError if a text is too short for a run, or shards of tokens end before a run does. The runs
+    are those of the stages, and those of arms, settings and workloads, which may be longer, have larger
+    batches or windows, or a text of their own.
+
+    `corpus`: the study's, or None where it is not to be read. `own`: the kinds of texts that are read for an
+    arm, setting or workload. A text that takes long to cut into tokens is left to the run.
+    """
+    stages = [getattr(config, name) for name in config.study.stages]
+    longest = max(max(stage.steps, getattr(stage, "long_steps", 0)) for stage in stages)
+    known = {} if corpus is None else {_files_of(config): corpus}
+    runs = [("", replace(run_part(config), steps=longest)), *own_runs(config)]
+    for where, run in runs:
+        files = _files_of(run)
+        if run.workload.name == "images" or (files not in known and run.data.name not in own):
+            continue
+        from ebc_lab.workloads.corpus import locate  # imported late: loads numpy, which most plans lack
+        from ebc_lab.workloads.text import check_length_of, checked_lengths
+
+        with naming(where):
+            text = known[files] = known.get(files) or locate(run.data)
+            quick = run.tokens.name == "characters" or (len(text.text) <= CUT_AT_ONCE and not lacking(run))
+            if text.shards is None and quick:
+                checked_lengths(run, text)
+            check_length_of(run, text, run.steps)
+
+
+def _files_of(run: RunConfig) -> str:
+    """Return what names the files of a run's text."""
+    return repr((run.data.name, run.data.file, run.data.files, run.data.val_files))
 
 
 def with_text(base: RunConfig, settings: Mapping[str, Any]) -> dict[str, Any]:

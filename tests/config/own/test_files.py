@@ -12,11 +12,13 @@ from support.called import answered, called
 from support.invented import RESOLVED
 
 from ebc_lab.cli import completion
+from ebc_lab.config import choices
 from ebc_lab.config.choices import conf_dir
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity
+from ebc_lab.config.own import files
 from ebc_lab.config.own.sources import PLACES
 from ebc_lab.records.json_files import read_json
 
@@ -280,6 +282,8 @@ def test_a_file_without_a_function_is_told_what_is_missing(folder, asked):
 OWN = {
     "launcher/mine": "name: slurm\nslots: 4\npartition: gpu\n",
     "optimizer/slow": "defaults: [adam]\nbeta2: 0.99\n",
+    "optimizer/slower": "defaults: [slow]\nbeta1: 0.8\n",
+    "optimizer/round": "defaults: [bad]\n",
     "optimizer/cautious": "{name: custom, target: './suite_opt.py:Cautious', arguments: {eps: 1e-7}}\n",
     "scale/tiny": "defaults: [smoke]\nbatch_size: 12\n",
     "data/books": "{name: path, file: [a.txt, b.txt]}\n",
@@ -306,18 +310,42 @@ def of(*overrides):
 
 WRITTEN = {
     "launcher=mine": [],
-    "optimizer=slow": ["optimizer=adam", "optimizer.beta2=0.99"],
+    "optimizer=slower": ["optimizer=adam", "optimizer.beta1=0.8", "optimizer.beta2=0.99"],
     "scale=tiny": ["scale=smoke", "batch_size=12"],
     "data=books": ["data=path", "data.file=[a.txt,b.txt]"],
 }
 
 
-def test_a_choice_of_ones_own_is_nothing_but_its_settings(conf):
+@pytest.mark.filterwarnings("error")  # Hydra 1.4 gives one where a name is registered again
+def test_a_choice_of_ones_own_is_nothing_but_its_settings(conf, monkeypatch):
     there = of(*itertools.chain(*WRITTEN.values()))
+    looks = []
+    monkeypatch.setattr(choices, "read", lambda file: [looks.append(file), files.read(file)][1])
     assert of(*WRITTEN) == there
+    assert sorted(file.path.stem for file in looks) == [
+        "books",
+        "mine",
+        "slow",
+        "slower",
+        "tiny",
+    ]  # once each
     (conf.parent / "elsewhere").mkdir()
     os.chdir("elsewhere")
     assert of(*(f"{one.partition('=')[0]}=../conf/{one.replace('=', '/')}.yaml" for one in WRITTEN)) == there
+
+
+def test_an_arm_takes_a_choice_of_ones_own_by_its_name(conf):
+    def arm(optimizer):
+        entry = f"+ablation.arms.own.settings={{optimizer: {optimizer}, budget: {{name: shadow}}}}"
+        return composed("study=target_kl", entry).ablation.arms["own"]
+
+    assert arm("{name: slower, eps: 1e-7}") == arm("{name: adam, beta1: 0.8, beta2: 0.99, eps: 1e-7}")
+    target = "target: './suite_opt.py:Cautious'"
+    assert arm("{name: cautious, arguments: {a: 1}}") == arm(
+        f"{{name: custom, {target}, arguments: {{eps: 1e-7, a: 1}}}}"
+    )
+    with pytest.raises(UserError, match=r"^ablation\.arms\.own: \S+/round\.yaml: optimizer=bad is unknown"):
+        arm("{name: round}")
 
 
 @pytest.mark.thorough
@@ -363,6 +391,18 @@ def test_a_launcher_and_a_part_of_ones_own_are_chosen_by_their_files(conf):
         ("optimizer/bad", "name: fast", r"bad\.yaml: a line `name: …` must say of which optimizer these are"),
         ("optimizer/bad", "defaults: [adm]", r"bad\.yaml: optimizer=adm is unknown \(did you mean adam"),
         ("optimizer/bad", "defaults: [adam, adm]", r"bad\.yaml: optimizer=adm is unknown"),
+        (
+            "optimizer/bad",
+            "defaults: [bad]",
+            r"optimizer/bad\.yaml → \S+bad\.yaml: `defaults` go in a circle",
+        ),
+        (
+            "optimizer/bad",
+            "defaults: [round]",
+            r"/bad\.yaml → \S+/round\.yaml → \S+/bad\.yaml: `defaults` go",
+        ),
+        ("study/bad", "defaults: [bad]", r"conf/study/bad\.yaml → \S+bad\.yaml: `defaults` go in a circle"),
+        ("study/bad", "defaults: [contrls]", r"bad\.yaml: study=contrls is unknown \(did you mean controls"),
         ("scale/bad", "defaults: 5", r"bad\.yaml: defaults takes a list of names of choices"),
         ("scale/bad", "steps: 4", r"bad\.yaml: a line `scale: …` must say of which scale .*: laptop, mini"),
         ("data/bad", "name: [", r"conf/data/bad\.yaml:1: .*: mend the file"),
@@ -370,6 +410,7 @@ def test_a_launcher_and_a_part_of_ones_own_are_chosen_by_their_files(conf):
     ],
 )
 def test_a_mistake_in_such_a_file_is_told_with_its_place(conf, file, settings, said):
+    (conf / f"{file}.yaml").parent.mkdir(exist_ok=True)
     (conf / f"{file}.yaml").write_text(settings or "name: auto")
     with pytest.raises(UserError, match=said):
         composed(f"{file.partition('/')[0]}=bad", "device=cpu")
