@@ -22,8 +22,7 @@ from ebc_lab.study.store.changes import looks_of
 from ebc_lab.study.store.study import Cancelled
 from ebc_lab.study.trackers.notify import FAILED, FINISHED, STALLED, Notifier
 
-from . import screen
-from .options import INTERRUPTED
+from . import INTERRUPTED, screen
 
 Forecast = TypeVar("Forecast")
 

@@ -45,9 +45,10 @@ from ebc_lab.training.ends import DeviceFailed, Interrupted
 from ebc_lab.workloads.starts import pinned_start, placed
 from ebc_lab.workloads.text import check_length_of, checked_text
 
+from . import INTERRUPTED
 from .hydra.flags import Given
 from .hydra.launchers import JobFailed, defaults, is_submitit, launching
-from .options import INTERRUPTED, console, print_json
+from .options import console, print_json
 from .sweep_view import Job, jobs, result_of, show
 from .train_view import RunView, closing_lines
 
