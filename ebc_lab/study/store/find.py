@@ -116,7 +116,7 @@ def place_of(name: str, output_dir: str, say: Say) -> Path:
     inside = Path(output_dir).expanduser() / name
     if here.suffix in FILES and not here.exists() and not inside.exists():
         raise UserError(
-            f"there is no file {visible(name)}: say where it is, or name a study, as `ebc-lab list` shows them."
+            f"there is no file {visible(name)}: say where it is, or name a study that `ebc-lab list` shows."
         )
     if os.sep in str(Path(name)) or name.startswith((".", "~")):
         if here.is_file() and not is_bundle(here):
