@@ -112,7 +112,7 @@ def _ending(done: Outcome) -> dict[str, Any]:
         "verdict": done.acceptance,
         "answers": _answers(done),
         "looks": looks_of(header),
-        "decide": deciding(done.study, header, done.showing("arms")),
+        "decide": deciding(done.study, header, done.decisions),
         "stages": done.stages,
         "runs": done.runs,
         "failed": done.failed,
