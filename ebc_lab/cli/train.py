@@ -56,10 +56,6 @@ RERUNS = "outputs/rerun"
 OTHER_FOLDER = "choose another folder, or delete this one"
 
 
-def _without_hydra(overrides: Sequence[str]) -> list[str]:
-    return [o for o in overrides if not o.lstrip("+~").startswith(("hydra.", "hydra/"))]
-
-
 def train(asked: Given) -> None:
     """`ebc-lab train`: validate, then hand over to Hydra. Raises UserError, and SystemExit as Hydra does."""
     register_schema()
@@ -92,7 +88,10 @@ class _Job:
         self.combinations = [[*overrides, *self.extra] for overrides in combinations]
         for combination in self.combinations:
             check_overrides(combination, hydra_keys=True)
-        self.run_overrides = [_without_hydra(combination) for combination in self.combinations]
+        self.run_overrides = [
+            [o for o in combination if not o.lstrip("+~").startswith(("hydra.", "hydra/"))]
+            for combination in self.combinations
+        ]
         here = "hydra/launcher=submitit_slurm" not in self.combinations[0]
         self.configs = [
             compose(overrides, study=False, here=here, trains=asked.trains)

@@ -138,6 +138,7 @@ def latex(made: Sequence[Table], study: str, about: str) -> str:
         rows = [" & ".join(map(_latex_cell, kinds, row)) + r" \tabularnewline" for row in table.texts()]
         # a bracket at its beginning would be an argument of the line break before it
         body = [f"{{}}{row}" if row.startswith("[") else row for row in rows]
+        alignment = "".join(WIDTHS.get(kind, "r" if kind == "figure" else "l") for kind in kinds)
         size = "scriptsize" if _characters(table) > MOST_CHARACTERS else "footnotesize"
         lines = [
             r"\begin{table}",
@@ -145,7 +146,7 @@ def latex(made: Sequence[Table], study: str, about: str) -> str:
             rf"\label{{tab:{_label(study)}-{_label(table.name)}}}",
             rf"\centering\{size}\setlength{{\tabcolsep}}{{3pt}}",
             r"\sbox0{%",
-            rf"\begin{{tabular}}{{@{{}}{''.join(map(_alignment, kinds))}@{{}}}}",
+            rf"\begin{{tabular}}{{@{{}}{alignment}@{{}}}}",
             r"\toprule",
             " & ".join(escaped(title_of(column)) for column in table.columns) + r" \tabularnewline",
             r"\midrule",
@@ -169,10 +170,6 @@ def _characters(table: Table) -> int:
 
 def _label(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
-
-
-def _alignment(kind: str) -> str:
-    return WIDTHS.get(kind, "r" if kind == "figure" else "l")
 
 
 def _latex_cell(kind: str, text: str) -> str:
