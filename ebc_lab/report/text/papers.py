@@ -61,7 +61,12 @@ def markdown(made: Sequence[Table], about: str) -> str:
 
 
 def _markdown_cell(kind: str, text: str) -> str:
-    return _code(text) if kind == "name" else _plain(text)
+    """Return a cell; a name in code type, in which a table's own bar is the one character that needs a
+    backslash."""
+    if kind != "name":
+        return _plain(text)
+    text = " ".join(text.split()).replace("|", r"\|")
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def _plain(text: str) -> str:
@@ -69,12 +74,6 @@ def _plain(text: str) -> str:
     of a link, and no HTML."""
     marked = re.sub(r"([\\`*|~]|(?<!\w)_|_(?!\w)|\](?=[(\[:]))", r"\\\1", " ".join(text.split()))
     return marked.replace("&", "&amp;").replace("<", "&lt;") if "<" in marked else marked
-
-
-def _code(name: str) -> str:
-    """Return a name in code type; a table's own bar is the one character that needs a backslash there."""
-    text = " ".join(name.split()).replace("|", r"\|")
-    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def notes(table: Table, about: str) -> str:
