@@ -1,73 +1,80 @@
-"""The `ebc-lab` command: signals and exit codes."""
+"""The `ebc-lab` command: signals and exit codes. Everything else is imported once Ctrl-C is listened to."""
 
 from __future__ import annotations
 
-import io
-import re
+import shlex
 import signal
 import sys
-from typing import Any
 
-import typer
-
-from ebc_lab.config.errors import UserError, visible
-
-from .commands import USAGE_ERROR, app, command_line
-from .options import mend_size
+INTERRUPTED = 130  # the exit code
 
 
-def misused(error: Any) -> str:
-    """A mistake in how a command is called, in one sentence."""
-    from . import familiar
-
-    what = " ".join(error.format_message().split()).rstrip(".")
-    what = re.sub(r"\. Did you mean '(.*)'\?", r" (did you mean \1?)", what[:1].lower() + what[1:])
-    what = what.replace("', '", " or ")
-    words, context = sys.argv[1:], error.ctx
-    path = words[: 2 if words[:1] == ["ebm"] else 1]
-    called = context.command_path if context else " ".join(["ebc-lab", *path])
-    if found := re.match("no such command '(.*?)'", what):
-        commands = ", ".join(context.command.list_commands(context))
-        meant = familiar.explain_command(found[1], called, context.find_root().command, words)
-        return meant or f"{what}; the commands are {commands}."
-    if what.startswith("no such option"):
-        options = familiar.options_of(context.command)
-        if meant := familiar.explain_flags(path, options, words[len(path) :]):
-            return meant
-        dashes = "settings are given without dashes: scale=smoke, optimizer.lr=1e-3"
-        return f"{what}; {dashes}; `{called} --help` lists the options."
-    return f"{what or 'a command is missing'}: `{called} --help` says what it takes."
+def command_line() -> str:
+    """The command line of this call."""
+    return shlex.join(["ebc-lab", *sys.argv[1:]])
 
 
 def main() -> None:
     """The `ebc-lab` command."""
+    heard: list[int] = []
+
+    def interrupt(number: int, _: object) -> None:
+        heard.append(number)
+        raise KeyboardInterrupt
+
     # a closed terminal or a plain kill acts like Ctrl-C, unless the signal is ignored
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:
-            signal.signal(number, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, interrupt)
+    try:
+        try:
+            code = _answered()
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Python takes a while to end where it has torch
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception as error:
+        code = INTERRUPTED if heard else _told(error)  # a library may make another error of the interrupt
+    if code == INTERRUPTED:  # typer turns Ctrl-C into this code itself
+        resumed = sys.argv[1:2] in (["autopilot"], ["stage"])
+        more = f"; the same command continues from here: {command_line()}" if resumed else ""
+        print(f"interrupted{more}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _answered() -> int | None:
+    """Run the command that is asked for. -> its exit code; None for 0."""
+    import io
+
+    from .commands import app
+    from .options import mend_size
+
     for stream in (sys.stdout, sys.stderr):  # what a terminal's encoding lacks is shown as `?`
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     mend_size()
-    try:
-        code = app(standalone_mode=False, prog_name="ebc-lab")
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        code = 2
-    except OSError as error:
+    code: int | None = app(standalone_mode=False, prog_name="ebc-lab")
+    return code
+
+
+def _told(error: Exception) -> int:
+    """Tell a mistake of the user's in one sentence. -> the exit code. Any other error is raised again."""
+    import typer
+
+    from ebc_lab.config.errors import UserError, visible
+
+    from .commands import USAGE_ERROR
+    from .familiar import explain_misuse
+
+    if isinstance(error, UserError):
+        what = str(error)
+    elif isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
-        what = error.strerror or error
-        typer.echo(
-            f"error: {visible(f'{place}{what}')}: fix that, or choose another folder, and try again", err=True
-        )
-        code = 2
-    except USAGE_ERROR as error:
-        typer.echo(f"error: {visible(misused(error))}", err=True)
-        code = 2
-    except (KeyboardInterrupt, typer.Abort):
-        code = 130
-    if code == 130:  # typer turns Ctrl-C into this code itself
-        resumed = sys.argv[1:2] in (["autopilot"], ["stage"])
-        more = f"; the same command continues from here: {command_line()}" if resumed else ""
-        typer.echo(f"interrupted{more}", err=True)
-    sys.exit(code if isinstance(code, int) else 0)
+        cause = visible(f"{place}{error.strerror or error}")
+        what = f"{cause}: fix that, or choose another folder, and try again"
+    elif isinstance(error, USAGE_ERROR):
+        what = visible(explain_misuse(error))
+    else:
+        raise error
+    typer.echo(f"error: {what}", err=True)
+    return 2

@@ -18,12 +18,11 @@ import typer
 from ebc_lab import __version__
 from ebc_lab.config.errors import require, visible
 
-from . import collection, completion, ebm
+from . import INTERRUPTED, collection, command_line, completion, ebm
 from .hydra.flags import INFO, Given, TrainCommand
 from .judge import judge
 from .options import (
     HELP_NAMES,
-    INTERRUPTED,
     OUTPUT_DIR,
     Json,
     Place,
@@ -108,11 +107,6 @@ app = typer.Typer(
 @app.callback()
 def every_command(version: Version = False) -> None:
     """What stands before the name of a command."""
-
-
-def command_line() -> str:
-    """The command line of this call."""
-    return shlex.join(["ebc-lab", *sys.argv[1:]])
 
 
 def _show(answer: Any, as_json: bool, draw: Callable[[Any], None]) -> None:

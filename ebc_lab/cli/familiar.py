@@ -6,7 +6,9 @@ Such a line is refused, and the one that is offered instead has the user's own v
 from __future__ import annotations
 
 import itertools
+import re
 import shlex
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -149,6 +151,27 @@ RUN_FLAGS = {
     "--max-samples": Flag("", "a run draws from its whole text"),
     "--validate": Flag("", "`ebc-lab ebm diagnose MODEL` looks at what a run has kept", switch=True),
 }
+
+
+def explain_misuse(error: Any) -> str:
+    """Say in one sentence what is wrong in how a command is called. `error`: typer's."""
+    what = " ".join(error.format_message().split()).rstrip(".")
+    what = re.sub(r"\. Did you mean '(.*)'\?", r" (did you mean \1?)", what[:1].lower() + what[1:])
+    what = what.replace("', '", " or ")
+    words, context = sys.argv[1:], error.ctx
+    path = words[: 2 if words[:1] == ["ebm"] else 1]
+    called = context.command_path if context else " ".join(["ebc-lab", *path])
+    if found := re.match("no such command '(.*?)'", what):
+        commands = ", ".join(context.command.list_commands(context))
+        meant = explain_command(found[1], called, context.find_root().command, words)
+        return meant or f"{what}; the commands are {commands}."
+    if what.startswith("no such option"):
+        options = options_of(context.command)
+        if meant := explain_flags(path, options, words[len(path) :]):
+            return meant
+        dashes = "settings are given without dashes: scale=smoke, optimizer.lr=1e-3"
+        return f"{what}; {dashes}; `{called} --help` lists the options."
+    return f"{what or 'a command is missing'}: `{called} --help` says what it takes."
 
 
 # -- commands ------------------------------------------------------------------------------------------------

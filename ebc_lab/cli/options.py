@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 
 OUTPUT_DIR = "outputs/ebc_ablation"
-INTERRUPTED = 130  # the exit code
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 PASS_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

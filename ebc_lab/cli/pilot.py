@@ -22,8 +22,7 @@ from ebc_lab.study.store.changes import looks_of
 from ebc_lab.study.store.study import Cancelled
 from ebc_lab.study.trackers.notify import FAILED, FINISHED, STALLED, Notifier
 
-from . import screen
-from .options import INTERRUPTED
+from . import INTERRUPTED, screen
 
 Forecast = TypeVar("Forecast")
 
@@ -113,7 +112,7 @@ def _ending(done: Outcome) -> dict[str, Any]:
         "verdict": done.acceptance,
         "answers": _answers(done),
         "looks": looks_of(header),
-        "decide": deciding(done.study, header, done.showing("arms")),
+        "decide": deciding(done.study, header, done.decisions),
         "stages": done.stages,
         "runs": done.runs,
         "failed": done.failed,

@@ -216,7 +216,7 @@ def _last_words(console: Console, done: Any) -> None:
         console.print(Text(f"        {warned}", style="yellow"))
     if study.page_file.exists():
         console.print(Text.assemble(("page    ", "bold"), str(study.page_file)), soft_wrap=True)
-    if more := deciding(study, header, done.showing("arms")):
+    if more := deciding(study, header, done.decisions):
         console.print(Text.assemble(("decide  ", "bold"), more), soft_wrap=True)
     why = f"ebc-lab why {shlex.quote(study.called)}"
     console.print(Text.assemble(("next    ", "bold"), why), soft_wrap=True)
@@ -378,6 +378,8 @@ def why(console: Console, reasons: Mapping[str, Any], config: Config) -> None:
             console.print(Text(f"  noise of {optimizer(track)}: {noise_in_words(floor)}"))
         for line in d["flips"]:
             console.print(Text(f"  what would have changed it — {tracks_in_words(line)}"))
+        if d["decide"]:
+            console.print(Text(f"  what would decide it — {d['decide']}"), soft_wrap=True)
         for note in d["notes"]:
             console.print(Text(f"  note: {tracks_in_words(note)}", style="yellow"))
 

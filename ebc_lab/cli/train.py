@@ -45,18 +45,15 @@ from ebc_lab.training.ends import DeviceFailed, Interrupted
 from ebc_lab.workloads.starts import pinned_start, placed
 from ebc_lab.workloads.text import check_length_of, checked_text
 
+from . import INTERRUPTED
 from .hydra.flags import Given
 from .hydra.launchers import JobFailed, defaults, is_submitit, launching
-from .options import INTERRUPTED, console, print_json
+from .options import console, print_json
 from .sweep_view import Job, jobs, result_of, show
 from .train_view import RunView, closing_lines
 
 RERUNS = "outputs/rerun"
 OTHER_FOLDER = "choose another folder, or delete this one"
-
-
-def _without_hydra(overrides: Sequence[str]) -> list[str]:
-    return [o for o in overrides if not o.lstrip("+~").startswith(("hydra.", "hydra/"))]
 
 
 def train(asked: Given) -> None:
@@ -91,7 +88,10 @@ class _Job:
         self.combinations = [[*overrides, *self.extra] for overrides in combinations]
         for combination in self.combinations:
             check_overrides(combination, hydra_keys=True)
-        self.run_overrides = [_without_hydra(combination) for combination in self.combinations]
+        self.run_overrides = [
+            [o for o in combination if not o.lstrip("+~").startswith(("hydra.", "hydra/"))]
+            for combination in self.combinations
+        ]
         here = "hydra/launcher=submitit_slurm" not in self.combinations[0]
         self.configs = [
             compose(overrides, study=False, here=here, trains=asked.trains)

@@ -38,7 +38,7 @@ def write_table(study: Study, stage: str, specs: Sequence[RunSpec], results: Map
     from .text import summaries
 
     manifest.remove_entries(study.root, stage_of(stage).summary_csv)
-    summaries.write_summary(study.root / stage_of(stage).summary_csv, specs, results)
+    summaries.write(study.root / stage_of(stage).summary_csv, summaries.summary(specs, results))
 
 
 def write_conclusions(

@@ -88,9 +88,10 @@ def board(*folders: str | os.PathLike[str]) -> Board:
         try:
             study = load(f"{place.parent}{os.sep}{place.name}")
             which = (study.header["study"], study.header["created"])
-            if seen.setdefault(which, place.name) != place.name:
+            if which in seen:
                 notes.append(f"{place.name} is the study {seen[which]} once more, and counts once.")
                 continue
+            seen[which] = place.name
             arms = list(_entries(study))
         except UserError as error:
             notes.append(f"{place.name} is left out: {error}")

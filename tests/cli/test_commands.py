@@ -63,6 +63,10 @@ def study(finished):
         (["autopilot", "--scale", "smoke"], "given without dashes: type `ebc-lab autopilot scale=smoke`"),
         (["plan", "--config-dir", "conf", "scale=smoke"], "launcher=mine for conf/launcher/mine.yaml"),
         (["status", "./nothing"], "there is no study at ./nothing"),
+        *(
+            (["board", f"missing{end}"], f"there is no file missing{end}: ")
+            for end in (".zip", ".csv", ".py")
+        ),
     ],
 )
 def test_bad_input_is_one_sentence_exit_2_and_nothing_written(arguments, words, tmp_path):

@@ -123,7 +123,7 @@ def test_what_is_not_there_or_damaged_is_told_in_a_sentence(study, own_copy, tmp
         ebc_lab.load("don", output_dir=study.root.parent)
     with pytest.raises(UserError, match="there is no study at"):
         ebc_lab.load(tmp_path)
-    with pytest.raises(UserError, match="there is no bundle at"):
+    with pytest.raises(UserError, match="there is no file"):
         ebc_lab.load(tmp_path / "none.zip")
     (tmp_path / "bad.zip").write_bytes(b"PK, but no zip")
     with pytest.raises(UserError, match="is damaged"):

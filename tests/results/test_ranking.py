@@ -119,6 +119,9 @@ def test_a_study_and_its_bundle_count_once(folder, tmp_path):
     found = ebc_lab.board(tmp_path)
     assert len(found.table) == len(ebc_lab.load(folder / "near").arms().query("stage == 'finals'"))
     assert any("once more, and counts once" in note for note in found.notes)
+    twice = ebc_lab.board(tmp_path / "near", tmp_path / "near")
+    assert twice.table.equals(found.table)
+    assert "near is the study near once more, and counts once." in twice.notes
 
 
 def test_another_torch_or_numerics_is_told(folder, tmp_path):

@@ -4,8 +4,10 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 
 import pytest
+import typer
 from support.called import CLI, called
 from support.drivers import until, until_true
 
@@ -163,6 +165,24 @@ def test_an_interrupt_of_the_whole_process_group_is_one_line_and_leaves_checkpoi
     in_progress = [run_id for run_id in study.run_ids() if study.run_files(run_id).progress.exists()]
     assert in_progress
     assert all(study.run_files(run_id).checkpoint.exists() for run_id in in_progress)
+
+
+def test_two_quick_interrupts_are_one_line_whatever_a_library_makes_of_the_first(monkeypatch, tmp_path):
+    def cut_off(*_, **__):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            raise AttributeError("'NoneType' object has no attribute 'flags'")
+
+    def ended(code):  # the second one comes while Python ends
+        signal.raise_signal(signal.SIGINT)
+        raise SystemExit(code)
+
+    monkeypatch.setattr(typer.Typer, "__call__", cut_off)
+    monkeypatch.setattr(sys, "exit", ended)
+    done = called("autopilot", "scale=smoke", cwd=tmp_path)
+    told = "interrupted; the same command continues from here: ebc-lab autopilot scale=smoke\n"
+    assert (done.returncode, done.stderr) == (130, told)
 
 
 @pytest.mark.thorough

@@ -14,7 +14,11 @@ from unittest import mock
 
 from ebc_lab.cli import main
 
-CAUGHT = (signal.SIGTERM, signal.SIGHUP)  # what `main` takes over for as long as the process lives
+CAUGHT = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+)  # what `main` takes over for as long as the process lives
 CLI = [sys.executable, "-c", "from ebc_lab.cli import main; main()"]  # in a process of its own
 SMALL_RUN = [  # of some steps a second
     *("scale=smoke", "model.blocks=1", "model.width=16", "model.context=16", "batch_size=10"),

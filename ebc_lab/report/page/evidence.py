@@ -21,7 +21,7 @@ from ebc_lab.study.inspect.reproduce import again, continuing, departures, fresh
 from ebc_lab.study.inspect.slots import in_words
 from ebc_lab.study.stages.compare_arms import in_bits
 from ebc_lab.study.stages.rules import Undecidable
-from ebc_lab.study.stages.stage import concluding_stages, decision_that_shows, stage_of
+from ebc_lab.study.stages.stage import concluding_stages, stage_of
 from ebc_lab.study.stages.statistics import by_interval
 from ebc_lab.study.store import manifest
 from ebc_lab.study.store.changes import describe_earlier_looks
@@ -64,12 +64,11 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
     read_runs = [(r.run_id, r.spec, r.result) for r in trained]  # each file once
     results = {run_id: result for run_id, _, result in read_runs if result}
     runs = [(run_id, spec, result or RunResult()) for run_id, spec, result in read_runs if spec]
-    suite = decision_that_shows("arms", decisions)
     found = {s: kinds.Evidence(d, config, decisions, results) for s, d in decisions.items()}
     sections = [_section(found[s]) for s in concluding_stages(decisions)]
     sections.sort(key=lambda section: not any(answer["checks"] for answer in section["answers"]))
     floors = why.noise_floor(decisions)
-    fresh = fresh_seeds(study, header, suite)
+    fresh = fresh_seeds(study, header, decisions)
     loss_curves, damaged = _curves(study, runs, found)
     by = snapshot.trained_by()
     broken = _broken(study, header["study"], trained)

@@ -78,7 +78,10 @@ def in_srcset(uri: Any) -> Any:
 
 
 def _uri(path: Path) -> Any:
-    return svg_uri(path.read_bytes()) if path.suffix == ".svg" else _base64(path)
+    content = path.read_bytes()
+    if path.suffix == ".svg":
+        return svg_uri(content)
+    return f"data:{KINDS[path.suffix]};base64,{base64.b64encode(content).decode()}"
 
 
 def svg_uri(svg: bytes) -> Any:
@@ -87,10 +90,6 @@ def svg_uri(svg: bytes) -> Any:
     for special in '%#&"':
         text = text.replace(special, f"%{ord(special):02X}")
     return _ours(f"data:{KINDS['.svg']},{text}")  # without " and & it stays in its attribute
-
-
-def _base64(path: Path) -> str:
-    return f"data:{KINDS[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def write_page(root: Path) -> Path:

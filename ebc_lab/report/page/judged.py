@@ -49,42 +49,18 @@ class Drawing:
     """A picture that the page embeds: what `parts.figure` shows of it."""
 
     name: str
-    sheet: Sheet
-    svg: bytes
-    narrow: bytes
+    whole_title: str
+    alt: str
+    alert: str
+    note: str
+    uri: Any
+    phone: Any  # what a narrow screen shows instead
+    file: str  # empty: it lies in the page alone
     arm: str = ""  # it is of all of them
 
     @property
-    def file(self) -> str:
-        return FIGURE if self.name == "outcomes" else ""
-
-    @property
-    def whole_title(self) -> str:
-        return self.sheet.title
-
-    @property
     def caption(self) -> str:
-        return self.sheet.title
-
-    @property
-    def uri(self) -> Any:
-        return html.svg_uri(self.svg)
-
-    @property
-    def phone(self) -> Any:
-        return html.in_srcset(html.svg_uri(self.narrow))
-
-    @property
-    def alt(self) -> str:
-        return self.sheet.alt
-
-    @property
-    def alert(self) -> str:
-        return self.sheet.alert
-
-    @property
-    def note(self) -> str:
-        return self.sheet.note
+        return self.whole_title
 
 
 def write(judgement: Judgement, folder: Path) -> list[Path]:
@@ -110,9 +86,11 @@ def files_of(record: Record, runs: Runs, name: str) -> dict[str, bytes]:
     drawings, figure = _drawn(record, runs)
     on_paper = [table.on(PAPER) for table in every if PAPER in table.places]
     about = f"From {'; '.join(record['sources'])}. {record['method']}"
+    own = [name for name in ArmRecord.__annotations__ if name != "configuration"]
+    arms = [{**arm, "configuration": json.dumps(arm["configuration"], default=str)} for arm in record["arms"]]
     texts = {
         PAGE_FILE: render(record, every, drawings, name),
-        "arms.csv": as_csv(_columns_of(ArmRecord, "configuration"), map(_arm_row, record["arms"])),
+        "arms.csv": as_csv([*own, "configuration"], arms),
         "differences.csv": as_csv(list(DifferenceRecord.__annotations__), record["differences"]),
         "runs.csv": as_csv(*_runs(record)),
         "judgement.md": papers.markdown(on_paper, about),
@@ -162,14 +140,6 @@ def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     return made.getvalue()
 
 
-def _columns_of(record: type, but: str) -> list[str]:
-    return [name for name in record.__annotations__ if name != but] + [but]
-
-
-def _arm_row(arm: ArmRecord) -> dict[str, Any]:
-    return {**arm, "configuration": json.dumps(arm["configuration"], default=str)}
-
-
 def _runs(record: Record) -> tuple[list[str], list[dict[str, Any]]]:
     """Return the columns of the runs and their rows, a column for each setting."""
     rows = [
@@ -197,7 +167,7 @@ def _drawn(record: Record, runs: Runs) -> tuple[list[Drawing], bytes]:
         "outcomes": partial(draw_outcomes, record),
         "curves": partial(draw_curves, record, runs),
     }
-    made = []
+    made, sheets = [], []
     with matplotlib.rc_context(fname=STYLE), warnings.catch_warnings():
         # a letter that the font lacks is a box in the PDF; in the SVG the reader's own fonts show it
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
@@ -207,8 +177,12 @@ def _drawn(record: Record, runs: Runs) -> tuple[list[Drawing], bytes]:
                 continue
             wide.settle()
             narrow.settle()
-            made.append(Drawing(name, wide, svg(wide, name), svg(narrow, f"{name}{PHONE}")))
-        figure = pdf(made[0].sheet)
+            sheets.append(wide)
+            uris = [html.svg_uri(svg(wide, name)), html.svg_uri(svg(narrow, f"{name}{PHONE}"))]
+            told = (wide.title, wide.alt, wide.alert, wide.note)
+            file = FIGURE if name == "outcomes" else ""
+            made.append(Drawing(name, *told, uris[0], html.in_srcset(uris[1]), file))
+        figure = pdf(sheets[0])
     return made, figure
 
 

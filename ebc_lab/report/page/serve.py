@@ -13,6 +13,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -66,8 +67,9 @@ class LivePage:
             facts.append(self.study.holder() is not None)
         except UserError as error:
             facts.append(str(error))
-        if "slurm" in _launcher(self.study):
-            facts.append(int(time.monotonic() / QUEUE_S))
+        with suppress(UserError, OSError):
+            if recorded_config(self.study.header(checked=False)).launcher.name == "slurm":
+                facts.append(int(time.monotonic() / QUEUE_S))
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def _stamps(self) -> Iterator[tuple[Path, str]]:
@@ -82,13 +84,6 @@ class LivePage:
             except OSError:
                 continue
             yield path, f"{status.st_mtime_ns} {status.st_size} {status.st_ino}"
-
-
-def _launcher(study: Study) -> str:
-    try:
-        return recorded_config(study.header(checked=False)).launcher.name
-    except (UserError, OSError):
-        return ""
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -60,7 +60,8 @@ def draw_excess(facts: Facts, track: UnitsTrack) -> Sheet | None:
         heights=(1.2 + ROW * len(settings),),
     )
     [axes] = sheet.panels
-    looks, every = looks_of(track), _every_excess(track)
+    looks = looks_of(track)
+    every = [one["excess"] for found in track["arms"].values() for one in found["carried"].values()]
     axes.set_xlabel("excess, nats per token (left is better)")
     axes.axvline(0, color=INK, lw=1.0)
     kept = {name: " (kept)" * setting["kept"] for name, setting in settings.items()}
@@ -92,10 +93,6 @@ def _excess_finding(track: UnitsTrack, order: Sequence[str]) -> str:
 
 def _with_excess(track: UnitsTrack, arm: str) -> str:
     return f"{name_in_words(track['arms'], arm)}: {signed(track['arms'][arm]['excess'], 3)}"
-
-
-def _every_excess(track: UnitsTrack) -> list[float]:
-    return [one["excess"] for found in track["arms"].values() for one in found["carried"].values()]
 
 
 def _end(every: Sequence[float]) -> float:

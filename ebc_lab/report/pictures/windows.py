@@ -264,19 +264,17 @@ def _ends(sweeps: Mapping[str, Sweep], looks: Mapping[str, Look], x: str, ceilin
     for name, sweep in sweeps.items():
         points = [p for p in sweep["points"] if p["loss"] is not None]
         if points:
-            finding = _found_of_rate(sweep) if x == "lr" else _found_of_delta(name, sweep)
+            finding = _found(name, sweep, x)
             end = where_it_ends([(p[x], p["loss"]) for p in points], ceiling)
             ends.append((*end, f"{name}  {finding}", looks[name].colour))
     return ends
 
 
-def _found_of_rate(sweep: Sweep) -> str:
-    regret = sweep["regret_x4"]
-    further = f", {signed(regret, 3)} at ×4 of it" if regret is not None else ""
-    return f"best {sweep['window']['loss']:.3f}{further}"
-
-
-def _found_of_delta(name: str, sweep: Sweep) -> str:
+def _found(name: str, sweep: Sweep, x: str) -> str:
+    if x == "lr":
+        regret = sweep["regret_x4"]
+        further = f", {signed(regret, 3)} at ×4 of it" if regret is not None else ""
+        return f"best {sweep['window']['loss']:.3f}{further}"
     if sweep.get("yardstick") in (None, name):
         return in_octaves(sweep["window"])
     return f"worst start {signed(sweep['worst'], 3)}" if sweep["worst"] is not None else "a start diverged"

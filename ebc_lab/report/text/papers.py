@@ -61,7 +61,12 @@ def markdown(made: Sequence[Table], about: str) -> str:
 
 
 def _markdown_cell(kind: str, text: str) -> str:
-    return _code(text) if kind == "name" else _plain(text)
+    """Return a cell; a name in code type, in which a table's own bar is the one character that needs a
+    backslash."""
+    if kind != "name":
+        return _plain(text)
+    text = " ".join(text.split()).replace("|", r"\|")
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def _plain(text: str) -> str:
@@ -69,12 +74,6 @@ def _plain(text: str) -> str:
     of a link, and no HTML."""
     marked = re.sub(r"([\\`*|~]|(?<!\w)_|_(?!\w)|\](?=[(\[:]))", r"\\\1", " ".join(text.split()))
     return marked.replace("&", "&amp;").replace("<", "&lt;") if "<" in marked else marked
-
-
-def _code(name: str) -> str:
-    """Return a name in code type; a table's own bar is the one character that needs a backslash there."""
-    text = " ".join(name.split()).replace("|", r"\|")
-    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def notes(table: Table, about: str) -> str:
@@ -138,6 +137,7 @@ def latex(made: Sequence[Table], study: str, about: str) -> str:
         rows = [" & ".join(map(_latex_cell, kinds, row)) + r" \tabularnewline" for row in table.texts()]
         # a bracket at its beginning would be an argument of the line break before it
         body = [f"{{}}{row}" if row.startswith("[") else row for row in rows]
+        alignment = "".join(WIDTHS.get(kind, "r" if kind == "figure" else "l") for kind in kinds)
         size = "scriptsize" if _characters(table) > MOST_CHARACTERS else "footnotesize"
         lines = [
             r"\begin{table}",
@@ -145,7 +145,7 @@ def latex(made: Sequence[Table], study: str, about: str) -> str:
             rf"\label{{tab:{_label(study)}-{_label(table.name)}}}",
             rf"\centering\{size}\setlength{{\tabcolsep}}{{3pt}}",
             r"\sbox0{%",
-            rf"\begin{{tabular}}{{@{{}}{''.join(map(_alignment, kinds))}@{{}}}}",
+            rf"\begin{{tabular}}{{@{{}}{alignment}@{{}}}}",
             r"\toprule",
             " & ".join(escaped(title_of(column)) for column in table.columns) + r" \tabularnewline",
             r"\midrule",
@@ -169,10 +169,6 @@ def _characters(table: Table) -> int:
 
 def _label(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
-
-
-def _alignment(kind: str) -> str:
-    return WIDTHS.get(kind, "r" if kind == "figure" else "l")
 
 
 def _latex_cell(kind: str, text: str) -> str:

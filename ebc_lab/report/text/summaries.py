@@ -55,20 +55,16 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]], columns: Iterable[
 
     made = list(rows)
     there = {key for row in made for key in row}
-    _write(path, pd.DataFrame(made, columns=[key for key in columns if key in there]))
-
-
-def write_summary(path: Path, specs: Sequence[RunSpec], results: Mapping[str, RunResult]) -> None:
-    """Write the table of a stage's runs."""
-    _write(path, summary(specs, results))
+    write(path, pd.DataFrame(made, columns=[key for key in columns if key in there]))
 
 
 def _quoted(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
-def _write(path: Path, table: pd.DataFrame) -> None:
-    """Figures have nine significant digits; a text that a spreadsheet would take for a formula is quoted."""
+def write(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV. Figures have nine significant digits; a text that a spreadsheet would take for a
+    formula is quoted."""
     texts = table.select_dtypes(exclude="number")
     table = table.assign(**texts.map(_quoted))
     buffer = io.StringIO()

@@ -108,7 +108,9 @@ class Table:
             droppable = self.columns[i].optional or place == TERMINAL
             return not (droppable and all(row.cells[i].empty for row in self.rows))
 
-        shown = self._with_columns([i for i in there if wanted(i)])
+        places = [i for i in there if wanted(i)]
+        rows = [replace(row, cells=[row.cells[i] for i in places]) for row in self.rows]
+        shown = replace(self, columns=[self.columns[i] for i in places], rows=rows)
         return replace(shown, note=shown._caption(place))
 
     def _caption(self, place: str) -> str:
@@ -119,10 +121,6 @@ class Table:
             texts = {(place == PAGE and cell.page) or cell.text for cell in cells} - {"", NOTHING}
             told += [note for mark, note in column.notes.items() if any(mark in text for text in texts)]
         return "; ".join(dict.fromkeys(filter(None, told)))
-
-    def _with_columns(self, places: Sequence[int]) -> Table:
-        rows = [replace(row, cells=[row.cells[i] for i in places]) for row in self.rows]
-        return replace(self, columns=[self.columns[i] for i in places], rows=rows)
 
     def shortened(self, most: int, where: str, keep: Collection[str] = ()) -> Table:
         """Return the first rows of a long table, among them those that were chosen and those whose ids are to

@@ -16,7 +16,10 @@ from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import flat, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import GONE, Config, LauncherConfig, RunConfig
+from ebc_lab.records.decisions import Decision
 
+from ..stages.stage import decision_that_shows
+from ..stages.verdict import MOST_GIVEN, seeds_to_pass
 from ..store.changes import Change, as_this_version_says, differences
 from ..store.changes import requested as asked_for
 from ..store.neighbours import seeds_taken
@@ -51,23 +54,27 @@ def continuing(study: Study, header: StudyHeader) -> str:
     return again(study, *name, *_place(study, header))
 
 
-def deciding(study: Study, header: StudyHeader, decision: Mapping[str, Any] | None) -> str | None:
+def deciding(study: Study, header: StudyHeader, decisions: Mapping[str, Decision]) -> str | None:
     """Return the command line of a new study in the same folder that would settle undecided answers on fresh
     seeds alone, tuned on more seeds where the luck of the tuning keeps one open. It copies the runs that
-    tuned the arms. Return None if no answer is undecided, or the number of seeds needed is unknown.
-    `decision`: the decision about the arms; None before it is made."""
-    fresh = fresh_seeds(study, header, decision)
-    return again(study, *fresh, *_place(study, header)) if fresh else None
+    tuned the arms. Return None if no answer is undecided, or the number of seeds needed is unknown."""
+    fresh = fresh_seeds(study, header, decisions)
+    place = _place(study, header) if study.resumable else ()
+    return again(study, *fresh, *place) if fresh else None
 
 
-def fresh_seeds(study: Study, header: StudyHeader, decision: Mapping[str, Any] | None) -> list[str]:
+def fresh_seeds(study: Study, header: StudyHeader, decisions: Mapping[str, Decision]) -> list[str]:
     """Return the overrides for the new study that `deciding` describes: a new name, and as many seeds as are
     needed, none of which was used in this folder before. Empty if `deciding` returns None."""
+    decision = decision_that_shows("arms", decisions) or decision_that_shows("verdict", decisions)
     tracks = decision["tracks"].values() if decision else ()
     answers = [answer for track in tracks for answer in (track.get("answers") or {}).values()]
     undecided = [answer for answer in answers if answer["verdict"] == "undecided"]
     tuned = [more for answer in undecided if (more := (answer["difference"] or {}).get("tuning_needed"))]
     needed = [a["seeds_needed"] for a in undecided if a["seeds"]] + [more["seeds"] for more in tuned]
+    lines = [line for track in tracks for line in track.get("verdict") or () if "difference" in line]
+    of_lines = map(seeds_to_pass, (line for line in lines if line["verdict"] == "undecided"))
+    needed += [seeds for seeds in of_lines if seeds and seeds <= MOST_GIVEN]
     if not needed:
         return []
     config = recorded_config(header, checked=False)

@@ -11,11 +11,13 @@ from ..stages.stage import stage_of
 from ..stages.statistics import noise
 from ..store.snapshot import read
 from ..store.study import Study
+from .reproduce import deciding
 
 
 def why(study: Study, stage: str | None) -> dict[str, Any]:
-    """Return stage -> decision, with what would have changed the decision, for one stage or for all decided
-    stages. Raises UserError if the stage does not exist or is undecided."""
+    """Return stage -> decision, with what would have changed the decision and the command that would settle
+    what it leaves open, for one stage or for all decided stages. Raises UserError if the stage does not exist
+    or is undecided."""
     snapshot = read(study)
     if stage is not None:
         study.must_have(stage, snapshot.config.study.stages)
@@ -29,6 +31,7 @@ def why(study: Study, stage: str | None) -> dict[str, Any]:
                 **decisions[name],
                 "headline": stage_of(name).headlines(decisions[name]),
                 "flips": stage_of(name).would_change(decisions[name]),
+                "decide": deciding(study, snapshot.header, {name: decisions[name]}),
                 "stale_because": because.get(name),
                 "noise": floors,
             }

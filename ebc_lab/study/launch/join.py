@@ -21,7 +21,7 @@ from ebc_lab.config.study_checks import lacking_for
 from ..store.study import Study, recorded_config
 from .local import start_worker
 from .pool import Say
-from .session import GUEST, Session, code_here, sessions_in
+from .session import GUEST, Session, code_to_match, sessions_in
 
 
 def join(place: Path, wait_s: float, say: Say) -> int:
@@ -68,7 +68,7 @@ def _work(session: Session, say: Say) -> int:
     """Run a worker of this session until the worker ends, and return the worker's exit code. Raises UserError
     if this machine lacks what the study needs, or if the code installed here differs from the driver's."""
     about = session.about()
-    here = code_here()
+    here = code_to_match()
     known = {k: v for k, v in about["code"].items() if None not in (v, here.get(k))}
     if other := [f"{k} {theirs} there, {here[k]} here" for k, theirs in known.items() if theirs != here[k]]:
         what = "; ".join(other)

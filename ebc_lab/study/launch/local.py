@@ -91,13 +91,10 @@ class LocalPool(WorkerPool):
             usable.sort(key=lambda slot: sum(str(slot) in workers for workers in left))
         for slot in usable[:wanted]:
             if slot not in self.workers:
-                self._start(slot)
-
-    def _start(self, slot: int) -> None:
-        env = worker_env(self.config)
-        if self.gpus[slot]:
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[slot])
-        self.workers[slot] = start_worker(self.session, str(slot), env, self._locks(slot))
+                env = worker_env(self.config)
+                if self.gpus[slot]:
+                    env["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus[slot])
+                self.workers[slot] = start_worker(self.session, str(slot), env, self._locks(slot))
 
     def _locks(self, slot: int) -> list[str]:
         """Return the names of the locks that a slot's worker holds while it lives: one for each of the slot's

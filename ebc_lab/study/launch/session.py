@@ -41,7 +41,7 @@ class SessionRecord(TypedDict):
     processes_per_run: int
     nodes_per_run: NotRequired[int]
     several_gpus: bool  # whether the workers have different GPUs
-    code: dict[str, Any]  # see `code_here`
+    code: dict[str, Any]  # see `code_to_match`
     device: NotRequired[str]  # like `env`, only with launcher=local, for workers that join
     env: NotRequired[dict[str, str]]
 
@@ -198,15 +198,15 @@ def worker_settings(config: Config, *, several_gpus: bool = False) -> dict[str, 
     return {
         "checkpoint_every_s": launcher.checkpoint_every_s,
         "beat_s": launcher.heartbeat_s / 10,
-        "code": code_here(),
+        "code": code_to_match(),
         "processes_per_run": launcher.processes_per_run,
         "nodes_per_run": launcher.nodes_per_run,
         "several_gpus": several_gpus,
     }
 
 
-def code_here() -> dict[str, Any]:
-    """Return the versions of all installed code that can change a run's numbers."""
+def code_to_match() -> dict[str, Any]:
+    """Return the versions of the installed code that all workers of a session must share."""
     software = {k: v for k, v in attempts.code_here().items() if k != "python"}
     return {**software, "git": git_revision()}
 

@@ -390,16 +390,16 @@ def power(mean: Any, error: Any, freedom: Any, level: Any, margin: float) -> Any
     and `level` are numbers or numpy arrays of one shape, as is what is returned.
     """
     import numpy as np
-    from scipy import stats
+    from scipy import special
 
-    critical = stats.t.ppf(1 - level / 2, freedom)
+    critical = special.stdtrit(freedom, 1 - level / 2)
 
     def above(true: Any) -> Any:  # P(lower limit > 0) for this true mean
         shift = true / error
-        chance = stats.nct.sf(critical, freedom, np.clip(shift, -35, 35))
+        chance = 1 - special.nctdtr(freedom, np.clip(shift, -35, 35), critical)
         # far out, scipy has no value of the noncentral t: take that of the normal
         known = (abs(shift) < 35) & np.isfinite(chance)
-        return np.where(known, chance, stats.norm.sf(critical - shift))
+        return np.where(known, chance, special.ndtr(shift - critical))
 
     apart = above(mean) + above(-mean)
     level_ = above(mean + margin) + above(margin - mean) - 1

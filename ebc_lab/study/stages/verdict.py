@@ -180,15 +180,40 @@ def remedy(line: Line) -> str:
         return cheaper if failed else "a measurement on a quieter machine"
     if failed:
         return recipe
-    if "difference" in line and mostly_luck(line["difference"]):
-        return "a tuning on several seeds (calibrate.seeds=…; of schedules a suite’s, tune.seeds=…)"
     if "difference" in line:
-        return "more seeds, fresh ones in another study (seeds=… study.name=…),"
+        return _remedy_of_difference(line)
     undecided = {
         NO_PLATEAU: "longer runs (finals.steps=…)",
         KL_ON_TARGET: f"{recipe} under which EBC clips",
     }
     return undecided.get(name, "a run that ends")
+
+
+def seeds_to_pass(line: Line, *, luck: bool = True) -> int | None:
+    """Return how many fresh seeds would, by themselves, show on which side of its margin the difference of an
+    undecided line lies: `seeds_needed` of what it exceeds the margin by. None if no number can be known.
+    `luck`: whether that of the tuning counts."""
+    d = line["difference"]
+    if d["mean"] is None:
+        return None
+    alone = {} if line["joint"] else {"comparisons": 1}
+    beyond = {**d, **alone, "mean": d["mean"] - d["margin"], "margin": 0.0}
+    return seeds_needed(cast(Difference, {k: v for k, v in beyond.items() if luck or k != "luck"}))
+
+
+def _remedy_of_difference(line: Line) -> str:
+    d = line["difference"]
+    if needed := seeds_to_pass(line):
+        return f"about {needed} seeds, fresh ones in another study,"
+    if d["mean"] is None or d["sd"] is None:
+        why = "one seed shows no spread" if d["method"] == "t" else "runs that diverge have no mean"
+        return f"more seeds, fresh ones in another study (how many is not known: {why}),"
+    if mostly_luck(d) and seeds_to_pass(line, luck=False) is not None:
+        return (
+            "a tuning on more seeds (calibrate.seeds=… for δ*; for schedules a suite’s, tune.seeds=…; how "
+            "many is not known: the record does not tell the luck of the one choice from that of the other)"
+        )
+    return f"more than {MOST_SEEDS} seeds"
 
 
 def acceptance(config: Config, decision: Decision) -> Acceptance:

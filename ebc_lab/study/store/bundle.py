@@ -3,8 +3,8 @@
 * Order, dates and permissions in the archive are fixed: the same study gives the same bytes.
 * A bundle is intact if it holds exactly what its manifest lists, even if another program has repacked it.
 * Reading a bundle needs neither torch nor the corpus. It writes nothing outside the folder of unpacked files.
-* A brief bundle has only the spec and the result of each run. One file holds these for all runs, and takes a
-  quarter of the space of separate files. Unpacking restores the original files.
+* A brief bundle has only the spec, the result and the log of attempts of each run. One file holds these for
+  all runs, and takes a quarter of the space of separate files. Unpacking restores the original files.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .verify import verify as verify_study
 
 SUFFIX = ".zip"
 JOINED = "runs.jsonl"  # in a brief bundle: one run a line, as file name -> text of the file
-KEPT_OF_RUNS = (manifest.SPEC, manifest.RESULT)  # in a brief bundle
+KEPT_OF_RUNS = (manifest.SPEC, manifest.RESULT, crate.ATTEMPTS)  # in a brief bundle; up to 1.0 no attempts
 PICTURES = (".png", ".svg", ".pdf", ".html")  # `ebc-lab report` draws these again
 ARCHIVE = "the archive"  # stands in place of a file's name for a fault of the whole bundle
 REGULAR_FILE = 0o100644 << 16
@@ -50,11 +50,11 @@ REMEDY = "get the bundle again from the person who exported it"
 def export(study: Study, output: Path | None = None, *, brief: bool = False) -> dict[str, Any]:
     """Pack a study (docs/beyond.md). No command may be running it, and all its files must be as recorded.
 
-    `brief`: of each run, pack only the spec and the result, from which decisions are made; leave out
-    pictures, which `ebc-lab report` draws again. `output`: the path; by default `<study>.zip` beside the
-    study. Return `study`, `bundle` (the path), `sha256`, `bytes`, `files` (their number, without the
-    manifest) and `replaced` (the sha256 of a different bundle that was overwritten, or None). Raises
-    UserError if the study is not ready.
+    `brief`: of each run, pack only the spec and the result, from which decisions are made, and the log of
+    attempts, which tells by what software; leave out pictures, which `ebc-lab report` draws again. `output`:
+    the path; by default `<study>.zip` beside the study. Return `study`, `bundle` (the path), `sha256`,
+    `bytes`, `files` (their number, without the manifest) and `replaced` (the sha256 of a different bundle
+    that was overwritten, or None). Raises UserError if the study is not ready.
     """
     if output is None and isinstance(study, Bundled):
         raise UserError(f"{study.name}{SUFFIX} is a bundle already: copy it, or give --output FILE.zip.")
@@ -296,7 +296,12 @@ def _files_in(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> dict[str, by
         return {name: content}
     try:
         runs = [json.loads(line) for line in content.decode().splitlines()]
-        files = {f"{RUNS}/{run['run']}/{one}": run[one].encode() for run in runs for one in KEPT_OF_RUNS}
+        files = {
+            f"{RUNS}/{run['run']}/{one}": run[one].encode()
+            for run in runs
+            for one in KEPT_OF_RUNS
+            if one in run or one != crate.ATTEMPTS
+        }
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         raise UserError("it is not the list of runs that was packed") from None
     if unsafe := [path for path in files if not manifest.is_safe(path)]:

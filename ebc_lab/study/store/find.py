@@ -24,6 +24,7 @@ from .study import Study, studies_in, study_around
 from .verify import verify as verify_study
 
 Say = Callable[[str], None]
+FILES = (*ENDINGS, ".csv", ".json", ".jsonl", ".parquet", ".py", SUFFIX)  # of names that mean no folder
 INSERTED = re.compile(r"\$\{.*?\}")
 
 
@@ -98,7 +99,7 @@ def not_a_study(file: Path) -> str:
 def place_of(name: str, output_dir: str, say: Say) -> Path:
     """Return the path of a study's folder or bundle. A path is returned as given; a plain name is looked up
     in `output_dir`, then in the working folder. If both hold one, `say` is told which is taken. Raises
-    UserError for a file that is no bundle."""
+    UserError for a file that is no bundle, or is not there."""
     here = Path(name).expanduser()
     if here.name in ("", ".."):  # `.` and `..`, which name no folder
         here = here.resolve()
@@ -112,11 +113,15 @@ def place_of(name: str, output_dir: str, say: Say) -> Path:
         made = [s.name for s in studies_in(Path(output_dir).expanduser()) if fnmatch(s.name, pattern)]
         names = visible(any_of(made) if made else study)
         raise UserError(f"{here} is a suite's file, not a study: give the study's name, {names}.")
+    inside = Path(output_dir).expanduser() / name
+    if here.suffix in FILES and not here.exists() and not inside.exists():
+        raise UserError(
+            f"there is no file {visible(name)}: say where it is, or name a study that `ebc-lab list` shows."
+        )
     if os.sep in str(Path(name)) or name.startswith((".", "~")):
         if here.is_file() and not is_bundle(here):
             raise UserError(not_a_study(here))
         return here
-    inside = Path(output_dir).expanduser() / name
     if here.is_file() and not is_bundle(here) and not Study(inside).exists():
         raise UserError(not_a_study(here))
     both = [path for path in (inside, here) if (path.is_file() if is_bundle(path) else Study(path).exists())]

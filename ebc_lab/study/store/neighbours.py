@@ -114,11 +114,11 @@ def take(study: Study, spec: RunSpec, neighbour: Study) -> bool:
             theirs = neighbour.run_files(spec.run_id)
             recorded = {} if theirs.steps.exists() else manifest.entries(neighbour.root)
             brief = _is_brief(neighbour, theirs, recorded)
-            copies = () if brief else zip(_copied(files, result), _copied(theirs, result), strict=True)
-            contents = {to: read_regular(path, MOST_BYTES) if path.exists() else b"" for to, path in copies}
+            to, paths = ([of.attempts] if brief else _copied(of, result) for of in (files, theirs))
+            read = [read_regular(path, MOST_BYTES) if path.exists() else b"" for path in paths]
         except (UserError, OSError, LookupError):
             return False
-        for path, content in contents.items():
+        for path, content in zip(to, read, strict=True):
             write_atomic(path, content)
         if not (brief or _streams_match(files, result)):  # the neighbour's files changed during the copy
             return False

@@ -32,7 +32,6 @@ class Snapshot:
     header: StudyHeader
     config: Config
     decisions: dict[str, Decision]  # as recorded, in the order of the stages
-    wrong: dict[str, str | None]  # stage -> `decision_problem` of its recorded decision
     faults: dict[str, str]  # stage -> why its recorded decision cannot be used
     index: Index
     records: list[Record]  # every planned run
@@ -112,7 +111,7 @@ class Snapshot:
         stale: dict[str, str] = {}
         sound: dict[str, Decision] = {}
         for stage in (s for s in self.config.study.stages if s in self.decisions):
-            if why := self.wrong[stage]:
+            if why := self.faults.get(stage):
                 reasons = [*changed, why]
             else:
                 reasons = changed + self._changed_inputs(stage, sound)
@@ -194,31 +193,27 @@ def read(study: Study, *, strict: bool = True, runs: Index | None = None) -> Sna
     problems += runs.problems
 
     def check_decisions() -> str:
-        return json.dumps({stage: _faults(stage, decision) for stage, decision in decisions.items()})
+        found = {stage: _fault(stage, decision) for stage, decision in decisions.items()}
+        return json.dumps({stage: why for stage, why in found.items() if why})
 
     decided = manifest.sha256_of(study.decisions_file) if decisions else ""
-    checked = json.loads(runs.remembered("decisions", decided, check_decisions))
-    wrong = {stage: what for stage, (what, _) in checked.items()}
-    faults = {stage: fault for stage, (_, fault) in checked.items() if fault}
+    faults = json.loads(runs.remembered("faults", decided, check_decisions))
     settings = digest(header["config"])
     sound = runs.recall("settings", settings) == "sound"
     config = recorded_config(header, checked=not sound)  # UserError if settings contradict each other
     if not sound:
         runs.remember("settings", settings, "sound")
     name = digest([header, decided])
-    return Snapshot(study, header, config, decisions, wrong, faults, runs, runs.records, name, problems)
+    return Snapshot(study, header, config, decisions, faults, runs, runs.records, name, problems)
 
 
-def _faults(stage: str, decision: Decision) -> tuple[str | None, str | None]:
-    """Return what `decision_problem` finds, and why the decision cannot be used: that same problem or,
-    without one, that the stage never writes such contents. Each is None if there is nothing to report."""
+def _fault(stage: str, decision: Decision) -> str | None:
+    """Return why a recorded decision cannot be used; None if it can."""
     if why := decision_problem(decision):
-        return why, why
+        return why
     try:
         with blamed("it", "it is decided again"):
-            decider = stage_of(stage)
-            decider.headlines(decision)
-            decider.would_change(decision)
+            stage_of(stage).headlines(decision)
     except UserError:
-        return None, "its record in auto_decisions.json is not what this stage decides"
-    return None, None
+        return "its record in auto_decisions.json is not what this stage decides"
+    return None

@@ -266,7 +266,7 @@ def test_a_bracket_that_begins_a_row_is_no_argument_and_a_label_has_letters_digi
 def test_no_text_in_a_csv_is_a_formula_and_figures_stay_as_they_are(tmp_path):
     texts = ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", "a=1", None]
     table = pd.DataFrame({"arm": texts, "difference": [-0.5] * 8, "seeds": [-1] * 8})
-    summaries._write(tmp_path / "t.csv", table)
+    summaries.write(tmp_path / "t.csv", table)
     found = pd.read_csv(tmp_path / "t.csv", lineterminator="\n")
     assert [str(x)[:1] for x in found.arm[:6]] == ["'"] * 6
     assert found.arm[6] == "a=1"

@@ -15,7 +15,7 @@ from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.inspect.why import why
 from ebc_lab.study.stages.rules import Undecidable
-from ebc_lab.study.store import attempts
+from ebc_lab.study.store import attempts, bundle
 
 EVIDENCE = Path(__file__).parents[3] / "docs/evidence"
 
@@ -77,6 +77,8 @@ def test_an_upgrade_in_the_middle_of_a_study_is_said_wherever_it_is_shown(own_co
     recorded = status(study)
     assert recorded["trained_by"] == {attempts.software(here): 25}
     assert recorded["upgraded"] == ""
+    bundle.export(study, tmp_path / "brief.zip", brief=True)
+    assert status(bundle.Bundled(tmp_path / "brief.zip"))["trained_by"] == recorded["trained_by"]
     code_in(study, lambda number: {**here, "ebc_lab": "0.9", "torch": "2.11.0"} if number < 10 else here)
     found = status(study)
     assert sum(found["trained_by"].values()) == 25

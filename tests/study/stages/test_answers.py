@@ -205,7 +205,7 @@ def test_where_luck_keeps_it_open_the_tuning_seeds_that_would_decide_it_are_name
         needed = own["difference"]["tuning_needed"]
         assert needed == needed | more
         assert own["seeds_needed"] is None
-        typed = deciding(study, study.header(), found)
+        typed = deciding(study, study.header(), {"ablation": found})
         assert (
             f"tune.seeds={needed['tune_seeds']} tune.final_seeds={needed['final_seeds']} study.name=" in typed
         )

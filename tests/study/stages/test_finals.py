@@ -1,14 +1,19 @@
 """The finals: which arms there are, what they are compared with, and the line about the LR window."""
 
 import copy
+import json
+import math
 import random
+import shlex
 
 import pytest
 from support.played import DIVERGED, config_of, decided, decided_through, done, played
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
+from ebc_lab.study.inspect.reproduce import deciding
 from ebc_lab.study.stages import finals
+from ebc_lab.study.stages.statistics import NO_LUCK, Luck, paired, seeds_needed
 from ebc_lab.study.stages.verdict import remedy
 
 TRACK = "adam_none"
@@ -150,5 +155,51 @@ def test_a_control_chosen_by_a_near_tie_of_one_seed_is_not_beaten_by_what_that_l
     assert near["difference"]["mean"] == clear["difference"]["mean"]
     assert "luck of the tuning included" in near["figure"]
     assert "luck" not in clear["difference"]
-    assert "tuning on several seeds" in remedy({**near, "verdict": "undecided"})
-    assert "more seeds" in remedy({**clear, "verdict": "undecided"})
+
+
+# -- what would decide an undecided line ---------------------------------------------------------------------
+
+AROUND_002 = (0.0, 0.015, 0.03, 0.035)  # nats by seed, the margin 0.01 not told apart
+
+
+def undecided(*differences, luck=NO_LUCK, margin=0.01):
+    arm = {str(seed): 2 + x if x > -math.inf else 2.0 for seed, x in enumerate(differences)}
+    reference = {seed: math.inf if differences[int(seed)] == -math.inf else 2.0 for seed in arm}
+    d = paired(arm, reference, margin=margin, comparisons=2, luck=luck)
+    assert d["judged"] == "undecided"
+    return {
+        "name": "x",
+        "question": "?",
+        "verdict": "undecided",
+        "figure": "",
+        "joint": True,
+        "difference": d,
+    }
+
+
+def test_the_number_of_seeds_that_would_decide_a_line_is_in_its_remedy_and_in_a_command(own_copy):
+    line = undecided(*AROUND_002)
+    beyond = paired({str(s): x for s, x in enumerate(AROUND_002)}, dict.fromkeys("0123", 0.01), comparisons=2)
+    count = seeds_needed(beyond)  # of what it exceeds the margin by, which 0 is then the limit of
+    assert remedy(line) == f"about {count} seeds, fresh ones in another study,"
+    study = own_copy[1]
+    found = {"finals": {"stage": "finals", "tracks": {TRACK: {"verdict": [line]}}}}
+    seeds, name = shlex.split(deciding(study, study.header(), found))[3:5]
+    fresh = json.loads(seeds.removeprefix("seeds="))
+    assert len(fresh) == count
+    assert not {*fresh} & {*study.header()["config"]["seeds"]}
+    assert name == f"study.name=done_seeds_{fresh[0]}_to_{fresh[-1]}"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (undecided(*AROUND_002, luck=Luck(0.02, 9.0)), "the record does not tell the luck of the one choice"),
+        (undecided(0.0, math.inf, -math.inf), "how many is not known: runs that diverge have no mean"),
+        (undecided(0.0), "how many is not known: one seed shows no spread"),
+        (undecided(0.0099, 0.0101, -0.01, 0.03), "more than 200 seeds"),
+    ],
+    ids=["luck", "diverged", "one seed", "too many"],
+)
+def test_where_no_number_is_known_the_remedy_says_why(line, words):
+    assert words in remedy(line)

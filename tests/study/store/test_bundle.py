@@ -253,7 +253,7 @@ def test_a_brief_bundle_is_enough_for_the_decisions_and_to_go_on(finished, expor
     assert bundle.verify(path)["ok"]
     study = bundle.unpack(path, tmp_path / "done")
     kept = set(brief) - made_anew - {bundle.JOINED}
-    kept |= {name for name in whole if name.endswith(("/spec.json", "/result.json"))}
+    kept |= {name for name in whole if name.endswith(("/spec.json", "/result.json", "/attempts.jsonl"))}
     there = {str(p.relative_to(study.root)) for p in study.root.rglob("*.*") if p.is_file()}
     assert there == kept | made_anew
     assert all((study.root / name).read_bytes() == whole[name] for name in kept)

@@ -90,7 +90,9 @@ def test_a_study_that_came_as_a_brief_bundle_is_a_neighbour_too(own_copy, second
     assert set(finished_elsewhere(second[1], first_runs)) == {spec.run_id for spec in first_runs}
     assert take(second[1], first_runs[0], first)
     assert second[1].has_result(first_runs[0].run_id)
-    assert not second[1].run_files(first_runs[0].run_id).steps.exists()
+    files = second[1].run_files(first_runs[0].run_id)
+    assert not files.steps.exists()
+    assert attempts.history(files.directory).software == (attempts.software(attempts.code_here()),)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")

@@ -71,11 +71,8 @@ def draw_windows(
             for end, tip in (("low", "<"), ("high", ">")):
                 if window[f"open_{end}"]:
                     axes.plot(window[end], row, tip, color=colour, ms=7, clip_on=False)
-        sheet.label(axes, [(edge, row, f"{name}  {in_octaves(window)}", colour)], [_bar(colour)])
-
-
-def _bar(colour: str) -> Any:
-    return Line2D([], [], color=colour, lw=5, alpha=0.35)
+        bar = Line2D([], [], color=colour, lw=5, alpha=0.35)
+        sheet.label(axes, [(edge, row, f"{name}  {in_octaves(window)}", colour)], [bar])
 
 
 def widest_in_words(windows: Mapping[str, Any]) -> str:

@@ -202,19 +202,14 @@ class Sheet(Figure):
     def _break_words(self, axes: Axes) -> None:
         """Break what an axis shows into lines that its panel holds."""
         labelled = 0 if self.narrow or axes not in self.ends else WIDEST_LABEL / 2 * CHARACTER
-        broad = int((72 * self.get_figwidth() / self.axes_columns - 60 - labelled) / CHARACTER)
         panel = axes.get_subplotspec()
         assert panel is not None
+        columns = panel.get_gridspec().ncols
+        broad = int((72 * self.get_figwidth() / columns - 60 - labelled) / CHARACTER)
         tall = int((72 * self.get_figheight() * panel.get_position(self).height - 20) / CHARACTER)
         axes.set_xlabel(_broken(axes.get_xlabel(), broad))
         axes.set_ylabel(_broken(axes.get_ylabel(), tall))
         axes.set_title(_broken(axes.get_title(loc="left"), broad), loc="left", size=SMALL, color=INK)
-
-    @property
-    def axes_columns(self) -> int:
-        panel = self.panels[0].get_subplotspec()
-        assert panel is not None
-        return int(panel.get_gridspec().ncols)
 
     def _named_marks(self) -> list[Any]:
         """Return a mark for each label of the lines' ends, the highest line first; what several panels say of
