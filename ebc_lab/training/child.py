@@ -25,11 +25,10 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.records import fence
 from ebc_lab.records.fence import Superseded
-from ebc_lab.records.files import STORAGE_ERRORS
 
 from .apart import DEVICE, DONE, FAILED, INTERRUPTED, REFUSED, SUPERSEDED, UNWRITABLE
 from .ends import DeviceFailed, Interrupted
-from .outcome import cause_of, is_device_failure, is_oom, is_own_fault, run_and_record
+from .outcome import cause_of, is_device_failure, outcome_of, run_and_record
 from .ranks import Ranks, count_here, joined, lost_another
 from .run import Training
 
@@ -69,12 +68,15 @@ class Child:
     def work(self) -> None:
         """Train what is asked for until nothing more can be."""
         while (asked := self._next()) is not None:
+            end, why = self._trained(asked)
             if self.ranks.first:
-                end, why = self._trained(asked)
                 self.training = False
                 self.say(end=end, why=why)
-            else:
-                self._follow(asked)
+            elif end not in (DONE, INTERRUPTED):
+                # the process that hears it ends them all; on another node than the first nobody hears it
+                self.say(rank=self.ranks.rank, end=end, why=why)
+                if os.environ.get("GROUP_RANK", "0") != "0":
+                    os._exit(1)
 
     def _next(self) -> dict[str, Any] | None:
         """What is asked of this process, or of the first of several; None: no more."""
@@ -82,40 +84,6 @@ class Child:
         if self.ranks.count > 1:
             dist.broadcast_object_list(asked, 0)
         return asked[0]
-
-    def _follow(self, asked: dict[str, Any]) -> None:
-        """Take part in a run that the first process records. What goes wrong here is said and no more: the
-        process that hears it ends them all."""
-        try:
-            run = from_dict(RunConfig, asked["run"])
-            self._require_gpus(run)
-            Training(run, Path(asked["directory"]), ranks=self.ranks).run()
-        except Interrupted:
-            return
-        except UserError as error:
-            self._say_end(REFUSED, str(error))
-        except DeviceFailed as error:
-            self._say_end(DEVICE, str(error))
-        except Exception as error:
-            if lost_another(error):
-                os._exit(1)
-            if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
-                self._say_end(UNWRITABLE, [error.errno, error.strerror, error.filename])
-                return
-            traceback.print_exc()
-            cause = cause_of(error)
-            if is_device_failure(error) and not is_own_fault(cause):
-                self._say_end(DEVICE, cause)
-                return
-            outcome = "oom" if is_oom(error) else "failed"
-            self._say_end(FAILED, [outcome, cause])
-
-    def _say_end(self, end: str, why: Any) -> None:
-        """Say how this process's part has ended. On another node than the first nobody hears it: it ends, so
-        that the others do."""
-        self.say(rank=self.ranks.rank, end=end, why=why)
-        if os.environ.get("GROUP_RANK", "0") != "0":
-            os._exit(1)
 
     def _require_gpus(self, run: RunConfig) -> None:
         """Refuse to have two processes of a run on one GPU. Raises UserError, and DeviceFailed where CUDA
@@ -132,23 +100,12 @@ class Child:
         )
 
     def _trained(self, asked: dict[str, Any]) -> tuple[str, Any]:
-        """Train a run to its result -> how it ended, and why."""
+        """Train a run to its result, or take part in one that the first process records -> how that ended,
+        and why."""
         try:
             run = from_dict(RunConfig, asked["run"])
             self._require_gpus(run)
-            directory = Path(asked["directory"])
-            with fence.within(directory, asked["attempt"]) if asked["attempt"] else nullcontext():
-                result = run_and_record(
-                    run,
-                    directory,
-                    asked["run_id"],
-                    checkpoint_every_s=asked["checkpoint_every_s"],
-                    corpus_warning=asked["corpus_warning"],
-                    should_stop=self.stop.is_set,
-                    on_progress=lambda step: self.say(step=step),
-                    say=lambda text: self.say(say=text),
-                    ranks=self.ranks,
-                )
+            return self._recorded(run, asked) if self.ranks.first else self._followed(run, asked)
         except Interrupted:
             return INTERRUPTED, None
         except Superseded:
@@ -159,7 +116,33 @@ class Child:
             return DEVICE, str(error)
         except OSError as error:
             return UNWRITABLE, [error.errno, error.strerror, error.filename]
+
+    def _recorded(self, run: RunConfig, asked: dict[str, Any]) -> tuple[str, Any]:
+        directory = Path(asked["directory"])
+        with fence.within(directory, asked["attempt"]) if asked["attempt"] else nullcontext():
+            result = run_and_record(
+                run,
+                directory,
+                asked["run_id"],
+                checkpoint_every_s=asked["checkpoint_every_s"],
+                corpus_warning=asked["corpus_warning"],
+                should_stop=self.stop.is_set,
+                on_progress=lambda step: self.say(step=step),
+                say=lambda text: self.say(say=text),
+                ranks=self.ranks,
+            )
         return DONE, result["outcome"]
+
+    def _followed(self, run: RunConfig, asked: dict[str, Any]) -> tuple[str, Any]:
+        try:
+            Training(run, Path(asked["directory"]), ranks=self.ranks).run()
+        except (Interrupted, UserError):
+            raise
+        except Exception as error:
+            if lost_another(error):
+                os._exit(1)
+            return FAILED, outcome_of(error)
+        return DONE, None
 
 
 def _joined() -> Ranks:

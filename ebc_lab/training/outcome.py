@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +90,12 @@ def run_and_record(
     except (Interrupted, KeyboardInterrupt, UserError):
         raise
     except Exception as error:
-        broken = _breaks_device(error, files)
-        if retry_oom and is_oom(error):
-            raise DeviceFailed(f"{OUT_OF_MEMORY}: {cause_of(error)}") from error
-        lost = {"outcome": "oom" if is_oom(error) else "failed", "cause": cause_of(error)}
-        result = {**lost, "steps": rows_in(files.steps), "wall_s": time.perf_counter() - started}
+        outcome, cause = outcome_of(error, files)
+        broken = is_device_failure(error)
+        if retry_oom and outcome == "oom":
+            raise DeviceFailed(f"{OUT_OF_MEMORY}: {cause}") from error
+        lost = {"outcome": outcome, "cause": cause, "steps": rows_in(files.steps)}
+        result = {**lost, "wall_s": time.perf_counter() - started}
     warned = {"corpus_warning": corpus_warning} if corpus_warning else {}
     result = {"run_id": run_id, "identity": name, **warned, **result}
     _record(result, files)
@@ -117,23 +120,22 @@ def _record(result: dict[str, Any], files: RunFiles) -> None:
     _log(files, f"{result['outcome']} {result.get('cause') or ''}")
 
 
-def _breaks_device(error: Exception, files: RunFiles) -> bool:
-    """Whether a run that has ended by this error, which goes into its log, has broken the GPU as well.
+def outcome_of(error: Exception, files: RunFiles | None = None) -> tuple[str, str]:
+    """Return the outcome of a run that has ended by this error, and its cause. The traceback goes into the
+    run's log, without `files` to stderr.
 
     Raises the error, or DeviceFailed, where it is no outcome of the run.
     """
     if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
         raise error
-    with open(files.log, "a", encoding="utf-8") as log:
-        log.writelines(traceback.format_exception(error))
+    with open(files.log, "a", encoding="utf-8") if files else nullcontext(sys.stderr) as log:
+        traceback.print_exception(error, file=log)
     if lost_another(error):
         raise DeviceFailed("another process of those that train the run is gone") from error
-    if not is_device_failure(error):
-        return False
     cause = cause_of(error)
-    if not is_own_fault(cause):
+    if is_device_failure(error) and not is_own_fault(cause):
         raise DeviceFailed(cause) from error
-    return True
+    return "oom" if is_oom(error) else "failed", cause
 
 
 def _earlier_result(files: RunFiles, name: str) -> dict[str, Any]:
