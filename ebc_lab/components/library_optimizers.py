@@ -82,6 +82,7 @@ class PromptSOAP(SOAP):
 
 class ScheduleFree(OnCopies, ScheduleFreeAdamW):
     """Schedule-Free AdamW: gradients at y = b1·x + (1-b1)·z, steps of z, x the running mean of z.
+    `weight_decay` acts at y. Defazio et al., arXiv:2405.15682.
 
     The model holds y in training and x after `eval()`; `train()` restores y up to rounding. The library
     divides the gradients by their root mean squares in place. It also adds 1e-15 to the second moments: an
@@ -214,7 +215,10 @@ class PlainProdigy(OneRate, Prodigy):
 
 
 class PlainDAdaptAdam(OneRate, DAdaptAdam):
-    """D-Adaptation's Adam, which leaves out groups at rate 0."""
+    """D-Adaptation's Adam at lr·d, d a lower bound of the distance to the solution; no groups at rate 0.
+
+    Defazio & Mishchenko, arXiv:2301.07733. A gradient enters the momentum at the rate of its step.
+    """
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -227,11 +231,11 @@ class PlainDAdaptAdam(OneRate, DAdaptAdam):
 
 
 class PromptADOPT(ADOPT):
-    """ADOPT that moves the weights at its first step too.
+    """ADOPT, whose gradients are divided by the moments before them, and which moves at its first step too.
 
-    In the paper the first gradient gives the second moments alone, and a step that proposes nothing has no
-    KL to measure. Here that gradient is applied as well, over the moments made from it. So this step t is the
-    paper's step t, with g0 = g1, and its clip is the fourth root of t.
+    Taniguchi et al., arXiv:2411.02853. In the paper the first gradient gives the second moments alone, and a
+    step that proposes nothing has no KL to measure. Here that gradient is applied as well, over the moments
+    made from it. So this step t is the paper's step t, with g0 = g1, and its clip is the fourth root of t.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], **options: Any):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -27,9 +28,10 @@ from ebc_lab.config.own.parts import describe_own_part, own_part
 from ebc_lab.config.parts.optimizer import OptimizerConfig
 
 from .forensics import UncorrectedAdam
-from .rival_optimizers import DoG, Hyperball, LDoG, LionAR, Mechanic, PartialAdam, PartialAdamW
+from .rival_optimizers import DoG, Hyperball, LDoG, LionAR, PartialAdam, PartialAdamW
 
 Matrices = Sequence[nn.Parameter]  # the hidden ones, as the workload names them
+Maker = Callable[[nn.Module, OptimizerConfig, Matrices], list[Optimizer]]
 
 
 def _fused(params: Iterable[nn.Parameter], c: OptimizerConfig) -> dict[str, Any]:
@@ -294,13 +296,6 @@ def soap(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optim
     return [PromptSOAP(groups, **moments(c))]
 
 
-def schedule_free(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """Schedule-Free AdamW; `weight_decay` acts at y. Defazio et al., arXiv:2405.15682."""
-    from .library_optimizers import ScheduleFree
-
-    return [ScheduleFree(model.parameters(), **moments(c))]
-
-
 def axiom(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """AXIOM: second moments by rows and columns, a momentum of low rank; decoupled decay (docs/axiom.md).
 
@@ -335,23 +330,6 @@ def galore(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Opt
     return [PlainGaLore([group for group in groups if group["params"]], **moments(c))]
 
 
-def adam8bit(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """torchao's Adam with moments in 8 bits, of tensors of 4,096 elements and more.
-
-    Dettmers et al., arXiv:2110.02861.
-    """
-    from .torchao_optimizers import EagerAdam8bit
-
-    return [EagerAdam8bit(model.parameters(), **moments(c))]
-
-
-def adam4bit(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """The same in 4 bits. Li, Chen & Zhu, arXiv:2309.01507."""
-    from .torchao_optimizers import EagerAdam4bit
-
-    return [EagerAdam4bit(model.parameters(), **moments(c))]
-
-
 def prodigy(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """Prodigy: Adam at lr·d, d a growing estimate of the distance to the solution; decoupled decay.
 
@@ -360,16 +338,6 @@ def prodigy(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Op
     from .library_optimizers import PlainProdigy
 
     return [PlainProdigy(model.parameters(), **moments(c), safeguard_warmup=c.safeguard)]
-
-
-def adopt(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """ADOPT: Adam whose gradient is divided by the moments before it, then clipped; decoupled decay.
-
-    Taniguchi et al., arXiv:2411.02853.
-    """
-    from .library_optimizers import PromptADOPT
-
-    return [PromptADOPT(model.parameters(), **moments(c), weight_decouple=True)]
 
 
 def hyperball(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
@@ -460,16 +428,6 @@ def muonclip(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[O
     return [made, _adam(_rest(model, matrices), c)]
 
 
-def d_adaptation(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """D-Adaptation: Adam at lr·d, d a lower bound of the distance to the solution; decoupled decay.
-
-    Defazio & Mishchenko, arXiv:2301.07733. A gradient enters the momentum at the rate of its step.
-    """
-    from .library_optimizers import PlainDAdaptAdam
-
-    return [PlainDAdaptAdam(model.parameters(), **moments(c), weight_decouple=True)]
-
-
 def dog(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """DoG: gradient steps as long as the way from the start over the gradients' size so far.
 
@@ -481,14 +439,6 @@ def dog(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimi
 def ldog(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
     """DoG for each tensor by itself. Ivgi, Hinder & Carmon, arXiv:2302.12022."""
     return [LDoG(model.parameters(), c.lr, c.weight_decay)]
-
-
-def mechanic(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
-    """Mechanic around AdamW: a learned factor on the sum of all its steps.
-
-    Cutkosky, Defazio & Mehta, arXiv:2306.00144.
-    """
-    return [Mechanic(model.parameters(), **moments(c))]
 
 
 def custom(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
@@ -518,7 +468,18 @@ def custom(model: nn.Module, c: OptimizerConfig) -> list[Optimizer]:
     return bases
 
 
-OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig, Matrices], list[Optimizer]]] = {
+def of_class(name: str, **options: Any) -> Maker:
+    """Make one optimizer with Adam's moments for all parameters; its class is imported when it is made."""
+    module, _, kind = name.rpartition(".")
+
+    def make(model: nn.Module, c: OptimizerConfig, matrices: Matrices) -> list[Optimizer]:
+        made = getattr(import_module(f".{module}", __package__), kind)
+        return [made(model.parameters(), **moments(c), **options)]
+
+    return make
+
+
+OPTIMIZERS: dict[str, Maker] = {
     "adam": adam,
     "adamw": adamw,
     "nadamw": nadamw,
@@ -527,23 +488,23 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, OptimizerConfig, Matrices], list[Opti
     "lion": lion,
     "adafactor": adafactor,
     "soap": soap,
-    "schedule_free": schedule_free,
+    "schedule_free": of_class("library_optimizers.ScheduleFree"),  # Defazio et al., arXiv:2405.15682
     "adam_uncorrected": adam_uncorrected,
     "axiom": axiom,
     "galore": galore,
-    "adam8bit": adam8bit,
-    "adam4bit": adam4bit,
+    "adam8bit": of_class("torchao_optimizers.EagerAdam8bit"),  # Dettmers et al., arXiv:2110.02861
+    "adam4bit": of_class("torchao_optimizers.EagerAdam4bit"),  # Li, Chen & Zhu, arXiv:2309.01507
     "prodigy": prodigy,
-    "adopt": adopt,
+    "adopt": of_class("library_optimizers.PromptADOPT", weight_decouple=True),  # arXiv:2411.02853
     "hyperball": hyperball,
     "lionar": lionar,
     "scion": scion,
     "normuon": normuon,
     "muonclip": muonclip,
-    "d_adaptation": d_adaptation,
+    "d_adaptation": of_class("library_optimizers.PlainDAdaptAdam", weight_decouple=True),  # arXiv:2301.07733
     "dog": dog,
     "ldog": ldog,
-    "mechanic": mechanic,
+    "mechanic": of_class("rival_optimizers.Mechanic"),  # Cutkosky, Defazio & Mehta, arXiv:2306.00144
 }
 
 
