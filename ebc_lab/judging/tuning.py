@@ -147,13 +147,12 @@ def tuning_of(
     chosen_by: str = "loss",
     reported: str = "loss",
     lr: str = "",
-    within: float | None = None,
 ) -> Tuning | None:
     """Return what the configurations of each arm show of its tuning, or None if no arm has two.
 
     `chosen_by`, `reported`: names of the losses that choose and that are reported. `lr`: the setting that is
-    the learning rate; empty: the only one with such a name that varies. `within`: the window's height, in the
-    unit of the choosing loss; None: twice the standard deviation of a run, and no window without replicates.
+    the learning rate; empty: the only one with such a name that varies. Its window is twice the standard
+    deviation of a run high; without replicates there is none.
 
     The chosen configuration of an arm is the only one of which the runs are compared with another arm's; all
     others are tuning, even if they have as many runs. Where one configuration has at least REPLICATED runs
@@ -174,7 +173,7 @@ def tuning_of(
         "same": same,
         "budget": budget,
         "equal": max(map(len, arms.values())) == budget,
-        "arms": {arm: _tuned(tried, same, budget, lr, within) for arm, tried in arms.items()},
+        "arms": {arm: _tuned(tried, same, budget, lr) for arm, tried in arms.items()},
     }
 
 
@@ -221,7 +220,7 @@ def luck_of(tuning: Tuning | None, arm: str) -> Luck:
     return Luck(**known) if known else NO_LUCK
 
 
-def _tuned(tried: Sequence[Configuration], same: bool, budget: int, lr: str, within: float | None) -> Tuned:
+def _tuned(tried: Sequence[Configuration], same: bool, budget: int, lr: str) -> Tuned:
     """Return one arm's tuning."""
     choosing, outcomes = _means(tried, 0), _means(tried, 1)
     counts = [len(c.runs) for c in tried]
@@ -252,7 +251,7 @@ def _tuned(tried: Sequence[Configuration], same: bool, budget: int, lr: str, wit
         "ties": sum(rank(i) == rank(best) for i in range(len(tried))) - 1,
         "expected": expected_best(choosing, outcomes, budgets(budget)),
         "edges": _edges(tried, best),
-        "window": _window(tried, best, choosing, lr, NOISES * sd if noise and within is None else within),
+        "window": _window(tried, best, choosing, lr, NOISES * sd) if noise else None,
         "noise": noise[0] if noise else None,
         "luck": None if luck is None else {"sd": luck.sd, "freedom": luck.freedom},
         "repeated": repeated,
@@ -416,13 +415,10 @@ def _alike(a: Configuration, b: Configuration, name: str) -> bool:
 
 
 def _window(
-    tried: Sequence[Configuration], best: int, losses: Sequence[float], lr: str, within: float | None
+    tried: Sequence[Configuration], best: int, losses: Sequence[float], lr: str, within: float
 ) -> Window | None:
     """Return the window of the learning rate around its best value, from configurations that are like the
-    best one in every other setting; None if they have fewer than two rates above 0, if none is known, or
-    without a height."""
-    if within is None:
-        return None
+    best one in every other setting; None if they have fewer than two rates above 0, or if none is known."""
     named = [lr] if lr else [x for x in tried[best].settings if LEARNING_RATE.fullmatch(x)]
     varied = {x: rates for x in named if len(set((rates := _numbers(tried, x)).values())) > 1}
     if len(varied) != 1:

@@ -230,15 +230,18 @@ def test_an_edge_among_like_configurations_is_told_from_one_among_all():
 
 def test_the_window_is_that_of_the_learning_rate_with_other_settings_as_chosen():
     losses = {1e-3: 2.02, 2e-3: 2.0, 4e-3: 2.1, 8e-3: INF}
-    arm = [Configuration({"lr": lr, "wd": 0.1}, {"0": (x, x)}) for lr, x in losses.items()]
+    noise = 0.025 / math.sqrt(2)  # to either side: a deviation of 0.025
+    runs = {lr: {"0": (x - noise,) * 2, "1": (x + noise,) * 2} for lr, x in losses.items()}
+    arm = [Configuration({"lr": lr, "wd": 0.1}, of_one) for lr, of_one in runs.items()]
     other = [Configuration({"lr": 16e-3, "wd": 0.2}, {"0": (2.5, 2.5)})]
-    found = tuning_of({"arm": arm + other}, within=0.05)["arms"]["arm"]["window"]
-    assert found == window(losses, 0.05)
-    assert tuning_of({"arm": arm + other})["arms"]["arm"]["window"] is None  # the noise of a run is not known
+    found = tuning_of({"arm": arm + other})["arms"]["arm"]["window"]
+    assert found == pytest.approx(window(losses, 0.05))
+    alone = [Configuration(c.settings, {"0": c.runs["0"]}) for c in arm]
+    assert tuning_of({"arm": alone})["arms"]["arm"]["window"] is None  # the noise of a run is not known
     assert (found["open_low"], found["open_high"]) == (True, False)
-    named = tuning_of({"arm": tried([2.0], [1.9], [2.0], setting="eta")}, lr="eta", within=0.2)
-    assert named["arms"]["arm"]["window"]["octaves"] == 2.0
-    assert tuning_of({"arm": tried([2.0], [1.9], setting="eta")})["arms"]["arm"]["window"] is None
+    eta = tried([2.0, 2.1], [2.0, 1.9], [2.0, 2.1], setting="eta")
+    assert tuning_of({"arm": eta}, lr="eta")["arms"]["arm"]["window"]["octaves"] == 2.0
+    assert tuning_of({"arm": eta})["arms"]["arm"]["window"] is None
 
 
 @pytest.mark.parametrize(
@@ -253,8 +256,11 @@ def test_the_window_is_that_of_the_learning_rate_with_other_settings_as_chosen()
 )
 def test_the_learning_rate_is_known_by_its_name(rates, known):
     fixed = {"learning_rate": "constant", "warmup_lr": 1e-6}
-    arm = [Configuration({**dict.fromkeys(rates, x), **fixed}, {"0": (2 * x, x)}) for x in (0.1, 0.2)]
-    found = tuning_of({"arm": arm}, within=0.1)["arms"]["arm"]["window"]
+    arm = [
+        Configuration({**dict.fromkeys(rates, x), **fixed}, {"0": (2 * x, x), "1": (3 * x, x)})
+        for x in (0.1, 0.2)
+    ]
+    found = tuning_of({"arm": arm})["arms"]["arm"]["window"]
     assert (found is not None) == known
 
 
