@@ -18,12 +18,16 @@ class ShareOfRate(Optimizer):
 
     share = 1.0
 
+    def taken(self, rate: Any) -> Any:
+        """Return what a step takes in the place of the group's rate."""
+        return rate * self.share
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         rates = [group["lr"] for group in self.param_groups]
         try:
             for group, rate in zip(self.param_groups, rates, strict=True):
-                group["lr"] = rate * self.share
+                group["lr"] = self.taken(rate)
             super().step()
         finally:
             for group, rate in zip(self.param_groups, rates, strict=True):

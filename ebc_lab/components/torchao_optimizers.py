@@ -13,21 +13,18 @@ from typing import Any
 import torch
 from torchao.optim import Adam4bit, Adam8bit
 
+from .rival_optimizers import ShareOfRate
 
-class Eager(torch.optim.Optimizer):
+
+class Eager(ShareOfRate):
     """A torchao optimizer that is not compiled and whose learning rate may be a number."""
 
-    @torch.no_grad()
+    def taken(self, rate: Any) -> Any:
+        return torch.as_tensor(rate, dtype=torch.float32)
+
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        rates = [group["lr"] for group in self.param_groups]
-        try:
-            for group, rate in zip(self.param_groups, rates, strict=True):
-                group["lr"] = torch.as_tensor(rate, dtype=torch.float32)
-            with torch.compiler.set_stance("force_eager"):
-                super().step()
-        finally:
-            for group, rate in zip(self.param_groups, rates, strict=True):
-                group["lr"] = rate
+        with torch.compiler.set_stance("force_eager"):
+            super().step()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         rate = param_group.get("lr", self.defaults["lr"])

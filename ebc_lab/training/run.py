@@ -474,7 +474,4 @@ class Training:
 
 
 def _joined(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    joined: dict[str, Any] = {}
-    for part in parts:
-        joined |= part
-    return joined
+    return {name: value for part in parts for name, value in part.items()}

@@ -48,7 +48,7 @@ def ebc(
     bases: Sequence[Optimizer],
     run: RunConfig,
     *,
-    groups: Groups | None = None,
+    grouping: str | Groups,
     **common: Any,
 ) -> EllipsotopeClip:
     """The method, its forensic subclass if the run asks for a mistake of the earlier study, or its rule for
@@ -60,7 +60,7 @@ def ebc(
         target_kl=budget.target_kl,
         budget=budget.name,
         aggregate=budget.aggregate,
-        grouping=budget.grouping if groups is None else groups,
+        grouping=grouping,
         controller=controller.name,
         gains={name: gain for name, gain in gains.items() if gain is not None},
         schedule=budget.schedule,
@@ -89,32 +89,6 @@ def ebc(
     return cls(model, bases, settings=settings, **common)
 
 
-def trust_region(
-    model: nn.Module,
-    bases: Sequence[Optimizer],
-    run: RunConfig,
-    *,
-    groups: Groups | None = None,
-    effective: Effective | None = None,
-    **common: Any,
-) -> TrustRegion:
-    chosen = run.stabilizer
-    return TrustRegion(
-        model,
-        bases,
-        strength=chosen.strength,
-        schedule=chosen.schedule,
-        total_steps=run.steps,
-        radius_unit=chosen.radius_unit,
-        ramp=chosen.ramp,
-        per=chosen.per,
-        norm=chosen.norm,
-        grouping=run.budget.grouping if groups is None else groups,
-        effective=effective,
-        **common,
-    )
-
-
 def rival(
     cls: type[Rival] | type[EnergyBudget], of_run: Callable[[RunConfig], dict[str, Any]] = lambda run: {}
 ) -> Build:
@@ -131,6 +105,13 @@ def rival(
 def geometry(run: RunConfig) -> dict[str, Any]:
     """The norm in which the run's optimizer takes steps of a fixed length."""
     return {"geometry": {"muon": "spectral", "sgd": "frobenius"}.get(run.optimizer.name, "elementwise")}
+
+
+def region(run: RunConfig) -> dict[str, Any]:
+    """The radius of the run's trust region, how it moves, and what it is the radius of."""
+    chosen = run.stabilizer
+    moves = {"schedule": chosen.schedule, "total_steps": run.steps, "ramp": chosen.ramp}
+    return moves | {"radius_unit": chosen.radius_unit, "per": chosen.per, "norm": chosen.norm}
 
 
 def custom(
@@ -165,7 +146,7 @@ STABILIZERS: dict[str, Build] = {
     "adagc": rival(AdaGC),
     "energy_raw": rival(EnergyBudget, lambda run: {"norm": "raw"}),
     "energy_rms": rival(EnergyBudget, lambda run: {"norm": "rms"}),
-    "trust_region": trust_region,
+    "trust_region": rival(TrustRegion, region),
     "kl_clip": rival(KLClip),
     "rms_clip": rival(RMSClip),
     "gen": rival(GeN),
@@ -174,7 +155,7 @@ STABILIZERS: dict[str, Build] = {
 }
 
 # what some take beside the run
-TAKEN: dict[str, tuple[str, ...]] = {"ebc": ("groups",), "trust_region": ("groups", "effective")}
+TAKEN: dict[str, tuple[str, ...]] = {"ebc": ("grouping",), "trust_region": ("grouping", "effective")}
 
 
 def groups_of(model: nn.Module, run: RunConfig, workload: Workload) -> Groups | None:
@@ -206,7 +187,8 @@ def build(
     Raises:
         ValueError: a combination that the stabilizer refuses.
     """
-    offered = {"groups": groups, "effective": effective}
+    grouping = run.budget.grouping if groups is None else groups
+    offered = {"grouping": grouping, "effective": effective}
     taken: dict[str, Any] = {key: offered[key] for key in TAKEN.get(run.stabilizer.name, ())}
     if arithmetic is not None:
         taken["arithmetic"] = arithmetic

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -42,6 +42,14 @@ class RateRival(Rival):
     """
 
     keeps_old = True
+    carried: ClassVar[tuple[str, ...]]  # numbers that go from step to step
+
+    def _own_state(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.carried}
+
+    def _load_own_state(self, state: dict[str, Any]) -> None:
+        for name in self.carried:
+            setattr(self, name, type(getattr(self, name))(state[name]))
 
     def _check_workers(self) -> None:
         super()._check_workers()
@@ -80,16 +88,11 @@ class GeN(RateRival):
     start = 0.125
     smoothing = 0.9
     most = 2.0  # how far one parabola may move the rate, as a factor
+    carried = ("rate",)
 
     def __init__(self, model: nn.Module, optimizers: Optimizer | Sequence[Optimizer], **options: Any):
         super().__init__(model, optimizers, **options)
         self.rate = self.start  # a share of the peak rate
-
-    def _own_state(self) -> dict[str, Any]:
-        return {"rate": self.rate}
-
-    def _load_own_state(self, state: dict[str, Any]) -> None:
-        self.rate = float(state["rate"])
 
     def _measures(self, t: int) -> bool:
         return t % self.every == 0
@@ -130,18 +133,12 @@ class CDAT(RateRival):
 
     default = 2.0
     smoothing = 0.9
+    carried = ("fall", "curvature")
 
     def __init__(self, model: nn.Module, optimizers: Optimizer | Sequence[Optimizer], **options: Any):
         super().__init__(model, optimizers, **options)
         self.fall = 0.0  # of the loss, nats per token for a step of the peak rate
         self.curvature = 0.0
-
-    def _own_state(self) -> dict[str, Any]:
-        return {"fall": self.fall, "curvature": self.curvature}
-
-    def _load_own_state(self, state: dict[str, Any]) -> None:
-        self.fall = float(state["fall"])
-        self.curvature = float(state["curvature"])
 
     def _measures(self, t: int) -> bool:
         return True
@@ -179,6 +176,7 @@ class AdaptiveWarmUp(RateRival):
 
     default = 2.0
     div = 100.0
+    carried = ("first_gap", "peak_gap", "share", "warming")
 
     def __init__(
         self,
@@ -195,16 +193,6 @@ class AdaptiveWarmUp(RateRival):
         self.peak_gap = math.nan
         self.share = 1 / self.div
         self.warming = True
-
-    def _own_state(self) -> dict[str, Any]:
-        names = ("first_gap", "peak_gap", "share", "warming")
-        return {name: getattr(self, name) for name in names}
-
-    def _load_own_state(self, state: dict[str, Any]) -> None:
-        self.first_gap = float(state["first_gap"])
-        self.peak_gap = float(state["peak_gap"])
-        self.share = float(state["share"])
-        self.warming = bool(state["warming"])
 
     def open_step(self, inputs: StepInputs, kept: Copy | None = None) -> Opened:
         if self.warming:
