@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
@@ -292,11 +292,11 @@ class Attached:
             self._abandon()
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         late = (
-            _is_in(self._late, optimizer)
+            optimizer in self._late
             and closure is None
             and (self._is_bad(optimizer) or not _gradients(optimizer))
         )
-        if not _is_in(self._waiting, optimizer) and not late:
+        if optimizer not in self._waiting and not late:
             self._finish()  # it steps again: the others have not, this time
             self._waiting = list(self.optimizers)
             self._late = []
@@ -333,7 +333,7 @@ class Attached:
         optimizer = self._inside
         if self._opened is None or optimizer is None:
             return
-        if _is_in(self._void, optimizer):
+        if optimizer in self._void:
             self._hide(optimizer)
         elif len(self.optimizers) > 1:  # a GradScaler unscales the gradients of each by itself
             self.clip.gradients.see_again(optimizer)
@@ -375,7 +375,7 @@ class Attached:
         if not opened.void or len(self._waiting) == 1:
             return opened
         bad = [o for o in self._waiting if self._is_bad(o)]
-        if all(_is_in(bad, o) or not _gradients(o) for o in self._waiting):
+        if all(o in bad or not _gradients(o) for o in self._waiting):
             return opened
         self._void = bad
         try:
@@ -447,7 +447,7 @@ class Attached:
         self._call = None
         self._show_gradients()
         self._waiting = [o for o in self._waiting if o is not optimizer]
-        if all(_is_in(self._void, o) for o in self._waiting):
+        if all(o in self._void for o in self._waiting):
             late = self._late or self._waiting
             self._finish()
             self._late = [o for o in late if o is not optimizer]
@@ -553,10 +553,6 @@ class Attached:
         for p, gradient in self._hidden:
             p.grad = gradient
         self._hidden = []
-
-
-def _is_in(optimizers: Iterable[Optimizer], optimizer: Optimizer) -> bool:
-    return any(o is optimizer for o in optimizers)
 
 
 def _gradients(optimizer: Optimizer) -> list[Tensor]:

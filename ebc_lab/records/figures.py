@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
@@ -89,11 +90,7 @@ class RunResult(TypedDict, total=False):
 
 def longest_streak(flags: Iterable[bool]) -> int:
     """Return the length of the longest streak of true values."""
-    best = now = 0
-    for flag in flags:
-        now = now + 1 if flag else 0
-        best = max(best, now)
-    return best
+    return max((len(list(streak)) for flag, streak in itertools.groupby(flags) if flag), default=0)
 
 
 def summarise(steps: Mapping[str, np.ndarray], floor: float = KL_FLOOR["float32"]) -> dict[str, Any]:
