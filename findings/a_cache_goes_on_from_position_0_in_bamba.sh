@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # transformers' Bamba gives the token after a cache position 0; Mamba and Jamba take the half of theirs for two tokens.
 #
-# Guess: six tokens and then the others with the cache give the logits of the whole text, one by one in all models but one.
-# Seen, transformers 5.24.0 with torch 2.13.0, tiny random models in eval mode, slow paths: one by one Llama, Lfm2, Mamba,
-# FalconMamba, Mamba2 and Jamba are right to 1e-5. Bamba is not, in silence: without position_ids its rotary
-# embedding begins at 0 in each call, where Llama's goes on from the cache's length; with them it is right, and generate()
-# passes them. Seen beside the question: of the other seven tokens in one call, as chunks of a long text are fed, Llama,
-# Lfm2 and Mamba2 are right, while Mamba, FalconMamba and Jamba go on with the convolution's cache and begin the
-# recurrent state anew. That was mended upstream for Mamba2 and its kin (transformers #46032, #46084, #46741); of Mamba's
-# own and of Bamba's positions no public issue was found.
+# Guess: six tokens and then the others with the cache give the logits of the whole text, in all models but one.
+# Seen, transformers 5.24.0 with torch 2.13.0, tiny random models in eval mode, slow paths: one by one Llama, Lfm2,
+# Mamba, FalconMamba, Mamba2 and Jamba are right to 1e-5. Bamba is not, in silence: without position_ids its rotary
+# embedding begins at 0 in each call, where Llama's goes on from the cache's length; with them it is right. Seen
+# beside the question: of the other seven tokens in one call, as chunks of a long text are fed, Llama, Lfm2 and Mamba2
+# are right, while Mamba, FalconMamba and Jamba go on with the convolution's cache and begin the recurrent state anew.
+# That was mended upstream for Mamba2 and its kin (transformers #46032, #46084, #46741); of Mamba's own and of Bamba's
+# positions no public issue was found.
 set -euo pipefail
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT

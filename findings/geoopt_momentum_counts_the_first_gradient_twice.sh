@@ -3,10 +3,11 @@
 #
 # Guess: on parameters without a manifold RiemannianSGD is torch's SGD and RiemannianAdam its Adam, to 1e-6, for each
 # momentum, nesterov, dampening and weight decay.
-# Seen, geoopt 0.5.1 with torch 2.13.0: RiemannianAdam is, and RiemannianSGD without momentum. With momentum the buffer is
-# made from the first gradient and then, in the same step, multiplied and given that gradient again: the first step is
-# 1 + momentum gradients long, with nesterov 2.71 for 1.9. After forty steps of random gradients the way is a
-# fifth another; a first step of 1.9 times the rate is what a run without warm-up feels. On a circle it's the same. No public issue was found (geoopt #164 is of RiemannianAdam's count of steps, mended since).
+# Seen, geoopt 0.5.1 with torch 2.13.0: RiemannianAdam is, and RiemannianSGD without momentum. With momentum the
+# buffer is made from the first gradient and then, in the same step, multiplied and given that gradient again: the
+# first step is 1 + momentum gradients long, with nesterov 2.71 for 1.9. After forty steps of random gradients the way
+# is a fifth another; a first step of 1.9 times the rate is what a run without warm-up feels. On a circle it's the
+# same. No public issue was found (geoopt #164 is of RiemannianAdam's count of steps, mended since).
 set -euo pipefail
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The gradient of F.mse_loss over a batch that DTensor shards over k processes is k times too large, the loss being right.
+# The gradient of F.mse_loss over a batch that DTensor shards over k processes is k times too large; the loss is right.
 #
 # Guess: of a DTensor a loss and its gradient are those of the whole tensor, or an error is raised.
-# Seen, torch 2.13.0 on two CPU processes (gloo), and likewise torch 2.14.1: of four rows the loss of mse_loss, huber_loss
-# and binary_cross_entropy is right, and every gradient twice what it should be: the backward kernel divides by the number
-# of elements of its own shard. (a - b).square().mean(), l1_loss and cross_entropy are right. Of three rows, two here and
-# one there, the loss is wrong as well, 5.75 for 4.67, a mean of means, and the gradients are 1.5 and 3 times too large,
-# by where a row lies. A mean of an uneven DTensor was mended (pytorch #162692), and a weighted nll_loss is known (#185167);
-# of these losses and of the gradient no public issue was found.
+# Seen, torch 2.13.0 on two CPU processes (gloo), and likewise torch 2.14.1: of four rows the loss of mse_loss,
+# huber_loss and binary_cross_entropy is right, and every gradient twice what it should be: the backward kernel
+# divides by the number of elements of its own shard. (a - b).square().mean(), l1_loss and cross_entropy are right. Of
+# three rows, two here and one there, the loss is wrong as well, 5.75 for 4.67, a mean of means, and the gradients are
+# 1.5 and 3 times too large, by where a row lies. A mean of an uneven DTensor was mended (pytorch #162692), and a
+# weighted nll_loss is known (#185167); of these losses and of the gradient no public issue was found.
 set -euo pipefail
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# With batch_first=True Opacus' attention is another function than torch's with the same weights: positions and heads mix.
+# With batch_first=True Opacus' attention is another function than torch's of the same weights: positions and heads mix.
 #
 # Guess: DPMultiheadAttention and DPLSTM, "DP-friendly" stand-ins, give what torch's layers give, to 1e-5.
-# Seen, opacus 1.6.0 with torch 2.13.0: DPLSTM does, and DPMultiheadAttention without batch_first. With it the attention
-# weights are right and the output is off by as much as it is large: it is laid out again without bringing the heads back
-# behind the positions. ModuleValidator.fix puts it in the place of torch's in silence, so that a trained transformer of
-# one layer, made private, answers something else before its first step. Each head's output depends then on other
-# positions' queries: with two heads, that of the first position on those of the second. Known upstream since May 2026
-# (opacus #825, for masks #774); 1.6.0 is the newest release and has it.
+# Seen, opacus 1.6.0 with torch 2.13.0: DPLSTM does, and DPMultiheadAttention without batch_first. With it the
+# attention weights are right and the output is off by as much as it is large: it is laid out again without bringing
+# the heads back behind the positions. ModuleValidator.fix puts it in the place of torch's in silence, so that a
+# trained transformer of one layer, made private, answers something else before its first step. Each head's output
+# depends then on other positions' queries: with two heads, that of the first position on those of the second. Known
+# upstream since May 2026 (opacus #825, for masks #774); 1.6.0 is the newest release and has it.
 set -euo pipefail
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
@@ -39,7 +39,7 @@ for batch_first in (False, True):
     private = DPMultiheadAttention(8, 2, batch_first=batch_first)
     private.load_state_dict(attention.state_dict())
     (output, weights), (other, other_weights) = attention(x, x, x), private(x, x, x)
-    print("attention, batch_first", batch_first, "outputs", apart(output, other), "weights", apart(weights, other_weights))
+    print("batch_first", batch_first, "outputs", apart(output, other), "weights", apart(weights, other_weights))
     assert apart(weights, other_weights) < 1e-5
     assert (apart(output, other) > 0.5) if batch_first else (apart(output, other) < 1e-5)
 changed = x.clone()
