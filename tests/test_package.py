@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib.metadata import EntryPoint, packages_distributions
 from itertools import chain
 from pathlib import Path
 
@@ -51,6 +51,14 @@ def test_what_is_imported_anywhere_is_declared():
     for module in imported - sys.stdlib_module_names:
         names = {canonicalize_name(owner) for owner in owners.get(module, [module])}
         assert names & declared, module
+
+
+def test_what_an_entry_point_names_is_there():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {"console_scripts": project["scripts"], **project["entry-points"]}
+    found = [EntryPoint(name, at, group).load() for group in named for name, at in named[group].items()]
+    assert len(found) > 1
+    assert all(map(callable, found))
 
 
 def test_everything_that_an_extra_brings_is_brought_by_dev_too():

@@ -173,6 +173,24 @@ def build_exact(config: ModelConfig, vocabulary: int, seed: int) -> VerityGPT:
     return VerityGPT(vocabulary, config.context, config.width, config.blocks, config.heads, generator)
 
 
+def plain(
+    vocabulary: int,
+    context: int,
+    width: int,
+    blocks: int,
+    heads: int,
+    seed: int,
+    quantize: Callable[[Tensor], Tensor] | None = None,
+) -> GPT:
+    """The model by its sizes, its hidden matrices used through `quantize`, for those without a RunConfig:
+    what the entry point `gpt` of `ebc_lab.lowbit.text_model` names."""
+    config = ModelConfig(blocks=blocks, width=width, heads=heads, context=context)
+    model = build(config, vocabulary, seed)
+    for layer in hidden(model):
+        layer.quantize = quantize
+    return model
+
+
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """The matrices inside the blocks of a model, in its order: of a GPT q, k, v, o, mlp-in and mlp-out."""
     return [p for p in model.get_submodule("blocks").parameters() if p.ndim == 2]
