@@ -53,15 +53,11 @@ class Watched(Training):
             self.graph_waits += Counter(device.waits()) - before
 
 
-def arm_run(overrides: Sequence[str], text: Path) -> RunConfig:
-    """The run of an arm, on the text, or on the shards that lie beside it. Raises UserError."""
+def arm_run(overrides: Sequence[str], folder: Path, text: Path) -> RunConfig:
+    """The run of an arm, on the text, or on shards in a new folder. Raises UserError."""
     data = ["data=path", f"data.file={text}"]
     if "data=bin" in overrides:
-        shards = text.with_name("shards")
-        if not shards.exists():
-            shards.mkdir()
-            folder_of_shards(shards)
-        data = overrides_of(shards)
+        data = overrides_of(folder_of_shards(folder))
     elif "workload=images" in overrides:
         data = []
     dtype = [] if any(o.startswith("dtype=") for o in overrides) else ["dtype=float32"]
@@ -85,8 +81,9 @@ def made(run: RunConfig, folder: Path) -> Watched:
 
 def trial(overrides: Sequence[str], folder: Path, text: Path) -> Trial:
     """Try one arm, in new folders below `folder`."""
-    run = arm_run(overrides, text)
     shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    run = arm_run(overrides, folder / "shards", text)
     gc.collect()
     device.forget()
     allocated = device.torch.cuda.memory_allocated()
