@@ -102,7 +102,7 @@ def test_the_last_screen_explains_its_terms_and_ends_in_the_answer_the_page_and_
     for stage, decision in finished[1].study.decisions().items():
         screen.View(console).decided(stage, decision)
     screen.outcome(console, finished[1])
-    *_, page, decide, watch, load = lines = capsys.readouterr().out.splitlines()
+    *_, page, decide, partly, watch, load = lines = capsys.readouterr().out.splitlines()
     [answer] = [line for line in lines if line.startswith("answer  ")]
     assert "EBC" in answer
     text = " ".join(" ".join(lines).split())
@@ -113,6 +113,7 @@ def test_the_last_screen_explains_its_terms_and_ends_in_the_answer_the_page_and_
         assert f"{term}: {words.TERMS[term]}" in text
     assert page == f"page    {finished[1].study.page_file}"
     assert decide.startswith("decide  ebc-lab autopilot from=")
+    assert partly == "        (a part: no number of seeds that a study takes is known to decide the rest)"
     assert watch == f"next    ebc-lab why {finished[1].study.root}"
     assert load == f"        python: ebc_lab.load({str(finished[1].study.root)!r}).runs()"
 

@@ -17,7 +17,7 @@ from ebc_lab.config.schema import STAGES, Config
 from ebc_lab.records.decisions import Decision, NoiseFloor
 from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.study.inspect import status, why
-from ebc_lab.study.inspect.reproduce import again, continuing, departures, fresh_seeds
+from ebc_lab.study.inspect.reproduce import again, continuing, decides_all, departures, fresh_seeds
 from ebc_lab.study.inspect.slots import in_words
 from ebc_lab.study.stages.compare_arms import in_bits
 from ebc_lab.study.stages.rules import Undecidable
@@ -102,6 +102,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "again": again(study, portable=True),
         "rerun": run_again(header["study"], "RUN"),
         "more_seeds": again(study, *fresh, portable=True) if fresh else None,
+        "decides_all": decides_all(decisions),
         "settings": settings,
         "setting_tables": _setting_tables(departures(study, header), settings),
         "checksums": _checksums(study, decisions),

@@ -16,7 +16,7 @@ from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import flat, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import GONE, Config, LauncherConfig, RunConfig
-from ebc_lab.records.decisions import Decision
+from ebc_lab.records.decisions import Decision, TuningNeeded
 
 from ..stages.stage import decision_that_shows
 from ..stages.verdict import MOST_GIVEN, seeds_to_pass
@@ -66,15 +66,9 @@ def deciding(study: Study, header: StudyHeader, decisions: Mapping[str, Decision
 def fresh_seeds(study: Study, header: StudyHeader, decisions: Mapping[str, Decision]) -> list[str]:
     """Return the overrides for the new study that `deciding` describes: a new name, and as many seeds as are
     needed, none of which was used in this folder before. Empty if `deciding` returns None."""
-    decision = decision_that_shows("arms", decisions) or decision_that_shows("verdict", decisions)
-    tracks = decision["tracks"].values() if decision else ()
-    answers = [answer for track in tracks for answer in (track.get("answers") or {}).values()]
-    undecided = [answer for answer in answers if answer["verdict"] == "undecided"]
-    tuned = [more for answer in undecided if (more := (answer["difference"] or {}).get("tuning_needed"))]
-    needed = [a["seeds_needed"] for a in undecided if a["seeds"]] + [more["seeds"] for more in tuned]
-    lines = [line for track in tracks for line in track.get("verdict") or () if "difference" in line]
-    of_lines = map(seeds_to_pass, (line for line in lines if line["verdict"] == "undecided"))
-    needed += [seeds for seeds in of_lines if seeds and seeds <= MOST_GIVEN]
+    ways = _ways_to_decide(decisions)
+    tuned = [way for way in ways if isinstance(way, Mapping)]
+    needed = [way for way in ways if isinstance(way, int)] + [more["seeds"] for more in tuned]
     if not needed:
         return []
     config = recorded_config(header, checked=False)
@@ -87,6 +81,28 @@ def fresh_seeds(study: Study, header: StudyHeader, decisions: Mapping[str, Decis
     name = CONFIRMS.sub("", header["requested"]["study"]["name"])[: MOST_NAMED - len(tail)] + tail
     settings = [f"tune.{key}={count}" for key, count in tuning.items()]
     return [f"seeds={override_value(fresh)}", *settings, f"study.name={override_value(name)}"]
+
+
+def decides_all(decisions: Mapping[str, Decision]) -> bool:
+    """Return whether the study that `deciding` describes would settle everything that is undecided."""
+    return None not in _ways_to_decide(decisions)
+
+
+def _ways_to_decide(decisions: Mapping[str, Decision]) -> list[int | TuningNeeded | None]:
+    """Return for each undecided answer and line of a verdict how many fresh seeds would decide it, the tuning
+    that would as well, or None where neither is known."""
+    decision = decision_that_shows("arms", decisions) or decision_that_shows("verdict", decisions)
+    ways: list[int | TuningNeeded | None] = []
+    for track in decision["tracks"].values() if decision else ():
+        for answer in (track.get("answers") or {}).values():
+            if answer["verdict"] == "undecided":
+                tuning = (answer["difference"] or {}).get("tuning_needed")
+                ways.append(answer["seeds_needed"] if answer["seeds"] else tuning)
+        for line in track.get("verdict") or ():
+            if line["verdict"] == "undecided":
+                seeds = seeds_to_pass(line) if "difference" in line else None
+                ways.append(seeds if seeds and seeds <= MOST_GIVEN else None)
+    return ways
 
 
 def _place(study: Study, header: StudyHeader) -> list[str]:
