@@ -17,7 +17,6 @@ from typing import Any
 
 from ebc_lab.config import machine
 from ebc_lab.config.checks import warnings_of
-from ebc_lab.config.choices import conf_dir
 from ebc_lab.config.compose import (
     begun_from,
     compose,
@@ -31,6 +30,7 @@ from ebc_lab.config.compose import (
 from ebc_lab.config.dicts import from_dict, run_part, to_dict
 from ebc_lab.config.errors import UserError, naming
 from ebc_lab.config.overrides import check_overrides, expand
+from ebc_lab.config.own.files import conf_dir
 from ebc_lab.config.own.parts import refuse_edited
 from ebc_lab.config.parts.init import InitConfig
 from ebc_lab.config.schema import Config, RunConfig

@@ -14,9 +14,7 @@ from typing import Any
 from .dicts import type_hints
 from .errors import UserError, any_of, naming, nearest, require, shown
 from .fields import CUSTOM, Setting
-from .own.files import ENDINGS, GROUP, WHOLE, OwnFile, is_path, own_choices, read
-from .own.files import conf_dir as conf_dir
-from .own.files import own_file as own_file
+from .own.files import ENDINGS, GROUP, WHOLE, OwnFile, conf_dir, is_path, own_choices, own_file, read
 from .parts import PART, PARTS
 from .parts.determinism import DeterminismConfig
 from .parts.optimizer import OptimizerConfig

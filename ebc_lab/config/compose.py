@@ -19,7 +19,6 @@ from . import overrides as written
 from . import schema
 from .choices import (
     choices_of,
-    conf_dir,
     further_choices,
     groups,
     meant,
@@ -33,7 +32,7 @@ from .hints import STUDY_DECIDES, near_setting
 from .identity import digest
 from .machine import visible_gpus
 from .overrides import ARM, FROM, check_overrides, in_mapping, schema_keys
-from .own.files import GROUP, WHOLE, OwnFile, with_places
+from .own.files import GROUP, WHOLE, OwnFile, conf_dir, with_places
 from .own.parts import own_name, with_names, with_sources
 from .parts.init import InitConfig
 from .parts.tokens import refuse_two_lengths, set_steps

@@ -11,11 +11,11 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .choices import groups, overridable, own_file
+from .choices import groups, overridable
 from .errors import UserError, any_of, require, shown
 from .fields import CUSTOM
 from .hints import OWN_CHOICES, near_choice, near_setting
-from .own.files import GROUP, beside_us
+from .own.files import GROUP, beside_us, own_file
 from .parts.tokens import TokensConfig, renamed
 from .schema import GONE, Config
 

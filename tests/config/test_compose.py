@@ -6,11 +6,12 @@ from support.composed import refused
 from support.named import run
 
 from ebc_lab.config.checks import validate_run
-from ebc_lab.config.choices import changed, conf_dir, groups, read_choice, with_size
+from ebc_lab.config.choices import changed, groups, read_choice, with_size
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.overrides import expand
+from ebc_lab.config.own.files import conf_dir
 from ebc_lab.config.schema import ArmConfig
 
 

@@ -22,8 +22,8 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 
 from ebc_lab.config import compose as module
-from ebc_lab.config.choices import conf_dir
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.own.files import conf_dir
 from ebc_lab.config.schema import Config
 
 # where a study lies and what it is called differs from test to test, and has no say in any other setting

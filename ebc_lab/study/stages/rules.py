@@ -25,6 +25,7 @@ from ebc_lab.records.spec import RunSpec
 Specs = Sequence[RunSpec]
 Results = Mapping[str, RunResult]  # by run id
 Decisions = Mapping[str, Decision]  # by stage
+SEAL = "decision_sha256"  # the checksum of all else in a decision
 OTHER_VERSION = "it was recorded by another version of ebc-lab"
 NEEDED = ("stage", "rule", "tracks", "notes", "candidates", "measurements", "inputs_sha256")
 FORM = 4  # version of the contents of a recorded decision; raised by hand when they change
@@ -133,12 +134,12 @@ def make_decision(
     decision["inputs_sha256"] = inputs_digest(
         config, stage, inputs_of(decision), results.__getitem__, earlier
     )
-    return cast(Decision, with_checksum(decision, "decision_sha256"))
+    return cast(Decision, with_checksum(decision, SEAL))
 
 
 def decision_problem(decision: Mapping[str, Any]) -> str | None:
     """Return why a recorded decision cannot be used, or None if it can."""
-    if not checksum_holds(decision, "decision_sha256"):
+    if not checksum_holds(decision, SEAL):
         return "its record in auto_decisions.json was edited"
     if decision.get("form") != FORM:
         return OTHER_VERSION

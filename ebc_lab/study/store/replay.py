@@ -16,7 +16,7 @@ from ebc_lab.config.identity import recorded_environment
 from ebc_lab.records.decisions import Decision
 from ebc_lab.records.json_files import as_json, checksum_holds
 
-from ..stages.rules import Undecidable
+from ..stages.rules import SEAL, Undecidable
 from ..stages.runs import distinct
 from ..stages.stage import planned_runs, stage_of
 from ..stages.statistics import ROUNDING
@@ -24,7 +24,6 @@ from .reuse import runs_in_words
 from .snapshot import Snapshot, read
 from .study import Study
 
-SEAL = "decision_sha256"
 SHOWN = 60  # characters of a value that is itself a list or a mapping
 
 

@@ -13,12 +13,12 @@ from support.invented import RESOLVED
 
 from ebc_lab.cli import completion
 from ebc_lab.config import choices
-from ebc_lab.config.choices import conf_dir
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import digest, identity
 from ebc_lab.config.own import files
+from ebc_lab.config.own.files import conf_dir
 from ebc_lab.config.own.sources import PLACES
 from ebc_lab.records.json_files import read_json
 

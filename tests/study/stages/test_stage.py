@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import ebc_lab
-from ebc_lab.config.choices import conf_dir
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.own.files import conf_dir
 from ebc_lab.study.stages.stage import planned_runs
 
 MODULE = """
