@@ -1,18 +1,19 @@
 """Which deliberate breaks the tests catch: each is one line, made in a copy of the tree.
 
-    python dev/breaks.py [COUNT [SEED]] [--coverage .coverage] [--most SECONDS]      60 breaks take hours
+    python dev/breaks.py [COUNT [SEED]] [--from N] [--jobs J] [--most SECONDS]     60 breaks take an hour
 
 Each room of ebc_lab (a folder, or the files beside the folders) has as many breaks as its share of all lines
 of code in functions; within a room every line that some change fits is as likely as any other. A line that
 stands twice in its file is left out, as are messages, for a word in one breaks nothing. Some breaks change
 nothing that can be seen: read those that nothing caught before you count them.
 
-Of each break the tests of the file's own folder run first, then all others of `make test`, then those that
-only `make test-all` runs, until one fails that passes in the tree as it is. With the coverage of an earlier
-run only tests that reach the line are asked:
+All tests run once first, to learn which of them reach a line, in their own process or in one that they start,
+and how long each takes (build/breaks; about twice the time of `make test-all`). Of each break the tests of
+`make test` that reach its line are asked first, then those that only `make test-all` runs: those of the
+file's own folder before others, the shortest first, and no more than take `--most` seconds by these times. A
+test that fails counts if it passes in the tree as it is.
 
-    pip install pytest-cov
-    python -m pytest -n 2 -m "not slow" --cov=ebc_lab --cov-context=test --cov-report=
+    pip install coverage
 """
 
 from __future__ import annotations
@@ -21,23 +22,31 @@ import argparse
 import ast
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from coverage import CoverageData
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "ebc_lab"
+FOLDER = ROOT / "build" / "breaks"
 NOT_COPIED = (".git", ".venv", "__pycache__", "outputs", "build", "dist", ".*_cache", "node_modules")
 HERE = "not slow and not slurm and not nodes and not cuda and not browser and not emulated"
 MAKE_TEST, OTHERS, NONE = "make test", "the others alone", "no test"
 MARKED = {MAKE_TEST: f"not thorough and {HERE}", OTHERS: f"thorough and {HERE}"}
-PASSED, FAILED, NOT_COLLECTED, NO_TESTS = 0, 1, 2, 5  # what pytest ends with
+PASSED, FAILED, NOT_COLLECTED = 0, 1, 2  # what pytest ends with
+PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
 
 # -- drawing -------------------------------------------------------------------------------------------------
 
@@ -177,66 +186,134 @@ def draw(count: int, seed: int) -> list[Break]:
 
 # -- testing -------------------------------------------------------------------------------------------------
 
+# coverage's settings: a process that a test starts has that test for its context
+SETTINGS = """
+[run]
+source = ebc_lab
+data_file = {folder}/.coverage
+parallel = true
+sigterm = true
+context = ${{PYTEST_CURRENT_TEST-}}
+"""
+PLUGIN = """
+import coverage, pytest
 
-def reaching(one: Break, coverage: Path) -> list[str]:
-    """The tests that reach a line, by a file of coverage's that was written with pytest-cov's contexts."""
-    from coverage import CoverageData
+measured = coverage.Coverage.current()
 
-    data = CoverageData(str(coverage))
-    data.read()
-    [measured] = [file for file in data.measured_files() if file.endswith(f"/{one.file}")] or [""]
-    lines = (ROOT / one.file).read_text().splitlines()
-    [number] = [i for i, line in enumerate(lines, 1) if line.strip() == one.line]
-    contexts = data.contexts_by_lineno(measured).get(number, []) if measured else []
-    return sorted({context.partition("|")[0] for context in contexts} - {""})
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    measured.switch_context(item.nodeid)
+    return (yield)
+
+def pytest_sessionfinish():
+    measured.save()
+"""
 
 
-def fails(tests: Sequence[str], marked: str, root: Path, most: float) -> str | None:
-    """Return the first of these tests that fails in the tree under `root`, or what else ends them."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-n",
-        "2",
-        "-p",
-        "no:cacheprovider",
-        "-rfE",
-        "-m",
-        marked,
-    ]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    try:
-        done = subprocess.run(
-            [*command, *tests], cwd=root, env=environment, capture_output=True, text=True, timeout=most
+class Tests:
+    """The tests, by an earlier run of all: which of them reach a line, and how many seconds each takes."""
+
+    def __init__(self) -> None:
+        self.file = FOLDER / ".coverage"
+        if not self.file.exists():
+            run_all()
+        self.data = CoverageData(str(self.file))
+        self.data.read()
+        self.kinds = {kind: set(_collected(marked)) for kind, marked in MARKED.items()}
+
+    @cached_property
+    def seconds(self) -> dict[str, float]:
+        cases = ET.parse(FOLDER / "times.xml").iter("testcase")
+        return {
+            f"{c.attrib['classname'].replace('.', '/')}.py::{c.attrib['name']}": float(c.attrib["time"])
+            for c in cases
+        }
+
+    def reaching(self, one: Break, kind: str, most: float) -> list[str]:
+        """The tests to ask about a break, in this order."""
+        lines = (ROOT / one.file).read_text().splitlines()
+        [number] = [i for i, line in enumerate(lines, 1) if line.strip() == one.line]
+        measured = [file for file in self.data.measured_files() if file.endswith(f"/{one.file}")]
+        contexts = {c for file in measured for c in self.data.contexts_by_lineno(file).get(number, [])}
+        tests = {re.sub(r" \((setup|call|teardown)\)$", "", context) for context in contexts}
+        own = str(Path("tests", *Path(one.file).parts[1:-1]))
+        order = sorted(
+            tests & self.kinds[kind],
+            key=lambda test: (not test.startswith(f"{own}/"), self.seconds.get(test, 1.0), test),
         )
-    except subprocess.TimeoutExpired:
-        return None
-    if done.returncode in (PASSED, NO_TESTS):
+        asked: list[str] = []
+        taken = 0.0
+        for test in order:
+            taken += self.seconds.get(test, 1.0)
+            if taken <= most or not asked:
+                asked.append(test)
+        return asked
+
+
+def run_all() -> None:
+    """Run every test that one of MARKED has, and write what reaches what into FOLDER."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    settings = FOLDER / "coverage.ini"
+    settings.write_text(SETTINGS.format(folder=FOLDER))
+    (FOLDER / "reached.py").write_text(PLUGIN)
+    environment = os.environ | {
+        "COVERAGE_PROCESS_START": str(settings),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{FOLDER}",
+    }
+    subprocess.run(
+        [*PYTEST, "-p", "reached", "-n", "2", "-m", HERE, f"--junitxml={FOLDER}/times.xml"],
+        cwd=ROOT,
+        env=environment,
+        check=False,
+    )
+    subprocess.run(
+        [sys.executable, "-m", "coverage", "combine", f"--rcfile={settings}"], cwd=ROOT, check=True
+    )
+
+
+def _collected(marked: str) -> list[str]:
+    listed = subprocess.run(
+        [*PYTEST, "--collect-only", "-q", "-m", marked], cwd=ROOT, capture_output=True, text=True
+    )
+    return [line for line in listed.stdout.splitlines() if "::" in line]
+
+
+def fails(tests: Sequence[str], root: Path, most: float) -> str | None:
+    """Return the first of these tests that fails in the tree under `root`, or what else ends them."""
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    with tempfile.TemporaryDirectory() as folder:
+        listed = Path(folder, "tests")
+        listed.write_text("\n".join(tests))
+        try:
+            done = subprocess.run(
+                [*PYTEST, "-x", "-rfE", f"--basetemp={folder}/base", f"@{listed}"],
+                cwd=root,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=most,
+            )
+        except subprocess.TimeoutExpired:
+            return None
+    if done.returncode == PASSED:
         return None
     if done.returncode not in (FAILED, NOT_COLLECTED):
-        raise RuntimeError(done.stderr)
-    named = [line.split()[1] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return named[0] if named else "an import"
+        raise RuntimeError(done.stdout[-2000:] + done.stderr)
+    named = re.search(r"^(?:FAILED|ERROR) (\S+::.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    return named[1] if named else "an import"
 
 
-def catch(one: Break, coverage: Path | None, most: float) -> tuple[str, str]:
+def catch(one: Break, tests: Tests, most: float) -> tuple[str, str]:
     """By what a break is caught, and the test that fails."""
-    own = Path("tests", *Path(one.file).parts[1:-1])
-    reached = reaching(one, coverage) if coverage else ["tests"]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "tree"
         shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(*NOT_COPIED))
         one.apply(root)
-        nearest = [test for test in reached if test.startswith(f"{own}/")] if coverage else [str(own)]
-        for by, marked in MARKED.items():
-            for tests in (nearest, reached):
-                if not tests or not (ROOT / tests[0].partition("::")[0]).exists():
-                    continue
-                failed = fails(tests, marked, root, most)
-                if failed and (failed == "an import" or not fails([failed], marked, ROOT, most)):
-                    return by, failed
+        for kind in MARKED:
+            asked = tests.reaching(one, kind, most)
+            failed = fails(asked, root, 10 * most) if asked else None
+            if failed and ("::" not in failed or not fails([failed], ROOT, 10 * most)):
+                return kind, failed
     return NONE, ""
 
 
@@ -255,14 +332,21 @@ def main() -> None:
     )
     parser.add_argument("count", nargs="?", type=int, default=60)
     parser.add_argument("seed", nargs="?", type=int, default=0)
-    parser.add_argument("--coverage", type=Path, help="the .coverage of an earlier run of all tests")
-    parser.add_argument("--most", type=float, default=600, help="seconds that a call of pytest may take")
+    parser.add_argument("--from", dest="first", type=int, default=0, help="leave out those before this one")
+    parser.add_argument("--jobs", type=int, default=2, help="breaks that are looked at at once")
+    parser.add_argument("--most", type=float, default=100, help="seconds of tests of each kind")
     asked = parser.parse_args()
+    tests = Tests()
     caught = []
-    for number, one in enumerate(draw(asked.count, asked.seed)):
-        by, test = catch(one, asked.coverage, asked.most)
+
+    def look(number_and_break: tuple[int, Break]) -> None:
+        number, one = number_and_break
+        by, test = catch(one, tests, asked.most)
         caught.append((one, by))
         print(f"{number:3} {one.file}: {one.line}  ->  {one.broken}\n    by {by} {test}", flush=True)
+
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        list(pool.map(look, list(enumerate(draw(asked.count, asked.seed)))[asked.first :]))
     print(table(caught))
 
 
