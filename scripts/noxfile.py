@@ -3,7 +3,7 @@
 `make test-matrix` runs this by nox, which skips a Python that is not on this machine. In each environment a
 study runs at smoke scale from an empty folder, and then the tests of `TESTS`.
 
-environment: PYTHONS      the Pythons, oldest first: python3.11 python3.12 python3.13 if unset
+environment: PYTHONS      the Pythons, oldest first: python3.11 python3.12 python3.13 python3.14 if unset
              TORCH_INDEX  where torch comes from, such as https://download.pytorch.org/whl/cpu: one from PyPI
                           brings gigabytes of CUDA on Linux
 """
@@ -21,7 +21,7 @@ import nox
 
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / "build" / "matrix"
-PYTHONS = os.environ.get("PYTHONS", "python3.11 python3.12 python3.13").split()
+PYTHONS = os.environ.get("PYTHONS", "python3.11 python3.12 python3.13 python3.14").split()
 INDEX = ["--index-url", os.environ["TORCH_INDEX"]] if "TORCH_INDEX" in os.environ else []
 STUDY = ("scale=smoke", "data=pydoc", "device=cpu", "study.name=first")
 # what breaks first: the method against its reference, settings, files, results, and a run's golden figures

@@ -6,6 +6,7 @@ mistake; then `hydra.main` takes over with the arguments as they were given.
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import shlex
 import sys
@@ -122,6 +123,8 @@ class _Job:
         name, words = hydra_words(self.asked.overrides, self.recorded)
         self.command = shlex.join(["ebc-lab", "train", *self.asked.words, *self.asked.overrides, *self.extra])
         sys.argv = ["ebc-lab train", *self.asked.words, *words, *self.extra]
+        # Python 3.14 reads each option's help as it is added; one of Hydra's is no text until it is shown
+        argparse.ArgumentParser._check_help = lambda *_: None  # type: ignore[attr-defined]
         main = hydra.main(config_path=str(conf_dir().resolve()), config_name=name, **hydra_base())
         try:
             with around:
