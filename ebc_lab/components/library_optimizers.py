@@ -123,7 +123,6 @@ class ScheduleFree(OnCopies, ScheduleFreeAdamW):
         weight_sum.add_(weight)
         share = torch.where(weight_sum > 0, weight / weight_sum, 0.0)
 
-        # the gradients over their root mean squares
         gradients = [torch.where(taken > 0, p.grad, 0.0) for p in params]
         squares = [self.state[p]["exp_avg_sq"] for p in params]
         keep = torch.where(taken > 0, beta2, 1.0)

@@ -286,11 +286,16 @@ class HybridDispatcher(Familiar):
             names.append("c")
         if config.prefer_cpp and n >= config.min_size_for_cpp:
             names.append("cpp")
-        if "torch" in sys.modules:
+        with_torch = "torch" in sys.modules
+        if with_torch:
             names.append("torch")
         if config.prefer_gpu and on_gpu:
             names = ["numpy", "cuda"]  # numpy vouches for the bits: it would make each step wait for copies
-        elif config.prefer_gpu and n >= config.min_size_for_gpu and _has_driver():
+        elif (
+            config.prefer_gpu
+            and n >= config.min_size_for_gpu
+            and (with_torch or any(map(os.path.exists, _DRIVERS)))
+        ):
             names += ["cuda", "cupy"]
         if key.operation == "kmeans":
             names = [name for name in names if name != "cupy"]
@@ -451,7 +456,3 @@ def _same_bits(one: Any, other: Any) -> bool:
     if not np.array_equal(wrong, second != second):
         return False
     return bool(first[~wrong].tobytes() == second[~wrong].tobytes())
-
-
-def _has_driver() -> bool:
-    return "torch" in sys.modules or any(map(os.path.exists, _DRIVERS))

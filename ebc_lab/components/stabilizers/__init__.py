@@ -79,9 +79,7 @@ def ebc(
     return cls(model, bases, settings=settings, **common)
 
 
-def rival(
-    cls: type[Rival] | type[EnergyBudget], of_run: Callable[[RunConfig], dict[str, Any]] = lambda run: {}
-) -> Build:
+def rival(cls: type[Rival], of_run: Callable[[RunConfig], dict[str, Any]] = lambda run: {}) -> Build:
     """What builds a class from a run: with the run's strength, and with what `of_run` reads from it."""
 
     def build(
