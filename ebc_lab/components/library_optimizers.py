@@ -1,4 +1,4 @@
-"""What `optimizers` makes of `pytorch_optimizer`'s classes; see there."""
+"""What `components.optimizer` makes of `pytorch_optimizer`'s classes; see there."""
 
 from __future__ import annotations
 

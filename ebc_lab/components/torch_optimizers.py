@@ -1,7 +1,5 @@
-"""torch's own optimizers, changed where they break the contract of `optimizer` or are slow.
-
-Muon takes each matrix by itself, and Adafactor caps its learning rate.
-"""
+"""What `components.optimizer` makes of torch's Muon, which is slow, and of its Adafactor, which breaks the
+contract there."""
 
 from __future__ import annotations
 

@@ -281,21 +281,17 @@ class HybridDispatcher(Familiar):
     def _candidates(self, key: _Key, n: int) -> list[str]:
         config = self.config
         on_gpu = key.kind == "cuda"
+        has_driver = "torch" in sys.modules or any(map(os.path.exists, _DRIVERS))
         names = ["numpy"]
         if config.prefer_c and n >= config.min_size_for_c:
             names.append("c")
         if config.prefer_cpp and n >= config.min_size_for_cpp:
             names.append("cpp")
-        with_torch = "torch" in sys.modules
-        if with_torch:
+        if "torch" in sys.modules:
             names.append("torch")
         if config.prefer_gpu and on_gpu:
             names = ["numpy", "cuda"]  # numpy vouches for the bits: it would make each step wait for copies
-        elif (
-            config.prefer_gpu
-            and n >= config.min_size_for_gpu
-            and (with_torch or any(map(os.path.exists, _DRIVERS)))
-        ):
+        elif config.prefer_gpu and has_driver and n >= config.min_size_for_gpu:
             names += ["cuda", "cupy"]
         if key.operation == "kmeans":
             names = [name for name in names if name != "cupy"]

@@ -334,7 +334,7 @@ class EBMWorkload(TextSplits):
         return figures
 
     def _recent(self) -> dict[str, float]:
-        """What the last step, and the last look at the pile, showed."""
+        """Figures of `eval_columns` from the last step and the last look at the pile; NaN: none yet."""
         names = [name for name in self.eval_columns if name in OF_STEPS]
         known = {name: float(part) for name, part in self.latest.items() if name in names}
         known["soc_rate"] = self.soc_rate
