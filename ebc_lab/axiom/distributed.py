@@ -249,12 +249,10 @@ def axiom_hook(state: AxiomDDPState, bucket: GradBucket) -> torch.futures.Future
     own_residuals = state.residuals_of(bucket.parameters()) if state.error_feedback else []
     # in the order of memory, as the gradients of a bucket lie, which need not be that of their indices
     residuals = [r.as_strided((r.numel(),), (1,)) for r in own_residuals]
-    # gradient plus residual, in blocks
     parts = _parts(rows, gradients) if residuals else []
     for part, residual in zip(parts, residuals, strict=True):
         part.add_(residual)
     finite = rows.isfinite().all()  # not looked at: on a GPU the host would wait for it
-    # what is sent, and what is left of it for the next step
     vals, idx = _encode(rows, state.k)
     if residuals:
         values, positions = _decode(vals, idx)

@@ -133,15 +133,15 @@ class AXIOM(torch.optim.Optimizer):
         self.lr_scale = 1.0
         self.peak_gradient_bytes = 0  # the most that gradients have taken at a time
         self.record_slope = False  # whether hooks measure <gradient, update> of each tensor
+        self.backward = Backward()  # what the hooks have seen since the last `step`
         self._handles: list[RemovableHandle] = []
-        self._backward = Backward()
         super().__init__(params, defaults)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for copies and pickles, which begin without hooks."""
+        """Return what copies and pickles are made of: all but the hooks and what these have seen."""
         names = ("max_grad_norm", "detect_anomaly", "peak_gradient_bytes")
         settings = {name: getattr(self, name) for name in names}
-        fresh = {"lr_scale": 1.0, "record_slope": False, "_handles": [], "_backward": Backward()}
+        fresh = {"lr_scale": 1.0, "record_slope": False, "_handles": [], "backward": Backward()}
         return {**super().__getstate__(), **settings, **fresh}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -209,7 +209,10 @@ class AXIOM(torch.optim.Optimizer):
             setattr(g, USED, g._version)
 
     def _limit(self, gradients: Sequence[tuple[Tensor, Tensor]]) -> float:
-        """Return the factor that holds the global norm to max_grad_norm. Raises AnomalyError."""
+        """Return the factor at most 1 that brings the norm of all gradients down to `max_grad_norm`.
+
+        Raises AnomalyError where `detect_anomaly` is on and a gradient is not finite.
+        """
         if not gradients or not (self.detect_anomaly or self.max_grad_norm is not None):
             return 1.0
         norms = torch.stack([norm_of(g).double() for _, g in gradients])
@@ -286,7 +289,7 @@ class AXIOM(torch.optim.Optimizer):
         for p, _ in held:  # backward would add to it
             p.grad = None
         self.lr_scale = lr_scale
-        self._backward = Backward()
+        self.backward = Backward()
         for i, group in enumerate(self.param_groups):
             for p in group["params"]:
                 if p.requires_grad and p.numel():
@@ -298,7 +301,7 @@ class AXIOM(torch.optim.Optimizer):
             handle.remove()
         self._handles = []
         self.lr_scale = 1.0
-        self._backward = Backward()
+        self.backward = Backward()
 
     def _hook(self, group: int) -> Callable[[Tensor], None]:
         # Python does not see that a tensor holds its hook: one that held the optimizer, and so all of its
@@ -320,7 +323,7 @@ class AXIOM(torch.optim.Optimizer):
         if g is None:  # what used the tensor has no gradient for it: torch calls the hook all the same
             return
         p.grad = None
-        backward = self._backward
+        backward = self.backward
         if not backward.admits(p):
             raise RuntimeError(
                 "a second backward before step(): under hooks the first has moved the weights, so gradients "
@@ -349,8 +352,8 @@ class AXIOM(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _end_backward(self, loss: Any) -> None:
-        backward = self._backward
-        self._backward = Backward()
+        backward = self.backward
+        self.backward = Backward()
         left = [p for p, _ in self._parameters() if p.grad is not None]
         earlier = {id(p) for p in backward.moved}
         if back := [p for p in left if id(p) in earlier]:
@@ -386,11 +389,6 @@ class AXIOM(torch.optim.Optimizer):
             part = squares.get(p, 0.0) / total
             share = state.get("share", p.numel() / elements)
             state["share"] = SHARE_DECAY * share + (1 - SHARE_DECAY) * part
-
-    @property
-    def backward(self) -> Backward:
-        """Return what the hooks have seen since the last `step`."""
-        return self._backward
 
     # -- state -----------------------------------------------------------------------------------------------
 
@@ -429,9 +427,10 @@ class AXIOM(torch.optim.Optimizer):
             raise ValueError(f"the state of {self._names([p])[0]} is not what a tensor of its shape has.")
 
     def memory_usage(self, verbose: bool = True) -> dict[str, float]:
-        """Return the bytes held, and how many times less they are than AdamW's in float32; printed too.
+        """Return the bytes held by name, and how many times less they are than AdamW's in float32.
 
-        `gradient_bytes`: at their height, so the largest tensor's under hooks, and all without.
+        `gradient_bytes` are those at the height of a step: the largest tensor's under hooks, else all.
+        `verbose` prints the figures too.
         """
         of_tensors = [p.numel() * p.element_size() for p, _ in self._parameters()]
         elements = self._elements()

@@ -189,7 +189,7 @@ def _encode(blocks: Tensor, lo: Tensor, step: Tensor, noise: Noise | None, codes
 
 
 def _decode(packed: Packed, out: Tensor) -> None:
-    """Fill `out`, (b, 64) of the tensor's dtype."""
+    """Fill `out`, (blocks, 64) of the tensor's dtype, with the values of `packed`."""
     most = min(_rows(out.device), len(out))
     spread = torch.empty(most, BLOCK // 2, dtype=torch.int16, device=out.device)
     shifted = torch.empty_like(spread)

@@ -25,9 +25,7 @@ BASE = "base_layer."  # what peft puts in front of the name of a weight that it 
 class Adapter(Hook):
     """Has low-rank matrices trained in the place of the model's own weights."""
 
-    @classmethod
-    def acts(cls, run: RunConfig) -> bool:
-        return not AdapterConfig.from_run(run).changes_nothing()
+    part = AdapterConfig
 
     @classmethod
     def install(cls, run: RunConfig, model: nn.Module) -> None:

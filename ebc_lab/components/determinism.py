@@ -59,11 +59,6 @@ class Torch(Hook):
     exact_windows = False  # whether evaluation windows are spread by integers alone
     keeps_subnormals = False  # whether a CPU computes with numbers below 1e-38, a hundred times as slowly
 
-    @classmethod
-    def held_out(cls, workload: Workload, split: str, count: int) -> Any:
-        """Return so many fixed windows of a split, as (inputs, targets)."""
-        return workload.held_out(split, count, exact=cls.exact_windows)
-
     def __init__(self, run: RunConfig, built: Built):
         self.run = run
 
@@ -96,7 +91,11 @@ class Torch(Hook):
         count = self.run.accumulate
         sums: dict[str, Tensor] = {}
         for i, (x, y) in enumerate(zip(batch.tokens.chunk(count), batch.targets.chunk(count), strict=True)):
-            with unsynchronised(called, wanted=i + 1 < count):
+            # processes exchange their gradients in the last backward alone
+            exchanging: AbstractContextManager[Any] = nullcontext()
+            if i + 1 < count and isinstance(called, DistributedDataParallel):
+                exchanging = called.no_sync()
+            with exchanging:
                 with saving():
                     logits, states = workload.forward(called, x)
                     total, parts = workload.loss(logits, y, states, batch.t)
@@ -233,10 +232,3 @@ def flush_subnormals(wanted: bool) -> None:
         each = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: torch.set_flush_denormal(wanted))
         run = ctypes.CFUNCTYPE(None, type(each), ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(team)
         run(each, None, threads, 0)
-
-
-def unsynchronised(called: nn.Module, *, wanted: bool) -> AbstractContextManager[Any]:
-    """Return a context in which backward leaves gradients to the next one, if `wanted`."""
-    if wanted and isinstance(called, DistributedDataParallel):
-        return called.no_sync()
-    return nullcontext()

@@ -297,8 +297,3 @@ def overlapping_windows(tokens: Tensor, context: int, count: int) -> list[tuple[
     """
     rows = tokens.unfold(0, context + 1, max(1, context // 2))[:count]
     return [(rows[:, :-1], rows[:, 1:])]
-
-
-def set_parameter_dtype(model: nn.Module, name: str) -> None:
-    """Train in parameters of this dtype: small updates round away in bfloat16."""
-    model.to(getattr(torch, name))

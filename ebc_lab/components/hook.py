@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ebc_lab.config.part import Part
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import StabilizedOptimizer, StepInputs, StepStats
 from ebc_lab.records.paths import RunFiles
@@ -36,6 +37,7 @@ class Built:
 class Hook:
     """Does nothing at every turn of a step `t` (0-based). A subclass says where it does something."""
 
+    part: ClassVar[type[Part] | None] = None  # it acts where this changes something; None: in every run
     name: ClassVar[str] = ""  # the key of its state in checkpoint.pt
     graphed = True  # whether a step with this hook may become a CUDA graph: it reads nothing on the host
     columns: tuple[str, ...] = ()  # what it adds to steps.csv
@@ -49,7 +51,7 @@ class Hook:
     @classmethod
     def acts(cls, run: RunConfig) -> bool:
         """Whether the run needs this hook at all."""
-        return True
+        return cls.part is None or not cls.part.from_run(run).changes_nothing()
 
     @classmethod
     def install(cls, run: RunConfig, model: nn.Module) -> None:

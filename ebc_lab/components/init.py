@@ -36,6 +36,7 @@ from .hook import Built, Hook
 class Init(Hook):
     """Puts another run's weights in the place of those drawn, and keeps the run's own."""
 
+    part = InitConfig
     name = "init"
 
     def __init__(self, run: RunConfig, built: Built):
@@ -58,10 +59,6 @@ class Init(Hook):
             exact = self.numerics.exact_windows
             self.windows = windows(self.old, run.model.context, run.eval_windows, exact=exact)
             self.eval_columns = tuple(InitConfig.evals)
-
-    @classmethod
-    def acts(cls, run: RunConfig) -> bool:
-        return not InitConfig.from_run(run).changes_nothing()
 
     @classmethod
     def install(cls, run: RunConfig, model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""What `optimizers` makes of `pytorch_optimizer`'s classes; see there."""
+"""What `components.optimizer` makes of `pytorch_optimizer`'s classes; see there."""
 
 from __future__ import annotations
 
@@ -123,7 +123,6 @@ class ScheduleFree(OnCopies, ScheduleFreeAdamW):
         weight_sum.add_(weight)
         share = torch.where(weight_sum > 0, weight / weight_sum, 0.0)
 
-        # the gradients over their root mean squares
         gradients = [torch.where(taken > 0, p.grad, 0.0) for p in params]
         squares = [self.state[p]["exp_avg_sq"] for p in params]
         keep = torch.where(taken > 0, beta2, 1.0)

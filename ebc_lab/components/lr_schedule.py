@@ -21,7 +21,7 @@ def constant(step: int, steps: int, config: LRScheduleConfig) -> float:
 
 
 def warmup_linear(step: int, steps: int, config: LRScheduleConfig) -> float:
-    """Up linearly over `warmup_steps`, from the first step on, then linearly down to 0 after the last.
+    """A factor that rises linearly to 1 over `warmup_steps`, then falls linearly to 0 after the last step.
 
     Warm-up: Goyal et al., arXiv:1706.02677. Linear decay: Defazio et al., arXiv:2310.07831.
     """
@@ -32,7 +32,7 @@ def warmup_linear(step: int, steps: int, config: LRScheduleConfig) -> float:
 
 
 def cosine(step: int, steps: int, config: LRScheduleConfig) -> float:
-    """The same with half a wave of the cosine for the way down. Loshchilov & Hutter, arXiv:1608.03983."""
+    """As `warmup_linear`, falling along half a wave of the cosine. Loshchilov & Hutter, arXiv:1608.03983."""
     warmup = _warmup(config, steps)
     if step < warmup:
         return (step + 1) / warmup
@@ -40,7 +40,7 @@ def cosine(step: int, steps: int, config: LRScheduleConfig) -> float:
 
 
 def trapezoid(step: int, steps: int, config: LRScheduleConfig) -> float:
-    """Up as above, held, then linearly down to 0 over the last `decay_share` of the run.
+    """Risen as in `warmup_linear`, held, then falling linearly to 0 over the last `decay_share` of the run.
 
     Where the warm-up reaches into the decay the smaller of the two factors applies, and 1 is never reached.
     Hägele et al., arXiv:2405.18392; as warm-up, stable, decay: Hu et al., arXiv:2404.06395.
@@ -51,13 +51,16 @@ def trapezoid(step: int, steps: int, config: LRScheduleConfig) -> float:
 
 
 def inverse_sqrt(step: int, steps: int, config: LRScheduleConfig) -> float:
-    """Up as above, then down as 1/sqrt(step), whatever the run's length. Vaswani et al., arXiv:1706.03762."""
+    """Risen as in `warmup_linear`, then falling as 1/sqrt(step), whatever the run's length.
+
+    Vaswani et al., arXiv:1706.03762.
+    """
     warmup = max(1, _warmup(config, steps))
     return min((step + 1) / warmup, math.sqrt(warmup / (step + 1)))
 
 
 def _warmup(config: LRScheduleConfig, steps: int) -> int:
-    """The steps of warm-up: one is left for the rest of the run."""
+    """The steps of warm-up: all but the last of the run at most."""
     return min(config.warmup_steps, steps - 1)
 
 

@@ -26,6 +26,7 @@ from .hook import Built, Hook
 class Steering(Hook):
     """A run's policy, with what it is fed: the step before, and how the new gradient judges it."""
 
+    part = PolicyConfig
     name = "steering"
     graphed = False
     columns = ("lr_factor", "radius_factor")
@@ -37,10 +38,6 @@ class Steering(Hook):
         self.update: list[Tensor] | None = None  # the last one applied; None: skipped, or there was none
         self.update_norm = 0.0
         self.clipped = False
-
-    @classmethod
-    def acts(cls, run: RunConfig) -> bool:
-        return not PolicyConfig.from_run(run).changes_nothing()
 
     def gradients(self, t: int, loss: Tensor, lr: float) -> dict[str, Tensor]:
         """Judge the last update by the gradient, then set the step's learning rate, `lr` times the policy's

@@ -66,6 +66,7 @@ class Flips:
 class LowBit(Hook):
     """What a run quantizes, weights, gradients or its optimizer's state, and what it records of that."""
 
+    part = QuantizerConfig
     name = "low_bit"
     graphed = False
 
@@ -83,10 +84,6 @@ class LowBit(Hook):
             )
         flips = ("flip_share",) if self.flips else ()
         self.columns = (*flips, "grad_error") if self.quantizer else flips
-
-    @classmethod
-    def acts(cls, run: RunConfig) -> bool:
-        return not QuantizerConfig.from_run(run).changes_nothing()
 
     @classmethod
     def install(cls, run: RunConfig, model: nn.Module) -> None:
@@ -130,8 +127,7 @@ class LowBit(Hook):
         gradients = [p.grad for p in moved if p.grad is not None]
         for p, quantized in zip(moved, self.quantizer.compress(gradients, t), strict=True):
             p.grad = quantized
-        error = self.quantizer.last_error
-        return {} if error is None else {"grad_error": error}
+        return {"grad_error": self.quantizer.last_error}
 
     def after(self, t: int, stats: StepStats) -> dict[str, Tensor]:
         """Keep the residuals of the gradients, unless the step was skipped."""

@@ -15,12 +15,10 @@ from .hook import Built, Hook
 class Race(Hook):
     """Compares each evaluation with the bound for its step."""
 
+    part = RaceConfig
+
     def __init__(self, run: RunConfig, built: Built):
         self.above = {int(step): loss for step, loss in RaceConfig.from_run(run).above.items()}
-
-    @classmethod
-    def acts(cls, run: RunConfig) -> bool:
-        return not RaceConfig.from_run(run).changes_nothing()
 
     def ends(self, step: int, loss: float) -> str | None:
         """Say by how much the loss after so many steps is above the bound; None where it is not."""

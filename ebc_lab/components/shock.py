@@ -23,6 +23,8 @@ from .hook import Built, Hook
 class Shock(Hook):
     """The run's shock at its step, and nothing at all others."""
 
+    part = ShockConfig
+
     def __init__(self, run: RunConfig, built: Built):
         shock = ShockConfig.from_run(run)
         self.kind = shock.name
@@ -31,10 +33,6 @@ class Shock(Hook):
         self.seed = run.seed
         self.model = built.model
         self.vocabulary = built.vocabulary
-
-    @classmethod
-    def acts(cls, run: RunConfig) -> bool:
-        return not ShockConfig.from_run(run).changes_nothing()
 
     def event_at(self, t: int) -> bool:
         return t == self.step

@@ -1,4 +1,4 @@
-"""What `optimizers` makes of torchao's Adams, which keep their moments in few bits; see there.
+"""What `components.optimizer` makes of torchao's Adams, which keep their moments in few bits; see there.
 
 Two things are changed. torchao takes the learning rate as a tensor only, and the lab sets numbers. And it
 compiles its step, which takes most of a minute in each process and a C++ compiler: here the same step runs

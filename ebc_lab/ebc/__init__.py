@@ -6,14 +6,14 @@ of the theory has its own file:
 * `logits`: how far predictions moved; `grouping` and `sensitivity`: beta, and the bound S
 * `budgets`: how c is found, a class for each budget, and the radius beside it; `controller`: how delta
   evolves
-* `clip`: the optimizer; `stabilized`: the order of its step, which every stabilizer takes; `audits`: what a
-  step did to predictions; `wrapping`: what schedulers and checkpoints see
+* `clip`: the optimizer; `stabilized`: the order of its step, which every stabilizer takes, and the audits of
+  what a step did to predictions; `in_backward`: the same around weights that move inside backward;
+  `wrapping`: what schedulers and checkpoints see
 * `options` and `settings`: names, constants and what can be chosen, without torch
-* `attached`: the same step on optimizers that other code calls, and `look`, its first steps looked at
-  independently; `parallel`: on several processes
+* `attached`: the same step on optimizers that other code calls; `parallel`: on several processes
 * `energy`: a limit on each layer's gradient instead, by the norm of its output
 * `step`, `probe`, `proposal` and `flat`: what a step is given, its batch, its update, and the memory of the
-  weights; `given`: what is wrong with some of them
+  weights; `given`: what a user hands over, and what may be wrong with it
 
 A bound on the KL of a step is the trust region of Schulman et al., arXiv:1502.05477; the ellipsotope that the
 bound S belongs to is of Kousik, Dai & Gao, arXiv:2108.01750.

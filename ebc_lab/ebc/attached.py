@@ -316,7 +316,7 @@ class Attached:
             self._before = self.clip.keep()
 
         def watched() -> Any:
-            """The closure, after whose first call the step begins: then the gradients are there."""
+            """Call the closure, and begin the step after its first call: then the gradients are there."""
             value = closure()
             with torch.no_grad():
                 self._begin()
@@ -399,7 +399,8 @@ class Attached:
             self.capture.leave_out_certain(forward)
         if self.capture.draws:
             self.clip.given.renew()
-        moved = weights_before is not None and self.clip.has_moved(weights_before)
+        # a closure may have moved them, in one process at least
+        moved = weights_before is not None and self.clip.any_process(not weights_before.equals_weights())
         stale = moved or (forward.version is not None and forward.version != self._version())
         inputs = StepInputs(
             t, forward.batch, forward.logits, forward.mask, stale=stale or forward.overwritten

@@ -291,11 +291,9 @@ class EllipsotopeClip(StabilizedOptimizer):
         """c by the KL alone, or by both where the budget looks at `stats.ceiling` itself."""
         if self.controller.watches:  # how bold this step's predictions were
             self.controller.observe(where(proposal.sound, self._boldness, math.nan))
-        # sensitivities and S, if they are needed or due for recording
         due = self.sensitivities.due(proposal.t, self.budget.bounded)
         if due or self.budget.bounded:
             self.sensitivities.measure(stats, proposal, due)
-        # the predicted KL q, if the budget or the controller takes it
         judging = self._judges(proposal.t)
         predicts = self.budget.predicts(stats)
         if judging or predicts:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def _wide(x: Tensor) -> Tensor:
+def _float32_at_least(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -27,19 +27,19 @@ def token_mean(values: Tensor, mask: Tensor | None) -> Tensor:
 
 def mean_cross_entropy(z: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean cross-entropy of logits (..., V) with class indices (...), float32 or better, nats per token."""
-    losses = F.cross_entropy(_wide(z).flatten(0, -2), targets.flatten(), reduction="none")
+    losses = F.cross_entropy(_float32_at_least(z).flatten(0, -2), targets.flatten(), reduction="none")
     return token_mean(losses.view(targets.shape), mask)
 
 
 def centre(x: Tensor) -> Tensor:
     """`x` (..., V) minus its mean over V, token by token: the part of the logits that softmax can see."""
-    x = _wide(x)
+    x = _float32_at_least(x)
     return x - x.mean(-1, keepdim=True)
 
 
 def rms_norm(x: Tensor, mask: Tensor | None = None) -> Tensor:
     """sqrt of the mean over tokens of the squared L2 norm over V; (..., V) -> 0-dim, logits per token."""
-    return token_mean(_wide(x).square().sum(-1), mask).sqrt()
+    return token_mean(_float32_at_least(x).square().sum(-1), mask).sqrt()
 
 
 def mean_kl(z: Tensor, z_new: Tensor, mask: Tensor | None = None, look: bool = True) -> Tensor:
@@ -50,7 +50,7 @@ def mean_kl(z: Tensor, z_new: Tensor, mask: Tensor | None = None, look: bool = T
     Rounding can make it slightly negative. `look`: whether the host may look at the first of them before the
     second is computed.
     """
-    z, z_new = _wide(z), _wide(z_new)
+    z, z_new = _float32_at_least(z), _float32_at_least(z_new)
     p = z.softmax(-1)
     d = z_new - z
     d = d - (p * d).sum(-1, keepdim=True)
@@ -68,7 +68,7 @@ def overconfidence(z: Tensor, targets: Tensor, mask: Tensor | None = None) -> Te
     Logits (..., V) and targets (...); negative targets and what `mask` drops do not count. NaN for fewer
     than two tokens.
     """
-    z = _wide(z)
+    z = _float32_at_least(z)
     label = z.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
     p = z.softmax(-1)
     excess = torch.where(p > 0, p * z, 0).sum(-1) - label  # p = 0 where the vocabulary is masked
@@ -81,7 +81,7 @@ def overconfidence(z: Tensor, targets: Tensor, mask: Tensor | None = None) -> Te
 
 def half_fisher(z: Tensor, dz: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean over tokens of ½·Var(dz) under softmax(z), the KL to second order; 0-dim, nats per token."""
-    p = _wide(z).softmax(-1)
-    dz = _wide(dz)
+    p = _float32_at_least(z).softmax(-1)
+    dz = _float32_at_least(dz)
     mean = (p * dz).sum(-1, keepdim=True)
     return 0.5 * token_mean((p * (dz - mean).square()).sum(-1), mask)

@@ -66,9 +66,8 @@ class Prober(nn.Module):
         self.state = ModelState(model)
         self.sharded: list[Any] = []  # the modules whose weights FSDP gathers for a forward
         self.low_precision: bool  # whether the forward itself computes so, without autocast: find_shards()
-        self.cut_by: Callable[[Any, Tensor], Any] | None = (
-            None  # (inputs, rows) -> those rows; None: `rows.cut`
-        )
+        # (inputs, rows) -> those rows; None: `rows.cut`
+        self.cut_by: Callable[[Any, Tensor], Any] | None = None
         self.whole = False  # whether it is called on whole batches, and some rows of its logits are read
         self.watched = 0  # calls in which random numbers are still looked for
         self.draws = False  # whether it draws some in evaluation, too
@@ -81,7 +80,7 @@ class Prober(nn.Module):
         self.low_precision = not dtypes.isdisjoint(LOW_PRECISION)
 
     def forget(self) -> None:
-        """What FSDP has gathered: the weights have changed."""
+        """Free the weights that FSDP has gathered: they have changed since."""
         with resharded(self.sharded):
             pass
 
@@ -122,7 +121,7 @@ class Prober(nn.Module):
     def cut(self, inputs: Any, at: At, size: int) -> Any:
         """Some rows of a batch of `size` rows."""
         if self.cut_by is not None:
-            return self.cut_by(inputs, rows.index_of(at))
+            return self.cut_by(inputs, torch.arange(at.start, at.stop) if isinstance(at, slice) else at)
         return rows.cut(inputs, at, size, self.axis)
 
     def read_whole(self, why: str, k: int, size: int) -> None:
@@ -301,8 +300,10 @@ class Batch:
 
     @contextmanager
     def _precision(self) -> Iterator[None]:
-        """autocast may hold a low-precision copy of a weight that was changed in place: its cache is cleared,
-        and off."""
+        """Run the model without gradients, in the dtype of the training's autocast.
+
+        Its cache is cleared and off: it may hold a low-precision copy of a weight that was changed in place.
+        """
         torch.clear_autocast_cache()
         with torch.no_grad():
             if self.autocast is None:

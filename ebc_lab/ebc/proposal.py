@@ -61,7 +61,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Proposal:
-    """The weights are at W + dW; `kept` holds W, where the step needs it again."""
+    """A step that the bases propose: the weights are at W + dW, and `kept` holds W if it is needed again."""
 
     t: int  # the step, 0-based
     measured_batch: Batch | None  # None where the step measures nothing
@@ -127,7 +127,7 @@ class Proposal:
         return self._joined([_distance(self.layout.parts[i], self.before.parts[i]) for i in segments])
 
     def old_norm(self) -> Number:
-        """||W|| of what c scales."""
+        """Return ||W|| before the step, over the weights that c scales."""
         if not isinstance(self.arithmetic, TorchArithmetic):
             return self.number(self.arithmetic.norm([self.old[i] for i in self.scaled]))
         return self._joined([_length(self.before.parts[i]) for i in self.layout.moving])
@@ -155,7 +155,7 @@ class Proposal:
             torch._foreach_mul_([real(room.views[j]) for j in known], list(known.values()))
         for j in set(members).difference(known):
             room.views[j].zero_()
-        fall = -torch.stack([part.sum(dtype=_wide(part)) for part in map(real, parts)]).double().sum()
+        fall = -torch.stack([part.sum(dtype=_norm_dtype(part)) for part in map(real, parts)]).double().sum()
         return self.number(self.workers.joined(fall)), norm
 
     def interpolate(self, c: Number, out: Sequence[Tensor], segments: Sequence[int] | None = None) -> None:
@@ -212,14 +212,14 @@ class Proposal:
         self.before.restore()
 
 
-def _wide(part: Tensor) -> torch.dtype:
+def _norm_dtype(part: Tensor) -> torch.dtype:
     """float32, or the part's own where that is wider: a norm in bfloat16 is off by up to 0.4%."""
     return torch.float32 if part.dtype in LOW_PRECISION else part.dtype
 
 
 def _length(part: Tensor) -> Tensor:
     """||part||, 0-dim, in float32 at least."""
-    length: Tensor = torch.linalg.vector_norm(part, dtype=_wide(part))
+    length: Tensor = torch.linalg.vector_norm(part, dtype=_norm_dtype(part))
     return length
 
 

@@ -217,7 +217,6 @@ class Sensitivities:
             wanted = group in due or self.filters[group].beta is None
             if not wanted or not norms[i] > 0:
                 continue
-            # along the group's own unit direction
             direction = {f"model.{proposal.names[j]}": updates[j] / norms[i].to(updates[j]) for j in members}
             direction = {n: u.to(weights[n].dtype) for n, u in direction.items()}
             measured[i] = self.filters[group].update(self._observe(group, proposal, weights, direction))

@@ -44,11 +44,11 @@ class ClipSettings:
         measure: `tracked` alone can do with fewer: `when_needed` measures where the predicted standard
             deviation of ln KL exceeds `measure_above`. It is read on the host, so no CUDA graph holds such a
             step.
-        refine_steps, measurements: these two measure again, up to `measurements` times in a step, while c and
-            the trial c differ by more than a factor of 1.5; the first at every step, or in the first
-            `refine_steps` steps only, which then need no value on the host (CUDA graphs).
-        stretch: these two let c be this many times the scale at which the KL was measured, and no more: what
-            a short trial shows need not hold far beyond it. None: any c that the measurement asks for.
+        refine_steps, measurements: `shadow` and `tracked` measure again, up to `measurements` times in a
+            step, while c and the trial c differ by more than a factor of 1.5: at every step, or in the first
+            `refine_steps` steps only, so that later ones need no value on the host (CUDA graphs).
+        stretch: `shadow` and `tracked` let c be at most this many times the scale at which the KL was
+            measured: what a short trial shows need not hold far beyond it. None: any c.
         exponent: of `shadow`: how KL grows with c. `square` as c²; `auto` as c^p, p being measured at audits,
             for a model that quantizes its weights.
         floor: the smallest KL that means anything, nats per token. Default: by the logits' dtype, so a

@@ -340,7 +340,6 @@ class StabilizedOptimizer(WrappingOptimizer):
 
         Where the result is `void`, the bases must not step. Autograd must be off, as for all that follows.
         """
-        # the gradients: a step whose are not finite is skipped
         gradients = gradients_of(self.weights)
         stats = self._started(gradients)
         if not self.deferred and stats.bad_gradient:
@@ -353,7 +352,6 @@ class StabilizedOptimizer(WrappingOptimizer):
         held = audit or curve
         batch = self._batch(inputs, held) if held or self._measures(inputs.t) else None
 
-        # W itself, and what of the gradients is read after the bases' step
         self._limit_gradients(stats, gradients)
         self.gradients.forget()
         if not self.deferred and (audit or self._reads_gradients()):
@@ -427,10 +425,6 @@ class StabilizedOptimizer(WrappingOptimizer):
         weights = self._laid_out().kept
         weights.store()
         return weights
-
-    def has_moved(self, kept: Copy) -> bool:
-        """Whether the weights are no longer what `kept` holds, in one process at least."""
-        return self.any_process(not kept.equals_weights())
 
     def shorten(self, opened: Opened, c: float) -> Shortened:
         """Leave the weights at W + c·dW between the steps of two bases, which see W + dW."""

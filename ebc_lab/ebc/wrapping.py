@@ -29,9 +29,8 @@ class WrappingOptimizer(torch.optim.Optimizer):
         self.peak_lr = float(self.param_groups[0].get("lr", 1.0))
         self.prober: Prober
         self.given: GivenLogits
-        self.spread = (
-            False  # whether the rows that choose c are drawn from the whole batch, anew at each step
-        )
+        # whether the rows that choose c are drawn from the whole batch, anew at each step
+        self.spread = False
         self.project: Callable[[], None] | None = None
         self.retract: Callable[[], None] | None = None
         self._trained_at: list[Tensor] | None = None  # what is trained, while others are evaluated

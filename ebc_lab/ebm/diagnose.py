@@ -83,7 +83,6 @@ def findings(figures: Mapping[str, float], curve: Sequence[Mapping[str, float]])
         first = next((rate for rate in _series(curve, "soc_rate") if rate > 0), math.nan)
         judged.append(_judged("soc_rate", figures["soc_rate"], first, 1, MORE_EVENTS))
     for level in levels_of(figures):
-        # R² at a noise level, beside two standard errors below 0
         threshold = -ERRORS * figures.get(f"r2_se_{level}", math.nan)
         judged.append(_judged(f"r2_{level}", figures[f"r2_{level}"], threshold, -1, SCORE_IS_WRONG))
     for name, limit in LIMITS.items():

@@ -23,6 +23,21 @@ KEYS = ("wte.weight", "transformer.wte.weight")
 Floats = NDArray[np.float64]
 
 
+def token_ids(name: str, tokens: ArrayLike, vocabulary: int, *, least: int) -> NDArray[np.int64]:
+    """Return ids as int64 (L,). Raises ValueError for fewer than `least`, and for ids outside [0, V)."""
+    ids = np.asarray(tokens)
+    if ids.ndim != 1 or len(ids) < least or ids.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name} must be at least {least} token ids in one row, not {ids.dtype} of shape {ids.shape}."
+        )
+    if ids.min() < 0 or ids.max() >= vocabulary:
+        raise ValueError(
+            f"{name} holds ids from {ids.min()} to {ids.max()}, outside [0, {vocabulary}): "
+            "give the tokens' own vocabulary."
+        )
+    return ids.astype(np.int64, copy=False)
+
+
 def cooccurrence(tokens: ArrayLike, vocabulary: int, n: int, seed: int) -> Tensor:
     """Make unit embeddings (V, n) float32 of a text's tokens, ids (L,): near where their company is the same.
 
@@ -33,18 +48,11 @@ def cooccurrence(tokens: ArrayLike, vocabulary: int, n: int, seed: int) -> Tenso
     the rows are normalised again. A token without such company gets a random direction. The same for the same
     seed; raises ValueError for ids outside [0, V), less than two of them, and n < 2.
     """
-    ids = np.asarray(tokens)
-    if ids.ndim != 1 or len(ids) < 2 or ids.dtype.kind not in "iu":
-        raise ValueError(
-            f"embeddings need at least two token ids in one row, not {ids.dtype} of shape {ids.shape}."
-        )
+    ids = token_ids("the text", tokens, vocabulary, least=1)
+    if len(ids) < 2:
+        raise ValueError("embeddings need at least two token ids in one row, not one.")
     if n < 2:
         raise ValueError(f"n={n} leaves no sphere to lie on: choose at least 2.")
-    if ids.min() < 0 or ids.max() >= vocabulary:
-        raise ValueError(
-            f"the text holds ids from {ids.min()} to {ids.max()}, outside [0, {vocabulary}): "
-            "give the tokens' own vocabulary."
-        )
     draw = np.random.Generator(np.random.Philox(key=seed))
     used, dense_ids = np.unique(ids, return_inverse=True)
     vectors, rank = _factors(_positive_information(dense_ids, len(used)), min(n, len(used)), draw)

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from .denoising import add_noise, matched_r2, score_target
+from .denoising import matched_r2
+from .embeddings import token_ids
 from .generate import Sampling, draw
-from .model import EnergyModel, ModelSettings, level_name, log_area
+from .model import EnergyModel, ModelSettings, level_name, log_area, noised_scores
 from .soc import novelty
 from .sphere import distance
 
@@ -35,7 +36,8 @@ def ngram_baselines(train: ArrayLike, test: ArrayLike, vocabulary: int) -> tuple
     unigram itself where none did. Both are token ids (L,). Raises ValueError for ids outside [0, V), an empty
     `train` or a `test` of fewer than two tokens.
     """
-    known, asked = _ids("train", train, vocabulary, least=1), _ids("test", test, vocabulary, least=2)
+    known = token_ids("train", train, vocabulary, least=1)
+    asked = token_ids("test", test, vocabulary, least=2)
     unigram = (np.bincount(known, minlength=vocabulary) + 1) / (len(known) + vocabulary)
     before, after = asked[:-1], asked[1:]
 
@@ -57,20 +59,6 @@ def _counts_of(asked: Tokens, pairs: Tokens, counts: Tokens) -> Tokens:
     return np.where(pairs[place] == asked, counts[place], 0)
 
 
-def _ids(name: str, tokens: ArrayLike, vocabulary: int, *, least: int) -> Tokens:
-    ids = np.asarray(tokens)
-    if ids.ndim != 1 or len(ids) < least or ids.dtype.kind not in "iu":
-        raise ValueError(
-            f"{name} must be at least {least} token ids in one row, not {ids.dtype} of shape {ids.shape}."
-        )
-    if ids.min() < 0 or ids.max() >= vocabulary:
-        raise ValueError(
-            f"{name} holds ids from {ids.min()} to {ids.max()}, outside [0, {vocabulary}): "
-            "give the tokens' own vocabulary."
-        )
-    return ids.astype(np.int64, copy=False)
-
-
 # -- what a model knows of held-out states -------------------------------------------------------------------
 
 
@@ -90,13 +78,10 @@ def score_quality(
     """Measure R² of the score at every level over states (M, n), noised once. ValueError without splats."""
     if model.store is None:
         raise ValueError("a model without splats has no score of its states")
-    kappas, peaks = model.widened()
     widths = model.store.width()[model.store.nearest(states, 1)[:, 0]].double()
     levels = []
-    for level, sigma in enumerate(model.settings.levels):
-        x = add_noise(states, sigma, noise, generator=generator)
-        target = score_target(x, states, sigma, noise).double()
-        score = model.score_at(x, level, kappas[level], peaks[level]).double()
+    for sigma, _, exact, own in noised_scores(model, states, noise, generator):
+        target, score = exact.double(), own.double()
         gained = (score * (2 * target - score)).sum(-1)
         size = target.square().sum(-1)
         r2 = gained.sum() / size.sum()

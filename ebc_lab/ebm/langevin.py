@@ -124,9 +124,6 @@ def original_chain(
     score: ScoreOf,
     x: Tensor,
     *,
-    steps: int = 200,
-    dt: float = 0.001,
-    friction: float = 0.1,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Result:
@@ -137,8 +134,8 @@ def original_chain(
     score that is not finite.
     """
     x = normalise(x)
-    chain = _Chain(None, score, dt, friction, temperature, generator)
-    return chain.plain(x, torch.zeros_like(x), steps)
+    chain = _Chain(None, score, 0.001, 0.1, temperature, generator)
+    return chain.plain(x, torch.zeros_like(x), 200)
 
 
 @dataclass(frozen=True)

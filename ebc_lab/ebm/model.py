@@ -12,7 +12,7 @@ The energy runs in float32 outside autocast; encoder and decoder follow it (docs
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -377,15 +377,22 @@ def expert_loads(routing: Routing) -> dict[str, Tensor]:
     return {**loads, "load_max": first.max()}
 
 
+def noised_scores(
+    model: EnergyModel, states: Tensor, noise: str, generator: torch.Generator
+) -> Iterator[tuple[float, Tensor, Tensor, Tensor]]:
+    """Yield for each level: sigma, states (S, n) noised by it, the score of that noise, and the model's."""
+    kappas, peaks = model.widened()
+    for level, sigma in enumerate(model.settings.levels):
+        x = add_noise(states, sigma, noise, generator=generator)
+        target = score_target(x, states, sigma, noise)
+        yield sigma, x, target, model.score_at(x, level, kappas[level], peaks[level])
+
+
 def explained_by_level(model: EnergyModel, states: Tensor, draws: Draws) -> tuple[list[Tensor], Scored]:
     """Return R² of the model's score of noised states (S, n), 0-dim for each level, and what was scored."""
-    kappas, peaks = model.widened()
     explained = []
     scored = Scored([], [])
-    for level, sigma in enumerate(model.settings.levels):
-        x = add_noise(states, sigma, draws.noise, generator=draws.generator)
-        target = score_target(x, states, sigma, draws.noise)
-        score = model.score_at(x, level, kappas[level], peaks[level])
+    for _, x, target, score in noised_scores(model, states, draws.noise, draws.generator):
         explained.append(r_squared(score, target))
         scored.x.append(x)
         scored.scores.append(score.detach())

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class CheckError(Exception):
-    """What is not as it must be."""
+    """A check has failed; the message says what was found instead."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _backends() -> list[str]:
 
 
 def known_codes() -> str:
-    """Quantize twelve weights whose mean magnitude and codes were worked out by hand."""
+    """Check the step and codes of twelve weights against those worked out by hand."""
     weights = [0.3, -0.1, 0.0, 1.7, -2.5, 0.05, 0.8, -0.8, 1e-20, -0.0, 0.45, -1.2]
     ternary = [0, 0, 0, 1, -1, 0, 1, -1, 0, 0, 1, -1]
     five = [0, 0, 0, 2, -2, 0, 1, -1, 0, 0, 1, -2]

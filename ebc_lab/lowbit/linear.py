@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .backends.formulas import Group, Scale, check_group, check_levels, check_scale
-from .backends.planes import refuse_packed, unpack_flat
-from .backends.tensors import empty_on, torch_decode
+from .backends.planes import refuse_packed
+from .backends.tensors import torch_decode, torch_unpack
 from .container import PackedTensor, read_packed, write_packed
 from .levels import quantize
 from .names import misnamed
@@ -76,9 +76,8 @@ class PackedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """Unpack the float32 weight anew: (out_features, in_features)."""
-        shape = self.out_features, self.in_features
-        empty = empty_on(self.codes.device)
-        codes = unpack_flat(self.codes, shape[0] * shape[1], self.levels, empty)[0].reshape(shape)
+        codes = torch_unpack(self.codes, self.out_features * self.in_features, self.levels)
+        codes = codes.view(self.out_features, self.in_features)
         return torch_decode(codes, self.step_bits.view(torch.float32), self.group)
 
     def forward(self, inputs: Tensor) -> Tensor:

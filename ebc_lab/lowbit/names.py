@@ -1,4 +1,5 @@
-"""Names that are none: the nearest one, or what stands here for a name of the "1.58-bit hybrid" trainer."""
+"""What an unknown name is answered with: the nearest known one, or what to write here in place of a name of
+the "1.58-bit hybrid" trainer."""
 
 from __future__ import annotations
 
@@ -101,7 +102,7 @@ def misnamed(names: Iterable[object], known: Iterable[str], owner: str, kind: st
 
 
 class Familiar:
-    """A base of classes: a familiar name that an object does not have is an error that says what to write."""
+    """A base of classes. A name that only other programs have is an error that says what to write instead."""
 
     if not TYPE_CHECKING:
 
@@ -111,7 +112,7 @@ class Familiar:
 
 
 class Summary(Familiar, dict[str, Any]):
-    """Figures by name; one that there is none of is a KeyError that names the nearest."""
+    """Figures by name. An unknown name is a KeyError that suggests the nearest."""
 
     def __missing__(self, name: object) -> Any:
         raise KeyError(misnamed([name], self, "this summary", "figure"))
@@ -123,7 +124,7 @@ class _Spelled(type):
 
 
 class Settings(Familiar, metaclass=_Spelled):
-    """A base of dataclasses: a field that there is none of is a TypeError, given or assigned."""
+    """A base of dataclasses. An unknown field, given or assigned, is a TypeError that names the nearest."""
 
     SPELLINGS: ClassVar[Spellings] = {}
 

@@ -93,9 +93,7 @@ def run_and_record(
                     on_progress(message["step"])
                 elif "say" in message:
                     say(message["say"])
-                elif (
-                    end is None or "rank" not in end
-                ):  # what another than the first says comes before its end
+                elif end is None or "rank" not in end:  # another than the first speaks before its end
                     end = message
             if end is None and not was_told and should_stop():
                 was_told = True

@@ -79,7 +79,7 @@ class Child:
                     os._exit(1)
 
     def _next(self) -> dict[str, Any] | None:
-        """What is asked of this process, or of the first of several; None: no more."""
+        """Wait for what is asked next, which the first of several processes passes on; None: no more."""
         asked = [self.asked.get() if self.ranks.first else None]
         if self.ranks.count > 1:
             dist.broadcast_object_list(asked, 0)

@@ -17,9 +17,7 @@ UNUSABLE = (
     "Unexpected error from cudaGetDeviceCount()",
     "uncorrectable ECC error encountered",
 )
-OUT_OF_MEMORY = (
-    "the memory of its GPU ran out"  # how DeviceFailed begins for a run that is to be tried on another
-)
+OUT_OF_MEMORY = "the memory of its GPU ran out"  # begins a DeviceFailed whose run is to be tried on another
 Say = Callable[[str], None]
 
 

@@ -37,6 +37,8 @@ OOM_WORDS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 DEVICE_WORDS = ("CUDA error", "CUDNN_STATUS_INTERNAL_ERROR", *UNUSABLE)
+# in the first line of a device failure that the run's own code caused; the lines after it advise on
+# device-side assertions, whatever has happened
 OWN_FAULT = ("device-side assert", "illegal memory access", "misaligned address")
 
 
@@ -133,7 +135,7 @@ def outcome_of(error: Exception, files: RunFiles | None = None) -> tuple[str, st
     if lost_another(error):
         raise DeviceFailed("another process of those that train the run is gone") from error
     cause = cause_of(error)
-    if is_device_failure(error) and not is_own_fault(cause):
+    if is_device_failure(error) and not any(words in cause for words in OWN_FAULT):
         raise DeviceFailed(cause) from error
     return "oom" if is_oom(error) else "failed", cause
 
@@ -168,11 +170,3 @@ def is_device_failure(error: BaseException) -> bool:
     """Whether the GPU vanished or its context is broken, so that this process can do nothing more with it."""
     named = any(words in str(error) for words in DEVICE_WORDS)
     return isinstance(error, RuntimeError) and named and not is_oom(error)
-
-
-def is_own_fault(cause: str) -> bool:
-    """Whether the run's own code caused a device failure, going by the first line of its message.
-
-    The lines after it advise on device-side assertions, whatever has happened.
-    """
-    return any(words in cause for words in OWN_FAULT)

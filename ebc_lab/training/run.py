@@ -82,18 +82,16 @@ class Training:
             numerics = numerics_of(run)
             kinds: list[type[Hook]] = [numerics, *hooks_of(run)]
 
-            # what is trained
             self.workload = workload or workloads.load(run, device, numerics.workloads)
             self.model = self.workload.build().to(device)
             if run.param_dtype != "float32":
-                forensics.set_parameter_dtype(self.model, run.param_dtype)
+                self.model.to(getattr(torch, run.param_dtype))
             for kind in kinds:
                 kind.install(run, self.model)
             lay_flat(self.model.parameters())
             self.forward = forward_of(self.model, run)
             self.trained = ranks.training(self.forward)
 
-            # what trains it
             matrices = [p for p in self.workload.matrices(self.model) if p.requires_grad]
             self.optimizer = self._stabilized(kinds, matrices)
             built = Built(self.model, matrices, self.optimizer, self.workload.vocabulary)
@@ -102,22 +100,20 @@ class Training:
             self.refusals: tuple[type[Exception], ...] = (NonFiniteUpdateError, *numerics.refusals)
             self.hooks: list[Hook] = [self.numerics, *(kind(run, built) for kind in kinds[1:])]
 
-            # on what
             self.batches, self.probe_batches = self.workload.batches()
-            self.fixed_windows = numerics.held_out(self.workload, "val", run.eval_windows)
+            self.fixed_windows = self.workload.held_out("val", run.eval_windows, exact=numerics.exact_windows)
             # where a graph looks for the learning rate and for the batch
             self.rate = torch.zeros((), device=device)
             self.source = torch.zeros_like(self.batches.source_at(0))
 
-            # from where
             self.random = OwnRandomness(run.seed, device)
-            saved = self._saved(say)
-            prober = self.optimizer.prober
-            parts = self._parts()
-            path = self.files.checkpoint
+            # the checkpoint that the first process of the run has, for all of them
+            found = ranks.from_first(lambda: self._saved_here(say))
+            saved = found.state if found else None
             reached = checkpoint.Reached()
             if saved:
-                reached = checkpoint.restore(path, saved, parts, prober, self.random)
+                resumed = (self._parts(), self.optimizer.prober, self.random)
+                reached = checkpoint.restore(self.files.checkpoint, saved, *resumed)
         self.step = reached.step
         self.skips = reached.skips
         self.train_s = reached.train_s
@@ -184,11 +180,6 @@ class Training:
         budget = self.run_config.budget
         measured = budget.name in BOUNDED or budget.sensitivity_every
         return list(self.optimizer.groups) if isinstance(self.optimizer, EllipsotopeClip) and measured else []
-
-    def _saved(self, say: Say) -> dict[str, Any] | None:
-        """Return the checkpoint that the first process of the run has, for all of them."""
-        saved = self.ranks.from_first(lambda: self._saved_here(say))
-        return saved.state if saved else None
 
     def _saved_here(self, say: Say) -> checkpoint.Saved | None:
         """Return the checkpoint, unless the rows before it are no longer those that were recorded."""
@@ -290,7 +281,6 @@ class Training:
         self._set_rate(lr)
         t = self.optimizer.begin_step()
 
-        # whether this step comes from a CUDA graph
         usual = not (self.workload.event_at(step) or any(hook.event_at(step) for hook in self.hooks))
         kind = self.optimizer.kind(t) if self.graphs and usual else None
         graph = self.graphs if self.graphs and self.graphs.wants(kind) else None
@@ -299,7 +289,6 @@ class Training:
             self.rate.fill_(lr)
             self._set_rate(self.rate)
 
-        # the step itself; its values are read later
         values: Values | Packed
         if graph:
             self.source.copy_(self.batches.source_at(step))
@@ -318,7 +307,6 @@ class Training:
     def _computed(self, t: int, inputs: Tensor, targets: Tensor, lr: float = 0.0) -> Values:
         """Take step `t` at the scheduled learning rate `lr` -> everything recorded of it, still on the
         device."""
-        # forward and backward
         try:
             values, last, states = self.forward_backward(t, inputs, targets, lr)
         except self.numerics.refusals:  # a value is not finite
@@ -326,7 +314,6 @@ class Training:
             loss = torch.full((), math.nan, device=targets.device)
             return {"loss": loss, "failed": torch.ones_like(loss, dtype=torch.bool)}
 
-        # the update, limited and audited
         try:
             stats = self.optimizer.take_step(last)
         except self.refusals:
@@ -334,7 +321,6 @@ class Training:
         finally:
             self.optimizer.zero_grad()
 
-        # what follows it
         for hook in self.hooks:
             values |= hook.after(t, stats)
         further = self.workload.after_step(t, stats, states, self.optimizer.renew_rows)

@@ -190,10 +190,7 @@ class Terms(OwnedByGrids):
 
     def __init__(self, layer: Any, name: str):
         self.sum = Sum(layer, name, (Grid(),))
-
-    @property
-    def sums(self) -> list[Sum]:
-        return [self.sum]
+        self.sums = [self.sum]
 
     def gradient(self, terms: Tensor, ids: Tensor | None = None) -> Tensor | None:
         """Return the gradient from terms (N, d), which belong to the rows `ids`, (N,), of the parameter; None

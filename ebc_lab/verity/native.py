@@ -254,7 +254,7 @@ def _in(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _out(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a tensor that is changed in place. ValueError where it is not contiguous."""
+    """Return x, which is to be changed in place. ValueError unless it is contiguous and of this dtype."""
     if x.dtype is not dtype or not x.is_contiguous():
         raise ValueError(f"a contiguous tensor of {dtype} is needed here")
     return x

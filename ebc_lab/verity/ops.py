@@ -58,7 +58,7 @@ HALF = 31  # bits of the lower part of a loss
 
 
 def _check(x: Tensor, what: str, width: int | None = None) -> Tensor:
-    """Return x contiguous. ValueError unless it is float32, and its rows have this width."""
+    """Return x contiguous. ValueError unless it is float32 and, if `width` is given, (..., width)."""
     if x.dtype != torch.float32:
         raise ValueError(f"{what} takes float32, not {str(x.dtype).removeprefix('torch.')}.")
     if width is not None and x.shape[-1] != width:
@@ -74,7 +74,7 @@ def _finite(e: Tensor, what: str) -> Tensor:
 
 
 def _applied(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
-    """Call a function that has a gradient of its own."""
+    """Call a function that has a gradient of its own; torch types what `apply` returns as anything."""
     apply: Any = function.apply
     result: Tensor = apply(*arguments)
     return result

@@ -47,8 +47,8 @@ class OwnModelWorkload(GPTWorkload):
         return made
 
     def matrices(self, model: nn.Module) -> list[nn.Parameter]:
-        """The hidden matrices by the names of their modules. Raises UserError where the run needs some and
-        finds none."""
+        """The matrices that `grouping="matrices"` finds by name. Raises UserError where it finds none and the
+        run's optimizer or projection needs some."""
         named = dict(model.named_parameters())
         shapes = {name: tuple(p.shape) for name, p in named.items()}
         try:

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,13 +127,7 @@ class EBMWorkload(TextSplits):
         self.train_ids = tokenised_of(run, corpus).splits["train"]
         self.step_columns = step_columns(run)
         self.eval_columns = eval_columns(run, self.vocabulary)
-        self.weights = LossWeights(
-            mle=self.ebm.mle,
-            score=self.ebm.score,
-            noised=self.ebm.noised,
-            balance=self.ebm.balance,
-            z=self.ebm.z,
-        )
+        self.weights = LossWeights(**{f.name: getattr(self.ebm, f.name) for f in fields(LossWeights)})
         self._model: EnergyModel | None = None
         self.states_seen = 0  # since the last look at the pile
         self.soc_rate = math.nan  # at that look
@@ -340,7 +334,7 @@ class EBMWorkload(TextSplits):
         return figures
 
     def _recent(self) -> dict[str, float]:
-        """What the last step, and the last look at the pile, showed."""
+        """Figures of `eval_columns` from the last step and the last look at the pile; NaN: none yet."""
         names = [name for name in self.eval_columns if name in OF_STEPS]
         known = {name: float(part) for name, part in self.latest.items() if name in names}
         known["soc_rate"] = self.soc_rate

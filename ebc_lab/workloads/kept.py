@@ -11,7 +11,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,30 +57,22 @@ class Blocks(nn.Module):
 
 
 def settings_of(run: RunConfig, vocabulary: int) -> ModelSettings:
-    """The model's settings in a run's."""
+    """The model's settings in a run's: those of `conf/ebm` by the same names, and what other parts say."""
     ebm, decoder = run.ebm, run.decoder
-    return ModelSettings(
-        vocabulary=vocabulary,
-        n=ebm.n,
-        splats=ebm.splats,
-        neighbours=ebm.neighbours,
-        encoder=run.encoder.name,
-        decoder=decoder.name,
-        window=ebm.window,
-        hidden=round(ebm.hidden * decoder.hidden_scale),
-        experts=decoder.experts,
-        active=decoder.active,
-        width=run.model.width,
-        context=run.model.context,
-        index=chosen(run.index.name, ebm.splats, run.device == "cuda"),
-        adapt=ebm.adapt,
-        kappa_min=ebm.kappa_min,
-        kappa_max=ebm.kappa_max,
-        levels=tuple(ebm.levels),
-        soc=ebm.soc,
-        soc_threshold=ebm.soc_threshold,
-        soc_conserved=ebm.soc_conserved,
-    )
+    settings = {f.name: getattr(ebm, f.name) for f in fields(ModelSettings) if hasattr(ebm, f.name)}
+    settings |= {
+        "vocabulary": vocabulary,
+        "encoder": run.encoder.name,
+        "decoder": decoder.name,
+        "hidden": round(ebm.hidden * decoder.hidden_scale),
+        "experts": decoder.experts,
+        "active": decoder.active,
+        "width": run.model.width,
+        "context": run.model.context,
+        "index": chosen(run.index.name, ebm.splats, run.device == "cuda"),
+        "levels": tuple(ebm.levels),
+    }
+    return ModelSettings(**settings)
 
 
 def build(run: RunConfig, vocabulary: int, embeddings: Tensor | None = None) -> EnergyModel:

@@ -14,7 +14,8 @@ from support.rival_reference import AUTHORS, WRITTEN_OUT
 
 from ebc_lab.components import optimizer as optimizers
 from ebc_lab.components.library_optimizers import ScheduleFree
-from ebc_lab.components.optimizer import OPTIMIZERS, StackedMuon, UncappedAdafactor
+from ebc_lab.components.optimizer import OPTIMIZERS
+from ebc_lab.components.torch_optimizers import StackedMuon, UncappedAdafactor, orthogonal
 from ebc_lab.config.choices import optimizer_defaults
 from ebc_lab.config.parts.model import ModelConfig
 from ebc_lab.config.parts.optimizer import OptimizerConfig
@@ -227,7 +228,7 @@ def test_newton_schulz_in_float32_is_the_plain_iteration(seed, shape, decades, l
     for _ in range(group["ns_steps"]):
         gram = expected @ expected.mT
         expected = a * expected + (b * gram + c * gram @ gram) @ expected
-    found = optimizers.orthogonal(stack, group).double()
+    found = orthogonal(stack, group).double()
     assert torch.linalg.matrix_norm(found - expected).max() < 1e-3 * math.sqrt(shape[0])
 
 

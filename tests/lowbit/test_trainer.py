@@ -40,6 +40,7 @@ def weights(trainer: HybridLLMTrainer) -> list[bytes]:
     ("name", "value"),
     [
         ("batch_size", 0),
+        ("n_clusters", 0),
         ("max_epochs", True),
         ("max_steps", 0),
         ("learning_rate", 0.0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.optim import Optimizer
 
 from ebc_lab.config.errors import require
 from ebc_lab.config.own.parts import describe_own_part, own_part
+from ebc_lab.config.parts.budget import BudgetConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import EllipsotopeClip, InBackward, LaggedClip, StabilizedOptimizer
 from ebc_lab.ebc.options import LAGGED, SETTLING
@@ -36,6 +38,9 @@ Build = Callable[..., StabilizedOptimizer]
 Groups = Mapping[str, Sequence[str]]  # group -> its parameters' names
 Effective = Callable[[], Sequence[Tensor]]  # the weights as the forward uses them now
 
+# the settings of `conf/budget` that EBC takes by the same name
+OF_BUDGET = {f.name for f in fields(ForensicSettings)} & {f.name for f in fields(BudgetConfig)}
+
 
 def none(model: nn.Module, bases: Sequence[Optimizer], run: RunConfig, **common: Any) -> StabilizedOptimizer:
     """The plain optimizer, audited."""
@@ -56,42 +61,25 @@ def ebc(
     budget = run.budget
     controller = run.controller
     gains = {"kp": controller.kp, "ki": controller.ki, "a": controller.a}
-    settings = ForensicSettings(
-        target_kl=budget.target_kl,
-        budget=budget.name,
-        aggregate=budget.aggregate,
-        grouping=grouping,
-        controller=controller.name,
-        gains={name: gain for name, gain in gains.items() if gain is not None},
-        schedule=budget.schedule,
-        total_steps=run.steps,
-        radius=budget.radius,
-        radius_unit=budget.radius_unit,
-        ramp=budget.ramp,
-        steers=controller.steers,
-        until=budget.until,
-        probe=budget.probe,
-        cadence=budget.cadence,
-        sensitivity_every=budget.sensitivity_every,
-        measure_every=budget.measure_every,
-        measure=budget.measured_steps(),
-        measure_above=budget.measure_above,
-        refine_steps=SETTLING,  # later steps can be captured in a CUDA graph, and are as they were recorded
-        stretch=budget.stretch,
-        exponent=budget.exponent,
-        guard=budget.guard,
-        beta_init=budget.beta_init,
-        units=budget.units,
-    )
+    chosen: dict[str, Any] = {name: getattr(budget, name) for name in OF_BUDGET} | {
+        "budget": budget.name,
+        "grouping": grouping,
+        "controller": controller.name,
+        "gains": {name: gain for name, gain in gains.items() if gain is not None},
+        "total_steps": run.steps,
+        "steers": controller.steers,
+        "measure": budget.measured_steps(),
+        # later steps can be captured in a CUDA graph, and are as they were recorded
+        "refine_steps": SETTLING,
+    }
+    settings = ForensicSettings(**chosen)
     if budget.name == LAGGED:
         return LaggedClip(model, bases, settings=settings, **common)
     cls = ForensicClip if settings.forensic else EllipsotopeClip
     return cls(model, bases, settings=settings, **common)
 
 
-def rival(
-    cls: type[Rival] | type[EnergyBudget], of_run: Callable[[RunConfig], dict[str, Any]] = lambda run: {}
-) -> Build:
+def rival(cls: type[Rival], of_run: Callable[[RunConfig], dict[str, Any]] = lambda run: {}) -> Build:
     """What builds a class from a run: with the run's strength, and with what `of_run` reads from it."""
 
     def build(

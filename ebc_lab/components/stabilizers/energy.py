@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ebc_lab.ebc import StabilizedOptimizer, StepStats, energy_budget_clip, monitor_ebc_ratio
-from ebc_lab.ebc.energy.record import RATIO, ActivationRecord, check_ratio, limit
+from ebc_lab.ebc import StepStats, energy_budget_clip, monitor_ebc_ratio
+from ebc_lab.ebc.energy.record import RATIO, ActivationRecord, limit
+
+from .rivals import Rival
 
 __all__ = ["EnergyBudget", "energy_budget_clip", "monitor_ebc_ratio"]  # the last two: their place at first
 
 
-class EnergyBudget(StabilizedOptimizer):
+class EnergyBudget(Rival):
     """At each step, each layer's joint gradient norm is at most `strength` times the norm of its output.
 
     Gradients and outputs share no unit: their ratio depends on the loss's scale. A layer whose output is
@@ -22,29 +24,23 @@ class EnergyBudget(StabilizedOptimizer):
     `ActivationRecord`.
 
     Args:
-        strength: gradient norm over output norm, > 0; None: 0.1.
         norm: of the output: `rms`, or `raw` as published, which grows with the square root of the number of
             tokens.
-        common: see `StabilizedOptimizer`.
+        common: `strength`, gradient norm over output norm, > 0, by default 0.1; others as in `Rival`.
     Raises:
         ValueError: strength <= 0 or an unknown norm.
     """
 
     default = RATIO
-    takes_arithmetic = False
-    takes_shards = False
 
     def __init__(
         self,
         model: nn.Module,
         optimizers: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         *,
-        strength: float | None = None,
         norm: str = "rms",
         **common: Any,
     ):
-        self.strength = self.default if strength is None else strength
-        check_ratio("strength", self.strength)
         super().__init__(model, optimizers, **common)
         self.record = ActivationRecord(model, norm, self.weights)
 

@@ -271,18 +271,19 @@ def warm_up_share(gap: Any, first: float, peak: Any, div: float) -> Any:
     return gap / (gap + first * (div - 1) * ((gap - peak) / (first - peak)) ** 2)
 
 
-def peak_gap(first: float, kappa: float, div: float, *, width: float = 1e-3, candidates: int = 500) -> float:
-    """The gap at which the rate is largest: of `candidates`, the one whose curve is nearest to a usual
-    schedule, which falls linearly from there to `first` and as half a cosine to 0.
+def peak_gap(first: float, kappa: float, div: float) -> float:
+    """The gap at which the rate is largest: of 500, the one whose curve is nearest to a usual schedule, which
+    falls linearly from there to `first` and as half a cosine to 0.
 
     The mean of the squared difference is weighted with exp(-width·kappa/2·(distance from the peak)²), all as
     in the authors' code. inf, which is no warm-up, where the first gap is too small for one.
     """
-    margin = 0.01  # nats, as theirs
+    margin = 0.01  # nats
+    width = 1e-3
     if first <= 2 * margin:
         return math.inf
     nodes, weights = np.polynomial.legendre.leggauss(50)
-    peaks = np.linspace(margin, first - margin, candidates)[:, None]
+    peaks = np.linspace(margin, first - margin, 500)[:, None]
 
     def difference(low: Any, high: Any, early: bool) -> Any:
         x = low + (high - low) * (nodes + 1) / 2

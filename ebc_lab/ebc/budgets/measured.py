@@ -95,7 +95,10 @@ class Measured(Budget):
     trial: Tensor  # the scale to try first
 
     def measures_kl(self, t: int) -> bool:
-        """Whether a KL is measured at step `t`: one in `measure_every`, and audits see both kinds alike."""
+        """Whether a KL is measured at step `t`.
+
+        It is at one step in `measure_every`, which moves on from audit to audit: these see both kinds alike.
+        """
         s = self.settings
         shifted = t // math.lcm(s.measure_every, self.audit_every or 1)
         return t < s.settling or (t + shifted) % s.measure_every == 0

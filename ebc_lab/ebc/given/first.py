@@ -72,7 +72,7 @@ class FirstSteps:
         self._hooks = {}
 
     def forget(self) -> None:
-        """The step that is open will not end."""
+        """Drop what was seen of a step that has begun and will not be finished."""
         self._looking = None
         self._gradients = {}
 

@@ -35,7 +35,7 @@ class Choice:
         return places if self.order is None else self.order[places]
 
     def taken(self, x: Tensor, start: int, end: int) -> Tensor:
-        """Those rows of a tensor (B, ...)."""
+        """The `start`-th to the `end`-th row of a tensor (B, ...) in that order."""
         return take(x, self.at(start, end))
 
 
@@ -81,11 +81,6 @@ class Chooser:
             return size if self.sequences == "all" else int(self.sequences)
         most = counting - max(1, counting // 4) if self.audits and counting > 1 else counting
         return min(max(wanted, 2), most)
-
-
-def index_of(at: At) -> Tensor:
-    """The places as an index."""
-    return at if isinstance(at, Tensor) else torch.arange(at.start, at.stop)
 
 
 def take(x: Tensor, at: At, axis: int = 0) -> Tensor:

@@ -30,7 +30,7 @@ CHUNK = 1024  # rows of an evaluation's forward
 
 
 class Rows:
-    """Rows (n, d) and their targets (n, e), split, clustered and scaled; targets None are the rows."""
+    """Rows (n, d) and targets (n, e), split, clustered and scaled; without targets the rows are their own."""
 
     kind = "rows"
 
@@ -185,7 +185,7 @@ def tokens_of(data: object) -> NDArray[np.int64] | None:
 
 
 def _most_frequent(tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return tokens by rank, the most frequent 0, all that come after CLASSES - 1 of them as one."""
+    """Return each token's rank by frequency, 0 the most frequent; ranks from CLASSES - 1 on are one class."""
     ranks = np.argsort(np.argsort(-np.bincount(tokens), kind="stable"), kind="stable")
     folded: NDArray[np.int64] = np.minimum(ranks, CLASSES - 1)[tokens]
     return folded

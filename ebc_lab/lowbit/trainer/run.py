@@ -1,4 +1,4 @@
-"""The state of a training, and the file that keeps it: no pickle, a checksum, written whole."""
+"""The state of a training, and its file: written whole, with a checksum, and nothing in it is executed."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def write_checkpoint(path: Path, saved: dict[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `write_checkpoint` wrote; DamagedFileError for anything else."""
+    """Read what `write_checkpoint` wrote. Raises DamagedFileError for anything else, OSError as files do."""
     content = path.read_bytes()
     start = len(_MAGIC)
     body = content[start + 32 :]

@@ -24,7 +24,7 @@ class TrainingConfig(Settings):
         batch_size: rows, or windows of text, of a step.
         learning_rate: of Adam.
         max_epochs, max_steps: the training ends with the one that comes first; EPOCHS if neither is given.
-        n_clusters: of the training rows, from which batches are drawn; 0 finds a number.
+        n_clusters: of the training rows, from which batches are drawn; 1 draws from all alike.
         quantize_weights: whether the hidden matrices are used in `levels`, else in float32.
         quantize_gradients: whether their gradients are rounded to `levels` at random.
         use_adaptive_lr: the policy `auxnn` and a trust region, else a constant learning rate.
@@ -61,7 +61,7 @@ class TrainingConfig(Settings):
 
     def check(self) -> None:
         """Raise ValueError for the first setting out of its range."""
-        least = {"batch_size": 1, "n_clusters": 0, "hidden": 1, "seed": 0}
+        least = {"batch_size": 1, "n_clusters": 1, "hidden": 1, "seed": 0}
         least |= {name: 1 for name in ("max_epochs", "max_steps") if getattr(self, name) is not None}
         for name, low in least.items():
             value = getattr(self, name)
