@@ -134,8 +134,8 @@ def original_chain(
     score that is not finite.
     """
     x = normalise(x)
-    chain = _Chain(None, score, 0.001, 0.1, temperature, generator)
-    return chain.plain(x, torch.zeros_like(x), 200)
+    chain = _Chain(None, score, dt=0.001, friction=0.1, temperature=temperature, generator=generator)
+    return chain.plain(x, torch.zeros_like(x), steps=200)
 
 
 @dataclass(frozen=True)
