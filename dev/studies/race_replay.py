@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ebc_lab.config.identity import recorded_environment
 from ebc_lab.config.parts.race import RaceConfig
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Decision
@@ -78,11 +79,12 @@ def main(places: Sequence[str]) -> None:
         snapshot = read(Study(Path(place)))
         results = {r.run_id: r.result for r in snapshot.records if r.result}
         print(f"\n{place}")
-        if "tune" in snapshot.decisions:
-            _tune(snapshot.config, snapshot.decisions, results)
-        for stage, role in OTHERS:
-            if stage in snapshot.decisions:
-                _other(stage, role, snapshot.config, snapshot.decisions, results)
+        with recorded_environment(snapshot.header["environment"]):
+            if "tune" in snapshot.decisions:
+                _tune(snapshot.config, snapshot.decisions, results)
+            for stage, role in OTHERS:
+                if stage in snapshot.decisions:
+                    _other(stage, role, snapshot.config, snapshot.decisions, results)
 
 
 def _tune(config: Config, decisions: Mapping[str, Decision], recorded: Mapping[str, RunResult]) -> None:
@@ -112,10 +114,11 @@ def _print(first: float, sigmas: float, margin: float, rows: Sequence[Mapping[st
 
 def _arm(tuning: Tuning, label: str, margin: float, first: float) -> dict[str, Any]:
     """Take one arm's search again, with racing and without."""
-    tune, arm, maker = tuning.config.tune, tuning.arms[label], partial(tuning.runs, label)
-    plain = search(tune, arm, maker, tuning.results)
+    tune, arm = tuning.config.tune, tuning.arms[label]
+    made, further = (partial(tuning.runs, label, seeds=seeds) for seeds in (tuning.seeds, tuning.final_seeds))
+    plain = search(tune, arm, made, further, tuning.results)
     replay = Replay(tuning.results, margin, first)
-    fast = search(tune, arm, maker, replay.results, replay.race)
+    fast = search(tune, arm, made, further, replay.results, replay.race)
     best = plain.best() or {}
     windows = [_octaves(tried, tried.best()) for tried in (plain, fast)]
     worst = plain.score_of(best) if best else math.inf

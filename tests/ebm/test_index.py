@@ -197,7 +197,7 @@ def test_lists_compare_with_their_centres_and_with_the_points_they_hold():
 @pytest.mark.parametrize("cloud", [structured, clustered, uniform])
 @approximate
 def test_distances_a_query_grow_slower_than_the_root_where_points_have_structure(kind, cloud, n):
-    """It prints the table of docs/ebm.md."""
+    """It prints a table: distances for a query at both sizes, and how they grow."""
     counts = []
     for points in (2000, 16_000):
         mu = cloud(points, n)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import race_replay
 from support.called import answered
 
 from ebc_lab.study.store.bundle import unpack
@@ -48,3 +49,14 @@ def test_a_recorded_study_is_read_where_what_trained_it_is_not_installed(path, t
 def test_a_report_is_built_where_what_trained_the_study_is_not_installed(tmp_path):
     [path] = (path for path in EVIDENCE if path.stem == "finetune")
     answered("report", str(path), "--output", str(tmp_path / "unpacked"), cwd=tmp_path)
+
+
+@pytest.mark.thorough
+def test_racing_is_replayed_on_a_search_that_was_recorded_with_other_numerics(tmp_path, monkeypatch, capsys):
+    for name, value in {"FIRSTS": (0.75,), "SIGMAS": (5.0,), "OTHERS": ()}.items():
+        monkeypatch.setattr(race_replay, name, value)
+    study = unpack(ROOT / "docs/evidence/stabilizers.zip", tmp_path / "stabilizers")
+    race_replay.main([str(study.root)])
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.split()[3:9] == ["16", "of", "16", "16", "of", "16"]  # the same points chosen, and tried
+    assert " 0.7% " in row
