@@ -51,6 +51,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"
 autodoc_preserve_defaults = True
+autodoc_inherit_docstrings = False  # torch.nn.Module.forward would speak of itself
 maximum_signature_line_length = 80
 python_use_unqualified_type_names = True
 add_module_names = False

@@ -224,7 +224,8 @@ def grid(
     title: str, rows: Sequence[tuple[str, str]], columns: Sequence[str], dots: Mapping[str, set[str]]
 ) -> str:
     """Draw an SVG: rows of a name and what it is, with a dot under each column that it has."""
-    height, head, left, step = 34, 136, 590, 40
+    height, left, step = 34, 590, 40
+    head = 40 + 6 * max(map(len, columns))  # where the longest column's words, which rise, have room
     lines = []
     for x, name in enumerate(columns):
         middle = left + step * x + step / 2

@@ -64,8 +64,17 @@ def takes(group: str, setting: Any, kind: Any) -> str:
         named = [
             name for plain, name in NUMBERS.items() if plain in inside and typing.get_origin(kind) is not dict
         ]
-        words = " ".join([*named[:1], setting.range()]).strip()
+        words = " ".join([*named[:1], span(setting)]).strip()
     return "; ".join([*filter(None, [words]), *read_with(group, setting)])
+
+
+def span(setting: Any) -> str:
+    """The range of a setting, in words: `0 to 65,536` where it has two ends that it may take."""
+    if setting.low is None or setting.high is None:
+        return str(setting.range())
+    return " to ".join(
+        f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in (setting.low, setting.high)
+    )
 
 
 def read_with(group: str, setting: Any) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """What `attach` costs: processor time of a training step with it over that of the plain loop's step.
 
     python dev/studies/attach_cost.py [--sizes tiny laptop mid] [--sides kl radius] [--rounds 600]
-    python dev/studies/attach_cost.py --beside FOLDER      # FOLDER/ebc_before: an older copy of ebc_lab/ebc
     python dev/studies/attach_cost.py --peers FOLDER       # other packages, by `pip install --target FOLDER`
     python dev/studies/attach_cost.py --profile kl laptop  # where the extra time of a side goes
 
@@ -40,7 +39,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -52,14 +50,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ebc_lab.bench.plain_loop import GPT
+from ebc_lab.ebc import attach
 from ebc_lab.ebc.options import CLIPPED_BELOW
 
 FIRST = 20  # the first step whose KL or length is looked at
 SKIPPED = 25  # steps of each side before the rounds that count
 CUT = 0.02  # the share of the longest steps that is left out
 BLOCKS, HEADS = 3, 4
-LIBRARY = "ebc_lab.ebc"
-BEFORE = "ebc_before"
 TOP = 25  # lines of each table of a profile
 
 Batch = tuple[Tensor, Tensor]
@@ -285,15 +282,7 @@ def limits(size: Size, text: Text, batches: Sequence[Batch]) -> Limits:
     return Limits(natural(size, text, batches), ruling(size, text, batches))
 
 
-def attach_of(package: str, folder: Path | None) -> Callable[..., Any]:
-    """`attach` of a package, which may lie in a folder of its own."""
-    if folder is not None and str(folder) not in sys.path:
-        sys.path.append(str(folder))
-    attach: Callable[..., Any] = import_module(package).attach
-    return attach
-
-
-def built(side: Side, size: Size, text: Text, found: Limits, attach: Callable[..., Any]) -> Loop:
+def built(side: Side, size: Size, text: Text, found: Limits) -> Loop:
     """A side's loop. Raises ImportError where its package is not installed."""
     loop = side.loop(size, text)
     if isinstance(loop, RadiusByHand):
@@ -366,25 +355,16 @@ def race(loops: Mapping[str, Loop], batches: Sequence[Batch]) -> dict[str, Recor
     return records
 
 
-def measured(
-    size: Size, text: Text, rounds: int, beside: Path | None, sides: Sequence[str]
-) -> dict[str, Record]:
-    """The records of every side that is there; of the older package with its name behind the side's."""
+def measured(size: Size, text: Text, rounds: int, sides: Sequence[str]) -> dict[str, Record]:
+    """The records of every side that is there."""
     batches = text.batches(size, SKIPPED + rounds, seed=0)
     found = limits(size, text, batches)
-    packages = {"": attach_of(LIBRARY, None)}
-    if beside is not None:
-        packages["before"] = attach_of(BEFORE, beside)
     loops: dict[str, Loop] = {}
     for key in dict.fromkeys(["plain", *sides]):
-        side = SIDES[key]
-        for mark, attach in packages.items():
-            if mark and side.options is None:
-                continue
-            try:
-                loops[key + mark] = built(side, size, text, found, attach)
-            except ImportError:
-                print(f"{side.name}: not installed", file=sys.stderr)
+        try:
+            loops[key] = built(SIDES[key], size, text, found)
+        except ImportError:
+            print(f"{SIDES[key].name}: not installed", file=sys.stderr)
     return race(loops, batches)
 
 
@@ -396,21 +376,10 @@ def ratio(record: Record, plain: Record) -> str:
     return f"{record.mean() / plain.mean():.3f} ({record.median(plain):.3f})"
 
 
-def cell(records: Mapping[str, Record], key: str, say: Callable[[Record], str]) -> str:
-    """Of one side at one size: before → after, where both were measured."""
-    if key not in records:
-        return "not installed"
-    after = say(records[key])
-    return f"{say(records[key + 'before'])} → {after}" if key + "before" in records else after
-
-
-def table(rows: Sequence[Sequence[str]], markdown: bool) -> str:
-    """Rows, the first of which is the head, as Markdown or in columns."""
-    if markdown:
-        lines = ["| " + " | ".join(row) + " |" for row in rows]
-        return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows, the first of which is the head, as Markdown."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
 def machine() -> str:
@@ -422,7 +391,7 @@ def machine() -> str:
     return f"{model}, {amx} AMX; torch {torch.__version__}; {torch.get_num_threads()} thread"
 
 
-def show(found: Mapping[str, Mapping[str, Record]], sides: Sequence[str], markdown: bool) -> None:
+def show(found: Mapping[str, Mapping[str, Record]], sides: Sequence[str]) -> None:
     """Print what each side cost, and what it did."""
     for name, records in found.items():
         plain, rounds = records["plain"], len(records["plain"].seconds)
@@ -432,11 +401,11 @@ def show(found: Mapping[str, Mapping[str, Record]], sides: Sequence[str], markdo
     for key in sides:
         side = SIDES[key]
         if key != "plain":
-            cells = [cell(r, key, partial(ratio, plain=r["plain"])) for r in found.values()]
+            cells = [ratio(r[key], r["plain"]) if key in r else "not installed" for r in found.values()]
             rows.append([("peer: " if side.peer else "") + side.name, *cells])
         if side.options is not None:
-            did.append([side.name, *(cell(r, key, Record.did) for r in found.values())])
-    print(f"\n{table(rows, markdown)}\n\n{table(did, markdown)}")
+            did.append([side.name, *(r[key].did() for r in found.values())])
+    print(f"\n{table(rows)}\n\n{table(did)}")
 
 
 # -- where the time goes -------------------------------------------------------------------------------------
@@ -499,13 +468,12 @@ def difference(side: Times, plain: Times, step: float) -> list[list[str]]:
     return [[f"{1e6 * s:.0f}", f"{100 * s / step:.2f}%", f"{n:.2f}", name] for name, (s, n) in longest]
 
 
-def profiled(key: str, size: Size, text: Text, package: str, beside: Path | None, markdown: bool) -> None:
+def profiled(key: str, size: Size, text: Text) -> None:
     """Print where the extra time of a side goes, in microseconds and shares of a plain step."""
     steps = max(40, size.rounds // 3 // 20 * 20)  # whole cycles of audits
     batches = text.batches(size, SKIPPED + 3 * steps, seed=0)
     found = limits(size, text, batches[: SKIPPED + steps])
-    attach = attach_of(package, beside)
-    loops = {name: built(SIDES[name], size, text, found, attach) for name in ("plain", key)}
+    loops = {name: built(SIDES[name], size, text, found) for name in ("plain", key)}
     records = race(loops, batches[: SKIPPED + steps])
     step = records["plain"].mean()
     print(
@@ -516,29 +484,25 @@ def profiled(key: str, size: Size, text: Text, package: str, beside: Path | None
     plain_parts, parts = (by_part(loop, rest[:steps]) for loop in loops.values())
     plain_operations, operations = (by_operation(loop, rest[steps : steps + 40]) for loop in loops.values())
     (plain_own, _), (own, whole) = (by_function(loop, rest[steps:]) for loop in loops.values())
-    inside = "/ebc/" if package == LIBRARY else f"/{package}/"
-    library = {place: times for place, times in whole.items() if inside in f"/{place}"}
+    library = {place: times for place, times in whole.items() if "/ebc/" in f"/{place}"}
     for what, rows in (
         ("parts of the step, by the clock", difference(parts, plain_parts, step)),
         ("torch's operations, their own time", difference(operations, plain_operations, step)),
         ("Python functions, their own time", difference(own, plain_own, step)),
-        (f"functions of {package}, with all they call", difference(library, {}, step)),
+        ("functions of ebc_lab.ebc, with all they call", difference(library, {}, step)),
     ):
         head = ["extra µs a step", "of a plain step", "extra calls a step", what]
-        print(f"\n{table([head, *rows], markdown)}")
+        print(f"\n{table([head, *rows])}")
 
 
-def options(arguments: Iterable[str] | None = None) -> argparse.Namespace:
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="What `attach` costs, over the plain loop.")
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
     parser.add_argument("--rounds", type=int, help="that count; by default as many as a size needs")
-    parser.add_argument("--beside", type=Path, help=f"a folder with `{BEFORE}`, an older copy of {LIBRARY}")
     parser.add_argument("--peers", type=Path, help="a folder with other packages")
-    parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--profile", nargs=2, metavar=("SIDE", "SIZE"), help=f"sides: {', '.join(SIDES)}")
-    parser.add_argument("--package", default=LIBRARY, help="whose `attach` is profiled")
-    return parser.parse_args(None if arguments is None else list(arguments))
+    return parser.parse_args()
 
 
 def main() -> None:
@@ -551,13 +515,12 @@ def main() -> None:
     print(machine())
     if asked.profile:
         key, name = asked.profile
-        profiled(key, SIZES[name], text, asked.package, asked.beside, asked.markdown)
+        profiled(key, SIZES[name], text)
         return
-    found = {
-        name: measured(SIZES[name], text, asked.rounds or SIZES[name].rounds, asked.beside, asked.sides)
-        for name in asked.sizes
-    }
-    show(found, asked.sides, asked.markdown)
+    show(
+        {n: measured(SIZES[n], text, asked.rounds or SIZES[n].rounds, asked.sides) for n in asked.sizes},
+        asked.sides,
+    )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
     python dev/studies/tracking_frontier.py --picture frontier.png [--sizes tiny laptop] [--seeds 0 1]
     python dev/studies/tracking_frontier.py --only default 'tracked, above 0.25'
-    python dev/studies/tracking_frontier.py --beside FOLDER    # with FOLDER/ebc_before, an older ebc_lab/ebc
-    python dev/studies/tracking_frontier.py --beside FOLDER --packages ebc_before      # that one alone
 
 Trains the GPT of attach_cost.py on Shakespeare's characters with AdamW at a constant rate, four times one at
 which it trains well, and a target of half the median KL of the plain loop's steps there, so that most steps
@@ -24,7 +22,7 @@ import gc
 import random
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,9 +31,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from attach_cost import (
-    BEFORE,
     FIRST,
-    LIBRARY,
     SIZES,
     SKIPPED,
     Batch,
@@ -43,7 +39,6 @@ from attach_cost import (
     Record,
     Size,
     Text,
-    attach_of,
     kl,
     logits,
     machine,
@@ -52,6 +47,7 @@ from attach_cost import (
 )
 from torch import Tensor
 
+from ebc_lab.ebc import attach
 from ebc_lab.ebc.options import CLIPPED_BELOW
 
 HOT = 4  # times the rate at which a size trains well
@@ -142,7 +138,6 @@ class Plan:
     text: Text
     steps: int
     chosen: Mapping[str, Options]
-    attaches: Mapping[str, Callable[..., Any]]  # by package
     fresh: bool  # whether KLs are measured on batches of their own
 
     def loop(self, seed: int) -> Loop:
@@ -153,13 +148,12 @@ class Plan:
         return SHARE * natural(self.size, self.text, batches, HOT * self.size.lr)
 
     def watched(self, seed: int, target: float, kept: dict[str, Kept]) -> list[Watched]:
-        """A new loop of each configuration and package, and the plain one."""
+        """A new loop of each configuration, and the plain one."""
         watched = [Watched(self.loop(seed), target, kept.setdefault("plain", Kept()))]
         for name, options in self.chosen.items():
-            for package, attach in self.attaches.items():
-                loop = self.loop(seed)
-                loop.ebc = attach(loop.model, loop.optimizer, target_kl=target, **options)
-                watched.append(Watched(loop, target, kept.setdefault(label(name, package), Kept())))
+            loop = self.loop(seed)
+            loop.ebc = attach(loop.model, loop.optimizer, target_kl=target, **options)
+            watched.append(Watched(loop, target, kept.setdefault(name, Kept())))
         return watched
 
     def trained(self, seeds: Sequence[int]) -> tuple[float, dict[str, Kept]]:
@@ -182,10 +176,6 @@ class Plan:
             for side in sides:
                 side.end()
         return target, kept
-
-
-def label(name: str, package: str) -> str:
-    return f"{name} (before)" if package == BEFORE else name
 
 
 def cost(kept: Mapping[str, Kept], name: str) -> float:
@@ -236,8 +226,7 @@ def panel(axes: Any, name: str, kept: Mapping[str, Kept]) -> None:
     left, right = min(x for _, x, _ in points), max(x for _, x, _ in points)
     column = right + 0.12 * (right - left)
     for (y, x, n), place in zip(points, places, strict=True):
-        old = n.endswith("(before)")
-        axes.plot(x, y, "o", color="#0072b2", markerfacecolor="white" if old else "#0072b2", markersize=5)
+        axes.plot(x, y, "o", color="#0072b2", markersize=5)
         axes.plot([x, column], [y, place], color="#bbbbbb", linewidth=0.5, zorder=0)
         axes.text(column, place, f" {n}", va="center", fontsize=7)
     axes.set_xlim(left - 0.05 * (right - left), column + 0.55 * (right - left))
@@ -264,8 +253,6 @@ def options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", help="configurations, by their names")
     parser.add_argument("--fresh", action="store_true", help="measure on text that the step did not see")
     parser.add_argument("--picture", type=Path)
-    parser.add_argument("--beside", type=Path, help=f"a folder with `{BEFORE}`, an older copy of {LIBRARY}")
-    parser.add_argument("--packages", nargs="+", help="by default the library and what is beside it")
     return parser.parse_args()
 
 
@@ -273,8 +260,6 @@ def main() -> None:
     asked = options()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of few probe tokens, which is what some configurations are about
-    names = asked.packages or [LIBRARY, *([BEFORE] if asked.beside else [])]
-    attaches = {name: attach_of(name, asked.beside) for name in names}
     text = Text()
     print(machine())
     found: dict[str, dict[str, Kept]] = {}
@@ -287,12 +272,12 @@ def main() -> None:
                 f"There is no configuration {', '.join(sorted(unknown))}; there are {', '.join(chosen)}."
             )
         chosen = {n: o for n, o in chosen.items() if not asked.only or n in asked.only}
-        target, found[name] = Plan(size, text, steps, chosen, attaches, asked.fresh).trained(asked.seeds)
+        target, found[name] = Plan(size, text, steps, chosen, asked.fresh).trained(asked.seeds)
         seeds, kept = ", ".join(map(str, asked.seeds)), found[name]
         about = f"{name}: {steps} steps of seeds {seeds}, AdamW at {HOT * size.lr:g}"
         plain = f"a plain step {1000 * kept['plain'].record.mean():.2f} ms"
         print(
-            f"\n{about}, a target of {target:.3g} nats per token; {plain}\n\n{table(rows(kept), True)}",
+            f"\n{about}, a target of {target:.3g} nats per token; {plain}\n\n{table(rows(kept))}",
             flush=True,
         )
     if asked.picture:

@@ -99,7 +99,7 @@ def trained(model, batch, **settings):
         return trainer.fit(steps=3)
 
 
-def test_without_labels_a_batch_is_its_own_label_and_padding_is_left_out(transformers, capsys):
+def test_without_labels_a_batch_is_its_own_label_and_padding_is_left_out(transformers):
     mask = (torch.arange(16) < 10).expand(4, 16).long()
     labels = IDS.masked_fill(mask == 0, -100)
     plain = trained(gpt2(transformers), {"input_ids": IDS, "labels": IDS})

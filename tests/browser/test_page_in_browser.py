@@ -48,7 +48,8 @@ return [...document.querySelectorAll(".table")].filter(cut).map((box) => box.fir
 """
 COPIED = """
 const [button, done] = arguments;
-const look = () => (button.textContent === "Copy" ? setTimeout(look, 5) : done(button.textContent));
+const look = () => button.textContent !== "Copy" && done(button.textContent);
+new MutationObserver(look).observe(button, { childList: true, characterData: true, subtree: true });
 look();
 """
 
@@ -366,8 +367,8 @@ def test_a_runs_row_leads_to_its_curve(reader, studies, name):
 
 DOWNLOADED = """
 const [table, done] = arguments;
-URL.createObjectURL = (blob) => { blob.text().then((text) => { window.text = text; }); return "#"; };
-HTMLAnchorElement.prototype.click = function () { setTimeout(() => done([this.download, window.text]), 50); };
+URL.createObjectURL = (blob) => { window.text = blob.text(); return "#"; };
+HTMLAnchorElement.prototype.click = function () { window.text.then((text) => done([this.download, text])); };
 const button = document.getElementById(table).closest(".captioned").querySelector("button.csv");
 button.click();
 """

@@ -117,7 +117,7 @@ def test_a_chain_that_leaves_the_finite_numbers_names_its_step(own, edit, tmp_pa
 
 
 @pytest.mark.thorough
-def test_evaluate_agrees_with_the_run_s_own_result(run, text_file, tmp_path):
+def test_evaluate_agrees_with_the_run_s_own_result(run, tmp_path):
     found = ask("evaluate", str(run), "--samples", "2", cwd=tmp_path)
     result = read_json(run / "result.json")
     assert found["loss"] == pytest.approx(result["test_loss"], rel=1e-6)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from support.runs import plain, resumed_after, short_run, untimed
+from support.runs import assert_run_resumes, plain, short_run, untimed
 
 from ebc_lab.components.race import Race
 from ebc_lab.config.checks import validate_run
@@ -47,13 +47,7 @@ def test_a_run_above_its_bound_ends_there_and_one_below_is_the_run_without_bound
 
 @pytest.mark.parametrize("stops", [[7], [19], [10, 15]])
 def test_an_interrupted_run_is_raced_at_the_same_step(run, tmp_path, stops):
-    race = bounded(run, at_20=0.0)
-    result = run_and_record(race, tmp_path / "whole", "x")
-    again = resumed_after(race, tmp_path / "broken", stops)
-    assert untimed(again) == untimed(result)
-    assert again["outcome"] == "raced"
-    texts = [(tmp_path / name / "steps.csv").read_text() for name in ("broken", "whole")]
-    assert texts[0] == texts[1]
+    assert_run_resumes(bounded(run, at_20=0.0), tmp_path, stops, outcome="raced")
 
 
 def test_bounds_are_part_of_what_names_a_run_and_no_bounds_are_not(run):

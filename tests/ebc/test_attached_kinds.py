@@ -170,9 +170,7 @@ def test_without_a_limit_packages_that_keep_other_weights_give_the_same_bits(mak
             turn[False]()
             weights.append(model.head.weight.detach().clone())
             turn[True]()
-    assert [torch.equal(alone, beside) for alone, beside in zip(weights[:2], weights[2:], strict=True)] == [
-        True
-    ] * 2
+    assert all(torch.equal(alone, beside) for alone, beside in zip(weights[:2], weights[2:], strict=True))
     assert not torch.equal(weights[0], weights[1])
 
 

@@ -159,23 +159,24 @@ def test_a_stream_that_writes_what_another_may_still_read():
     assert found("order: aten::mul", f"on stream {TWO.number} writes what stream {ONE.number} reads")
 
 
-def test_memory_that_is_freed_while_another_stream_may_still_read_it():
+def read_by_the_other():
+    """A tensor of one stream, and what the other, which waits for it, makes of it."""
     with torch.cuda.stream(ONE):
         x = torch.ones(3, device="cuda")
     TWO.wait_stream(ONE)
     with torch.cuda.stream(TWO):
-        y = x + 1
+        return x, x + 1
+
+
+def test_memory_that_is_freed_while_another_stream_may_still_read_it():
+    x, y = read_by_the_other()
     del x
     assert found(f"order: memory of stream {ONE.number} is freed while stream {TWO.number} reads it")
     del y
 
 
 def test_a_stream_that_waits_may_read_and_memory_that_it_recorded_may_be_freed():
-    with torch.cuda.stream(ONE):
-        x = torch.ones(3, device="cuda")
-    TWO.wait_stream(ONE)
-    with torch.cuda.stream(TWO):
-        y = x + 1
+    x, y = read_by_the_other()
     x.record_stream(TWO)
     del x, y
     assert not device.findings()

@@ -19,12 +19,6 @@ def kinds(found):
     return {one["kind"]: one["runs"] for one in found.record["cautions"]}
 
 
-def lengthened(frame, runs):
-    """Return curves of which those of some arms and seeds go on after step 500 by 300 steps."""
-    more = frame[frame.step.between(100, 300)].merge(pd.DataFrame(runs, columns=["optimizer", "seed"]))
-    return pd.concat([frame, more.assign(step=more.step + 500)])
-
-
 def test_a_run_is_an_arm_and_a_seed_and_its_curve_is_in_order():
     found = judge(CURVES.sample(frac=1, random_state=1))
     runs, curves = found.data.table, found.data.curves

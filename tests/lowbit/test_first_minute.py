@@ -57,10 +57,8 @@ def test_the_snippet_of_the_page():
     assert left["dispatcher"].get_metrics()["total_operations"] == 2
 
 
-def test_every_name_that_is_another_here_is_on_the_page_and_an_import_says_it():
-    section = of_page("The familiar names")
+def test_an_import_of_a_name_that_is_another_here_says_it():
     for name, instead in INSTEAD.items():
-        assert re.search(rf"\b{name}\b", section), name
         with pytest.raises(ImportError) as refused:
             exec(f"from ebc_lab.lowbit import {name}")
         assert instead in str(refused.value)

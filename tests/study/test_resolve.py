@@ -125,7 +125,7 @@ def test_slurm_jobs_take_their_cores_and_only_precision_is_measured_on_a_node(co
     assert len(asked) == 1
 
 
-def test_a_plan_made_before_anything_is_measured_takes_one_thread(config, monkeypatch):
+def test_a_plan_made_before_anything_is_measured_takes_one_thread(config):
     local = replace(config, launcher=replace(config.launcher, name="local"))
     found = planned(local)
     assert (found["dtype"], found["threads_per_run"], found["eta_from"]) == ("auto", 0, None)

@@ -60,6 +60,17 @@ def resumed_after(run, folder, steps):
     return run_and_record(run, folder, "x")
 
 
+def assert_run_resumes(run, folder, stops=(7, 23), files=("steps.csv",), outcome="completed"):
+    """Interrupted after each of these steps a run ends with the bytes and the result of one that was not."""
+    whole = run_and_record(run, made(folder / "whole"), "x")
+    assert whole["outcome"] == outcome, whole["cause"]
+    resumed = resumed_after(run, folder / "broken", stops)
+    for name in files:
+        assert (folder / "whole" / name).read_bytes() == (folder / "broken" / name).read_bytes(), name
+    assert untimed(whole) == untimed(resumed)
+    return whole
+
+
 # has one other process train, or torchrun's several: its number is then in the file `pid`
 APART = """
 import json, sys

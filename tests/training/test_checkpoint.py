@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.runs import ebc, made, resumed_after, untimed
+from support.runs import assert_run_resumes, ebc, made, untimed
 
 from ebc_lab.config.choices import changed
 from ebc_lab.config.errors import UserError
@@ -36,12 +36,7 @@ PARTS = {  # what carries state from step to step
 
 @pytest.mark.parametrize("settings", PARTS.values(), ids=PARTS)
 def test_an_interrupted_run_resumes_bit_for_bit(run, tmp_path, settings):
-    run = changed(ebc(run, target_kl=0.005), settings)
-    whole = run_and_record(run, tmp_path / "whole", "x")
-    assert whole["outcome"] == "completed"
-    resumed = resumed_after(run, tmp_path / "broken", (7, 23))
-    assert (tmp_path / "whole/steps.csv").read_bytes() == (tmp_path / "broken/steps.csv").read_bytes()
-    assert untimed(whole) == untimed(resumed)
+    assert_run_resumes(changed(ebc(run, target_kl=0.005), settings), tmp_path)
 
 
 @pytest.mark.thorough

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.runs import made, resumed_after, untimed
+from support.runs import assert_run_resumes, made
 
 from ebc_lab.components import quantizer as quantizers
 from ebc_lab.config.choices import changed
@@ -43,13 +43,7 @@ EVERYTHING = {
     ],
 )
 def test_a_low_bit_run_resumes_to_the_same_bytes(run, tmp_path, settings):
-    run = changed(run, settings)
-    whole = run_and_record(run, tmp_path / "whole", "x")
-    assert whole["outcome"] == "completed"
-    resumed = resumed_after(run, tmp_path / "broken", (7, 23))
-    for name in ("steps.csv", "model.ebcpack"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
-    assert untimed(whole) == untimed(resumed)
+    assert_run_resumes(changed(run, settings), tmp_path, files=("steps.csv", "model.ebcpack"))
 
 
 @pytest.mark.thorough

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from support.runs import made, plain, resumed_after, untimed
+from support.runs import assert_run_resumes, made, plain, untimed
 
 from ebc_lab.components.memory import Memory
 from ebc_lab.config.choices import changed
@@ -50,12 +50,7 @@ def test_a_result_tells_the_bytes_beside_the_weights(run, tmp_path):
 @pytest.mark.thorough
 @pytest.mark.parametrize("settings", [ALL, LAGGED], ids=["plain", "lagged"])
 def test_it_resumes_to_the_same_bytes(run, tmp_path, settings):
-    run = changed(run, settings)
-    whole = run_and_record(run, tmp_path / "whole", "x")
-    assert whole["outcome"] == "completed"
-    resumed = resumed_after(run, tmp_path / "broken", (7, 23))
-    assert (tmp_path / "whole/steps.csv").read_bytes() == (tmp_path / "broken/steps.csv").read_bytes()
-    assert untimed(whole) == untimed(resumed)
+    assert_run_resumes(changed(run, settings), tmp_path)
 
 
 @pytest.mark.thorough

@@ -88,9 +88,11 @@ def test_one_file_is_the_same_text_however_it_is_named(texts):
         (["b.txt", "binary"], ["binary is not UTF-8 text (byte 1)"]),
         (["b.txt", "pipe"], ["pipe is not a file"]),
         ("loop", ["loop holds a link that leads back to itself"]),
+        ("x.txt", ["x.txt does not exist"]),
+        ("binary", ["binary is not UTF-8 text (byte 1)"]),
     ],
 )
-def test_what_several_files_cannot_be_is_said_of_the_one_at_fault(named, words, texts):
+def test_what_no_text_can_be_is_said_of_the_file_at_fault(named, words, texts):
     (texts / "empty").mkdir()
     (texts / "short").write_text("x" * 9)
     (texts / "binary").write_bytes(b"a\xff\x00")
@@ -149,16 +151,6 @@ def test_the_pinned_text_is_taken_from_ebc_lab_data_and_nowhere_else_asked(tmp_p
 def test_a_changed_corpus_is_refused(text_file):
     with pytest.raises(UserError, match="has changed"):
         locate(DataConfig("path", str(text_file), "0" * 64))
-
-
-@pytest.mark.parametrize(("content", "word"), [(b"\xff\xfe\x00bad", "UTF-8"), (None, "does not exist")])
-def test_unusable_files_are_named(tmp_path, content, word):
-    path = tmp_path / "text.txt"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(UserError, match=word) as caught:
-        locate(DataConfig("path", str(path)))
-    assert str(path) in str(caught.value)
 
 
 def test_windows_predict_every_token_exactly_once():

@@ -41,7 +41,7 @@ def kept(request, text_file, tmp_path_factory):
 
 
 @pytest.mark.thorough
-def test_it_comes_back_bit_for_bit(kept, text_file):
+def test_it_comes_back_bit_for_bit(kept):
     training, path = kept
     found = read_model(path)
     tokens = training.workload.tokens["val"][:32].view(2, 16)

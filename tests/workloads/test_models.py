@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support.runs import resumed_after, untimed
+from support.runs import assert_run_resumes
 
 from ebc_lab.config.checks import validate_run, warnings_of
 from ebc_lab.config.choices import changed
@@ -15,7 +15,6 @@ from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.parts.model import ModelConfig
 from ebc_lab.config.schema import RunConfig
-from ebc_lab.training.outcome import run_and_record
 from ebc_lab.workloads.digits import digits
 from ebc_lab.workloads.gpt import GPT, drawn, hidden_matrices
 from ebc_lab.workloads.gru import GRU
@@ -110,11 +109,7 @@ def test_a_limited_run_resumes_to_the_same_bits(tmp_path, text_file, name):
     asked += [] if "dtype" in LIMITED[name] else ["dtype=float32"]
     run = run_part(compose([*asked, *LIMITED[name].split()], study=False))
     run = pinned(run, *checked_text(run))
-    (tmp_path / "whole").mkdir()
-    whole = run_and_record(run, tmp_path / "whole", "x")
-    resumed = resumed_after(run, tmp_path / "broken", (5, 13))
-    assert untimed(resumed) == untimed(whole)
-    assert whole["outcome"] == "completed", whole["cause"]
+    whole = assert_run_resumes(run, tmp_path, (5, 13))
     assert whole["val_loss"] < whole["curve"][0][1]
     of_text = "images" not in LIMITED[name]
     assert (whole["test_bits_per_char"] is not None) == of_text

@@ -157,7 +157,7 @@ def test_a_run_goes_on_from_its_checkpoint_and_a_graph_reads_the_batch_of_its_st
         assert len(set(losses)) == len(losses)  # every step has a batch of its own
 
 
-def test_validation_and_test_are_so_many_predictions_from_the_first_token_on(folder, tmp_path):
+def test_validation_and_test_are_so_many_predictions_from_the_first_token_on(folder):
     [ids] = ids_of(folder, "val")
     workload = workload_of(run_of(folder))
     assert set(workload.tokens) == {"val", "test"}

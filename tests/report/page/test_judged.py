@@ -77,7 +77,7 @@ def test_the_files_hold_the_figures_of_the_record(folder: Path):
     assert (folder / "figure.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_equal_runs_give_equal_bytes_and_are_written_again(folder: Path, tmp_path: Path):
+def test_equal_runs_give_equal_bytes_and_are_written_again(folder: Path):
     before = {name: (folder / name).read_bytes() for name in FILES}
     write(cautioned(), folder)
     assert {name: (folder / name).read_bytes() for name in FILES} == before

@@ -99,7 +99,7 @@ def test_array_jobs_give_the_same_bytes_as_one_process_and_leave_nothing_in_the_
     assert {job.state for job in jobs(study.study).values()} == {"COMPLETED"}
 
 
-def test_one_job_trains_a_run_by_two_processes_with_the_cores_of_both(study, tmp_path):
+def test_one_job_trains_a_run_by_two_processes_with_the_cores_of_both(study):
     stage = ["study.stages=[lr_sweep]", "lr_sweep.grids.adam=[1e-2,2e-2]", "lr_sweep.baseline_scales=[1.0]"]
     study.finish(*stage, "launcher.slots=1", "launcher.processes_per_run=2")
     records = study.study.records()

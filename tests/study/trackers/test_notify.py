@@ -127,6 +127,6 @@ def test_a_command_that_cannot_run_is_refused_before_anything_does(tiny, command
         compose([*tiny, f'notify="{command}"'])
 
 
-def test_a_single_run_has_no_use_for_it(tmp_path):
+def test_a_single_run_has_no_use_for_it():
     with pytest.raises(UserError, match="notify is for a study"):
         compose(["scale=smoke", "device=cpu", "notify=true"], study=False)
