@@ -38,7 +38,7 @@ def installed(module: str) -> bool:
 
 def cores() -> int:
     """Return how many cores this process may use, given its CPU affinity and the quota of a container."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0))
     try:
         quota, period = QUOTA.read_text(encoding="utf-8").split()
         if quota != "max":

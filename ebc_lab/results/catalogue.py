@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,15 +87,20 @@ def _of_records(header: Mapping[str, Any], decisions: Mapping[str, Any], runs: A
     """Return what settings and decisions say of a study."""
     stages = list(header["config"]["study"]["stages"])
     done = [stage for stage in stages if stage in decisions]
-    finished = bool(done) and done[-1] == stages[-1]
-    state = "interrupted" if runs else "empty"
     return {
-        "state": "finished" if finished else state,
+        "state": state_of(stages, decisions, runs),
         "stages": stages,
         "scale": header["config"].get("scale"),
         "runs": sum(not name.startswith(TIMED) for name in runs),
         "headline": visible(_headline(done, decisions)),
     }
+
+
+def state_of(stages: Sequence[str], decisions: Container[str], runs: Any) -> str:
+    """Return `finished` if the last stage is decided, else `interrupted`, or `empty` without any runs."""
+    if stages[-1] in decisions:
+        return "finished"
+    return "interrupted" if runs else "empty"
 
 
 def _headline(done: list[str], decisions: Mapping[str, Any]) -> str:

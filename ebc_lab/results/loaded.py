@@ -15,14 +15,9 @@ from ebc_lab.config.errors import UserError, nearest
 from ebc_lab.config.schema import Config
 from ebc_lab.records.columns import (
     EVAL_COLUMNS,
-    EVAL_MEANINGS,
-    FURTHER_EVAL_MEANINGS,
-    FURTHER_STEP_MEANINGS,
     RUN_MEANINGS,
     STEP_COLUMNS,
-    STEP_MEANINGS,
-    WORKLOAD_EVAL_MEANINGS,
-    WORKLOAD_STEP_MEANINGS,
+    TABLES,
     described,
     meaning_of,
 )
@@ -36,14 +31,13 @@ from ebc_lab.study.store.find import find
 from ebc_lab.study.store.study import Record, Study, StudyHeader, studies_in
 
 from . import card, tables
+from .catalogue import state_of
 from .frames import frame, typed
 
 if TYPE_CHECKING:
     import pandas as pd
 
 OUTPUT_DIR = Config.output_dir  # of the working folder: where studies are unless told otherwise
-OF_STEPS = STEP_MEANINGS | FURTHER_STEP_MEANINGS | WORKLOAD_STEP_MEANINGS
-OF_EVALS = EVAL_MEANINGS | FURTHER_EVAL_MEANINGS | WORKLOAD_EVAL_MEANINGS
 OF_THE_RUN = {"run_id": ("", "the run"), "arm": ("", "its arm"), "seed": ("", "its seed")}
 
 
@@ -147,9 +141,7 @@ class LoadedStudy:
         yet."""
         if self._study.holder() is not None:
             return "running"
-        if self.config["study"]["stages"][-1] in self._recorded:
-            return "finished"
-        return "interrupted" if self._study.run_ids() else "empty"
+        return state_of(self.config["study"]["stages"], self._recorded, self._study.run_ids())
 
     @property
     def problems(self) -> list[str]:
@@ -212,28 +204,29 @@ class LoadedStudy:
     ) -> pd.DataFrame:
         """Return one row a step of the runs that fit, of all where nothing is given: `steps.csv` behind
         run_id, arm and seed. Raises UserError where no run fits, or a file is damaged."""
-        runs = self._fitting({"arm": arm, "seed": seed, "run_id": run_id})
-        return self._streams(runs, lambda files: files.steps, STEP_COLUMNS, OF_STEPS)
+        wanted = {"arm": arm, "seed": seed, "run_id": run_id}
+        return self._streams(wanted, lambda files: files.steps, STEP_COLUMNS, TABLES["steps"])
 
     def evals(
         self, arm: str | None = None, seed: int | None = None, run_id: str | None = None
     ) -> pd.DataFrame:
         """Return one row an evaluation of the runs that fit, like `steps`."""
-        runs = self._fitting({"arm": arm, "seed": seed, "run_id": run_id})
-        return self._streams(runs, lambda files: files.evals, EVAL_COLUMNS, OF_EVALS)
+        wanted = {"arm": arm, "seed": seed, "run_id": run_id}
+        return self._streams(wanted, lambda files: files.evals, EVAL_COLUMNS, TABLES["evals"])
 
     def _streams(
         self,
-        runs: Sequence[Mapping[str, Any]],
+        wanted: Mapping[str, Any],
         which: Callable[[RunFiles], Path],
         columns: Sequence[str],
         meanings: Mapping[str, tuple[str, str]],
     ) -> pd.DataFrame:
-        """Return the streams of these runs under each other; `columns`: those that are there in any case."""
+        """Return the streams of the runs that are `wanted`, under each other. `columns`: those that are there
+        in any case. Raises UserError as `steps` does."""
         import pandas as pd
 
         parts = []
-        for row in runs:
+        for row in self._fitting(wanted):
             try:
                 stream = pd.DataFrame(read_columns(which(self._study.run_files(row["run_id"]))))
             except FileNotFoundError:  # it has not begun

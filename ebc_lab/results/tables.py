@@ -164,12 +164,13 @@ def _compared(track: Any) -> Iterator[Compared]:
             if difference:
                 more = {"verdict": verdict_of(difference)}
                 yield family, climb["arm"], climb["reference"], difference, more
+    answers = track.get("answers") or {}
     for label, arm in _arms_of(track).items():
-        asked = (track.get("answers") or {}).get(label, {"against": {}})
+        asked = answers.get(label, {"against": {}})
         if arm.get("difference") and arm["versus"] not in asked["against"]:
             more = {"verdict": verdict_of(arm["difference"])}
             yield "versus", label, arm["versus"], arm["difference"], more
-    for label, answer in (track.get("answers") or {}).items():
+    for label, answer in answers.items():
         for other, difference in answer["against"].items():
             rival = other == answer["rival"]
             needed = difference["seeds_needed"]

@@ -37,7 +37,7 @@ from ..store.neighbours import finished_elsewhere, neighbours_of
 from ..store.own import edited
 from ..store.reuse import reusable_results
 from ..store.snapshot import Snapshot, read
-from ..store.study import Study, studies_in
+from ..store.study import Study, studies_in, study_of
 from .pace import Pace, learned, learned_from_siblings, observed
 
 ASSUMED = f"6·N·tokens and attention at {UTILISATION:.0%} of the {PEAK / 1e12:.0f} TFLOP/s of an {GPU}"
@@ -196,7 +196,7 @@ def planned(config: Config) -> dict[str, Any]:
     Runs that are `done`, or will be `copied` from other studies in the folder, count as runs but take no
     time. Raises UserError if a result was edited, or a file that a setting names is not there.
     """
-    study = Study(Path(config.output_dir).expanduser() / config.study.name)
+    study = study_of(config)
     snapshot = read(study) if study.exists() else None
     with study.blame_files() if snapshot else nullcontext():
         return _planned(config, study, snapshot)

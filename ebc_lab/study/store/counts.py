@@ -81,10 +81,9 @@ def counted(sorts: Iterable[str]) -> dict[str, int]:
 def in_words(counts: Mapping[str, Any]) -> str:
     """Return counts in words, such as
     `25 training runs, 1 measurement of time, 1 run that no decision uses`."""
-    ending = {n: "" if n == 1 else "s" for n in counts.values()}
-    parts = [f"{counts[TRAINING]} training run{ending[counts[TRAINING]]}"]
+    parts = [count(counts[TRAINING], "training run")]
     if n := counts[MEASUREMENT]:
-        parts.append(f"{n} measurement{ending[n]} of time")
+        parts.append(f"{count(n, 'measurement')} of time")
     if n := counts[UNUSED]:
-        parts.append(f"{n} run{ending[n]} that no decision uses")
+        parts.append(f"{count(n, 'run')} that no decision uses")
     return ", ".join(parts)

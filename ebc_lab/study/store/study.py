@@ -432,6 +432,11 @@ class Study(StudyFiles):
         return gone
 
 
+def study_of(config: Config) -> Study:
+    """Return the study that a configuration names."""
+    return Study(Path(config.output_dir).expanduser() / config.study.name)
+
+
 def studies_in(folder: Path) -> list[Study]:
     """Return the studies in a folder, newest first. Studies that this user cannot access are left out."""
     written: dict[Study, float] = {}
