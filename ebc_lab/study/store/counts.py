@@ -53,8 +53,8 @@ def trained_by(records: Iterable[Record], sorts: Mapping[str, str]) -> dict[str,
 
 
 def trained_in_words(trained: Mapping[str, Sequence[str]], here: str | None = None) -> str:
-    """Return what `trained_by` found in words: each software with the number of its runs, or with `this call`
-    for that of `here`. Empty if no run has recorded any and nothing is said of `here`."""
+    """Return what `trained_by` found in words: each version of the software with the number of runs that it
+    trained and, for the version `here`, `this call`. Empty if no version is known."""
     runs = {software: [count(len(of), "run")] for software, of in trained.items()}
     if here:
         runs.setdefault(here, []).append("this call")

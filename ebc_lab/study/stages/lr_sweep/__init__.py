@@ -331,7 +331,8 @@ class LRSweep(Choice):
         return clauses
 
     def settled(self, config: Config, specs: Specs, results: Results) -> dict[str, Any]:
-        """Return the decision without the control, by track whose baseline and replicates are known."""
+        """Return, for each track whose baseline and replicates have their results, the decision on it without
+        the fair control."""
         winners = Grids(config, specs, results).winners
         tracks: dict[str, Any] = {}
         for name in dict.fromkeys(s.track for s in specs if s.role == "replicate"):
