@@ -17,14 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from . import overrides as written
 from . import schema
-from .choices import (
-    choices_of,
-    further_choices,
-    groups,
-    meant,
-    offered,
-    read_choice,
-)
+from .choices import choices_of, further_choices, groups, meant, offered, read_choice
 from .dicts import from_dict, to_dict
 from .errors import UserError, any_of, nearest, require, shown
 from .fields import CUSTOM

@@ -16,10 +16,10 @@ from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, optimizer
 
 from .. import rules
-from ..rules import Results, Specs, Undecidable, best, losses_of, val_loss
+from ..rules import Decisions, Results, Specs, Undecidable, best, losses_of, val_loss
 from ..runs import Searched, rate_of, scheduled, searched_run, sweep_spec, waiting
 from ..search import Point, Search
-from ..stage import NOT_APART, Choice, Decisions, Figure, Scenario
+from ..stage import NOT_APART, Choice, Figure, Scenario
 from ..statistics import noise as noise_floor
 from .fair_control import control_in_words, control_remark, control_search, fair_control
 

@@ -17,9 +17,9 @@ from ebc_lab.records.decisions import Decision, Profiled, ProfilesTrack, Reached
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
-from ..rules import Results, Specs, divided_in_words, error_divided, make_decision
+from ..rules import Decisions, Results, Specs, divided_in_words, error_divided, make_decision
 from ..runs import distinct, texts_pinned, waiting
-from ..stage import Decisions, Scenario, Stage
+from ..stage import Scenario, Stage
 from ..suite import points
 from .calibration import NAME, Phases, edges_of
 from .scores import MOST, intervals, lowest, mean_time, median, over_the_best, score, sensitivity
