@@ -31,6 +31,7 @@ from ebc_lab.records.json_files import read_json
 from ebc_lab.report.conclude import concluding
 from ebc_lab.report.text import words
 from ebc_lab.study.autopilot import Listener, autopilot
+from ebc_lab.study.stages.stage import decision_that_shows
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -252,7 +253,7 @@ def test_own_parts_are_trained_by_the_commands_of_their_page(tiny, own_parts, tm
 def test_a_suite_with_an_own_stabilizer_runs(tiny, tmp_path, own_parts, launcher):
     shorter = ["study=./share.yaml", "ablation.steps=15", f"launcher={launcher}", f"output_dir={tmp_path}"]
     outcome = autopilot(compose([*tiny, *shorter]), Listener())
-    arms = outcome.showing("arms")["tracks"]["adam_none"]["arms"]
+    arms = decision_that_shows("arms", outcome.decisions)["tracks"]["adam_none"]["arms"]
     assert {name: arm["outcomes"] for name, arm in arms.items()} == {
         "slow": {"completed": 2},
         "share": {"completed": 2},
@@ -275,7 +276,7 @@ def test_the_suite_of_the_suites_page_runs(tiny, tmp_path, own_parts):
     here = ["launcher=inline", f"output_dir={tmp_path}"]
     config = compose([*tiny, "study=./mine.yaml", "ablation.steps=20", *here])
     outcome = autopilot(config, concluding())
-    arms = outcome.showing("arms")["tracks"]["adam_none"]["arms"]
+    arms = decision_that_shows("arms", outcome.decisions)["tracks"]["adam_none"]["arms"]
     assert set(arms) == {"plain", "ebc", "clipped"}
     assert all(arm["outcomes"] == {"completed": 2} for arm in arms.values())
     assert "norm clipping" in (tmp_path / "mine" / "ablation.csv").read_text()

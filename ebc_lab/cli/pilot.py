@@ -11,15 +11,16 @@ from rich.console import Console
 from ebc_lab.config.errors import MISTAKEN, UserError, visible
 from ebc_lab.report.conclude import concluding
 from ebc_lab.report.text.words import plural, tracks_in_words
-from ebc_lab.study.autopilot import Outcome, autopilot, study_of
+from ebc_lab.study.autopilot import Outcome, autopilot
 from ebc_lab.study.guards import Limits, StageFailed
 from ebc_lab.study.inspect.forecast import expected_left, expected_work
 from ebc_lab.study.inspect.reproduce import deciding
 from ebc_lab.study.launch.pool import WorkersFailed
 from ebc_lab.study.stages.rules import Undecidable
+from ebc_lab.study.stages.stage import decision_that_shows
 from ebc_lab.study.stages.verdict import verdict_of
 from ebc_lab.study.store.changes import looks_of
-from ebc_lab.study.store.study import Cancelled
+from ebc_lab.study.store.study import Cancelled, study_of
 from ebc_lab.study.trackers.notify import FAILED, FINISHED, STALLED, Notifier
 
 from . import INTERRUPTED, screen
@@ -93,7 +94,7 @@ def _unless_unknown(forecast: Callable[..., Forecast]) -> Callable[..., Forecast
 def _answers(done: Outcome) -> list[dict[str, Any]]:
     """Return what a suite says of each arm of one's own or, without any, of each against its rival."""
     answers = []
-    for track, arms in (done.showing("arms") or {"tracks": {}})["tracks"].items():
+    for track, arms in (decision_that_shows("arms", done.decisions) or {"tracks": {}})["tracks"].items():
         by_question = arms.get("answers") or {}
         answers += [{"track": track, "arm": label, **answer} for label, answer in by_question.items()]
         for label, arm in arms["arms"].items() if not by_question else ():

@@ -22,7 +22,7 @@ from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.report.kinds import Evidence, kind_of
 from ebc_lab.report.text import table as model
 from ebc_lab.report.text.words import explained, optimizer, plural, tracks_in_words
-from ebc_lab.study.inspect.reproduce import decides_all, deciding
+from ebc_lab.study.inspect.reproduce import decides_all, deciding, ways_to_decide
 from ebc_lab.study.inspect.slots import in_words as slots_in_words
 from ebc_lab.study.inspect.slots import timeline
 from ebc_lab.study.inspect.why import noise_in_words
@@ -218,7 +218,7 @@ def _last_words(console: Console, done: Any) -> None:
         console.print(Text.assemble(("page    ", "bold"), str(study.page_file)), soft_wrap=True)
     if more := deciding(study, header, done.decisions):
         console.print(Text.assemble(("decide  ", "bold"), more), soft_wrap=True)
-        if not decides_all(done.decisions):
+        if not decides_all(ways_to_decide(done.decisions)):
             console.print(
                 "        (a part: no number of seeds that a study takes is known to decide the rest)"
             )
@@ -383,7 +383,7 @@ def why(console: Console, reasons: Mapping[str, Any], config: Config) -> None:
         for line in d["flips"]:
             console.print(Text(f"  what would have changed it — {tracks_in_words(line)}"))
         if d["decide"]:
-            what = "it" if decides_all({stage: d}) else "a part of it"
+            what = "it" if decides_all(ways_to_decide({stage: d})) else "a part of it"
             console.print(Text(f"  what would decide {what} — {d['decide']}"), soft_wrap=True)
         for note in d["notes"]:
             console.print(Text(f"  note: {tracks_in_words(note)}", style="yellow"))

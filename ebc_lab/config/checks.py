@@ -19,6 +19,7 @@ from .errors import HIDDEN, UserError, any_of, refuse, require, shown
 from .fields import CUSTOM, Setting, default_of, setting_of
 from .hints import near_choice
 from .modes import check_modes
+from .own.files import own_choices
 from .part import Need
 from .parts import PART, parts_of
 from .schema import RunConfig
@@ -151,7 +152,10 @@ def check_value(key: str, value: Any, setting: Setting, kind: Any) -> None:
         if isinstance(value, str):
             _check_text(key, value, setting.longest)
         if setting.group:
-            choice(key.removesuffix(".name"), value, choices_of(setting.group, value))
+            known = choices_of(setting.group, value)
+            if value not in known and value in own_choices(setting.group):
+                raise UserError(f"{key}={value} is a choice of your own: give it as {setting.group}={value}.")
+            choice(key.removesuffix(".name"), value, known)
         elif setting.choices:
             choice(key, value, setting.choices)
 

@@ -17,14 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from . import overrides as written
 from . import schema
-from .choices import (
-    choices_of,
-    further_choices,
-    groups,
-    meant,
-    offered,
-    read_choice,
-)
+from .choices import choices_of, further_choices, groups, meant, offered, read_choice
 from .dicts import from_dict, to_dict
 from .errors import UserError, any_of, nearest, require, shown
 from .fields import CUSTOM
@@ -32,7 +25,7 @@ from .hints import STUDY_DECIDES, near_setting
 from .identity import digest
 from .machine import visible_gpus
 from .overrides import ARM, FROM, check_overrides, in_mapping, schema_keys
-from .own.files import GROUP, WHOLE, OwnFile, conf_dir, with_places
+from .own.files import ENDINGS, GROUP, WHOLE, OwnFile, conf_dir, with_places
 from .own.parts import own_name, with_names, with_sources
 from .parts.init import InitConfig
 from .parts.tokens import refuse_two_lengths, set_steps
@@ -86,7 +79,6 @@ def compose(
     if not (recorded or "scale" in parsed):
         overrides.append(default_scale())
     _register_own(own)
-    suite = next((file.path for file in own if file.group == GROUP), None)
     left_out = [o[1:].partition("=")[0] for o in overrides if o.startswith("~")]  # arms: nothing else can be
     config = _composed([o for o in overrides if not o.startswith("~")], own, parsed, recorded)
     parsed |= dict.fromkeys(left_out)
@@ -104,9 +96,10 @@ def compose(
     except UserError as error:  # the line of the user's own file goes first, if it sets what is refused
         key = re.match(r"[a-z_]+(\.\w+)*", str(error))
         raise UserError(f"{_place(own, key[0], parsed) if key else ''}{error}") from None
-    suite = suite or (recorded.suite if recorded else None)
-    suite_choice = {suite.name: str(suite)} if suite else {}
-    return replace(config, own_files={**suite_choice, **config.own_files})
+    suites = [file.path for file in own if file.group == GROUP] or (recorded.suites if recorded else [])
+    # the chosen one comes first, before those it builds on, and keeps its name from another of that name
+    named = {path.name: str(path) for path in [*suites, *suites[:1]]}
+    return replace(config, own_files={**named, **config.own_files})
 
 
 def _leaving_out(config: Config, keys: Sequence[str]) -> Config:
@@ -372,7 +365,7 @@ class Recorded(NamedTuple):
     """The settings that a study or a run recorded."""
 
     settings: dict[str, Any]
-    suite: Path | None = None  # a study's copy of a suite of the user's own
+    suites: Sequence[Path] = ()  # a study's copies of a suite of the user's own, and of those it builds on
     run: RunConfig | None = None  # only other runs of its study may have read some of its settings
 
 
@@ -451,10 +444,9 @@ def _recorded_study(path: Path, record: Mapping[str, Any]) -> Recorded:
     text = {key: record["config"]["data"].get(key) for key in ("name", "sha256")}
     settings = to_dict(replace(config, data=replace(config.data, **text)))
     own = path.parent / OWN_FOLDER
-    suite = (record.get("own") or {}).get("suite")
-    copied = own / suite if suite and (own / suite).is_file() else None
+    copies = [own / name for name in (record.get("own") or {}).get("files", ()) if name.endswith(ENDINGS)]
     kept = {key: value for key, value in settings.items() if key not in schema.NOT_THE_STUDY}
-    return Recorded(with_places(kept, own), copied)
+    return Recorded(with_places(kept, own), [copy for copy in copies if copy.is_file()])
 
 
 def _recorded_run(path: Path, record: Mapping[str, Any]) -> Recorded:

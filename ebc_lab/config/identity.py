@@ -19,8 +19,7 @@ from ebc_lab.ebc.options import GUARDED
 from .choices import groups, is_read, kind_of
 from .dicts import run_part, to_dict
 from .errors import UserError
-from .fields import CUSTOM, UNSET, Setting, setting_of
-from .fields import number as number
+from .fields import CUSTOM, UNSET, Setting, number, setting_of
 from .part import Tail
 from .parts import PART, PARTS, parts_of
 from .parts.init import InitConfig

@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .errors import count
+
 PACKAGES = (
     *("ebc-lab", "torch", "numpy", "hydra-core", "omegaconf"),
     *("submitit", "pandas", "scipy", "matplotlib"),
@@ -38,7 +40,7 @@ def installed(module: str) -> bool:
 
 def cores() -> int:
     """Return how many cores this process may use, given its CPU affinity and the quota of a container."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0))
     try:
         quota, period = QUOTA.read_text(encoding="utf-8").split()
         if quota != "max":
@@ -181,8 +183,7 @@ def _chosen(value: str, variable: str) -> tuple[list[tuple[Gpu, str]], str]:
         # CUDA may order GPUs of different models unlike nvidia-smi: an index is then kept as it is
         certain = alike or not entry.isdecimal() or named[0].divided is not None
         chosen += [(gpu, gpu.uuid if certain else entry) for gpu in named]
-    count = f"{len(here)} GPU{'s' * (len(here) != 1)}"
-    return chosen, "" if chosen else f"{variable}={value} leaves none of the {count} here"
+    return chosen, "" if chosen else f"{variable}={value} leaves none of the {count(len(here), 'GPU')} here"
 
 
 def named_by(entry: str, listed: Sequence[Gpu]) -> list[Gpu]:

@@ -8,10 +8,11 @@ import itertools
 import math
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .choices import groups, overridable
+from .dicts import type_hints
 from .errors import UserError, any_of, require, shown
 from .fields import CUSTOM
 from .hints import OWN_CHOICES, near_choice, near_setting
@@ -117,18 +118,14 @@ def _check_choice(group: str, value: Any) -> None:
 
 
 @functools.cache
-def schema_keys() -> dict[str, Any]:
-    """Return the type of every setting, by dotted path."""
-
-    def walk(cls: type, prefix: str) -> Iterator[tuple[str, Any]]:
-        hints = typing.get_type_hints(cls)
-        for f in dataclasses.fields(cls):
-            kind = hints[f.name]
-            yield prefix + f.name, kind
-            if dataclasses.is_dataclass(kind):
-                yield from walk(typing.cast(type, kind), f"{prefix}{f.name}.")
-
-    return dict(walk(Config, ""))
+def schema_keys(cls: Any = Config, prefix: str = "") -> dict[str, Any]:
+    """Return the type of every setting of a configuration, by dotted path."""
+    keys: dict[str, Any] = {}
+    for name, kind in type_hints(cls).items():
+        keys[prefix + name] = kind
+        if dataclasses.is_dataclass(kind):
+            keys |= schema_keys(typing.cast(type, kind), f"{prefix}{name}.")
+    return keys
 
 
 def in_mapping(key: str) -> bool:
@@ -156,7 +153,7 @@ def spelled(override: str) -> str:
     kind: Any = Config
     for name in key.split(".")[:-1]:
         if dataclasses.is_dataclass(kind):
-            kind = typing.get_type_hints(kind).get(name)
+            kind = type_hints(typing.cast(type, kind)).get(name)
         elif kind is not Any:
             kind = (typing.get_args(kind) or (None, None))[1]
     mappings = [k for k in (kind, schema_keys().get(key)) if typing.get_origin(k) is dict]

@@ -10,6 +10,7 @@ from typing import Any
 
 from ebc_lab.config import identity as naming
 from ebc_lab.config.choices import groups
+from ebc_lab.config.fields import number
 from ebc_lab.config.parts.optimizer import OptimizerConfig
 from ebc_lab.config.parts.projection import ProjectionConfig
 from ebc_lab.config.schema import RunConfig
@@ -28,7 +29,6 @@ def arm_name(run: RunConfig, lr_scale: float | None, note: str = "") -> str:
     `_x2` means twice the track's best constant rate. Before that rate is known, `lr_scale` is None, and the
     name has the learning rate itself, as in `_lr0p004`. A name therefore always stands for one rate.
     """
-    number = naming.number
     rate = f"lr{number(run.optimizer.lr, DIGITS)}" if lr_scale is None else f"x{number(lr_scale, DIGITS)}"
     return f"{naming.stem_of(run)}_{rate}{naming.tail_of(run)}{note}"
 

@@ -16,7 +16,8 @@ MOST_PROBLEMS = 3
 
 
 def html(name: str, about: str, answer: str, arms: pd.DataFrame, problems: Sequence[str]) -> str:
-    """Return the card: name, what it is, answer, the arms of its last stage, the best first; all escaped."""
+    """Return the card as HTML, with all texts escaped: the name, `about`, the answer, the arms of the last
+    stage, and the first problems."""
     parts = [f"<h4>Study {escape(name)}</h4>", f"<p>{escape(about)}</p>"]
     parts += [f"<p><b>{escape(line)}</b></p>" for line in answer.splitlines()]
     parts.append(_table(last_arms(arms)))
@@ -25,7 +26,8 @@ def html(name: str, about: str, answer: str, arms: pd.DataFrame, problems: Seque
 
 
 def last_arms(arms: pd.DataFrame) -> pd.DataFrame:
-    """Return the arms of the stage that a study ends with, or of the last that has begun, the best first."""
+    """Return the rows of `arms` that belong to the finals or the suite or, without these, to the last stage
+    that has begun; on each track the lowest test loss comes first."""
     stages = list(arms["stage"].dropna().unique())
     stage = next((s for s in stages if s in LAST), stages[-1] if stages else None)
     of_stage = arms[arms["stage"] == stage].sort_values(["track", "test_loss", "val_loss"])

@@ -1,11 +1,11 @@
-"""Which studies and bundles a folder holds, and in a line each what they are."""
+"""The studies and bundles in a folder, with a line about each."""
 
 from __future__ import annotations
 
 import os
 import stat
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,11 +35,11 @@ def places(folder: Path) -> list[Path]:
 
 
 def catalogue(folder: Path) -> list[dict[str, Any]]:
-    """Return a mapping for each study and bundle in a folder, the last written first.
+    """Return an entry for each study and bundle in a folder, the last written first.
 
-    Its keys are `name`, `place`, `bundle`, `state` (running, finished, interrupted, empty, damaged),
-    `stages`, `scale`, `runs` (those that train), `written` (ISO time), `bytes`, and `headline`: what it
-    found, or what is wrong with it. Damage is told and not raised.
+    Its keys are `name`, `place` (the path), `bundle` (whether it is one), `state` (`running`, `finished`,
+    `interrupted`, `empty` or `damaged`), `stages`, `scale`, `runs` (the number of training runs), `written`
+    (ISO time), `bytes`, and `headline`: what was found, or what is wrong. Damage raises no error.
     """
     entries = [_about(path) for path in places(folder)]
     return sorted(entries, key=lambda one: one["written"] or "", reverse=True)
@@ -67,7 +67,8 @@ def _of_folder(path: Path) -> dict[str, Any]:
 
 
 def _of_bundle(path: Path) -> dict[str, Any]:
-    """Describe a bundle by its directory and two files in it; `ebc-lab verify` checks all of it."""
+    """Return the entry of a bundle, from its directory and two of its files; only `ebc-lab verify` checks
+    all."""
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
         header = _member(archive, HEADER)
@@ -84,13 +85,11 @@ def _member(archive: zipfile.ZipFile, name: str) -> Any:
 
 
 def _of_records(header: Mapping[str, Any], decisions: Mapping[str, Any], runs: Any) -> dict[str, Any]:
-    """Return what settings and decisions say of a study."""
+    """Return the part of an entry that study.json and the decisions give. `runs`: ids of all runs."""
     stages = list(header["config"]["study"]["stages"])
     done = [stage for stage in stages if stage in decisions]
-    finished = bool(done) and done[-1] == stages[-1]
-    state = "interrupted" if runs else "empty"
     return {
-        "state": "finished" if finished else state,
+        "state": state_of(stages, decisions, runs),
         "stages": stages,
         "scale": header["config"].get("scale"),
         "runs": sum(not name.startswith(TIMED) for name in runs),
@@ -98,8 +97,16 @@ def _of_records(header: Mapping[str, Any], decisions: Mapping[str, Any], runs: A
     }
 
 
+def state_of(stages: Sequence[str], decisions: Container[str], runs: Any) -> str:
+    """Return `finished` if the last stage is decided, else `interrupted`, or `empty` without any runs."""
+    if stages[-1] in decisions:
+        return "finished"
+    return "interrupted" if runs else "empty"
+
+
 def _headline(done: list[str], decisions: Mapping[str, Any]) -> str:
-    """Return the answer about one's own arms, the verdict first; else what the last stage decided."""
+    """Return the answers about the user's own arms, each after its verdict, or else what the last decided
+    stage found. `done`: the decided stages."""
     if not done:
         return ""
     last = decisions[done[-1]]
@@ -118,7 +125,7 @@ def _time(seconds: float) -> str:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of all files below a folder."""
+    """Return the number of bytes in all files below a folder."""
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:

@@ -1,4 +1,4 @@
-"""Tables as DataFrames: fixed columns, a type for each, units and meanings beside them."""
+"""Tables as DataFrames with fixed columns, each with its type, unit and meaning."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ TEXTS = {"arm", "run_id", "cause", "problem", "reference", "name", "question", "
 
 
 def kind_of(column: str) -> str:
-    """Return the dtype of a column: figures are float64, NaN where nothing was measured."""
+    """Return the dtype of a column. Figures are float64, with NaN for what was not measured."""
     kinds = {"Int64": WHOLE, "boolean": FLAGS, "category": CATEGORIES, "string": TEXTS}
     return next((kind for kind, names in kinds.items() if column in names), "float64")
 
 
 def frame(rows: Sequence[Mapping[str, Any]], meanings: Meanings) -> pd.DataFrame:
-    """Return a row for each mapping, with the columns of `meanings`; also without a row each column has its
-    type."""
+    """Return a table with a row for each mapping and the columns of `meanings`. Columns have their types even
+    if there are no rows."""
     import pandas as pd
 
     columns = {}

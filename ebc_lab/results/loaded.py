@@ -15,14 +15,9 @@ from ebc_lab.config.errors import UserError, nearest
 from ebc_lab.config.schema import Config
 from ebc_lab.records.columns import (
     EVAL_COLUMNS,
-    EVAL_MEANINGS,
-    FURTHER_EVAL_MEANINGS,
-    FURTHER_STEP_MEANINGS,
     RUN_MEANINGS,
     STEP_COLUMNS,
-    STEP_MEANINGS,
-    WORKLOAD_EVAL_MEANINGS,
-    WORKLOAD_STEP_MEANINGS,
+    TABLES,
     described,
     meaning_of,
 )
@@ -36,14 +31,13 @@ from ebc_lab.study.store.find import find
 from ebc_lab.study.store.study import Record, Study, StudyHeader, studies_in
 
 from . import card, tables
+from .catalogue import state_of
 from .frames import frame, typed
 
 if TYPE_CHECKING:
     import pandas as pd
 
 OUTPUT_DIR = Config.output_dir  # of the working folder: where studies are unless told otherwise
-OF_STEPS = STEP_MEANINGS | FURTHER_STEP_MEANINGS | WORKLOAD_STEP_MEANINGS
-OF_EVALS = EVAL_MEANINGS | FURTHER_EVAL_MEANINGS | WORKLOAD_EVAL_MEANINGS
 OF_THE_RUN = {"run_id": ("", "the run"), "arm": ("", "its arm"), "seed": ("", "its seed")}
 
 
@@ -73,14 +67,14 @@ def load(name: str | os.PathLike[str], output_dir: str | os.PathLike[str] = OUTP
 
 
 class LoadedStudy:
-    """One study, read once: what its files held when each of these was first asked for.
+    """One study. Its decisions, and which runs it has, are read once, when they are first asked for.
 
-    Every table has fixed columns and types, also where it is empty; `table.attrs["units"]` and
-    `table.attrs["meanings"]` say what is in them.
+    Every table has fixed columns and types, even if it is empty. `table.attrs["units"]` and
+    `table.attrs["meanings"]` describe the columns.
 
     Attributes:
-        name: of the study.
-        header: study.json: settings, corpus, versions, hardware.
+        name: the name of the study.
+        header: the contents of study.json: settings, corpus, versions and hardware.
     """
 
     def __init__(self, study: Study):
@@ -90,25 +84,23 @@ class LoadedStudy:
 
     @property
     def root(self) -> Path:
-        """Return its folder; of a bundle a temporary one, which is there as long as this object (see
-        `source`)."""
+        """Return the study's folder. That of a bundle is temporary, and is removed with this object."""
         return self._study.root
 
     @property
     def source(self) -> Path:
-        """Return where it was loaded from: its folder, or its bundle."""
+        """Return the path of the folder or bundle that the study was loaded from."""
         return self._study.place
 
     @property
     def config(self) -> dict[str, Any]:
-        """Return every setting, as study.json resolved it."""
+        """Return all settings as they were resolved when the study began, as nested dicts."""
         return self.header["config"]
 
     @cached_property
     def decisions(self) -> dict[str, Decision]:
-        """Return stage -> its decision, of those that can be used; `problems` names the others.
-
-        Raises UserError where the file is damaged."""
+        """Return stage -> decision, for the decisions that can be used; `problems` names the others. Raises
+        UserError if the file is damaged."""
         return {stage: d for stage, d in self._recorded.items() if stage not in self._faults}
 
     @cached_property
@@ -117,7 +109,7 @@ class LoadedStudy:
 
     @cached_property
     def _faults(self) -> dict[str, str]:
-        """Return stage -> why its decision cannot be used."""
+        """Return stage -> why its decision cannot be used, for the decisions that cannot."""
         return {s: why for s, decision in self._recorded.items() if (why := decision_problem(decision))}
 
     @cached_property
@@ -130,30 +122,29 @@ class LoadedStudy:
             return tables.run_rows(self._records, self.decisions)
 
     def blame_files(self) -> AbstractContextManager[None]:
-        """Around what reads this study: a UserError says where its files hold what ebc-lab never writes."""
+        """Return a context in which malformed contents of the study's files raise a UserError."""
         return self._study.blame_files()
 
     def specs(self) -> dict[str, dict[str, Any]]:
-        """Return run id -> every setting of a run, as spec.json holds it; damaged runs are left out."""
+        """Return run id -> all settings of the run, as in spec.json. Damaged runs are left out."""
         return {r.run_id: spec["config"] for r in self._records if (spec := r.spec) is not None}
 
     def results(self) -> dict[str, dict[str, Any]]:
-        """Return run id -> result.json, of the runs that have ended; damaged runs are left out."""
+        """Return run id -> contents of result.json, for the runs that have ended. Damaged runs are left
+        out."""
         return {r.run_id: dict(result) for r in self._records if (result := r.result) is not None}
 
     @property
     def state(self) -> str:
-        """Return `running` (a process holds it), `finished`, `interrupted`, or `empty`: nothing was trained
-        yet."""
+        """Return `running` if a process runs the study; otherwise `finished`, `interrupted`, or `empty` if it
+        has no runs yet."""
         if self._study.holder() is not None:
             return "running"
-        if self.config["study"]["stages"][-1] in self._recorded:
-            return "finished"
-        return "interrupted" if self._study.run_ids() else "empty"
+        return state_of(self.config["study"]["stages"], self._recorded, self._study.run_ids())
 
     @property
     def problems(self) -> list[str]:
-        """Return what is wrong with decisions and with the files of runs, a sentence each."""
+        """Return a sentence for each decision and each run that cannot be used."""
         remedy = "the study's command decides again from the runs"
         where = self._study.decisions_file
         faults = [f"{s} in {where} cannot be used ({why}): {remedy}." for s, why in self._faults.items()]
@@ -161,8 +152,8 @@ class LoadedStudy:
 
     @property
     def answer(self) -> str:
-        """Return what the study found, in a sentence or a few: about your own arm where it asks about one,
-        else what its last stage decided."""
+        """Return what the study found, in lines: the answers about your own arms if it asks about any, and
+        otherwise what its last decided stage found. Raises UserError if a file is malformed."""
         if not self.decisions:
             unusable = "; ".join(f"{stage} cannot be used: {why}" for stage, why in self._faults.items())
             return unusable or "nothing is decided yet"
@@ -179,29 +170,30 @@ class LoadedStudy:
     # -- tables ----------------------------------------------------------------------------------------------
 
     def runs(self) -> pd.DataFrame:
-        """Return one row a run, in the order of stages, arms and seeds: what it was, how it ended, its
-        figures."""
+        """Return a table with a row for each run, in the order of stages, arms and seeds: its settings, how
+        it ended, and its figures."""
         return frame(self._rows, RUN_MEANINGS)
 
     def arms(self) -> pd.DataFrame:
-        """Return one row an arm of a stage, over its seeds: its setting, and means over the seeds that
+        """Return a table with a row for each arm of a stage: its settings, and the means over the seeds that
         completed."""
         with self.blame_files():
             return tables.arms(self._rows, self.decisions)
 
     def differences(self) -> pd.DataFrame:
-        """Return one row a comparison of two arms: test loss, paired by seed, both intervals, the
-        judgement."""
+        """Return a table with a row for each comparison of two arms: the difference in test loss (nats),
+        paired by seed, with both intervals and the judgement."""
         with self.blame_files():
             return tables.differences(self.decisions)
 
     @property
     def verdict(self) -> pd.DataFrame:
-        """Return one row a question: the lines of the verdict; of a suite an arm of your own against the best
-        other one, or, where it asks about none, each arm against the one it is compared with.
+        """Return a table with a row for each question: the lines of the verdict or, of a suite, each of your
+        own arms against the best of the others. If the suite asks about none, each arm is compared with its
+        reference.
 
-        `attrs["looks"]`: of how many seeds each earlier answer was that rests on some of these seeds;
-        `attrs["note"]`: what is to be said of it, and of those on other seeds."""
+        `attrs["looks"]`: the numbers of seeds of earlier answers that share seeds with this one;
+        `attrs["note"]`: a caveat about earlier answers, empty if there are none."""
         with self.blame_files():
             table = tables.verdict(self.decisions)
         table.attrs |= {"looks": looks_of(self.header), "note": describe_earlier_looks(self.header)}
@@ -210,30 +202,31 @@ class LoadedStudy:
     def steps(
         self, arm: str | None = None, seed: int | None = None, run_id: str | None = None
     ) -> pd.DataFrame:
-        """Return one row a step of the runs that fit, of all where nothing is given: `steps.csv` behind
-        run_id, arm and seed. Raises UserError where no run fits, or a file is damaged."""
-        runs = self._fitting({"arm": arm, "seed": seed, "run_id": run_id})
-        return self._streams(runs, lambda files: files.steps, STEP_COLUMNS, OF_STEPS)
+        """Return `run_id`, `arm`, `seed` and the columns of steps.csv, a row for each step of the runs that
+        fit, which are all training runs by default. Raises UserError if none fits, or a file is damaged."""
+        wanted = {"arm": arm, "seed": seed, "run_id": run_id}
+        return self._streams(wanted, lambda files: files.steps, STEP_COLUMNS, TABLES["steps"])
 
     def evals(
         self, arm: str | None = None, seed: int | None = None, run_id: str | None = None
     ) -> pd.DataFrame:
-        """Return one row an evaluation of the runs that fit, like `steps`."""
-        runs = self._fitting({"arm": arm, "seed": seed, "run_id": run_id})
-        return self._streams(runs, lambda files: files.evals, EVAL_COLUMNS, OF_EVALS)
+        """Return the same as `steps`, from evals.csv: a row for each evaluation."""
+        wanted = {"arm": arm, "seed": seed, "run_id": run_id}
+        return self._streams(wanted, lambda files: files.evals, EVAL_COLUMNS, TABLES["evals"])
 
     def _streams(
         self,
-        runs: Sequence[Mapping[str, Any]],
+        wanted: Mapping[str, Any],
         which: Callable[[RunFiles], Path],
         columns: Sequence[str],
         meanings: Mapping[str, tuple[str, str]],
     ) -> pd.DataFrame:
-        """Return the streams of these runs under each other; `columns`: those that are there in any case."""
+        """Return the streams of the runs that are `wanted`, under each other. `columns`: those that are there
+        in any case. Raises UserError as `steps` does."""
         import pandas as pd
 
         parts = []
-        for row in runs:
+        for row in self._fitting(wanted):
             try:
                 stream = pd.DataFrame(read_columns(which(self._study.run_files(row["run_id"]))))
             except FileNotFoundError:  # it has not begun
@@ -247,7 +240,8 @@ class LoadedStudy:
         return described(table, {name: meaning for name, meaning in known.items() if meaning})
 
     def _fitting(self, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the training runs of this arm, seed and id. Raises UserError, naming what there is."""
+        """Return the rows of the training runs that have the wanted values, None standing for any. Raises
+        UserError if a value is wanted and no run has it."""
         wanted = {key: value for key, value in wanted.items() if value is not None}
         every = [row for row in self._rows if row.get("kind") == "train"]
         fitting = [row for row in every if all(row[key] == value for key, value in wanted.items())]

@@ -1,4 +1,4 @@
-"""Arms ranked over many studies: only where corpus, model, batch and length are the same."""
+"""Arms of many studies, ranked among those with the same corpus, model, batch and length."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Board:
     notes: list[str]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the same as values that JSON has; None for what is not known."""
+        """Return the ranking as JSON values, with None for what is not known."""
         rows = self.table.astype(object).where(self.table.notna(), None).to_dict("records")
         return {"groups": self.groups, "arms": rows, "notes": self.notes}
 
@@ -75,10 +75,10 @@ class Board:
 
 
 def board(*folders: str | os.PathLike[str]) -> Board:
-    """Rank the arms of all studies and bundles in these folders (the output folder if none is given), or of
-    these studies, by folder or name, by mean test loss.
+    """Return the arms of studies and bundles, ranked by mean test loss. Each of `folders` is a folder of
+    studies, or the folder or name of one study; by default, it is the output folder.
 
-    Raises UserError where there is no study.
+    Raises UserError if there is no study.
     """
     notes: list[str] = []
     entries: list[Entry] = []
@@ -106,8 +106,8 @@ def board(*folders: str | os.PathLike[str]) -> Board:
 
 
 def _studies(name: str) -> list[Path]:
-    """Return the studies in a folder; itself, where it is one, or the name of one. Raises UserError where
-    there is none."""
+    """Return the paths of the studies in the folder `name`, or of the one study that `name` stands for.
+    Raises UserError if there is none."""
     folder = Path(name).expanduser()
     if folder.suffix != SUFFIX and not Study(folder).exists() and (studies := places(folder)):
         return studies
@@ -137,7 +137,8 @@ def _entries(study: LoadedStudy) -> Iterator[Entry]:
 
 
 def _key(study: LoadedStudy, run: Mapping[str, Any]) -> Key:
-    """Return what must agree: the run's text, tokens, workload, model, batch and length."""
+    """Return what runs must have in common to be ranked together, in words: text, tokens, workload, model,
+    batch and length."""
     corpus = study.header["corpus"]
     workload = run.get("workload", {"name": "gpt"})
     parts = {"ebm": run.get("ebm"), "encoder": run.get("encoder"), "decoder": run.get("decoder")}
@@ -153,7 +154,7 @@ def _key(study: LoadedStudy, run: Mapping[str, Any]) -> Key:
 
 
 def _words(settings: Mapping[str, Any]) -> str:
-    """Return `gpt, blocks 3, width 128`."""
+    """Return the settings of a part in words, such as `gpt, blocks 3, width 128`."""
     others = {
         name: value for name, value in settings.items() if name != "name" and value not in (None, {}, "")
     }
@@ -167,7 +168,7 @@ def _environment(study: LoadedStudy) -> str:
 
 
 def _ranked(entries: Sequence[Entry], notes: list[str]) -> Board:
-    """Group, rank, and say what differs between the groups."""
+    """Return the board of these entries, whose notes say what differs between groups and within them."""
     groups: dict[Key, list[Entry]] = {}
     for entry in _merged(entries):
         groups.setdefault(entry.key, []).append(entry)
@@ -191,8 +192,7 @@ def _ranked(entries: Sequence[Entry], notes: list[str]) -> Board:
 
 
 def _merged(entries: Sequence[Entry]) -> list[Entry]:
-    """Return each arm once: one whose runs were copied to another study, where it has the same name, names
-    both."""
+    """Return each arm once. An arm whose runs were copied to another study names both studies."""
     merged: dict[tuple[Any, ...], Entry] = {}
     for entry in entries:
         which = (entry.key, entry.environment, entry.arm, entry.runs, *sorted(entry.losses.items()))
@@ -203,7 +203,7 @@ def _merged(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _apart(key: Key, other: Key) -> str:
-    """Return `batch 16×64 against 24×32`."""
+    """Return how two groups differ, such as `batch 16×64 against 24×32`."""
     pairs = zip(key, other, strict=True)
     return "; ".join(
         f"{what} {value} against {theirs}" for (what, value), (_, theirs) in pairs if value != theirs
@@ -211,7 +211,7 @@ def _apart(key: Key, other: Key) -> str:
 
 
 def _rows(name: str, entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
-    """Yield the arms of a group, best first, each beside the best."""
+    """Yield the rows of a group's arms, best first, each compared with the best."""
     alone = {
         id(e): paired(e.losses, dict.fromkeys(e.losses, 0.0)) for e in entries
     }  # the mean's own interval

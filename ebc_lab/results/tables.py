@@ -30,7 +30,7 @@ MEANS = ("val_loss", "test_loss", "c_median", "kl_median", "clip_rate", "tokens_
 
 
 def run_rows(records: Sequence[Record], decisions: Decisions) -> list[dict[str, Any]]:
-    """Return a mapping for each run, by the names of RUN_MEANINGS, in the order of stages, arms and seeds."""
+    """Return a row for each run, with the keys of RUN_MEANINGS, in the order of stages, arms and seeds."""
     tracks = _tracks_of_runs(decisions)
     rows = [_run(record, tracks) for record in records]
     order = [*decisions, *sorted({str(row["stage"]) for row in rows} - set(decisions))]
@@ -59,7 +59,8 @@ def _run(record: Record, tracks: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run's settings say; of another version's, what every version calls the same."""
+    """Return a run's settings by column. If this version cannot read them, return those that every version
+    names alike."""
     try:
         return setting_columns(from_dict(RunConfig, dict(config)))
     except (UserError, LookupError):
@@ -73,8 +74,8 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tracks_of_runs(decisions: Decisions) -> dict[str, str]:
-    """Return run id -> the track that it belongs to, where a decision says so: arms of suites have any
-    settings."""
+    """Return run id -> track, for the runs whose track a decision gives. The settings of a suite's arm need
+    not tell its track."""
     track_of: dict[str, str] = {}
     for decision in decisions.values():
         tracks = decision["tracks"]
@@ -87,13 +88,14 @@ def _tracks_of_runs(decisions: Decisions) -> dict[str, str]:
 
 
 def _arms_of(track: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the arms of a decided track that are over seeds: those of the finals and of a suite."""
+    """Return the arms of a decided track that have a run for each seed: those of the finals and of a
+    suite."""
     arms = track.get("arms", {})
     return {n: arm for n, arm in arms.items() if isinstance(arm, dict) and isinstance(arm.get("runs"), dict)}
 
 
 def arms(rows: Sequence[Mapping[str, Any]], decisions: Decisions) -> pd.DataFrame:
-    """Return one row an arm of a stage: means over its completed seeds."""
+    """Return the table of arms. Runs of a stage that are alike in SETTING are one arm."""
     alike: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         if row.get("kind") == "train":
@@ -135,7 +137,7 @@ def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 
 
 def differences(decisions: Decisions) -> pd.DataFrame:
-    """Return one row a comparison of two arms, of every decision that makes some."""
+    """Return the table of all comparisons of two arms in the decisions."""
     rows = []
     for stage, decision in decisions.items():
         for name, track in decision["tracks"].items():
@@ -150,7 +152,7 @@ Compared = tuple[str, str, str, Mapping[str, Any], Mapping[str, Any]]
 
 
 def _compared(track: Any) -> Iterator[Compared]:
-    """Yield (family, arm, reference, difference, further columns) of a decided track."""
+    """Yield (family, arm, reference, difference, further columns) for each comparison in a decided track."""
     for family, compared in track.get("differences", {}).items():
         for arm, difference in compared.items():
             yield family, arm, reference_of(track, family, arm), difference, {}
@@ -164,12 +166,13 @@ def _compared(track: Any) -> Iterator[Compared]:
             if difference:
                 more = {"verdict": verdict_of(difference)}
                 yield family, climb["arm"], climb["reference"], difference, more
+    answers = track.get("answers") or {}
     for label, arm in _arms_of(track).items():
-        asked = (track.get("answers") or {}).get(label, {"against": {}})
+        asked = answers.get(label, {"against": {}})
         if arm.get("difference") and arm["versus"] not in asked["against"]:
             more = {"verdict": verdict_of(arm["difference"])}
             yield "versus", label, arm["versus"], arm["difference"], more
-    for label, answer in (track.get("answers") or {}).items():
+    for label, answer in answers.items():
         for other, difference in answer["against"].items():
             rival = other == answer["rival"]
             needed = difference["seeds_needed"]
@@ -177,8 +180,7 @@ def _compared(track: Any) -> Iterator[Compared]:
 
 
 def verdict(decisions: Decisions) -> pd.DataFrame:
-    """Return one row a question that the study answers: the lines of its verdict, or its arms of one's
-    own."""
+    """Return the table of the study's questions: the lines of the verdict, or the answers of a suite."""
     rows = []
     judged = decision_that_shows("verdict", decisions) or {"tracks": {}}
     for track, decided in judged["tracks"].items():
@@ -192,8 +194,8 @@ def verdict(decisions: Decisions) -> pd.DataFrame:
 
 
 def _suite_lines(decisions: Decisions) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Yield (track, arm, answer) of a suite: about its arms of one's own, where it asks about none about each
-    that is paired with another one."""
+    """Yield (track, arm, answer) for each of the user's own arms in a suite or, if it has none, for each arm
+    that is compared with another."""
     asked = list(answers(decisions))
     yield from asked
     suite = {} if asked else decisions.get("ablation", {}).get("tracks", {})
@@ -207,13 +209,13 @@ def _suite_lines(decisions: Decisions) -> Iterator[tuple[str, str, Mapping[str, 
 
 
 def lost(decisions: Decisions) -> list[str]:
-    """Return the arms of a suite of which no run ended, a sentence each."""
+    """Return a sentence for each arm of a suite without a finished run."""
     tracks = decisions.get("ablation", {}).get("tracks", {})
     return [line for track in tracks.values() for line in unfinished(track)]
 
 
 def answers(decisions: Decisions) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Yield (track, arm, answer) for each arm that the study asks about."""
+    """Yield (track, arm, answer) for each of the user's own arms that the suite judges."""
     for track, decided in decisions.get("ablation", {}).get("tracks", {}).items():
         for label, answer in (decided.get("answers") or {}).items():
             yield track, label, answer

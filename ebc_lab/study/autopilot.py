@@ -11,10 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from ebc_lab.config.errors import MISTAKEN, UserError
+from ebc_lab.config.errors import MISTAKEN, UserError, count
 from ebc_lab.config.schema import Config
 from ebc_lab.config.study_checks import beyond_sensible
 from ebc_lab.records.decisions import Acceptance, Decision
@@ -33,12 +32,12 @@ from .resolve import WorkOf, resolve_study, with_earlier
 from .so_far import SoFar, leave_outlook, so_far
 from .stages.rules import Results, Undecidable
 from .stages.runs import check_lengths, distinct
-from .stages.stage import decision_that_shows, planned_runs, speculative_runs, stage_of
+from .stages.stage import planned_runs, speculative_runs, stage_of
 from .store import attempts, crate, manifest
 from .store.counts import TRAINING, UNUSED, counted, sorts_of_runs, trained_by, upgraded
 from .store.index import Index
 from .store.neighbours import finished_elsewhere, take
-from .store.study import RETRIED, RETRIED_UNFINISHED, Cancelled, Record, Study
+from .store.study import RETRIED, RETRIED_UNFINISHED, Cancelled, Record, Study, study_of
 from .trackers import following
 
 
@@ -98,15 +97,6 @@ class Outcome:
     def trained(self) -> int:
         """Return how many runs this call of `autopilot` trained, including those not needed in the end."""
         return self.runs[TRAINING] + self.runs[UNUSED]
-
-    def showing(self, what: str) -> Decision | None:
-        """Return the decision that shows `what` (arms, modes, units or profiles), or None if none does."""
-        return decision_that_shows(what, self.decisions)
-
-
-def study_of(config: Config) -> Study:
-    """Return the study that a configuration names."""
-    return Study(Path(config.output_dir).expanduser() / config.study.name)
 
 
 def autopilot(
@@ -434,6 +424,6 @@ def _wave_in_words(wave: Sequence[RunSpec], timed: Sequence[RunSpec], there: int
     `15 runs to train, then 2 measurements of time; 3 are already done`."""
     trained = len(wave) if wave[0].kind == "train" else 0
     ahead = ((trained, "run", "to train"), (len(timed), "measurement", "of time"))
-    parts = [f"{n} {what}{'' if n == 1 else 's'} {rest}" for n, what, rest in ahead if n]
+    parts = [f"{count(n, what)} {rest}" for n, what, rest in ahead if n]
     done = f"; {there} {'is' if there == 1 else 'are'} already done" if there else ""
     return ", then ".join(parts) + done

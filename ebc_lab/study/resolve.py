@@ -181,15 +181,15 @@ def all_changes(config: Config, known: Mapping[str, Any], runs: Index) -> list[c
 
 def adopt(config: Config, known: Mapping[str, Any]) -> Config:
     """Return the configuration, with the settings that it leaves open taken from the study in `known`."""
-    own = recorded_config(known)
+    recorded = recorded_config(known)
     if changes.same_corpus(config.data, known):
         shards = config.data.name == "bin"  # whose files may have moved
-        data = replace(config.data, sha256=own.data.sha256) if shards else own.data
+        data = replace(config.data, sha256=recorded.data.sha256) if shards else recorded.data
         config = replace(config, data=data)
-    left_open = {k: getattr(own, k) for k in (*CHOSEN, "device") if is_open(config, k)}
+    left_open = {k: getattr(recorded, k) for k in (*CHOSEN, "device") if is_open(config, k)}
     before = changes.as_this_version_says(known["requested"])
-    same = {s: getattr(own, s) for s in STAGES if before.get(s) == to_dict(getattr(config, s))}
-    return replace(config, **left_open, **same, answered_before=own.answered_before)
+    same = {s: getattr(recorded, s) for s in STAGES if before.get(s) == to_dict(getattr(config, s))}
+    return replace(config, **left_open, **same, answered_before=recorded.answered_before)
 
 
 def _retrained(config: Config, study: Study) -> str:

@@ -12,11 +12,11 @@ from support.called import SMALLEST, answered
 
 import ebc_lab
 from ebc_lab.report.conclude import concluding, report
-from ebc_lab.study.autopilot import autopilot, study_of
+from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.stages.compare_arms import losses, seeds_of
 from ebc_lab.study.stages.statistics import paired
 from ebc_lab.study.store.replay import replay
-from ebc_lab.study.store.study import Study
+from ebc_lab.study.store.study import Study, study_of
 
 ASKED = [
     *SMALLEST,

@@ -126,7 +126,7 @@ def test_who_asks_a_running_study_hears_what_its_driver_knows(tiny, tmp_path, mo
             assert found["so_far"]["line"] == progress.so_far
             heard.append(found["eta_s"])
 
-    monkeypatch.setattr("ebc_lab.study.inspect.status.forecast", Mock(side_effect=AssertionError))
+    monkeypatch.setattr("ebc_lab.study.inspect.status.expected_left", Mock(side_effect=AssertionError))
     autopilot(compose(asked), Listener(watch=watch, expect=expected_left))
     assert heard[0] is None
     assert heard[-1] >= 1.0

@@ -16,11 +16,10 @@ from ebc_lab.records.columns import EVAL_COLUMNS, STEP_COLUMNS
 from ebc_lab.records.json_files import write_checksummed
 from ebc_lab.records.spec import RunSpec
 from ebc_lab.report.conclude import write_conclusions, write_table
-from ebc_lab.study.autopilot import study_of
 from ebc_lab.study.resolve import resolve_study
 from ebc_lab.study.stages.stage import planned_runs, stage_of
 from ebc_lab.study.store import manifest
-from ebc_lab.study.store.study import Study
+from ebc_lab.study.store.study import Study, study_of
 
 RESOLVED = [
     "device=cpu",

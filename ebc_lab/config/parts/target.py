@@ -133,8 +133,8 @@ class TargetConfig(Part):
     table = "Steps, seconds and tokens to the target"
 
     def reached(self, curve: Iterable[Row]) -> dict[str, float | None]:
-        """Return what result.json says about the target: its loss and the steps to reach it, None if the run
-        missed it. Return an empty dict if there is no target."""
+        """Return the entries of result.json about the target: its loss in nats per token, and the number of
+        steps until the run's curve reached it, None for a miss. Empty if there is no target."""
         if self.changes_nothing():
             return {}
         reached = first_at_or_below(curve, self.loss)

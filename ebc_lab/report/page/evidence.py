@@ -17,7 +17,14 @@ from ebc_lab.config.schema import STAGES, Config
 from ebc_lab.records.decisions import Decision, NoiseFloor
 from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.study.inspect import status, why
-from ebc_lab.study.inspect.reproduce import again, continuing, decides_all, departures, fresh_seeds
+from ebc_lab.study.inspect.reproduce import (
+    again,
+    continuing,
+    decides_all,
+    departures,
+    fresh_seeds,
+    ways_to_decide,
+)
 from ebc_lab.study.inspect.slots import in_words
 from ebc_lab.study.stages.compare_arms import in_bits
 from ebc_lab.study.stages.rules import Undecidable
@@ -68,7 +75,8 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
     sections = [_section(found[s]) for s in concluding_stages(decisions)]
     sections.sort(key=lambda section: not any(answer["checks"] for answer in section["answers"]))
     floors = why.noise_floor(decisions)
-    fresh = fresh_seeds(study, header, decisions)
+    ways = ways_to_decide(decisions)
+    fresh = fresh_seeds(study, header, ways)
     loss_curves, damaged = _curves(study, runs, found)
     by = snapshot.trained_by()
     broken = _broken(study, header["study"], trained)
@@ -102,7 +110,7 @@ def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
         "again": again(study, portable=True),
         "rerun": run_again(header["study"], "RUN"),
         "more_seeds": again(study, *fresh, portable=True) if fresh else None,
-        "decides_all": decides_all(decisions),
+        "decides_all": decides_all(ways),
         "settings": settings,
         "setting_tables": _setting_tables(departures(study, header), settings),
         "checksums": _checksums(study, decisions),

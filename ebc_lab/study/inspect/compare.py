@@ -97,15 +97,12 @@ def _settings(asked: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """Return the settings that differ. An arm that only one study has is one entry: its description."""
     names = [{key.split(".")[2] for key in settings if key.startswith(f"{ARMS}.")} for settings in asked]
     lines: dict[str, list[Any]] = {}
-    for key, pair in unequal(
-        *asked, leave=("study.name", ARMS)
-    ).items():  # the key is `ARMS` itself in a study without arms
+    # in a study without arms, `ARMS` itself is a key
+    for key, pair in unequal(*asked, leave=("study.name", ARMS)).items():
         name = key.split(".")[2] if key.startswith(f"{ARMS}.") else None
         if name in names[0] ^ names[1]:
             about = [settings.get(f"{ARMS}.{name}.about") or "given" for settings in asked]
-            lines[f"arm {name}"] = [
-                x if name in there else None for x, there in zip(about, names, strict=True)
-            ]
+            lines[f"arm {name}"] = [x if name in of else None for x, of in zip(about, names, strict=True)]
         else:
             lines[key] = pair
     return lines
@@ -180,14 +177,11 @@ def _arms(decisions: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
             if None in pair:
                 continue
             losses = [arm["test_loss"] for arm in pair]
-            bits = (
-                {BITS: [_bits_per_character(arm) for arm in pair]} if any(BITS in arm for arm in pair) else {}
-            )
             prefix = "" if shown == "verdict" else track_prefix(track, tracks)
             out[f"{prefix}{name}"] = {
                 "seeds": [len(arm["runs"]) for arm in pair],
                 "test_loss": losses,
-                **bits,
+                **({BITS: list(map(_bits_per_character, pair))} if any(BITS in arm for arm in pair) else {}),
                 "difference": None if None in losses else losses[1] - losses[0],
             }
     return out

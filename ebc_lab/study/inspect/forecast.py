@@ -37,7 +37,7 @@ from ..store.neighbours import finished_elsewhere, neighbours_of
 from ..store.own import edited
 from ..store.reuse import reusable_results
 from ..store.snapshot import Snapshot, read
-from ..store.study import Study, studies_in
+from ..store.study import Study, studies_in, study_of
 from .pace import Pace, learned, learned_from_siblings, observed
 
 ASSUMED = f"6·N·tokens and attention at {UTILISATION:.0%} of the {PEAK / 1e12:.0f} TFLOP/s of an {GPU}"
@@ -196,7 +196,7 @@ def planned(config: Config) -> dict[str, Any]:
     Runs that are `done`, or will be `copied` from other studies in the folder, count as runs but take no
     time. Raises UserError if a result was edited, or a file that a setting names is not there.
     """
-    study = Study(Path(config.output_dir).expanduser() / config.study.name)
+    study = study_of(config)
     snapshot = read(study) if study.exists() else None
     with study.blame_files() if snapshot else nullcontext():
         return _planned(config, study, snapshot)
@@ -226,20 +226,6 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
     finished = snapshot is not None and snapshot.finished and not changed
     known = WithNeighbours(study, reusable_results(records, finished=finished))
     rate = learned(records) or learned_from_siblings(named, study)
-    stages: dict[str, Any] = {stage: {} for stage in (*config.study.stages, "total")}
-    for scenario in SCENARIOS:
-        runs = forecast(named, known, scenario)
-        runs["total"] = [s for specs in runs.values() for s in specs]
-        for stage, figures in stages.items():
-            figures[scenario.name] = _figures(runs[stage], named, known, rate, speed)
-    for figures in stages.values():  # known results may put the scenarios in another order
-        for key in ("runs", "steps", "tokens", "eta_s", "gpu_hours", "flop_hours"):
-            known_figures = [f[key] for f in figures.values() if f[key] is not None]
-            figures["min"][key] = min(known_figures, default=None)
-            figures["max"][key] = max(known_figures, default=None)
-    for key in ("runs", "steps", "tokens"):  # each stage's least may come from a different scenario
-        least = sum(stages[stage]["min"][key] for stage in config.study.stages)
-        stages["total"]["min"][key] = min(least, stages["total"]["min"][key])
     eta_from = rate.source if rate else None
     if speed and speed.rate and not rate:
         eta_from = (
@@ -259,7 +245,7 @@ def _planned(config: Config, study: Study, snapshot: Snapshot | None) -> dict[st
         "begun": header is not None,
         "changed": describe(changed, requested(config), edited(config, header or {})),
         "beyond_sensible": beyond_sensible(config),
-        "stages": stages,
+        "stages": _by_scenario(named, known, rate, speed),
         "eta_from": eta_from,
         "gpu_hours_from": ASSUMED,
     }
@@ -305,6 +291,27 @@ def _placed(config: Config, study: Study) -> Config:
         data=replace(config.data, sha256=config.data.sha256 or OPEN),
         tokens=replace(config.tokens, sha256=config.tokens.sha256 or OPEN),
     )
+
+
+def _by_scenario(
+    config: Config, known: WithNeighbours, rate: Pace | None, speed: speeds.Choice | None
+) -> dict[str, dict[str, Any]]:
+    """Return stage, or `total` -> scenario -> `_figures` of its runs. `min` and `max` bound all scenarios."""
+    stages: dict[str, dict[str, Any]] = {stage: {} for stage in (*config.study.stages, "total")}
+    for scenario in SCENARIOS:
+        runs = forecast(config, known, scenario)
+        runs["total"] = [s for specs in runs.values() for s in specs]
+        for stage, figures in stages.items():
+            figures[scenario.name] = _figures(runs[stage], config, known, rate, speed)
+    for figures in stages.values():  # known results may put the scenarios in another order
+        for key in ("runs", "steps", "tokens", "eta_s", "gpu_hours", "flop_hours"):
+            known_figures = [f[key] for f in figures.values() if f[key] is not None]
+            figures["min"][key] = min(known_figures, default=None)
+            figures["max"][key] = max(known_figures, default=None)
+    for key in ("runs", "steps", "tokens"):  # each stage's least may come from a different scenario
+        least = sum(stages[stage]["min"][key] for stage in config.study.stages)
+        stages["total"]["min"][key] = min(least, stages["total"]["min"][key])
+    return stages
 
 
 def _figures(

@@ -29,6 +29,7 @@ from ..store.study import Study, StudyHeader, recorded_config
 PLAIN = re.compile(r"[\w-]+|[\w./-]*/[\w./-]*|[\w./-]*[A-Za-z_]\w*(\.py)?:[A-Za-z_][\w.]*")
 CONFIRMS = re.compile(r"(_tuned_\d+)?_seeds_\d+_to_\d+$")  # the suffix that names a study on fresh seeds
 MOST_NAMED = 80  # characters in the name of such a study
+Ways = list[int | TuningNeeded | None]
 
 
 def again(study: Study, *overrides: str, portable: bool = False) -> str:
@@ -58,15 +59,15 @@ def deciding(study: Study, header: StudyHeader, decisions: Mapping[str, Decision
     """Return the command line of a new study in the same folder that would settle undecided answers on fresh
     seeds alone, tuned on more seeds where the luck of the tuning keeps one open. It copies the runs that
     tuned the arms. Return None if no answer is undecided, or the number of seeds needed is unknown."""
-    fresh = fresh_seeds(study, header, decisions)
+    fresh = fresh_seeds(study, header, ways_to_decide(decisions))
     place = _place(study, header) if study.resumable else ()
     return again(study, *fresh, *place) if fresh else None
 
 
-def fresh_seeds(study: Study, header: StudyHeader, decisions: Mapping[str, Decision]) -> list[str]:
+def fresh_seeds(study: Study, header: StudyHeader, ways: Ways) -> list[str]:
     """Return the overrides for the new study that `deciding` describes: a new name, and as many seeds as are
-    needed, none of which was used in this folder before. Empty if `deciding` returns None."""
-    ways = _ways_to_decide(decisions)
+    needed, none of which was used in this folder before. Empty if `deciding` returns None. `ways`: what
+    `ways_to_decide` returns."""
     tuned = [way for way in ways if isinstance(way, Mapping)]
     needed = [way for way in ways if isinstance(way, int)] + [more["seeds"] for more in tuned]
     if not needed:
@@ -83,16 +84,17 @@ def fresh_seeds(study: Study, header: StudyHeader, decisions: Mapping[str, Decis
     return [f"seeds={override_value(fresh)}", *settings, f"study.name={override_value(name)}"]
 
 
-def decides_all(decisions: Mapping[str, Decision]) -> bool:
-    """Return whether the study that `deciding` describes would settle everything that is undecided."""
-    return None not in _ways_to_decide(decisions)
+def decides_all(ways: Ways) -> bool:
+    """Return whether the study that `deciding` describes would settle everything that is undecided. `ways`:
+    what `ways_to_decide` returns."""
+    return None not in ways
 
 
-def _ways_to_decide(decisions: Mapping[str, Decision]) -> list[int | TuningNeeded | None]:
-    """Return for each undecided answer and line of a verdict how many fresh seeds would decide it, the tuning
-    that would as well, or None where neither is known."""
+def ways_to_decide(decisions: Mapping[str, Decision]) -> Ways:
+    """Return, for each undecided answer and line of a verdict, how many fresh seeds would decide it or, if no
+    number does, which tuning would as well; None where neither is known."""
     decision = decision_that_shows("arms", decisions) or decision_that_shows("verdict", decisions)
-    ways: list[int | TuningNeeded | None] = []
+    ways: Ways = []
     for track in decision["tracks"].values() if decision else ():
         for answer in (track.get("answers") or {}).values():
             if answer["verdict"] == "undecided":

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypedDict
 
-from ebc_lab.config.errors import clock
+from ebc_lab.config.errors import clock, count
 from ebc_lab.config.schema import STAGES
 
 from ..store.study import Record
@@ -73,8 +73,8 @@ def timeline(runs: Iterable[Record]) -> Timeline | None:
 
 def in_words(use: SlotUse) -> str:
     """Return the use of the slots as `2 worker slots for 12 min 31 s, idle 7% of that time (lr_sweep 9%)`."""
-    slots = f"{use['slots']} worker slot{'s' * (use['slots'] != 1)}"
     whole = use["idle"]["whole"]
+    slots = count(use["slots"], "worker slot")
     return f"{slots} for {clock(use['seconds'])}, idle {whole:.0%} of that time ({idle_by_stage(use)})"
 
 

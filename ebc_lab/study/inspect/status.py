@@ -17,7 +17,6 @@ from ebc_lab.records.paths import SpecRecord
 
 from ..guards import cause_class
 from ..launch import queue as queue_module
-from ..launch.pool import slots
 from ..launch.session import sessions_in
 from ..so_far import open_stage, outlook, so_far
 from ..stages.stage import stage_of
@@ -27,8 +26,7 @@ from ..store.index import Index
 from ..store.reuse import remaining_work
 from ..store.snapshot import Snapshot, read
 from ..store.study import RETRIED, Brief, Study, recorded_config, run_again
-from . import pace
-from .forecast import forecast
+from .forecast import expected_left
 from .reproduce import continuing
 from .slots import SlotUse, timeline
 
@@ -240,16 +238,10 @@ def _ahead(
     known, left_s = outlook(snapshot.study, holder) or (None, None)
     if known is None or known.stage != open_stage(config, snapshot.decisions):
         results = snapshot.reusable_results()
-        expected = forecast(config, results)
-        counts = {stage: len(specs) for stage, specs in expected.items()}
-        known = so_far(config, snapshot.decisions, results, counts)
-        rate = pace.learned(snapshot.records)
-        training = [s for specs in expected.values() for s in specs]
-        done = results(training)
         shares = {r["run_id"]: r["progress"].get("step", 0) / r["steps"] for r in runs if r["progress"]}
-        left = [s for s in training if s.run_id not in done]
-        work = [rate.seconds(s) * (1 - shares.get(s.run_id, 0.0)) for s in left] if rate else []
-        left_s = float(sum(work) / slots(config)) if rate else None
+        expected = expected_left(config, results, shares)
+        known = so_far(config, snapshot.decisions, results, expected["stages"])
+        left_s = expected["seconds"]
     if known is None:
         return None, left_s
     flying = [{**r, **r["progress"]} for r in runs if r["progress"] and r["stage"] == known.stage]

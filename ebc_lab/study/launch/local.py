@@ -63,7 +63,7 @@ class LocalPool(WorkerPool):
     """A pool with one worker process per slot."""
 
     def __init__(self, config: Config, study: Study, gpus: Sequence[str], slots: int, say: Say):
-        """`gpus`: the GPUs' identifiers, in the form that CUDA_VISIBLE_DEVICES accepts."""
+        """Begin a session, and hold its lock. `gpus`: identifiers, as CUDA_VISIBLE_DEVICES accepts them."""
         launcher = config.launcher
         together = launcher.processes_per_run
         self.groups = [tuple(gpus[i * together : (i + 1) * together]) for i in range(len(gpus) // together)]

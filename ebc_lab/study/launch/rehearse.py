@@ -70,11 +70,10 @@ def _targets(run: RunConfig) -> Iterator[tuple[str, str, str]]:
 def _runs(config: Config) -> Iterator[tuple[str, RunConfig]]:
     """Yield (name for messages, run) for each configuration that the study may train. Arms come first,
     because users know the names of arms; then candidates, and last the study's own settings."""
-    optimizer = next(iter(config.lr_sweep.optimizers), config.optimizer.name)
+    optimizer, seed = config.lr_sweep.optimizers[0], config.seeds[0]  # neither list may be empty
     chosen = config.optimizer if config.optimizer.name == optimizer else optimizer_defaults(optimizer)
     track: BestRate = {"optimizer": optimizer, "lr": chosen.lr, "projection": config.projection.name}
     base = run_part(config)
-    seed = config.seeds[0] if config.seeds else base.seed
     for name, arm in config.ablation.all_arms().items():
         run = with_size(plain_run(config, track, base.steps, seed, arm.lr_scale), arm)
         yield f"arm {name}", fill_from_baseline(changed(run, arm.settings), UNIT)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ebc_lab.config.errors import count
 from ebc_lab.config.parts import PARTS
 from ebc_lab.config.parts.target import TargetConfig
 from ebc_lab.config.schema import Config, RunConfig
@@ -91,10 +92,8 @@ def measurements(specs: Specs) -> list[RunSpec]:
 def steps_cost(labels: Sequence[str], reference: str, specs: Specs, results: Results) -> dict[str, StepCost]:
     """Return the step time of each arm as a multiple of the reference arm's: the median over turns, and the
     quartiles. An arm without a measurement is left out. If the reference has none, the result is empty."""
-    adam: Mapping[str, Any] = {
-        "step_ratio": 1.0,
-        "step_ratio_iqr": [1.0, 1.0],
-    }  # every other arm is timed against it
+    # every other arm is timed against Adam
+    adam: Mapping[str, Any] = {"step_ratio": 1.0, "step_ratio_iqr": [1.0, 1.0]}
     timed: dict[str, Mapping[str, Any]] = dict.fromkeys(labels, adam)
     timed |= {s.arm: results.get(s.run_id, {}) for s in specs if s.kind == STEP}
     measured = {label: timed[label] for label in labels if timed[label].get("step_ratio")}
@@ -319,7 +318,7 @@ class Ablation(Stage):
         answers = [answer["sentence"] for answer in track["answers"].values()]
         lost = unfinished(track)
         many = len(track["arms"]) - len(lost)
-        told = answers or [f"{many} arm{'s' * (many != 1)}; {told_apart(track)}"]
+        told = answers or [f"{count(many, 'arm')}; {told_apart(track)}"]
         return "; ".join(dict.fromkeys([*lost, *told]))
 
     def so_far(self, config: Config, specs: Specs, results: Results, earlier: Decisions) -> list[str]:

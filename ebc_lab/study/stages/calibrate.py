@@ -15,10 +15,10 @@ from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
 from . import rules, stage
-from .rules import Results, Specs, band_distance, c_median, make_decision
+from .rules import Decisions, Results, Specs, band_distance, c_median, make_decision
 from .runs import ebc_run, spec_of, tracks_of
 from .search import Point, Search, conclusive, mean_loss
-from .stage import Choice, Decisions, Figure, Scenario
+from .stage import Choice, Figure, Scenario
 from .statistics import WINDOW_NATS, in_octaves, open_ends, window
 
 TARGET = "target_kl"

@@ -11,9 +11,9 @@ from ebc_lab.records.figures import KL_BAND
 from ebc_lab.records.spec import RunSpec
 
 from . import rules
-from .rules import Results, Specs, make_decision, val_loss
+from .rules import Decisions, Results, Specs, make_decision, val_loss
 from .runs import ebc_run, spec_of, tracks_of
-from .stage import Choice, Decisions, Figure
+from .stage import Choice, Figure
 
 
 class ControllerSearch(Choice):

@@ -15,9 +15,9 @@ from ebc_lab.records.spec import RunSpec
 
 from . import rules
 from .lr_sweep.fair_control import control_run
-from .rules import Results, Specs, band_distance, c_median, make_decision, val_loss
+from .rules import Decisions, Results, Specs, band_distance, c_median, make_decision, val_loss
 from .runs import ebc_run, plain_run, searched, spec_of, tracks_of
-from .stage import Choice, Decisions, Figure, Scenario, beside_the_band, outside_the_band
+from .stage import Choice, Figure, Scenario, beside_the_band, outside_the_band
 from .statistics import WINDOW_NATS, in_octaves, open_ends, window
 
 INERT_CLIP_RATE = 0.99  # share of clipped steps at which the learning rate no longer matters

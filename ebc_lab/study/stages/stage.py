@@ -25,8 +25,7 @@ from ebc_lab.records.decisions import Candidate, Decision, Difference
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, optimizer, track_prefix
 
-from .rules import Decisions as Decisions
-from .rules import Results, Specs
+from .rules import Decisions, Results, Specs
 from .runs import distinct
 from .statistics import by_interval, noise
 

@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from ebc_lab.config.errors import count
 from ebc_lab.records.decisions import Difference, NoiseFloor, TuningNeeded, Window
 
 if TYPE_CHECKING:
@@ -342,12 +343,12 @@ def tuning_needed(difference: Difference, tuned: int, finals: int) -> TuningNeed
     own = difference["seeds"]
     for seeds in (own, max(own, min(2 * alone, MOST_SEEDS))) if alone else ():
 
-        def decides(count: int, seeds: int = seeds) -> bool:
-            times = count / tuned
+        def decides(more: int, seeds: int = seeds) -> bool:
+            times = more / tuned
             return _decides(difference, seeds, Luck(now.sd / math.sqrt(times), now.freedom * times))
 
-        if count := _least(tuned + 1, MOST_TUNED, decides):
-            return {"tune_seeds": count, "final_seeds": math.ceil(finals * count / tuned), "seeds": seeds}
+        if more := _least(tuned + 1, MOST_TUNED, decides):
+            return {"tune_seeds": more, "final_seeds": math.ceil(finals * more / tuned), "seeds": seeds}
     return None
 
 
@@ -419,10 +420,6 @@ def centre_of(difference: Difference) -> float | None:
     return difference.get("median") if difference.get("mean") is None else difference["mean"]
 
 
-def seeds_in_words(d: Difference) -> str:
-    return f"{d['seeds']} seed{'s' * (d['seeds'] != 1)}"
-
-
 def show_interval(low: float | None, high: float | None) -> str:
     """Return an interval, written as `[-0.0200, +0.0040]`; None stands for an infinite end."""
     return f"[{'−∞' if low is None else f'{low:+.4f}'}, {'∞' if high is None else f'{high:+.4f}'}]"
@@ -451,7 +448,7 @@ def show_difference(d: Difference, *, joint: bool = False) -> str:
         words += f" {show_interval(d['low'], d['high'])}"
         words += f" for all {d['comparisons']} comparisons together" if together else ""
         words += ", luck of the tuning included" if "luck" in d else ""
-    return f"{words}, {seeds_in_words(d)}; {shown}"
+    return f"{words}, {count(d['seeds'], 'seed')}; {shown}"
 
 
 def show_mean(d: Difference) -> str:

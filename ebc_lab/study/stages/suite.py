@@ -327,8 +327,8 @@ def transfer_of(config: Config, arms: Mapping[str, Arm], results: Results) -> li
     copies = [n for n, a in asked.items() if a.tuned_as and shape_of(a) != shape_of(asked[a.tuned_as])]
     transfers: list[Transfer] = []
     for label, arm in asked.items():
-        kept = [n for n in copies if asked[n].versus == label and shape_of(asked[n]) == shape_of(arm)]
-        kept = [n for n in kept if n in arms]
+        alike = [n for n in copies if asked[n].versus == label and shape_of(asked[n]) == shape_of(arm)]
+        kept = [n for n in alike if n in arms]
         if kept and label in arms and not arm.tuned_as:
             plain = [losses(arms[n], results) for n in kept if not arms[n]["ebc"]]
             with_ebc = [n for n in kept if arms[n]["ebc"]] if plain else []

@@ -19,16 +19,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from ebc_lab.config.identity import number
+from ebc_lab.config.fields import number
 from ebc_lab.config.schema import GROWING, ArmConfig, Config, TuneConfig, tunable
 from ebc_lab.records.decisions import Candidate, CurvePoint, Decision, TunedArm, TunedTrack, Window
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import DIGITS, RunSpec, track_prefix
 
-from .rules import Results, Specs, Undecidable, losses_of, make_decision, margin_sigma, val_loss
+from .rules import Decisions, Results, Specs, Undecidable, losses_of, make_decision, margin_sigma, val_loss
 from .runs import RACED_FROM, Rivals, raced
 from .search import Point, Race, Search, mean_loss
-from .stage import Choice, Decisions, Scenario, Track, held_back_by_its_seeds, seeds_of_arm
+from .stage import Choice, Scenario, Track, held_back_by_its_seeds, seeds_of_arm
 from .statistics import Luck, luck_of_choice, window
 from .suite import arm_run, point_in_words, points, ready, short_name, source_of, started
 

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
+from ebc_lab.config.errors import count
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import (
     C_IN_BAND,
@@ -45,7 +46,6 @@ from .statistics import (
     POWER,
     centre_of,
     mostly_luck,
-    seeds_in_words,
     seeds_needed,
     show_difference,
     show_interval,
@@ -371,7 +371,7 @@ def sentence(label: str, rival: str, against: Mapping[str, Difference], versus: 
     for name in told:
         x = others.pop(name)
         # without the words that would repeat the first
-        words = measured(x).replace(" nats of test loss", "").removesuffix(f", {seeds_in_words(x)}")
+        words = measured(x).replace(" nats of test loss", "").removesuffix(f", {count(x['seeds'], 'seed')}")
         first += f"; against {name} {x['verdict']}: {words}{_remark(x)}"
     counts = Counter(x["verdict"] for x in others.values())
     counted = [f"{what} {counts[v]}" for v, what in COUNTED.items() if counts[v]]
@@ -389,7 +389,7 @@ def measured(d: Difference) -> str:
     words += "difference unbounded" if value is None else f"{value:+.4f} nats of test loss"
     if d["joint_low"] is not None or d["joint_high"] is not None:
         words += f" {show_interval(d['joint_low'], d['joint_high'])}"
-    return f"{words}, {seeds_in_words(d)}".replace("-", "−")
+    return f"{words}, {count(d['seeds'], 'seed')}".replace("-", "−")
 
 
 def _remark(d: Difference) -> str:

@@ -53,8 +53,8 @@ def trained_by(records: Iterable[Record], sorts: Mapping[str, str]) -> dict[str,
 
 
 def trained_in_words(trained: Mapping[str, Sequence[str]], here: str | None = None) -> str:
-    """Return what `trained_by` found in words: each software with the number of its runs, or with `this call`
-    for that of `here`. Empty if no run has recorded any and nothing is said of `here`."""
+    """Return what `trained_by` found in words: each version of the software with the number of runs that it
+    trained and, for the version `here`, `this call`. Empty if no version is known."""
     runs = {software: [count(len(of), "run")] for software, of in trained.items()}
     if here:
         runs.setdefault(here, []).append("this call")
@@ -81,10 +81,9 @@ def counted(sorts: Iterable[str]) -> dict[str, int]:
 def in_words(counts: Mapping[str, Any]) -> str:
     """Return counts in words, such as
     `25 training runs, 1 measurement of time, 1 run that no decision uses`."""
-    ending = {n: "" if n == 1 else "s" for n in counts.values()}
-    parts = [f"{counts[TRAINING]} training run{ending[counts[TRAINING]]}"]
+    parts = [count(counts[TRAINING], "training run")]
     if n := counts[MEASUREMENT]:
-        parts.append(f"{n} measurement{ending[n]} of time")
+        parts.append(f"{count(n, 'measurement')} of time")
     if n := counts[UNUSED]:
-        parts.append(f"{n} run{ending[n]} that no decision uses")
+        parts.append(f"{count(n, 'run')} that no decision uses")
     return ", ".join(parts)

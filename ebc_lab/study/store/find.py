@@ -118,12 +118,11 @@ def place_of(name: str, output_dir: str, say: Say) -> Path:
         raise UserError(
             f"there is no file {visible(name)}: say where it is, or name a study that `ebc-lab list` shows."
         )
-    if os.sep in str(Path(name)) or name.startswith((".", "~")):
-        if here.is_file() and not is_bundle(here):
-            raise UserError(not_a_study(here))
-        return here
-    if here.is_file() and not is_bundle(here) and not Study(inside).exists():
+    is_path = os.sep in str(Path(name)) or name.startswith((".", "~"))
+    if here.is_file() and not is_bundle(here) and (is_path or not Study(inside).exists()):
         raise UserError(not_a_study(here))
+    if is_path:
+        return here
     both = [path for path in (inside, here) if (path.is_file() if is_bundle(path) else Study(path).exists())]
     if both == [here]:
         return here

@@ -154,7 +154,8 @@ class Record:
 
     @property
     def spec(self) -> SpecRecord | None:
-        """Return the run's spec, read from the file; None if the spec is unusable or has been removed."""
+        """Return the run's spec, read from the file; None if it was unusable when the record was made, or has
+        been removed since. Raises UserError if it has been damaged since."""
         with suppress(FileNotFoundError):
             return self.study.spec(self.run_id) if self.brief.kind is not None else None
         return None
@@ -430,6 +431,11 @@ class Study(StudyFiles):
         for run_id in gone:
             self.run_files(run_id).result.unlink()
         return gone
+
+
+def study_of(config: Config) -> Study:
+    """Return the study that a configuration names."""
+    return Study(Path(config.output_dir).expanduser() / config.study.name)
 
 
 def studies_in(folder: Path) -> list[Study]:

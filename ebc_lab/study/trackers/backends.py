@@ -50,7 +50,7 @@ class Tracker:
     settings: tuple[str, ...] = ()  # TrackerConfig's fields that, beside the folder, say where runs are shown
 
     def __init__(self, folder: Path, config: TrackerConfig, note: Callable[[str], None]):
-        """`note`: a function that shows the user a message. The same message is shown only once."""
+        """Show runs from now on. `note`: shows the user a message, each only once."""
         self.folder = folder
         self.config = config
         self.note = note

@@ -116,7 +116,8 @@ class Reader:
 
 
 def distinguishing_settings(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that distinguish a run from the other runs of its study."""
+    """Return what distinguishes a run from the other runs of its study, by the name that trackers show: arm,
+    stage, role, LR scale and those of SETTINGS that it reads."""
     out = {k: spec[k] for k in ("arm", "stage", "role", "lr_scale") if k in spec}
     config = flat(spec["config"])
     out |= {name: config[key] for name, key in SETTINGS.items()}

@@ -49,7 +49,7 @@ REFUSED = {  # flag as given -> what is said on stderr
 def test_no_flag_of_hydras_is_forgotten(monkeypatch):
     from hydra.main import get_args_parser  # theirs, for this test alone
 
-    monkeypatch.setattr(ArgumentParser, "_check_help", lambda *_: None, raising=False)  # as `ebc-lab train` does
+    monkeypatch.setattr(ArgumentParser, "_check_help", lambda *_: None, raising=False)  # as `train`
 
     flags = {flag for action in get_args_parser()._actions for flag in action.option_strings}
     tried = {word.partition("=")[0] for line in (*WORKS, *REFUSED) for word in line.split()}

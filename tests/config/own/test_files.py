@@ -378,6 +378,13 @@ def test_a_launcher_and_a_part_of_ones_own_are_chosen_by_their_files(conf):
     assert {"mine", "slurm"} <= {*completion.values("launcher")}
 
 
+def test_a_list_that_takes_built_in_choices_says_how_one_of_ones_own_is_given(conf):
+    with pytest.raises(
+        UserError, match=r"lr_sweep.optimizers=slow is a choice of your own.*: .*optimizer=slow"
+    ):
+        composed("lr_sweep.optimizers=[slow]", "lr_sweep.grids.slow=[1e-3,2e-3]")
+
+
 @pytest.mark.parametrize(
     ("file", "settings", "said"),
     [

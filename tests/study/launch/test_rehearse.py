@@ -8,9 +8,10 @@ import pytest
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.own.sources import PLACES
-from ebc_lab.study.autopilot import Listener, autopilot, study_of
+from ebc_lab.study.autopilot import Listener, autopilot
 from ebc_lab.study.launch import rehearse as module
 from ebc_lab.study.launch.rehearse import rehearse
+from ebc_lab.study.store.study import study_of
 
 PARTS = """import torch
 

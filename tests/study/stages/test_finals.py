@@ -11,7 +11,7 @@ from support.played import DIVERGED, config_of, decided, decided_through, done, 
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
-from ebc_lab.study.inspect.reproduce import decides_all, deciding
+from ebc_lab.study.inspect.reproduce import decides_all, deciding, ways_to_decide
 from ebc_lab.study.stages import finals
 from ebc_lab.study.stages.statistics import NO_LUCK, Luck, paired, seeds_needed
 from ebc_lab.study.stages.verdict import remedy
@@ -189,11 +189,11 @@ def test_the_number_of_seeds_that_would_decide_a_line_is_in_its_remedy_and_in_a_
     assert len(fresh) == count
     assert not {*fresh} & {*study.header()["config"]["seeds"]}
     assert name == f"study.name=done_seeds_{fresh[0]}_to_{fresh[-1]}"
-    assert decides_all(found)
+    assert decides_all(ways_to_decide(found))
     lines = found["finals"]["tracks"][TRACK]["verdict"]
     lines.append(undecided(*AROUND_002, luck=Luck(0.02, 9.0)))
     assert shlex.split(deciding(study, study.header(), found))[3:5] == [seeds, name]
-    assert not decides_all(found)
+    assert not decides_all(ways_to_decide(found))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.records.json_files import as_json, read_json, write_checksummed
 from ebc_lab.records.locks import run_lock
 from ebc_lab.study.inspect.compare import compare
-from ebc_lab.study.inspect.forecast import forecast
+from ebc_lab.study.inspect.forecast import expected_left
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.inspect.why import why
 from ebc_lab.study.store import bundle, index
@@ -134,7 +134,7 @@ def test_an_unfinished_study_is_not_planned_again_while_nothing_happens_to_it(st
     with run_lock(finals[0].directory):  # a worker is still on it, though its driver is gone
         before = status(study)
         assert (before["state"], before["stages"][-1]["outcomes"]["open"]) == ("interrupted", 1)
-    monkeypatch.setattr("ebc_lab.study.inspect.status.forecast", asked := Mock(wraps=forecast))
+    monkeypatch.setattr("ebc_lab.study.inspect.status.expected_left", asked := Mock(wraps=expected_left))
     assert status(study) == before
     assert status(study) == before
     assert asked.call_count == 1

@@ -11,11 +11,12 @@ from support.drivers import TABLES, without_timing
 from ebc_lab.records.json_files import read_checksummed, write_checksummed
 from ebc_lab.records.locks import run_lock
 from ebc_lab.report.conclude import concluding
-from ebc_lab.study.autopilot import autopilot, study_of
+from ebc_lab.study.autopilot import autopilot
 from ebc_lab.study.stages.stage import planned_runs
 from ebc_lab.study.store import attempts
 from ebc_lab.study.store.bundle import export, unpack
 from ebc_lab.study.store.neighbours import finished_elsewhere, take
+from ebc_lab.study.store.study import study_of
 from ebc_lab.study.store.verify import verify
 
 

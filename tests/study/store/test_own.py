@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from ebc_lab.config.compose import compose
+from ebc_lab.config.dicts import to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.own.sources import PLACES, find
 from ebc_lab.study.autopilot import Listener, autopilot
@@ -14,7 +15,9 @@ from ebc_lab.study.inspect.forecast import planned
 from ebc_lab.study.inspect.reproduce import again, continuing
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.store import bundle, manifest
+from ebc_lab.study.store.changes import requested
 from ebc_lab.study.store.find import find as find_study
+from ebc_lab.study.store.own import keep
 from ebc_lab.study.store.study import Study
 from ebc_lab.study.store.verify import verify
 
@@ -60,6 +63,21 @@ def own(tiny, tmp_path_factory, own_places):
         autopilot(config, Listener())
         study = Study(folder / "out" / "carried")
         yield study, asked, folder
+
+
+def test_a_suite_that_builds_on_another_of_ones_own_keeps_both(tmp_path, monkeypatch, own_places):
+    monkeypatch.setenv(PLACES, "")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.yaml").write_text(SUITE.replace("./carried_opt.py:Carried", "torch.optim:SGD"))
+    (tmp_path / "more.yaml").write_text("defaults: [base]\nseeds: [4]\n")
+    config = compose(["scale=smoke", "study=./more.yaml"], here=False)
+    study = Study(tmp_path / "kept")
+    kept = keep(study, config)
+    assert (kept["suite"], [*kept["files"]]) == ("more.yaml", ["more.yaml", "base.yaml"])
+    record = {"requested": requested(config), "config": to_dict(config), "own": kept}
+    study.header_file.write_text(json.dumps(record))
+    again = compose([f"from={study.header_file}"], here=False)
+    assert again.own_files == {name: str(study.own / name) for name in kept["files"]}
 
 
 @pytest.fixture

@@ -18,16 +18,17 @@ from typing import Any
 from ebc_lab.config.checks import least_target_kl
 from ebc_lab.config.choices import changed, with_size
 from ebc_lab.config.dicts import run_part
-from ebc_lab.config.identity import number, round3
+from ebc_lab.config.fields import number
+from ebc_lab.config.identity import round3
 from ebc_lab.config.schema import CarryConfig, CarrySettingConfig, Config, RunConfig, UnitConfig
 from ebc_lab.records.decisions import Decision, Difference, UnitCurve, UnitPoint, UnitsTrack
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, track_of
 
-from ..rules import Results, Specs, divided_in_words, error_divided, make_decision
+from ..rules import Decisions, Results, Specs, divided_in_words, error_divided, make_decision
 from ..runs import distinct, specs_made, texts_pinned, with_text
 from ..search import Point, Search
-from ..stage import Decisions, Scenario, Stage
+from ..stage import Scenario, Stage
 from ..statistics import centre_of, level_of
 from .judged import Judgement
 

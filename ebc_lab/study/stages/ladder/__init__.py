@@ -20,16 +20,9 @@ from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, track_prefix
 
 from ..compare_arms import completed_values, mean, results_of_arm, spread, target_figures
-from ..rules import (
-    Results,
-    Specs,
-    Undecidable,
-    divided_in_words,
-    error_divided,
-    make_decision,
-)
+from ..rules import Decisions, Results, Specs, Undecidable, divided_in_words, error_divided, make_decision
 from ..runs import distinct, waiting
-from ..stage import Decisions, Scenario, Stage
+from ..stage import Scenario, Stage
 from ..statistics import NO_LUCK, Luck, centre_of, level_of, luck_between, paired, show_interval
 from ..suite import ready, shape_of, short_name
 from ..tune import luck_of

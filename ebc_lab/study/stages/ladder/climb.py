@@ -45,7 +45,8 @@ ROUNDED = 4  # digits of a carried value
 
 
 class Rungs:
-    """The arms of a suite's track on every rung, as far as the results allow."""
+    """One track's arms on every rung: what is carried there, the search around it and the judged runs, as far
+    as the results so far allow."""
 
     def __init__(self, config: Config, earlier: Decisions, track: str, results: Results):
         self.config, self.earlier, self.track, self.results = config, earlier, track, results

@@ -91,8 +91,7 @@ def speed_up(arm: RungArm, other: RungArm, results: Results, comparisons: int, l
     seconds: list[float] = []
     for seed, run_id in arm["runs"].items():
         pair = [results.get(run_id, RunResult()), results.get(other["runs"].get(seed, ""), RunResult())]
-        curves = [finite_rows(r.get("curve") or []) if r.get("outcome") == "completed" else [] for r in pair]
-        rows = [[*curve] for curve in curves]
+        rows = [finite_rows(r.get("curve") or []) if r.get("outcome") == "completed" else [] for r in pair]
         if not all(rows):
             continue
         target = max(curve[-1][1] for curve in rows)

@@ -16,10 +16,10 @@ from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec, optimizer
 
 from .. import rules
-from ..rules import Results, Specs, Undecidable, best, losses_of, val_loss
+from ..rules import Decisions, Results, Specs, Undecidable, best, losses_of, val_loss
 from ..runs import Searched, rate_of, scheduled, searched_run, sweep_spec, waiting
 from ..search import Point, Search
-from ..stage import NOT_APART, Choice, Decisions, Figure, Scenario
+from ..stage import NOT_APART, Choice, Figure, Scenario
 from ..statistics import noise as noise_floor
 from .fair_control import control_in_words, control_remark, control_search, fair_control
 
@@ -331,7 +331,8 @@ class LRSweep(Choice):
         return clauses
 
     def settled(self, config: Config, specs: Specs, results: Results) -> dict[str, Any]:
-        """Return the decision without the control, by track whose baseline and replicates are known."""
+        """Return, for each track whose baseline and replicates have their results, the decision on it without
+        the fair control."""
         winners = Grids(config, specs, results).winners
         tracks: dict[str, Any] = {}
         for name in dict.fromkeys(s.track for s in specs if s.role == "replicate"):

@@ -88,7 +88,7 @@ def fair_control(
 def control_in_words(track: SweepTrack) -> str:
     """Return a clause about the fair control; empty if nothing in the study uses it."""
     control = track["control"]
-    if not control.get("used", True):
+    if not control["used"]:
         return ""
     return (
         f"; fair control (tuned schedule): lr {control['lr']:g} (×{control['lr_scale']:g}), "

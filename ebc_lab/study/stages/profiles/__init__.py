@@ -11,14 +11,15 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 
+from ebc_lab.config.errors import count
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Decision, Profiled, ProfilesTrack, Reached, Target
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.spec import RunSpec
 
-from ..rules import Results, Specs, divided_in_words, error_divided, make_decision
+from ..rules import Decisions, Results, Specs, divided_in_words, error_divided, make_decision
 from ..runs import distinct, texts_pinned, waiting
-from ..stage import Decisions, Scenario, Stage
+from ..stage import Scenario, Stage
 from ..suite import points
 from .calibration import NAME, Phases, edges_of
 from .scores import MOST, intervals, lowest, mean_time, median, over_the_best, score, sensitivity
@@ -146,13 +147,13 @@ def _rule(config: Config) -> str:
     seeds = len(config.seeds)
     return (
         f"a workload's target is the loss on the fixed windows that {profiles.yardstick}, at the best point "
-        f"of its grid there ({profiles.calibration_seeds} seed{'s' * (profiles.calibration_seeds > 1)}) and "
+        f"of its grid there ({count(profiles.calibration_seeds, 'seed')}) and "
         f"trained again, reaches at its lowest: the median of {profiles.target_seeds} other seeds"
         f"{f' plus {profiles.target_slack:g} nats' if profiles.target_slack else ''}; a method may train "
         f"{profiles.longest:g} times as long; its configuration is the point of its grid with the least "
         f"geometric mean, over {', '.join(profiles.calibrate_on)}, of steps to the target over the steps of "
         f"those runs, a miss as {MOST:g}, the lower losses where equal; its time on a workload is the median "
-        f"of {seeds} fresh seed{'s' * (seeds > 1)}, a miss infinite; its score is the mean, over ratios τ "
+        f"of {count(seeds, 'fresh seed')}, a miss infinite; its score is the mean, over ratios τ "
         f"from 1 to {MOST:g}, of the share of workloads on which its time is within τ of the best method’s"
         f"{divided_in_words(config)}"
     )

@@ -19,7 +19,7 @@ from typing import Any
 
 from ebc_lab.config.choices import changed, with_size
 from ebc_lab.config.dicts import run_part
-from ebc_lab.config.identity import number
+from ebc_lab.config.fields import number
 from ebc_lab.config.parts.target import first_at_or_below
 from ebc_lab.config.schema import HORIZON, Config
 from ebc_lab.records.decisions import Target
