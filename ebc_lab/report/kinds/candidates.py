@@ -43,8 +43,7 @@ KIND = Candidates()
 
 
 def _table(decision: Decision, band: Sequence[float] | None) -> Table:
-    """Return the runs that a stage chose from, with what became of each. `band`: where the rule wants their
-    median c; None where it does not ask for one."""
+    """Return the runs that a stage chose from. `band`: where their median c should lie; None if anywhere."""
     stage, tracks = decision["stage"], decision["tracks"].values()
     remarks = _remarks_of_sweep(tracks)
     chosen = {d["run_id"] for d in tracks if "run_id" in d}
@@ -88,18 +87,12 @@ def _table(decision: Decision, band: Sequence[float] | None) -> Table:
     return Table(f"{stage}-candidates", f"Candidates of {stage}", CANDIDATES, rows, note)
 
 
-UNSCALED = (
-    "grid",
-    "baseline",
-    "replicate",
-    "control",
-)  # roles that come before a best learning rate is known
+UNSCALED = ("grid", "baseline", "replicate", "control")  # roles from before a best learning rate is known
 PARTS = {"baseline": "constant rate", "control": "control’s search"}  # roles that say else in the finals
 
 
 def _remarks_of_sweep(tracks: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[str]]:
-    """Return (role, run id) -> what the sweep's decision says of that run: its schedule, and if it is the
-    fair control."""
+    """Return (role, run id) -> what the sweep says of a run: its schedule, and if it is the fair control."""
     remarks: dict[tuple[str, str], list[str]] = {}
     for d in tracks:
         control = d.get("control", {})

@@ -15,9 +15,9 @@ from ebc_lab.study.stages.ladder import asked
 from ebc_lab.study.stages.statistics import centre_of
 
 from ..kinds.ladder import by_compute, ladder_in_words, sentence_of
-from ..text.words import signed
+from ..text.words import plural, signed
 from .drawing.looks import INK
-from .drawing.sheet import Facts, Sheet, count_seeds, entry, log_axis
+from .drawing.sheet import Facts, Sheet, entry, log_axis
 
 APART = 1.06  # factor between marks at the same compute
 BAR: dict[str, Any] = {"capsize": 2.5, "elinewidth": 1.0, "ls": ""}
@@ -40,7 +40,7 @@ def draw_ladder(facts: Facts, track: LadderTrack) -> Sheet | None:
         sentence_of(track),
         (f"Test loss on {ladder_in_words(track)}", *(climb["sentence"] for climb in climbs)),
         (
-            count_seeds(max(len(arm["runs"]) for rung in rungs.values() for arm in rung["arms"].values())),
+            plural(max(len(arm["runs"]) for rung in rungs.values() for arm in rung["arms"].values()), "seed"),
             "bars above: standard deviation; below: joint intervals, and the trend; below zero is better",
         ),
         f"no test loss: {', '.join(lost)}" if lost else "",

@@ -29,10 +29,7 @@ from .words import NOTHING, brief, fixed, signed
 
 
 def further_arms(
-    name: str,
-    track: FinalsTrack | SuiteTrack,
-    results: Results | None,
-    names: Sequence[str] | None = None,
+    name: str, track: FinalsTrack | SuiteTrack, results: Results | None, names: Sequence[str] | None = None
 ) -> list[Table]:
     """Return the tables of arms that only some studies have: what parts of a run say of them, and the splats
     of energy-based models. `name`: a template of their names."""
@@ -99,8 +96,7 @@ REGRETS = (
 
 
 def regrets(name: str, track: SuiteTrack) -> Table | None:
-    """Return what it costs to keep the settings of another size, against tuning again; None without
-    transfers."""
+    """Return what it costs to keep another size's settings, against tuning again; None without transfers."""
     rows = []
     for size in track.get("transfer", ()):
         for arm in size["kept"]:
@@ -118,8 +114,7 @@ def regrets(name: str, track: SuiteTrack) -> Table | None:
 
 
 def spans(track: SuiteTrack, name: Callable[[str], str]) -> list[Table]:
-    """Return the windows of what a suite sweeps and the regrets of what it carries to other sizes, if it
-    does.
+    """Return the windows of what a suite sweeps, and the regrets of what it carries to other sizes.
 
     `name`: what a table shows, `windows` or `regrets` -> the table's name.
     """
@@ -141,7 +136,7 @@ DIFFERENCES = (  # on a phone the first three are on screen
     Column("Joint interval", "figure", short="joint interval"),
     loss_column("Test loss", "test loss", on=(PAGE,), notes=SPREAD),
     bits_column(on=(PAGE,)),
-    Column("Tuned to", on=(PAGE,), optional=True),
+    Column("Tuned to", "prose", on=(PAGE,), optional=True),
     Column("Seeds", "figure", brief, "seeds"),
     Column("Diverged", "figure", short="diverged", on=(TERMINAL,), optional=True, notes=LOST),
     Column("Interval by itself", "figure", short="by itself", notes=ALONE),
