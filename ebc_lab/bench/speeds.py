@@ -310,9 +310,8 @@ def shape_here(run: RunConfig) -> dict[str, Any]:
     if run.workload.name != "gpt":
         own += ["workload", "encoder", "decoder", "index", "ebm"]
     # how weights and activations are kept, where a step does that in a way of its own
-    own += [
-        part.group_name for part in (QuantizerConfig.from_run(run), run.memory) if not part.changes_nothing()
-    ]
+    kept = (QuantizerConfig.from_run(run), run.memory)
+    own += [part.group_name for part in kept if not part.changes_nothing()]
     shape |= {name: to_dict(getattr(run, name)) for name in own}
     return shape | ({"determinism": run.determinism.engine} if run.determinism.exact else {})
 

@@ -211,9 +211,7 @@ def _same(path: Sequence[str], command: Any, rest: Sequence[str]) -> str:
     if typed := retyped(path, options, rest):
         return _in_quotes(typed)
     model = ["MODEL"] if "--arm" in options and not rest else []
-    known = itertools.takewhile(
-        lambda part: not part.startswith("-") or part.partition("=")[0] in options, rest
-    )
+    known = itertools.takewhile(lambda x: not x.startswith("-") or x.partition("=")[0] in options, rest)
     return _in_quotes((shlex.join(["ebc-lab", *path, *model, *known]), []))
 
 

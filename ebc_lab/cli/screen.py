@@ -449,9 +449,8 @@ def verified(console: Console, verdict: Mapping[str, Any]) -> None:
     if verdict["growing"]:
         growing = f"{verdict['growing']} file(s) of runs without a result"
         console.print(f"{growing}: recorded once the result is there")
-    word, style = (
-        ("as recorded", "green") if verdict["ok"] else (f"checked, {len(verdict['bad'])} wrong", "red")
-    )
+    word = "as recorded" if verdict["ok"] else f"checked, {len(verdict['bad'])} wrong"
+    style = "green" if verdict["ok"] else "red"
     console.print(Text(f"{verdict['study']}: {verdict['files']} file(s) {word}", style=style))
     if "sha256" in verdict:
         console.print(f"sha256 of the bundle: {verdict['sha256']}", soft_wrap=True)

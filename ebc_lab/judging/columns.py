@@ -175,9 +175,7 @@ class _Search:
             if len(there) > 1:
                 there = [n for n in there if self.varies(n)] or there[:1]
             if len(there) > 1 and not self.agree(there):
-                raise UserError(
-                    f"{any_of(there)} could each be the {role}: say which with --{role} {quote(there[0])}."
-                )
+                raise _several(role, there)
             if there:
                 return self.take(role, there[0], f"column {there[0]}, by its name")
         return ""
@@ -218,6 +216,10 @@ class _Search:
     def numeric(self, name: str) -> bool:
         """Return whether a column holds numbers and nothing else."""
         return self.frame[name].dtype.kind in "iuf"
+
+
+def _several(role: str, names: Sequence[str]) -> UserError:
+    return UserError(f"{any_of(names)} could each be the {role}: say which with --{role} {quote(names[0])}.")
 
 
 # -- the loss ------------------------------------------------------------------------------------------------
@@ -305,9 +307,7 @@ def _guess_loss(search: _Search) -> tuple[str, str]:
         for kinds in (LOSSES - {"perplexity", "ppl"}, LOSSES, ERRORS, SCORES):
             there = [n for n, words in metrics.items() if words & split and words & kinds]
             if len(there) > 1 and not search.same(there):
-                raise UserError(
-                    f"{any_of(there)} could each be the loss: say which with --loss {quote(there[0])}."
-                )
+                raise _several("loss", there)
             if there:
                 chosen[split] = there[0]
                 break

@@ -144,9 +144,8 @@ class Judgement:
     def differences(self) -> pd.DataFrame:
         """Return one row a comparison of two arms: arm minus reference, both intervals, the judgement."""
         columns = list(DifferenceRecord.__annotations__)
-        return described(
-            pd.DataFrame(self.record["differences"], columns=columns), JUDGED_DIFFERENCE_MEANINGS
-        )
+        found = pd.DataFrame(self.record["differences"], columns=columns)
+        return described(found, JUDGED_DIFFERENCE_MEANINGS)
 
     @property
     def verdict(self) -> pd.DataFrame:

@@ -88,9 +88,8 @@ def _by_rounding(known: pd.DataFrame) -> bool:
 def _agree(curves: Curves, one: int, other: int, fewest: int) -> bool:
     """Return whether two curves agree at every step after 0 that both have, at least `fewest` of them."""
     mine, its = (slice(curves.start[i], curves.end[i]) for i in (one, other))
-    shared, here, there = np.intersect1d(
-        curves.step[mine], curves.step[its], assume_unique=True, return_indices=True
-    )
+    steps_of_both = (curves.step[mine], curves.step[its])
+    shared, here, there = np.intersect1d(*steps_of_both, assume_unique=True, return_indices=True)
     after = shared > 0
     return bool(after.sum() >= fewest and (curves.loss[mine][here] == curves.loss[its][there])[after].all())
 
@@ -170,10 +169,8 @@ def with_outcome(runs: Runs, asked: Asked) -> tuple[Runs, list[Caution]]:
         (f"--outcome {asked.outcome}", asked.outcome != "last"),
         ("--at", bool(asked.at)),
     ):
-        require(
-            bool(runs.step_name) or not given,
-            f"{option} needs curves, and these runs have one {runs.loss} each.",
-        )
+        lacking = f"{option} needs curves, and these runs have one {runs.loss} each."
+        require(bool(runs.step_name) or not given, lacking)
     require(runs.better == "lower" or not asked.rule, f"--rule {asked.rule} is one of losses.")
     if asked.outcome == "last" and not asked.at:
         return runs, []

@@ -147,10 +147,8 @@ def rule_section(runs: Runs, asked: Asked) -> dict[str, Any] | None:
     sentence = f"By track3’s rule {reached} of {count(len(results), 'arm')} reached {rules.TARGET:g}"
     if claims:
         sentence += f", and {better} of {len(claims)} beat the one before, in the order of falling steps"
-    sentence += f". The rule assumes a σ of {rules.SIGMA:g}; "
-    sentence += (
-        f"that of these runs is {pooled:.2g}." if pooled else "no arm here has a σ to compare with it."
-    )
+    own = f"that of these runs is {pooled:.2g}." if pooled else "no arm here has a σ to compare with it."
+    sentence += f". The rule assumes a σ of {rules.SIGMA:g}; {own}"
     return {
         "name": asked.rule,
         "sigma": rules.SIGMA,

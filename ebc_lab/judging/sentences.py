@@ -150,9 +150,8 @@ def _alone(one: DifferenceRecord, record: Record) -> str:
         return f"{arm} is {one['verdict']} than {reference}: {evidence}"
     if one["verdict"] == "level":
         return f"{arm} is level with {reference}, within {one['margin']:g}: {evidence}"
-    return " ".join(
-        [f"it is undecided whether {arm} is better than {reference}: {evidence}", *_needed([one])]
-    )
+    undecided = f"it is undecided whether {arm} is better than {reference}: {evidence}"
+    return " ".join([undecided, *_needed([one])])
 
 
 def _against_reference(record: Record, by: str) -> list[str]:
@@ -210,12 +209,10 @@ def _about_best(record: Record) -> list[str]:
             beaten.append(f"{other} (by {size_in_words(one)})")
         else:
             open_ones.append(other)
-    fewest = record["better"] == "lower" or "unit" in record
+    end = "lowest" if record["better"] == "lower" or "unit" in record else "highest"
     told = f"{best} ranks first"
     if first["mean"] is not None:
-        told = (
-            f"{best} has the {'lowest' if fewest else 'highest'} mean, {rounded(first['mean'], first['sd'])}"
-        )
+        told = f"{best} has the {end} mean, {rounded(first['mean'], first['sd'])}"
     if not beaten:
         return [f"{told}, and no other arm can be separated from it."]
     shown = listed(beaten) if len(beaten) <= MOST_BEATEN else f"{len(beaten)} of the {len(others)} other arms"

@@ -95,9 +95,8 @@ def steps_to_target(
     by_run = Curves.of(curves)
     step, loss = by_run.step, by_run.loss
     hit = loss <= target if better == "lower" else (loss >= target) & (loss < np.inf)  # inf: not a number
-    out = pd.DataFrame(
-        {"step": np.nan, "before": np.nan, "end": np.nan, "returned": False}, index=table.index
-    )
+    nothing = {"step": np.nan, "before": np.nan, "end": np.nan, "returned": False}
+    out = pd.DataFrame(nothing, index=table.index)
     names, starts, ends = by_run.run, by_run.start, by_run.end - 1
     at = np.flatnonzero(hit)
     first = np.r_[at, len(step)][np.searchsorted(at, starts)]

@@ -48,13 +48,8 @@ def _table(decision: Decision, band: Sequence[float] | None) -> Table:
     remarks = _remarks_of_sweep(tracks)
     chosen = {d["run_id"] for d in tracks if "run_id" in d}
     ranked = {run_id for d in tracks for run_id in d.get("ranked", ())}
-    inert = {
-        r["run_id"]
-        for d in tracks
-        for of_role in d.get("arms", {}).values()
-        for r in of_role
-        if r.get("inert")
-    }
+    at_scales = [r for d in tracks for of_role in d.get("arms", {}).values() for r in of_role]
+    inert = {r["run_id"] for r in at_scales if r.get("inert")}
     best = min((d["val_loss"] for d in tracks if d.get("val_loss") is not None), default=None)
     best_of_grid = min((d["grid"]["val_loss"] for d in tracks if "grid" in d), default=best)
     scales = {c.get("lr_scale") for c in decision["candidates"] if c["role"] not in UNSCALED}

@@ -86,9 +86,7 @@ def _for_papers(found: Evidence, name: str, track: FinalsTrack) -> Table:
         judged = against_control[label]["judged"] if label in against_control else ""
         cells.append(Cell(judged or ""))
         rows.append(filled(PAPER_COLUMNS, cells))
-    together = [
-        d for family in ("baseline", "control") for d in track["differences"].get(family, {}).values()
-    ]
+    together = [d for of in ("baseline", "control") for d in track["differences"].get(of, {}).values()]
     caption = (
         f"{optimizer(name)}: test loss, paired differences [joint intervals], verdict against the control."
     )

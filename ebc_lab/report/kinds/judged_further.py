@@ -30,10 +30,9 @@ def tables(record: Record, shown: Shown) -> list[Table]:
     if tuned := record["tuning"]:
         made.append(tuning(tuned, shown))
     if steps := record["steps"]:
+        title = f"Ratio of {unit}s to the target"
         made.append(steps_to_target(steps, unit, record))
-        made.append(
-            ratios("ratios", f"Ratio of {unit}s to the target", steps["ratios"], unit, OPEN_AT_TARGET)
-        )
+        made.append(ratios("ratios", title, steps["ratios"], unit, OPEN_AT_TARGET))
     if lengths := record["lengths"]:
         made += [exchange(lengths, unit, shown), at_equal_steps(lengths, unit, shown)]
         title = f"Ratio of {unit}s to an equal loss"
@@ -129,10 +128,8 @@ def steps_to_target(found: Mapping[str, Any], unit: str, record: Record) -> Tabl
             reached["between"],
         )
         rows.append(filled(columns, values))
-    least = "at least" if record["better"] == "higher" else "at most"
-    note = (
-        f"{record['loss']} {least} {found['target']:g}; a run that never reached it ranks behind the others"
-    )
+    goal = f"{record['loss']} {'at least' if record['better'] == 'higher' else 'at most'} {found['target']:g}"
+    note = f"{goal}; a run that never reached it ranks behind those that did"
     title = f"{unit.capitalize()}s to the target"
     return Table("steps", title, columns, rows, note, f"{title}.")
 

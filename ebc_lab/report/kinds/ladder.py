@@ -241,9 +241,8 @@ def _tiles(climbs: Sequence[Climb], track: LadderTrack) -> list[Tile]:
         if len(climbs) == 1 and speed and speed["steps"]:
             span = _ratios(speed["steps_low"], speed["steps_high"])
             remark = f"{span}, {climb['reference']} over {climb['arm']}; seconds {_times(speed['seconds'])}"
-            tiles.append(
-                Tile(f"Steps to the same validation loss on {largest}", _times(speed["steps"]), "", remark)
-            )
+            what = f"Steps to the same validation loss on {largest}"
+            tiles.append(Tile(what, _times(speed["steps"]), "", remark))
     return tiles
 
 

@@ -175,9 +175,7 @@ def _files_of(study: Study, loss_curves: Mapping[str, Any], *, beside: bool) -> 
     def files(run_id: str) -> list[tuple[str, str]]:
         paths = study.run_files(run_id)
         known = [("log", paths.log), ("steps", paths.steps)] if beside else []
-        there = [
-            (word, quote(path.relative_to(study.root).as_posix())) for word, path in known if path.is_file()
-        ]
+        there = [(word, quote(p.relative_to(study.root).as_posix())) for word, p in known if p.is_file()]
         return [("curve", "#curves"), *there] if run_id in curved else there
 
     return files
@@ -288,9 +286,8 @@ def _sweep(decision: Decision, config: Config) -> tuple[str, str, Rows]:
     ebc = words.has_ebc(to_dict(config)) and not mine
     control = any(map(has_control, decision["tracks"].values()))
     title, about = words.sweep_in_words(ebc, control)
-    unused = {
-        what for what, part in words.SWEEP_FIGURES.items() if not {"ebc": ebc, "control": control}[part]
-    }
+    there = {"ebc": ebc, "control": control}
+    unused = {what for what, part in words.SWEEP_FIGURES.items() if not there[part]}
 
     def rows(track: str, decided: Decision) -> list[tuple[str, str, str]]:
         return [row for row in stage_of("lr_sweep").rows(track, decided) if row[0] not in unused]

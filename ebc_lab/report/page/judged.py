@@ -140,12 +140,9 @@ def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 def _runs(record: Record) -> tuple[list[str], list[dict[str, Any]]]:
     """Return the columns of the runs and their rows, a column for each setting."""
-    rows = [
-        {**run["settings"], **{k: v for k, v in run.items() if k != "settings"}} for run in record["runs"]
-    ]
-    own = [k for k in record["runs"][0] if k != "settings"]
-    settings = [name for name in dict.fromkeys(key for row in rows for key in row) if name not in own]
-    return [*own, *settings], rows
+    own = [key for key in record["runs"][0] if key != "settings"]
+    rows = [{**run["settings"], **{key: run[key] for key in own}} for run in record["runs"]]
+    return list(dict.fromkeys([*own, *(name for row in rows for name in row)])), rows
 
 
 # -- the page ------------------------------------------------------------------------------------------------

@@ -70,9 +70,8 @@ def final_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
         named = replace(facts, looks={arm_label(name, arm): facts.look(name) for name, arm in arms.items()})
         ebc = [label for label, arm in shown.items() if arm["ebc"]]
         whom = f"{optimizer(track)}: the final arms over each other, those with EBC thick"
-        yield from _overlaid(
-            root, named, f"curves{tail}", whom, shown, ebc, arm_label(baseline, arms[baseline])
-        )
+        plain = arm_label(baseline, arms[baseline])
+        yield from _overlaid(root, named, f"curves{tail}", whom, shown, ebc, plain)
         courses: dict[str, Course] = {}
         tight: dict[str, Tightness] = {}
         for name, arm in arms.items():
@@ -180,9 +179,8 @@ def _read_arms(
 
 def _groups(facts: Facts, name: str, tail: str, arm: Mapping[str, Any], runs: Sequence[Run]) -> Picture:
     """Return the picture of what an arm with EBC measured of its groups."""
-    return Picture(
-        f"{name}{tail}_groups", "arms", partial(draw_groups, name=name, arm=arm, runs=runs), facts, arm=name
-    )
+    draw = partial(draw_groups, name=name, arm=arm, runs=runs)
+    return Picture(f"{name}{tail}_groups", "arms", draw, facts, arm=name)
 
 
 def _tried(root: Path, tune: Any, track: str, label: str) -> list[tuple[str, dict[str, Any]]]:

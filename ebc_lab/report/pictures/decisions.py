@@ -295,9 +295,7 @@ def _name_role(role: str, rows: Rows, track: str) -> str:
 
 def _scale_axis(axes: Axes, rows: Rows, ebc: Rows, labelled: bool) -> None:
     """Give an axis of LR scales a tick at each one tried, labelled with the rate and EBC's c there."""
-    scales = {
-        row["lr_scale"]: f"×{format_tick(row['lr_scale'])}\nlr {format_tick(row['lr'])}" for row in rows
-    }
+    scales = {r["lr_scale"]: f"×{format_tick(r['lr_scale'])}\nlr {format_tick(r['lr'])}" for r in rows}
     for row in ebc:
         scales[row["lr_scale"]] += f"\nc {row['c_median']:.2f}" if row["c_median"] is not None else ""
     axes.set_xscale("log", base=2)
@@ -412,9 +410,7 @@ def _draw_budgets(sheet: Sheet, rows: Rows, decision: Mapping[str, Any]) -> None
         targets = sorted({row["delta_star"] for row in shown})
         style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "ls": look.line}
         for axes, name in ((top, "val_loss"), (bottom, "c_median")):
-            means = {
-                x: statistics.fmean(row[name] for row in shown if row["delta_star"] == x) for x in targets
-            }
+            means = {x: statistics.fmean(r[name] for r in shown if r["delta_star"] == x) for x in targets}
             axes.plot(targets, list(means.values()), **style)
             if several:
                 axes.plot(column(shown, "delta_star"), column(shown, name), color=look.colour, **SEED)

@@ -247,9 +247,7 @@ def _course(step: np.ndarray, loss: np.ndarray, runs: Sequence[slice], worst: fl
     known = ~np.isnan(values).all(axis=0)
     grid, values = grid[known], values[:, known]
     with np.errstate(invalid="ignore"):  # the middle of −∞ and ∞ is not known
-        return Course(
-            grid, np.nanmedian(values, axis=0), np.nanmin(values, axis=0), np.nanmax(values, axis=0)
-        )
+        return Course(grid, *(of(values, axis=0) for of in (np.nanmedian, np.nanmin, np.nanmax)))
 
 
 def chosen_steps(steps: np.ndarray) -> np.ndarray:
@@ -274,10 +272,8 @@ def draw_curves(record: Record, runs: Runs, source: Source) -> Sheet | None:
         return None
     order.sort(key=lambda arm: arm != reference)
     named = order[:MOST_LINES]
-    looks = assign_looks(
-        [arm for arm in order if arm in named], (), reference if reference in named else None
-    )
-    others = [arm for arm in order if arm not in named]
+    looks = assign_looks(named, (), reference if reference in named else None)
+    others = order[MOST_LINES:]
     higher = record["better"] == "higher"
     sheet = Sheet(
         source,
@@ -313,10 +309,7 @@ def _draw_course(axes: Axes, course: Course, look: Look, *, shaded: bool) -> Non
     axes.plot(steps, np.where(np.isfinite(middle), middle, np.nan), color=look.colour, ls=look.line, lw=1.6)
     if shaded and np.any(course.low < course.high):
         far = 2 * (high - low)
-        ends = (
-            np.clip(course.low[seen], low - far, high + far),
-            np.clip(course.high[seen], low - far, high + far),
-        )
+        ends = (np.clip(side[seen], low - far, high + far) for side in (course.low, course.high))
         axes.fill_between(steps, *ends, color=look.colour, alpha=0.13, lw=0)
 
 

@@ -29,12 +29,8 @@ def draw_ladder(facts: Facts, track: LadderTrack) -> Sheet | None:
     labels = list(dict.fromkeys(label for rung in rungs.values() for label in rung["arms"]))
     if not climbs or not labels:
         return None
-    lost = [
-        f"{label} on {name}"
-        for name in by_compute(track)
-        for label in labels
-        if _loss(track, name, label) is None
-    ]
+    places = _places(track)
+    lost = [f"{label} on {name}" for name in places for label in labels if _loss(track, name, label) is None]
     sheet = Sheet(
         facts,
         sentence_of(track),
@@ -48,7 +44,6 @@ def draw_ladder(facts: Facts, track: LadderTrack) -> Sheet | None:
         heights=(3.2, 2.8),
     )
     losses, differences = sheet.panels
-    places = _places(track)
     for axes in sheet.panels:
         _name_rungs(axes, track, places)
     losses.set_ylabel("test loss, nats per token")
@@ -128,6 +123,5 @@ def _draw_climb(
     ends_of_line = (min(doublings), max(doublings))
     y = [overall + trend * (at - fmean(doublings)) for at in ends_of_line]
     axes.plot([2**at for at in ends_of_line], y, color=look.colour, ls=look.line, lw=1.2, alpha=0.8)
-    sheet.key(
-        entry(f"{words}: {signed(trend)} per doubling", look.colour, ls=look.line, marker=look.marker, ms=5)
-    )
+    words += f": {signed(trend)} per doubling"
+    sheet.key(entry(words, look.colour, ls=look.line, marker=look.marker, ms=5))

@@ -35,9 +35,7 @@ def further_arms(
     of energy-based models. `name`: a template of their names."""
     made = [part_figures(name.format("-parts"), track, results, names)]
     made.append(states(name.format("-states"), track, results or {}, names))
-    return [
-        replace(table, caption=f"{table.title}, means over the seeds.") for table in made if table is not None
-    ]
+    return [replace(t, caption=f"{t.title}, means over the seeds.") for t in made if t is not None]
 
 
 # -- windows and regrets of a suite --------------------------------------------------------------------------
@@ -62,9 +60,8 @@ WINDOWS = (
 
 def windows(name: str, track: SuiteTrack) -> Table | None:
     """Return how far each swept setting of a suite's arms may be off, widest first; None without a sweep."""
-    sweeps = [
-        (arm, key, sweep) for arm, swept in track.get("windows", {}).items() for key, sweep in swept.items()
-    ]
+    swept = track.get("windows", {}).items()
+    sweeps = [(arm, key, sweep) for arm, of_arm in swept for key, sweep in of_arm.items()]
     sweeps.sort(key=lambda s: (list(SWEPT).index(s[1]), -(s[2]["window"] or {"octaves": -1.0})["octaves"]))
     rows = [filled(WINDOWS, _window(arm, key, sweep, track.get("arms", {}))) for arm, key, sweep in sweeps]
     note = f"how far a setting may be off: octaves within {WINDOW_NATS:g} nats of the arm’s best test loss"

@@ -267,10 +267,8 @@ def _alike(paths: Mapping[str, Steps]) -> str:
         )
         if n is not np.ma.masked and kl is not np.ma.masked
     ]
-    alike = [
-        (a, b) for a, b in itertools.permutations(points, 2) if a[2] != b[2] and 1 <= b[1] / a[1] <= ALIKE
-    ]
-    pairs = [(max(pair), min(pair)) for pair in alike]
+    two = itertools.permutations(points, 2)
+    pairs = [(max(a, b), min(a, b)) for a, b in two if a[2] != b[2] and 1 <= b[1] / a[1] <= ALIKE]
     if not pairs:
         return ""
     far, near = max(pairs, key=lambda pair: pair[0][0] / pair[1][0])

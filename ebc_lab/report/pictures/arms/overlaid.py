@@ -78,9 +78,8 @@ def draw_overlaid(
                 continue
             width, above = (2.6, 2.8) if name in mine else (1.4, 2.5)
             lines(axes, course, look, lw=width, zorder=above)
-    _frame(
-        left, right, courses.values(), [courses[name].end for name in (*mine, reference) if name in courses]
-    )
+    needed = [courses[name].end for name in (*mine, reference) if name in courses]
+    _frame(left, right, courses.values(), needed)
     for name in named:
         course = courses[name]
         label = f"{name}  {course.end_in_words}"

@@ -125,10 +125,8 @@ class Sheet(Figure):
         self.source = facts.source
         head = wrap(self.title, int(72 * width / 8.6))
         foot = wrap(" ".join(self.source.split()), int((72 * width - 2 * GAP) / CHARACTER))
-        self.strips = (
-            17.0 * len(head) + 2 * GAP,
-            LINE * len(foot) + GAP,
-        )  # points above and below the panels
+        # points above and below the panels
+        self.strips = (17.0 * len(head) + 2 * GAP, LINE * len(foot) + GAP)
         height = sum(heights) + sum(self.strips) / 72
         super().__init__(figsize=(width, height))
         FigureCanvasAgg(self)
@@ -178,9 +176,7 @@ class Sheet(Figure):
         if self.narrow:
             self.marks = [*self._named_marks(), *self.marks]
             self.ends = {}
-        placed = {
-            axes: self._place_labels(axes, [end for _, end in ends]) for axes, ends in self.ends.items()
-        }
+        placed = {axes: self._place_labels(axes, [end for _, end in own]) for axes, own in self.ends.items()}
         key = self._draw_key() if self.marks else None
         depth = 72 * key.get_window_extent().height / self.dpi + GAP if key else 0.0
         self.taller(depth)
@@ -287,13 +283,9 @@ def _spread(axes: Axes, labels: list[tuple[Text, float, float]]) -> None:
     gaps = [squeezed * 0.5 * (a + b) for a, b in itertools.pairwise(tall)]
     for (text, x, y), place in zip(labels, spread([y for _, _, y in labels], gaps), strict=True):
         text.set_y(place)
-        look: dict[str, Any] = {
-            "color": "#AAAAAA",
-            "lw": 0.6,
-            "transform": axes.transAxes,
-            "label": "_leader",
-        }
-        axes.add_artist(Line2D([min(x, 1.0), 1.02], [y, place], **look)).set_clip_on(False)
+        leader = Line2D([min(x, 1.0), 1.02], [y, place], color="#AAAAAA", lw=0.6, label="_leader")
+        leader.set_transform(axes.transAxes)
+        axes.add_artist(leader).set_clip_on(False)
 
 
 def spread(wanted: Sequence[float], gaps: Sequence[float]) -> list[float]:
@@ -334,9 +326,8 @@ def entry(label: str, color: str = INK, **look: Any) -> Line2D:
 
 def lines(axes: Axes, line: Line, look: Look, **more: Any) -> tuple[float, float] | None:
     """Draw the line that stands for an arm's seeds, and each seed faintly. -> its last point, if any."""
-    axes.plot(
-        line.steps, line.middle, **{"color": look.colour, "ls": look.line, "lw": 1.6, "zorder": 2.5, **more}
-    )
+    style = {"color": look.colour, "ls": look.line, "lw": 1.6, "zorder": 2.5, **more}
+    axes.plot(line.steps, line.middle, **style)
     if len(line.seeds) > 1:
         axes.plot(line.steps, line.seeds.T, color=look.colour, lw=0.5, alpha=0.35, zorder=1.2)
     return line.last
