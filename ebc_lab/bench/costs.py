@@ -94,8 +94,7 @@ def fixed_costs(run: RunConfig, effort: Effort) -> dict[str, Any]:
 
 
 def step_flops(model: nn.Module, run: RunConfig) -> dict[str, float]:
-    """Floating-point operations of one forward and backward pass on B sequences of T tokens, as
-    `flops.step_flops` counts them, of the elements of the `nn.Linear` weights."""
+    """Return `flops.step_flops` of the elements of a model's `nn.Linear` weights and of a run's shape."""
     shape = run.model
     elements = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
     tokens = run.batch_size * shape.context
@@ -137,8 +136,7 @@ def passes(loop: Loop, count: int) -> list[float]:
 
 
 def compute(run: RunConfig, effort: Effort) -> dict[str, Any]:
-    """Return the FLOP/s over `effort.rounds` forward and backward passes, the machine's peak FLOP/s, and the
-    ratio."""
+    """Return the FLOP/s of `effort.rounds` forward and backward passes, the machine's peak, and the ratio."""
     sizes = QUICK_SIZES if effort.quick else SIZES[run.device]
     repeats = 2 if effort.quick else 5
     plain = dataclasses.replace(run, stabilizer=StabilizerConfig(), memory=MemoryConfig())

@@ -34,8 +34,7 @@ RULES = {  # as `ebc-lab doctor` prints them
 
 
 def examine(config: Config, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """Return all that `ebc-lab doctor` reports. Problems are listed, not raised. `say` is called with what
-    takes time."""
+    """Return all that `ebc-lab doctor` reports. Problems are listed, not raised; `say` tells of delays."""
     from ebc_lab.components.determinism import engine_in_words
     from ebc_lab.workloads.corpus import locate
 
@@ -71,8 +70,7 @@ def examine(config: Config, say: Callable[[str], None] = lambda text: None) -> d
 
 
 def speed(config: Config, run: RunConfig, say: Callable[[str], None]) -> dict[str, Any]:
-    """Return all rates at this shape, for both dtypes, and what a study and a single run would choose, and
-    why.
+    """Return the rates at this shape for both dtypes, what a study and a single run would choose, and why.
 
     Measures what is not known, and says so first; `cached`: the rates were known. Raises UserError.
     """

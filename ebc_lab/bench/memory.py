@@ -120,8 +120,7 @@ def _held(loop: Loop) -> dict[str, int]:
 
 
 def held_bytes(run: RunConfig, *, bare: bool = False) -> dict[str, int]:
-    """Return bytes by purpose, and `peak`: the most that a step with an audit adds to what is held between
-    steps."""
+    """Return bytes by purpose, and `peak`: the most that a step with an audit holds beyond what stays."""
     with opened(run, bare=bare) as loop:
         loop.steps(run.audit_every - 1)  # the optimizer's state is there, and the stabilizer's buffers
         by_kind = _held(loop)

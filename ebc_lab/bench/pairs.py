@@ -114,8 +114,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 def paired_overhead(
     run: RunConfig, on_progress: Callable[[int], None] = lambda step: None, *, limit_s: float = math.inf
 ) -> dict[str, Any]:
-    """Return what the run's stabilizer adds to a step, in per cent of the bare step, checks and audits
-    included.
+    """Return what the run's stabilizer, its checks and audits add to a step, per cent of the bare step.
 
     The bare step is the same model, data and precision under the base optimizer with no wrapper at all; on a
     GPU, where steps come from CUDA graphs, it is that of the lab's plain arm without audits, recorded like
@@ -265,8 +264,7 @@ def overheads(run: RunConfig, effort: Effort) -> list[dict[str, Any]]:
 
 
 def throughput(run: RunConfig, effort: Effort) -> dict[str, Any]:
-    """Return tokens/s of the lab's baseline and of a plain eager float32 loop of its model, and their paired
-    ratios.
+    """Return tokens/s of the lab's baseline and of a plain eager float32 loop of its model, and the ratios.
 
     The lab's side is the run without stabilizer as it would be trained: its precision and threads, with
     checks, audits and recording. `plain` takes turns with it in this process, with the same number of threads

@@ -124,7 +124,6 @@ def step_shares(run: RunConfig, effort: Effort) -> dict[str, Any]:
 
 
 def shares(run: RunConfig, effort: Effort) -> dict[str, Any]:
-    """Return the `step_shares` of the baseline and of EBC with each budget, by name; `refused` as in
-    `measure_each`."""
+    """Return `step_shares` of the baseline and of EBC with each budget, by name, as `measure_each` does."""
     asked = {name: v for name, v in variants(run).items() if v.stabilizer.name in ("none", "ebc")}
     return measure_each(asked, "shares of a step", step_shares, effort)

@@ -44,8 +44,7 @@ R = TypeVar("R", bound=RunConfig)
 
 
 class CompileCost(TypedDict):
-    """What compiling takes, the first time and from inductor's cache on disk, and a step without and with
-    it."""
+    """What compiling takes, at first and from inductor's cache on disk, and a step without and with it."""
 
     compile_s: float
     again_s: float
@@ -311,9 +310,8 @@ def shape_here(run: RunConfig) -> dict[str, Any]:
     if run.workload.name != "gpt":
         own += ["workload", "encoder", "decoder", "index", "ebm"]
     # how weights and activations are kept, where a step does that in a way of its own
-    own += [
-        part.group_name for part in (QuantizerConfig.from_run(run), run.memory) if not part.changes_nothing()
-    ]
+    kept = (QuantizerConfig.from_run(run), run.memory)
+    own += [part.group_name for part in kept if not part.changes_nothing()]
     shape |= {name: to_dict(getattr(run, name)) for name in own}
     return shape | ({"determinism": run.determinism.engine} if run.determinism.exact else {})
 
@@ -335,8 +333,7 @@ def known_rates(run: RunConfig, cases: Sequence[Case]) -> dict[Case, float]:
 
 
 def measured_rates(run: RunConfig, cases: Sequence[Case]) -> dict[Case, float]:
-    """Return the steps/s of each case, its processes together, and keep them: medians of rounds in which all
-    cases take turns. Raise UserError."""
+    """Measure and keep the steps/s of each case, all taking turns; medians of rounds. Raise UserError."""
     measured: dict[Case, list[float]] = {case: [] for case in cases}
     try:
         with ExitStack() as stack:
@@ -373,8 +370,7 @@ def ask_all(children: Sequence[Child], request: Any) -> list[Any]:
 def compile_cost(
     run: RunConfig, *, measure: bool = True, say: Callable[[str], None] = lambda text: None
 ) -> CompileCost | str:
-    """Return what `torch.compile` costs and gains from a cold start at the run's shape, or why that is not
-    known."""
+    """Return what `torch.compile` costs and gains from a cold start at this shape, or why it is not known."""
     cache = compile_cache(run)
     known: CompileCost | None = cache.read()
     if known or not measure:

@@ -45,7 +45,7 @@ LEFT_OUT += [part.group_name for part in PARTS if not part.timed]
 
 
 def random_text(run: RunConfig) -> Corpus:
-    """Characters that say nothing, enough for the run's windows."""
+    """Return a text of random characters, long enough for the run's windows."""
     length = max(TEXT, 100 * run.model.context, 40 * run.ebm.splats)
     characters = torch.randint(0, VOCABULARY, (length,), generator=torch.Generator().manual_seed(0))
     text = "".join(map(chr, (characters + ord(" ")).tolist()))
@@ -98,8 +98,7 @@ class StepTimer:
 
 
 def compiling(run: RunConfig) -> dict[str, Any]:
-    """Return the seconds to compile a run's three shapes (step, probe, audit), anew and from the cache on
-    disk, and the ms of a step either way."""
+    """Return the seconds to compile a run's three shapes, anew and from disk, and a step's ms either way."""
     timer = StepTimer(run)
     training = timer.training
     for _ in range(2):
@@ -136,8 +135,7 @@ def _compiled(run: RunConfig, timer: StepTimer) -> tuple[nn.Module, float]:
 
 
 def main() -> None:
-    """Greet with `null`, and answer each line of standard input on standard output, to which nothing else is
-    printed meanwhile."""
+    """Greet with `null`; answer each line of standard input on standard output, where nothing else goes."""
     timers: dict[str, StepTimer] = {}
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)

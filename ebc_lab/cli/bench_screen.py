@@ -16,7 +16,7 @@ from .screen import plain_table
 
 
 def benchmark(console: Console, figures: Mapping[str, Any]) -> None:
-    """Everything, section by section."""
+    """Print what was measured, section by section."""
     a = figures["about"]
     run = a["run"]
     machine = a["machine"]

@@ -21,16 +21,7 @@ from ebc_lab.config.errors import require, visible
 from . import INTERRUPTED, collection, command_line, completion, ebm
 from .hydra.flags import INFO, Given, TrainCommand
 from .judge import judge
-from .options import (
-    HELP_NAMES,
-    OUTPUT_DIR,
-    Json,
-    Place,
-    Port,
-    optional,
-    print_json,
-    tell_aside,
-)
+from .options import HELP_NAMES, OUTPUT_DIR, Json, Place, Port, optional, print_json, tell_aside
 from .options import console as _console
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # typer exports its children only
@@ -196,8 +187,7 @@ def train(
         ),
     ] = False,
     cfg: Annotated[
-        str | None,
-        optional("-c", "--cfg", help="Print the settings instead of training: job, hydra or all."),
+        str | None, optional("-c", "--cfg", help="Print the settings instead of training: job, hydra or all.")
     ] = None,
     resolve: Annotated[
         bool, typer.Option("--resolve", help="With --cfg: references between settings filled in.")

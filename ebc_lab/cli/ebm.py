@@ -149,12 +149,7 @@ def generate(
 
 
 @app.command()
-def serve(
-    model: Model,
-    arm: Arm = None,
-    port: Port = 0,
-    output_dir: Place = OUTPUT_DIR,
-) -> None:
+def serve(model: Model, arm: Arm = None, port: Port = 0, output_dir: Place = OUTPUT_DIR) -> None:
     """Answer POST /generate, /energy, /embed and GET /health on 127.0.0.1 until Ctrl-C.
 
     Needs the extra `serve` of ebc-lab.

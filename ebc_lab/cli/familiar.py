@@ -139,8 +139,7 @@ RUN_FLAGS = {
     "--hydra-help": Flag("--help", "it lists the flags of Hydra that work here", switch=True),
     "--shell-completion": Flag("", "`ebc-lab --install-completion` completes in your shell", switch=True),
     "--experimental-rerun": Flag(
-        "",
-        "`ebc-lab train from=FOLDER/spec.json` trains a run again; with hydra.run.dir=FOLDER it continues",
+        "", "`ebc-lab train from=FOLDER/spec.json` trains a run again; with hydra.run.dir=FOLDER it continues"
     ),
     "--epochs": Flag(
         "tokens={}e6",
@@ -207,15 +206,12 @@ def explain_command(word: str, group: str, root: Any, words: Sequence[str]) -> s
 
 
 def _same(path: Sequence[str], command: Any, rest: Sequence[str]) -> str:
-    """Return, in quotes, the line that does with `rest` what was meant, up to a flag that means nothing
-    here."""
+    """Return, in quotes, the line that does with `rest` what was meant, up to a flag unknown here."""
     options = options_of(command)
     if typed := retyped(path, options, rest):
         return _in_quotes(typed)
     model = ["MODEL"] if "--arm" in options and not rest else []
-    known = itertools.takewhile(
-        lambda part: not part.startswith("-") or part.partition("=")[0] in options, rest
-    )
+    known = itertools.takewhile(lambda x: not x.startswith("-") or x.partition("=")[0] in options, rest)
     return _in_quotes((shlex.join(["ebc-lab", *path, *model, *known]), []))
 
 
@@ -244,8 +240,7 @@ def explain_flags(path: Sequence[str], options: Collection[str], words: Sequence
 
 
 def retyped(path: Sequence[str], options: Collection[str], words: Sequence[str]) -> Typed | None:
-    """Return `ebc-lab PATH WORDS` as it is typed here; None where one of its flags means nothing here, or
-    none is another program's."""
+    """Return `ebc-lab PATH WORDS` as typed here; None if a flag means nothing here, or none is foreign."""
     script = bool(words) and words[0].endswith(".py") and "=" not in words[0]  # after `python`
     rest = list(words[1:] if script else words)
     first: list[str] = []  # what stands before everything else: MODEL

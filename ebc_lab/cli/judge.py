@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,8 +48,7 @@ Where = Annotated[
     ),
 ]
 Pattern = Annotated[
-    str,
-    optional("--pattern", metavar="REGEX", help=f"Of text logs: {PATTERN}.", rich_help_panel="Columns"),
+    str, optional("--pattern", metavar="REGEX", help=f"Of text logs: {PATTERN}.", rich_help_panel="Columns")
 ]
 Reference = Annotated[str, optional("--reference", metavar="ARM", help="What the others are compared with.")]
 Better = Annotated[
@@ -134,8 +132,9 @@ def judge(
     from ebc_lab.judging.asked import Asked, chain_of, exchange_of, steps_at
     from ebc_lab.judging.judgement import judged
 
-    asked = replace(
-        Asked(arm, seed, lr, step, loss, run, planned, choose),
+    columns = (arm, seed, lr, step, loss, run, planned, choose)
+    asked = Asked(
+        *columns,
         settings=tuple(setting or ()),
         where=tuple(where or ()),
         pattern=pattern,

@@ -63,7 +63,7 @@ class PlainTable(Table):
         yield from super().__rich_console__(console, options)
 
     def _least_width(self) -> int:
-        """Characters that are needed while columns that do not wrap stay on one line."""
+        """Return the characters of a line in which columns that do not wrap stay on one."""
         widths = []
         for column in self.columns:
             texts = [part.plain for part in (column.header, *column.cells) if isinstance(part, Text)]
@@ -76,7 +76,7 @@ class PlainTable(Table):
 
 
 def plain_table(*columns: str, title: str | None = None) -> Table:
-    """A plain table; `>` right-aligns a column, `~` lets it wrap, so that the others keep their width."""
+    """Return an empty table; `>` right-aligns a column, `~` lets it wrap, so that others keep their width."""
     table = PlainTable(
         title=Text(title) if title else None,
         title_justify="left",
@@ -118,7 +118,7 @@ class View:
         self._line(Text(f"[{clock(time.monotonic() - self.started)}] {visible(text)}"))
 
     def _line(self, text: Text) -> None:
-        """A line of its own; in a file or a pipe it is not broken, so that it can be searched."""
+        """Print a line; in a file or a pipe it is not broken, so that it can be searched."""
         self.console.print(text, soft_wrap=not self.console.is_terminal)
 
     def decided(self, stage: str, decision: Decision) -> None:
@@ -156,7 +156,7 @@ class View:
 
 
 def how_far(p: Any) -> str:
-    """`12 of about 27 runs, 2 at a time, 40 s left`; what is not known is left out."""
+    """Return `12 of about 27 runs, 2 at a time, 40 s left`, without what is not known."""
     if p.measuring:
         return f"{plural(p.done, 'run')} done, measuring time, one after another"
     whole = plural(p.done, "run") if p.total is None else f"{p.done} of about {plural(p.total, 'run')}"
@@ -165,7 +165,7 @@ def how_far(p: Any) -> str:
 
 
 def running_rows(running: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
-    """A row for each run in progress, with a bar where there is room for one."""
+    """Return a row for each run in progress, with a bar where there is room for one."""
     table = plain_table("arm", ">lr", ">seed", ">step", ">steps/s")
     if width >= LEAST_WITH_BAR:
         table.add_column(width=BAR)
@@ -178,7 +178,7 @@ def running_rows(running: Sequence[Mapping[str, Any]], width: int) -> Renderable
 
 
 def outcome(console: Console, done: Any) -> None:
-    """The end of a call: what was found and where it lies; last the answer, the page, the next command."""
+    """Print what a call came to and where that lies; last the answer, the page, the next command."""
     if done.acceptance:
         text = " ".join(line["question"] + line["figure"] for line in done.acceptance["lines"])
         for term, meaning in explained(text).items():
@@ -202,7 +202,7 @@ def outcome(console: Console, done: Any) -> None:
 
 
 def _last_words(console: Console, done: Any) -> None:
-    """The answer, then where the page is, then what comes next."""
+    """Print the answer, where the page is, what would decide more, and the next command."""
     console.print()
     study, header = done.study, done.study.header()
     last = done.decisions[list(done.decisions)[-1]] if done.decisions else None
@@ -228,7 +228,7 @@ def _last_words(console: Console, done: Any) -> None:
 
 
 def draw_table(table: model.Table) -> Table:
-    """A table of the report as the terminal shows it."""
+    """Return a table of the report as the terminal shows it."""
     shown = table.on(model.TERMINAL)
     columns = (MARKS.get(c.kind, "") + (c.short or c.title) for c in shown.columns)
     made = plain_table(*columns, title=table.title)
@@ -249,7 +249,7 @@ def _cell(cell: model.Cell) -> Text:
 def print_answers(
     console: Console, config: Config, decisions: Mapping[str, Decision], results: Mapping[str, RunResult]
 ) -> None:
-    """The answer on each track, and what it rests on, one line each."""
+    """Print the answer on each track, and what it rests on, one line each."""
     for stage in concluding_stages(decisions):
         found = Evidence(decisions[stage], config, decisions, results)
         for answer in kind_of(found.decision).answers(found):
@@ -261,7 +261,7 @@ def print_answers(
 
 
 def evidence(found: Evidence) -> RenderableType:
-    """The tables of a decision, each above its note where the decision concludes something."""
+    """Return the tables of a decision, each above its note where the decision concludes something."""
     made: list[RenderableType] = []
     kind = kind_of(found.decision)
     for table in kind.tables(found):
@@ -273,7 +273,7 @@ def evidence(found: Evidence) -> RenderableType:
 
 
 def status(console: Console, state: Mapping[str, Any]) -> None:
-    """How far a study is, and what is wrong with it."""
+    """Print how far a study is, what is wrong with it, and the command that continues it."""
     _print_header(console, state)
     table = plain_table("stage", "state", ">runs", "~outcomes", "~decided")
     for s in state["stages"]:
@@ -319,7 +319,7 @@ def state_in_words(status_of: Mapping[str, Any]) -> Text:
 
 
 def _print_header(console: Console, status_of: Mapping[str, Any]) -> None:
-    """Which study, its state, who drives it."""
+    """Print which study it is, its state, and who drives it."""
     state = state_in_words(status_of)
     about = f"  ({status_of['scale']} scale, {status_of['corpus']['title']})"
     console.print(Text.assemble((f"{status_of['study']} ", "bold"), state, about))
@@ -339,7 +339,7 @@ def _print_header(console: Console, status_of: Mapping[str, Any]) -> None:
 
 
 def cancelled(ending: Mapping[str, Any], state: Mapping[str, Any]) -> str:
-    """What was stopped, and what continues it; or that the study has ended already, by its `state`."""
+    """Return what was stopped, and what continues it; or that the study has ended already, by its `state`."""
     name, command = ending["study"], ending["continue"] or "the command that began it"
     if not (ending["driver"] or ending["jobs"] or ending["runs"]):
         nothing, failed = "so there is nothing to cancel", state["failures"]
@@ -366,7 +366,7 @@ def _retrained(runs: int | None) -> str:
 
 
 def why(console: Console, reasons: Mapping[str, Any], config: Config) -> None:
-    """The answer, and decisions with their evidence."""
+    """Print the answer, and decisions with their evidence."""
     last = list(reasons)[-1]
     if len(reasons) > 1 and kind_of(reasons[last]).concludes:
         print_answers(console, config, reasons, {})
@@ -449,9 +449,8 @@ def verified(console: Console, verdict: Mapping[str, Any]) -> None:
     if verdict["growing"]:
         growing = f"{verdict['growing']} file(s) of runs without a result"
         console.print(f"{growing}: recorded once the result is there")
-    word, style = (
-        ("as recorded", "green") if verdict["ok"] else (f"checked, {len(verdict['bad'])} wrong", "red")
-    )
+    word = "as recorded" if verdict["ok"] else f"checked, {len(verdict['bad'])} wrong"
+    style = "green" if verdict["ok"] else "red"
     console.print(Text(f"{verdict['study']}: {verdict['files']} file(s) {word}", style=style))
     if "sha256" in verdict:
         console.print(f"sha256 of the bundle: {verdict['sha256']}", soft_wrap=True)
@@ -476,7 +475,7 @@ COMPARED = {  # what is compared of two studies -> in words
 
 
 def compared(console: Console, comparison: Mapping[str, Any]) -> None:
-    """Two studies side by side, what is equal in a few words and what is not in tables."""
+    """Print two studies side by side, what is equal in a few words and what is not in tables."""
     a, b = comparison["studies"]
     for name, lines in zip(comparison["studies"], comparison["answers"], strict=True):
         for line in lines:
@@ -528,7 +527,7 @@ def compared(console: Console, comparison: Mapping[str, Any]) -> None:
 
 
 def doctor(console: Console, examination: Mapping[str, Any]) -> None:
-    """A line or a table for each thing that was examined."""
+    """Print a line or a table for each thing that was examined."""
 
     def tell(about: str, fact: str, style: str = "") -> None:
         console.print(Text(f"{about:<11}{fact}", style=style))

@@ -72,8 +72,7 @@ def result_of(directory: Path | None) -> dict[str, Any]:
 
 
 def show(console: Console, table_jobs: Sequence[Job], folder: Path) -> None:
-    """Print the table of a sweep, the run with the lowest validation loss marked; none of one run alone, or
-    where no run has a result."""
+    """Print the table of a sweep, its lowest validation loss marked; none of one run, or without a result."""
     if len(table_jobs) < 2 or not any(job.result for job in table_jobs):
         return
     keys = list(table_jobs[0].values)

@@ -121,9 +121,8 @@ def closing_lines(
     known = {split: result.get(f"{split}_loss") for split in ("val", "test")}
     losses = ", ".join(f"{split} {loss:.4f}" for split, loss in known.items() if loss is not None)
     steps = "1 step" if result["steps"] == 1 else f"{result['steps']} steps"
-    ended = (
-        f"{result['outcome']} after {steps}; {losses or str(result.get('cause')).rstrip('.')}; {directory}"
-    )
+    came_to = losses or str(result.get("cause")).rstrip(".")
+    ended = f"{result['outcome']} after {steps}; {came_to}; {directory}"
     yield f"trained before: {ended}" if earlier else ended
     if "steps_to_target" in result:
         reached = result["steps_to_target"]

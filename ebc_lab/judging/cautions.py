@@ -12,26 +12,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from ebc_lab.config.errors import count, listed
 
 from .asked import Asked
-from .columns import CHOOSING, TESTING, TRAINING
+from .columns import CHOOSING, TESTING, TRAINING, direction_of, plain
+from .joint import Floats
 from .outcomes import copies
 from .record import Caution
 from .runs import Curves, Runs
 from .tuning import Tuning
 
-Floats = npt.NDArray[np.float64]
 UNEQUAL_SPREAD = 5.0  # one arm's standard deviation over another's from which it is said
 # lag-one correlation of a curve's third differences: of 30 real arms, −0.82 to −0.42 as logged, and −0.27 or
 # more under a running mean of weight 0.9
 SMOOTH = -0.4
-BY_CHANCE = (
-    0.01  # so often a rise of an arm's curves, or unequal spreads, may be warned of without being there
-)
+BY_CHANCE = 0.01  # how often a rise of an arm's curves, or unequal spreads, may be warned of and not be there
 MOST_STEPS = 200  # of a curve that are looked at for a rise
 FEW_RUNS = {
     1: "of its judged configuration, and one run says nothing of how far another would lie from it; "
@@ -41,10 +38,7 @@ FEW_RUNS = {
 }
 LONGEST_TAIL = 500  # rows of a curve, from its end, in which smoothing is looked for
 
-ACCURACY = re.compile(
-    r"(acc|accuracy|f1|bleu|rouge|auc|auroc|map|precision|recall|top\d*|reward|return|r2|iou)$"
-)
-CHOSEN_STEP = re.compile(r"(best|min|max|minimum|maximum|lowest|highest)$")
+CHOSEN_STEP = {"best", "min", "max", "minimum", "maximum", "lowest", "highest"}
 # an optimizer's own settings, each tuned for it, and names that stand for the arm or for the run itself
 OWN = re.compile(
     r"lr|rate|decay|wd|warmup\w*|sched\w*|stabilizer|delta|star|momentum|betas?\d*|eps|epsilon|nesterov|rho|damping|ns|precond\w*|optim\w*|opt|method|algo\w*"
@@ -98,16 +92,6 @@ def _arms(counts: Mapping[Any, int] | pd.Series[Any]) -> str:
     return listed(f"{arm} {count:,}" for arm, count in counts.items())
 
 
-def _words(column: str) -> list[str]:
-    """Return the words of a column's name in small letters: `eval/top1_acc` and `evalTop1Acc` give three."""
-    parted = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", column)
-    return [word for word in re.split(r"[^a-z0-9]+", parted.lower()) if word]
-
-
-def _is_called(column: str, pattern: re.Pattern[str]) -> bool:
-    return any(pattern.match(word) for word in _words(column))
-
-
 # The outcome: is it what it is taken for?
 
 
@@ -135,7 +119,7 @@ def _accuracy(runs: Runs, curves: Curves) -> Caution | None:
     first, last = curves.start[long], curves.end[long] - 1
     middle = curves.loss[(first + last) // 2]
     rising = (curves.loss[first] < middle) & (middle < curves.loss[last])
-    if _is_called(runs.loss, ACCURACY):
+    if direction_of(runs.loss) == "higher":
         why = f"is called {runs.loss}, of which larger is usually better"
     elif len(rising) and rising.mean() >= 0.9 and curves.loss.min() >= 0 and curves.loss.max() <= 100:
         why = f"rises over the steps in {rising.sum():,} of {len(rising):,} runs and stays between 0 and 100"
@@ -152,7 +136,7 @@ def _mixed_units(runs: Runs) -> Caution | None:
     outcome = runs.table["outcome"]
     known = outcome[np.isfinite(outcome)]
     shares, percent = known[known.between(0, 1)], known[known.between(20, 100)]
-    if not _is_called(runs.loss, ACCURACY) or not len(shares) or not len(percent):
+    if direction_of(runs.loss) != "higher" or not len(shares) or not len(percent):
         return None
     few = min(shares, percent, key=len)
     sentence = (
@@ -164,7 +148,7 @@ def _mixed_units(runs: Runs) -> Caution | None:
 
 
 def _training_loss(runs: Runs) -> Caution | None:
-    words = _words(runs.loss)
+    words = plain(runs.loss).split()
     if {word.rstrip("0123456789") for word in words} & (CHOOSING | TESTING):
         return None
     if TRAINING & {*words}:
@@ -184,7 +168,7 @@ def _training_loss(runs: Runs) -> Caution | None:
 def _best_over_steps(runs: Runs, asked: Asked, curves: Curves) -> Caution | None:
     if asked.outcome == "best":
         words, instead = "An outcome is", "(--outcome last)"
-    elif _is_called(runs.loss, CHOSEN_STEP):
+    elif CHOSEN_STEP & {*plain(runs.loss).split()}:
         words, instead = f"By its name, {runs.loss} is", "if it was logged (--loss COLUMN)"
     else:
         return None
@@ -206,8 +190,7 @@ def _best_over_steps(runs: Runs, asked: Asked, curves: Curves) -> Caution | None
 
 
 def _bias_of_best(curves: Curves, better: str) -> tuple[Floats, int]:
-    """Return how far each run's best value lies beyond the curve, for runs that have it within the curve, and
-    how many have it in its last row.
+    """Return how far each best value within a curve lies beyond it, and how many runs have theirs at the end.
 
     The curve at that step is estimated from the two rows on either side, by the cubic through these four: the
     value itself, which was chosen for being low, has no part in it, and a bend of the curve does no harm.
@@ -452,7 +435,7 @@ def _confounded(runs: Runs) -> Caution | None:
     table = runs.table
     differ: list[str] = []
     for name in runs.settings:
-        words = _words(name)
+        words = plain(name).split()
         if not words or any(OWN.fullmatch(word) for word in words):
             continue
         per_arm = table.groupby("arm", sort=False)[name]

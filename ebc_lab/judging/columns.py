@@ -57,7 +57,7 @@ LOSSES = {"loss", "nll", "ce", "xent", "crossentropy", "bpb", "bpc", "perplexity
 LOSSES |= {"mse", "mae", "rmse"}
 ERRORS = {"error", "err", "wer", "cer", "fid", "regret"}
 SCORES = {"acc", "accuracy", "f1", "auc", "auroc", "bleu", "rouge", "score", "iou", "reward", "return", "map"}
-SCORES |= {"top1", "top5", "r2", "precision", "recall"}
+SCORES |= {"top1", "top5", "r2", "precision", "recall", "rouge"}
 CHOOSING = frozenset({"val", "valid", "validation", "eval", "evaluation", "dev", "v"})
 TESTING = frozenset({"test", "heldout", "holdout"})
 TRAINING = {"train", "training", "tr"}
@@ -88,7 +88,7 @@ class Columns:
 
 def plain(name: str) -> str:
     """Return a column's name in words, as it is compared: `optimizer.name` and `Optimizer_Name` are one."""
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", str(name))
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", str(name))
     return " ".join(re.split(r"[^a-z0-9]+", spaced.lower())).strip()
 
 
@@ -102,7 +102,7 @@ def choose_columns(source: Source, asked: Asked) -> tuple[Source, Columns]:
 
     Raises UserError: a column that was asked for is not there, or it cannot be told which is what.
     """
-    search = _Search(source, asked)
+    search = _Search(source)
     _refuse_two_roles(asked)
     step = search.find("step", asked.step, STEP_NAMES)
     loss, choose, better = _losses(search, asked)
@@ -137,10 +137,9 @@ def _refuse_two_roles(asked: Asked) -> None:
 class _Search:
     """The columns of a source, and which of them have a role already."""
 
-    def __init__(self, source: Source, asked: Asked):
+    def __init__(self, source: Source):
         self.source = source
         self.frame = source.frame
-        self.asked = asked
         self.names = [str(name) for name in source.frame.columns]
         self.used: set[str] = set()
         self.taken: list[Taken] = []
@@ -176,9 +175,7 @@ class _Search:
             if len(there) > 1:
                 there = [n for n in there if self.varies(n)] or there[:1]
             if len(there) > 1 and not self.agree(there):
-                raise UserError(
-                    f"{any_of(there)} could each be the {role}: say which with --{role} {quote(there[0])}."
-                )
+                raise _several(role, there)
             if there:
                 return self.take(role, there[0], f"column {there[0]}, by its name")
         return ""
@@ -221,12 +218,15 @@ class _Search:
         return self.frame[name].dtype.kind in "iuf"
 
 
+def _several(role: str, names: Sequence[str]) -> UserError:
+    return UserError(f"{any_of(names)} could each be the {role}: say which with --{role} {quote(names[0])}.")
+
+
 # -- the loss ------------------------------------------------------------------------------------------------
 
 
 def _losses(search: _Search, asked: Asked) -> tuple[str, str, str]:
-    """Return the column that is judged, the one that chooses configurations (empty: the same), and which
-    direction is better."""
+    """Return the judged column, the one that chooses configurations (empty: the same), and what is better."""
     choose = search.named("choose", asked.choose, note=False) if asked.choose else ""
     loss = search.find("loss", asked.loss, ())
     if not loss:
@@ -255,8 +255,8 @@ def _losses(search: _Search, asked: Asked) -> tuple[str, str, str]:
 
 
 def as_text(value: Any) -> str | None:
-    """Return a value as text on one line, a whole number without its point, and what would command a terminal
-    as escapes; None for a blank."""
+    """Return a value as text on one line, whole numbers without a point, what commands a terminal escaped;
+    None for a blank."""
     if value is None or value != value or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, float | np.floating) and value.is_integer() and abs(float(value)) < 2**53:
@@ -307,9 +307,7 @@ def _guess_loss(search: _Search) -> tuple[str, str]:
         for kinds in (LOSSES - {"perplexity", "ppl"}, LOSSES, ERRORS, SCORES):
             there = [n for n, words in metrics.items() if words & split and words & kinds]
             if len(there) > 1 and not search.same(there):
-                raise UserError(
-                    f"{any_of(there)} could each be the loss: say which with --loss {quote(there[0])}."
-                )
+                raise _several("loss", there)
             if there:
                 chosen[split] = there[0]
                 break
@@ -344,11 +342,9 @@ def _percent(search: _Search, name: str) -> bool:
 
 
 def _arm(search: _Search, asked: Asked, run: str, seed: str) -> tuple[Source, str]:
-    """Return the source and the column of the arm; where names of runs or files hold the arm and more, a
-    column that is made from them."""
-    numbered = {
-        n for n in search.names if plain(n) in RUN_WORDS and search.numeric(n)
-    }  # tell runs apart, not arms
+    """Return source and column of the arm; where names of runs or files hold more, one made from them."""
+    # numbers tell runs apart, not arms
+    numbered = {n for n in search.names if plain(n) in RUN_WORDS and search.numeric(n)}
     arm = search.find("arm", asked.arm, ARM_NAMES, apart={seed, *numbered})
     if not arm:
         raise UserError(

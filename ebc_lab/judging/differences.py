@@ -23,7 +23,6 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -53,6 +52,7 @@ from .record import ArmSummary, DifferenceRecord
 ERROR = 1 - CONFIDENCE
 FEW = 4  # runs: an arm of fewer against half as many again or more has no Welch interval that can be trusted
 EXACT = 2_500  # pairs of runs up to which the distribution of Mann and Whitney's U is exact
+Array = np.ndarray[Any, Any]
 GRID = 25  # freedoms at which the detectable difference of a large family is computed
 
 
@@ -64,27 +64,17 @@ class Comparison(DifferenceRecord):
     freedom: float | None  # of the t-interval; None for the normal or by rank
 
 
-@dataclass(frozen=True)
-class _Mean:
-    """The mean of an arm, the variance of a run, and the degrees of freedom of that variance."""
-
-    value: float
-    variance: float
-    freedom: float
-    runs: int
-
-
 def arm_summary(values: Sequence[float]) -> ArmSummary:
-    """Return the summary of an arm from the losses of its runs (at least one); a loss that is not finite is
-    that of a diverged run."""
+    """Return the summary of an arm of one run or more; a loss that is not finite is of a diverged run."""
     from scipy import stats
 
     losses = sorted(_ranked(values))
     finite = [x for x in losses if math.isfinite(x)]
     n, lost = len(losses), len(losses) - len(finite)
     out: dict[str, Any] = dict.fromkeys(ArmSummary.__annotations__)
-    out |= {"runs": n, "completed": len(finite), "diverged": lost, "median": _median(losses)}
-    out |= {"lowest": finite_or_none(losses[0]), "highest": finite_or_none(losses[-1])}
+    out |= {"runs": n, "completed": len(finite), "diverged": lost}
+    for name, loss in (("median", statistics.median(losses)), ("lowest", losses[0]), ("highest", losses[-1])):
+        out[name] = finite_or_none(loss)
     out["mean"] = None if lost else statistics.fmean(losses)
     out["sd"] = statistics.stdev(finite) if len(finite) > 1 else None
     if not lost and not without_spread(losses):
@@ -120,9 +110,8 @@ def compare(
     sigma_freedom: float = math.inf,
     luck: Mapping[str, Luck] | None = None,
 ) -> list[Comparison]:
-    """Return the comparison of each arm with `reference` or, with `pairs`, of all pairs of arms, the earlier
-    of which is the reference (`reference` itself comes first); with `chain`, of each arm in it with the one
-    before.
+    """Return the comparison of each arm with `reference`; with `pairs`, of all pairs, the earlier being the
+    reference (`reference` comes first); with `chain`, of each arm in it with the one before.
 
     `arms`: arm -> seed, or name of the run -> loss, lower being better; a loss that is not finite is that of
     a diverged run. `paired`: whether seeds pair the runs of two arms; None: where both have the same seeds.
@@ -165,10 +154,6 @@ def compare(
 def _ranked(values: Any) -> list[float]:
     """Return losses with infinity for every one that is not finite."""
     return [float(x) if math.isfinite(x) else math.inf for x in values]
-
-
-def _median(values: Sequence[float]) -> float | None:
-    return finite_or_none(statistics.median(values))
 
 
 def _begun(
@@ -256,7 +241,7 @@ def _one_run(ours: Mapping[str, float], theirs: Mapping[str, float]) -> float | 
 
 
 @functools.cache
-def _mann_whitney(n: int, m: int) -> np.ndarray[Any, Any]:
+def _mann_whitney(n: int, m: int) -> Array:
     """Return P(U ≤ u) for u = 0 … n·m, U being the number of pairs of n and m runs in which the first is the
     lower, if all orders are equally likely. Exact for up to EXACT pairs, then normal."""
     from scipy import stats
@@ -314,30 +299,20 @@ def _by_t(
     sigma: float | None,
     sigma_freedom: float,
 ) -> None:
-    """Fill in the comparisons by Welch's t and by a given standard deviation. The luck of a tuning can only
-    widen an interval."""
-    means = {}
-    for name in sorted(
-        {name for c in found for name in (c["arm"], c["reference"])}
-    ):  # not in the order of hashes
-        values = [*losses[name].values()]
-        variance = statistics.variance(values) if len(values) > 1 else math.nan
-        means[name] = _Mean(statistics.fmean(values), variance, len(values) - 1.0, len(values))
-    ways = [_of_family(found, means, {}, sigma, sigma_freedom)]
-    if any(luck.get(name, NO_LUCK).sd for name in means):
-        ways.append(_of_family(found, means, luck, sigma, sigma_freedom))
+    """Fill in the comparisons by Welch's t and by a given σ. The luck of a tuning only widens an interval."""
+    compared = {name for c in found for name in (c["arm"], c["reference"])}
+    of_arm = {name: [*losses[name].values()] for name in sorted(compared)}  # not in the order of hashes
+    ways = [_of_family(found, of_arm, {}, sigma, sigma_freedom)]
+    if any(luck.get(name, NO_LUCK).sd for name in of_arm):
+        ways.append(_of_family(found, of_arm, luck, sigma, sigma_freedom))
     widest = {key: np.max([way[key] for way in ways], axis=0) for key in ways[0] if key != "freedom"}
     for i, c in enumerate(found):
         at = {key: float(values[i]) for key, values in widest.items()}
         mean = cast(float, c["mean"])
         for prefix in ("", "joint_"):
             low, high = mean - at[f"{prefix}half"], mean + at[f"{prefix}half"]
-            limits = {
-                f"{prefix}low": low,
-                f"{prefix}high": high,
-                f"{prefix}detectable": at[f"{prefix}detectable"],
-            }
-            c.update(cast(Any, limits))
+            limits = {"low": low, "high": high, "detectable": at[f"{prefix}detectable"]}
+            c.update(cast(Any, {f"{prefix}{name}": x for name, x in limits.items()}))
         c["p"], c["p_joint"], c["sd"] = at["p"], at["p_joint"], math.sqrt(at["variance"])
         c["freedom"] = finite_or_none(float(ways[-1]["freedom"][i]))
         c["verdict"] = _judged(low, high, c["margin"])
@@ -357,26 +332,23 @@ def welch(errors: Any, freedoms: Any, runs: Any, first: Any, second: Any) -> tup
 
 def _of_family(
     found: Sequence[Comparison],
-    means: Mapping[str, _Mean],
+    losses: Mapping[str, Sequence[float]],
     luck: Mapping[str, Luck],
     sigma: float | None,
     sigma_freedom: float,
-) -> dict[str, np.ndarray[Any, Any]]:
+) -> dict[str, Array]:
     """Return, an array over comparisons each, half the widths of their intervals and what else `_by_t` fills
-    in, luck included."""
+    in, luck included. `losses`: of the arms that are compared."""
     from scipy import special
 
-    names = list(means)
-    number = {name: i for i, name in enumerate(names)}
+    number = {name: i for i, name in enumerate(losses)}
     first, second = (np.array([number[c[key]] for c in found]) for key in ("arm", "reference"))
-    runs = np.array([means[x].runs for x in names])
-    variances = np.array([means[x].variance for x in names])
-    lucks = [luck.get(x, NO_LUCK) for x in names]
+    runs = np.array([len(values) for values in losses.values()])
+    variances = np.array([statistics.variance(x) if len(x) > 1 else math.nan for x in losses.values()])
+    lucks = [luck.get(name, NO_LUCK) for name in losses]
     parts = [
-        sum_of_variances(
-            (means[x].variance / means[x].runs, max(1.0, means[x].freedom)), (one.sd**2, one.freedom)
-        )
-        for x, one in zip(names, lucks, strict=True)
+        sum_of_variances((variance / n, max(1.0, n - 1.0)), (one.sd**2, one.freedom))
+        for variance, n, one in zip(variances, runs, lucks, strict=True)
     ]
     errors, freedoms = np.sqrt([v for v, _ in parts]), np.array([f for _, f in parts])
     by_sigma = np.array([c["method"] == "sigma" for c in found])
@@ -407,9 +379,8 @@ def _of_family(
     return out
 
 
-def _detectable(freedom: np.ndarray[Any, Any], level: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return `detectable_errors` of many comparisons: of each, or between a grid's values where there are
-    more freedoms than GRID at one level."""
+def _detectable(freedom: Array, level: Array) -> Array:
+    """Return `detectable_errors` of many comparisons; of more than GRID freedoms at a level, interpolated."""
     out = np.empty(len(freedom))
     for one in np.unique(level):
         inverse = 1 / freedom[level == one]
@@ -422,15 +393,15 @@ def _detectable(freedom: np.ndarray[Any, Any], level: np.ndarray[Any, Any]) -> n
 
 
 def _needed(
-    mean: np.ndarray[Any, Any],
-    variance: np.ndarray[Any, Any],
-    lucky: np.ndarray[Any, Any],
-    shape: np.ndarray[Any, Any],
-    fixed: np.ndarray[Any, Any],
-    level: np.ndarray[Any, Any],
+    mean: Array,
+    variance: Array,
+    lucky: Array,
+    shape: Array,
+    fixed: Array,
+    level: Array,
     margin: float,
-    fewest: np.ndarray[Any, Any],
-) -> np.ndarray[Any, Any]:
+    fewest: Array,
+) -> Array:
     """Return how many fresh runs per arm would decide each comparison with probability POWER; more than
     MOST_SEEDS where so many would not do.
 

@@ -55,7 +55,7 @@ def judge(runs: pd.DataFrame | Paths | Sequence[Paths], **asked: Any) -> Judgeme
 
 
 def judged(runs: pd.DataFrame | Paths | Sequence[Paths], asked: Asked) -> Judgement:
-    """Return what `judge` does, with its options as one value."""
+    """Return what `judge` returns, the options given as one value. Raises UserError as `judge` does."""
     check(asked)
     if isinstance(runs, pd.DataFrame):
         sources = [Source(plain_frame(runs), f"a frame of {len(runs):,} rows")]
@@ -144,9 +144,8 @@ class Judgement:
     def differences(self) -> pd.DataFrame:
         """Return one row a comparison of two arms: arm minus reference, both intervals, the judgement."""
         columns = list(DifferenceRecord.__annotations__)
-        return described(
-            pd.DataFrame(self.record["differences"], columns=columns), JUDGED_DIFFERENCE_MEANINGS
-        )
+        found = pd.DataFrame(self.record["differences"], columns=columns)
+        return described(found, JUDGED_DIFFERENCE_MEANINGS)
 
     @property
     def verdict(self) -> pd.DataFrame:
@@ -295,17 +294,11 @@ def _comparing(
     that these have. `first`: the reference, or the arm that pairs begin with; `assumed`: of `sigma_of`."""
 
     def compare(by_arm: outcomes.Losses, luck: Mapping[str, Luck]) -> list[DifferenceRecord]:
-        found = differences.compare(
-            by_arm,
-            first,
-            pairs=pairs,
-            chain=asked.chain,
-            paired=paired,
-            margin=asked.margin,
-            luck=luck,
-            **assumed,
-        )
-        return [_difference_record(one, turn=turn) for one in found]
+        how = {"pairs": pairs, "chain": asked.chain, "paired": paired, "margin": asked.margin, **assumed}
+        found: Sequence[Mapping[str, Any]] = differences.compare(by_arm, first, luck=luck, **how)
+        shown = [tuning.turned_figures(one) for one in found] if turn else found
+        names = DifferenceRecord.__annotations__
+        return [cast(DifferenceRecord, {name: one[name] for name in names}) for one in shown]
 
     return compare
 
@@ -366,9 +359,8 @@ def pairing_of(runs: Runs, losses: Mapping[str, Mapping[str, float]], asked: Ask
 
 
 def sigma_of(losses: outcomes.Losses, asked: Asked) -> dict[str, Any]:
-    """Return `sigma`, the standard deviation of a run that is assumed for arms of one run, and its degrees of
-    freedom; nothing where none is assumed. Raises UserError where it is to be pooled and no arm has two
-    finished runs."""
+    """Return `sigma`, the deviation assumed of arms of one run, and its degrees of freedom; nothing if none
+    is assumed. Raises UserError where it is to be pooled and no arm has two finished runs."""
     if not asked.sigma:
         return {}
     if asked.sigma != "pooled":
@@ -381,8 +373,7 @@ def sigma_of(losses: outcomes.Losses, asked: Asked) -> dict[str, Any]:
 
 
 def in_order(losses: outcomes.Losses) -> list[str]:
-    """Return the arms, the best first: by the share of their runs that diverged, then by the mean of the
-    others, then by name."""
+    """Return the arms, the best first: by share of diverged runs, mean of the other runs, then name."""
 
     def place(arm: str) -> tuple[float, float, str]:
         finished = [x for x in losses[arm].values() if math.isfinite(x)]
@@ -415,12 +406,6 @@ def _arm_records(
             }
         )
     return cast(list[ArmRecord], records)
-
-
-def _difference_record(compared: Mapping[str, Any], *, turn: bool) -> DifferenceRecord:
-    """Return a comparison with the fields of the record."""
-    figures = tuning.turned_figures(compared) if turn else compared
-    return cast(DifferenceRecord, {name: figures.get(name) for name in DifferenceRecord.__annotations__})
 
 
 def _run_records(runs: Runs) -> list[dict[str, Any]]:

@@ -22,20 +22,6 @@ BY_CHANCE = 0.05  # how often rounding alone may make so many outcomes equal: le
 Losses = dict[str, dict[str, float]]  # arm -> run or seed -> loss, lower is better, inf: diverged or missing
 
 
-def lengths_by_arm(table: pd.DataFrame) -> dict[str, dict[float, int]]:
-    """Return arm -> length -> number of runs: of the planned lengths or, without a column that has them, of
-    the last steps that several runs of the arm share."""
-    planned = table["planned"].notna().any()
-    column = "planned" if planned else "length"
-    table = table if planned else table[table["outcome"].abs() < math.inf]  # a diverged run was to be longer
-    found: dict[str, dict[float, int]] = {}
-    for arm, of_arm in table.groupby("arm", sort=False):
-        counts = of_arm[column].value_counts()
-        shared = counts if planned else counts[counts > 1]
-        found[str(arm)] = {float(str(length)): n for length, n in shared.sort_index().items()}
-    return found
-
-
 def of_chain(runs: Runs, chain: Sequence[str]) -> Runs:
     """Return the runs of the arms of a chain, in its order; all where there is none.
 
@@ -100,12 +86,10 @@ def _by_rounding(known: pd.DataFrame) -> bool:
 
 
 def _agree(curves: Curves, one: int, other: int, fewest: int) -> bool:
-    """Return whether two curves have the same loss at every step after 0 that both have, of at least so many
-    such steps."""
+    """Return whether two curves agree at every step after 0 that both have, at least `fewest` of them."""
     mine, its = (slice(curves.start[i], curves.end[i]) for i in (one, other))
-    shared, here, there = np.intersect1d(
-        curves.step[mine], curves.step[its], assume_unique=True, return_indices=True
-    )
+    steps_of_both = (curves.step[mine], curves.step[its])
+    shared, here, there = np.intersect1d(*steps_of_both, assume_unique=True, return_indices=True)
     after = shared > 0
     return bool(after.sum() >= fewest and (curves.loss[mine][here] == curves.loss[its][there])[after].all())
 
@@ -125,15 +109,21 @@ def distinct_runs(runs: Runs) -> tuple[Runs, list[Caution]]:
 
 def at_one_length(runs: Runs) -> tuple[Runs, list[Caution]]:
     """Return the runs without those of other lengths, where an arm has runs of several: kept is a length at
-    which a configuration was repeated, then the one that most arms have, that of most runs, the longest."""
-    planned = bool(runs.table["planned"].notna().any())
-    lengths = lengths_by_arm(runs.table) if runs.step_name or planned else {}
-    several = {arm: of_arm for arm, of_arm in lengths.items() if len(of_arm) > 1}
-    if not several:
-        return runs, []
+    which a configuration was repeated, then the one that most arms have, that of most runs, the longest.
 
+    Lengths are the planned ones or, without a column that has them, last steps that several runs of an arm
+    share; a diverged run was to be longer than its curve."""
     table = runs.table
+    planned = bool(table["planned"].notna().any())
     column = "planned" if planned else "length"
+    finished = (table["outcome"].abs() < math.inf) | planned
+    lengths: dict[str, dict[Any, int]] = {}  # arm -> length -> number of runs
+    for name, rows in table[finished].groupby("arm", sort=False):
+        counts = rows[column].value_counts().sort_index()
+        lengths[str(name)] = (counts if planned else counts[counts > 1]).to_dict()
+    several = {arm: of_arm for arm, of_arm in lengths.items() if len(of_arm) > 1}
+    if not several or not (runs.step_name or planned):
+        return runs, []
     alike = table.groupby(["arm", column, *runs.settings], dropna=False).size()
     keys = zip(alike.index, alike.tolist(), strict=True)
     repeated = {(arm, length) for (arm, length, *_), number in keys if number >= REPLICATED}
@@ -147,7 +137,6 @@ def at_one_length(runs: Runs) -> tuple[Runs, list[Caution]]:
     for arm, of_arm in several.items():
         longest = max(of_arm, key=lambda length: weight(arm, length))
         others = [length for length in of_arm if length != longest]
-        finished = (table["outcome"].abs() < math.inf) | planned
         kept &= (table["arm"] != arm) | ~(table[column].isin(others) & finished)
         judged.append(f"{longest:g} of {arm} (it has {listed(f'{length:g}' for length in of_arm)})")
     if kept.all():
@@ -156,7 +145,7 @@ def at_one_length(runs: Runs) -> tuple[Runs, list[Caution]]:
         f"Arms have runs of several lengths in {runs.step_name or 'step'}s; judged are {listed(judged)}. "
         f"The other {int((~kept).sum())} runs are left out of it; --where COLUMN=VALUE takes others."
     )
-    return only(runs, kept), [{"kind": "lengths", "sentence": sentence, "runs": runs.names(~kept)}]
+    return only(runs, kept), [Caution(kind="lengths", sentence=sentence, runs=runs.names(~kept))]
 
 
 def only(runs: Runs, kept: Any) -> Runs:
@@ -180,10 +169,8 @@ def with_outcome(runs: Runs, asked: Asked) -> tuple[Runs, list[Caution]]:
         (f"--outcome {asked.outcome}", asked.outcome != "last"),
         ("--at", bool(asked.at)),
     ):
-        require(
-            bool(runs.step_name) or not given,
-            f"{option} needs curves, and these runs have one {runs.loss} each.",
-        )
+        lacking = f"{option} needs curves, and these runs have one {runs.loss} each."
+        require(bool(runs.step_name) or not given, lacking)
     require(runs.better == "lower" or not asked.rule, f"--rule {asked.rule} is one of losses.")
     if asked.outcome == "last" and not asked.at:
         return runs, []
@@ -192,13 +179,14 @@ def with_outcome(runs: Runs, asked: Asked) -> tuple[Runs, list[Caution]]:
         reached = steps.steps_to_target(runs.curves, runs.table, asked.target, runs.better)
         return _replaced(runs, reached["step"], math.inf), []
     if asked.outcome == "best":
-        return _replaced(runs, _best(runs), runs.worst), []
+        best = runs.curves.groupby("run")["loss"].agg("min" if runs.better == "lower" else "max")
+        return _replaced(runs, best.reindex(runs.table.index), runs.worst), []
     values, missing = _at(runs, asked.at)
     names = runs.names(missing)
     sentence = (
         f"{len(names)} runs have no evaluation at the step that is asked for, and rank behind the others."
     )
-    cautions: list[Caution] = [{"kind": "no_step", "sentence": sentence, "runs": names}] if names else []
+    cautions = [Caution(kind="no_step", sentence=sentence, runs=names)] if names else []
     return _replaced(runs, values, runs.worst), cautions
 
 
@@ -207,14 +195,6 @@ def _replaced(runs: Runs, outcome: Any, worst: float) -> Runs:
     outcome = np.where(np.isfinite(outcome), outcome, worst)
     table = runs.table.assign(outcome=outcome)
     return replace(runs, table=table.assign(chosen_by=outcome) if same else table)
-
-
-def _best(runs: Runs) -> Any:
-    """Return the best value of each curve."""
-    found = np.full(len(runs.table), runs.worst)
-    best = np.minimum if runs.better == "lower" else np.maximum
-    best.at(found, runs.curves["run"].to_numpy(), runs.curves["loss"].to_numpy())
-    return found
 
 
 def _at(runs: Runs, at: Mapping[str, float]) -> tuple[Any, Any]:
@@ -245,7 +225,7 @@ def _at(runs: Runs, at: Mapping[str, float]) -> tuple[Any, Any]:
 
 
 def chosen_runs(runs: Runs, tried: Mapping[str, Sequence[Configuration]], tuned: Tuning | None) -> Runs:
-    """Return each arm's runs in the configuration that is chosen for it."""
+    """Return each arm's runs in the configuration that is chosen for it; all where no arm had a choice."""
     if tuned is None:
         return runs
     rows: set[int] = set()
@@ -255,8 +235,7 @@ def chosen_runs(runs: Runs, tried: Mapping[str, Sequence[Configuration]], tuned:
 
 
 def losses_by_arm(runs: Runs, *, turn: bool, by: str = "run") -> Losses:
-    """Return the arms' losses by the number of the run or by seed. `turn`: of outcomes of which larger ones
-    are better."""
+    """Return the arms' losses by number of the run or by seed. `turn`: larger outcomes are better."""
     keys = runs.table.index if by == "run" else runs.table[by]
     found: Losses = {}
     for arm, key, value in zip(runs.table["arm"], keys, runs.table["outcome"], strict=True):

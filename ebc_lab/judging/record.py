@@ -55,8 +55,7 @@ class ArmRecord(_Configured, ArmSummary):
 
 
 class DifferenceRecord(TypedDict):
-    """An arm's outcome minus that of another one. Keys that `records.decisions.Difference` has, too, mean the
-    same."""
+    """An arm's outcome minus another's. Keys that `records.decisions.Difference` has too mean the same."""
 
     arm: str
     reference: str
@@ -105,8 +104,8 @@ class Record(TypedDict):
     cautions: list[Caution]
     arms: list[ArmRecord]  # the best first
     differences: list[DifferenceRecord]
-    tuning: dict[str, Any] | None  # as tuning.tuning_of makes it
-    steps: dict[str, Any] | None  # as steps.steps_of makes it
-    lengths: dict[str, Any] | None  # as steps.lengths_of makes it
-    rule: dict[str, Any] | None  # as rules.track3 makes it
+    tuning: dict[str, Any] | None  # a `tuning.Tuning`
+    steps: dict[str, Any] | None  # as `sections.steps_section` makes it
+    lengths: dict[str, Any] | None  # as `sections.lengths_section` makes it
+    rule: dict[str, Any] | None  # as `sections.rule_section` makes it
     runs: list[dict[str, Any]]  # one a run: run, arm, seed, source, planned, length, outcome, settings

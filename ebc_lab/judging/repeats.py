@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from ebc_lab.config.errors import UserError, count, listed
 
+from .joint import Floats, Places
 from .record import Caution
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 def repeated_steps(
-    run: Ints, step: Floats, loss: Floats, names: Sequence[str], unit: str
-) -> tuple[Ints | None, list[Caution]]:
+    run: Places, step: Floats, loss: Floats, names: Sequence[str], unit: str
+) -> tuple[Places | None, list[Caution]]:
     """Return the rows to keep, sorted by run and step, and what there is to say. None: all, which are sorted.
 
     `run`: each row's run, as a number into `names`; all three in the order in which they were logged. Of rows
@@ -55,7 +52,7 @@ def repeated_steps(
     return kept, [caution for caution in (resumed, *twice) if caution]
 
 
-def _resumed(run: Ints, before: Floats, after: Floats, names: Sequence[str], unit: str) -> Caution | None:
+def _resumed(run: Places, before: Floats, after: Floats, names: Sequence[str], unit: str) -> Caution | None:
     """`before`, `after`: the steps between which each of these runs went back."""
     if not len(run):
         return None
@@ -69,7 +66,7 @@ def _resumed(run: Ints, before: Floats, after: Floats, names: Sequence[str], uni
     return Caution(kind="resumed", sentence=sentence, runs=meant)
 
 
-def _twice(kind: str, run: Ints, names: Sequence[str], unit: str, known: Collection[str]) -> Caution | None:
+def _twice(kind: str, run: Places, names: Sequence[str], unit: str, known: Collection[str]) -> Caution | None:
     """`run`: the runs of the rows that were left out. `known`: runs that need not be named."""
     meant = [names[i] for i in dict.fromkeys(run.tolist()) if names[i] not in known]
     if not meant:
@@ -84,6 +81,6 @@ def _twice(kind: str, run: Ints, names: Sequence[str], unit: str, known: Collect
     return Caution(kind=kind, sentence=sentence, runs=meant)
 
 
-def _ascending(run: Ints, step: Floats) -> bool:
+def _ascending(run: Places, step: Floats) -> bool:
     """Return whether rows are sorted by run and, within a run, by step, and no step is there twice."""
     return bool(((run[1:] > run[:-1]) | ((run[1:] == run[:-1]) & (step[1:] > step[:-1]))).all())

@@ -165,13 +165,11 @@ def spread(results: Sequence[Standing]) -> Spread:
     from scipy import stats
 
     several = [x for x in results if x["sd"] is not None]
-    freedom = sum(x["runs"] - 1 for x in several)
-    out: Spread = {"pooled": None, "freedom": freedom, "low": None, "high": None, "p_equal": None}
-    if freedom:
-        pooled = math.sqrt(sum((x["runs"] - 1) * (x["sd"] or 0.0) ** 2 for x in several) / freedom)
-        tails = stats.chi2.ppf([(1 + statistics.CONFIDENCE) / 2, (1 - statistics.CONFIDENCE) / 2], freedom)
-        low, high = (pooled * math.sqrt(freedom / tail) for tail in tails)
-        out |= {"pooled": pooled, "low": low, "high": high}
+    out: Spread = {"pooled": None, "freedom": 0, "low": None, "high": None, "p_equal": None}
+    if several:
+        pooled, freedom = statistics.pooled_deviation([(x["sd"] or 0.0, x["runs"] - 1) for x in several])
+        low, high = statistics.deviation_interval(pooled, freedom)
+        out |= {"pooled": pooled, "freedom": freedom, "low": low, "high": high}
     if len(several) > 1 and any(x["sd"] for x in several):
         out["p_equal"] = float(stats.levene(*(x["losses"] for x in several), center="median").pvalue)
     return out

@@ -329,7 +329,7 @@ def _constant(
         return kept, []
     verb = "varies" if len(varying) == 1 else "vary"
     sentence = f"{listed(varying)} {verb} within runs and so makes no configuration."
-    return kept, [{"kind": "varying_setting", "sentence": sentence, "runs": []}]
+    return kept, [Caution(kind="varying_setting", sentence=sentence, runs=[])]
 
 
 # -- curves --------------------------------------------------------------------------------------------------

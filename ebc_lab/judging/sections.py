@@ -28,7 +28,7 @@ def steps_section(
     """Return `target`, `arms` (arm -> `steps.Reached`) and `ratios` (a `steps.Ratio` for each comparison).
 
     `first`: the reference, or the arm that pairs begin with."""
-    if asked.target is None or not runs.step_name:
+    if asked.target is None:
         return None
     table = runs.table
     reached = steps.steps_to_target(runs.curves, table, asked.target, runs.better)
@@ -50,9 +50,8 @@ def lengths_section(
     *,
     turn: bool,
 ) -> dict[str, Any] | None:
-    """Return what lengths say, or None where all runs have one length. `every`: the runs of all lengths;
-    `luck`: arm -> the luck of its tuning; `compare`: compares arms by their losses and luck as those of the
-    outcomes are compared.
+    """Return what lengths say, None where all runs have one. `every`: the runs of all lengths; `luck`: arm ->
+    the luck of its tuning; `compare`: compares arms by losses and luck, as it does the outcomes.
 
     * `rates`: arm -> `steps.Exchange`, of arms that have runs of several lengths;
     * `ratios`: `steps.Ratio` of the lengths at which an arm ends as low as the reference;
@@ -65,7 +64,9 @@ def lengths_section(
     table = _of_chosen(every, judged)
     table = table.assign(outcome=-table["outcome"]) if turn else table
     rates = steps.exchange_rates(table)
-    lengths = _lengths(judged.table, asked)
+    longest = judged.table.groupby("arm", sort=False)["length"].max()
+    # the step of each arm's outcome: as asked, else the last of its longest run
+    lengths = {str(arm): float(asked.at.get(str(arm), asked.at.get("", x))) for arm, x in longest.items()}
     if not rates and len(set(lengths.values())) < 2:
         return None
     others = [arm for arm in losses if arm != reference] if reference else []
@@ -103,18 +104,12 @@ def _of_chosen(every: Runs, judged: Runs) -> pd.DataFrame:
     return table[~several | known.to_numpy()]
 
 
-def _lengths(table: pd.DataFrame, asked: Asked) -> dict[str, float]:
-    """Return the step of each arm's outcome: as asked, else the last of its longest run."""
-    longest = table.groupby("arm", sort=False)["length"].max()
-    return {str(arm): float(asked.at.get(str(arm), asked.at.get("", x))) for arm, x in longest.items()}
-
-
 def _exchange(
     rates: Mapping[str, steps.Exchange], lengths: Mapping[str, float], reference: str, asked: Asked
 ) -> tuple[float | None, str, Luck]:
-    """Return the loss that a step is worth, whence it is, and its standard error: as given, else from the
-    reference's lengths, else from those of the arm that has most. A rate is not used without an interval,
-    where the loss bends over the lengths, or beyond them; then it is said why."""
+    """Return the loss that a step is worth, where that is from, and its standard error: as given, else from
+    the reference's lengths, else from those of the arm with most runs. It is None, and the second value says
+    why, where no rate has an interval, the loss bends over the lengths, or they do not reach far enough."""
     if asked.exchange is not None:
         return asked.exchange, "as given", NO_LUCK
     known = {arm: rate for arm, rate in rates.items() if rate["low"] is not None and rate["high"] is not None}
@@ -152,10 +147,8 @@ def rule_section(runs: Runs, asked: Asked) -> dict[str, Any] | None:
     sentence = f"By track3’s rule {reached} of {count(len(results), 'arm')} reached {rules.TARGET:g}"
     if claims:
         sentence += f", and {better} of {len(claims)} beat the one before, in the order of falling steps"
-    sentence += f". The rule assumes a σ of {rules.SIGMA:g}; "
-    sentence += (
-        f"that of these runs is {pooled:.2g}." if pooled else "no arm here has a σ to compare with it."
-    )
+    own = f"that of these runs is {pooled:.2g}." if pooled else "no arm here has a σ to compare with it."
+    sentence += f". The rule assumes a σ of {rules.SIGMA:g}; {own}"
     return {
         "name": asked.rule,
         "sigma": rules.SIGMA,

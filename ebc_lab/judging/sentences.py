@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from ebc_lab.config.errors import count, listed
-from ebc_lab.study.stages.statistics import CONFIDENCE
+from ebc_lab.study.stages.statistics import CONFIDENCE, centre_of
 
 from .asked import Asked
 from .record import DifferenceRecord, Record
@@ -43,8 +43,7 @@ def outcome_in_words(runs: Runs, asked: Asked) -> str:
 
 
 def method_in_words(compared: Sequence[Mapping[str, Any]], luck: bool, sigma: float | None) -> str:
-    """Return how the intervals were made. `luck`: whether they allow for the luck of a tuning; `sigma`: the
-    standard deviation of a run that was assumed."""
+    """Return how intervals were made. `luck`: they allow for that of a tuning; `sigma`: what was assumed."""
     if not compared:
         return "There is one arm, and so nothing is compared."
     used = {one["method"] for one in compared if one["method"]}
@@ -64,8 +63,7 @@ def method_in_words(compared: Sequence[Mapping[str, Any]], luck: bool, sigma: fl
 
 
 def rounded(value: float | None, half_width: float | None = None, *, sign: bool = False) -> str:
-    """Return a figure with the digits that its uncertainty leaves: two of the half width, else four
-    significant ones."""
+    """Return a figure with two digits of its half width; without one, with four significant digits."""
     if value is None:
         return "–"
     if half_width and math.isfinite(half_width):
@@ -87,16 +85,14 @@ def span(low: float | None, high: float | None) -> str:
 
 def size_in_words(one: DifferenceRecord) -> str:
     """Return a difference without its sign, with its joint interval: `0.0040 [0.0019, 0.0061]`."""
-    centre = one["mean"] if one["mean"] is not None else one["median"]
-    if centre is None or centre >= 0:
-        return difference_in_words(one).replace("+", "")
-    return difference_in_words(cast(DifferenceRecord, turned_figures(one))).replace("+", "")
+    if (centre_of(one) or 0.0) < 0:
+        one = cast(DifferenceRecord, turned_figures(one))
+    return difference_in_words(one).replace("+", "")
 
 
 def difference_in_words(one: DifferenceRecord) -> str:
     """Return a difference with its joint interval, such as `-0.0040 [-0.0061, -0.0019]`."""
-    low, high = one["joint_low"], one["joint_high"]
-    centre = one["mean"] if one["mean"] is not None else one["median"]
+    low, high, centre = one["joint_low"], one["joint_high"], centre_of(one)
     if centre is None and low is None and high is None:
         return "no finite difference"
     if low is None and high is None:
@@ -154,9 +150,8 @@ def _alone(one: DifferenceRecord, record: Record) -> str:
         return f"{arm} is {one['verdict']} than {reference}: {evidence}"
     if one["verdict"] == "level":
         return f"{arm} is level with {reference}, within {one['margin']:g}: {evidence}"
-    return " ".join(
-        [f"it is undecided whether {arm} is better than {reference}: {evidence}", *_needed([one])]
-    )
+    undecided = f"it is undecided whether {arm} is better than {reference}: {evidence}"
+    return " ".join([undecided, *_needed([one])])
 
 
 def _against_reference(record: Record, by: str) -> list[str]:
@@ -214,12 +209,10 @@ def _about_best(record: Record) -> list[str]:
             beaten.append(f"{other} (by {size_in_words(one)})")
         else:
             open_ones.append(other)
-    fewest = record["better"] == "lower" or "unit" in record
+    end = "lowest" if record["better"] == "lower" or "unit" in record else "highest"
     told = f"{best} ranks first"
     if first["mean"] is not None:
-        told = (
-            f"{best} has the {'lowest' if fewest else 'highest'} mean, {rounded(first['mean'], first['sd'])}"
-        )
+        told = f"{best} has the {end} mean, {rounded(first['mean'], first['sd'])}"
     if not beaten:
         return [f"{told}, and no other arm can be separated from it."]
     shown = listed(beaten) if len(beaten) <= MOST_BEATEN else f"{len(beaten)} of the {len(others)} other arms"

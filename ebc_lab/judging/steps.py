@@ -31,7 +31,7 @@ import pandas as pd
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.study.stages import statistics
-from ebc_lab.study.stages.statistics import finite_or_none
+from ebc_lab.study.stages.statistics import centre_of, finite_or_none
 
 from .differences import Comparison, compare, median_interval
 from .runs import Curves
@@ -95,9 +95,8 @@ def steps_to_target(
     by_run = Curves.of(curves)
     step, loss = by_run.step, by_run.loss
     hit = loss <= target if better == "lower" else (loss >= target) & (loss < np.inf)  # inf: not a number
-    out = pd.DataFrame(
-        {"step": np.nan, "before": np.nan, "end": np.nan, "returned": False}, index=table.index
-    )
+    nothing = {"step": np.nan, "before": np.nan, "end": np.nan, "returned": False}
+    out = pd.DataFrame(nothing, index=table.index)
     names, starts, ends = by_run.run, by_run.start, by_run.end - 1
     at = np.flatnonzero(hit)
     first = np.r_[at, len(step)][np.searchsorted(at, starts)]
@@ -212,7 +211,7 @@ def _ratio(
     arm, reference = found["arm"], found["reference"]
     by_rank = math.inf in (*arms[arm].values(), *arms[reference].values())
     below, above = (_left_open(left_open[name], by_rank) for name in (arm, reference))
-    centre = found["median"] if found["mean"] is None else found["mean"]
+    centre = centre_of(found)
     low, high = found["joint_low"], found["joint_high"]
     if low is None:  # an infinity, of the sign that the verdict has
         low = math.inf if found["verdict"] == "worse" else -math.inf
@@ -249,7 +248,7 @@ def _verdict(low: float | None, high: float | None, level: float) -> str:
 
 
 def _last_losses(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of the runs that were trained to the end, with their length as `steps`.
+    """Return the rows of the runs that were trained to the end and did not diverge, their length as `steps`.
 
     Runs that an arm was to train for equally long (`planned`; where that is unknown, `length`) form a group.
     The longest of a group shows where its arm stops, and those that stopped earlier are not finished.
@@ -257,12 +256,12 @@ def _last_losses(table: pd.DataFrame) -> pd.DataFrame:
     planned = table["planned"].fillna(table["length"])
     steps = table["length"].fillna(table["planned"])
     longest = steps.groupby([table["arm"], planned]).transform("max")
-    return table.assign(steps=steps, finished=steps == longest)
+    finished: pd.DataFrame = table.assign(steps=steps)[(steps == longest) & np.isfinite(table["outcome"])]
+    return finished
 
 
 def exchange_rates(table: pd.DataFrame) -> dict[str, Exchange]:
-    """Return what a step is worth to each arm that has runs of two or more lengths, in the order of the
-    table.
+    """Return what a step is worth to each arm that has runs of two lengths or more, in the table's order.
 
     The line is straight in the number of steps. Over a wide range of them the loss bends, which `bends` tests
     where three lengths or more have several runs. `outcome` is taken as a loss. An arm whose runs all have
@@ -271,8 +270,7 @@ def exchange_rates(table: pd.DataFrame) -> dict[str, Exchange]:
     from scipy import stats
 
     out: dict[str, Exchange] = {}
-    for arm, rows in _last_losses(table).groupby("arm", sort=False):
-        used = rows[rows["finished"] & np.isfinite(rows["outcome"])]
+    for arm, used in _last_losses(table).groupby("arm", sort=False):
         lengths = sorted(float(x) for x in used["steps"].unique())
         if len(lengths) < 2:
             continue
@@ -317,13 +315,8 @@ def ratio_of_lengths(table: pd.DataFrame, arm: str, reference: str, comparisons:
     """
     from scipy import stats
 
-    rows = _last_losses(table)
-    rows = rows[rows["finished"] & np.isfinite(rows["outcome"])]
-    cells = (
-        rows[rows["arm"].isin([arm, reference])]
-        .groupby(["arm", "steps"])["outcome"]
-        .agg(["mean", "var", "count"])
-    )
+    rows = _last_losses(table[table["arm"].isin([arm, reference])])
+    cells = rows.groupby(["arm", "steps"])["outcome"].agg(["mean", "var", "count"])
     if not {arm, reference} <= set(cells.index.get_level_values("arm")) or len(cells.loc[arm]) < 2:
         return None
     freedom = (cells["count"] - 1).sum()
@@ -372,8 +365,7 @@ def at_equal_steps(
     arms: Mapping[str, Mapping[str, float]], steps: Mapping[str, float], exchange: float
 ) -> dict[str, dict[str, float]]:
     """Return losses as if each arm had been trained for as many steps as the shortest: each further step that
-    an arm took is worth `exchange` of loss, and is charged to it. Comparisons of what is returned are of
-    unequal lengths, as good as the exchange rate is."""
+    an arm took is charged to it, at `exchange` of loss. They are as good as that rate is."""
     fewest = min(steps[arm] for arm in arms)
     return {
         arm: {name: loss + exchange * (steps[arm] - fewest) for name, loss in losses.items()}

@@ -34,6 +34,7 @@ from ebc_lab.study.stages.statistics import (
     chances_of_lowest,
     finite_or_none,
     noise_of_runs,
+    pooled_deviation,
     window,
 )
 
@@ -191,8 +192,7 @@ def counted(tuning: Tuning, everywhere: Mapping[str, int]) -> Tuning:
 
 
 def turned(tuning: Tuning) -> Tuning:
-    """Return the tuning of losses as that of scores, of which larger ones are better: figures change their
-    signs, and the ends of intervals their places."""
+    """Return the tuning of losses as that of scores: figures change signs, ends of intervals places."""
     arms = {}
     for arm, of_arm in tuning["arms"].items():
         window = of_arm["window"]  # whose ends are of the learning rate
@@ -334,9 +334,7 @@ def _noise(tried: Sequence[Configuration]) -> tuple[float, float] | None:
 
 def pooled(samples: Sequence[Sequence[float]]) -> tuple[float, int]:
     """Return the standard deviation within samples of two values or more, and its degrees of freedom."""
-    freedom = sum(len(values) - 1 for values in samples)
-    squares = math.fsum(statistics.variance(values) * (len(values) - 1) for values in samples)
-    return math.sqrt(squares / freedom), freedom
+    return pooled_deviation([(statistics.stdev(values), len(values) - 1) for values in samples])
 
 
 def _luck(
@@ -392,8 +390,7 @@ def _end(value: float, values: Iterable[float]) -> str | None:
 
 
 def _numbers(tried: Sequence[Configuration], name: str) -> dict[int, float]:
-    """Return a setting's values by the number of the configuration, without those that lack it; empty if one
-    is not a finite number."""
+    """Return a setting's known values by number of the configuration; empty if one is not a finite number."""
     found = {}
     for i, c in enumerate(tried):
         value = _plain(c.settings.get(name))

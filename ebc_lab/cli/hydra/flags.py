@@ -97,7 +97,6 @@ def _choices() -> dict[str, str]:
     choices = {}
     for group in names:
         first = [f"[{default[group]}]"] if default.get(group) else []
-        choices[group] = ", ".join(
-            [*first, *(c for c in overridable(group, None) if c != default.get(group))]
-        )
+        others = (c for c in overridable(group, None) if c != default.get(group))
+        choices[group] = ", ".join([*first, *others])
     return choices

@@ -43,19 +43,13 @@ KIND = Candidates()
 
 
 def _table(decision: Decision, band: Sequence[float] | None) -> Table:
-    """Return the runs that a stage chose from, with what became of each. `band`: where the rule wants their
-    median c; None where it does not ask for one."""
+    """Return the runs that a stage chose from. `band`: where their median c should lie; None if anywhere."""
     stage, tracks = decision["stage"], decision["tracks"].values()
     remarks = _remarks_of_sweep(tracks)
     chosen = {d["run_id"] for d in tracks if "run_id" in d}
     ranked = {run_id for d in tracks for run_id in d.get("ranked", ())}
-    inert = {
-        r["run_id"]
-        for d in tracks
-        for of_role in d.get("arms", {}).values()
-        for r in of_role
-        if r.get("inert")
-    }
+    at_scales = [r for d in tracks for of_role in d.get("arms", {}).values() for r in of_role]
+    inert = {r["run_id"] for r in at_scales if r.get("inert")}
     best = min((d["val_loss"] for d in tracks if d.get("val_loss") is not None), default=None)
     best_of_grid = min((d["grid"]["val_loss"] for d in tracks if "grid" in d), default=best)
     scales = {c.get("lr_scale") for c in decision["candidates"] if c["role"] not in UNSCALED}
@@ -88,18 +82,12 @@ def _table(decision: Decision, band: Sequence[float] | None) -> Table:
     return Table(f"{stage}-candidates", f"Candidates of {stage}", CANDIDATES, rows, note)
 
 
-UNSCALED = (
-    "grid",
-    "baseline",
-    "replicate",
-    "control",
-)  # roles that come before a best learning rate is known
+UNSCALED = ("grid", "baseline", "replicate", "control")  # roles from before a best learning rate is known
 PARTS = {"baseline": "constant rate", "control": "control’s search"}  # roles that say else in the finals
 
 
 def _remarks_of_sweep(tracks: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[str]]:
-    """Return (role, run id) -> what the sweep's decision says of that run: its schedule, and if it is the
-    fair control."""
+    """Return (role, run id) -> what the sweep says of a run: its schedule, and if it is the fair control."""
     remarks: dict[tuple[str, str], list[str]] = {}
     for d in tracks:
         control = d.get("control", {})

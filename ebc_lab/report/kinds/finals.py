@@ -16,7 +16,7 @@ from ..text import glance, tables
 from ..text.arms import bits_of, test_loss
 from ..text.table import PAGE, SPREAD, TERMINAL, Cell, Column, Table, filled, noted
 from ..text.words import FAMILIES, NOTHING, arm_label, capital, interval, optimizer, plural
-from .kind import MOST_TILES, Answer, Check, Evidence, Kind, Tile, difference_tile, window_tile
+from .kind import MOST_TILES, Answer, Check, Evidence, Kind, Tile, difference_tile, is_open, window_tile
 
 CONTROL, BASELINE, WINDOW = "best_ebc_no_worse_than_control", "x2_no_worse_than_baseline", "lr_window"
 PAPER_COLUMNS = (
@@ -86,9 +86,7 @@ def _for_papers(found: Evidence, name: str, track: FinalsTrack) -> Table:
         judged = against_control[label]["judged"] if label in against_control else ""
         cells.append(Cell(judged or ""))
         rows.append(filled(PAPER_COLUMNS, cells))
-    together = [
-        d for family in ("baseline", "control") for d in track["differences"].get(family, {}).values()
-    ]
+    together = [d for of in ("baseline", "control") for d in track["differences"].get(of, {}).values()]
     caption = (
         f"{optimizer(name)}: test loss, paired differences [joint intervals], verdict against the control."
     )
@@ -140,8 +138,7 @@ def _answer(found: Evidence, name: str, track: FinalsTrack) -> Answer:
 
 
 def answer_of(verdict: Sequence[Line], span: RateWindow | None) -> tuple[str, str]:
-    """Return the colour of the answer, and the answer in a sentence. `span`: the learning rates that the line
-    `lr_window` compares."""
+    """Return the answer's colour and the answer in a sentence. `span`: the rates `lr_window` compares."""
     lines = {line["name"]: line for line in verdict if line.get("difference")}
     fair, window = lines.get(CONTROL), lines.get(WINDOW)
     if fair is None:
@@ -155,8 +152,7 @@ def answer_of(verdict: Sequence[Line], span: RateWindow | None) -> tuple[str, st
 
 
 def _colour(judged: Sequence[str], verdict: Sequence[Line]) -> str:
-    """Return the colour of several judgements: that of a success only where none is open and no check
-    failed."""
+    """Return the colour of several judgements: a success's only where none is open and no check failed."""
     kinds = set(judged)
     if kinds == {"misses"}:
         return "misses"
@@ -238,7 +234,8 @@ def _tiles(found: Evidence, name: str, lines: Mapping[str, Line]) -> list[Tile]:
     tiles = []
     scaled = found.decisions["lr_scale"]["tracks"].get(name) if "lr_scale" in found.decisions else None
     windows: Mapping[str, Window] = scaled["lr_window"] if scaled else {}
-    if span := windows.get("ebc"):
+    span = windows.get("ebc")
+    if span and not (is_open(span) and span["octaves"] == 0):  # one rate has no window
         what = "Learning-rate window with EBC"
         tiles.append(window_tile(what, span, windows.get("none"), "without EBC"))
     if fair := lines.get(CONTROL):

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from ebc_lab.judging.record import ArmRecord, Caution, DifferenceRecord, Record
+from ebc_lab.study.stages.statistics import centre_of
 
 from ..text.table import PAGE, PAPER, TERMINAL, Cell, Column, Row, Table, filled
-from ..text.words import BADGES, NOTHING, brief, plural
+from ..text.words import NOTHING, brackets, brief, plural
 from . import judged_further
-from .judged_figures import Shown, brackets, in_steps, p_value, settings_in_words
+from .judged_figures import Shown, in_steps, p_value, settings_in_words, verdict_cell
 from .kind import Tile
 
 FEW_RUNS = 5  # up to so many, an arm's median is shown with its interval
@@ -32,7 +33,7 @@ def tables(record: Record) -> list[Table]:
         _columns(record),
         _cautions(record),
     )
-    return [table for table in made if table and table.rows]
+    return [table for table in made if table.rows]
 
 
 # -- arms and differences ------------------------------------------------------------------------------------
@@ -108,15 +109,8 @@ def in_order(record: Record) -> list[DifferenceRecord]:
     return sorted(record["differences"], key=lambda d: (place[d["arm"]], place[d["reference"]]))
 
 
-def centre(d: DifferenceRecord) -> float | None:
-    """Return the mean of a difference, or its median where a diverged run makes ranks decide."""
-    return d["median"] if d["mean"] is None else d["mean"]
-
-
-def _differences(record: Record, shown: Shown) -> Table | None:
+def _differences(record: Record, shown: Shown) -> Table:
     found = in_order(record)
-    if not found:
-        return None
     references = {d["reference"] for d in found}
     several = len(references) > 1
     columns = (  # on a phone the first three are on screen
@@ -136,7 +130,7 @@ def _differences(record: Record, shown: Shown) -> Table | None:
     methods = {d["method"] for d in found}
     rows = [filled(columns, _difference(d, shown, several, len(methods) > 1)) for d in found]
     together = max((d["comparisons"] for d in found), default=0)
-    minus = "the other" if several else found[0]["reference"]
+    minus = "the other" if several else "".join(references)
     note = f"in {shown.unit}, arm minus {minus}; {shown.best}; {100 * record['confidence']:g}% intervals"
     note += f", joint over {together} comparisons" if together > 1 else ""
     note += "; luck of the tuning included" if _has_luck(record) else ""
@@ -162,7 +156,7 @@ METHODS = {
 
 def _difference(d: DifferenceRecord, shown: Shown, several: bool, method: bool) -> tuple[Any, ...]:
     """Return a comparison's cells; whom it is with, and by what `method`, where there are `several`."""
-    middle = centre(d)
+    middle = centre_of(d)
     text = shown.change(middle)
     by_rank = d["mean"] is None and middle is not None
     return (
@@ -187,10 +181,6 @@ def _has_luck(record: Record) -> bool:
     return any(one["luck"] and one["luck"]["sd"] for one in tuned)
 
 
-def verdict_cell(d: DifferenceRecord) -> Cell:
-    return Cell(d["verdict"], tone=BADGES[d["verdict"]]) if d["method"] else Cell(NOTHING)
-
-
 # -- what else there is to know ------------------------------------------------------------------------------
 
 
@@ -205,8 +195,7 @@ def _columns(record: Record) -> Table:
 
 
 def _cautions(record: Record) -> Table:
-    """Return the cautions for a paper; the page has them below its answer instead, and the terminal one a
-    line."""
+    """Return the cautions for a paper; the page has them below its answer, the terminal one a line."""
     columns = (
         Column("Caution", "prose", short="caution"),
         Column("Runs", "prose", short="runs", optional=True),
@@ -249,7 +238,7 @@ ALONE = {  # verdict of the only comparison -> the answer
 def headline(record: Record) -> str:
     """Return the answer in one sentence that a title has room for: the first of the answer, or, where that
     names many arms, how many are better."""
-    first = next(iter(record["answer"]), "No answer: there is nothing to compare.")
+    first = record["answer"][0]
     if len(first) <= LONGEST_HEADLINE or not record["reference"]:
         return first
     if len(record["differences"]) == 1:
@@ -266,7 +255,7 @@ def judged(record: Record) -> str:
     """Return beats, meets, misses or undecided: the colour of the answer."""
     found = {d["verdict"] for d in record["differences"] if d["method"]}
     if not record["reference"] and "chain" not in record:
-        best = record["arms"][0]["arm"] if record["arms"] else ""
+        best = record["arms"][0]["arm"]
         its = {d["verdict"] for d in record["differences"] if best in (d["arm"], d["reference"])}
         return "beats" if its and its <= {"better", "worse"} else "undecided"
     if "better" in found:
@@ -278,17 +267,21 @@ def judged(record: Record) -> str:
 
 def tiles(record: Record) -> list[Tile]:
     """Return the difference that the answer is about: the first one that is decided for the better, else the
-    first."""
+    first; where all pairs are compared, of the best arm from another."""
     shown = Shown.of(record)
     at_equal_steps = (record["lengths"] or {"differences": []})["differences"]
     compared = at_equal_steps if "chain" in record and at_equal_steps else in_order(record)
-    found = [d for d in compared if d["method"] and centre(d) is not None]
+    found = [d for d in compared if d["method"] and centre_of(d) is not None]
+    claimed = "better"
+    if not record["reference"] and "chain" not in record:
+        best = record["arms"][0]["arm"]
+        found = [d for d in found if d["reference"] == best]  # as in every pair that it is in
+        claimed = "worse"
     if not found:
         return []
-    claimed = "better" if record["reference"] or "chain" in record else "worse"
     d = next((d for d in found if d["verdict"] == claimed), found[0])
     limits = brackets(d["joint_low"], d["joint_high"], shown.change)
     over = f", joint over {d['comparisons']} comparisons" if d["comparisons"] > 1 else ""
     runs = f"{d['n_arm']} and {plural(d['n_reference'], 'run')}"
     remark = f"{limits} ({100 * record['confidence']:g}%{over}, {runs})"
-    return [Tile(f"{d['arm']} minus {d['reference']}", shown.change(centre(d)), shown.unit, remark)]
+    return [Tile(f"{d['arm']} minus {d['reference']}", shown.change(centre_of(d)), shown.unit, remark)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ebc_lab.judging.record import Record
+from ebc_lab.judging.record import DifferenceRecord, Record
 
-from ..text.words import NOTHING, brief, fixed, setting, signed
+from ..text.table import Cell
+from ..text.words import BADGES, NOTHING, brief, fixed, setting, signed
 
 MOST_DECIMALS = 12
 USUAL_DECIMALS = 4  # of losses of which no spread is known
@@ -47,17 +48,13 @@ class Shown:
         return signed(x, decimals)
 
 
-def brackets(low: float | None, high: float | None, form: Callable[[float | None], str]) -> str:
-    """Return `[3.2775, 3.2790]`, or `(−∞, 3.2790]`; nothing where neither end is known."""
-    if low is None and high is None:
-        return NOTHING
-    left = "(−∞" if low is None else f"[{form(low)}"
-    return f"{left}, {'∞)' if high is None else f'{form(high)}]'}"
+def verdict_cell(d: DifferenceRecord) -> Cell:
+    """Return the verdict of a comparison; nothing where nothing could be tested."""
+    return Cell(d["verdict"], tone=BADGES[d["verdict"]]) if d["method"] else Cell(NOTHING)
 
 
 def decimals_of(record: Record) -> int:
-    """Return how many decimals show two digits of the usual spread of an arm's runs; where no arm has one, of
-    the differences between arms."""
+    """Return how many decimals show two digits of an arm's usual spread, or else of the arms' differences."""
     spreads = [arm["sd"] for arm in record["arms"] if arm["sd"]]
     spreads = spreads or [abs(d["mean"]) for d in record["differences"] if d["mean"]]
     if not spreads:

@@ -1,21 +1,22 @@
 """Runs that somebody else made, judged: what only some of them say. How each arm was tuned, how soon it
 reaches the target, what a step is worth, and what another benchmark's rule finds.
 
-A part that a record does not have gives no table.
+A table without rows is not shown.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ebc_lab.judging.record import Record
-from ebc_lab.study.stages.statistics import in_octaves
+from ebc_lab.study.stages.statistics import centre_of, in_octaves
 
 from ..text.table import PAGE, PAPER, TERMINAL, Cell, Column, Table, filled
-from ..text.words import BADGES, NOTHING, brief, setting
-from .judged_figures import Shown, brackets, in_steps, p_value, settings_in_words
+from ..text.words import NOTHING, brackets, brief, fixed, setting
+from .judged_figures import Shown, in_steps, p_value, settings_in_words, verdict_cell
 
 # why an interval of ratios ends at 0 or at ∞
 OPEN_AT_TARGET = "an end is open where runs never reached the target, or had no evaluation before they did"
@@ -23,31 +24,29 @@ OPEN_LENGTH = "an end is open where it lies beyond the lengths that were trained
 RATIOS = {"fewer": "pass", "more": "fail", "undecided": "undecided"}  # verdict -> badge
 
 
-def tables(record: Record, shown: Shown) -> list[Table | None]:
-    """Return the tables, None in place of each of which the record has nothing."""
-    steps, lengths, rule = record["steps"] or {}, record["lengths"] or {}, record["rule"] or {}
-    unit = record["step"] or "step"
-    return [
-        tuning(record["tuning"], shown),
-        steps_to_target(steps, unit, record),
-        ratios("ratios", f"Ratio of {unit}s to the target", steps.get("ratios") or (), unit, OPEN_AT_TARGET),
-        exchange(lengths, unit, shown),
-        at_equal_steps(lengths, unit, shown),
-        ratios(
-            "speedups", f"Ratio of {unit}s to an equal loss", lengths.get("ratios") or (), unit, OPEN_LENGTH
-        ),
-        standings(rule, shown),
-        claims(rule, record, shown),
-    ]
+def tables(record: Record, shown: Shown) -> list[Table]:
+    """Return the tables of what the record has."""
+    unit, made = record["step"], []
+    if tuned := record["tuning"]:
+        made.append(tuning(tuned, shown))
+    if steps := record["steps"]:
+        title = f"Ratio of {unit}s to the target"
+        made.append(steps_to_target(steps, unit, record))
+        made.append(ratios("ratios", title, steps["ratios"], unit, OPEN_AT_TARGET))
+    if lengths := record["lengths"]:
+        made += [exchange(lengths, unit, shown), at_equal_steps(lengths, unit, shown)]
+        title = f"Ratio of {unit}s to an equal loss"
+        made.append(ratios("speedups", title, lengths["ratios"], unit, OPEN_LENGTH))
+    if rule := record["rule"]:
+        made += [standings(rule, shown), claims(rule, record, shown)]
+    return made
 
 
 # -- tuning --------------------------------------------------------------------------------------------------
 
 
-def tuning(found: Mapping[str, Any] | None, shown: Shown) -> Table | None:
+def tuning(found: Mapping[str, Any], shown: Shown) -> Table:
     """Return how much was tried of each arm, what was chosen, and what that says at an equal budget."""
-    if not found:
-        return None
     budget = found["budget"]
     columns = (
         Column("Arm", "name", short="arm", head=True),
@@ -63,12 +62,9 @@ def tuning(found: Mapping[str, Any] | None, shown: Shown) -> Table | None:
         Column("Ties", "figure", brief, "ties", on=(PAGE,), optional=True),
     )
     rows = [filled(columns, _tuned(arm, tuned, budget, shown)) for arm, tuned in found["arms"].items()]
-    same = (
-        "the same values are reported, which flatters"
-        if found["same"]
-        else f"{found['reported']} is reported"
-    )
-    note = f"chosen by {found['chosen_by']}; {same}; expected best: of {budget} of the arm’s configurations, "
+    reported = "the same values are" if found["same"] else f"{found['reported']} is"
+    note = f"chosen by {found['chosen_by']}; {reported} reported{', which flatters' * found['same']}; "
+    note += f"expected best: of {budget} of the arm’s configurations, "
     note += "drawn at random, which a grid is not"
     if any(tuned["luck"] and tuned["luck"]["sd"] for tuned in found["arms"].values()):
         note += "; luck: standard deviation of the result, had other seeds chosen the configuration"
@@ -101,7 +97,7 @@ def _tuned(arm: str, tuned: Mapping[str, Any], budget: int, shown: Shown) -> tup
 # -- steps ---------------------------------------------------------------------------------------------------
 
 
-def steps_to_target(found: Mapping[str, Any], unit: str, record: Record) -> Table | None:
+def steps_to_target(found: Mapping[str, Any], unit: str, record: Record) -> Table:
     """Return how soon the runs of each arm reach the target."""
     columns = (
         Column("Arm", "name", short="arm", head=True),
@@ -116,8 +112,7 @@ def steps_to_target(found: Mapping[str, Any], unit: str, record: Record) -> Tabl
         Column("Evaluations apart", "figure", in_steps, "apart"),
     )
     rows = []
-    known = found.get("arms") or {}
-    for arm, reached in sorted(known.items(), key=lambda item: _soonest(item[1])):
+    for arm, reached in sorted(found["arms"].items(), key=lambda item: _soonest(item[1])):
         sure = reached["confidence"]
         limits = brackets(reached["low"], reached["high"], in_steps)
         values = (
@@ -133,12 +128,10 @@ def steps_to_target(found: Mapping[str, Any], unit: str, record: Record) -> Tabl
             reached["between"],
         )
         rows.append(filled(columns, values))
-    target = found.get("target")
-    least = "at least" if record["better"] == "higher" else "at most"
-    goal = [f"{record['loss']} {least} {target:g}"] if target is not None else []
-    note = "; ".join([*goal, "a run that never reached it ranks behind those that did"])
+    goal = f"{record['loss']} {'at least' if record['better'] == 'higher' else 'at most'} {found['target']:g}"
+    note = f"{goal}; a run that never reached it ranks behind those that did"
     title = f"{unit.capitalize()}s to the target"
-    return Table("steps", title, columns, rows, note, f"{title}.") if rows else None
+    return Table("steps", title, columns, rows, note, f"{title}.")
 
 
 def _soonest(reached: Mapping[str, Any]) -> tuple[float, int]:
@@ -147,11 +140,8 @@ def _soonest(reached: Mapping[str, Any]) -> tuple[float, int]:
     return math.inf if median is None else median, -reached["reached"]
 
 
-def ratios(
-    name: str, title: str, found: Sequence[Mapping[str, Any]], unit: str, open_end: str
-) -> Table | None:
-    """Return the ratios of two arms’ steps: below 1 where the first needs fewer. `open_end`: why an end of an
-    interval may not be known."""
+def ratios(name: str, title: str, found: Sequence[Mapping[str, Any]], unit: str, open_end: str) -> Table:
+    """Return the ratios of two arms’ steps. `open_end`: why an end of an interval may not be known."""
     columns = (
         Column("Arm", "name", short="arm", head=True),
         Column("Against", "name", short="against"),
@@ -162,30 +152,23 @@ def ratios(
     )
     rows = []
     for ratio in found:
-        verdict = Cell(ratio["verdict"], tone=RATIOS[ratio["verdict"]]) if ratio["verdict"] else Cell(NOTHING)
-        limits = _range(ratio["low"], ratio["high"])
+        verdict = Cell(ratio["verdict"], tone=RATIOS[ratio["verdict"]])
+        low, high = ratio["low"], ratio["high"]
+        limits = Cell(brackets(low, high, partial(fixed, digits=3), least="0"), low)
         remark = "no finer than the evaluations are apart" if ratio["coarse"] else ""
         values = (ratio["arm"], ratio["reference"], ratio["ratio"], limits, verdict, Cell(remark))
         rows.append(filled(columns, values))
     note = f"{unit}s of the arm over those of the other: below 1 it needs fewer; 95%, joint over all"
     if any((ratio["low"] is None) != (ratio["high"] is None) for ratio in found):
         note += f"; {open_end}"
-    return Table(name, title, columns, rows, note, f"{title}.") if rows else None
+    return Table(name, title, columns, rows, note, f"{title}.")
 
 
 def _times(x: float | None) -> str:
     return NOTHING if x is None else f"×{x:.3f}"
 
 
-def _range(low: float | None, high: float | None) -> Cell:
-    """Return an interval of a ratio, which ends at 0 where nothing else does."""
-    if low is None and high is None:
-        return Cell(NOTHING)
-    left = "(0" if low is None else f"[{low:.3f}"
-    return Cell(f"{left}, {'∞)' if high is None else f'{high:.3f}]'}", low)
-
-
-def exchange(found: Mapping[str, Any], unit: str, shown: Shown) -> Table | None:
+def exchange(found: Mapping[str, Any], unit: str, shown: Shown) -> Table:
     """Return what a step is worth to the arms that were trained for several lengths."""
     columns = (
         Column("Arm", "name", short="arm", head=True),
@@ -195,7 +178,7 @@ def exchange(found: Mapping[str, Any], unit: str, shown: Shown) -> Table | None:
         Column("95% interval", "figure", short="95% interval"),
     )
     rows = []
-    for arm, rate in (found.get("rates") or {}).items():
+    for arm, rate in found["rates"].items():
         low, worth, high = (
             None if x is None else 100 * x for x in (rate["low"], rate["per_step"], rate["high"])
         )
@@ -203,16 +186,12 @@ def exchange(found: Mapping[str, Any], unit: str, shown: Shown) -> Table | None:
         limits = Cell(brackets(low, high, shown.spread), low)
         rows.append(filled(columns, (arm, Cell(lengths), rate["runs"], worth, limits)))
     note = f"how much better, in {shown.unit}, longer runs end: the slope of a line through their last values"
-    if found.get("by") and found["exchange"] is None:
+    if found["exchange"] is None:
         note += f"; no arms are compared at equal steps by it, since {found['by']}"
-    return (
-        Table("exchange", f"What {unit}s are worth", columns, rows, note, "The exchange rate.")
-        if rows
-        else None
-    )
+    return Table("exchange", f"What {unit}s are worth", columns, rows, note, "The exchange rate.")
 
 
-def at_equal_steps(found: Mapping[str, Any], unit: str, shown: Shown) -> Table | None:
+def at_equal_steps(found: Mapping[str, Any], unit: str, shown: Shown) -> Table:
     """Return the differences as if each arm had taken as many steps as the shortest, at an exchange rate."""
     columns = (
         Column("Arm", "name", short="arm", head=True),
@@ -222,26 +201,24 @@ def at_equal_steps(found: Mapping[str, Any], unit: str, shown: Shown) -> Table |
         Column("Joint interval", "figure", short="joint interval"),
         Column("Verdict", short="verdict"),
     )
-    lengths, rows = found.get("lengths") or {}, []
-    for d in found.get("differences") or ():
-        taken = " / ".join(in_steps(lengths.get(name)) for name in (d["arm"], d["reference"]))
+    rows = []
+    for d in found["differences"]:
+        taken = " / ".join(in_steps(found["lengths"][name]) for name in (d["arm"], d["reference"]))
         limits = Cell(brackets(d["joint_low"], d["joint_high"], shown.change), d["joint_low"])
-        verdict = Cell(d["verdict"], tone=BADGES[d["verdict"]]) if d["method"] else Cell(NOTHING)
-        middle = d["median"] if d["mean"] is None else d["mean"]
-        rows.append(filled(columns, (d["arm"], d["reference"], Cell(taken), middle, limits, verdict)))
-    worth = found.get("exchange")
-    note = ""
+        values = (d["arm"], d["reference"], Cell(taken), centre_of(d), limits, verdict_cell(d))
+        rows.append(filled(columns, values))
+    worth, note = found["exchange"], ""
     if worth:
-        note = f"100 {unit}s more are charged {shown.spread(100 * worth)} of loss, {found.get('by')}"
-        note += " and taken for exact" * (found.get("by") == "as given")
+        note = f"100 {unit}s more are charged {shown.spread(100 * worth)} of loss, {found['by']}"
+        note += " and taken for exact" * (found["by"] == "as given")
     title = f"Differences at equal {unit}s"
-    return Table("equal", title, columns, rows, note, f"{title}.") if rows else None
+    return Table("equal", title, columns, rows, note, f"{title}.")
 
 
 # -- another benchmark's rule --------------------------------------------------------------------------------
 
 
-def standings(rule: Mapping[str, Any], shown: Shown) -> Table | None:
+def standings(rule: Mapping[str, Any], shown: Shown) -> Table:
     """Return each arm's result by track3's rule, and what its runs' own spread says of it."""
     columns = (
         Column("Arm", "name", short="arm", head=True),
@@ -255,24 +232,21 @@ def standings(rule: Mapping[str, Any], shown: Shown) -> Table | None:
         Column("Its interval", "figure", short="interval of σ", on=(PAGE, TERMINAL)),
     )
     rows = []
-    for x in rule.get("standings") or ():
+    for x in rule["standings"]:
         holds = Cell("yes" if x["holds"] else "no", tone="pass" if x["holds"] else "fail")
         sigma = Cell(brackets(x["sd_low"], x["sd_high"], shown.spread), x["sd_low"])
         values = (x["arm"], x["step"], x["mean"], x["runs"], holds, x["p"], x["p_own"], x["sd"], sigma)
         rows.append(filled(columns, values))
-    spread = rule.get("spread") or {}
-    note = f"{rule.get('sentence', '')} Each" if rule.get("sentence") else "each"
-    note += " at the first step at which the rule holds, else at the last; one-sided p"
-    if spread.get("pooled"):
+    spread = rule["spread"]
+    note = f"{rule['sentence']} Each at the first step at which the rule holds, else at the last; one-sided p"
+    if spread["pooled"]:
         limits = brackets(spread["low"], spread["high"], shown.spread)
         note += f"; σ pooled over the arms {shown.spread(spread['pooled'])} {limits}"
-        note += f", all equal: p = {p_value(spread['p_equal'])}" if spread.get("p_equal") is not None else ""
-    return (
-        Table("rule", "By track3’s rule", columns, rows, note, "Results by track3’s rule.") if rows else None
-    )
+        note += f", all equal: p = {p_value(spread['p_equal'])}" if spread["p_equal"] is not None else ""
+    return Table("rule", "By track3’s rule", columns, rows, note, "Results by track3’s rule.")
 
 
-def claims(rule: Mapping[str, Any], record: Record, shown: Shown) -> Table | None:
+def claims(rule: Mapping[str, Any], record: Record, shown: Shown) -> Table:
     """Return track3's comparisons of two results beside our verdict, where that pair was compared."""
     at_equal_steps = (record["lengths"] or {"differences": []})["differences"]
     compared = at_equal_steps or record["differences"]
@@ -289,7 +263,7 @@ def claims(rule: Mapping[str, Any], record: Record, shown: Shown) -> Table | Non
         Column("By the joint interval", short="jointly", optional=True),
     )
     rows = []
-    for c in rule.get("claims") or ():
+    for c in rule["claims"]:
         holds = Cell("better" if c["holds"] else "not shown", tone="pass" if c["holds"] else "undecided")
         own = ours.get((c["arm"], c["other"]), "")
         values = (c["arm"], c["other"], c["lower_by"], c["worth"], c["p"], holds, Cell(own))
@@ -297,4 +271,4 @@ def claims(rule: Mapping[str, Any], record: Record, shown: Shown) -> Table | Non
     worth = "with" if at_equal_steps else "the losses alone, without"
     note = f"each result against the one before it; jointly: {worth} the worth of the steps"
     title = "One result against another, by track3’s rule"
-    return Table("claims", title, columns, rows, note, f"{title}.") if rows else None
+    return Table("claims", title, columns, rows, note, f"{title}.")

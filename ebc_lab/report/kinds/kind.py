@@ -31,8 +31,7 @@ class Evidence:
         return self.decision["tracks"]
 
     def titled(self, table: Table, track: str, **changes: Any) -> Table:
-        """Return a track's table, with the track in its title where there are several. `changes`: further
-        fields."""
+        """Return a track's table, its title with the track if there are several. `changes`: other fields."""
         title = changes.pop("title", table.title)
         suffix = f": {optimizer(track)}" if len(self.tracks) > 1 else ""
         return replace(table, title=f"{title}{suffix}", **changes)

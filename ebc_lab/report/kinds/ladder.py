@@ -27,8 +27,9 @@ from ..text.table import (
     filled,
     loss_column,
     noted,
+    two_digits,
 )
-from ..text.words import NOTHING, brief, fixed, signed
+from ..text.words import NOTHING, brackets, brief, fixed, signed
 from .kind import MOST_TILES, Answer, Evidence, Kind, Tile, difference_tile
 from .suite import MOST_NAMED, VERDICTS
 
@@ -240,9 +241,8 @@ def _tiles(climbs: Sequence[Climb], track: LadderTrack) -> list[Tile]:
         if len(climbs) == 1 and speed and speed["steps"]:
             span = _ratios(speed["steps_low"], speed["steps_high"])
             remark = f"{span}, {climb['reference']} over {climb['arm']}; seconds {_times(speed['seconds'])}"
-            tiles.append(
-                Tile(f"Steps to the same validation loss on {largest}", _times(speed["steps"]), "", remark)
-            )
+            what = f"Steps to the same validation loss on {largest}"
+            tiles.append(Tile(what, _times(speed["steps"]), "", remark))
     return tiles
 
 
@@ -252,9 +252,7 @@ def _times(ratio: float | None) -> str:
 
 def _ratios(low: float | None, high: float | None) -> str:
     """Return the interval of a ratio; an end that is not known may lie anywhere."""
-    if low is None and high is None:
-        return "(no interval)"
-    return f"{'(0' if low is None else f'[{low:.2f}'}, {'∞)' if high is None else f'{high:.2f}]'}"
+    return brackets(low, high, two_digits, least="0").replace(NOTHING, "(no interval)")
 
 
 def _speed(speed: SpeedUp | None, what: str) -> Cell:
@@ -270,8 +268,7 @@ def _speed(speed: SpeedUp | None, what: str) -> Cell:
 
 
 def _compared(found: Evidence, name: str, track: LadderTrack) -> list[Table]:
-    """Return what stands right below the answer: the comparisons that it is about, rung by rung, or, of many
-    comparisons, each over all rungs."""
+    """Return what stands below the answer: its comparisons rung by rung; many of them, over all rungs."""
     climbs = _told_apart(track)
     made = [_rungs(f"climb-{name}-{i}", climb, track) for i, climb in enumerate(climbs, 1)]
     made += [_overall(f"climbs-{name}", track["climbs"])] if len(track["climbs"]) > len(climbs) else []
@@ -338,12 +335,9 @@ def _loss(arm: RungArm | None) -> Cell:
     """Return an arm's mean test loss on a rung, or how many of its runs diverged."""
     if not arm:
         return Cell(NOTHING)
-    lost = arm["outcomes"].get("diverged")
-    return (
-        Cell(f"{lost} of {len(arm['runs'])} diverged")
-        if lost
-        else Cell(fixed(arm["test_loss"]), arm["test_loss"])
-    )
+    if lost := arm["outcomes"].get("diverged"):
+        return Cell(f"{lost} of {len(arm['runs'])} diverged")
+    return Cell(fixed(arm["test_loss"]), arm["test_loss"])
 
 
 def _overall(name: str, climbs: Sequence[Climb]) -> Table:

@@ -97,9 +97,8 @@ class Modes(Kind):
         spread = {mode: c["loss_range"] for mode, c in modes.items() if c["loss_range"] is not None}
         if spread:
             wide = max(spread, key=lambda mode: spread[mode])
-            tiles.append(
-                Tile("Largest difference of the loss", f"{spread[wide]:.1e}", "nats", f"under {wide}")
-            )
+            what = "Largest difference of the loss"
+            tiles.append(Tile(what, f"{spread[wide]:.1e}", "nats", f"under {wide}"))
         return Answer(name, "undecided", sentence, [f"{STAGE.headline(track)}."], tiles)
 
 

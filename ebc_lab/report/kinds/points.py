@@ -11,7 +11,7 @@ from .kind import Evidence, Kind
 
 COLUMNS = (
     Column("Arm", "name", short="arm", head=True),
-    Column("Best point", short="best point"),
+    Column("Best point", "prose", short="best point"),
     loss_column("Validation loss", "val loss"),
     loss_column("Its worst seed", "worst seed"),
     Column("Margin", "figure", fixed, "margin"),

@@ -105,13 +105,13 @@ def ranked(track: ProfilesTrack) -> list[tuple[str, Profiled]]:
 
 
 def _point(point: Mapping[str, Any] | None) -> str:
-    """Write `lr 0.004, horizon 0.5`, a method's configuration."""
+    """Return a method's configuration, such as `lr 0.004, horizon 0.5`."""
     values = {key.rpartition(".")[2]: value for key, value in (point or {}).items()}
     return ", ".join(f"{key} {brief(value)}" for key, value in values.items()) or NOTHING
 
 
 def _span(found: Profiled) -> str:
-    """Write `0.70 to 0.90`, a score's interval."""
+    """Return a score's interval, such as `0.70 to 0.90`."""
     if found["low"] is None or found["high"] is None:
         return NOTHING
     return f"{found['low']:.2f} to {found['high']:.2f}"

@@ -122,9 +122,7 @@ class Suite(Kind):
             what = "test loss, and paired differences [joint intervals]"
             made += [replace(table, caption=f"{table.title}: {what}.") for table in compared]
             made += tables.further_arms(f"{name}{{}}", track, found.results)
-            made += [
-                replace(table, caption=f"{words.optimizer(name)}: {table.title.lower()}.") for table in spans
-            ]
+            made += [replace(t, caption=f"{words.optimizer(name)}: {t.title.lower()}.") for t in spans]
         return {"ablation": made}
 
 
@@ -197,9 +195,8 @@ def _answer_of_mine(track: SuiteTrack, lost: Sequence[str], tuned: Mapping[str, 
     clauses = [f"{n}{others.get(n, '')} {words}" for n, words in named.items()]
     if compared:  # said once
         clauses[[*answers].index(compared[0])] += HERE
-    needed = [
-        a["seeds_needed"] for a in answers.values() if a["verdict"] == "undecided" and a["seeds_needed"]
-    ]
+    undecided = [a for a in answers.values() if a["verdict"] == "undecided"]
+    needed = [a["seeds_needed"] for a in undecided if a["seeds_needed"]]
     clauses += [f"about {plural(max(needed), 'seed')} would decide it"] if needed else []
     return judged, f"{'; '.join(clauses)}.", findings, tiles
 
@@ -230,9 +227,8 @@ def _tiles_of_mine(track: SuiteTrack, tuned: Mapping[str, TunedArm]) -> list[Til
     spans = {arm: lr_window(found) for arm, found in tuned.items()}
     if span := spans.get(label):
         other = spans.get(rival) if rival else None
-        tiles.append(
-            window_tile(f"Learning-rate window of {label}, by validation loss", span, other, f"of {rival}")
-        )
+        what = f"Learning-rate window of {label}, by validation loss"
+        tiles.append(window_tile(what, span, other, f"of {rival}"))
     costs = track.get("steps_cost") or {}
     return [*tiles, *([_cost(label, costs, track["reference"], rival)] if label in costs else [])]
 
@@ -317,9 +313,8 @@ def _answer_of_starts(rules: Mapping[str, Any]) -> Said:
     losses = {name: math.inf if rule["worst"] is None else rule["worst"] for name, rule in rules.items()}
     tiles = []
     for name in sorted(losses, key=lambda name: losses[name]):
-        remark = (
-            "minus the best fixed δ* of its length" if math.isfinite(losses[name]) else "a start diverged"
-        )
+        known = math.isfinite(losses[name])
+        remark = "minus the best fixed δ* of its length" if known else "a start diverged"
         tiles.append(Tile(f"{name} from its worst start", signed(losses[name], 3), "nats", remark))
     who = _first_few(good) if good else f"None of {plural(len(rules), 'rule')}"
     if len(good) == len(rules) > 1:

@@ -51,8 +51,7 @@ NAMED = 12  # runs of a cause of failure that the page leads to
 
 
 def gather(study: Study, *, lenient: bool = False) -> dict[str, Any]:
-    """Return everything the page tells of a study. `lenient`: damage is listed in `problems` as far as that
-    is possible.
+    """Return everything the page tells of a study. `lenient`: damage is told in `problems` where possible.
 
     Raises UserError: there is no study, or one of its files was truncated or edited. Call it, and
     whatever shows what it returns, within `Study.blame_files`.
@@ -127,8 +126,7 @@ def _early(snapshot: Snapshot) -> dict[str, Any] | None:
 
 
 def untracked(lines: Iterable[str], tracks: Iterable[str]) -> list[str]:
-    """Return sentences with their track in words, and without the one that they begin with where there is
-    only one."""
+    """Return sentences with their track in words; where there is only one, without it at their beginning."""
     alone = list(tracks)
     worded = [words.tracks_in_words(line, alone) for line in lines]
     return [line.removeprefix(f"{optimizer(alone[0])}: ") for line in worded] if len(alone) == 1 else worded
@@ -138,8 +136,7 @@ def untracked(lines: Iterable[str], tracks: Iterable[str]) -> list[str]:
 
 
 def _question(config: Config) -> str:
-    """Return the question that stands first: whether the arms that a suite asks about are better; else the
-    suite's own question, or the lab's."""
+    """Return the question that stands first: that about arms of one's own, else the suite's, or the lab's."""
     if mine := [label for label in config.ablation.mine.arms if label in config.ablation.arms]:
         return f"{'Is' if len(mine) == 1 else 'Are'} {' and '.join(mine)} better?"
     for stage in config.study.stages:
@@ -180,16 +177,13 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 
 def _files_of(study: Study, loss_curves: Mapping[str, Any], *, beside: bool) -> tables.Files:
-    """Return what finds a run's links: to its curve on the page, and to its files that exist if the page lies
-    `beside` them."""
+    """Return what finds a run's links: to its curve, and to its files if the page lies `beside` them."""
     curved = {run["id"] for run in loss_curves["runs"]}
 
     def files(run_id: str) -> list[tuple[str, str]]:
         paths = study.run_files(run_id)
         known = [("log", paths.log), ("steps", paths.steps)] if beside else []
-        there = [
-            (word, quote(path.relative_to(study.root).as_posix())) for word, path in known if path.is_file()
-        ]
+        there = [(word, quote(p.relative_to(study.root).as_posix())) for word, p in known if p.is_file()]
         return [("curve", "#curves"), *there] if run_id in curved else there
 
     return files
@@ -224,9 +218,8 @@ def _runs(runs: Sequence[Run], bits: bool, files: tables.Files, named: Collectio
 
 
 def _broken(study: Study, name: str, trained: Iterable[Record]) -> list[dict[str, Any]]:
-    """Return the runs that did not complete, in a group for each cause. A group's `result` says whether its
-    runs ended with a result, as a run that diverges does and one that fails does not. `name`: how commands
-    name the study."""
+    """Return the runs that did not complete, in a group for each cause; `result`: its runs have one, as those
+    that diverge, and not those that fail. `name`: how commands name the study."""
     ended = [status.run_status(study, r.brief) for r in trained if r.brief.outcome]
     groups = status.failures_of(study, [r for r in ended if r["outcome"] != "completed"], name)
     for group in groups:
@@ -296,15 +289,13 @@ Rows = Callable[[str, Decision], list[tuple[str, str, str]]]  # a track's figure
 
 
 def _sweep(decision: Decision, config: Config) -> tuple[str, str, Rows]:
-    """Return the title of the stage that finds the best rate, what it is about, and its figures; without what
-    the study has no use for."""
+    """Return title, purpose and figures of the stage of the best rate, without what the study lacks."""
     mine = bool(config.ablation.mine.arms)
     ebc = words.has_ebc(to_dict(config)) and not mine
     control = any(map(has_control, decision["tracks"].values()))
     title, about = words.sweep_in_words(ebc, control)
-    unused = {
-        what for what, part in words.SWEEP_FIGURES.items() if not {"ebc": ebc, "control": control}[part]
-    }
+    there = {"ebc": ebc, "control": control}
+    unused = {what for what, part in words.SWEEP_FIGURES.items() if not there[part]}
 
     def rows(track: str, decided: Decision) -> list[tuple[str, str, str]]:
         return [row for row in stage_of("lr_sweep").rows(track, decided) if row[0] not in unused]

@@ -56,12 +56,10 @@ class Picture:
 
     @property
     def uri(self) -> Any:
-        """Return the picture."""
         return _uri(self.path)
 
     @property
     def file(self) -> str:
-        """Return the name of its file."""
         return self.path.name
 
     @property
@@ -110,7 +108,8 @@ def render(root: Path, evidence_of: Mapping[str, Any], live: Mapping[str, Any] |
 
     `live`: what `inspect.status` says, for a page that follows a study.
     """
-    shown, left_out = chosen_pictures(pictures(root), _judged(evidence_of))
+    judged = {arm for answer in evidence_of["answers"] for arm in answer["arms"]}
+    shown, left_out = chosen_pictures(pictures(root), judged)
     checked = any(answer["checks"] for answer in evidence_of["answers"])
     first = opening_picture(catalogue(root))
     opening = next((p for p in shown if p.name == first), None)
@@ -143,8 +142,7 @@ def message(title: str, text: str) -> str:
 
 
 def rendered(template: str, *, scripts: Sequence[str] = SCRIPTS, **values: Any) -> str:
-    """Return a template with these values, and with the page's own style and `scripts`. Raises LookupError
-    where a value lacks what the template names."""
+    """Return a template with these values, style and `scripts`. Raises LookupError where one is missing."""
     from jinja2 import UndefinedError
 
     style, sources = _source("page.css"), [_source(name) for name in scripts]
@@ -161,8 +159,7 @@ def rendered(template: str, *, scripts: Sequence[str] = SCRIPTS, **values: Any) 
 
 
 def pictures(root: Path) -> list[Picture]:
-    """Return the study's figures, in the order of figures.json; those whose files are not there are left
-    out."""
+    """Return the study's figures in the order of figures.json, without those whose files are not there."""
     images = {p.name: p for p in root.iterdir() if p.suffix in KINDS}  # only files of this very folder
     shown = []
     for entry in catalogue(root):
@@ -178,17 +175,11 @@ def _file(images: Mapping[str, Path], name: str) -> Path | None:
 
 
 def chosen_pictures(all_of_them: list[Picture], about: set[str]) -> tuple[list[Picture], list[Picture]]:
-    """Return (those to embed, those left out): all of them while they are few, else the study's own and the
-    judged arms'."""
+    """Return (embedded, left out): while they are few all are embedded, else the study's and judged arms'."""
     if len(all_of_them) <= EMBEDDED:
         return all_of_them, []
     shown = [p for p in all_of_them if not p.arm or p.arm in about][:EMBEDDED]
     return shown, [p for p in all_of_them if p not in shown]
-
-
-def _judged(evidence_of: Mapping[str, Any]) -> set[str]:
-    """Return the arms that the answers are about."""
-    return {arm for answer in evidence_of["answers"] for arm in answer["arms"]}
 
 
 # -- templates -----------------------------------------------------------------------------------------------

@@ -64,8 +64,7 @@ class Drawing:
 
 
 def write(judgement: Judgement, folder: Path) -> list[Path]:
-    """Write the page, the tables and the picture for papers of a judgement into a folder, which is made if it
-    is not there. -> the files, the page first.
+    """Write page, tables and picture of a judgement into a folder, made if need be. -> files, the page first.
 
     Raises UserError: a file of one of these names is there and is not as we wrote it.
     """
@@ -80,8 +79,7 @@ def write(judgement: Judgement, folder: Path) -> list[Path]:
 
 
 def files_of(record: Record, runs: Runs, name: str) -> dict[str, bytes]:
-    """Return what is written of a judgement but for its index, a file's name -> its content. `name`: what the
-    page calls it."""
+    """Return file -> content of a judgement, without its index. `name`: what the page calls it."""
     every = kind.tables(record)
     drawings, figure = _drawn(record, runs)
     on_paper = [table.on(PAPER) for table in every if PAPER in table.places]
@@ -142,12 +140,9 @@ def as_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 def _runs(record: Record) -> tuple[list[str], list[dict[str, Any]]]:
     """Return the columns of the runs and their rows, a column for each setting."""
-    rows = [
-        {**run["settings"], **{k: v for k, v in run.items() if k != "settings"}} for run in record["runs"]
-    ]
-    own = [k for k in (record["runs"] or [{}])[0] if k != "settings"]
-    settings = [name for name in dict.fromkeys(key for row in rows for key in row) if name not in own]
-    return [*own, *settings], rows
+    own = [key for key in record["runs"][0] if key != "settings"]
+    rows = [{**run["settings"], **{key: run[key] for key in own}} for run in record["runs"]]
+    return list(dict.fromkeys([*own, *(name for row in rows for name in row)])), rows
 
 
 # -- the page ------------------------------------------------------------------------------------------------
@@ -199,7 +194,7 @@ def render(record: Record, every: Sequence[Table], drawings: Sequence[Drawing], 
         found = [shown[table] for table in names if table in shown]
         picture = pictures.get("curves") if id == "speed" else None
         if found or picture:
-            sections.append({"id": id, "title": title, "about": "", "tables": found, "picture": picture})
+            sections.append({"id": id, "title": title, "tables": found, "picture": picture})
     cautions = [{**caution, "runs": kind.runs_of_caution(caution)} for caution in record["cautions"]]
     headline = kind.headline(record)
     return html.rendered(
@@ -215,5 +210,5 @@ def render(record: Record, every: Sequence[Table], drawings: Sequence[Drawing], 
         cautions=cautions,
         outcomes=pictures.get("outcomes"),
         sections=sections,
-        provenance=[shown[table] for table in ("columns",) if table in shown],
+        columns=shown["columns"],
     )

@@ -31,8 +31,7 @@ def draw_intervals(table: Table) -> Table:
 
 
 class Ruler:
-    """Where paired differences lie on a drawn axis of width 240, zero in its middle; what lies beyond is cut
-    off."""
+    """Where paired differences lie on an axis 240 wide, zero in its middle; what lies beyond is cut off."""
 
     WIDTH, EDGE = 240.0, 8.0
 

@@ -60,8 +60,7 @@ class LivePage:
             return html.message(f"Study {self.study.name} cannot be shown", text)
 
     def _fingerprint(self) -> str:
-        """Changes when the page would: names, sizes and times of the files that it is made from, and who
-        holds the study."""
+        """Return a hash of names, sizes and times of the page's files, and of whether the study is held."""
         facts: list[Any] = [f"{p.relative_to(self.study.root)} {at}" for p, at in self._stamps()]
         try:
             facts.append(self.study.holder() is not None)

@@ -102,7 +102,7 @@ def pictures(root: Path, facts: Facts, decisions: Decisions) -> Iterator[Picture
 
 
 def _pictures_of_choice(facts: Facts, stage: str, decisions: Decisions) -> Iterator[Picture]:
-    """Return the pictures of a decision between candidates: one for each track, but of the first sweep."""
+    """Return the pictures of a decision between candidates: one for each track, of lr_sweep one for all."""
     decision = decisions[stage]
     made: Any = decision
     section = "verdict" if stage_of(stage).concludes and stage_of(stage).leads(made) else stage

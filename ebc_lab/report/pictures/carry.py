@@ -7,13 +7,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
-
 from ebc_lab.records.decisions import UnitCurve, UnitFound, UnitSetting, UnitsTrack
 
-from ..text.words import capital, signed
+from ..text.words import capital, plural, signed
 from .drawing.looks import GREY, INK, SMALL, Look, assign_looks
-from .drawing.sheet import Facts, Sheet, count_seeds, entry, name_rows
+from .drawing.sheet import Facts, Sheet, entry, name_rows
 
 ROW = 0.3  # inches of a setting
 TALL_ROW = 0.5  # inches of a row whose ends are named
@@ -35,7 +33,7 @@ def by_excess(track: UnitsTrack) -> list[str]:
 
 def seeds_of(track: UnitsTrack) -> str:
     tests = [len(one["test"]) for found in track["arms"].values() for one in found["carried"].values()]
-    return count_seeds(max(tests, default=0))
+    return plural(max(tests, default=0), "seed")
 
 
 def name_in_words(named: Mapping[str, UnitFound] | Mapping[str, UnitSetting], name: str) -> str:
@@ -73,8 +71,10 @@ def draw_excess(facts: Facts, track: UnitsTrack) -> Sheet | None:
         sheet.key(entry(label, looks[arm].colour, marker=looks[arm].marker, ls="", ms=6))
         above = APART * (i - (len(order) - 1) / 2)
         for row, name in enumerate(settings):
-            if name in track["arms"][arm]["carried"]:
-                _mark(axes, track["arms"][arm]["carried"][name]["excess"], row + above, end, looks[arm])
+            if one := track["arms"][arm]["carried"].get(name):
+                beyond = one["excess"] > end
+                place = (min(one["excess"], end), row + above, ">" if beyond else looks[arm].marker)
+                axes.plot(*place, color=looks[arm].colour, ms=6, alpha=1.0 if beyond else 0.85)
     if max(every) > end:
         sheet.key(entry("beyond the axis", GREY, marker=">", ls="", ms=6))
     return sheet
@@ -99,13 +99,6 @@ def _end(every: Sequence[float]) -> float:
     ranked = sorted(every)
     within = ranked[math.ceil((1 - BEYOND) * len(ranked)) - 1]
     return max(0.02, min(1.25 * within, ranked[-1]))
-
-
-def _mark(axes: Axes, excess: float, row: float, end: float, look: Look) -> None:
-    if excess > end:
-        axes.plot(end, row, ">", color=look.colour, ms=6)
-    else:
-        axes.plot(excess, row, look.marker, color=look.colour, ms=6, alpha=0.85)
 
 
 # -- where the best constants lie ----------------------------------------------------------------------------
@@ -145,18 +138,15 @@ def draw_optima(facts: Facts, track: UnitsTrack) -> Sheet | None:
             axes.plot(octaves, row, mark, color=colour, ms=6, alpha=0.6)
         for end, side, points in zip(ends, ("bottom", "top"), (5, -5), strict=True):
             if end != 0 and not facts.narrow:
-                names = _few(
-                    [name_in_words(settings, name) for name, octaves in at.items() if octaves == end]
-                )
+                names = [name_in_words(settings, name) for name, octaves in at.items() if octaves == end]
                 look: dict[str, Any] = {"va": side, "ha": "center", "size": SMALL, "color": GREY}
-                axes.annotate(names, (end, row), (0, points), textcoords="offset points", **look)
+                axes.annotate(_few(names), (end, row), (0, points), textcoords="offset points", **look)
     axes.margins(x=0.1 if facts.narrow else 0.3)
     return sheet
 
 
 def octaves_from(curves: Mapping[str, UnitCurve], usual: str) -> dict[str, float]:
-    """Return how far each setting's best constant lies from that of the usual one, or of the first that has
-    one."""
+    """Return how far each setting's best constant lies from the usual one's, or else from the first there."""
     best = {name: curve["best"] for name, curve in curves.items() if curve["best"] is not None}
     origin = best.get(usual) or next(iter(best.values()))
     return {name: math.log2(value / origin) for name, value in best.items()}

@@ -52,9 +52,8 @@ def catalogue(root: Path) -> list[Entry]:
 
 
 def opening_picture(entries: Sequence[Entry]) -> str:
-    """Return the name of the picture that stands beside a study's answer, and in papers: the one of learning
-    rates with and without EBC, else the first of the verdict that the page's script does not draw as well.
-    Empty for none."""
+    """Return the name of the picture beside a study's answer and in papers: of rates with and without EBC, or
+    the verdict's first that the page's script does not draw as well. Empty for none."""
     rates = [entry for entry in entries if entry["section"] == "lr_scale"]
     others = [entry for entry in entries if entry["section"] == "verdict" and not shows_curves(entry["name"])]
     curves = [entry for entry in entries if entry["section"] == "verdict"]

@@ -26,7 +26,7 @@ from .arms.ebm import draw_states, states_of
 from .arms.low_bit import curve_of, draw_factors, draw_kl_curve, factors_of
 from .arms.mechanism import Tightness, draw_groups, draw_tightness, tightness_of
 from .arms.overlaid import draw_overlaid, losses_of
-from .drawing.curves import ArmRuns, Run, known, read_results, read_runs
+from .drawing.curves import ArmRuns, Run, known, read_runs, read_specs
 from .drawing.sheet import Arms, Decisions, Facts, Picture, Sheet
 from .windows import draw_tuned, window_pictures
 
@@ -70,9 +70,8 @@ def final_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
         named = replace(facts, looks={arm_label(name, arm): facts.look(name) for name, arm in arms.items()})
         ebc = [label for label, arm in shown.items() if arm["ebc"]]
         whom = f"{optimizer(track)}: the final arms over each other, those with EBC thick"
-        yield from _overlaid(
-            root, named, f"curves{tail}", whom, shown, ebc, arm_label(baseline, arms[baseline])
-        )
+        plain = arm_label(baseline, arms[baseline])
+        yield from _overlaid(root, named, f"curves{tail}", whom, shown, ebc, plain)
         courses: dict[str, Course] = {}
         tight: dict[str, Tightness] = {}
         for name, arm in arms.items():
@@ -97,8 +96,7 @@ def final_pictures(root: Path, facts: Facts, section: str, decisions: Decisions)
 
 
 def suite_pictures(root: Path, facts: Facts, section: str, decisions: Decisions) -> Iterator[Picture]:
-    """Return the pictures of every track's arms together, and of each. `section`: the stage that compares
-    them."""
+    """Return the pictures of every track's arms, together and each. `section`: the stage that has them."""
     tracks = decisions[section]["tracks"]
     for track, compared in tracks.items():
         tail = f"_{track}" * (len(tracks) > 1)
@@ -135,16 +133,9 @@ def highlighted_arms(compared: Mapping[str, Any]) -> Arms:
 
 
 def _together(
-    root: Path,
-    facts: Facts,
-    track: str,
-    compared: SuiteTrack,
-    arms: Arms,
-    decisions: Decisions,
-    tail: str,
+    root: Path, facts: Facts, track: str, compared: SuiteTrack, arms: Arms, decisions: Decisions, tail: str
 ) -> Iterator[Picture]:
-    """Return the pictures of the curves over the learning rate of arms that were tuned over one, and of the
-    arms' losses over each other."""
+    """Return the pictures of tuned arms' losses over the learning rate, and of all arms' over each other."""
     mine = mine_of(compared)
     tuned = tuned_arms(cast(Any, decisions.get("tune")), track)
     rates = {label: arm for label, arm in tuned.items() if label in arms and arm.get("curve")}
@@ -181,16 +172,15 @@ def _read_arms(
     """Yield the runs of `arms`, and of every arm with a policy, whichever rate it has."""
     for label, arm in compared["arms"].items():
         if label in arms or "lr_factor" in arm["figures"]:
-            runs, specs = read_runs(root, arm), read_results(root, arm, "spec")
+            runs, specs = read_runs(root, arm), read_specs(root, arm)
             tried = partial(_tried, root, decisions.get("tune"), track, label)
             yield ArmRuns(label, arm, runs, specs, tried, label == compared["reference"])
 
 
 def _groups(facts: Facts, name: str, tail: str, arm: Mapping[str, Any], runs: Sequence[Run]) -> Picture:
     """Return the picture of what an arm with EBC measured of its groups."""
-    return Picture(
-        f"{name}{tail}_groups", "arms", partial(draw_groups, name=name, arm=arm, runs=runs), facts, arm=name
-    )
+    draw = partial(draw_groups, name=name, arm=arm, runs=runs)
+    return Picture(f"{name}{tail}_groups", "arms", draw, facts, arm=name)
 
 
 def _tried(root: Path, tune: Any, track: str, label: str) -> list[tuple[str, dict[str, Any]]]:

@@ -16,7 +16,7 @@ from matplotlib.ticker import NullLocator
 from ebc_lab.study.stages.lr_sweep.fair_control import schedule_in_words
 from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves
 
-from ..text.words import optimizer, schedules
+from ..text.words import optimizer, plural, schedules
 from .drawing.looks import (
     DASHES,
     GOAL,
@@ -34,7 +34,7 @@ from .drawing.looks import (
     assign_looks,
 )
 from .drawing.losses import WINDOW_ROW, WITHIN, ceiling_of, draw_windows, frame_losses, where_it_ends
-from .drawing.sheet import End, Facts, Sheet, count_seeds, entry, format_tick, log_axis, name_band
+from .drawing.sheet import End, Facts, Sheet, entry, format_tick, log_axis, name_band
 
 Rows = Sequence[Mapping[str, Any]]
 ROLES = {  # of the LR scales' runs -> what the picture calls them, their look, a shift that parts error bars
@@ -68,7 +68,7 @@ def seeds_in_words(rows: Rows) -> str:
 
 
 def count_of(rows: Rows) -> str:
-    return count_seeds(len({str(row["seed"]) for row in rows}))
+    return plural(len({str(row["seed"]) for row in rows}), "seed")
 
 
 def by_track(rows: Rows, tracks: Iterable[str]) -> dict[str, list[Mapping[str, Any]]]:
@@ -185,7 +185,7 @@ def _sweep_finding(winners: Mapping[str, Mapping[str, Any]]) -> str:
 def _draw_grids(
     sheet: Sheet, axes: Axes, facts: Facts, grids: Mapping[str, Rows], looks: Mapping[str, Look]
 ) -> None:
-    """Draw the grid of every optimizer, and what was added to it."""
+    """Draw validation loss over every optimizer's grid of rates; points that were added to it are hollow."""
     log_axis(axes, "x", RATES)
     of_grid = {track: [row for row in rows if row["role"] == "grid"] for track, rows in grids.items()}
     losses = [row["val_loss"] for rows in of_grid.values() for row in rows if is_whole(row)]
@@ -281,9 +281,9 @@ def draw_lr_scale(facts: Facts, track: str, decision: Mapping[str, Any], swept: 
         + f"; bars: LR windows, {WITHIN}" * bool(windows)
     )
     if windows:
-        looks = {ROLES.get(role, (role,))[0]: ROLES.get(role, (role, UNKNOWN))[1] for role in windows}
-        bars = {ROLES.get(role, (role,))[0]: window for role, window in windows.items()}
-        draw_windows(sheet, bottom, bars, looks, {})
+        of_roles = {role: ROLES.get(role, (role, UNKNOWN, 1.0)) for role in windows}
+        looks = {name: look for name, look, _ in of_roles.values()}
+        draw_windows(sheet, bottom, {of_roles[role][0]: w for role, w in windows.items()}, looks)
     return sheet
 
 
@@ -295,9 +295,7 @@ def _name_role(role: str, rows: Rows, track: str) -> str:
 
 def _scale_axis(axes: Axes, rows: Rows, ebc: Rows, labelled: bool) -> None:
     """Give an axis of LR scales a tick at each one tried, labelled with the rate and EBC's c there."""
-    scales = {
-        row["lr_scale"]: f"×{format_tick(row['lr_scale'])}\nlr {format_tick(row['lr'])}" for row in rows
-    }
+    scales = {r["lr_scale"]: f"×{format_tick(r['lr_scale'])}\nlr {format_tick(r['lr'])}" for r in rows}
     for row in ebc:
         scales[row["lr_scale"]] += f"\nc {row['c_median']:.2f}" if row["c_median"] is not None else ""
     axes.set_xscale("log", base=2)
@@ -307,8 +305,7 @@ def _scale_axis(axes: Axes, rows: Rows, ebc: Rows, labelled: bool) -> None:
 
 
 def _draw_references(axes: Axes, decision: Mapping[str, Any], swept: Mapping[str, Any]) -> list[Any]:
-    """Draw the best loss without EBC with its noise, and the baseline's where that is another. -> their part
-    of the key."""
+    """Draw the best loss without EBC with its noise, and the baseline's if it is another. -> their marks."""
     best, sigma, constant = decision["baseline_val_loss"], decision["sigma"], swept["val_loss"]
     other = not math.isclose(best, constant)
     label = f"{'best without EBC' if other else 'baseline'} ± 1σ (σ = {sigma:.3f} over seeds)"
@@ -336,7 +333,7 @@ def _scale_finding(decision: Mapping[str, Any]) -> str:
 
 
 def budget_of(row: Mapping[str, Any]) -> str:
-    """Return a candidate's budget, as its arm's name says it."""
+    """Return a candidate's budget, as its arm's name says it; where that says none, its role."""
     match = re.search(r"_ebc_d[^_]+_(.+?)_x", row["arm"])
     return match[1] if match else row["role"]
 
@@ -413,9 +410,7 @@ def _draw_budgets(sheet: Sheet, rows: Rows, decision: Mapping[str, Any]) -> None
         targets = sorted({row["delta_star"] for row in shown})
         style: dict[str, Any] = {"color": look.colour, "marker": look.marker, "ls": look.line}
         for axes, name in ((top, "val_loss"), (bottom, "c_median")):
-            means = {
-                x: statistics.fmean(row[name] for row in shown if row["delta_star"] == x) for x in targets
-            }
+            means = {x: statistics.fmean(r[name] for r in shown if r["delta_star"] == x) for x in targets}
             axes.plot(targets, list(means.values()), **style)
             if several:
                 axes.plot(column(shown, "delta_star"), column(shown, name), color=look.colour, **SEED)

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..text.words import optimizer
+from ..text.words import optimizer, plural
 from .drawing.curves import ArmRuns
 from .drawing.looks import INK
-from .drawing.sheet import Arms, Facts, Sheet, count_seeds, entry
+from .drawing.sheet import Arms, Facts, Sheet, entry
 
 NEW, OLD = "val_loss", "init_val_loss"
 END: dict[str, Any] = {"marker": "o", "ms": 6, "ls": ""}
@@ -87,7 +87,7 @@ def draw(facts: Facts, track: str, arms: Arms, trades: Mapping[str, Trade]) -> S
         mark = entry(label, look.colour, ls=look.line, marker="o", ms=5)
         sheet.label(axes, [(*trade.end, label + moved, look.colour)], [mark])
     if tried := max(trade.seeds for trade in trades.values()):
-        sheet.key(entry(f"points that it was tuned over, {count_seeds(tried)} each", INK, **POINTS))
+        sheet.key(entry(f"points that it was tuned over, {plural(tried, 'seed')} each", INK, **POINTS))
     sheet.key(entry("at the chosen point, mean of the seeds", INK, **END))
     return sheet
 

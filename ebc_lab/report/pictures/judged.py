@@ -18,9 +18,11 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
 from ebc_lab.judging.record import ArmRecord, Record
+from ebc_lab.study.stages.statistics import centre_of
 
 from ..kinds.judged_figures import Shown
 from ..text.words import plural
+from .arms.overlaid import END, FRAMED_FROM
 from .drawing.looks import ALERT, GOAL, GREY, INK, REST, RULE, SKY, SMALL, Look, assign_looks
 from .drawing.sheet import MOST_LINES, ROW_NAME, Sheet, entry, name_rows
 
@@ -35,8 +37,6 @@ OUTSIDE = 0.9  # inches above and below the arms
 REACH = 4.0  # of the axis of outcomes, in usual distances from the best arm
 MOST_STEPS = 160  # steps at which a curve is drawn
 MOST_GREY = 60  # curves that are not told apart
-END = 0.25  # of the run: what is enlarged
-FRAMED_FROM = 0.1  # of the run: what lies before may leave the frame
 
 LOOKS = {  # verdict -> colour, mark
     "better": (GOAL, "D"),
@@ -48,7 +48,7 @@ LOOKS = {  # verdict -> colour, mark
 
 @dataclass(frozen=True)
 class Source:
-    """Where a picture's data come from, and for which page it is drawn."""
+    """Where a picture's data come from, and whether it is drawn for a phone or a column of a paper."""
 
     source: str
     narrow: bool = False
@@ -67,7 +67,7 @@ class Drawn:
 
     @property
     def middle(self) -> float | None:
-        return self.arm["median"] if self.arm["mean"] is None else self.arm["mean"]
+        return centre_of(self.arm)
 
     @property
     def limits(self) -> tuple[float | None, float | None]:
@@ -85,7 +85,7 @@ def draw_outcomes(record: Record, source: Source) -> Sheet:
     left_out = len(record["arms"]) - len(rows)
     counts = Counter(row.verdict for row in rows if row.verdict)
     found = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
-    best = rows[0].arm["arm"] if rows else ""
+    best = rows[0].arm["arm"]
     sheet = Sheet(
         source,
         "How did the runs of each arm end?",
@@ -99,8 +99,8 @@ def draw_outcomes(record: Record, source: Source) -> Sheet:
         ),
     )
     names = [row.arm["arm"] for row in rows]
-    folded = max(map(len, names), default=0) > ROW_NAME[source.narrow]
-    tall = max(FOLDED_ROW if folded else ROW, min(WIDEST_ROW, FEW_ROWS / max(len(rows), 1)))
+    folded = max(map(len, names)) > ROW_NAME[source.narrow]
+    tall = max(FOLDED_ROW if folded else ROW, min(WIDEST_ROW, FEW_ROWS / len(rows)))
     sheet.set_figheight(OUTSIDE + tall * len(rows) + sum(sheet.strips) / 72)
     [axes] = sheet.panels
     low, high = frame_of(rows, higher)
@@ -142,8 +142,7 @@ def thinned(values: Sequence[float], most: int = MOST_DOTS) -> list[float]:
 
 
 def frame_of(rows: Sequence[Drawn], higher: bool) -> tuple[float, float]:
-    """Return the ends of the axis of outcomes. A few bad arms do not press the others together: they may lie
-    beyond its worse end."""
+    """Return the ends of the axis of outcomes. A few bad arms may lie beyond, and do not press the others."""
     sign = -1.0 if higher else 1.0
     ends = [[sign * x for x in (*row.outcomes, *row.limits) if x is not None] for row in rows]
     ends = [own for own in ends if own]
@@ -248,9 +247,7 @@ def _course(step: np.ndarray, loss: np.ndarray, runs: Sequence[slice], worst: fl
     known = ~np.isnan(values).all(axis=0)
     grid, values = grid[known], values[:, known]
     with np.errstate(invalid="ignore"):  # the middle of −∞ and ∞ is not known
-        return Course(
-            grid, np.nanmedian(values, axis=0), np.nanmin(values, axis=0), np.nanmax(values, axis=0)
-        )
+        return Course(grid, *(of(values, axis=0) for of in (np.nanmedian, np.nanmin, np.nanmax)))
 
 
 def chosen_steps(steps: np.ndarray) -> np.ndarray:
@@ -267,8 +264,7 @@ def chosen_steps(steps: np.ndarray) -> np.ndarray:
 
 
 def draw_curves(record: Record, runs: Runs, source: Source) -> Sheet | None:
-    """Draw the curves over each other: the whole run on the left, its end enlarged on the right. None where
-    the runs have no curves."""
+    """Draw the curves over each other, whole on the left, the end enlarged on the right; None without any."""
     courses = courses_of(record, runs)
     order = [arm["arm"] for arm in record["arms"] if arm["arm"] in courses]
     reference = record["reference"]
@@ -276,10 +272,8 @@ def draw_curves(record: Record, runs: Runs, source: Source) -> Sheet | None:
         return None
     order.sort(key=lambda arm: arm != reference)
     named = order[:MOST_LINES]
-    looks = assign_looks(
-        [arm for arm in order if arm in named], (), reference if reference in named else None
-    )
-    others = [arm for arm in order if arm not in named]
+    looks = assign_looks(named, (), reference if reference in named else None)
+    others = order[MOST_LINES:]
     higher = record["better"] == "higher"
     sheet = Sheet(
         source,
@@ -315,21 +309,17 @@ def _draw_course(axes: Axes, course: Course, look: Look, *, shaded: bool) -> Non
     axes.plot(steps, np.where(np.isfinite(middle), middle, np.nan), color=look.colour, ls=look.line, lw=1.6)
     if shaded and np.any(course.low < course.high):
         far = 2 * (high - low)
-        ends = (
-            np.clip(course.low[seen], low - far, high + far),
-            np.clip(course.high[seen], low - far, high + far),
-        )
+        ends = (np.clip(side[seen], low - far, high + far) for side in (course.low, course.high))
         axes.fill_between(steps, *ends, color=look.colour, alpha=0.13, lw=0)
 
 
 def _frame(left: Axes, right: Axes, courses: Sequence[Course], higher: bool, target: float | None) -> None:
-    """Show on the left the run from its steep start on, on the right its end: up to what the arms that are
-    told apart need, and the target."""
+    """Show on the left the run from its steep start on, on the right its end, up to what named arms need."""
     last = max(float(course.steps[-1]) for course in courses)
     first = min(float(course.steps[-1]) for course in courses) * (1 - END)
     left.set_xlim(min(0.0, *(float(course.steps[0]) for course in courses)), 1.02 * last)
     right.set_xlim(first, last + 0.02 * (last - first))
-    for axes, start, room in ((left, FRAMED_FROM * last, 1.0), (right, first, 0.6)):
+    for axes, start in ((left, FRAMED_FROM * last), (right, first)):
         seen = [c.middle[(c.steps >= start) & np.isfinite(c.middle)] for c in courses]
         ends = [float(own[-1]) for own in seen if len(own)]
         if not ends:
@@ -343,7 +333,6 @@ def _frame(left: Axes, right: Axes, courses: Sequence[Course], higher: bool, tar
         if axes is left:
             low, high = float(whole.min()), float(whole.max())
             axes.set_ylim(low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1))
-        elif higher:
-            axes.set_ylim(low - room * span, high + 0.15 * span)
         else:
-            axes.set_ylim(low - 0.15 * span, high + room * span)
+            below, above = (0.6, 0.15) if higher else (0.15, 0.6)
+            axes.set_ylim(low - below * span, high + above * span)

@@ -15,9 +15,9 @@ from ebc_lab.study.stages.ladder import asked
 from ebc_lab.study.stages.statistics import centre_of
 
 from ..kinds.ladder import by_compute, ladder_in_words, sentence_of
-from ..text.words import signed
+from ..text.words import plural, signed
 from .drawing.looks import INK
-from .drawing.sheet import Facts, Sheet, count_seeds, entry, log_axis
+from .drawing.sheet import Facts, Sheet, entry, log_axis
 
 APART = 1.06  # factor between marks at the same compute
 BAR: dict[str, Any] = {"capsize": 2.5, "elinewidth": 1.0, "ls": ""}
@@ -29,18 +29,14 @@ def draw_ladder(facts: Facts, track: LadderTrack) -> Sheet | None:
     labels = list(dict.fromkeys(label for rung in rungs.values() for label in rung["arms"]))
     if not climbs or not labels:
         return None
-    lost = [
-        f"{label} on {name}"
-        for name in by_compute(track)
-        for label in labels
-        if _loss(track, name, label) is None
-    ]
+    places = _places(track)
+    lost = [f"{label} on {name}" for name in places for label in labels if _loss(track, name, label) is None]
     sheet = Sheet(
         facts,
         sentence_of(track),
         (f"Test loss on {ladder_in_words(track)}", *(climb["sentence"] for climb in climbs)),
         (
-            count_seeds(max(len(arm["runs"]) for rung in rungs.values() for arm in rung["arms"].values())),
+            plural(max(len(arm["runs"]) for rung in rungs.values() for arm in rung["arms"].values()), "seed"),
             "bars above: standard deviation; below: joint intervals, and the trend; below zero is better",
         ),
         f"no test loss: {', '.join(lost)}" if lost else "",
@@ -48,7 +44,6 @@ def draw_ladder(facts: Facts, track: LadderTrack) -> Sheet | None:
         heights=(3.2, 2.8),
     )
     losses, differences = sheet.panels
-    places = _places(track)
     for axes in sheet.panels:
         _name_rungs(axes, track, places)
     losses.set_ylabel("test loss, nats per token")
@@ -128,6 +123,5 @@ def _draw_climb(
     ends_of_line = (min(doublings), max(doublings))
     y = [overall + trend * (at - fmean(doublings)) for at in ends_of_line]
     axes.plot([2**at for at in ends_of_line], y, color=look.colour, ls=look.line, lw=1.2, alpha=0.8)
-    sheet.key(
-        entry(f"{words}: {signed(trend)} per doubling", look.colour, ls=look.line, marker=look.marker, ms=5)
-    )
+    words += f": {signed(trend)} per doubling"
+    sheet.key(entry(words, look.colour, ls=look.line, marker=look.marker, ms=5))

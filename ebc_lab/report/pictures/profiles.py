@@ -12,8 +12,9 @@ from ebc_lab.study.stages.profiles import score_in_words
 from ebc_lab.study.stages.profiles.scores import share_within
 
 from ..kinds.profiles import ranked
+from ..text.words import plural
 from .drawing.looks import GREY, INK, REST, Look, assign_looks
-from .drawing.sheet import Facts, Sheet, count_seeds, entry
+from .drawing.sheet import Facts, Sheet, entry
 
 TOLD_APART = 3  # of the methods that are not asked about: the best
 TICKS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
@@ -31,6 +32,7 @@ def draw_profiles(facts: Facts, track: ProfilesTrack) -> Sheet:
     """Draw ρ(τ) of every method as steps, τ on a log axis."""
     methods, most = track["methods"], track["most"]
     judged = [name for name, target in track["workloads"].items() if target["loss"] is not None]
+    seeds = [len(at["lowest"]) for method in methods.values() for at in method["workloads"].values()]
     (first, _), looks = ranked(track)[0], looks_of(track)
     sheet = Sheet(
         facts,
@@ -40,7 +42,7 @@ def draw_profiles(facts: Facts, track: ProfilesTrack) -> Sheet:
             f"Highest score: {first}, {score_in_words(methods[first])} of 1",
         ),
         (
-            count_seeds(_seeds_in(track)),
+            plural(max(seeds, default=0), "seed"),
             "time: steps to the loss that the yardstick, tuned on each workload, reached",
         ),
         heights=(2.4 + 0.17 * len(methods),),
@@ -72,9 +74,3 @@ def steps_of(ratios: Sequence[float], most: float) -> tuple[list[float], list[fl
     """Return where ρ rises, from 1 to `most`, and its value from there on."""
     x = sorted({1.0, most, *(r for r in ratios if r < most)})
     return x, [share_within(ratios, tau) for tau in x]
-
-
-def _seeds_in(track: ProfilesTrack) -> int:
-    """Return the most seeds that a method has on a workload."""
-    at = [of for method in track["methods"].values() for of in method["workloads"].values()]
-    return max((len(of["lowest"]) for of in at), default=0)

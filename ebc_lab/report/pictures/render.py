@@ -106,8 +106,7 @@ def _shrink_text(element: ElementTree.Element) -> None:
 
 
 def _share_styles(root: ElementTree.Element) -> None:
-    """Say once for a run of neighbours what the style of each of them says, and of a mark what it has not of
-    itself."""
+    """Say once for a run of neighbours what each one's style says, and of a mark what it lacks itself."""
     marks = {
         mark.get("id"): mark.get("style", "") for mark in root.iter(f"{{{SVG}}}path") if "id" in mark.attrib
     }

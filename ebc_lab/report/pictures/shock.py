@@ -62,8 +62,7 @@ def gather(arm: ArmRuns) -> Recovery | None:
 
 
 def around(losses: np.ndarray, shock: int, offset: np.ndarray) -> np.ndarray:
-    """Return the running mean of the last 10 losses, none from before the shock, minus the mean of the 20
-    before it.
+    """Return the mean of the last 10 losses, none from before the shock, minus that of the 20 before it.
 
     NaN outside the run, and at the shock itself, whose loss may be of corrupted targets.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
@@ -12,8 +13,9 @@ from ebc_lab.config.errors import clock
 from ebc_lab.config.schema import STAGES
 from ebc_lab.study.inspect.slots import Bar, Timeline, idle_by_stage
 
+from ..text.words import plural
 from .drawing.looks import INK
-from .drawing.sheet import Facts, Sheet, count_seeds, name_rows
+from .drawing.sheet import Facts, Sheet, name_rows
 
 COLOURS = ("C0", "C4", "C2", "C3", "C5", "C1")  # of the stages, in their order
 ROW = 0.42  # inches
@@ -26,12 +28,12 @@ def draw_slots(facts: Facts, busy: Timeline) -> Sheet:
     slots, seconds = busy.use["slots"], busy.use["seconds"]
     rows = min(slots, MOST_ROWS)
     cut = f"only the first {rows} slots are drawn" if rows < slots else ""
-    whom = f"{slots} slot{'s' * (slots != 1)}, {len(busy.bars)} runs and measurements"
+    whom = f"{plural(slots, 'slot')}, {len(busy.bars)} runs and measurements"
     sheet = Sheet(
         facts,
         "Slots over time: when did each run train, and what idled?",
         (whom, f"Idle {busy.use['idle']['whole']:.0%} of {clock(seconds)}: {idle_by_stage(busy.use)}"),
-        (count_seeds(len({bar.seed for bar in busy.bars})),),
+        (plural(len({bar.seed for bar in busy.bars}), "seed"),),
         cut,
         heights=(1.1 + ROW * rows,),
     )
@@ -53,17 +55,9 @@ def draw_slots(facts: Facts, busy: Timeline) -> Sheet:
 
 
 def _draw(axes: Axes, bar: Bar, colour: str) -> None:
-    hatch = HATCH if bar.kind != "train" else None
-    axes.barh(
-        bar.slot,
-        bar.end - bar.begin,
-        left=bar.begin,
-        height=0.72,
-        color=colour,
-        edgecolor="white",
-        linewidth=0.6,
-        hatch=hatch,
-    )
+    look: dict[str, Any] = {"color": colour, "edgecolor": "white", "linewidth": 0.6}
+    look["hatch"] = HATCH if bar.kind != "train" else None
+    axes.barh(bar.slot, bar.end - bar.begin, left=bar.begin, height=0.72, **look)
 
 
 def _handles(busy: Timeline, colours: dict[str, str]) -> Iterator[Patch]:

@@ -13,13 +13,13 @@ from matplotlib.axes import Axes
 from ebc_lab.study.stages.statistics import WINDOW_NATS, in_octaves
 from ebc_lab.study.stages.suite import SAME_NATS
 
-from ..text.words import optimizer, rules_among, signed
+from ..text.words import optimizer, plural, rules_among, signed
 from .drawing.curves import missing
 from .drawing.looks import GREY, REST, RING, SEED, Look
 from .drawing.losses import WINDOW_ROW, WITHIN, ceiling_of, draw_windows, where_it_ends, widest_in_words
-from .drawing.sheet import MOST_LINES, End, Facts, Picture, Sheet, count_seeds, entry, log_axis
+from .drawing.sheet import MOST_LINES, End, Facts, Picture, Sheet, entry, log_axis
 
-RATE = f"learning rate at its peak (log scale); bars: the LR windows, {WITHIN}"
+RATE = "learning rate at its peak (log scale)"
 Sweep = Mapping[str, Any]  # of one arm over one setting
 LOST: dict[str, Any] = {"ls": "", "marker": "x", "ms": 7, "mew": 1.8}  # a seed that diverged
 STOPPED: dict[str, Any] = {"ls": "", "marker": "D", "ms": 5, "mew": 1.4, "mfc": "none"}  # that was raced
@@ -54,7 +54,7 @@ def draw_rates(facts: Facts, track: str, decision: Mapping[str, Any], sweeps: Ma
         log_axis(axes, "x")
     ceiling = _draw_losses(top, sweeps, looks, "lr", "test loss")
     sheet.label(top, _ends(sweeps, looks, "lr", ceiling))
-    _draw_window_rows(sheet, windows, looks, {})
+    _draw_window_rows(sheet, windows, looks)
     _explain(sheet, sweeps)
     return sheet
 
@@ -104,9 +104,10 @@ def draw_tuned(facts: Facts, curves: Mapping[str, Mapping[str, Any]], mine: Sequ
     sweeps = {name: _as_sweep(name, curves[name]) for name in order}
     shown = [name for name in order if name in mine]
     shown += [name for name in order if name not in mine][: 1 if mine else 2]
-    done = [_best_in_words(name, curves[name]) for name in shown if curves[name]["val_loss"] is not None]
+    done = [_chosen_in_words(name, curves[name]) for name in shown if curves[name]["val_loss"] is not None]
     finding = f"Loss at the chosen rate: {'; '.join(done)}" if done else "Every run diverged"
     seeds = max((len(p["seeds"]) for sweep in sweeps.values() for p in sweep["points"]), default=1)
+    windows = {name: _window_at(sweeps[name], "lr") for name in named if len(sweeps[name]["points"]) > 1}
     sheet = Sheet(
         facts,
         "Which learning rate suits each arm, and how much of it?",
@@ -114,9 +115,9 @@ def draw_tuned(facts: Facts, curves: Mapping[str, Mapping[str, Any]], mine: Sequ
             "Validation loss of every arm over learning rates of its own, its other settings as chosen",
             finding,
         ),
-        (count_seeds(seeds), "stage tune"),
-        grid=("a", "b"),
-        heights=(3.7, 0.9 + WINDOW_ROW * len(named)),
+        (plural(seeds, "seed"), "stage tune"),
+        grid=("a", "b") if windows else ("a",),
+        heights=(3.7, 0.9 + WINDOW_ROW * len(windows)) if windows else (4.4,),
     )
     top = sheet.panels[0]
     looks = {name: facts.look(name) for name in named}
@@ -124,15 +125,17 @@ def draw_tuned(facts: Facts, curves: Mapping[str, Mapping[str, Any]], mine: Sequ
         log_axis(axes, "x")
     needed = [_loss(curves[name]) for name in shown if math.isfinite(_loss(curves[name]))]
     ceiling = _draw_losses(top, sweeps, looks, "lr", "validation loss", mine, needed)
-    chosen = {name: _chosen_rate(curves[name]) for name in named}
     for name in named:
-        if (rate := chosen[name]) is not None:
-            top.plot(rate, curves[name]["val_loss"], **RING)
-        if sweeps[name]["window"]:
-            points = [(p["lr"], p["loss"]) for p in sweeps[name]["points"] if p["loss"] is not None]
-            label = f"{name}  {_best_in_words('best', curves[name])}"
-            sheet.label(top, [(*where_it_ends(points, ceiling), label, looks[name].colour)])
-    _draw_window_rows(sheet, {name: _window_at(sweeps[name], "lr") for name in named}, looks, chosen)
+        points = {p["lr"]: p["loss"] for p in sweeps[name]["points"] if p["loss"] is not None}
+        if (rate := curves[name]["point"]["lr"]) in points:
+            top.plot(rate, points[rate], **RING)
+        if points:
+            label = f"{name}  {_chosen_in_words('best', curves[name])}"
+            sheet.label(top, [(*where_it_ends([*points.items()], ceiling), label, looks[name].colour)])
+    if windows:
+        _draw_window_rows(sheet, windows, looks, {name: curves[name]["point"]["lr"] for name in named})
+    else:
+        top.set_xlabel(RATE)
     sheet.key(entry("chosen", **RING))
     if others := len(order) - len(named):
         sheet.key(entry(f"{others} other arms", REST, lw=1.4))
@@ -146,18 +149,13 @@ def _as_sweep(label: str, curve: Mapping[str, Any]) -> dict[str, Any]:
     return {"points": points, "window": curve["window"]}
 
 
-def _chosen_rate(curve: Mapping[str, Any]) -> float | None:
-    """Return the rate that a tuned arm has, the best by its worst seed: not always the lowest mean."""
-    return next((p["lr"] for p in curve["curve"] if p["val_loss"] == curve["val_loss"] is not None), None)
-
-
 def _loss(curve: Mapping[str, Any]) -> float:
     return math.inf if curve["val_loss"] is None else curve["val_loss"]
 
 
-def _best_in_words(name: str, curve: Mapping[str, Any]) -> str:
-    rate = _chosen_rate(curve)
-    return f"{name} {_loss(curve):.3f}" + (f" at {rate:g}" if rate is not None else "")
+def _chosen_in_words(name: str, curve: Mapping[str, Any]) -> str:
+    """Write `best 2.355 at 0.005657`: the rate that a tuned arm has, and its loss over all tuning seeds."""
+    return f"{name} {_loss(curve):.3f} at {curve['point']['lr']:g}"
 
 
 def _whom(track: str) -> str:
@@ -168,7 +166,7 @@ def _notes(decision: Mapping[str, Any], sweeps: Mapping[str, Sweep]) -> tuple[li
     """Return what to know of a picture of sweeps, and what is missing of its arms."""
     points = [p for sweep in sweeps.values() for p in sweep["points"]]
     arms = {p["arm"]: decision["arms"][p["arm"]] for p in points}
-    return [count_seeds(max(len(p["seeds"]) for p in points))], missing(arms)
+    return [plural(max(len(p["seeds"]) for p in points), "seed")], missing(arms)
 
 
 def _window_at(sweep: Sweep, x: str) -> Mapping[str, Any] | None:
@@ -184,12 +182,12 @@ def _draw_window_rows(
     sheet: Sheet,
     windows: Mapping[str, Mapping[str, Any] | None],
     looks: Mapping[str, Look],
-    chosen: Mapping[str, float | None],
+    chosen: Mapping[str, float] = {},
 ) -> None:
     top, bottom = sheet.panels
     bottom.set_xlim(top.get_xlim())
     top.tick_params(labelbottom=False)
-    bottom.set_xlabel(RATE)
+    bottom.set_xlabel(f"{RATE}; bars: the LR windows, {WITHIN}")
     draw_windows(sheet, bottom, windows, looks, chosen)
 
 

@@ -98,7 +98,7 @@ TO_BASELINE = {"": "steps, time to the baseline’s loss: to its last validation
 ARMS = (
     Column("Arm", "name", short="arm", head=True),
     Column("What it is", "prose", on=(PAGE,), optional=True),
-    Column("Tuned to", on=(PAGE,), optional=True),
+    Column("Tuned to", "prose", on=(PAGE,), optional=True),
     _page_column("Learning rate", brief),
     _page_column("δ*", brief),
     Column("Seeds completed", "figure", short="seeds"),
@@ -123,10 +123,7 @@ ARMS = (
 
 
 def arms(
-    name: str,
-    track: ComparedTrack,
-    results: Results | None = None,
-    names: Iterable[str] | None = None,
+    name: str, track: ComparedTrack, results: Results | None = None, names: Iterable[str] | None = None
 ) -> Table:
     """Return the arms of the finals or of a suite, in the order of `names`: their figures, means over
     completed seeds; where any has few levels or a policy, also bits per weight, how much smaller the whole
@@ -143,8 +140,7 @@ def _rows(
     names: Iterable[str] | None,
     values: Callable[[str], Iterable[Any]],
 ) -> list[Row]:
-    """Return a row for each arm, in the order of `names`: the arm, then its `values`. The reference stands
-    out."""
+    """Return a row for each arm in the order of `names`: its name and `values`. The reference stands out."""
     rows = []
     for label in names or track["arms"]:
         chosen = label == track.get("reference")
@@ -154,7 +150,7 @@ def _rows(
 
 
 def _arm(label: str, track: ComparedTrack, results: Results, timed: bool) -> tuple[Any, ...]:
-    """Return the cells of an arm after its name."""
+    """Return an arm's cells after its name; the time of a step only if `timed`."""
     arm = track["arms"][label]
     done, runs = arm["outcomes"].get("completed", 0), len(arm["runs"])
     diverged = arm["outcomes"].get("diverged")
@@ -202,8 +198,7 @@ def test_loss(arm: Arm, results: Results | None) -> Cell:
 
 
 def _mean(arm: Arm, results: Results, key: str) -> float | None:
-    """Return a figure's mean over the completed runs, as the decision has it. That of the finals has few
-    figures; the others are taken from the runs."""
+    """Return a figure's mean over completed runs: the decision's, or if it has none (finals), the runs'."""
     recorded: Mapping[str, Any] = arm.get("figures", arm)
     figure = PART_FIGURES.get(key, Figure(key, "", ""))
     if key in recorded or not figure.averaged:
@@ -212,8 +207,7 @@ def _mean(arm: Arm, results: Results, key: str) -> float | None:
 
 
 def bits_of(arm: Arm) -> float | None:
-    """Return mean bits per character on the test split; None where a run diverged, and where the decision
-    gives losses in nats alone."""
+    """Return mean bits per character on the test split; None if a run diverged, or of losses in nats."""
     recorded: Mapping[str, Any] = arm.get("figures", arm)
     return None if arm.get("outcomes", {}).get("diverged") else recorded.get(BITS)
 
@@ -348,8 +342,7 @@ SCORES = {
 def states(
     name: str, track: ComparedTrack, results: Results, names: Iterable[str] | None = None
 ) -> Table | None:
-    """Return what the splats of energy-based models know of held-out states, in the order of `names`; None
-    where no arm is such a model."""
+    """Return what energy-based models' splats know of held-out states; None if no arm is such a model."""
     every = {label: _workload_means(completed_runs(arm, results)) for label, arm in track["arms"].items()}
     there = {key for figures in every.values() for key in figures}
     if not there:

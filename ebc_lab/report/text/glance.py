@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ebc_lab.records.decisions import Arm, Decision, Difference, StepCost, SuiteTrack, TunedArm
@@ -14,7 +15,7 @@ from ebc_lab.study.stages.suite import other_size
 from . import words
 from .arms import lr_window, point_in_words, test_loss
 from .table import OPEN, PAGE, Cell, Column, Row, Table, filled, loss_column
-from .words import NOTHING, brief, signed
+from .words import NOTHING, brackets, brief, signed
 
 TUNED_WINDOW = {"": "LR window: by the validation loss of the tuning", **OPEN}
 STEP_TIME = {"": "time of a step against the reference’s", "[": "[its spread over the pairs]"}
@@ -29,8 +30,7 @@ def intervals_in_words(differences: Iterable[Difference | None]) -> str:
 
 
 def pair_cells(difference: Difference | None) -> tuple[Cell, Cell, Cell]:
-    """Return a paired difference with the interval that judges it, and what follows from that: three
-    cells."""
+    """Return a paired difference, the interval that judges it, and the verdict: three cells."""
     if not difference:
         return Cell(NOTHING), Cell(NOTHING), Cell(NOTHING)
     centre = centre_of(difference)
@@ -42,14 +42,12 @@ def limits(d: Mapping[str, Any], low: str, high: str) -> str:
     """Return an interval: a limit that is absent is infinite by rank, and not known by t."""
     if low not in d or (d[low] is None and d[high] is None and d.get("method") != "rank"):
         return NOTHING
-    left = "(−∞" if d[low] is None else f"[{signed(d[low], 3)}"
-    right = "∞)" if d[high] is None else f"{signed(d[high], 3)}]"
-    return f"{left}, {right}"
+    ends = brackets(d[low], d[high], partial(signed, digits=3))
+    return "(−∞, ∞)" if ends == NOTHING else ends
 
 
 def verdict_cell(difference: Difference) -> Cell:
-    """Return what a suite says of a difference: the joint interval beside 0; nothing without a pair of
-    runs."""
+    """Return what the joint interval says of a difference; nothing without a pair of runs."""
     if not difference["seeds"]:
         return Cell(NOTHING)
     verdict = words.verdict_of(difference)
@@ -60,8 +58,7 @@ def verdict_cell(difference: Difference) -> Cell:
 
 
 def is_better(name: str, label: str, track: SuiteTrack, tuned: Mapping[str, TunedArm]) -> Table:
-    """Return an arm that a suite asks about beside every other, best rival first: what each was tuned to, and
-    the difference of the asked one from it.
+    """Return an arm asked about beside every other, best rival first: its tuning, and the difference from it.
 
     `tuned`: what `tune` chose for each arm; empty where nothing was tuned.
     """

@@ -34,8 +34,7 @@ def source(config: Config, corpus: Mapping[str, Any], seeds: Sequence[int], look
 
 
 def write(root: Path, study: str, files: Mapping[str, Sequence[Table]], about: str) -> None:
-    """Write each stem's tables as .md and .tex. `about`: the sentence below each that says where it is
-    from."""
+    """Write each stem's tables as .md and .tex, each with `about`, where it is from, below it."""
     for stem, found in files.items():
         made = [table.on(PAPER) for table in found]
         write_atomic(root / f"{stem}.md", markdown(made, about))
@@ -61,8 +60,7 @@ def markdown(made: Sequence[Table], about: str) -> str:
 
 
 def _markdown_cell(kind: str, text: str) -> str:
-    """Return a cell; a name in code type, in which a table's own bar is the one character that needs a
-    backslash."""
+    """Return a cell; a name in code type, where only a table's own bar needs a backslash."""
     if kind != "name":
         return _plain(text)
     text = " ".join(text.split()).replace("|", r"\|")
@@ -70,8 +68,7 @@ def _markdown_cell(kind: str, text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return text without anything that Markdown reads as its own: no `_` at the edge of a word, no bracket
-    of a link, and no HTML."""
+    """Return text without what Markdown reads as its own: `_` at the edge of a word, links, HTML."""
     marked = re.sub(r"([\\`*|~]|(?<!\w)_|_(?!\w)|\](?=[(\[:]))", r"\\\1", " ".join(text.split()))
     return marked.replace("&", "&amp;").replace("<", "&lt;") if "<" in marked else marked
 

@@ -63,8 +63,7 @@ def _quoted(value: Any) -> Any:
 
 
 def write(path: Path, table: pd.DataFrame) -> None:
-    """Write a table as CSV. Figures have nine significant digits; a text that a spreadsheet would take for a
-    formula is quoted."""
+    """Write a table as CSV, figures with nine significant digits; what looks like a formula is quoted."""
     texts = table.select_dtypes(exclude="number")
     table = table.assign(**texts.map(_quoted))
     buffer = io.StringIO()

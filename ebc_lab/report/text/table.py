@@ -72,7 +72,7 @@ def two_digits(value: float | None) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """`chosen`: the row stands out; `id`: links lead to it."""
+    """A row of cells. `chosen`: it stands out; `id`: by which links on the page lead to it."""
 
     cells: Sequence[Cell]
     id: str = ""
@@ -96,8 +96,7 @@ class Table:
     higher: bool = False  # of its drawn intervals: whether what lies above zero is better
 
     def on(self, place: str) -> Table:
-        """Return the columns shown in a place. The terminal is narrow: there every empty column is left
-        out."""
+        """Return the columns shown in a place; on the terminal, which is narrow, without the empty ones."""
         if place == PAPER and self.paper:
             titles = [column.title for column in self.columns]
             there = [titles.index(title) for title in self.paper]

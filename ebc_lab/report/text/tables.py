@@ -29,18 +29,13 @@ from .words import NOTHING, brief, fixed, signed
 
 
 def further_arms(
-    name: str,
-    track: FinalsTrack | SuiteTrack,
-    results: Results | None,
-    names: Sequence[str] | None = None,
+    name: str, track: FinalsTrack | SuiteTrack, results: Results | None, names: Sequence[str] | None = None
 ) -> list[Table]:
     """Return the tables of arms that only some studies have: what parts of a run say of them, and the splats
     of energy-based models. `name`: a template of their names."""
     made = [part_figures(name.format("-parts"), track, results, names)]
     made.append(states(name.format("-states"), track, results or {}, names))
-    return [
-        replace(table, caption=f"{table.title}, means over the seeds.") for table in made if table is not None
-    ]
+    return [replace(t, caption=f"{t.title}, means over the seeds.") for t in made if t is not None]
 
 
 # -- windows and regrets of a suite --------------------------------------------------------------------------
@@ -65,9 +60,8 @@ WINDOWS = (
 
 def windows(name: str, track: SuiteTrack) -> Table | None:
     """Return how far each swept setting of a suite's arms may be off, widest first; None without a sweep."""
-    sweeps = [
-        (arm, key, sweep) for arm, swept in track.get("windows", {}).items() for key, sweep in swept.items()
-    ]
+    swept = track.get("windows", {}).items()
+    sweeps = [(arm, key, sweep) for arm, of_arm in swept for key, sweep in of_arm.items()]
     sweeps.sort(key=lambda s: (list(SWEPT).index(s[1]), -(s[2]["window"] or {"octaves": -1.0})["octaves"]))
     rows = [filled(WINDOWS, _window(arm, key, sweep, track.get("arms", {}))) for arm, key, sweep in sweeps]
     note = f"how far a setting may be off: octaves within {WINDOW_NATS:g} nats of the arm’s best test loss"
@@ -99,8 +93,7 @@ REGRETS = (
 
 
 def regrets(name: str, track: SuiteTrack) -> Table | None:
-    """Return what it costs to keep the settings of another size, against tuning again; None without
-    transfers."""
+    """Return what it costs to keep another size's settings, against tuning again; None without transfers."""
     rows = []
     for size in track.get("transfer", ()):
         for arm in size["kept"]:
@@ -118,8 +111,7 @@ def regrets(name: str, track: SuiteTrack) -> Table | None:
 
 
 def spans(track: SuiteTrack, name: Callable[[str], str]) -> list[Table]:
-    """Return the windows of what a suite sweeps and the regrets of what it carries to other sizes, if it
-    does.
+    """Return the windows of what a suite sweeps, and the regrets of what it carries to other sizes.
 
     `name`: what a table shows, `windows` or `regrets` -> the table's name.
     """
@@ -141,7 +133,7 @@ DIFFERENCES = (  # on a phone the first three are on screen
     Column("Joint interval", "figure", short="joint interval"),
     loss_column("Test loss", "test loss", on=(PAGE,), notes=SPREAD),
     bits_column(on=(PAGE,)),
-    Column("Tuned to", on=(PAGE,), optional=True),
+    Column("Tuned to", "prose", on=(PAGE,), optional=True),
     Column("Seeds", "figure", brief, "seeds"),
     Column("Diverged", "figure", short="diverged", on=(TERMINAL,), optional=True, notes=LOST),
     Column("Interval by itself", "figure", short="by itself", notes=ALONE),

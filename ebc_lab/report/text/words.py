@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ebc_lab.config.errors import clock as clock  # also the templates' filter
+from ebc_lab.config.errors import count
 from ebc_lab.config.identity import tails_of_choices
 from ebc_lab.config.part import Tail
 from ebc_lab.config.parts.lr_schedule import TAILS as LR_TAILS
@@ -27,6 +28,7 @@ from ebc_lab.study.stages.suite import tuned_arms as tuned_arms
 from ebc_lab.study.stages.verdict import verdict_of as verdict_of
 
 NOTHING = "–"
+plural = count  # also a filter of the templates
 QUESTION = "What does EBC buy, and what does it not?"
 QUESTION_WITHOUT_WINDOW = "Does bounding how far each update may move the model’s predictions help?"
 METHOD_OF_A_SUITE = (
@@ -107,8 +109,7 @@ JUDGED = {  # of a paired difference -> badge, what it says
 
 
 def has_ebc(config: Mapping[str, Any]) -> bool:
-    """Return whether anything in a study has EBC, by its recorded settings; else the page does not explain
-    it."""
+    """Return whether anything in a study has EBC, by its recorded settings; else no page explains it."""
     if {"calibrate", "controller_search", "lr_scale", "finals"} & set(config["study"]["stages"]):
         return True
     arms = ((config.get("ablation") or {}).get("arms") or {}).values()
@@ -123,8 +124,7 @@ NOISE_ALONE = (
 
 
 def sweep_in_words(ebc: bool, control: bool) -> tuple[str, str]:
-    """Return title and purpose of the stage that finds the best rate. EBC and the fair control are named only
-    where the study has them."""
+    """Return title and purpose of the stage of the best rate; what the study lacks is not named."""
     luck = "how much luck there is in a loss (σ, the spread over replicate seeds)"
     parts = ["which optimizer is best, and at which constant learning rate", luck]
     parts += ["how far predictions move by themselves (the natural KL)"] * ebc
@@ -135,10 +135,7 @@ def sweep_in_words(ebc: bool, control: bool) -> tuple[str, str]:
     return title, f"Without EBC: {about}" if ebc else capital(about)
 
 
-SWEEP_FIGURES = {
-    "natural KL": "ebc",
-    "fair control": "control",
-}  # figures of that stage, and what they are for
+SWEEP_FIGURES = {"natural KL": "ebc", "fair control": "control"}  # of that stage, and what they are for
 
 
 def explanation(ebc: bool, finals: bool, said: str) -> dict[str, Any]:
@@ -220,8 +217,14 @@ def interval(low: float | None, high: float | None, digits: int = 4) -> str:
     return f"{left} to {'+∞' if high is None else signed(high, digits)}"
 
 
-def plural(n: int, one: str, many: str | None = None) -> str:
-    return f"{n:,} {one if n == 1 else many or one + 's'}"
+def brackets(
+    low: float | None, high: float | None, form: Callable[[float | None], str], least: str = "−∞"
+) -> str:
+    """Return `[3.2775, 3.2790]`, `(−∞, 3.2790]` without a lower end, or nothing. `least`: in place of −∞."""
+    if low is None and high is None:
+        return NOTHING
+    left = f"({least}" if low is None else f"[{form(low)}"
+    return f"{left}, {'∞)' if high is None else f'{form(high)}]'}"
 
 
 def breakable(name: str) -> Any:
@@ -308,8 +311,7 @@ def _said(tail: Tail, title: bool) -> str:
 
 
 def schedules(name: str, *, title: bool = False) -> Iterator[str]:
-    """Yield what the parts at the end of a run's or an arm's name mean, including `w100`, `w0` and `e0p6`; at
-    length in a `title`."""
+    """Yield what the parts of a name's end mean, also `w100`, `w0` and `e0p6`; at length in a `title`."""
     for part in _parts(name):
         if part in TAILS:
             yield _said(TAILS[part], title)

@@ -101,6 +101,22 @@ def noise_of_runs(losses: Sequence[Sequence[float]], *, finalists: bool = False)
     return sd, (len(near) - 1) * (seeds - 1)
 
 
+def pooled_deviation(parts: Sequence[tuple[float, int]]) -> tuple[float, int]:
+    """Return the standard deviation that several estimates of it share, and its degrees of freedom, from the
+    deviation and the freedom of each."""
+    freedom = sum(f for _, f in parts)
+    return math.sqrt(sum(f * s**2 for s, f in parts) / freedom), freedom
+
+
+def deviation_interval(sd: float, freedom: int) -> tuple[float, float]:
+    """Return the 95% interval of a standard deviation (chi-square)."""
+    from scipy import special
+
+    tails = special.chdtri(freedom, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = (sd * math.sqrt(freedom / tail) for tail in tails)
+    return low, high
+
+
 def luck_of_choice(
     tried: Sequence[Sequence[float]], sigma: float, freedom: int = 1, *, uncertain: bool = False
 ) -> Luck:
@@ -127,9 +143,7 @@ def luck_of_choice(
     spread, freedom = noise_of_runs([losses[:least] for losses in known]) or (sigma, freedom)
     further = [losses[least:] for losses in known if len(losses) > least]
     if of_finalists := noise_of_runs(further, finalists=True):
-        pooled = [(spread, freedom), of_finalists]
-        freedom = sum(f for _, f in pooled)
-        spread = math.sqrt(sum(f * s**2 for s, f in pooled) / freedom)
+        spread, freedom = pooled_deviation([(spread, freedom), of_finalists])
     if not spread > ROUNDING:
         return Luck(0.0, freedom)
     means, errors = np.array([np.mean(losses) for losses in known]), spread / np.sqrt(counts)
@@ -415,9 +429,10 @@ def by_interval(difference: Difference, joint: bool) -> Difference:
     return {**difference, "low": low, "high": high, "detectable": detectable}
 
 
-def centre_of(difference: Difference) -> float | None:
-    """Return the mean of a difference, or its median if a run diverged; None if it has neither."""
-    return difference.get("median") if difference.get("mean") is None else difference["mean"]
+def centre_of(figures: Mapping[str, Any]) -> float | None:
+    """Return the mean of a difference, or of an arm; its median if a run diverged; None if it has neither."""
+    mean: float | None = figures.get("mean")
+    return figures.get("median") if mean is None else mean
 
 
 def show_interval(low: float | None, high: float | None) -> str:
@@ -483,11 +498,8 @@ def noise(losses: Sequence[float]) -> NoiseFloor:
     if len(set(losses)) < 2:  # without noise, or without a figure for it
         none = 0.0 if seeds > 1 else None
         return {"sigma": none, "low": none, "high": none, "detectable": none, "seeds": seeds}
-    from scipy import special
-
-    sigma, freedom = statistics.stdev(losses), seeds - 1
-    tails = special.chdtri(freedom, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    low, high = (sigma * math.sqrt(freedom / tail) for tail in tails)
+    sigma = statistics.stdev(losses)
+    low, high = deviation_interval(sigma, seeds - 1)
     detectable = _detectable((), losses, 1 - CONFIDENCE)
     return {"sigma": sigma, "low": low, "high": high, "detectable": detectable, "seeds": seeds}
 

@@ -10,9 +10,10 @@ from support.judged import record_of, runs_of
 
 from ebc_lab.judging import rules, tuning
 from ebc_lab.report.kinds import judged
-from ebc_lab.report.kinds.judged_figures import Shown, brackets, decimals_of, in_steps, p_value
+from ebc_lab.report.kinds.judged_figures import Shown, decimals_of, in_steps, p_value
 from ebc_lab.report.page.ruler import draw_intervals
 from ebc_lab.report.text.table import PAGE, PAPER, TERMINAL, Table
+from ebc_lab.report.text.words import brackets
 
 ARMS = {
     "muon": [3.2705, 3.272, 3.2735, 3.272],
@@ -96,6 +97,16 @@ def test_all_pairs_name_both_arms():
     table = named(judged.tables(record), "differences")
     assert seen(table, TERMINAL)["muon"]["against"] == "lion"
     assert judged.question(record) == "Which arms differ in val_loss?"
+
+
+def test_where_all_pairs_are_compared_the_single_figure_is_one_of_the_best_arm():
+    arms = {"best": [2.0, 2.6], "second": [2.31, 2.32], "third": [2.9, 2.91]}
+    record = record_of(arms, "best")
+    others = record_of({arm: arms[arm] for arm in ("second", "third")}, "second")
+    record["differences"] += others["differences"]
+    record["reference"] = ""
+    assert [d["verdict"] for d in record["differences"]] == ["undecided", "undecided", "worse"]
+    assert [tile.what for tile in judged.tiles(record)] == ["second minus best"]
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,12 @@ def test_every_run_is_a_dot_in_the_row_of_its_arm():
     assert {row: sorted(xs) for row, xs in by_row.items()} == {i: sorted(v) for i, v in enumerate(finite)}
 
 
+def test_a_long_name_breaks_after_an_underscore():
+    record = record_of({"aurora_proj_pruned_extended": [1.0, 1.1], "adam": [1.2, 1.3]}, "adam")
+    [axes] = draw_outcomes(record, Source("runs.csv", narrow=True)).panels
+    assert axes.get_yticklabels()[0].get_text().split("\n") == ["aurora_proj_", "pruned_extended"]
+
+
 def test_rows_are_in_order_the_reference_is_marked_and_diverged_runs_are_counted():
     sheet = draw_outcomes(RECORD, Source("runs.csv"))
     [axes] = sheet.panels

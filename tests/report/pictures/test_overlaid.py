@@ -97,6 +97,17 @@ def test_the_rate_that_is_marked_and_named_is_the_one_that_was_chosen():
     assert "adam  best 2.000 at 0.004" in words_of(sheet)
 
 
+def test_a_loss_over_further_seeds_stands_in_words_and_one_rate_has_no_window():
+    own = tuned({0.002: 2.1, 0.004: 2.0, 0.008: 2.2}) | {"val_loss": 1.95}  # that of a finalist
+    sheet = rates({"adam": own, "mine": tuned({0.004: 2.05})}, ["mine"])
+    top, bottom = sheet.axes[:2]
+    rings = [line for line in top.get_lines() if line.get_markersize() == 13]
+    assert {(ring.get_xdata()[0], ring.get_ydata()[0]) for ring in rings} == {(0.004, 2.0), (0.004, 2.05)}
+    assert "adam  best 1.950 at 0.004" in words_of(sheet)
+    assert len([line for line in bottom.get_lines() if line.get_lw() == 5]) == 1
+    assert not any("octaves" in text and "mine" in text for text in words_of(sheet))
+
+
 def test_of_many_arms_those_asked_about_and_the_best_are_named():
     curves = {f"arm{i:02}": tuned({0.001: 2.2 + i / 50, 0.002: 2.0 + i / 50, 0.004: 2.3}) for i in range(12)}
     sheet = rates(curves, ["arm11"])

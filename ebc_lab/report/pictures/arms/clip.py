@@ -102,10 +102,7 @@ def draw_steps(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Cours
         sheet.key(entry(label, REST, lw=1.0))
     sheet.key(entry("each seed", GREY, **FAINT))
     for label, course in courses.items():
-        panels = (
-            (top, course.c, course.c_in_words),
-            (bottom, course.ratio, course.ratio_in_words),
-        )
+        panels = ((top, course.c, course.c_in_words), (bottom, course.ratio, course.ratio_in_words))
         for axes, line, words in panels:
             if label not in named:
                 axes.plot(line.steps, line.middle, color=REST, lw=1.0, zorder=1.5)
@@ -118,8 +115,7 @@ def draw_steps(facts: Facts, track: str, arms: Arms, courses: Mapping[str, Cours
 
 
 def _named(courses: Mapping[str, Course]) -> list[str]:
-    """Return the arms whose lines are named: all while they are few, else those whose c or KL moved most, by
-    turns."""
+    """Return the arms whose lines are named: while few all, else by turns those whose c or KL moved most."""
     if len(courses) <= MOST_LINES:
         return list(courses)
     drifted = sorted(courses, key=lambda label: -courses[label].drift)

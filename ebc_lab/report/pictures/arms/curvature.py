@@ -116,8 +116,7 @@ def _kind(config: Mapping[str, Any]) -> tuple[str, float]:
 
 
 def _bound(config: Mapping[str, Any]) -> float:
-    """Return the rate × sharpness above which Adam is unstable on a quadratic (Cohen et al.,
-    arXiv:2207.14484)."""
+    """Return Adam's bound on rate × sharpness on a quadratic (Cohen et al., arXiv:2207.14484)."""
     beta = float(config["optimizer"].get("beta1", 0.9))
     return (2 + 2 * beta) / (1 - beta)
 
@@ -133,10 +132,7 @@ def draw_curvature(facts: Facts, track: str, arms: Arms, paths: Mapping[str, Ste
         facts,
         _title(paths),
         (f"{optimizer(track)}: audited steps from step {WARM_STEPS} on, medians over the seeds", finding),
-        (
-            "running geometric means",
-            "dot: the end of the run",
-        ),
+        ("running geometric means", "dot: the end of the run"),
         arms=arms,
         grid=("ab", "ac"),
         heights=(3.0, 3.0),
@@ -231,8 +227,7 @@ class Trend:
 
 
 def trend_of(paths: Mapping[str, Steps], kind: str) -> Trend | None:
-    """Return the trend of the arms of a kind; None for fewer than two, or where their steps are of one
-    length."""
+    """Return the trend of the arms of a kind; None for fewer than two, or where steps are of one length."""
     own = [path for path in paths.values() if path.kind == kind]
     points = np.log([(path.middle(path.norm), path.middle(path.kl)) for path in own]).reshape(-1, 2)
     points = points[np.isfinite(points).all(axis=1)]
@@ -272,10 +267,8 @@ def _alike(paths: Mapping[str, Steps]) -> str:
         )
         if n is not np.ma.masked and kl is not np.ma.masked
     ]
-    alike = [
-        (a, b) for a, b in itertools.permutations(points, 2) if a[2] != b[2] and 1 <= b[1] / a[1] <= ALIKE
-    ]
-    pairs = [(max(pair), min(pair)) for pair in alike]
+    two = itertools.permutations(points, 2)
+    pairs = [(max(a, b), min(a, b)) for a, b in two if a[2] != b[2] and 1 <= b[1] / a[1] <= ALIKE]
     if not pairs:
         return ""
     far, near = max(pairs, key=lambda pair: pair[0][0] / pair[1][0])

@@ -61,8 +61,7 @@ def _line(runs: Sequence[Run], stream: str, column: str) -> Line:
 
 
 def draw_states(facts: Facts, track: str, arms: Arms, found: Mapping[str, States]) -> Sheet:
-    """Draw the parts of the only arm's loss above, R² of the score at every noise level below, matched values
-    dashed."""
+    """Draw the parts of the only arm's loss above, R² at every noise level below, matched values dashed."""
     [(label, states)] = found.items()
     ends = [line.last for line in (*states.parts.values(), *states.scores.values())]
     last = max((end[0] for end in ends if end), default=0.0)

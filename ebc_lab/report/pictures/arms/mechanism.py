@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from matplotlib.patches import Patch
 
-from ...text.words import arm_title, optimizer
+from ...text.words import arm_title, optimizer, plural
 from ..drawing.curves import Run, by_step, running_mean, thinned, trouble, window
 from ..drawing.looks import ALERT, AMBER, BLACK, EBC, GOAL, INK, PINK, REST, SEED, SKY
-from ..drawing.sheet import Arms, Facts, Sheet, count_seeds, entry, log_axis, name_rows, over_steps
+from ..drawing.sheet import Arms, Facts, Sheet, entry, log_axis, name_rows, over_steps
 
 NAMED = 6  # groups that have a layer of their own; the smaller ones share one
 LAYERS = (EBC, AMBER, GOAL, SKY, ALERT, PINK)  # neighbours far apart, also for colour-blind readers
@@ -45,8 +45,7 @@ def percent(share: float) -> str:
 
 
 def draw_groups(facts: Facts, name: str, arm: Mapping[str, Any], runs: Sequence[Run]) -> Sheet | None:
-    """Draw the groups' contributions to S stacked over the steps, the largest by name; None where no run
-    measured any."""
+    """Draw the groups' contributions to S stacked over the steps, the largest by name; None without any."""
     streams, groups = measured(runs, "surrogate"), groups_of(runs)
     if not streams or not groups:
         return None
@@ -86,7 +85,7 @@ def _sheet(
     about = [name, f"lr {arm['lr']:g}"]
     if "about" in arm:
         about = [optimizer(arm["track"]), *about[1:], *([f"δ* {arm['delta_star']:g}"] if arm["ebc"] else [])]
-    notes = (count_seeds(len(runs)), *about)
+    notes = (plural(len(runs), "seed"), *about)
     sheet = Sheet(facts, what, (arm_title(name, arm), finding), notes, trouble(runs))
     last = max((float(r.steps["step"][-1]) for r in runs if r.steps), default=0.0)
     over_steps(facts, sheet.panels, last)
@@ -125,14 +124,8 @@ def tightness_of(runs: Sequence[Run]) -> Tightness | None:
     return Tightness(np.concatenate(seeds), [float(np.median(x)) for x in seeds]) if seeds else None
 
 
-def draw_tightness(
-    facts: Facts,
-    track: str,
-    arms: Arms,
-    measured: Mapping[str, Tightness],
-) -> Sheet:
-    """Draw a row for every arm that measured it: median, quartiles, 10th to 90th percentile, its seeds
-    faint."""
+def draw_tightness(facts: Facts, track: str, arms: Arms, measured: Mapping[str, Tightness]) -> Sheet:
+    """Draw a row for each arm that measured it: median, quartiles, 10th to 90th percentile, seeds faint."""
     whom = (
         f"{optimizer(track)}: tightness, the measured movement T over the predicted one, c·S, at the audits"
     )

@@ -15,11 +15,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from ...text.words import signed
+from ...text.words import plural, signed
 from ..drawing.curves import Line, by_step, evals_of, known, missing
 from ..drawing.looks import ALERT, FAINT, GREY, REST
 from ..drawing.losses import ceiling_of
-from ..drawing.sheet import MOST_LINES, Facts, Sheet, count_seeds, entry, lines
+from ..drawing.sheet import MOST_LINES, Facts, Sheet, entry, lines
 
 END = 0.25  # of the run: what is enlarged
 LEAST_ENDS = 3  # evaluations of it, where the run has as many
@@ -50,18 +50,13 @@ def losses_of(root: Path, arm: Mapping[str, Any]) -> Losses | None:
 
 
 def draw_overlaid(
-    facts: Facts,
-    whom: str,
-    courses: Mapping[str, Losses],
-    mine: Sequence[str] = (),
-    reference: str = "",
+    facts: Facts, whom: str, courses: Mapping[str, Losses], mine: Sequence[str] = (), reference: str = ""
 ) -> Sheet:
-    """Draw the loss curves of arms. `mine`: those asked about; `reference`: the one that is named whatever
-    its loss."""
+    """Draw the loss curves of arms. `mine`: those asked about; `reference`: is named whatever its loss."""
     order = sorted(courses, key=lambda name: (name not in mine, name != reference, courses[name].end))
     named = order[:MOST_LINES]
     arms = {name: course.arm for name, course in courses.items()}
-    seeds = count_seeds(max(len(arm["runs"]) for arm in arms.values()))
+    seeds = plural(max(len(arm["runs"]) for arm in arms.values()), "seed")
     sheet = Sheet(
         facts,
         "How does the loss of each arm fall?",
@@ -83,9 +78,8 @@ def draw_overlaid(
                 continue
             width, above = (2.6, 2.8) if name in mine else (1.4, 2.5)
             lines(axes, course, look, lw=width, zorder=above)
-    _frame(
-        left, right, courses.values(), [courses[name].end for name in (*mine, reference) if name in courses]
-    )
+    needed = [courses[name].end for name in (*mine, reference) if name in courses]
+    _frame(left, right, courses.values(), needed)
     for name in named:
         course = courses[name]
         label = f"{name}  {course.end_in_words}"
@@ -130,6 +124,5 @@ def _frame(left: Axes, right: Axes, courses: Collection[Losses], needed: Sequenc
 
 
 def _start_of_the_end(steps: np.ndarray) -> float:
-    """Return where the enlarged part of a run begins: its last quarter, or as many evaluations as make a
-    line."""
+    """Return where the enlarged end begins: at the last quarter, or with enough evaluations for a line."""
     return min(float(steps[-1]) * (1 - END), float(steps[-min(LEAST_ENDS, len(steps))]))

@@ -11,7 +11,7 @@ import numpy as np
 
 from ebc_lab.records.figures import RunResult
 from ebc_lab.records.json_files import read_json
-from ebc_lab.records.paths import RunFiles, SpecRecord, StudyFiles
+from ebc_lab.records.paths import SpecRecord, StudyFiles
 from ebc_lab.records.streams import read_columns
 
 from ...text.words import plural
@@ -51,14 +51,14 @@ def read_runs(root: Path, arm: Mapping[str, Any]) -> list[Run]:
     """Return the runs of an arm by seed; one that never started has no result and no rows."""
     runs = []
     for seed, run_id in arm["runs"].items():
-        files = StudyFiles(root).run_files(run_id)
-        runs.append(Run(seed, known(root, run_id), *_streams(files)))
+        steps = _stream(StudyFiles(root).run_files(run_id).steps, ("step", "loss", "c", "skipped"))
+        runs.append(Run(seed, known(root, run_id), steps, evals_of(root, run_id)))
     return runs
 
 
-def read_results(root: Path, arm: Mapping[str, Any], name: str = "result") -> dict[str, dict[str, Any]]:
-    """Return seed -> the result of an arm's run, or its spec; empty where there is none."""
-    return {seed: known(root, run_id, name) for seed, run_id in arm["runs"].items()}
+def read_specs(root: Path, arm: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return seed -> the spec of an arm's run; empty where there is none."""
+    return {seed: known(root, run_id, "spec") for seed, run_id in arm["runs"].items()}
 
 
 def known(root: Path, run_id: str, name: str = "result") -> dict[str, Any]:
@@ -76,10 +76,6 @@ def evals_of(root: Path, run_id: str) -> dict[str, np.ndarray]:
     return _stream(StudyFiles(root).run_files(run_id).evals, ("step", "val_loss"))
 
 
-def _streams(files: RunFiles) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    return _stream(files.steps, ("step", "loss", "c", "skipped")), _stream(files.evals, ("step", "val_loss"))
-
-
 def _stream(path: Path, needed: Iterable[str]) -> dict[str, np.ndarray]:
     try:
         columns = read_columns(path, needed) if path.stat().st_size else {}
@@ -89,9 +85,8 @@ def _stream(path: Path, needed: Iterable[str]) -> dict[str, np.ndarray]:
 
 
 def by_step(streams: Iterable[Mapping[str, np.ndarray]], column: str) -> tuple[np.ndarray, np.ma.MaskedArray]:
-    """Return the steps that any stream has, and a column of the streams side by side, (streams, steps). It is
-    masked where a stream has no finite value: a run that ended early drops out of the mean instead of bending
-    it."""
+    """Return the steps that any stream has, and a column of the streams, (streams, steps). It is masked where
+    it is not finite: a run that ended early drops out of the mean instead of bending it."""
     streams_there = [s for s in streams if s]
     steps = np.unique(np.concatenate([s["step"] for s in streams_there])) if streams_there else np.empty(0)
     table = np.full((len(streams_there), len(steps)), np.nan)
@@ -101,8 +96,7 @@ def by_step(streams: Iterable[Mapping[str, np.ndarray]], column: str) -> tuple[n
 
 
 def spans(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return where the moving window of each of `n` steps begins and ends. It narrows towards the first step,
-    where curves are steep."""
+    """Return where each step's moving window begins and ends: narrow at first, where curves are steep."""
     half = window(n) // 2
     at = np.arange(n)
     return np.maximum(at - half, 0), np.minimum(at + np.minimum(at, half) + 1, n)
@@ -120,8 +114,7 @@ def running_mean(table: np.ma.MaskedArray) -> np.ma.MaskedArray:
 
 
 def thinned(n: int, most: int = MOST_POINTS) -> np.ndarray:
-    """Return the columns that a smooth curve over `n` steps is drawn from: all, or as many as the eye tells
-    apart."""
+    """Return the columns that a smooth curve over `n` steps is drawn from: all, or as many as are seen."""
     return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int)) if n else np.arange(0)
 
 
@@ -169,9 +162,8 @@ def applied_c(runs: Sequence[Run]) -> tuple[np.ndarray, np.ma.MaskedArray]:
     """Return the steps, and the clip coefficients of all but skipped ones, (runs, steps)."""
     steps, table = by_step((r.steps for r in runs), "c")
     if len(steps):
-        table.mask = np.ma.getmaskarray(table) | (
-            by_step((r.steps for r in runs), "skipped")[1].filled(1.0) != 0
-        )
+        skipped = by_step((r.steps for r in runs), "skipped")[1].filled(1.0) != 0
+        table.mask = np.ma.getmaskarray(table) | skipped
     return steps, table
 
 

@@ -22,8 +22,7 @@ LEAST_SPAN = 3 * WINDOW_NATS  # that an axis of losses shows
 
 
 def ceiling_of(losses: Sequence[float], needed: Sequence[float]) -> float:
-    """Return where an axis of losses ends: above what the finding needs, and where a few bad runs would press
-    all others together, below those."""
+    """Return where an axis of losses ends: above what the finding needs, below runs that would squash it."""
     low, top = min(losses), max(losses)
     middle = max([statistics.median(losses), *needed])
     limit = low + max(MOST_TIMES * (middle - low), LEAST_SPAN)
@@ -41,8 +40,7 @@ def where_it_ends(points: Sequence[tuple[float, float]], ceiling: float) -> tupl
 
 
 def frame_losses(axes: Axes, rows: Sequence[Mapping[str, Any]], ceiling: float, rows_of_marks: int) -> None:
-    """Show the validation losses up to the `ceiling` with their standard errors, and room above for rows of
-    marks of what lies higher."""
+    """Show losses up to the `ceiling` with their standard errors, and room above for rows of marks."""
     known = [(row["val_loss"], row["val_se"] or 0.0) for row in rows if row["val_loss"] is not None]
     low = min((loss - error for loss, error in known), default=0.0)
     high = max((loss + error for loss, error in known if loss <= ceiling), default=1.0)
@@ -55,7 +53,7 @@ def draw_windows(
     axes: Axes,
     windows: Mapping[str, Any],
     looks: Mapping[str, Look],
-    chosen: Mapping[str, float | None],
+    chosen: Mapping[str, float] = {},
 ) -> None:
     """Give each arm a row with a bar from one end of its window to the other, an arrow where it goes on
     beyond what was tried, and a stroke at the value that is `chosen`, else at the best."""
@@ -67,7 +65,7 @@ def draw_windows(
         if window:
             ends = (window["low"], window["high"])
             axes.plot(ends, (row, row), color=colour, lw=5, alpha=0.35, solid_capstyle="butt")
-            axes.plot(chosen.get(name) or window["best"], row, "|", color=colour, ms=8, mew=2)
+            axes.plot(chosen.get(name, window["best"]), row, "|", color=colour, ms=8, mew=2)
             for end, tip in (("low", "<"), ("high", ">")):
                 if window[f"open_{end}"]:
                     axes.plot(window[end], row, tip, color=colour, ms=7, clip_on=False)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from textwrap import wrap
+from textwrap import TextWrapper, wrap
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +28,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
+from ...text.words import plural
 from ..catalogue import Entry
 from .curves import Line, missing
 from .looks import GOAL, GREY, INK, SMALL, UNKNOWN, Look
@@ -117,16 +119,14 @@ class Sheet(Figure):
         self.title = " ".join(title.split())
         self.alt = " ".join(f"{text.rstrip('.')}." for text in about if text)
         if arms is not None:
-            notes = (count_seeds(max((len(arm["runs"]) for arm in arms.values()), default=0)), *notes)
+            notes = (plural(max((len(arm["runs"]) for arm in arms.values()), default=0), "seed"), *notes)
         self.note = " · ".join(notes)
         self.alert = alert or missing(arms or {})
         self.source = facts.source
         head = wrap(self.title, int(72 * width / 8.6))
         foot = wrap(" ".join(self.source.split()), int((72 * width - 2 * GAP) / CHARACTER))
-        self.strips = (
-            17.0 * len(head) + 2 * GAP,
-            LINE * len(foot) + GAP,
-        )  # points above and below the panels
+        # points above and below the panels
+        self.strips = (17.0 * len(head) + 2 * GAP, LINE * len(foot) + GAP)
         height = sum(heights) + sum(self.strips) / 72
         super().__init__(figsize=(width, height))
         FigureCanvasAgg(self)
@@ -176,9 +176,7 @@ class Sheet(Figure):
         if self.narrow:
             self.marks = [*self._named_marks(), *self.marks]
             self.ends = {}
-        placed = {
-            axes: self._place_labels(axes, [end for _, end in ends]) for axes, ends in self.ends.items()
-        }
+        placed = {axes: self._place_labels(axes, [end for _, end in own]) for axes, own in self.ends.items()}
         key = self._draw_key() if self.marks else None
         depth = 72 * key.get_window_extent().height / self.dpi + GAP if key else 0.0
         self.taller(depth)
@@ -212,8 +210,7 @@ class Sheet(Figure):
         axes.set_title(_broken(axes.get_title(loc="left"), broad), loc="left", size=SMALL, color=INK)
 
     def _named_marks(self) -> list[Any]:
-        """Return a mark for each label of the lines' ends, the highest line first; what several panels say of
-        one name is said once."""
+        """Return a mark for each name, the highest line first, with all that the panels say of it."""
         named: dict[str, tuple[Any, list[str]]] = {}
         for ends in self.ends.values():
             for mark, (_, _, label, _) in sorted(ends, key=lambda end: -end[1][1]):
@@ -253,9 +250,16 @@ class Sheet(Figure):
         return beside
 
 
+class _Lines(TextWrapper):
+    """Words in lines; the name of an arm breaks after its underscores."""
+
+    wordsep_simple_re = re.compile(r"(\s+|(?<=_)(?=[^_\s]))")
+
+
 def _broken(words: str, most: int) -> str:
     """Return words in lines of at most `most` characters, those that are there kept."""
-    lines = (wrap(line, max(most, 8), break_on_hyphens=False) for line in words.split("\n"))
+    wrapper = _Lines(max(most, 8), break_on_hyphens=False)
+    lines = map(wrapper.wrap, words.split("\n"))
     return "\n".join(itertools.chain.from_iterable(lines))
 
 
@@ -264,11 +268,8 @@ def _as_drawn(axes: Axes, end: End) -> Any:
     x, y, label, colour = end
     alike = [line for line in axes.get_lines() if line.get_color() == colour and line.get_linewidth() > 0.6]
     points = [np.ma.filled(np.ma.atleast_2d(line.get_xydata()), np.nan) for line in alike]
-    whole = [line for line, own in zip(alike, points, strict=True) if len(own) > 1]
-    last = [
-        line for line, own in zip(alike, points, strict=True) if len(own) > 1 and np.allclose(own[-1], (x, y))
-    ]
-    for line in (*last, *whole):
+    whole = [(line, own[-1]) for line, own in zip(alike, points, strict=True) if len(own) > 1]
+    for line, _ in sorted(whole, key=lambda one: not np.allclose(one[1], (x, y))):
         look = {"ls": line.get_linestyle(), "lw": line.get_linewidth(), "marker": line.get_marker()}
         return entry(label, colour, ms=4, **look)
     return entry(label, colour, lw=2.0)
@@ -282,13 +283,9 @@ def _spread(axes: Axes, labels: list[tuple[Text, float, float]]) -> None:
     gaps = [squeezed * 0.5 * (a + b) for a, b in itertools.pairwise(tall)]
     for (text, x, y), place in zip(labels, spread([y for _, _, y in labels], gaps), strict=True):
         text.set_y(place)
-        look: dict[str, Any] = {
-            "color": "#AAAAAA",
-            "lw": 0.6,
-            "transform": axes.transAxes,
-            "label": "_leader",
-        }
-        axes.add_artist(Line2D([min(x, 1.0), 1.02], [y, place], **look)).set_clip_on(False)
+        leader = Line2D([min(x, 1.0), 1.02], [y, place], color="#AAAAAA", lw=0.6, label="_leader")
+        leader.set_transform(axes.transAxes)
+        axes.add_artist(leader).set_clip_on(False)
 
 
 def spread(wanted: Sequence[float], gaps: Sequence[float]) -> list[float]:
@@ -329,9 +326,8 @@ def entry(label: str, color: str = INK, **look: Any) -> Line2D:
 
 def lines(axes: Axes, line: Line, look: Look, **more: Any) -> tuple[float, float] | None:
     """Draw the line that stands for an arm's seeds, and each seed faintly. -> its last point, if any."""
-    axes.plot(
-        line.steps, line.middle, **{"color": look.colour, "ls": look.line, "lw": 1.6, "zorder": 2.5, **more}
-    )
+    style = {"color": look.colour, "ls": look.line, "lw": 1.6, "zorder": 2.5, **more}
+    axes.plot(line.steps, line.middle, **style)
     if len(line.seeds) > 1:
         axes.plot(line.steps, line.seeds.T, color=look.colour, lw=0.5, alpha=0.35, zorder=1.2)
     return line.last
@@ -384,10 +380,6 @@ def format_tick(value: float, within: float = 1e-6) -> str:
     short = (f"{value:.{digits}g}" for digits in range(1, 7))
     shown = next((x for x in short if math.isclose(float(x), value, rel_tol=within)), f"{value:.6g}")
     return f"{float(shown):g}".replace("-", "−")
-
-
-def count_seeds(number: int) -> str:
-    return f"{number} seed{'s' * (number != 1)}"
 
 
 def name_band(axes: Axes, high: float, words: str) -> None:
