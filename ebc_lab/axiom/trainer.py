@@ -30,7 +30,7 @@ from .trainer_files import (
     with_own_settings,
     write_checkpoint,
 )
-from .trainer_results import Course, figures, write_results
+from .trainer_results import Course, check_course, figures, write_results
 
 LARGEST_LOSS = 709  # beyond it exp is infinite in float64
 
@@ -309,6 +309,7 @@ class AXIOM_Trainer:
         state = read_checkpoint(Path(path))
         try:
             course = Course(**state["curves"])
+            check_course(course)
             check_weights(state["model"], self.model.state_dict())
             optimizer = with_own_settings(state["optimizer"], self.optimizer)
             check_random(state, self.device)
