@@ -314,8 +314,9 @@ class AXIOM_Trainer:
             optimizer = with_own_settings(state["optimizer"], self.optimizer)
             check_random(state, self.device)
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            why = " ".join(str(error).split())
             raise ValueError(
-                f"{path} is not of this trainer ({error}): build model and trainer as they were when it was "
+                f"{path} is not of this trainer ({why}): build model and trainer as they were when it was "
                 "written."
             ) from None
         self._set_hooks(state["hooks"])  # which may refuse: before anything else

@@ -202,7 +202,7 @@ def state_of(content: bytes) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "other",
     [
-        *({"curves": {"unknown": 1}}, {"loader_rng": torch.zeros(5056)}, {"optimizer": {}}),
+        *({"curves": {"unknown\n": 1}}, {"loader_rng": torch.zeros(5056)}, {"optimizer": {}}),
         *({"curves": {"train_losses": [[1.0]]}}, {"curves": {"tokens": "many"}}),
     ],
 )
