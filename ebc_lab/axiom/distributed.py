@@ -16,6 +16,7 @@ Stich, Cordonnier & Jaggi, arXiv:1809.07599, and Karimireddy et al., arXiv:1901.
 
 # Annotations are evaluated here, as DistributedDataParallel compares those of a hook with the classes.
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from .packing import only_value_errors
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import GradBucket, ProcessGroup
@@ -204,7 +207,9 @@ class AxiomDDPState:
         Raises ValueError when it has residuals but this state has no error feedback, or when they are not of
         this model's parameters and buckets; before the first backward, that is noticed in it.
         """
-        loaded = state["residuals"]
+        with only_value_errors("AxiomDDPState"):
+            loaded = _copies(state["residuals"])
+            counts = operator.index(state["sent"]), operator.index(state["dense"])
         if loaded and not self.error_feedback:
             raise ValueError(
                 "the saved state has residuals of error feedback: set error_feedback=True to use it."
@@ -215,9 +220,8 @@ class AxiomDDPState:
             for r, other in zip(own, saved, strict=True):
                 r.copy_(other)
         else:
-            self._residuals = _copies(loaded)
-        self.sent = state["sent"]
-        self.dense = state["dense"]
+            self._residuals = loaded
+        self.sent, self.dense = counts
 
     def __getstate__(self) -> dict[str, Any]:
         arguments = {"top_k_percent": self.top_k_percent, "error_feedback": self.error_feedback}

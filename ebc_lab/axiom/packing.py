@@ -9,6 +9,7 @@ nearest level (ξ = ½) errs less in each value but always in the same direction
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,18 @@ TOP = 15  # highest q
 STRETCH = 1 << 16  # values that take their noise from one place of the table; also the table's length
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SMALLEST = 0x00800000  # bits of the smallest normal float32, the least step: 1/step is finite
+
+
+@contextmanager
+def only_value_errors(owner: str) -> Iterator[None]:
+    """Raise ValueError for whatever a state that is damaged, or another's, makes a load raise."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"this is no state of {owner} ({why}): load what its state_dict() returned."
+        ) from error
 
 
 class Noise:
@@ -60,9 +73,14 @@ class Noise:
         return {"seed": self.seed, "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue with the bits that would have followed when `state` was taken."""
-        self.seed = int(state["seed"])
-        self._generator.manual_seed(self.seed)
+        """Continue with the bits that would have followed when `state` was taken.
+
+        Raises ValueError, and nothing has changed, where it is no such state."""
+        with only_value_errors("the noise"):
+            seed = int(state["seed"])
+            torch.Generator().set_state(state["generator"].cpu())
+            self._generator.manual_seed(seed)
+        self.seed = seed
         self._tables = {torch.device("cpu"): self._shuffled()}
         self._generator.set_state(state["generator"].cpu())
 

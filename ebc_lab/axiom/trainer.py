@@ -30,7 +30,7 @@ from .trainer_files import (
     with_own_settings,
     write_checkpoint,
 )
-from .trainer_results import Course, figures, write_results
+from .trainer_results import Course, check_course, figures, write_results
 
 LARGEST_LOSS = 709  # beyond it exp is infinite in float64
 
@@ -309,12 +309,14 @@ class AXIOM_Trainer:
         state = read_checkpoint(Path(path))
         try:
             course = Course(**state["curves"])
+            check_course(course)
             check_weights(state["model"], self.model.state_dict())
             optimizer = with_own_settings(state["optimizer"], self.optimizer)
             check_random(state, self.device)
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            why = " ".join(str(error).split())
             raise ValueError(
-                f"{path} is not of this trainer ({error}): build model and trainer as they were when it was "
+                f"{path} is not of this trainer ({why}): build model and trainer as they were when it was "
                 "written."
             ) from None
         self._set_hooks(state["hooks"])  # which may refuse: before anything else

@@ -93,8 +93,8 @@ def check_weights(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> None
 
 
 def form(x: Any) -> str:
-    """Name shape and dtype of a tensor, the type of anything else."""
-    return f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+    """Name shape, dtype and layout of a tensor, the type of anything else."""
+    return f"{tuple(x.shape)} {x.dtype} {x.layout}" if isinstance(x, Tensor) else type(x).__name__
 
 
 def with_own_settings(saved: Mapping[str, Any], optimizer: AXIOM) -> dict[str, Any]:

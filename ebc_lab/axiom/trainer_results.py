@@ -55,6 +55,18 @@ class Course:
     peak_vram_bytes: int | None = None  # None on a CPU
 
 
+def check_course(course: Course) -> None:
+    """Raise ValueError unless all of it is numbers and lists of numbers, as in a new one."""
+    for name, first in vars(Course()).items():
+        value = getattr(course, name)
+        values = value if isinstance(first, list) and isinstance(value, list) else [value]
+        kinds = (int, float) if first is not None else (int, type(None))
+        if isinstance(first, list) != isinstance(value, list) or not all(
+            isinstance(v, kinds) for v in values
+        ):
+            raise ValueError(f"its {name} are no numbers")
+
+
 def figures(course: Course, usage: Mapping[str, float]) -> dict[str, Any]:
     """Return the results of a course and of `AXIOM.memory_usage`; None for what is not finite."""
     results = {

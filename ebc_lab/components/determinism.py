@@ -41,7 +41,7 @@ from ebc_lab.workloads import WORKLOADS, Makers, Workload
 from ebc_lab.workloads.gpt import ExactGPTWorkload
 from ebc_lab.workloads.losses import EXACT_SUMS, SUMS, Sums, mean_of
 
-from .hook import Built, DamagedStateError, Hook
+from .hook import Built, Hook
 from .optimizer import moments
 
 Saving = Callable[[], AbstractContextManager[Any]]
@@ -187,10 +187,7 @@ class Verity(Torch):
         return self.grids.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        try:
-            self.grids.load_state_dict(state)
-        except VerityError as error:
-            raise DamagedStateError(str(error)) from None
+        self.grids.load_state_dict(state)
 
 
 NUMERICS: dict[str, type[Torch]] = {"none": Torch, "torch": Repeatable, "verity": Verity}

@@ -20,10 +20,6 @@ from ebc_lab.ebc import StabilizedOptimizer, StepInputs, StepStats
 from ebc_lab.records.paths import RunFiles
 
 
-class DamagedStateError(ValueError):
-    """The state of a hook in a checkpoint is damaged, or another model's."""
-
-
 @dataclass(frozen=True)
 class Built:
     """What a run has built when its hooks begin."""
@@ -117,7 +113,7 @@ class Hook:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put it back. Raises DamagedStateError."""
+        """Put it back. Raises anything where it is damaged, or another model's."""
 
     def figures(self, bases: Sequence[Optimizer]) -> Mapping[str, Any]:
         """Return figures for result.json, of a run that has not diverged."""

@@ -128,10 +128,10 @@ def load(kept: KeptWeights, model: nn.Module) -> None:
     model's."""
     try:
         saved = torch.load(io.BytesIO(kept.archive), map_location="cpu", weights_only=True)["model"]
+        others = {name: _form(w) for name, w in saved.items()}
     except Exception as error:
         raise UserError(f"{kept.path} is damaged ({type(error).__name__}): train that run again.") from None
-    own = {name: tuple(w.shape) for name, w in model.state_dict().items()}
-    others = {name: tuple(w.shape) for name, w in saved.items()}
+    own = {name: _form(w) for name, w in model.state_dict().items()}
     if own != others:
         odd = sorted(name for name in own.keys() | others.keys() if own.get(name) != others.get(name))
         there, here = (shapes.get(odd[0], "not there") for shapes in (others, own))
@@ -140,6 +140,11 @@ def load(kept: KeptWeights, model: nn.Module) -> None:
             "this run: choose a run of the same model."
         )
     model.load_state_dict(saved)
+
+
+def _form(w: Tensor) -> tuple[int | str, ...]:
+    """Return a tensor's shape, with the dtype of one that is not of floating-point numbers."""
+    return (*w.shape,) if w.is_floating_point() else (*w.shape, str(w.dtype))
 
 
 def distance(weights: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> float:

@@ -23,7 +23,7 @@ from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import StepInputs
 from ebc_lab.workloads.losses import token_losses
 
-from .hook import Built, DamagedStateError, Hook
+from .hook import Built, Hook
 
 PRODUCTS = 8  # with the Hessian, in a measurement: from the last vector on, so that few are enough
 SHARPNESS, PRECONDITIONED = "sharpness", "preconditioned_sharpness"
@@ -118,7 +118,7 @@ class Sharpness(Hook):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         shapes = {column: vector.shape for column, vector in self.vectors.items()}
         if {column: getattr(vector, "shape", None) for column, vector in state.items()} != shapes:
-            raise DamagedStateError("its vectors are not this run's")
+            raise ValueError("its vectors are not this run's")
         self.vectors = {column: vector.to(self.weights[0].device) for column, vector in state.items()}
 
 

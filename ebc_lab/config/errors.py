@@ -27,10 +27,11 @@ def visible(text: str) -> str:
 
 
 class UserError(Exception):
-    """A user's mistake. The message says what is wrong, where, and what to do next. The exit code is 2."""
+    """A user's mistake. The message says on one line what is wrong, where, and what to do next. The exit code
+    is 2."""
 
     def __str__(self) -> str:
-        return visible(super().__str__())
+        return visible(super().__str__()).replace("\n", "\\n")
 
 
 def require(ok: bool, message: str) -> None:

@@ -34,6 +34,7 @@ from .given.watch import Watch
 from .parallel.shards import gradients_of, local, shared_out, unwrapped
 from .proposal import Opened
 from .step import StepInputs, StepStats
+from .wrapping import damage_told
 
 KEY = "ebc"  # in an optimizer's state dict
 FIRST_C = 0.1  # taken for c between the steps of several optimizers, where nothing is known of it yet
@@ -245,11 +246,13 @@ class Attached:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._abandon()  # else W of before would be taken for where the loaded weights came from
         self.clip.load_own_state_dict(state)
-        self.capture.certain = state.get("certain", False)  # states of before say nothing of it
-        if self.look is not None and "look" in state:  # states of before have none
-            self.look.load_state_dict(state["look"])
+        with damage_told(self):
+            last_c = state.get("last_c")
+            self._c = None if last_c is None else float(last_c)
+            self.capture.certain = bool(state.get("certain", False))  # states of before say nothing of it
+            if self.look is not None and "look" in state:  # states of before have none
+                self.look.load_state_dict(state["look"])
         self.loaded_before = False
-        self._c = state.get("last_c")
 
     def _save(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(state, dict):

@@ -5,7 +5,9 @@ Schedulers, gradient scalers and checkpoints are shown the base optimizers' own 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +16,41 @@ from torch import Tensor, nn
 from .given import bases as given_bases
 from .parallel.shards import local
 from .probe import GivenLogits, Prober
+
+
+@contextmanager
+def damage_told(owner: object) -> Iterator[None]:
+    """Raise ValueError, of one sentence, for whatever a damaged or foreign state makes a load raise."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"this is not the state of this {type(owner).__name__}, or it is damaged ({why}): load what its "
+            "state_dict() returned, of the same model and options."
+        ) from error
+
+
+def check_form(saved: Any, own: Any, name: str = "it") -> None:
+    """Raise ValueError where a saved value is of another kind or shape than one's own. What is None says
+    nothing, and an earlier version's state may lack a key, or have more."""
+    if saved is None or own is None:
+        fits = not isinstance(own if saved is None else saved, str | list | tuple | dict)
+    elif isinstance(own, Tensor):
+        fits = torch.as_tensor(saved).shape == own.shape
+    elif isinstance(own, dict):
+        fits = isinstance(saved, dict)
+        for key in (own.keys() & saved.keys()) if fits else ():
+            check_form(saved[key], own[key], str(key))
+    elif isinstance(own, list | tuple):
+        fits = isinstance(saved, list | tuple)
+    else:
+        number = isinstance(saved, (int, float)) or (isinstance(saved, Tensor) and saved.dim() == 0)
+        fits = number if type(own) in (int, float) else isinstance(saved, type(own))
+    if not fits:
+        raise ValueError(f"{name} is not what it should be")
 
 
 class WrappingOptimizer(torch.optim.Optimizer):
@@ -74,13 +111,24 @@ class WrappingOptimizer(torch.optim.Optimizer):
                 f"this is not the state of a {type(self).__name__} around {len(self.bases)} optimizer(s): "
                 "load a plain optimizer's own into that one, before it is wrapped."
             )
-        for base, state in zip(self.bases, state_dict["bases"], strict=True):
-            base.load_state_dict(state)
+        with damage_told(self):
+            for base, state in zip(self.bases, state_dict["bases"], strict=True):
+                for group, own in zip(state["param_groups"], base.param_groups, strict=True):
+                    check_form(group, own)
+                base.load_state_dict(state)
+                given_bases.check_fused(base)
         self.load_own_state_dict(state_dict)
 
     def load_own_state_dict(self, state: dict[str, Any]) -> None:
-        """Load what `own_state_dict` returned, or `state_dict` as far as it is not the bases'."""
-        self.step_index = state["step_index"]
+        """Load what `own_state_dict` returned, or `state_dict` as far as it is not the bases'.
+
+        Raises ValueError for another state."""
+        with damage_told(self):
+            check_form(state, self.own_state_dict())
+            self._load_own(state)
+
+    def _load_own(self, state: dict[str, Any]) -> None:
+        self.step_index = operator.index(state["step_index"])
         self.peak_lr = state["peak_lr"]
         if state.get("fresh_logits", False):  # states of before say nothing of it
             self.given.renew()

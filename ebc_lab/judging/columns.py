@@ -257,7 +257,7 @@ def _losses(search: _Search, asked: Asked) -> tuple[str, str, str]:
 def as_text(value: Any) -> str | None:
     """Return a value as text on one line, whole numbers without a point, what commands a terminal escaped;
     None for a blank."""
-    if value is None or value != value or (isinstance(value, str) and not value.strip()):
+    if value is None or value is pd.NA or value != value or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, float | np.floating) and value.is_integer() and abs(float(value)) < 2**53:
         return str(int(value))

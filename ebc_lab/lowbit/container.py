@@ -222,7 +222,7 @@ def read_packed(path: str | os.PathLike[str]) -> dict[str, PackedTensor | Floats
     entries, payload, _ = _read(path, keep=True)
     tensors: dict[str, PackedTensor | Floats] = {}
     for entry in entries:
-        with _damage_of(path, f"the tensor {entry['name']!r} is not what the header says"):
+        with damage_of(path, f"the tensor {entry['name']!r} is not what the header says"):
             tensors[entry["name"]] = _tensor_of(entry, payload)
     return tensors
 
@@ -272,14 +272,15 @@ def _tensor_of(entry: Entry, payload: NDArray[np.uint8]) -> PackedTensor | Float
 
 
 @contextmanager
-def _damage_of(path: str | os.PathLike[str], what: str) -> Iterator[None]:
-    """Call whatever a header's content makes Python raise damage of the file."""
+def damage_of(path: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Call whatever a file's content makes Python or torch raise damage of the file."""
     try:
         yield
     except DamagedFileError:
         raise
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise DamagedFileError(f"{path} is damaged: {what} ({error})") from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise DamagedFileError(f"{path} is damaged: {what} ({why})") from error
 
 
 def _read(path: str | os.PathLike[str], keep: bool) -> tuple[list[Entry], NDArray[np.uint8], str]:
@@ -305,7 +306,7 @@ def _read(path: str | os.PathLike[str], keep: bool) -> tuple[list[Entry], NDArra
         payload = _payload(file, size - _FRAME - length, digest, keep)
         if payload is None or file.read(33) != digest.digest():
             raise DamagedFileError(f"{path} is damaged: {_mismatch(header, size)}")
-    with _damage_of(path, "its header is malformed"):
+    with damage_of(path, "its header is malformed"):
         return _entries(path, header, size - _FRAME - length), payload, digest.hexdigest()
 
 

@@ -118,14 +118,20 @@ class GradientQuantizer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue as the quantizer that `state` was taken from; an open proposal is dropped.
 
-        Raises ValueError when `state` has residuals but this quantizer has no error feedback.
+        Raises ValueError when `state` has residuals but this quantizer has no error feedback, or is none.
         """
-        saved = state["residuals"]
+        try:
+            saved = state["residuals"]
+            residuals = None if saved is None else [r.detach().float().clone() for r in saved]
+        except (AttributeError, LookupError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"this is no state of a GradientQuantizer ({error}): load one of its own."
+            ) from None
         if saved is not None and not self.error_feedback:
             raise ValueError(
                 "the saved state has residuals of error feedback: set error_feedback=True to use it."
             )
-        self.residuals = None if saved is None else [r.detach().float().clone() for r in saved]
+        self.residuals = residuals
         self._proposal = None
 
     def _with_residuals(self, gradients: list[Tensor]) -> list[Tensor]:

@@ -180,17 +180,26 @@ class AuxiliaryNetwork(Familiar):
         return state | {"last": None if self.last is None else self.last.tolist()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state. ValueError when a shape is not this network's."""
-        for name in ("w1", "b1", "w2", "b2"):
-            loaded = np.array(state[name], dtype=np.float64)
+        """Go on from a state. ValueError when a shape is not this network's, or something is no number."""
+        try:
+            arrays = {name: np.array(state[name], dtype=np.float64) for name in ("w1", "b1", "w2", "b2")}
+            last = None if state["last"] is None else np.array(state["last"], dtype=np.float64)
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"this is no state of an AuxiliaryNetwork ({error}): load one of its own."
+            ) from None
+        if last is not None and last.shape != (SIGNALS,):
+            raise ValueError(
+                f"the last signals of the saved policy have shape {last.shape}, not {(SIGNALS,)}."
+            )
+        for name, loaded in arrays.items():
             if loaded.shape != getattr(self, name).shape:
                 raise ValueError(
                     f"{name} of the saved policy has shape {loaded.shape}, not {getattr(self, name).shape}: "
                     "it is of another network."
                 )
             setattr(self, name, loaded)
-        last = state["last"]
-        self.last = None if last is None else np.array(last, dtype=np.float64)
+        self.last = last
 
 
 class Policy:

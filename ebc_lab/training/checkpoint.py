@@ -8,11 +8,11 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import torch
 
-from ebc_lab.components.hook import DamagedStateError
+from ebc_lab.config.dicts import misfit
 from ebc_lab.config.errors import UserError
 from ebc_lab.ebc.probe import Prober
 from ebc_lab.records.files import opened, write_atomic
@@ -31,7 +31,18 @@ class Part(Protocol):
 
     def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+    def load_state_dict(self, state: Any) -> Any: ...
+
+
+class Plain(TypedDict):
+    """What of a checkpoint no part loads."""
+
+    streams: dict[str, Mark]
+    step: int
+    skips: int
+    train_s: float
+    wall_s: float
+    probe_s: float
 
 
 @dataclass
@@ -112,10 +123,13 @@ def read(files: RunFiles, identity: str, say: Say) -> Saved | None:
         return None
     try:
         foreign = saved.state["identity"] != identity
+        plain = {name: saved.state[name] for name in Plain.__annotations__}
     except Exception as error:
         raise UserError(f"{path} is none of ours ({type(error).__name__}): {AGAIN}.") from None
     if foreign:
         raise UserError(f"{path} belongs to another run: {AGAIN}.")
+    if wrong := misfit(plain, Plain):
+        raise UserError(f"{path} is damaged ({wrong}): {AGAIN}.")
     return saved
 
 
@@ -138,11 +152,13 @@ def restore(
 
     Raises UserError where a part's state is damaged, or another model's.
     """
-    for name, part in parts.items():
+    for name, part in {**parts, "random numbers": random}.items():
         try:
-            part.load_state_dict(state.get(name, {}))
-        except DamagedStateError as error:
-            raise UserError(f"{path} is damaged ({str(error).rstrip('.')}): {AGAIN}.") from None
+            part.load_state_dict(state if part is random else state.get(name, {}))
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a part makes of a state that is none
+            why = " ".join(str(error).split())[:300].rstrip(".")
+            raise UserError(f"{path} is damaged (its {name}: {why}): {AGAIN}.") from None
     prober.seconds = state["probe_s"]
-    random.load_state_dict(state)
     return Reached(state["step"], state["skips"], state["train_s"], state["wall_s"])

@@ -75,6 +75,7 @@ class OwnRandomness:
         return {"rng": self.host, "cuda_rng": self.gpu}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        torch.Generator().set_state(state["rng"])  # which raises where it is no state
         self.host = state["rng"]
         if self.on_gpu and state["cuda_rng"] is not None:
             self.gpu = state["cuda_rng"]

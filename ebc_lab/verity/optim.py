@@ -38,6 +38,22 @@ class VerityAdam(torch.optim.Optimizer):
             if p.dtype != torch.float32:
                 raise ValueError(f"VerityAdam takes float32 parameters, not {p.dtype}.")
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned. VerityError, and no change, where it is damaged or another's."""
+        try:
+            for group in state_dict["param_groups"]:
+                VerityAdam([torch.zeros(0)], *(group[key] for key in ("lr", "betas", "eps", "weight_decay")))
+            numbers = [i for group in state_dict["param_groups"] for i in group["params"]]
+            weights = [p for group in self.param_groups for p in group["params"]]
+            states = [(p, state_dict["state"].get(i)) for i, p in zip(numbers, weights, strict=True)]
+            sound = all(state in (None, {}) or _is_state(state, p) for p, state in states)
+            if sound:
+                super().load_state_dict(state_dict)
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise VerityError("the state of the optimizer is damaged, or another model's.")
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Do one update. VerityError, and nothing has changed, where there is no gradient at all (a step
@@ -69,3 +85,13 @@ class VerityAdam(torch.optim.Optimizer):
         lr = float(group["lr"])
         settings = (lr, beta1, beta2, group["eps"], lr * group["weight_decay"], 1.0 - first, 1.0 - second)
         engine_of(p.device).adam(p, p.grad, state["exp_avg"], state["exp_avg_sq"], *settings)
+
+
+def _is_state(state: dict[str, Any], p: torch.Tensor) -> bool:
+    """Say whether this is what an update leaves: the kernels read as many numbers as the weight has."""
+    moments = [state["exp_avg"], state["exp_avg_sq"]]
+    powers = state["powers"]
+    tensors = all(isinstance(m, torch.Tensor) and m.is_floating_point() for m in moments)
+    whole = tensors and all(m.shape == p.shape for m in moments)
+    whole = whole and all(m.is_contiguous() or not p.is_contiguous() for m in moments)
+    return whole and len(powers) == 2 and all(isinstance(x, float) for x in powers)

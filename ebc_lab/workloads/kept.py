@@ -195,6 +195,8 @@ def _built(path: Path, content: dict[str, Any]) -> KeptModel:
         raise ValueError(str(error)) from None
     tokenizer = from_json(content["tokenizer"]["kind"], content["tokenizer"]["json"])
     model = build(run, tokenizer.vocabulary)
+    if odd := [n for n, w in content["weights"].items() if isinstance(w, Tensor) and w.is_complex()]:
+        raise ValueError(f"{odd[0]} has complex numbers")  # of which torch would take the real parts
     model.load_state_dict(content["weights"])
     model.eval()
     return KeptModel(path, model, run, tokenizer, content["step"], content["curve"])

@@ -327,6 +327,9 @@ def test_residuals_that_do_not_fit_are_refused_and_change_nothing(trained):
     with pytest.raises(ValueError, match="set error_feedback=True"):
         AxiomDDPState(error_feedback=False).load_state_dict(state.state_dict())
     fresh = AxiomDDPState()
+    for change in ({"residuals": 3}, {"residuals": [[{}]]}, {"sent": "3"}):
+        with pytest.raises(ValueError, match="this is no state of AxiomDDPState"):
+            fresh.load_state_dict(other.state_dict() | change)
     fresh.load_state_dict(other.state_dict())
     with pytest.raises(ValueError, match="load the state of the same model"):
         backward(wrap(gloo.small_model(), fresh), normal(8, 24))

@@ -200,7 +200,11 @@ def state_of(content: bytes) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "other", [{"curves": {"unknown": 1}}, {"loader_rng": torch.zeros(5056)}, {"optimizer": {}}]
+    "other",
+    [
+        *({"curves": {"unknown\n": 1}}, {"loader_rng": torch.zeros(5056)}, {"optimizer": {}}),
+        *({"curves": {"train_losses": [[1.0]]}}, {"curves": {"tokens": "many"}}),
+    ],
 )
 def test_a_whole_file_with_other_content_is_refused(written, receiver, other):
     refused(receiver, sealed(saved(state_of(written) | other)), "is not of this trainer")

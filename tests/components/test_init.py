@@ -1,5 +1,6 @@
 """A run that starts from another's weights: what it is named by, what it forgets, and what is refused."""
 
+import io
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import run_id
 from ebc_lab.records.streams import read_columns
+from ebc_lab.records.weights import seal, unseal
 from ebc_lab.study.inspect.forecast import forecast
 from ebc_lab.training.outcome import run_and_record
 from ebc_lab.training.run import Training
@@ -102,6 +104,12 @@ def test_weights_that_cannot_be_meant_are_refused(run, source, texts, tmp_path):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"is truncated or was edited .*train that run again"):
             tuned(run, (path,), texts)
+    about, _ = unseal(whole)
+    buffer = io.BytesIO()
+    torch.save({"model": [torch.ones(3)]}, buffer)
+    path.write_bytes(seal("weights", about, buffer.getvalue()))
+    with pytest.raises(UserError, match="is damaged"):
+        Training(tuned(run, (path,), texts), made(tmp_path / "odd"))
     torch.save({"model": Evil()}, path)
     with pytest.raises(UserError, match="holds no weights of ebc-lab"):
         tuned(run, (path,), texts)

@@ -277,6 +277,29 @@ def test_a_state_that_was_loaded_before_attaching_is_told():
         assert sum("loaded before EBC" in str(w.message) for w in told) == (0 if own else 1)
 
 
+OTHERS = [
+    [],
+    {"controller": 3},
+    {"controller": {"delta": torch.zeros(3)}},
+    {"filters": None},
+    {"step_index": 1.5},
+    {"peak_lr": "high"},
+    {"rows": [True]},
+    {"trial": torch.zeros(2)},
+    {"look": {"steps": 3, "patience": 2}},
+    {"last_c": "half"},
+]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_state_that_is_none_of_ebcs_is_refused_in_a_sentence(other):
+    _, _, ebc = attached()
+    state = {**ebc.state_dict(), **other} if other else other
+    with pytest.raises(ValueError, match=r"is not the state of this .*: load what its state_dict") as refused:
+        ebc.load_state_dict(state)
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.filterwarnings("error:.*loaded before")
 def test_an_optimizer_that_has_trained_or_that_makes_its_state_at_once_was_not_loaded():
     model = Net()

@@ -29,6 +29,12 @@ def test_a_loss_beyond_all_bounds_counts_as_not_finite(far: float) -> None:
     assert {arm["arm"]: arm["diverged"] for arm in record["arms"]} == {"adam": 1, "muon": 0}
 
 
+def test_a_refusal_is_one_line_whatever_a_column_is_called() -> None:
+    with pytest.raises(UserError, match=r"say which with --arm, among a\\nb, ") as caught:
+        judge(frame().rename(columns={"arm": "a\nb"}))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_loss_with_a_word_among_its_numbers_is_named() -> None:
     with pytest.raises(UserError, match="column val_loss is taken as the loss and holds oom in row 2"):
         judge(frame(val_loss=["2.0", "oom", "2.1", "1.8", "1.9", "1.87"]))
@@ -37,6 +43,12 @@ def test_a_loss_with_a_word_among_its_numbers_is_named() -> None:
 def test_a_setting_called_n_steps_is_not_a_length_where_there_are_no_curves() -> None:
     judged = judge(frame(n_steps=[128] * 3 + [256] * 3), settings=("n_steps",))
     assert not any(one["role"] == "planned" for one in judged.record["taken"])
+
+
+@pytest.mark.parametrize("nothing", [pd.NA, pd.NaT, None, float("nan"), " "])
+def test_a_run_without_an_arm_is_no_arm_of_that_name(nothing: Any) -> None:
+    with pytest.raises(UserError, match="arm"):
+        judge(frame(arm=pd.Series(["adam"] * 3 + ["muon"] * 2 + [nothing], dtype=object)))
 
 
 def test_one_arm_of_several_runs_is_not_said_to_lack_them() -> None:

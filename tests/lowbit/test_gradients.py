@@ -199,4 +199,7 @@ def test_mistakes_are_named() -> None:
         quantizer.compress(gradients(0)[::-1], 1)
     with pytest.raises(ValueError, match="error_feedback=True"):
         GradientQuantizer("five").load_state_dict(quantizer.state_dict())
+    for state in ({}, {"residuals": 0.5}, {"residuals": [0.5]}):
+        with pytest.raises(ValueError, match="no state of a GradientQuantizer"):
+            quantizer.load_state_dict(state)
     assert GradientQuantizer("five").compress([], 0) == []

@@ -143,3 +143,6 @@ def test_mistakes_are_named() -> None:
     state = AuxiliaryNetwork(0).state_dict() | {"b2": [0.0, 0.0, 0.0]}
     with pytest.raises(ValueError, match="b2 of the saved policy"):
         AuxiliaryNetwork(0).load_state_dict(state)
+    for other in ({"b2": {}}, {"b2": "much"}, {"last": [1.0]}):
+        with pytest.raises(ValueError, match=r"no state of an AuxiliaryNetwork|last signals of"):
+            AuxiliaryNetwork(0).load_state_dict(state | {"b2": [0.0, 0.0]} | other)

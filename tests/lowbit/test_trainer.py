@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import math
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
@@ -15,6 +17,7 @@ from ebc_lab.lowbit.container import DamagedFileError
 from ebc_lab.lowbit.policy import Observed, Policy
 from ebc_lab.lowbit.trainer import loop, models
 from ebc_lab.lowbit.trainer.data import CONTEXT, Rows, Text, tokens_of
+from ebc_lab.lowbit.trainer.run import write_checkpoint
 
 
 def low_rank(rows: int = 200, columns: int = 12, seed: int = 0) -> np.ndarray:
@@ -399,6 +402,19 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path):
             trainer.load_checkpoint(path)
     path.write_bytes(b"PK\3\4 something else")
     with pytest.raises(DamagedFileError, match=r"one\.ebctrain is no checkpoint"):
+        trainer.load_checkpoint(path)
+    whole = torch.load(io.BytesIO(content[40:]), weights_only=True)
+    for other in (
+        *(3, {}, whole | {"settings": {}}, whole | {"run": whole["run"] | {"step": "2"}}),
+        whole | {"run": whole["run"] | {"model": {}}},
+    ):
+        write_checkpoint(path, other)
+        with pytest.raises(DamagedFileError, match=r"one\.ebctrain is damaged: it is not what") as refused:
+            trainer.load_checkpoint(path)
+        assert "\n" not in str(refused.value)
+    sealed = hashlib.sha256(b"no zip").digest() + b"no zip"
+    path.write_bytes(content[:8] + sealed)
+    with pytest.raises(DamagedFileError, match=r"content is none of this trainer's"):
         trainer.load_checkpoint(path)
 
 

@@ -11,6 +11,7 @@ from support.runs import assert_run_resumes, ebc, made, untimed
 
 from ebc_lab.config.choices import changed
 from ebc_lab.config.errors import UserError
+from ebc_lab.records.weights import seal, unseal
 from ebc_lab.training.ends import Interrupted
 from ebc_lab.training.outcome import run_and_record
 from ebc_lab.training.run import Training
@@ -161,6 +162,42 @@ def test_a_checkpoint_of_others_is_named_with_its_remedy_and_never_executed(run,
         run_and_record(run, tmp_path, "x")
     assert path.exists()
     assert not (tmp_path / "result.json").exists()
+
+
+def _of_optimizer(change):
+    return lambda state: change(state["optimizer"])
+
+
+OTHERS = {  # what a checkpoint of another program or version may hold behind a checksum that is right
+    "weights": lambda state: state["model"].popitem(),
+    "a weight's shape": lambda state: state["model"].update({n: w[None] for n, w in state["model"].items()}),
+    "clock": lambda state: state.update(wall_s="long"),
+    "no step": lambda state: state.pop("step"),
+    "random numbers": lambda state: state.update(rng=state["rng"][:100]),
+    "streams": lambda state: state.update(streams={"steps.csv": 3}),
+    "no controller": _of_optimizer(lambda state: state.pop("controller")),
+    "step of EBC": _of_optimizer(lambda state: state.update(step_index="2")),
+    "filters": _of_optimizer(lambda state: state.update(filters=[1])),
+    "moments": _of_optimizer(lambda state: state["bases"][0]["state"][0].update(exp_avg=3.0)),
+    "rate": _of_optimizer(lambda state: state["bases"][0]["param_groups"][0].update(eps="small")),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_sealed_checkpoint_with_another_state_is_named(run, tmp_path, kind):
+    begun = Training(run, tmp_path)
+    begun.advance(1)
+    begun.save_checkpoint()
+    path = tmp_path / "checkpoint.pt"
+    about, archive = unseal(path.read_bytes())
+    state = torch.load(io.BytesIO(archive), weights_only=True)
+    OTHERS[kind](state)
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path.write_bytes(seal("checkpoint", about, buffer.getvalue()))
+    with pytest.raises(UserError, match=r"checkpoint\.pt is (damaged|none of ours).*delete it") as refused:
+        Training(run, tmp_path)
+    assert "\n" not in str(refused.value)
 
 
 class Evil:

@@ -1,5 +1,6 @@
 """VerityAdam and the checksum of weights."""
 
+import copy
 import hashlib
 import math
 
@@ -56,6 +57,31 @@ def test_numbers_out_of_range_and_another_precision_are_refused():
             VerityAdam([torch.nn.Parameter(torch.ones(1))], **wrong)
     with pytest.raises(ValueError, match="float32"):
         VerityAdam([torch.nn.Parameter(torch.ones(1, dtype=torch.float64))])
+
+
+OTHERS = {
+    "no groups": lambda state: state.pop("param_groups"),
+    "a rate": lambda state: state["param_groups"][0].update(lr="high"),
+    "no powers": lambda state: state["state"][0].pop("powers"),
+    "powers": lambda state: state["state"][0].update(powers=(0.5, None)),
+    "another shape": lambda state: state["state"][0].update(exp_avg=torch.zeros(1)),
+    "a number": lambda state: state["state"][0].update(exp_avg_sq=2.0),
+    "no state": lambda state: state["state"].update({0: torch.zeros(())}),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_foreign_or_a_damaged_state_is_refused_and_changes_nothing(kind):
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = VerityAdam([p])
+    p.grad = torch.ones(3)
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    OTHERS[kind](state)
+    with pytest.raises(VerityError, match="is damaged, or another model's"):
+        optimizer.load_state_dict(state)
+    assert set(optimizer.state[p]) == {"exp_avg", "exp_avg_sq", "powers"}
+    assert optimizer.param_groups[0]["lr"] == 1e-3
 
 
 def test_a_checksum_is_of_names_shapes_and_bytes():

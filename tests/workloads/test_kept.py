@@ -96,7 +96,15 @@ class Evil:
         return (exec, ("raise SystemExit('a pickle was executed')",))
 
 
+def complex_weights(path):
+    weights = torch.load(path, weights_only=True)["weights"]
+    return changed(
+        path, weights={n: w.to(torch.complex64) if n.endswith("weight") else w for n, w in weights.items()}
+    )
+
+
 BAD = {
+    "complex": (complex_weights, "has complex numbers"),
     "truncated": (lambda path: path.read_bytes()[:5000], "is damaged, or no model of this program"),
     "pickle": (lambda path: saved({"format": Evil()}), "is damaged, or no model of this program"),
     "foreign": (

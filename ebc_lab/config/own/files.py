@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from ..errors import UserError, shown
 from . import sources
@@ -23,6 +23,8 @@ OTHER_NUMBER = re.compile(  # octal, binary and hexadecimal numbers, h:m:s times
     r"[-+]?(0[0-9_]+|0[bBoOxX][0-9a-fA-F_]+|[0-9][0-9_]*(:[0-9_]+)+(\.[0-9_]*)?"
     r"|(?=[0-9._]*_)[0-9.][0-9_.]*([eE][-+]?[0-9]+)?)"
 )
+DEEPEST = 64  # levels of nested lists and mappings
+MOST_VALUES = 1_000_000
 IN_THOUSANDS = re.compile(r"[-+]?[1-9][0-9]{0,2}(_[0-9]{3})+")  # such as 10_000, which is unambiguous
 
 
@@ -132,6 +134,8 @@ def read(own: OwnFile) -> dict[str, Any]:
     path, is_suite = own.path, own.group == GROUP
     try:
         with open(path, encoding="utf-8") as text:
+            check_yaml(text)
+            text.seek(0)
             loaded = OmegaConf.load(text)
             text.seek(0)
             for event in yaml.parse(text):
@@ -177,6 +181,31 @@ def _refuse_other_number(path: Path, line: int, written: str) -> None:
 
 def _mistake(path: Path, line: int | None, what: str) -> UserError:
     return UserError(f"{path}{f':{line}' if line else ''}: {what}: mend the file.")
+
+
+def check_yaml(text: str | TextIO) -> None:
+    """Raise YAMLError for YAML that is nested more than DEEPEST levels, or whose aliases stand for more than
+    MOST_VALUES values: a few lines of them fill a machine's memory once they are written out."""
+    import yaml
+
+    sizes = [1]  # of what is open: the document, and each mapping and list
+    anchors: list[str | None] = [None]
+    known: dict[str, int] = {}
+    for event in yaml.parse(text):
+        if isinstance(event, yaml.CollectionStartEvent):
+            sizes.append(1)
+            anchors.append(event.anchor)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            size, anchor = sizes.pop(), anchors.pop()
+            sizes[-1] += size
+            if anchor:
+                known[anchor] = size
+        elif isinstance(event, yaml.AliasEvent) and event.anchor in anchors:
+            raise yaml.YAMLError(f"{event.anchor} holds itself")
+        elif isinstance(event, yaml.NodeEvent):
+            sizes[-1] += known.get(event.anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
+        if len(sizes) > DEEPEST or sizes[-1] > MOST_VALUES:
+            raise yaml.YAMLError("it is nested too deeply, or its aliases stand for too many values")
 
 
 def with_places(value: Any, folder: Path, key: str = "") -> Any:

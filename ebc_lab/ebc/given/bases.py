@@ -49,6 +49,18 @@ def as_list(optimizers: Optimizers) -> list[torch.optim.Optimizer]:
     return bases
 
 
+def check_fused(base: torch.optim.Optimizer) -> None:
+    """Raise ValueError where a loaded state has tensors of another form than the weights, and the optimizer
+    is fused: that reads and writes as many numbers as a weight has, wherever they lie."""
+    for group in base.param_groups:
+        for p in group["params"] if group.get("fused") else ():
+            for name, value in base.state[p].items() if p in base.state else ():
+                whole = isinstance(value, Tensor) and value.shape == p.shape
+                whole = whole and (value.is_contiguous() or not p.is_contiguous())
+                if name != "step" and value is not None and not whole:
+                    raise ValueError(f"{name} is no tensor of its weight's form")
+
+
 def state_keeper(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The optimizer whose state dict has torch's hooks: this one, or one that it wraps and saves, too.
 

@@ -138,7 +138,7 @@ class Look:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.steps = [Seen(*step) for step in state["steps"].tolist() if not math.isnan(step[0])]
-        self.patience = state["patience"]
+        self.patience = int(state["patience"])
 
 
 def finding(look: Look, batch: Batch, clip: EllipsotopeClip) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ebc_lab.config.errors import require, shown
+from ebc_lab.config.errors import UserError, require, shown
 
 from ..asked import Asked
 from . import (
@@ -144,8 +144,21 @@ def _unread(place: Path, found: dict[Reader, list[Path]], chosen: Reader) -> lis
 
 def _read_all(reader: Reader, paths: Sequence[Path], root: Path, asked: Asked) -> Source:
     """Return what several files or folders of one format hold, as one source."""
-    if reader is hydra:
-        return hydra.read_jobs(paths, root, asked)
-    if reader is logs:
-        return logs.read_logs(paths, root, asked)
-    return together([reader.read(path, asked) for path in paths], reader.TITLE, paths, root, asked)
+    path = root
+    try:
+        if reader is hydra:
+            return hydra.read_jobs(paths, root, asked)
+        if reader is logs:
+            return logs.read_logs(paths, root, asked)
+        read_here = []
+        for path in paths:
+            read_here.append(reader.read(path, asked))
+        path = root
+        return together(read_here, reader.TITLE, paths, root, asked)
+    except (UserError, OSError, MemoryError):
+        raise
+    except Exception as error:  # each format's library has its own for what is not as it writes it
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise UserError(
+            f"{path} is damaged, or of an unknown version of {reader.TITLE} ({why}): leave it out."
+        ) from error

@@ -6,6 +6,7 @@ import codecs
 import csv
 import gzip
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -62,7 +63,7 @@ def first_rows(path: Path) -> tuple[list[list[str]], str, str]:
             whole = len(head) < FIRST_LOOK
             if head.count(b"\n") < WIDE:  # a row may be longer than the first look
                 head += b"".join(islice(file, WIDE))
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     text = _decoded(head, path, whole=whole)
     require(text.strip() != "", f"{path} is empty")
@@ -73,7 +74,9 @@ def first_rows(path: Path) -> tuple[list[list[str]], str, str]:
     mark = max(tables, key=lambda each: (_agreeing(tables[each]), max(map(len, tables[each]))))
     rows = tables[mark]
     cells = [cell for row in rows[1:] for cell in row] if mark == ";" else []  # else a comma separates them
-    points = {number[1] for cell in cells if (number := re.fullmatch(r"-?\d+([,.])\d+", cell))}
+    points = {
+        number[1] for cell in cells if (number := re.fullmatch(r"-?\d+([,.])\d+(?:[eE][-+]?\d+)?", cell))
+    }
     require(len(points) < 2, f"{path} writes some numbers with a decimal comma and some with a point")
     return rows, mark, "," if "," in points else "."
 
@@ -112,7 +115,7 @@ def read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
                 frame = pd.read_csv(copy, **format_of_cells)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} {NOT_UTF8}") from error
-    except (pd.errors.ParserError, OSError, EOFError) as error:
+    except (pd.errors.ParserError, OSError, EOFError, zlib.error) as error:
         why = str(error).removeprefix("Error tokenizing data. C error: ").strip()
         raise UserError(f"{path} is damaged: {why}") from error
     notes = []

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ebc_lab.config.errors import UserError, require, shown
+from ebc_lab.config.own.files import check_yaml
 
 from ..asked import Asked
 from .reader import NothingKnown, Source, cell
@@ -82,9 +83,11 @@ def _yaml(path: Path) -> Any:
     if not path.is_file():
         return None
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+        text = path.read_text(encoding="utf-8")
+        check_yaml(text)
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {str(error).splitlines()[0]}") from error
 
 
 def _overrides(job: Path) -> dict[str, str]:

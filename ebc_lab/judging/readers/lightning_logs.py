@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ebc_lab.config.errors import UserError, count
+from ebc_lab.config.own.files import check_yaml
 
 from ..asked import Asked
 from .delimited import read_table
@@ -84,8 +85,10 @@ def _hparams(file: Path) -> tuple[dict[str, Any], list[str]]:
 
     Loader.add_multi_constructor("", lambda loader, tag, node: Opaque())
     try:
-        found = yaml.load(file.read_text("utf-8"), Loader)  # a safe loader: no objects are made
-    except (yaml.YAMLError, UnicodeDecodeError):
+        text = file.read_text("utf-8")
+        check_yaml(text)
+        found = yaml.load(text, Loader)  # a safe loader: no objects are made
+    except (yaml.YAMLError, ValueError):
         return {}, ["everything"]
     settings = flat(found) if isinstance(found, Mapping) else {}
     unread = [name for name, value in settings.items() if isinstance(value, Opaque)]

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from ebc_lab.config.errors import UserError, count, listed, require
+from ebc_lab.config.own.files import check_yaml
 
 from ..asked import Asked
 from .reader import Source, by_step, files_below, source_of_runs, told_apart
@@ -190,7 +191,9 @@ def _meta(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return dict(yaml.safe_load(file.read_text("utf-8")) or {})
+        text = file.read_text("utf-8")
+        check_yaml(text)
+        return dict(yaml.safe_load(text) or {})
     except (yaml.YAMLError, ValueError, TypeError):
         raise UserError(
             f"{file} is damaged, or is being written: call again, or leave its folder out."

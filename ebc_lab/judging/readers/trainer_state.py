@@ -90,9 +90,11 @@ def _ends(states: Mapping[Path, dict[str, Any]]) -> dict[Path, dict[str, Any]]:
 def _state(file: Path) -> dict[str, Any]:
     try:
         state = json.loads(file.read_text("utf-8"))
-        if isinstance(state["log_history"], list) and isinstance(state["global_step"], int):
+        log = state["log_history"]
+        listed = isinstance(log, list) and all(isinstance(entry, dict) for entry in log)
+        if listed and isinstance(state["global_step"], int):
             return dict(state)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise UserError(f"{file} is no whole state of a Trainer (log_history, global_step): leave it out.")
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from ebc_lab.config.errors import UserError, count, listed
+from ebc_lab.config.errors import MISTAKEN, UserError, blamed, count, listed
 
 from ..asked import Asked
 from .reader import Source, files_below, flat, needed, number, source_of_runs, told_apart
@@ -60,6 +60,7 @@ def claims(path: Path) -> bool:
 def read(path: Path, asked: Asked) -> Source:
     """Return a row a `log`. A run that was resumed is one run, and its logs follow each other."""
     try:
+        from google.protobuf.message import DecodeError
         from wandb.proto import wandb_internal_pb2 as protocol
     except ImportError:
         raise needed("wandb", "wandb", path) from None
@@ -77,6 +78,11 @@ def read(path: Path, asked: Asked) -> Source:
             unreadable.append(log.name)
         except Torn as fault:
             notes.append(f"{log.name} ends in the middle ({fault}): what stands before that was read.")
+        except (DecodeError, *MISTAKEN) as error:
+            why = f"{type(error).__name__}: {error}"
+            notes.append(
+                f"{log.name} holds a record of another kind ({why}): what stands before it was read."
+            )
     if unreadable:
         notes.append(
             f"{len(unreadable)} logs are empty or damaged from their first byte, and their runs are left "
@@ -199,7 +205,8 @@ def _with_summary(run: _Run) -> list[dict[str, float]]:
     only: dict[str, float] = {}
     for name, value in run.summary.items():
         if name not in logged and not name.startswith("_"):
-            _add_numbers(only, name, json.loads(value))
+            with blamed(f"the summary of {run.name or run.key}", "see what wrote this log, or leave it out"):
+                _add_numbers(only, name, json.loads(value))
     if not only:
         return run.rows
     *before, last = run.rows or [{}]

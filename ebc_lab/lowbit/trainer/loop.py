@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backends.planes import matrices_size
+from ..container import damage_of
 from ..gradients import GradientQuantizer
 from ..levels import Quantized, quantize
 from ..linear import quantize_model
@@ -196,15 +197,19 @@ class HybridLLMTrainer(Familiar):
             DamagedFileError: no checkpoint, or not as it was written; it is a ValueError.
         """
         saved = read_checkpoint(Path(path))
+        foreign = "it is not what save_checkpoint wrote"
+        with damage_of(path, foreign):
+            settings = {name: saved["settings"][name] for name in self._settings()}
         for name, value in self._settings().items():
-            if saved["settings"][name] != value:
-                theirs = saved["settings"][name]
+            theirs = settings[name]
+            if isinstance(theirs, Tensor) or theirs != value:
                 raise ValueError(
                     f"{path} was made with {name}={theirs!r}, not {value!r}: give the same setting."
                 )
-        state = saved["run"]
-        run = self._built(state["kind"], state["sizes"], state["digest"])
-        run.load_state_dict(state)
+        with damage_of(path, foreign):
+            state = saved["run"]
+            run = self._built(state["kind"], state["sizes"], state["digest"])
+            run.load_state_dict(state)
         self._run = run
         self._is_loaded = True
 

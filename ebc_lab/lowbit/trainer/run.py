@@ -70,6 +70,8 @@ class Run:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in vars(self).items():
             if name not in _PARTS:
+                if value is not None and type(state[name]) is not type(value):
+                    raise TypeError(f"{name} is {state[name]!r}")
                 setattr(self, name, state[name])
             elif value is not None:
                 value.load_state_dict(state[name])
@@ -97,4 +99,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise DamagedFileError(
             f"{path} is damaged, its checksum is another one: restore it, or train from the start."
         )
-    return cast(dict[str, Any], torch.load(io.BytesIO(body), weights_only=True))
+    try:
+        return cast(dict[str, Any], torch.load(io.BytesIO(body), weights_only=True))
+    except Exception as error:
+        raise DamagedFileError(
+            f"{path} is damaged ({type(error).__name__}): its content is none of this trainer's."
+        ) from None

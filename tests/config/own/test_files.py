@@ -98,6 +98,12 @@ def test_a_suite_may_build_on_another(folder):
             r"^bad.yaml:8: .*mine.lr_scale: two is not a number$",
         ),
         (SUITE.replace("  reference: adam\n", ""), r"^bad.yaml:3: ablation.reference is missing: .*or mine"),
+        (
+            f"a: &a [{'1, ' * 999}]\nb: &b [{'*a, ' * 99}]\nc: [{'*b, ' * 99}]",
+            r"bad.yaml.*its aliases stand for too many values",
+        ),
+        ("a: " + "[" * 99_999, r"bad.yaml.*it is nested too deeply"),
+        ("a: &a [*a]", r"bad.yaml.*a holds itself"),
         ("ablation:\n  arms:\n    a: {budget: '${'}\n", r"bad.yaml:3: no viable alternative"),
     ],
 )

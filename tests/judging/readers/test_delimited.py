@@ -48,6 +48,7 @@ def test_nan_is_found_wherever_a_large_file_is_cut_into_blocks(tmp_path: Path) -
 @pytest.mark.parametrize(
     "text",
     [
+        "arm;step;val_loss\nadam;1;328,0E-2\nadam;2;2,5e+0\n",
         "arm;step;val_loss\nadam;1;3,28\nadam;2;2,5\n",
         "arm\tstep\tval_loss\nadam\t1\t3.28\nadam\t2\t2.5\n",
         "\ufeffarm,step,val_loss\r\nadam,1,3.28\r\nadam,2,2.5\r\n",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,40 @@ def test_what_no_reader_claims_is_said_in_a_sentence(
         written(tmp_path / name, text)
     with pytest.raises(UserError, match=sentence):
         read([tmp_path / name], Asked())
+
+
+LAUGHS = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else 1}]\n" for n in range(12))
+DAMAGED = {  # what no writer writes, though it begins as its format does
+    "entries": ("trainer_state.json", b'{"global_step": 1, "log_history": [[1]]}'),
+    "nested": ("runs.jsonl", b'{"loss":' * 9999 + b"1" + b"}" * 9999),
+    "nested array": ("runs.json", b"[ " * 9999),
+    "deflated": ("runs.csv.gz", gzip.compress(b"arm,val_loss\n" * 99)[:10] + b"\xff" * 40),
+    "aliases": ("mlruns/7/ab/meta.yaml", b"run_id: ab\n" + LAUGHS.encode()),
+    "levels": ("mlruns/7/ab/meta.yaml", b"run_id: " + b"[" * 99_999),
+    "itself": ("mlruns/7/ab/meta.yaml", b"run_id: &a [*a]"),
+    "settings": ("0/.hydra/config.yaml", LAUGHS.encode()),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_file_is_named_in_a_sentence(tmp_path: Path, kind: str) -> None:
+    name, content = DAMAGED[kind]
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    if kind == "settings":
+        written(tmp_path / "0" / ".hydra" / "overrides.yaml", "[]")
+        written(tmp_path / "0" / "metrics.csv", "step,val_loss\n1,3\n")
+    with pytest.raises(UserError, match=re.escape(path.name)) as caught:
+        read([tmp_path], Asked())
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_of_lightning_that_stand_for_too_much_are_left_out_and_said_so(tmp_path: Path) -> None:
+    written(tmp_path / "version_0" / "metrics.csv", "step,val_loss\n1,3\n")
+    written(tmp_path / "version_0" / "hparams.yaml", LAUGHS)
+    (source,) = read([tmp_path], Asked())
+    assert source.notes[0].startswith("everything in ")
 
 
 def test_a_place_that_is_not_there(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging.asked import Asked
-from ebc_lab.judging.readers import tensorboard_events
+from ebc_lab.judging.readers import read, tensorboard_events
 
 torch_board = pytest.importorskip("torch.utils.tensorboard")
 
@@ -100,3 +100,14 @@ def test_files_without_a_scalar_are_refused(tmp_path):
     write(tmp_path, [], val=float)
     with pytest.raises(UserError, match="hold no scalar"):
         tensorboard_events.read(tmp_path, Asked())
+
+
+def test_a_record_of_another_kind_is_named_though_its_checksums_are_right(tmp_path):
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    write(tmp_path, range(2), loss=float)
+    [file] = tmp_path.iterdir()
+    with file.open("ab") as log:
+        RecordWriter(log).write(b"no event")
+    with pytest.raises(UserError, match="is damaged, or of an unknown version of TensorBoard's event files"):
+        read([tmp_path], Asked())

@@ -3,8 +3,10 @@
 import math
 import os
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 
 import pytest
 
@@ -82,6 +84,23 @@ def test_of_a_log_that_was_cut_off_what_is_whole_is_read(folder, tmp_path):
     assert any("ends in the middle" in note for note in notes)
     part.write_bytes(whole[:80_000] + b"?" + whole[80_001:])
     assert len(wandb_offline.read(part, Asked()).frame) < len(source.frame)
+
+
+@pytest.mark.parametrize("kind", ["no record", "no JSON"])
+def test_what_stands_before_a_record_of_another_kind_is_read(folder, tmp_path, kind):
+    from wandb.proto import wandb_internal_pb2 as protocol
+
+    record = protocol.Record()
+    record.history.item.add(key="loss", value_json="{")
+    content = b"\xff\xff" if kind == "no record" else record.SerializeToString()
+    log = tmp_path / "run-odd.wandb"
+    whole = next(folder.glob("wandb/offline-run-*/*.wandb")).read_bytes()
+    log.write_bytes(
+        whole + struct.pack("<IHB", zlib.crc32(content, zlib.crc32(b"\1")), len(content), 1) + content
+    )
+    source = wandb_offline.read(log, Asked())
+    assert len(source.frame) == 1500
+    assert source.notes[0].startswith("run-odd.wandb holds a record of another kind")
 
 
 def test_a_run_that_was_resumed_is_one_run(folder, tmp_path):
