@@ -284,6 +284,8 @@ def _meant(path: Sequence[str], options: Collection[str], name: str, value: str)
         place = Path(value or "FOLDER")
         folder = place.parent if place.suffix else place
         return Flag(shlex.join([f"from={folder}/spec.json", f"hydra.run.dir={folder}"]))
+    if path[:1] == ["bench"] and plain == "--record":  # of 1.0
+        return Flag("--json", "`> FILE` after it keeps the figures", switch=True)
     if flag := (OF_FILES | RUN_FLAGS if trains else OF_FILES).get(plain):
         return flag
     return _setting(plain[2:].replace("-", "_"), value, trains)

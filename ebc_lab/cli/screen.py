@@ -304,7 +304,8 @@ def status(console: Console, state: Mapping[str, Any]) -> None:
         again = f"\n  again: {f['command']}" if f["command"] else ""
         console.print(Text(f"  log {f['log']}{again}"), soft_wrap=True)
     if state["continue"]:
-        console.print(f"this continues the study:\n  {state['continue']}", soft_wrap=True, markup=False)
+        does = "trains it anew, in another study" if state["anew"] else "continues the study"
+        console.print(f"this {does}:\n  {state['continue']}", soft_wrap=True, markup=False)
 
 
 def state_in_words(status_of: Mapping[str, Any]) -> Text:

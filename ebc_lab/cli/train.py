@@ -299,6 +299,7 @@ def train_one(
     from ebc_lab.config.identity import digest, identity
     from ebc_lab.records.json_files import read_json, write_json
     from ebc_lab.study.resolve import resolve_run
+    from ebc_lab.study.store.changes import differences, summarize
     from ebc_lab.training.ends import until_done
     from ebc_lab.training.outcome import run_and_record
 
@@ -313,9 +314,11 @@ def train_one(
         from ebc_lab.components.lr_schedule import recorded_rates, source_folder
 
         run.lr_schedule.sha256 = digest(recorded_rates(source_folder(run.lr_schedule, directory.parent)))
-    run_id = digest(identity(run))[:10]
+    named = identity(run)
+    run_id = digest(named)[:10]
     if earlier and earlier["run_id"] != run_id:
-        raise UserError(f"{directory} holds another run ({earlier['run_id']}): {OTHER_FOLDER}.")
+        what = summarize(differences(earlier["identity"], named), named, ())
+        raise UserError(f"{directory} holds another run ({what}): {OTHER_FOLDER}.")
     notes = warnings_of(run)
     threads, cores = processes * run.threads_per_run, job_cores or machine.cores()
     if processes > 1 and run.device == "cpu" and threads > cores:
@@ -323,7 +326,7 @@ def train_one(
     for note in notes:
         print(f"note: {note}")
     directory.mkdir(parents=True, exist_ok=True)
-    spec: SpecRecord = {"run_id": run_id, "kind": "train", "identity": identity(run), "config": to_dict(run)}
+    spec: SpecRecord = {"run_id": run_id, "kind": "train", "identity": named, "config": to_dict(run)}
     write_json(files.spec, spec)
     done_before = files.result.exists()
     with run_lock(directory) as mine:

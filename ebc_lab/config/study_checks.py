@@ -653,7 +653,8 @@ def _lists(config: Config) -> Mistakes:
         "study.stages: arms with a grid need the stage tune.": sizes and "tune" not in config.study.stages,
         f"every tuned arm must get the same number of runs: {counts}; or give all of them tune.trials=…, and "
         "those with fewer values try more around their best.": len({*sizes.values()}) > 1 and not trials,
-        f"tune.trials={trials} is fewer than the points with which the grids begin: {counts}.": (
+        f"tune.trials={trials} is fewer than the points with which the grids begin: {counts}; choose "
+        "tune.trials=0, which trains all of them, or tune.search=coordinate, or fewer values.": (
             trials and trials < max(sizes.values(), default=0)
         ),
     }

@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="time every backend beside numpy, torch and scikit-learn")
     bench.add_argument("--sizes", type=int, nargs="+", metavar="N", help="values of an array (1e6)")
     bench.add_argument("--iterations", type=int, metavar="N", help="times each candidate is timed")
+    bench.add_argument("--quick", action="store_true", help=argparse.SUPPRESS)  # of 1.0
     bench.add_argument("--full", action="store_true", help="1e6 and 1e7 values, torch.compile: minutes")
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
     bench.set_defaults(command=_bench)
@@ -99,6 +100,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    if options.quick:
+        raise ValueError("--quick is no option any more: type --sizes 100000 --iterations 3")
     from .benchmark import load
 
     settings = {"sizes": options.sizes, "iterations": options.iterations}

@@ -78,6 +78,9 @@ def resolve_study(
         edits = any(changes.is_edit(change, asked) for change in changed)
         copied = f"; a copy of what it was is in the study's {study.own.name}/" if edits else ""
         fresh = HALVED if any(answer["shared"] for answer in earlier) else ""
+        if environment_changes(recorded_config(known), known):
+            began = f"ebc-lab {known['ebc_lab']} with torch {known['versions']['torch']}"
+            fresh += f" To go on with all of its runs, use what began it, {began}."
         raise UserError(
             f"study {study.name} was begun with other settings ({shown}{copied}): choose another study.name, "
             "or add --force to change this one; runs that are still the same are kept "

@@ -57,6 +57,7 @@ def study(finished):
         (["status", "optimizers"], "start it with `ebc-lab autopilot study=optimizers`"),
         (["autopilt"], "no such command 'autopilt' (did you mean autopilot?); the commands are "),
         (["plan", "--nonsense"], "no such option: --nonsense"),
+        (["bench", "--record"], "type `ebc-lab bench --json` (--record: `> FILE` after it keeps the"),
         (["autopilot", "--nonsense"], "`ebc-lab autopilot --help` lists the options"),
         (["autopilot", "--max-runs", "many"], "invalid value for '--max-runs'"),
         (["plan", "study=memry"], "(did you mean memory?); study takes aggregator, "),

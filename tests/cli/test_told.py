@@ -73,7 +73,7 @@ def test_train_tells_programs_its_result_and_everything_else_on_stderr(text_file
     assert refused("train", *RUN, "--json", "optimizer.lr=-1", cwd=tmp_path)
     other = called("train", *RUN, *text, "--json", "steps=5", "hydra.run.dir=one", cwd=tmp_path)
     assert other.returncode == json.loads(other.stdout)["exit_code"] == 2
-    assert "holds another run" in other.stderr
+    assert "one holds another run (steps: 4 → 5): choose another folder" in other.stderr
 
 
 @pytest.mark.thorough

@@ -164,6 +164,7 @@ def test_errors_are_one_sentence_and_write_nothing(arrays: Path, tmp_path: Path,
         (["unpack", foreign, tmp_path / "out.txt"], "is no .npz"),
         (["inspect", tmp_path / "none"], "none: No such file"),
         (["bench", "--sizes", "2"], "sizes is [2]"),
+        (["bench", "--quick"], "type --sizes 100000 --iterations 3"),
         (["bench", "--json", tmp_path / "no" / "rows.json"], "cannot be written"),
     ]
     for arguments, message in cases:

@@ -6,7 +6,8 @@ Each stage names those that are drawn of its decision; a study that compares arm
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import matplotlib
 
 from ebc_lab.config.dicts import from_dict
+from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import AblationConfig
 from ebc_lab.records.files import write_atomic
 from ebc_lab.records.json_files import read_json
@@ -24,7 +26,7 @@ from ebc_lab.study.store.study import Study
 
 from ..text import words
 from .carry import draw_excess, draw_optima
-from .catalogue import PHONE, Entry, in_reading_order, opening_picture, write_catalogue
+from .catalogue import PHONE, Entry, catalogue, in_reading_order, opening_picture, write_catalogue
 from .compared import final_pictures, suite_pictures
 from .decisions import by_track, draw_calibration, draw_lr_scale, draw_lr_sweep
 from .drawing.looks import study_looks
@@ -60,7 +62,17 @@ def draw_study(root: Path) -> list[Path]:
             files[FOR_PAPERS] = pdf(for_papers[opening])
     for file, content in files.items():
         write_atomic(root / file, content)
+    _remove_others(root, entries)
     return [*(root / file for file in files), write_catalogue(root, entries)]
+
+
+def _remove_others(root: Path, entries: Sequence[Entry]) -> None:
+    """Remove the pictures in figures.json that are drawn no longer, as of an earlier version."""
+    with suppress(UserError):  # a damaged list
+        gone = {entry["name"] for entry in catalogue(root)} - {entry["name"] for entry in entries}
+        for path in [*root.glob("*.png"), *root.glob("*.svg")]:
+            if path.stem.removesuffix(PHONE) in gone:
+                path.unlink()
 
 
 def facts_of(header: Mapping[str, Any], decisions: Decisions) -> Facts:

@@ -15,6 +15,7 @@ from ebc_lab.records.spec import track_prefix
 from ..stages.rules import TIMING
 from ..stages.stage import concluding_stages, decision_that_shows, stage_of
 from ..stages.suite import point_in_words
+from ..store.changes import as_this_version_says, later_stages
 from ..store.counts import TRAINING, counted
 from ..store.snapshot import Snapshot, read
 from ..store.study import Record, Study
@@ -33,7 +34,12 @@ def compare(a: Study, b: Study) -> dict[str, Any]:
         heads = [snapshot.header for snapshot in snapshots]
         decisions = [snapshot.sound_decisions() for snapshot in snapshots]
         corpora = [{k: h["corpus"][k] for k in ("title", "sha256")} for h in heads]
-        requested = [flat(h["requested"]) for h in heads]
+        asked = [h["requested"] for h in heads]
+        later = later_stages(*asked)
+        requested = [
+            flat({key: value for key, value in as_this_version_says(settings).items() if key not in later})
+            for settings in asked
+        ]
         resolved = unequal(*(h["config"] for h in heads))
         both = [stage for stage in decisions[0] if stage in decisions[1]]
         figures = {stage: _figures(stage, *(made[stage] for made in decisions)) for stage in both}

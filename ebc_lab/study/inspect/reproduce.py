@@ -23,6 +23,7 @@ from ..stages.verdict import MOST_GIVEN, seeds_to_pass
 from ..store.changes import Change, as_this_version_says, differences
 from ..store.changes import requested as asked_for
 from ..store.neighbours import seeds_taken
+from ..store.reuse import environment_changes
 from ..store.study import Study, StudyHeader, recorded_config
 
 # texts that need no quotes on Hydra's command line
@@ -46,12 +47,15 @@ def again(study: Study, *overrides: str, portable: bool = False) -> str:
 
 def continuing(study: Study, header: StudyHeader) -> str:
     """Return the command line that continues a study: the recorded command that last ran it. If none was
-    recorded, or the study has been moved since, return a command line with the same settings."""
+    recorded, or the study has been moved since, return a command line with the same settings. Where the
+    versions here would train every run anew, it does so in another study, beside this one."""
+    anew = bool(environment_changes(recorded_config(header, checked=False), header))
     noted = study.noted_command()
-    if noted is not None:
+    if noted is not None and not anew:
         return noted
-    renamed = study.root.name != header["requested"]["study"]["name"]
-    name = [f"study.name={override_value(study.root.name)}"] if renamed else []
+    here = f"{study.root.name}_again" if anew else study.root.name
+    renamed = here != header["requested"]["study"]["name"]
+    name = [f"study.name={override_value(here)}"] if renamed else []
     return again(study, *name, *_place(study, header))
 
 

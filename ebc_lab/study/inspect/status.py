@@ -23,7 +23,7 @@ from ..stages.stage import stage_of
 from ..store import manifest
 from ..store.counts import TRAINING, counted, upgraded
 from ..store.index import Index
-from ..store.reuse import remaining_work
+from ..store.reuse import environment_changes, remaining_work
 from ..store.snapshot import Snapshot, read
 from ..store.study import RETRIED, Brief, Study, recorded_config, run_again
 from .forecast import expected_left
@@ -112,6 +112,7 @@ def _status(snapshot: Snapshot) -> dict[str, Any]:
         "slots": slots_used(snapshot),
         "failures": failures,
         "continue": continuing(study, snapshot.header) if to_go_on else None,
+        "anew": bool(environment_changes(snapshot.config, snapshot.header)),
         "problems": [*snapshot.problems, *unavailable],
     }
 

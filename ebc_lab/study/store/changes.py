@@ -12,7 +12,7 @@ from ebc_lab.config.dicts import from_dict, study_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.overrides import ARM
 from ebc_lab.config.parts.data import SAME_TEXT, DataConfig
-from ebc_lab.config.schema import NOT_THE_STUDY, Config
+from ebc_lab.config.schema import NOT_THE_STUDY, STAGES, Config
 from ebc_lab.records.figures import FINISHED
 
 from ..stages.statistics import level
@@ -43,9 +43,18 @@ def differences(old: Any, new: Any, path: str = "") -> list[Change]:
 
 def from_recorded(config: Config, known: Mapping[str, Any]) -> list[Change]:
     """Return the settings in which the command's `config` differs from `known`, the study.json."""
-    asked = requested(config)
-    old = as_this_version_says(known["requested"])
+    later = later_stages(known["requested"])
+    asked, old = (
+        {key: value for key, value in settings.items() if key not in later}
+        for settings in (requested(config), as_this_version_says(known["requested"]))
+    )
     return differences({**old, "data": asked["data"]} if same_corpus(config.data, known) else old, asked)
+
+
+def later_stages(*recorded: Mapping[str, Any]) -> set[str]:
+    """Return the stages that came with a version later than the one that recorded some of these settings. A
+    study that has such a stage is told apart by `study.stages`; in others nothing reads its settings."""
+    return {stage for stage in STAGES if any(stage not in settings for settings in recorded)}
 
 
 def as_this_version_says(old: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from ebc_lab.records.paths import RunFiles
 from . import manifest
 from .study import Brief, Record, Study
 
-VERSION = f"3 {__version__}"  # the 3 is raised by hand when the file's format, or a check of runs, changes
+VERSION = f"4 {__version__}"  # the 4 is raised by hand when the file's format, or a check of runs, changes
 LEAST = 200  # smaller studies get no index
 SETTLED_S = 2.0  # a younger file may still change within one tick of the disk's clock, so it is read again
 DIGEST_BYTES = 16

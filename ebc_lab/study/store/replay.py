@@ -11,8 +11,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ebc_lab import __version__
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import recorded_environment
+from ebc_lab.config.identity import NUMERICS_VERSION, recorded_environment
 from ebc_lab.records.decisions import Decision
 from ebc_lab.records.json_files import as_json, checksum_holds
 
@@ -29,9 +30,9 @@ SHOWN = 60  # characters of a value that is itself a list or a mapping
 
 def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
     """Decide one stage again, or every decided stage, and compare with the record. Return `study`, `same`
-    (whether all agree) and `stages`: for each stage, `same`, `differences` (path, recorded, recomputed) and
-    `problem`, the reason why it could not be decided again, or None. Raises UserError if there is no decision
-    to repeat."""
+    (whether all agree), `note`, which names another version that made the study, and `stages`: for each
+    stage, `same`, `differences` (path, recorded, recomputed) and `problem`, the reason why it could not be
+    decided again, or None. Raises UserError if there is no decision to repeat."""
     snapshot = read(study)
     stages = snapshot.config.study.stages
     recorded = snapshot.decisions
@@ -50,7 +51,19 @@ def replay(study: Study, stage: str | None = None) -> dict[str, Any]:
                     differences = []  # all that it seals is the same, up to rounding
                 same = not (problem or differences)
                 findings[name] = {"same": same, "differences": differences, "problem": problem}
-    return {"study": study.name, "same": all(f["same"] for f in findings.values()), "stages": findings}
+    same = all(f["same"] for f in findings.values())
+    made_by = _release(snapshot.header["ebc_lab"], snapshot.header["environment"]["numerics_version"])
+    here = _release(__version__, NUMERICS_VERSION)
+    note = (
+        ""
+        if made_by == here
+        else f"made by {made_by}; this is {here}: CHANGELOG.md has what it decides otherwise"
+    )
+    return {"study": study.name, "same": same, "note": note, "stages": findings}
+
+
+def _release(version: str, numerics: int) -> str:
+    return f"ebc-lab {version} (numerics {numerics})"
 
 
 def _decide_again(stage: str, snapshot: Snapshot, made: dict[str, Decision]) -> str | None:
@@ -95,6 +108,8 @@ def replay_in_words(findings: Mapping[str, Any]) -> Iterator[str]:
             yield f"{stage}: different in {len(f['differences'])} place(s)"
             for d in f["differences"]:
                 yield f"  {d['path']}: {_short(d['recorded'])} → {_short(d['recomputed'])}"
+    if findings["note"] and not findings["same"]:
+        yield findings["note"]
 
 
 def _short(value: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from support.invented import invent
 
@@ -44,7 +46,17 @@ def test_every_picture_is_drawn_without_a_warning(case, tmp_path):
     text.write_text("the corpus of a study " * 400)
     how = {"overrides": [], **CASES[case]}
     how["overrides"] = ["data=path", f'data.file="{text}"', "study.name=odd", *how["overrides"]]
-    written = pictures.draw_study(invent(tmp_path, **how, drawn=False).root)
+    root = invent(tmp_path, **how, drawn=False).root
+    old = {"name": "pareto", "section": "verdict", "title": "", "alt": "", "arm": ""}
+    (root / "figures.json").write_text(json.dumps([old]))
+    for name in ("pareto.png", "pareto_phone.svg", "mine.png"):
+        (root / name).touch()
+    written = pictures.draw_study(root)
+    assert {path.name for path in root.glob("*.png")} == {
+        "mine.png",  # in no list: the user's
+        *(path.name for path in written if path.suffix == ".png"),
+    }
+    assert not (root / "pareto_phone.svg").exists()
     assert len(written) > 3
     assert all(path.stat().st_size > 500 for path in written if path.suffix != ".json")
     svg = next(path for path in written if path.suffix == ".svg").read_text()
