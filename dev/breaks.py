@@ -273,7 +273,7 @@ def run_all() -> None:
 
 def _collected(marked: str) -> list[str]:
     listed = subprocess.run(
-        [*PYTEST, "--collect-only", "-q", "-m", marked], cwd=ROOT, capture_output=True, text=True
+        [*PYTEST, "--collect-only", "-m", marked], cwd=ROOT, capture_output=True, text=True
     )
     return [line for line in listed.stdout.splitlines() if "::" in line]
 

@@ -93,8 +93,10 @@ def check_weights(saved: Mapping[str, Any], expected: Mapping[str, Any]) -> None
 
 
 def form(x: Any) -> str:
-    """Name shape, dtype and layout of a tensor, the type of anything else."""
-    return f"{tuple(x.shape)} {x.dtype} {x.layout}" if isinstance(x, Tensor) else type(x).__name__
+    """Name shape and dtype of a tensor, and the layout of a sparse one; the type of anything else."""
+    if not isinstance(x, Tensor):
+        return type(x).__name__
+    return f"{tuple(x.shape)} {x.dtype}{'' if x.layout == torch.strided else f' {x.layout}'}"
 
 
 def with_own_settings(saved: Mapping[str, Any], optimizer: AXIOM) -> dict[str, Any]:
