@@ -7,7 +7,7 @@ from support.named import run
 
 from ebc_lab.config.checks import validate_run
 from ebc_lab.config.choices import changed, groups, read_choice, with_size
-from ebc_lab.config.compose import compose
+from ebc_lab.config.compose import compose, configurations
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.overrides import expand
@@ -200,3 +200,11 @@ def test_a_stage_takes_its_length_in_tokens_and_what_follows_it_follows():
 def test_budgets_of_tokens_are_swept_with_what_a_step_holds():
     found = [compose(c, study=False) for c in expand(["scale=smoke", "tokens=1e5,2e5", "batch_size=24,48"])]
     assert [config.steps for config in found] == [131, 66, 261, 131]
+
+
+def test_studies_of_a_sweep_are_named_after_what_varies_unless_they_are_named():
+    sweep = ["scale=smoke", "study.name=mine", "optimizer.weight_decay=0,0.1", "audit_every=5"]
+    names = [config.study.name for config in configurations(sweep, multirun=True)]
+    assert names == ["mine_optimizer.weight_decay_0", "mine_optimizer.weight_decay_0.1"]
+    named = configurations(["scale=smoke", "study.name=a,b"], multirun=True)
+    assert [config.study.name for config in named] == ["a", "b"]

@@ -66,7 +66,9 @@ def test_a_study_whose_machine_is_lost_goes_on_from_its_mirror(tiny, finished, s
     until(lambda: mirrored("result.json") and len(mirrored("checkpoint.pt")) == 2)
     lose_the_machine(driver, study)
 
-    assert called("pull", f"s3://{BUCKET}/lab/lost", str(there), cwd=tmp_path).returncode == 0
+    told = called("pull", f"s3://{BUCKET}/lab/lost", str(there), cwd=tmp_path)
+    assert told.returncode == 0
+    assert "\nthis continues the study:\n  ebc-lab autopilot " in told.stdout
     pulled = Study(there / "lost")
     done = {run for run in pulled.run_ids() if pulled.has_result(run)}
     begun = {run for run in pulled.run_ids() if pulled.run_files(run).checkpoint.exists()}
