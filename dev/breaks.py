@@ -45,7 +45,7 @@ NOT_COPIED = (".git", ".venv", "__pycache__", "outputs", "build", "dist", ".*_ca
 HERE = "not slow and not slurm and not nodes and not cuda and not browser and not emulated"
 MAKE_TEST, OTHERS, NONE = "make test", "the others alone", "no test"
 MARKED = {MAKE_TEST: f"not thorough and {HERE}", OTHERS: f"thorough and {HERE}"}
-PASSED, FAILED, NOT_COLLECTED = 0, 1, 2  # what pytest ends with
+PASSED, FAILED, NOT_COLLECTED, NOT_FOUND = 0, 1, 2, 4  # what pytest ends with
 PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
 
 # -- drawing -------------------------------------------------------------------------------------------------
@@ -297,8 +297,9 @@ def fails(tests: Sequence[str], root: Path, most: float) -> str | None:
             return None
     if done.returncode == PASSED:
         return None
-    broken = "while loading conftest" in done.stdout + done.stderr
-    if done.returncode not in (FAILED, NOT_COLLECTED) and not broken:
+    if done.returncode == NOT_FOUND and any("::" in test for test in tests):  # where a file is not imported
+        return fails(sorted({test.partition("::")[0] for test in tests}), root, most)
+    if done.returncode not in (FAILED, NOT_COLLECTED, NOT_FOUND):
         raise RuntimeError(done.stdout[-2000:] + done.stderr)
     named = re.search(r"^(?:FAILED|ERROR) (\S+::.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
     return named[1] if named else "an import"
