@@ -88,7 +88,9 @@ def low_bit(run: RunConfig, effort: Effort) -> list[dict[str, Any]]:
     """Return what low-bit training adds to a step without a stabilizer, as rows of `compare`."""
     plain = dataclasses.replace(run, stabilizer=StabilizerConfig(), memory=MemoryConfig())
     stateful = run.optimizer.name in WITH_LOW_BIT_STATE
-    variants = {k: v for k, v in LOW_BIT.items() if stateful or "state" not in v[0]["quantizer"]}
+    variants = {
+        name: found for name, found in LOW_BIT.items() if stateful or "state" not in found[0]["quantizer"]
+    }
     return compare({PLAIN: plain, **with_settings(plain, variants)}, variants, effort)
 
 

@@ -34,7 +34,8 @@ RULES = {  # as `ebc-lab doctor` prints them
 
 
 def examine(config: Config, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """Return all that `ebc-lab doctor` reports. Problems are listed, not raised; `say` tells of delays."""
+    """Return all that `ebc-lab doctor` reports. Problems are listed, not raised. `say` is called with what
+    takes time."""
     from ebc_lab.components.determinism import engine_in_words
     from ebc_lab.workloads.corpus import locate
 

@@ -28,7 +28,8 @@ PROBE_INTERVAL = 20  # steps between the surrogate's probes
 
 @contextlib.contextmanager
 def opened(run: RunConfig, *, bare: bool = False) -> Iterator[Loop]:
-    """Open a run's loop at its first step, in a temporary folder. Raise what building it raises."""
+    """Open the loop of a run at its first step, in a temporary folder, without what only looks at it. Raise
+    what building it raises. `bare`: see `Loop`."""
     run = dataclasses.replace(run, sharpness_every=0)
     with tempfile.TemporaryDirectory(prefix="ebc-lab-bench-") as folder:
         training = Training(run, Path(folder))

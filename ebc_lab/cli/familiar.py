@@ -240,7 +240,8 @@ def explain_flags(path: Sequence[str], options: Collection[str], words: Sequence
 
 
 def retyped(path: Sequence[str], options: Collection[str], words: Sequence[str]) -> Typed | None:
-    """Return `ebc-lab PATH WORDS` as typed here; None if a flag means nothing here, or none is foreign."""
+    """Return `ebc-lab PATH WORDS` as it is typed here; None where one of its flags means nothing here, or
+    none is another program's."""
     script = bool(words) and words[0].endswith(".py") and "=" not in words[0]  # after `python`
     rest = list(words[1:] if script else words)
     first: list[str] = []  # what stands before everything else: MODEL

@@ -57,7 +57,7 @@ LOSSES = {"loss", "nll", "ce", "xent", "crossentropy", "bpb", "bpc", "perplexity
 LOSSES |= {"mse", "mae", "rmse"}
 ERRORS = {"error", "err", "wer", "cer", "fid", "regret"}
 SCORES = {"acc", "accuracy", "f1", "auc", "auroc", "bleu", "rouge", "score", "iou", "reward", "return", "map"}
-SCORES |= {"top1", "top5", "r2", "precision", "recall", "rouge"}
+SCORES |= {"top1", "top5", "r2", "precision", "recall"}
 CHOOSING = frozenset({"val", "valid", "validation", "eval", "evaluation", "dev", "v"})
 TESTING = frozenset({"test", "heldout", "holdout"})
 TRAINING = {"train", "training", "tr"}
@@ -255,8 +255,8 @@ def _losses(search: _Search, asked: Asked) -> tuple[str, str, str]:
 
 
 def as_text(value: Any) -> str | None:
-    """Return a value as text on one line, whole numbers without a point, what commands a terminal escaped;
-    None for a blank."""
+    """Return a value as text on one line, a whole number without its point, and what would command a terminal
+    as escapes; None for a blank."""
     if value is None or value is pd.NA or value != value or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, float | np.floating) and value.is_integer() and abs(float(value)) < 2**53:

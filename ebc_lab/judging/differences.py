@@ -301,10 +301,13 @@ def _by_t(
 ) -> None:
     """Fill in the comparisons by Welch's t and by a given σ. The luck of a tuning only widens an interval."""
     compared = {name for c in found for name in (c["arm"], c["reference"])}
-    of_arm = {name: [*losses[name].values()] for name in sorted(compared)}  # not in the order of hashes
-    ways = [_of_family(found, of_arm, {}, sigma, sigma_freedom)]
-    if any(luck.get(name, NO_LUCK).sd for name in of_arm):
-        ways.append(_of_family(found, of_arm, luck, sigma, sigma_freedom))
+    spreads = {}  # arm -> the number of its runs, and the variance of one
+    for name in sorted(compared):  # not in the order of hashes
+        values = [*losses[name].values()]
+        spreads[name] = len(values), statistics.variance(values) if len(values) > 1 else math.nan
+    ways = [_of_family(found, spreads, {}, sigma, sigma_freedom)]
+    if any(luck.get(name, NO_LUCK).sd for name in spreads):
+        ways.append(_of_family(found, spreads, luck, sigma, sigma_freedom))
     widest = {key: np.max([way[key] for way in ways], axis=0) for key in ways[0] if key != "freedom"}
     for i, c in enumerate(found):
         at = {key: float(values[i]) for key, values in widest.items()}
@@ -332,20 +335,20 @@ def welch(errors: Any, freedoms: Any, runs: Any, first: Any, second: Any) -> tup
 
 def _of_family(
     found: Sequence[Comparison],
-    losses: Mapping[str, Sequence[float]],
+    spreads: Mapping[str, tuple[int, float]],
     luck: Mapping[str, Luck],
     sigma: float | None,
     sigma_freedom: float,
 ) -> dict[str, Array]:
     """Return, an array over comparisons each, half the widths of their intervals and what else `_by_t` fills
-    in, luck included. `losses`: of the arms that are compared."""
+    in, luck included. `spreads`: arm -> the number of its runs, and the variance of one."""
     from scipy import special
 
-    number = {name: i for i, name in enumerate(losses)}
+    number = {name: i for i, name in enumerate(spreads)}
     first, second = (np.array([number[c[key]] for c in found]) for key in ("arm", "reference"))
-    runs = np.array([len(values) for values in losses.values()])
-    variances = np.array([statistics.variance(x) if len(x) > 1 else math.nan for x in losses.values()])
-    lucks = [luck.get(name, NO_LUCK) for name in losses]
+    runs = np.array([n for n, _ in spreads.values()])
+    variances = np.array([variance for _, variance in spreads.values()])
+    lucks = [luck.get(name, NO_LUCK) for name in spreads]
     parts = [
         sum_of_variances((variance / n, max(1.0, n - 1.0)), (one.sd**2, one.freedom))
         for variance, n, one in zip(variances, runs, lucks, strict=True)

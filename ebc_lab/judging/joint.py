@@ -28,7 +28,8 @@ NEAR = 0.9  # share of a draw's most extreme normal score from which on exact p-
 
 
 def welch(errors: Floats, freedom: Floats, first: Places, second: Places) -> tuple[Floats, Floats]:
-    """Return differences' standard errors and degrees of freedom (Welch 1947; Satterthwaite 1946).
+    """Return the standard errors of the differences of two means and their degrees of freedom (Welch 1947;
+    Satterthwaite 1946).
 
     `errors`: standard errors of the arms' means, arms along the last axis; `freedom`: of each arm; `first`,
     `second`: the places of the compared arms.

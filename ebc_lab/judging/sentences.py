@@ -43,7 +43,8 @@ def outcome_in_words(runs: Runs, asked: Asked) -> str:
 
 
 def method_in_words(compared: Sequence[Mapping[str, Any]], luck: bool, sigma: float | None) -> str:
-    """Return how intervals were made. `luck`: they allow for that of a tuning; `sigma`: what was assumed."""
+    """Return how the intervals were made. `luck`: whether they allow for the luck of a tuning; `sigma`: the
+    standard deviation of a run that was assumed."""
     if not compared:
         return "There is one arm, and so nothing is compared."
     used = {one["method"] for one in compared if one["method"]}

@@ -281,7 +281,6 @@ class HybridDispatcher(Familiar):
     def _candidates(self, key: _Key, n: int) -> list[str]:
         config = self.config
         on_gpu = key.kind == "cuda"
-        has_driver = "torch" in sys.modules or any(map(os.path.exists, _DRIVERS))
         names = ["numpy"]
         if config.prefer_c and n >= config.min_size_for_c:
             names.append("c")
@@ -291,7 +290,7 @@ class HybridDispatcher(Familiar):
             names.append("torch")
         if config.prefer_gpu and on_gpu:
             names = ["numpy", "cuda"]  # numpy vouches for the bits: it would make each step wait for copies
-        elif config.prefer_gpu and has_driver and n >= config.min_size_for_gpu:
+        elif config.prefer_gpu and n >= config.min_size_for_gpu and _has_driver():
             names += ["cuda", "cupy"]
         if key.operation == "kmeans":
             names = [name for name in names if name != "cupy"]
@@ -452,3 +451,7 @@ def _same_bits(one: Any, other: Any) -> bool:
     if not np.array_equal(wrong, second != second):
         return False
     return bool(first[~wrong].tobytes() == second[~wrong].tobytes())
+
+
+def _has_driver() -> bool:
+    return "torch" in sys.modules or any(map(os.path.exists, _DRIVERS))

@@ -126,12 +126,11 @@ class LoadedStudy:
         return self._study.blame_files()
 
     def specs(self) -> dict[str, dict[str, Any]]:
-        """Return run id -> all settings of the run, as in spec.json. Damaged runs are left out."""
+        """Return the settings of each run by its id, as spec.json has them. Damaged runs are left out."""
         return {r.run_id: spec["config"] for r in self._records if (spec := r.spec) is not None}
 
     def results(self) -> dict[str, dict[str, Any]]:
-        """Return run id -> contents of result.json, for the runs that have ended. Damaged runs are left
-        out."""
+        """Return what result.json says of each run that has ended, by its id. Damaged runs are left out."""
         return {r.run_id: dict(result) for r in self._records if (result := r.result) is not None}
 
     @property
@@ -210,7 +209,7 @@ class LoadedStudy:
     def evals(
         self, arm: str | None = None, seed: int | None = None, run_id: str | None = None
     ) -> pd.DataFrame:
-        """Return the same as `steps`, from evals.csv: a row for each evaluation."""
+        """Return a table as `steps` does, with a row for each evaluation in evals.csv."""
         wanted = {"arm": arm, "seed": seed, "run_id": run_id}
         return self._streams(wanted, lambda files: files.evals, EVAL_COLUMNS, TABLES["evals"])
 

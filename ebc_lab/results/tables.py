@@ -74,8 +74,8 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tracks_of_runs(decisions: Decisions) -> dict[str, str]:
-    """Return run id -> track, for the runs whose track a decision gives. The settings of a suite's arm need
-    not tell its track."""
+    """Return the track of each run by its id, as decisions give it: the settings of a suite's arm need not
+    tell it."""
     track_of: dict[str, str] = {}
     for decision in decisions.values():
         tracks = decision["tracks"]

@@ -134,11 +134,10 @@ def read(own: OwnFile) -> dict[str, Any]:
     path, is_suite = own.path, own.group == GROUP
     try:
         with open(path, encoding="utf-8") as text:
-            check_yaml(text)
+            events = check_yaml(text)
             text.seek(0)
             loaded = OmegaConf.load(text)
-            text.seek(0)
-            for event in yaml.parse(text):
+            for event in events:
                 if isinstance(event, yaml.ScalarEvent) and event.implicit[0]:  # neither quoted nor tagged
                     _refuse_other_number(path, event.start_mark.line + 1, event.value)
     except yaml.YAMLError as error:
@@ -183,15 +182,17 @@ def _mistake(path: Path, line: int | None, what: str) -> UserError:
     return UserError(f"{path}{f':{line}' if line else ''}: {what}: mend the file.")
 
 
-def check_yaml(text: str | TextIO) -> None:
-    """Raise YAMLError for YAML that is nested more than DEEPEST levels, or whose aliases stand for more than
-    MOST_VALUES values: a few lines of them fill a machine's memory once they are written out."""
+def check_yaml(text: str | TextIO) -> list[Any]:
+    """Return the events of YAML. Raise YAMLError where it is nested more than DEEPEST levels, or its aliases
+    stand for more than MOST_VALUES values: a few lines of them fill a machine's memory once written out."""
     import yaml
 
     sizes = [1]  # of what is open: the document, and each mapping and list
     anchors: list[str | None] = [None]
     known: dict[str, int] = {}
+    events = []
     for event in yaml.parse(text):
+        events.append(event)
         if isinstance(event, yaml.CollectionStartEvent):
             sizes.append(1)
             anchors.append(event.anchor)
@@ -206,6 +207,7 @@ def check_yaml(text: str | TextIO) -> None:
             sizes[-1] += known.get(event.anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
         if len(sizes) > DEEPEST or sizes[-1] > MOST_VALUES:
             raise yaml.YAMLError("it is nested too deeply, or its aliases stand for too many values")
+    return events
 
 
 def with_places(value: Any, folder: Path, key: str = "") -> Any:

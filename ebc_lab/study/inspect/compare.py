@@ -183,11 +183,13 @@ def _arms(decisions: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
             if None in pair:
                 continue
             losses = [arm["test_loss"] for arm in pair]
+            measured = any(BITS in arm for arm in pair)
+            bits = {BITS: [_bits_per_character(arm) for arm in pair]} if measured else {}
             prefix = "" if shown == "verdict" else track_prefix(track, tracks)
             out[f"{prefix}{name}"] = {
                 "seeds": [len(arm["runs"]) for arm in pair],
                 "test_loss": losses,
-                **({BITS: list(map(_bits_per_character, pair))} if any(BITS in arm for arm in pair) else {}),
+                **bits,
                 "difference": None if None in losses else losses[1] - losses[0],
             }
     return out
