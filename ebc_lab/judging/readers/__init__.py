@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,20 +145,26 @@ def _unread(place: Path, found: dict[Reader, list[Path]], chosen: Reader) -> lis
 
 def _read_all(reader: Reader, paths: Sequence[Path], root: Path, asked: Asked) -> Source:
     """Return what several files or folders of one format hold, as one source."""
-    path = root
-    try:
+    with _blaming(root, reader):
         if reader is hydra:
             return hydra.read_jobs(paths, root, asked)
         if reader is logs:
             return logs.read_logs(paths, root, asked)
         read_here = []
         for path in paths:
-            read_here.append(reader.read(path, asked))
-        path = root
+            with _blaming(path, reader):
+                read_here.append(reader.read(path, asked))
         return together(read_here, reader.TITLE, paths, root, asked)
+
+
+@contextmanager
+def _blaming(path: Path, reader: Reader) -> Iterator[None]:
+    """Turn what a format's library raises about a damaged file into one sentence that names `path`."""
+    try:
+        yield
     except (UserError, OSError, MemoryError):
         raise
-    except Exception as error:  # each format's library has its own for what is not as it writes it
+    except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UserError(
             f"{path} is damaged, or of an unknown version of {reader.TITLE} ({why}): leave it out."
