@@ -137,6 +137,8 @@ def parts(node: ast.AST, inside: bool = False) -> Iterator[tuple[ast.expr | ast.
     """The parts of functions that something can be made of, and what: for one node, maybe several."""
     if isinstance(node, (ast.Raise, ast.Assert, ast.JoinedStr, ast.arguments)):
         return  # messages, what holds anyway, and defaults
+    if isinstance(node, ast.keyword) and node.arg == "strict":
+        return  # zip's: what holds anyway
     if inside and isinstance(node, ast.stmt) and (text := whole(node)):
         yield node, text
     if inside and isinstance(node, ast.If):
