@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 
+ENDS = 1500  # characters of a message that are kept at each end, where a name from a file makes it longer
 LONG = 400  # characters of a list of choices; the rest are only counted
 
 # characters that a terminal or a browser obeys instead of showing: controls except tab and line feed,
@@ -31,7 +32,8 @@ class UserError(Exception):
     is 2."""
 
     def __str__(self) -> str:
-        return visible(super().__str__()).replace("\n", "\\n")
+        text = visible(super().__str__()).replace("\n", "\\n")
+        return text if len(text) <= 2 * ENDS else f"{text[:ENDS]} … {text[-ENDS:]}"
 
 
 def require(ok: bool, message: str) -> None:
@@ -82,8 +84,10 @@ def naming(path: str) -> Iterator[None]:
 
 
 def any_of(choices: Sequence[str]) -> str:
-    """Return the choices as a list in words, such as `a, b or c`. A list of more than LONG characters is cut,
-    and ends in the number of choices left out."""
+    """Return the choices as a list in words, such as `a, b or c`; `none` where there are none. A list of more
+    than LONG characters is cut, and ends in the number of choices left out."""
+    if not choices:
+        return "none"
     length = list(accumulate(len(choice) + 2 for choice in choices))
     if length[-1] > LONG:
         shown_count = sum(end <= LONG for end in length)

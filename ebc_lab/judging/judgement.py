@@ -28,7 +28,7 @@ from . import cautions, differences, outcomes, sections, sentences, tuning
 from .asked import Asked, asked_of
 from .columns import choose_columns, rows_where
 from .readers import read
-from .readers.reader import Source, plain_frame
+from .readers.reader import Source, plain_frame, printable
 from .record import ArmRecord, Caution, DifferenceRecord, Record, Taken
 from .runs import Runs, alike_arms, joined, runs_of
 
@@ -67,7 +67,7 @@ def judged(runs: pd.DataFrame | Paths | Sequence[Paths], asked: Asked) -> Judgem
             "judge takes a frame of pandas, or the places of files and folders: join several frames first.",
         )
         sources = read([Path(path) for path in paths], asked)
-    sources = [rows_where(source, asked.where) for source in sources]
+    sources = [rows_where(printable(source), asked.where) for source in sources]
     chosen = [choose_columns(source, asked) for source in sources]
     made = joined([runs_of(source, columns) for source, columns in chosen])
     what = [source.what for source in sources]

@@ -92,10 +92,12 @@ def test_what_cannot_be_told_is_asked_for_in_one_sentence(frame, words):
         ({"paired": "yes"}, "paired is True or False, not 'yes'"),
         ({"margin": "x"}, "margin is a number"),
         ({"at": ["adam=3"]}, "at is a step, or {arm: step}"),
+        ({"where": ["seed=x"]}, "has seed = x: there are 0, 1"),
+        ({"where": ["blank=x"]}, "has blank = x: there are none."),
     ],
 )
 def test_options_that_cannot_be_are_refused_in_one_sentence(asked, words):
-    assert words in complaint(RUNS, **asked)
+    assert words in complaint(RUNS.assign(blank=None), **asked)
 
 
 @pytest.mark.parametrize(

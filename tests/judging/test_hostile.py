@@ -23,6 +23,12 @@ def test_names_of_arms_hold_no_command_to_a_terminal_and_no_line_break() -> None
     assert {arm["arm"] for arm in record["arms"]} == {"adam", r"\x1b]0;title\x07 a \u202eb"}
 
 
+def test_names_of_columns_hold_no_command_to_a_terminal() -> None:
+    table = frame(**{"\x1b[2J": [1, 2, 3] * 2, "\x00": [0.1] * 3 + [0.2] * 3})
+    assert r"not used: \x1b[2J, \x00" in {one["sentence"] for one in judge(table).record["taken"]}
+    assert judge(table, settings=(r"\x00",)).record["arms"][0]["configuration"] == {r"\x00": 0.2}
+
+
 @pytest.mark.parametrize("far", [1e101, 1e300, 1.7e308, -1e300])
 def test_a_loss_beyond_all_bounds_counts_as_not_finite(far: float) -> None:
     record = judge(frame(val_loss=[2.0, 2.1, far, 1.8, 1.9, 1.87])).record
@@ -33,6 +39,15 @@ def test_a_refusal_is_one_line_whatever_a_column_is_called() -> None:
     with pytest.raises(UserError, match=r"say which with --arm, among a\\nb, ") as caught:
         judge(frame().rename(columns={"arm": "a\nb"}))
     assert "\n" not in str(caught.value)
+
+
+def test_a_refusal_keeps_both_its_ends_where_a_name_is_as_long_as_a_page() -> None:
+    curves = pd.concat([frame(run="x" * 9000, step=1)] * 2).assign(val_loss=range(12))
+    with pytest.raises(
+        UserError, match=r"rows repeat a step of the same run .* name the column that"
+    ) as caught:
+        judge(curves)
+    assert len(str(caught.value)) < 4000
 
 
 def test_a_loss_with_a_word_among_its_numbers_is_named() -> None:

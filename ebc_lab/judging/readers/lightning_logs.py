@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from ebc_lab.config.errors import UserError, count
+from ebc_lab.config.errors import UserError, count, shown
 from ebc_lab.config.own.files import check_yaml
 
 from ..asked import Asked
@@ -66,7 +66,7 @@ def _metrics(file: Path) -> pd.DataFrame:
         words = table[name][numbers.isna() & table[name].notna()]
         if len(words):
             line = int(words.index[0]) + 2
-            raise UserError(f"{file}, line {line}: {name} is {words.iloc[0]!r}, which is no number.")
+            raise UserError(f"{file}, line {line}: {name} is {shown(words.iloc[0])}, which is no number.")
     return table
 
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from ebc_lab.config.errors import UserError
+from ebc_lab.config.errors import UserError, visible
 
 from ..asked import Asked
 from .names import ARM_NAMES, STEP_NAMES, columns_of_places
@@ -45,6 +45,19 @@ class Source:
     settings: Sequence[str] = ()
     better: str = ""
     notes: Sequence[str] = ()
+
+
+def printable(source: Source) -> Source:
+    """Return a source in whose names and sentences there are escapes for what a terminal would obey."""
+    names = [visible(str(name)) for name in source.frame.columns]
+    return Source(
+        source.frame.set_axis(names, axis=1),
+        visible(source.what),
+        {role: visible(column) for role, column in source.roles.items()},
+        [visible(name) for name in source.settings],
+        source.better,
+        [visible(note) for note in source.notes],
+    )
 
 
 def plain_frame(frame: pd.DataFrame) -> pd.DataFrame:

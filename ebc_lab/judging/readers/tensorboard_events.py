@@ -87,6 +87,9 @@ def _folder(files: list[Path], path: Path) -> tuple[Values, dict[str, Any], list
                     if value.HasField("simple_value"):
                         number = value.simple_value
                     elif value.tag in scalars and value.HasField("tensor"):
+                        shape = [dim.size for dim in value.tensor.tensor_shape.dim]
+                        if any(size != 1 for size in shape):  # before memory for as many is asked for
+                            raise ValueError(f"{value.tag} is a scalar of shape {shape}")
                         number = float(make_ndarray(value.tensor))
                     else:
                         if value.tag == SESSION:

@@ -66,6 +66,19 @@ def test_a_tag_is_a_scalar_where_its_first_event_says_so(tmp_path):
     assert "weights" not in frame
 
 
+def test_a_scalar_that_claims_many_values_is_refused_before_they_are_made(tmp_path):
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.scalar.metadata import create_summary_metadata
+    from tensorboard.util.tensor_util import make_tensor_proto
+
+    value = Summary.Value(tag="val", tensor=make_tensor_proto(0.5), metadata=create_summary_metadata("", ""))
+    value.tensor.tensor_shape.dim.add().size = 2**40
+    with torch_board.SummaryWriter(tmp_path) as writer:
+        writer.file_writer.add_summary(Summary(value=[value]), 0)
+    with pytest.raises(UserError, match=r"val is a scalar of shape \[1099511627776\]"):
+        read([tmp_path], Asked())
+
+
 def test_a_resumed_run_keeps_both_values_of_a_step_and_nan_is_inf(tmp_path):
     write(tmp_path / "a", range(6), val=float)
     write(tmp_path / "a", range(4, 8), val=lambda step: math.nan if step == 7 else -step)
