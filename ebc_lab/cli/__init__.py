@@ -72,6 +72,8 @@ def _told(error: Exception) -> int:
         place = f"{error.filename}: " if error.filename else ""
         cause = visible(f"{place}{error.strerror or error}")
         what = f"{cause}: fix that, or choose another folder, and try again"
+    elif isinstance(error, MemoryError):
+        what = "there is not enough memory for this: give less at once, or take a machine with more"
     elif isinstance(error, USAGE_ERROR):
         what = visible(explain_misuse(error))
     else:

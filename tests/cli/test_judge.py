@@ -35,6 +35,14 @@ def test_it_says_what_it_took_for_what_and_answers(folder):
     assert sorted(path.name for path in folder.iterdir()) == ["curves.csv", "runs.csv"]
 
 
+def test_where_memory_runs_out_it_is_one_sentence(folder, monkeypatch):
+    def runs_out(*_, **__):  # not for real: a test must not take what others need
+        raise MemoryError
+
+    monkeypatch.setattr("ebc_lab.judging.judgement.judged", runs_out)
+    assert "there is not enough memory for this" in refused("judge", "runs.csv", "--no-page", cwd=folder)
+
+
 @pytest.mark.parametrize(
     ("options", "asked"),
     [

@@ -162,7 +162,7 @@ def _blaming(path: Path, reader: Reader) -> Iterator[None]:
     """Turn what a format's library raises about a damaged file into one sentence that names `path`."""
     try:
         yield
-    except (UserError, OSError, MemoryError):
+    except (UserError, OSError):
         raise
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
