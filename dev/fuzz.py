@@ -330,9 +330,10 @@ def changed_database(draw: Draw, content: bytes) -> bytes:
             tables = [
                 n for (n,) in to.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
             ]
-            for _ in range(draw.of([1, 1, 2, 4])):
+            columns_of = {t: [row[1] for row in to.execute(f'PRAGMA table_info("{t}")')] for t in tables}
+            for _ in range(draw.of([1, 1, 2, 4]) if tables and all(columns_of.values()) else 0):
                 table = draw.of(tables)
-                columns = [row[1] for row in to.execute(f'PRAGMA table_info("{table}")')]
+                columns = columns_of[table]
                 column, value = draw.of(columns), odd(draw)
                 value = value if isinstance(value, str | int | float | None) else json.dumps(value)
                 some = draw.of(["", "WHERE rowid = (SELECT min(rowid) FROM {})", "WHERE rowid % 2"])

@@ -27,6 +27,7 @@ ROLES = ("run", "arm", "seed", "source", "planned", "length", "rows", "started",
 PERCENT = "%"
 FEWEST_ROWS = 5  # of every run: a curve, whose steps are missing
 LARGEST = 1e100  # an outcome beyond it counts as not finite: its square would not be
+MOST_STEPS = 2**53  # beyond it steps that differ by one are the same float
 SMALLEST = 1e-8  # where no outcome is larger, differences vanish in rounding, and in what a page can show
 
 
@@ -104,7 +105,7 @@ def runs_of(source: Source, columns: Columns) -> Runs:
     settings, cautions = _constant(frame, columns, codes, table)
     unit = plain(columns.step) if columns.step else ""
     if columns.step:
-        step = _numbers(frame, columns.step, "step")
+        step = _steps(frame, columns.step, "step")
         curves, repeats = _curves(columns, codes, step, loss, list(table["run"]))
         cautions += repeats
         curves["loss"] = curves["loss"].where(np.isfinite(curves["loss"]), worst)
@@ -172,6 +173,18 @@ def _numbers(frame: pd.DataFrame, column: str, role: str) -> np.ndarray[Any, Any
         )
     logged = text.notna() & numbers.isna()
     return numbers.mask(logged, math.inf).to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _steps(frame: pd.DataFrame, column: str, role: str) -> np.ndarray[Any, Any]:
+    """Return a column of steps as floats. Raises UserError: one is no number, or more than a run can have."""
+    steps = _numbers(frame, column, role)
+    far = np.flatnonzero(np.isfinite(steps) & (np.abs(steps) > MOST_STEPS))
+    if len(far):
+        raise UserError(
+            f"column {column} is taken as the {role} and holds {steps[far[0]]:g} in row {far[0] + 1}, more "
+            f"than any run has: mend that row, or say with --{role} which column it is."
+        )
+    return steps
 
 
 def _first_row(where: pd.Series) -> int:
@@ -271,7 +284,7 @@ def _table(frame: pd.DataFrame, columns: Columns, codes: Any, keys: Sequence[str
     table["run"] = _names(rows, columns, keys, table)
     place = next((name for name in ("source", "file") if name in rows), "")
     table["source"] = rows[place].map(as_text).astype(object) if place else ""
-    table["planned"] = _numbers(rows, columns.planned, "planned") if columns.planned else math.nan
+    table["planned"] = _steps(rows, columns.planned, "planned") if columns.planned else math.nan
     table["length"], table["rows"] = math.nan, 0
     started = rows[columns.started] if columns.started else pd.Series(pd.NaT, index=rows.index)
     table["started"] = _times(started)

@@ -82,6 +82,22 @@ def test_large_seeds_stay_apart_and_pair(first: int) -> None:
     assert "paired" in record["pairing"]
 
 
+@pytest.mark.parametrize("far", [2**54, 1e300])
+def test_a_step_that_no_run_has_is_named(far: float) -> None:
+    curves = pd.concat([frame(run=range(6), step=step) for step in (1.0, 2.0)], ignore_index=True)
+    with pytest.raises(
+        UserError, match=r"taken as the step and holds [\d.e+]+ in row 4, more than any run has"
+    ):
+        judge(curves.assign(step=curves.step.where(curves.index != 3, far)))
+
+
+def test_differences_that_only_rounding_parts_are_one_difference() -> None:
+    losses = pd.Series([2e12, 3e12, 4e12, 3e12, 4e12 + 2**-11, 5e12])
+    [difference] = judge(frame(val_loss=losses)).record["differences"]
+    assert (difference["mean"], difference["method"]) == (1e12, None)
+    assert "all runs of an arm agree" in difference["note"]
+
+
 def test_losses_too_small_to_be_shown_are_refused() -> None:
     small = frame()
     with pytest.raises(UserError, match=r"no val_loss is larger than 1e-08: multiply"):

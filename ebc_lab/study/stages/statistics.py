@@ -277,8 +277,10 @@ def _one_sample(differences: tuple[float, ...]) -> Any:
 
 
 def without_spread(differences: Sequence[float]) -> bool:
-    """Return whether the differences have no spread: there are fewer than two, or all are equal."""
-    return len(differences) < 2 or max(differences) - min(differences) <= ROUNDING
+    """Return whether the differences have no spread: there are fewer than two, or all are equal but for the
+    rounding of their size."""
+    size = max(1.0, *map(abs, differences)) if differences else 1.0
+    return len(differences) < 2 or max(differences) - min(differences) <= ROUNDING * size < math.inf
 
 
 def judge(low: float, high: float, margin: float) -> str:
