@@ -163,7 +163,8 @@ def ratios_of_steps(
     for arm, rows in reached.groupby(table["arm"], sort=False):
         if (rows["step"] <= 0).any():
             raise UserError(
-                f"{arm}: a run is at the target at step 0, before any training: choose another --target"
+                f"{arm}: a run is at the target at step 0, before any training: choose another --target, or "
+                "add 1 to steps that are counted from 0"
             )
         logs[str(arm)] = [math.log(step) if step > 0 else math.inf for step in rows["step"]]  # NaN: never
         known = rows[rows["step"].notna()]

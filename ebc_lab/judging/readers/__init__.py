@@ -45,7 +45,7 @@ READERS: tuple[Reader, ...] = (
     delimited,
     logs,
 )
-# these read one file, or one folder of a job, at a time; the others a folder with all that is in it
+# these read one file, or one folder of a job, at a time; the others search a folder themselves
 ONE_BY_ONE: set[Reader] = {lab_study, hydra, wandb_csv, parquet, json_lines, delimited, logs}
 MANY = 100_000  # files and folders below one that is searched
 LEFT_OUT = {"__pycache__", "node_modules", "site-packages"}

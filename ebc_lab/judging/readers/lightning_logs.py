@@ -30,7 +30,7 @@ def read(path: Path, asked: Asked) -> Source:
     files = [file for file in files_below(path, METRICS) if _is_lightnings(file)]
     tables, settings, notes = [], [], []
     for number, file in enumerate(files):
-        table = _metrics(file)
+        table = _metrics(file).rename(columns={"run": "logged/run"})
         table.insert(0, "run", number)
         tables.append(table)
         found, unread = _hparams(file.parent / "hparams.yaml")

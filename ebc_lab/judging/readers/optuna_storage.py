@@ -21,7 +21,7 @@ from ebc_lab.config.errors import UserError, count, require
 
 from ..asked import Asked
 from .mlflow_store import read_only, tables_of
-from .reader import Source, cell, files_below, flat, needed, number, source_of_runs
+from .reader import Source, cell, files_below, flat, needed, number, of_run, source_of_runs
 
 DATABASE, JOURNAL = r".*\.(db|sqlite3?)", r".*\.(log|journal|jsonl?)"
 BETTER = {"MINIMIZE": "lower", "MAXIMIZE": "higher"}
@@ -47,7 +47,7 @@ def read(path: Path, asked: Asked) -> Source:
         notes.append(
             "Values of trials are not their last intermediate ones, which are a column of their own."
         )
-    rows = [{"run": n} | row for n, trial in enumerate(ended) for row in _rows(trial.frozen, columns, curved)]
+    rows = [row for n, one in enumerate(ended) for row in of_run(n, _rows(one.frozen, columns, curved))]
     for state, words in (("PRUNED", "pruned"), ("FAIL", "failed")):
         if many := sum(trial.frozen.state.name == state for trial in ended):
             notes.append(f"{many} of {len(ended)} trials {words}: they count as worse than every other.")

@@ -32,11 +32,12 @@ class Source:
         frame: the rows, in the order in which they were logged. Columns are called as the format calls them.
             A value that was logged and is not finite is `inf`; one that was not logged is NaN.
         what: what was read, in words: `3 offline runs of W&B`.
-        roles: role -> column, of the roles that the format itself knows: `run`, `arm`, `seed`, `step`,
-            `loss`, `planned`, `started` (when the run began).
+        roles: role -> column, of the roles that the format itself knows: `run`, `arm`, `seed`, `lr`, `step`
+            (training done before the row's value: 0 is before any), `loss`, `planned`, `started` (when the
+            run began). The others are found by the names of columns, as `columns.choose_columns` knows them.
         settings: columns that the format keeps as a run's configuration.
         better: `lower` or `higher`, where the format says it.
-        notes: what was left out and why, a sentence each.
+        notes: what was left out and why, a sentence each; every one is shown as a caution.
     """
 
     frame: pd.DataFrame
@@ -204,6 +205,11 @@ def flat(nested: Mapping[str, Any], mark: str = ".") -> dict[str, Any]:
 def cell(value: object) -> str | float | None:
     """Return a value as a table can hold it: what is neither text nor a number, such as a list, as JSON."""
     return value if isinstance(value, str | int | float | None) else json.dumps(value, default=str)
+
+
+def of_run(number: int, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a run's rows with its number as `run`; what was logged under that name is `logged/run`."""
+    return [{"run": number} | {"logged/run" if n == "run" else n: row[n] for n in row} for row in rows]
 
 
 def by_step(points: pd.DataFrame) -> pd.DataFrame:

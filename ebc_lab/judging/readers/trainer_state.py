@@ -18,7 +18,7 @@ import pandas as pd
 from ebc_lab.config.errors import UserError, count
 
 from ..asked import Asked
-from .reader import Source, about_places, files_below, flat, number, source_of_runs
+from .reader import Source, about_places, files_below, flat, number, of_run, source_of_runs
 
 STATE = r"trainer_state\.json"
 OF_STATE = ("train_batch_size", "num_train_epochs", "trial_params")
@@ -38,14 +38,14 @@ def read(path: Path, asked: Asked) -> Source:
     checkpoint whose log is not the beginning of the last one's is of another run."""
     states: dict[Path, dict[str, Any]] = {}
     copies = 0
-    for run, of_run in _by_run(path).items():
-        ends = _ends(of_run)
-        copies += len(of_run) - len(ends)
+    for run, found in _by_run(path).items():
+        ends = _ends(found)
+        copies += len(found) - len(ends)
         states |= ends if len(ends) > 1 else dict.fromkeys([run], *ends.values())
     if not states:
         raise UserError(f"{path} holds no trainer_state.json.")
     runs = list(states.values())
-    rows = [{"run": n} | row for n, state in enumerate(runs) for row in _rows(state)]
+    rows = [row for n, state in enumerate(runs) for row in of_run(n, _rows(state))]
     settings = [_settings(run, state) for run, state in states.items()]
     planned = [{"max_steps": state.get("max_steps")} for state in runs]
     notes = []

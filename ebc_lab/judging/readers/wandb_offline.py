@@ -20,7 +20,7 @@ import pandas as pd
 from ebc_lab.config.errors import MISTAKEN, UserError, blamed, count, listed
 
 from ..asked import Asked
-from .reader import Source, files_below, flat, needed, number, source_of_runs, told_apart
+from .reader import Source, files_below, flat, needed, number, of_run, source_of_runs, told_apart
 
 LOG = r"run-.*\.wandb"
 MAGIC = b":W&B"
@@ -92,7 +92,7 @@ def read(path: Path, asked: Asked) -> Source:
     if not runs:
         raise UserError(f"{path} holds no run of W&B that can be read. {' '.join(notes)}")
     every = sorted(runs.values(), key=lambda run: str(run.about.get("started", "")))
-    rows = [{"run": n} | row for n, run in enumerate(every) for row in _with_summary(run)]
+    rows = [row for n, run in enumerate(every) for row in of_run(n, _with_summary(run))]
     curves = pd.DataFrame(rows) if rows else pd.DataFrame({"run": []})
     names = told_apart([run.name for run in every], [run.key for run in every])
     about = [

@@ -17,7 +17,7 @@ def folder(tmp_path):
         logger = loggers.CSVLogger(tmp_path, name="lightning_logs")
         logger.log_hyperparams({"optimizer": arm, "seed": seed, "betas": (0.9, 0.99), "model": {"width": 8}})
         for step in (9, 19):
-            logger.log_metrics({"train_loss": 2.0 + number, "epoch": step // 10}, step)
+            logger.log_metrics({"train_loss": 2.0 + number, "epoch": step // 10, "run": 7}, step)
             logger.log_metrics({"val_loss": math.nan if number == 1 and step == 19 else 1 / step}, step)
         logger.finalize("success")
     return tmp_path
@@ -36,6 +36,7 @@ def test_every_version_is_a_run_with_its_hyperparameters(folder):
     assert one[one.val_loss.notna()].step.tolist() == [9, 19]
     assert one.val_loss.dropna().tolist() == [1 / 9, 1 / 19]
     assert one.train_loss.dropna().tolist() == [2.0, 2.0]
+    assert one["logged/run"].dropna().tolist() == [7, 7]
 
 
 def test_a_logged_nan_is_told_from_an_empty_cell(folder):

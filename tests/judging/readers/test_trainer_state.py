@@ -15,7 +15,7 @@ def state(steps, *, diverges_after=math.inf):
     log = []
     for step in range(10, steps + 1, 10):
         bad = step > diverges_after
-        entry = {"epoch": step / 32, "grad_norm": math.nan if bad else 1.5, "learning_rate": 0.003}
+        entry = {"epoch": step / 32, "run": 7, "grad_norm": math.nan if bad else 1.5, "learning_rate": 0.003}
         log.append({**entry, "loss": 0.0 if bad else 2 - step / 40, "step": step})
         if step % 20 == 0:
             loss = math.nan if bad else 2 - step / 50
@@ -53,6 +53,7 @@ def test_a_run_is_read_once_from_its_last_state(folder):
     evaluated = frame[frame.eval_loss.notna()]
     assert evaluated.groupby("run").step.agg(list).tolist() == [[20, 40]] * 4
     assert evaluated[evaluated.run == "adamw-seed1"].eval_loss.tolist() == [2 - 20 / 50, 2 - 40 / 50]
+    assert frame["logged/run"].dropna().eq(7).all()
     assert frame[source.roles["planned"]].eq(40).all()
     assert frame[source.roles["seed"]].unique().tolist() == ["0", "1"]
     assert set(source.settings) == {"train_batch_size", "num_train_epochs"}

@@ -21,7 +21,7 @@ for arm, seed in (("sgd", 0), ("sgd", 1), ("adam", 0)):
     config = {"optimizer": arm, "seed": seed, "model": {"width": 8}, "loss": "mse"}
     run = wandb.init(project="p", name=f"{arm}_{seed}", group=arm, config=config)
     for step in range(1, int(sys.argv[1]) + 1):
-        row = {"loss": 2 / step, "norm": {"w": float(step)}}
+        row = {"loss": 2 / step, "norm": {"w": float(step)}, "run": 7}
         if step % 4 == 0:
             row["val/loss"] = 1 / step if (arm, seed) != ("sgd", 1) or step < 8 else math.nan
         run.log(row, step=step)
@@ -51,6 +51,7 @@ def test_every_run_is_read_with_its_config_and_whole_history(folder):
     assert one["loss"].tolist() == [2 / step for step in range(1, 1501)]
     assert one["val/loss"].dropna().tolist() == [1 / step for step in range(4, 1501, 4)]
     assert one["norm.w"].iloc[-1] == 1500
+    assert one["logged/run"].eq(7).all()
     assert set(source.settings) == {"optimizer", "seed", "model.width", "config/loss"}
     assert (one["config/loss"] == "mse").all()
     assert one["model.width"].eq(8).all()
