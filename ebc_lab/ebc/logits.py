@@ -58,7 +58,8 @@ def mean_kl(z: Tensor, z_new: Tensor, mask: Tensor | None = None, look: bool = T
     if look and math.isfinite(kl):
         return kl
     log_p = z.log_softmax(-1)
-    terms = torch.where(p > 0, p * (log_p - z_new.log_softmax(-1)), 0)  # p = 0 where the vocabulary is masked
+    # p is 0 where the vocabulary is masked; one that is NaN must show
+    terms = torch.where(p == 0, 0, p * (log_p - z_new.log_softmax(-1)))
     return torch.where(kl.isfinite(), kl, token_mean(terms.sum(-1), mask))
 
 

@@ -89,6 +89,8 @@ def check(asked: Asked) -> None:
         asked.outcome != "target" or asked.target is not None,
         "--outcome target needs a --target, the loss that is to be reached.",
     )
+    reachable = asked.target is None or math.isfinite(asked.target)
+    require(reachable, f"--target is a loss that can be reached, not {asked.target}.")
     twice = [arm for arm in asked.chain if asked.chain.count(arm) > 1]
     require(not twice, f"--chain names {' and '.join(twice[:1])} twice: an arm has one place in it.")
     require(len(asked.chain) != 1, "--chain names the arms from the first to the last, with commas between.")

@@ -170,3 +170,4 @@ def test_masked_classes_and_the_hosts_look_change_nothing(move):
     rest = [i for i in range(9) if i != 4]
     assert seen[0].item() == pytest.approx(mean_kl(z[:, rest], (z + d)[:, rest]).item(), rel=1e-2)
     assert mean_kl(z, torch.full_like(z, math.nan)).isnan()
+    assert mean_kl(torch.full_like(z, math.nan), z).isnan()

@@ -91,6 +91,7 @@ def test_what_cannot_be_told_is_asked_for_in_one_sentence(frame, words):
         ({"optimiser": "adam"}, "judge has no option optimiser"),
         ({"paired": "yes"}, "paired is True or False, not 'yes'"),
         ({"margin": "x"}, "margin is a number"),
+        ({"target": float("-inf")}, "--target is a loss that can be reached, not -inf"),
         ({"at": ["adam=3"]}, "at is a step, or {arm: step}"),
         ({"where": ["seed=x"]}, "has seed = x: there are 0, 1"),
         ({"where": ["blank=x"]}, "has blank = x: there are none."),

@@ -329,10 +329,12 @@ def _frame(left: Axes, right: Axes, courses: Sequence[Course], higher: bool, tar
         best = float(whole.max() if higher else whole.min())
         needed = [*ends, best, *itertools.chain(*bands), *([target] if target is not None else [])]
         low, high = min(needed), max(needed)
-        span = max(high - low, 0.25 * float(whole.max() - whole.min()), 1e-9)
+        least = 1e-9 * max(1.0, abs(low), abs(high))  # of which floats of this size still have some
+        span = max(high - low, 0.25 * float(whole.max() - whole.min()), least)
         if axes is left:
             low, high = float(whole.min()), float(whole.max())
-            axes.set_ylim(low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1))
+            span = max(high - low or 1.0, least)
+            axes.set_ylim(low - 0.05 * span, high + 0.05 * span)
         else:
             below, above = (0.6, 0.15) if higher else (0.15, 0.6)
             axes.set_ylim(low - below * span, high + above * span)

@@ -170,6 +170,15 @@ def test_the_end_of_every_named_curve_is_seen_and_grey_ones_are_one_artist():
     assert len(svg(sheet, "curves")) < 60_000
 
 
+def test_curves_that_are_level_have_a_scale_whatever_their_size():
+    record = record_of({"a": [1e20, 1e20], "b": [1e20, 1e20]}, "a")
+    runs = runs_of(record)
+    level = type(runs)(runs.table, runs.curves.assign(loss=1e20), (), "val_loss", "lower", "")
+    sheet = draw_curves(record, level, Source("runs.csv"))
+    assert sheet is not None
+    assert all(low < 1e20 < high for low, high in (axes.get_ylim() for axes in sheet.panels[:2]))
+
+
 def test_runs_without_curves_have_no_picture_of_them():
     runs = runs_of(RECORD)
     empty = type(runs)(runs.table, runs.curves.iloc[:0], (), "val_loss", "lower", "")
