@@ -179,6 +179,11 @@ def test_two_columns_that_say_the_same_are_no_question():
     assert taken(RUNS.assign(method="the same"))["arm"] == "optimizer"
 
 
+def test_categories_are_no_measurement_even_if_they_are_numbers():
+    grouped = RUNS.assign(val_loss_of=pd.Categorical([str(i % 2) for i in range(len(RUNS))]))
+    assert taken(grouped)["loss"] == "val_loss"
+
+
 def test_names_of_runs_are_parted_into_arm_seed_and_settings():
     names = [
         f"{arm}-lr={lr}-s{seed}" for arm, seed in zip(RUNS.optimizer, RUNS.seed, strict=True) for lr in (1, 2)
