@@ -10,6 +10,7 @@ from support.tokenwise import Tokenwise, integers, loss_of
 from torch import nn
 
 from ebc_lab.ebc import EllipsotopeClip, mean_kl
+from ebc_lab.ebc.given.bases import weight_copies
 
 LR = 0.05
 
@@ -144,6 +145,28 @@ def test_a_plain_optimizers_state_is_told_from_its_own():
 
 
 # -- kinds of optimizers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "copies"),
+    [
+        ("schedulefree.adamw_schedulefree", "AdamWScheduleFree", ("z",)),
+        ("schedulefree.wrap", "ScheduleFreeWrapperReference", ("x", "y", "z")),
+        ("elsewhere", "ProdigyPlusScheduleFree", ("z",)),
+        ("pytorch_optimizer.optimizer", "ScheduleFreeAdamW", ("z",)),
+        ("pytorch_optimizer.optimizer", "SPlus", ()),
+        ("heavyball", "ScheduleFree", ("z of heavyball",)),
+        ("elsewhere", "ScheduleFreeAdamW", ()),
+        ("pytorch_optimizer.optimizer", "Lion", ()),
+    ],
+)
+def test_the_libraries_whose_states_hold_copies_of_weights_are_known(module, name, copies):
+    kind = type(name, (torch.optim.SGD,), {"__module__": module})
+    kind._find_val_name = lambda self, key: f"{key} of heavyball"
+    made = type("Own", (kind,), {})(Tokenwise().parameters(), lr=LR)  # a subclass of it too
+    assert weight_copies(made) == copies
+    made.weight_copies = ["w"]
+    assert weight_copies(made) == ("w",)
 
 
 def test_a_base_without_a_rate():
