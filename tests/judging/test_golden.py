@@ -96,6 +96,10 @@ CASES = {
         {"sigma": "pooled", "reference": "adam"},
     ),
     "a grid": (grid((0.1, 0.3, 1.0)), {}),
+    "a grid of scores": (
+        grid((0.1, 0.3, 1.0), seeds=2).assign(val_acc=lambda t: 4 - t.val_loss).drop(columns="val_loss"),
+        {},
+    ),
     "a grid of curves": (grid((0.1, 0.3, 1.0, 3.0), curves=True, seeds=2), {"target": 3.4}),
     "a grid with one run each": (grid((0.1, 0.3, 1.0), seeds=1), {"reference": "adam"}),
     "unequal grids": (

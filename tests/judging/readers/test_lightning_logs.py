@@ -38,6 +38,13 @@ def test_every_version_is_a_run_with_its_hyperparameters(folder):
     assert one.train_loss.dropna().tolist() == [2.0, 2.0]
 
 
+def test_a_version_without_hyperparameters_is_a_run_without_settings(folder):
+    for hparams in folder.rglob("hparams.yaml"):
+        hparams.unlink()
+    source = lightning_logs.read(folder, Asked())
+    assert (source.what, list(source.settings)) == ("3 runs of Lightning", [])
+
+
 def test_a_logged_nan_is_told_from_an_empty_cell(folder):
     frame = lightning_logs.read(folder, Asked()).frame
     bad = frame[(frame.optimizer == "sgd") & (frame.seed == 1)]
