@@ -147,6 +147,12 @@ def test_a_plain_optimizers_state_is_told_from_its_own():
 # -- kinds of optimizers -------------------------------------------------------------------------------------
 
 
+def test_weights_on_no_memory_share_none():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2), nn.Linear(0, 2))
+    wrap(model, torch.optim.SGD(model.parameters(), lr=LR))
+
+
 @pytest.mark.parametrize(
     ("module", "name", "copies"),
     [
