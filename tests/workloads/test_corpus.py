@@ -153,6 +153,13 @@ def test_a_changed_corpus_is_refused(text_file):
         locate(DataConfig("path", str(text_file), "0" * 64))
 
 
+def test_images_are_told_in_images():
+    told = describe(DataConfig("digits"))
+    assert (told["images"], told["classes"]) == (1797, 10)
+    assert told["splits"] == "train 1,078, val 359, test 360"
+    assert told["warning"] is None
+
+
 def test_windows_predict_every_token_exactly_once():
     tokens = torch.arange(103)
     pairs = windows(tokens, 10)
