@@ -10,7 +10,7 @@ from support.tokenwise import Tokenwise, integers, loss_of
 from torch import nn
 
 from ebc_lab.ebc import EllipsotopeClip, mean_kl
-from ebc_lab.ebc.given.bases import weight_copies
+from ebc_lab.ebc.given.bases import COPIED, Gradients, weight_copies
 
 LR = 0.05
 
@@ -145,6 +145,24 @@ def test_a_plain_optimizers_state_is_told_from_its_own():
 
 
 # -- kinds of optimizers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("writes", range(COPIED + 2))
+def test_an_optimizer_that_writes_to_gradients_is_noticed_at_its_first_write(writes):
+    """Copies are kept of the first steps, and of all once it has written."""
+    p = nn.Parameter(torch.zeros(3))
+    optimizer, gradients = torch.optim.SGD([p], lr=LR), Gradients()
+    for step in range(writes + 2):
+        p.grad = torch.arange(3.0)
+        gradients.see(optimizer)
+        if step >= writes:
+            p.grad.mul_(2)
+        [found] = gradients.of([p])
+        lost = step == writes >= COPIED
+        torch.testing.assert_close(
+            found, torch.full((3,), torch.nan) if lost else torch.arange(3.0), equal_nan=True
+        )
+        gradients.forget()
 
 
 def test_weights_on_no_memory_share_none():
