@@ -13,6 +13,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.parts.data import DataConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.workloads import corpus as corpus_module
+from ebc_lab.workloads import losses
 from ebc_lab.workloads.batches import Batches, windows
 from ebc_lab.workloads.corpus import describe, locate
 from ebc_lab.workloads.text import checked_text
@@ -219,3 +220,15 @@ def test_a_download_that_failed_is_not_tried_again_by_the_same_process(tmp_path,
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert [locate(DataConfig("auto")).name for _ in range(3)] == ["pydoc"] * 3
     assert len(tried) == 1
+
+
+def test_exact_sums_of_windows_have_the_mean_and_the_spread_of_plain_ones():
+    windows_, count = (
+        torch.tensor([[3.5, 8.25], [1.0, 0.125]], dtype=torch.float64),
+        torch.tensor([4, 4, 4, 1]),
+    )
+    plain = losses._spread(list(windows_), count, 13)
+    exact = losses._exact_spread(
+        [[int(x * losses.UNIT) for x in row] for row in windows_.tolist()], count, 13
+    )
+    assert plain == exact == pytest.approx((12.875 / 13, 22.16235), rel=1e-3)
