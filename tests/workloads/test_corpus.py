@@ -223,12 +223,10 @@ def test_a_download_that_failed_is_not_tried_again_by_the_same_process(tmp_path,
 
 
 def test_exact_sums_of_windows_have_the_mean_and_the_spread_of_plain_ones():
-    windows_, count = (
-        torch.tensor([[3.5, 8.25], [1.0, 0.125]], dtype=torch.float64),
-        torch.tensor([4, 4, 4, 1]),
-    )
-    plain = losses._spread(list(windows_), count, 13)
-    exact = losses._exact_spread(
-        [[int(x * losses.UNIT) for x in row] for row in windows_.tolist()], count, 13
-    )
-    assert plain == exact == pytest.approx((12.875 / 13, 22.16235), rel=1e-3)
+    sums, count = [[3.5, 8.25], [1.0, 0.125]], torch.tensor([4, 4, 4, 1])
+    plain = losses._spread([torch.tensor(some, dtype=torch.float64) for some in sums], count, 13)
+    exact = losses._exact_spread([[int(x * losses.UNIT) for x in some] for some in sums], count, 13)
+    mean = 12.875 / 13
+    off = [3.5 - 4 * mean, 8.25 - 4 * mean, 1 - 4 * mean, 0.125 - mean]
+    assert exact == pytest.approx((mean, sum(x * x for x in off)))
+    assert plain == pytest.approx(exact, rel=1e-6)
