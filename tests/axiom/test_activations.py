@@ -119,6 +119,8 @@ def test_ranges_up_to_the_end_of_float32():
     for x in (torch.linspace(0, 3e38, 64), torch.linspace(-1.5e38, 1.5e38, 64)):
         packed = pack(x, Noise())
         assert ((unpack(packed) - x).abs() <= packed.step.float() * 1.00001).all()
+    lowest = torch.full((64,), torch.finfo(torch.bfloat16).min, dtype=torch.bfloat16)
+    assert torch.equal(unpack(pack(lowest)), lowest)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,), (5, 13), (2, 3, 64)])

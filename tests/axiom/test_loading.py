@@ -139,3 +139,6 @@ def test_a_damaged_folder_is_named_in_one_sentence(folders, what, tmp_path):
         load_model(folder, bits=32)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not str(caught.value).endswith(
+        "Error."
+    )  # it says what is wrong, and not of which kind an error is

@@ -294,3 +294,24 @@ def test_an_error_of_the_command_is_one_sentence(given, capsys, monkeypatch, tmp
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            FileNotFoundError(2, "No such file or directory", "model/config.json"),
+            "model/config.json: No such",
+        ),
+        (OSError(28, "No space left on device"), "No space left on device\n"),
+        (OSError("torn\n  apart"), "torn apart\n"),
+        (ValueError(), "ValueError\n"),
+    ],
+)
+def test_an_error_of_the_system_names_its_file(error, words, capsys, monkeypatch):
+    def failing(*args, **named):
+        raise error
+
+    monkeypatch.setattr("ebc_lab.axiom.__main__.estimate_memory", failing)
+    assert main(["estimate", "gpt2"]) == 2
+    assert capsys.readouterr().err.startswith(words)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ebc_lab.axiom import AXIOM, AnomalyError
+from ebc_lab.axiom import AXIOM, AnomalyError, checks
 from ebc_lab.axiom.update import state_bytes
 
 
@@ -280,6 +280,32 @@ BAD = {
 def test_settings_out_of_range_are_refused_by_name(name, value):
     with pytest.raises((ValueError, TypeError), match=f"{name} must be"):
         AXIOM([nn.Parameter(torch.ones(2))], **{name: value})
+
+
+def test_a_limit_itself_is_allowed_where_the_message_says_so():
+    weights = [nn.Parameter(torch.ones(2))]
+    for name, value, words in (
+        ("lr", -1, "at least 0"),
+        ("streak_boost", 0.5, "at least 1"),
+        ("snr_floor", 1.1, "at least 0 and at most 1"),
+        ("beta1", 1, "at least 0 and below 1"),
+        ("rms_limit", 0, "above 0"),
+        ("max_grad_norm", 0, "above 0"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} must be {words}, not {value}"):
+            AXIOM(weights, **{name: value})
+    least = {"lr": 0, "weight_decay": 0, "streak_boost": 1, "snr_floor": 0, "rank": 0, "momentum_weight": 0}
+    for name, value in (*least.items(), ("beta1", 0), ("snr_floor", 1), ("rms_limit", 1e-30)):
+        assert AXIOM(weights, **{name: value}).param_groups[0][name] == value
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_norm_of_a_large_gradient_is_taken_by_parts(dtype, monkeypatch):
+    gradient = torch.randn(7, 33, generator=torch.Generator().manual_seed(0)).to(dtype)
+    monkeypatch.setattr(checks, "CHUNK", 50)
+    torch.testing.assert_close(checks.norm_of(gradient).double(), gradient.double().norm(), rtol=1e-6, atol=0)
+    gradient[6, 32] = torch.inf
+    assert not checks.norm_of(gradient).isfinite()
 
 
 def test_integers_and_sparse_gradients_are_refused():

@@ -107,3 +107,12 @@ def test_perplexities_that_lie_far_apart_have_a_logarithmic_axis(ppls, scale):
     axes = Figure().subplots()
     trainer_results.draw_perplexities(axes, {"val_ppls": ppls, "val_steps": [0, 10]})
     assert axes.get_yscale() == scale
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_results_lie_in_lines_and_their_time_grows(tmp_path):
+    trainer = quiet(tiny(), batches(), save_results=True, results_dir=tmp_path, results_prefix="a")
+    times = [trainer.fit(steps)["total_time_min"] for steps in (3, 6, 9)]
+    assert 0 < times[0] < times[1] < times[2]
+    lines = (tmp_path / "a.json").read_text().splitlines()
+    assert [line.startswith(' "') for line in (lines[1], lines[-2])] == [True, True]

@@ -195,6 +195,14 @@ def test_golden_guard(golden, kind):
     assert guard.count == 2
 
 
+def test_no_guard_corrects_nothing_and_a_step_that_one_corrects_is_not_captured(make_gpt, monkeypatch):
+    assert Guard("none").audit(5.0, 0).item() == 1
+    monkeypatch.setattr(EllipsotopeClip, "kind", lambda self, t: ("audit",) if self.audits(t) else ())
+    for guard, audits in (("none", ("audit",)), ("shrink", None)):
+        optimizer = clip(make_gpt(), budget="surrogate", audit_every=2, guard=guard)
+        assert [optimizer.kind(t) for t in range(4)] == [audits, (), audits, ()]
+
+
 @given(rhos)
 def test_a_guard_never_widens_the_radius_and_counts_what_shrank_it(values):
     guard = Guard("shrink")

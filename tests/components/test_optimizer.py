@@ -64,12 +64,12 @@ def take_steps(model, bases, count, start=0):
             base.step()
 
 
-@every
-def test_every_parameter_belongs_to_exactly_one_optimizer(model, name):
-    groups = [group for base in build(model, CONFIGS[name]) for group in base.param_groups]
-    held = [id(p) for group in groups for p in group["params"]]
-    assert sorted(held) == sorted(id(p) for p in model.parameters())
-    assert all(group["lr"] == CONFIGS[name].lr for group in groups)
+def test_every_parameter_belongs_to_exactly_one_optimizer(model):
+    for name, config in CONFIGS.items():
+        groups = [group for base in build(model, config) for group in base.param_groups]
+        held = [id(p) for group in groups for p in group["params"]]
+        assert sorted(held) == sorted(id(p) for p in model.parameters()), name
+        assert all(group["lr"] == config.lr for group in groups), name
 
 
 @every
@@ -147,16 +147,27 @@ def test_the_learning_rate_of_the_group_is_the_one_used(model, name):
 @pytest.mark.thorough
 @every
 def test_state_round_trip_is_exact(model, name):
-    """Through a file, as a checkpoint does it."""
-    bases = build(model, CONFIGS[name])
-    take_steps(model, bases, 11)
+    goes_on(model, CONFIGS[name], 11)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_states_of_two_steps_go_on_where_they_were(model, part):
+    for name in [name for name in CONFIGS if "bit" not in name][part::4]:  # those compile their kernels
+        goes_on(copy.deepcopy(model), CONFIGS[name], 2)
+
+
+def goes_on(model, config, steps):
+    """Assert that a state, through a file as a checkpoint writes it, takes the steps that would have come."""
+    bases = build(model, config)
+    take_steps(model, bases, steps)
     twin = copy.deepcopy(model)
-    others = build(twin, CONFIGS[name])
+    others = build(twin, config)
     for base, other in zip(bases, others, strict=True):
         other.load_state_dict(saved_and_loaded(base.state_dict()))
-    take_steps(model, bases, 11, start=11)
-    take_steps(twin, others, 11, start=11)
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+    take_steps(model, bases, steps, start=steps)
+    take_steps(twin, others, steps, start=steps)
+    pairs = zip(model.parameters(), twin.parameters(), strict=True)
+    assert all(torch.equal(p, q) for p, q in pairs), config.name
 
 
 MOMENTS = {"betas": (0.8, 0.9), "eps": 1e-6, "weight_decay": 0.1}
@@ -380,23 +391,38 @@ def test_schedule_free_takes_the_weights_as_they_are_at_its_first_step(model):
 
 # |difference| over |movement| of a tensor; 0 where all operations have one order. Two sum a distance in
 # float32, their authors in float64; in bfloat16 a stack of matrices may round otherwise than each by itself
-ROUNDING = {"prodigy": 1e-6, "d_adaptation": 1e-6, "scion": 1e-3, "normuon": 1e-3, "muonclip": 1e-3}
+ROUNDING = {"prodigy": 1e-5, "d_adaptation": 1e-5, "scion": 1e-3, "normuon": 1e-3, "muonclip": 1e-3}
 
 
-@pytest.mark.parametrize(
-    "name", [*AUTHORS, *WRITTEN_OUT, "scion one by one", "normuon one by one", "muonclip one by one"]
-)
+REFERENCES = [*AUTHORS, *WRITTEN_OUT, "scion one by one", "normuon one by one", "muonclip one by one"]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", REFERENCES)
 def test_fifty_steps_are_the_references(name):
-    """The authors' package, or the paper's steps; gradients drift, and rates rise and fall."""
+    assert apart_from_reference(name, 50) <= (0.0 if " " in name else ROUNDING.get(name, 0.0))
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_six_steps_are_the_references(part):
+    for name in REFERENCES[part::4]:
+        apart = apart_from_reference(name, 6)
+        assert apart <= (0.0 if " " in name else ROUNDING.get(name, 0.0)), name
+
+
+def apart_from_reference(name, steps):
+    """Return how far weights lie from the authors' package or the paper's steps, over how far those went.
+
+    Gradients drift, and rates rise and fall."""
     name, _, alone = name.partition(" ")
     model = build_model(ModelConfig(blocks=1, width=16, heads=2, context=8), 11, seed=0)
     drawn = torch.Generator().manual_seed(0)
     twin = copy.deepcopy(model)
     start = [p.detach().clone() for p in model.parameters()]
     drift = [torch.randn(w.shape, generator=drawn) for w in start]
-    gradients = [[1e-2 * (d + torch.randn(d.shape, generator=drawn)) for d in drift] for _ in range(50)]
+    gradients = [[1e-2 * (d + torch.randn(d.shape, generator=drawn)) for d in drift] for _ in range(steps)]
     config = optimizer_defaults(name)
-    rates = [config.lr * min(1, (i + 1) / 10, (50 - i) / 20) for i in range(50)]
+    rates = [config.lr * min(1, (i + 1) / (steps / 5), (steps - i) / (steps / 2.5)) for i in range(steps)]
     bases = build(model, config)
     for group in (group for base in bases for group in base.param_groups if alone):
         group["foreach"] = False
@@ -409,19 +435,18 @@ def test_fifty_steps_are_the_references(name):
         each = zip(model.parameters(), start, zip(*gradients, strict=True), strict=True)
         expected = [WRITTEN_OUT[name](w, gs, rates, id(p) in hidden) for p, w, gs in each]
     compared = [(p.detach(), w, e) for p, w, e in zip(model.parameters(), start, expected, strict=True)]
-    apart = [((p - e).norm() / (e - w).norm()).item() for p, w, e in compared if e is not None]
-    assert max(apart) <= (0.0 if alone else ROUNDING.get(name, 0.0))
+    return max(((p - e).norm() / (e - w).norm()).item() for p, w, e in compared if e is not None)
 
 
-@pytest.mark.thorough
-def test_muonclip_shrinks_the_queries_and_keys_of_each_head_whose_logits_exceed_the_bound(model):
-    """Each of fifty steps against Muon's from the same weights, whose heads are then shrunk one by one."""
+@pytest.mark.parametrize("steps", [5, pytest.param(50, marks=pytest.mark.thorough)])
+def test_muonclip_shrinks_the_queries_and_keys_of_each_head_whose_logits_exceed_the_bound(model, steps):
+    """Each step against Muon's from the same weights, whose heads are then shrunk one by one."""
     bound = 0.004
     ours = build(model, replace(CONFIGS["muonclip"], logit_bound=bound))
     twin = copy.deepcopy(model)
     reference = build(twin, replace(CONFIGS["muonclip"], logit_bound=1e6))
     shrunk = 0
-    for i in range(50):
+    for i in range(steps):
         tokens = torch.randint(11, (4, 8), generator=torch.Generator().manual_seed(i))
         twin.load_state_dict(model.state_dict())
         with torch.no_grad():
@@ -440,7 +465,7 @@ def test_muonclip_shrinks_the_queries_and_keys_of_each_head_whose_logits_exceed_
                     for layer in (twin.blocks[block].q, twin.blocks[block].k):
                         layer.weight[8 * head : 8 * head + 8] *= (bound / logit) ** 0.5
         torch.testing.assert_close(list(model.parameters()), list(twin.parameters()), rtol=1e-5, atol=1e-8)
-    assert 20 < shrunk < 180  # of 50 steps, 2 blocks and 2 heads
+    assert 0.4 * steps < shrunk < 3.6 * steps  # of 2 blocks and 2 heads
 
 
 def plain_logits(model, tokens):

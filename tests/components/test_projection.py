@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.named import name_of
 from support.tensors import normal
 
-from ebc_lab.components.projection import Spectral, Stiefel, build, norm_bound
+from ebc_lab.components.projection import Spectral, Sphere, Stiefel, build, norm_bound
 from ebc_lab.config.parts.model import ModelConfig
 from ebc_lab.config.parts.projection import ProjectionConfig
 from ebc_lab.workloads.gpt import build as build_model
@@ -72,6 +72,15 @@ def test_inside_it_touches_nothing():
         assert torch.equal(matrices[0], inside[0])
         assert torch.equal(matrices[2], inside[2])
         torch.testing.assert_close(norms([matrices[1]]), 1.00005 * norms([inside[1]]), rtol=1e-5, atol=0)
+
+
+def test_rows_of_any_size_become_unit_vectors_and_zeros_stay():
+    rows = normal(5, 7, seed=0) * torch.tensor([1e-12, 1e-3, 1.0, 1e6, 0.0])[:, None]
+    start = rows.clone()
+    Sphere([rows])
+    lengths = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
+    torch.testing.assert_close(torch.linalg.vector_norm(rows, dim=1), lengths)
+    torch.testing.assert_close((rows * start).sum(1), torch.linalg.vector_norm(start, dim=1))
 
 
 # -- the Stiefel retraction ----------------------------------------------------------------------------------

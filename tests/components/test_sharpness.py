@@ -10,7 +10,7 @@ from support.runs import ebc, plain, resumed_after, short_run, untimed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ebc_lab.components.hook import Built
-from ebc_lab.components.sharpness import Sharpness
+from ebc_lab.components.sharpness import Sharpness, largest_eigenvalue
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebc import StabilizedOptimizer, StepInputs
 from ebc_lab.records.streams import read_columns
@@ -22,6 +22,16 @@ MEASURED = ("sharpness", "preconditioned_sharpness")
 @pytest.fixture
 def run(tiny):
     return short_run(tiny, "steps=25")
+
+
+def test_what_is_not_finite_has_no_eigenvalue_and_leaves_the_vector():
+    start = torch.tensor([0.6, 0.8])
+    value, vector = largest_eigenvalue(lambda v: v * torch.nan, start, 2)
+    assert value.isnan()
+    assert torch.equal(vector, start)
+    value, vector = largest_eigenvalue(lambda v: v * torch.tensor([3.0, 1.0]), start, 2)
+    torch.testing.assert_close(value, torch.tensor(3.0, dtype=torch.float64))
+    torch.testing.assert_close(vector.abs(), torch.tensor([1.0, 0.0]), atol=1e-6, rtol=0)
 
 
 def test_it_is_the_largest_eigenvalue_of_the_dense_hessian_under_adam_between_its_factors(
@@ -36,6 +46,13 @@ def test_it_is_the_largest_eigenvalue_of_the_dense_hessian_under_adam_between_it
     rows = data[-1][:3]  # 48 tokens
     inputs = StepInputs(12, data[-1][:, :-1], targets=data[-1][:, 1:])
     assert list(sharpness.before(0, inputs)) == ["sharpness"]  # Adam has seen no gradient
+    twin = Sharpness(run, Built(model, [], optimizer, 0))
+    twin.load_state_dict(sharpness.state_dict())
+    assert torch.equal(twin.state_dict()["sharpness"], sharpness.state_dict()["sharpness"])
+    for wrong in ({}, {"sharpness": 1}, {"sharpness": torch.zeros(3)}):
+        with pytest.raises(ValueError, match="its vectors are not this run's"):
+            twin.load_state_dict(wrong)
+    assert Sharpness(replace(run, sharpness_every=2), Built(model, [], optimizer, 0)).before(1, inputs) == {}
     train(model, optimizer, data[:-1])
     for _ in range(4):  # it goes on from where it was
         found = sharpness.before(12, inputs)

@@ -8,6 +8,7 @@ from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import from_dict, run_part, to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.identity import canonical_json, digest, environment, identity, run_id
+from ebc_lab.config.parts.optimizer import OptimizerConfig
 from ebc_lab.config.schema import Config, RunConfig
 from ebc_lab.study.store.reuse import environment_changes
 
@@ -41,6 +42,12 @@ def test_canonical_json_does_not_depend_on_the_order_of_keys():
     assert canonical_json({"b": {"d": 1, "c": [2]}, "a": 3}) == canonical_json(
         {"a": 3, "b": {"c": [2], "d": 1}}
     )
+
+
+def test_axiom_without_a_momentum_reads_nothing_of_it_and_the_others_read_their_momentum():
+    of_momentum = {"beta1", "momentum_weight", "streak_boost", "snr_floor"}
+    for name, rank, unread in (("axiom", 0, of_momentum), ("axiom", 2, set()), ("adam", 0, set())):
+        assert set(OptimizerConfig(name, rank=rank).unread()) == unread
 
 
 @pytest.mark.thorough

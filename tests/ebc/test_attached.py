@@ -241,8 +241,7 @@ def test_evaluation_in_between_has_no_say():
 # -- saving --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("given", [{}, {"budget": "surrogate", "target_kl": 1e-3, "controller": "log_pi"}])
+@pytest.mark.parametrize("given", [{"budget": "surrogate", "target_kl": 1e-3, "controller": "log_pi"}, {}])
 @pytest.mark.parametrize("make", [adam, muon])
 def test_it_resumes_from_the_optimizers_own_state(make, given):
     model, bases, ebc = attached(make, **given)
@@ -258,6 +257,34 @@ def test_it_resumes_from_the_optimizers_own_state(make, given):
         part.load_state_dict(state)
     same_steps(loop(resumed, bases, data(5, start=7), lambda: ebc.last), wanted)
     assert identical(resumed.parameters(), model.parameters())
+
+
+def test_what_it_says_of_itself():
+    model, bases, ebc = attached(muon)
+    assert repr(ebc).splitlines() == [
+        "EBC on Muon, AdamW of a Net: target_kl=0.002, budget='shadow'",
+        "one c for all; between their steps weights stand where the last c puts them",
+        "first steps: nothing wrong so far, of 3 steps",
+    ]
+    loop(model, bases, data(2))
+    _, chosen, together, last, _ = repr(ebc).splitlines()
+    assert chosen == "c chosen by 12 rows, 144 tokens"
+    assert together.startswith("one c for all")
+    c, kl, trial = (float(getattr(ebc.last, key)) for key in ("clip_coefficient", "trial_kl", "trial"))
+    assert last == f"2 steps, the last: c {c:.3g}, a KL of {kl:.2g} at {trial:.2g}"
+    assert repr(ebc.clip).endswith(", target_kl=0.002, budget='shadow', c chosen by 12 rows, 144 tokens)")
+
+
+def test_an_optimizer_whose_state_is_no_mapping_is_saved_as_it_saves_itself():
+    class Listed(torch.optim.SGD):
+        def state_dict(self):
+            return [1]
+
+    model = Net()
+    optimizer = Listed(model.parameters(), lr=LR)
+    attach(model, optimizer, **options())
+    with pytest.warns(EBCWarning, match=r"Listed\.state_dict\(\) returns a list, .*: save ebc\.state_dict"):
+        assert optimizer.state_dict() == [1]
 
 
 def test_a_state_that_was_loaded_before_attaching_is_told():

@@ -278,6 +278,31 @@ def log_p(z):
     return z.double().log_softmax(-1)
 
 
+def test_audits_notice_logits_that_differ_from_the_models_own_later_than_at_the_first_step():
+    class Drawing(Tokenwise):
+        late = False
+
+        def forward(self, tokens):
+            z = super().forward(tokens)
+            return z + 0.05 * torch.randn_like(z) if self.late and self.training else z
+
+    model = Drawing()
+    optimizer, ebc = attached_adam(model, probe_sequences=12, audit_every=3, check=False)
+    seen = []
+    for step in range(10):
+        model.late = step >= 4
+        torch.manual_seed(step)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", EBCWarning)
+            learn(model, optimizer, integers(48, 12, seed=step))
+        seen.append([str(one.message) for one in told])
+    assert [bool(messages) for messages in seen] == [step == 6 for step in range(10)]
+    [told] = seen[6]
+    assert "differ from the model's own" in told
+    assert "computes them again at each step" in told
+    assert ebc.clip.prober.fresh_logits
+
+
 def test_a_factor_that_shows_after_the_first_step_is_a_finding():
     """A head of zeros has no logits by which it could be told before."""
     model = nn.Linear(16, 10)

@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.tokenwise import Tokenwise, attached_adam, integers, learn
 
 from ebc_lab.components.forensics import PI
 from ebc_lab.ebc import make_controller, schedule_multiplier
 from ebc_lab.ebc.controller import CONTROLLERS
-from ebc_lab.ebc.options import LEAST_MULTIPLIER
+from ebc_lab.ebc.options import LEAST_MULTIPLIER, SCHEDULES
 
 kls = st.lists(st.tuples(st.floats(0, 10.0), st.booleans()), min_size=1, max_size=30)
 KINDS = CONTROLLERS | {"pi": PI}
@@ -41,6 +42,19 @@ def test_golden_schedule(golden, own_golden, kind):
     values = (own_golden if kind == "hold_decay" else golden)["schedules"]
     got = [schedule_multiplier(kind, t, values["total_steps"]) for t in values["step"]]
     assert got == pytest.approx(values[kind], rel=1e-6)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_steps_target_and_radius_move_along_the_schedule(schedule):
+    model = Tokenwise()
+    optimizer, ebc = attached_adam(model, schedule=schedule, total_steps=6)
+    for t in range(6):
+        optimizer.param_groups[0]["lr"] = 0.05 * (1 - t / 10)
+        learn(model, optimizer, integers(24, 12, seed=t))
+        multiplier = schedule_multiplier(schedule, t, 6, 1 - t / 10)
+        assert float(ebc.last.target_kl) == pytest.approx(0.002 * multiplier, rel=1e-6)
+        assert float(ebc.last.radius) == pytest.approx(2 * float(ebc.last.delta) ** 0.5, rel=1e-6)
+    assert (multiplier < 1) == (schedule != "constant")
 
 
 @given(st.integers(1, 1000), st.sampled_from(tuple(LEAST_MULTIPLIER)))

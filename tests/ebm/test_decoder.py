@@ -116,6 +116,7 @@ def test_under_autocast_tokens_go_where_they_went_before():
 
 
 def test_impossible_sizes_and_inputs_are_refused():
+    assert MixtureOfExperts(1, 1, 1, 1)(torch.ones(2, 1))[0].shape == (2, 1)  # the smallest
     for settings, message in (
         ((8, 4, 2, 3), "active=3 of experts=2 is impossible"),
         ((8, 4, 2, 0), "active=0 of experts=2 is impossible"),

@@ -81,3 +81,4 @@ def test_a_name_of_the_original_is_answered_with_one_that_is_here():
         _ = ebc_lab.ebm.nothing
     for name in ebc_lab.ebm.__all__:
         assert getattr(ebc_lab.ebm, name).__name__ == name
+        assert name in dir(ebc_lab.ebm)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from support.ebm_models import VOCABULARY, energy_model, some_tokens
 
-from ebc_lab.ebm.generate import Sampling, draw, written
+from ebc_lab.ebm.generate import Sampling, _chosen, draw, written
 
 SETTLED = Sampling(temperature=0.0)
 
@@ -111,6 +111,20 @@ def test_the_same_seed_writes_the_same_text(kind, sampling, request):
     torch.set_rng_state(before)
     text(model, seed=7, sampling=sampling)
     assert torch.equal(torch.get_rng_state(), before)  # the caller's generator is left alone
+
+
+def test_of_logits_only_the_k_largest_are_drawn_and_the_cooler_the_likelier():
+    logits, chance = torch.tensor([0.0, 3.0, 1.0, 2.0, 2.9]), torch.Generator().manual_seed(0)
+
+    def share(temperature, top_k):
+        drawn = [_chosen(logits, temperature, top_k, chance) for _ in range(400)]
+        return torch.bincount(torch.tensor(drawn), minlength=5) / 400
+
+    assert share(0, 0).tolist() == share(9.0, 1).tolist() == [0, 1, 0, 0, 0]
+    expected = torch.tensor([-torch.inf, 3.0, -torch.inf, 2.0, 2.9]).softmax(-1)
+    torch.testing.assert_close(share(1.0, 3), expected, atol=0.08, rtol=0)
+    for top_k in (0, 5, 6):
+        torch.testing.assert_close(share(2.0, top_k), (logits / 2).softmax(-1), atol=0.08, rtol=0)
 
 
 @pytest.mark.thorough

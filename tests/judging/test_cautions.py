@@ -136,6 +136,12 @@ def test_identical_outcomes_are_a_copy_only_where_rounding_does_not_explain_them
     assert warned(runs(curves=False, outcome=full))["identical"]["runs"] == ["adam-1", "adam-3"]
     rounded = [3.278, 3.280, 3.277, 3.280, 3.290, 3.288, 3.291, 3.290]
     assert "identical" not in warned(runs(curves=False, outcome=rounded))
+    far = rounded[:4] + [x + 900 for x in rounded[4:]]  # the spread that counts is that within an arm
+    assert "identical" not in warned(runs(curves=False, outcome=far))
+    single = dict.fromkeys("abcdefgh", 1)  # where it is unknown, that of all
+    assert "identical" not in warned(runs(single, curves=False, outcome=rounded))
+    alike = [x + 9 * i for i, x in enumerate(full[:-1])] + [full[0]]
+    assert "identical" in warned(runs(single, curves=False, outcome=alike))
 
 
 def test_a_seed_that_occurs_twice_in_an_arm_and_configuration():

@@ -170,6 +170,21 @@ def test_a_test_loss_is_judged_and_the_validation_loss_chooses():
     assert [arm["configuration"] for arm in found.record["arms"]] == [{"lr": 0.0}] * 2
 
 
+def test_the_only_column_named_as_a_loss_is_taken_though_it_holds_words():
+    words = complaint(RUNS.assign(val_loss="oops"))
+    assert "column val_loss is taken as the loss and holds oops in row 1" in words
+
+
+def test_names_of_more_than_fifty_runs_without_an_arm_are_asked_about():
+    def named(count):
+        return pd.DataFrame(
+            {"file": [f"{chr(97 + i % 26)}{chr(97 + i // 26)}x" for i in range(count)], "loss": 1.0}
+        )
+
+    assert "51 names in column file and no arm in them" in complaint(named(51), loss="loss", better="lower")
+    assert len(judge(named(50).assign(loss=range(50)), loss="loss").record["arms"]) == 50
+
+
 def test_what_is_not_used_is_said():
     assert "note" in said(RUNS.assign(note=range(10)))["not used"]
     assert "Unnamed: 0" in said(RUNS.assign(**{"Unnamed: 0": range(10)}))["not used"]
@@ -180,6 +195,11 @@ def test_two_columns_that_say_the_same_are_no_question():
     assert taken(RUNS.assign(eval_loss=RUNS.val_loss))["loss"] == "val_loss"
     assert taken(RUNS.assign(method=RUNS.optimizer.str.upper()))["arm"] == "optimizer"
     assert taken(RUNS.assign(method="the same"))["arm"] == "optimizer"
+
+
+def test_categories_are_no_measurement_even_if_they_are_numbers():
+    grouped = RUNS.assign(val_loss_of=pd.Categorical([str(i % 2) for i in range(len(RUNS))]))
+    assert taken(grouped)["loss"] == "val_loss"
 
 
 def test_names_of_runs_are_parted_into_arm_seed_and_settings():

@@ -156,6 +156,16 @@ def test_a_diverged_run_leaves_ranks_whose_p_is_the_exact_one_of_mann_and_whitne
     assert found["diverged"] == {"arm": 1, "reference": 0}
 
 
+@pytest.mark.parametrize(("n", "m", "method"), [(50, 50, "exact"), (41, 61, "asymptotic")])
+def test_ranks_of_more_pairs_than_2500_are_taken_as_normal(n, m, method):
+    arms = invented(8, n, m, shift=0.4)
+    arms["a1"]["a1-0"] = math.inf
+    (found,) = compare(arms, "a0")
+    ours = [x if math.isfinite(x) else 99.0 for x in values(arms, "a1")]
+    wanted = stats.mannwhitneyu(ours, values(arms, "a0"), method=method).pvalue
+    assert found["p"] == pytest.approx(wanted, rel=1e-6)
+
+
 @given(st.integers(2, 7), st.integers(2, 7), st.integers(0, 10**6))
 def test_the_interval_by_ranks_holds_the_shifts_that_the_test_does_not_reject(n, m, seed):
     arms = invented(seed, n, m)

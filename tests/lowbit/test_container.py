@@ -165,6 +165,15 @@ def test_what_is_written_is_read_back(tmp_path):
     assert read_packed(tmp_path / "nothing") == {}
 
 
+def test_no_file_and_no_folder_stays_open(tmp_path):
+    write_packed(tmp_path / "first", {"a": gaussian(2)})
+    before = sorted(os.listdir("/dev/fd"))
+    for _ in range(3):
+        write_packed(tmp_path / "file", {"a": gaussian(2)})
+        read_packed(tmp_path / "file")
+    assert sorted(os.listdir("/dev/fd")) == before
+
+
 def test_the_frame_is_the_documented_one(small):
     content = small.read_bytes()
     length = struct.unpack("<Q", content[8:16])[0]

@@ -93,7 +93,7 @@ def test_every_operation_gives_the_bits_of_numpy(levels, kind):
     assert centroids.tobytes() == clusters.centroids.tobytes()
 
 
-def test_large_input_is_timed_on_its_start_and_computed_whole(monkeypatch):
+def test_large_input_is_timed_on_its_start_and_computed_whole(monkeypatch, recwarn):
     monkeypatch.setattr(dispatch, "SAMPLE", 4000)
     dispatcher = HybridDispatcher(HOST)
     values = weights(40, 500)
@@ -106,6 +106,22 @@ def test_large_input_is_timed_on_its_start_and_computed_whole(monkeypatch):
         assert back.tobytes() == expected.values().tobytes()
         codes = dispatcher.unpack(data.tobytes(), values.size, "five")
         assert codes.tolist() == expected.codes.ravel().tolist()
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("operation", ["unpack", "unpack_values"])
+def test_a_candidate_that_unpacks_the_start_otherwise_is_dropped(operation, only, monkeypatch):
+    monkeypatch.setattr(dispatch, "SAMPLE", 4000)
+    wrong = NumpyBackend()
+    wrong.name = "c"
+    monkeypatch.setattr(wrong, operation, lambda *given: -getattr(NumpyBackend(), operation)(*given))
+    only(c=wrong)
+    coded = quantize(weights(40, 500))
+    data = pack(coded.codes, "five")
+    dispatcher = HybridDispatcher(HOST)
+    rest = {"unpack": (20_000, "five"), "unpack_values": ((40, 500), coded.steps, "five")}[operation]
+    with pytest.warns(RuntimeWarning, match=f"its bits in {operation} differ from numpy's"):
+        getattr(dispatcher, operation)(data, *rest)
 
 
 def test_lists_and_nothing(recwarn):
@@ -217,6 +233,7 @@ def test_every_name_of_the_library_loads():
     assert {"HAS_GPU", "BackendConfig", "create_auto_dispatcher"} < set(lowbit.__all__)
     for name in lowbit.__all__:
         getattr(lowbit, name)
+        assert name in dir(lowbit)
 
 
 def test_torch_is_not_imported_for_numpy():

@@ -267,3 +267,10 @@ def test_what_was_loaded_packed_is_not_trained_on_in_silence(tmp_path: Path):
     for again in (lambda: quantize_model(loaded), lambda: save_packed(tmp_path / "again", loaded)):
         with pytest.raises(ValueError, match="filled by load_packed, whose codes cannot be trained"):
             again()
+
+
+def test_a_layer_says_its_levels_and_group():
+    model = quantize_model(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), levels="five", group="row")
+    assert repr(model[0]) == (
+        "QuantizedLinear(in_features=4, out_features=3, bias=True, levels=five, group=row)"
+    )

@@ -76,6 +76,14 @@ def test_the_checks_pass_without_a_compiler(tmp_path: Path):
     assert "10/10 passed" in done.stdout
 
 
+def test_a_command_that_is_stopped_by_hand_ends_as_a_shell_expects(monkeypatch: pytest.MonkeyPatch):
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checks, "CHECKS", (stopped,))
+    assert main(["check"]) == 130
+
+
 # -- pack, unpack, inspect -----------------------------------------------------------------------------------
 
 

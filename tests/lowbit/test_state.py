@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ebc_lab.lowbit.levels import quantize_stochastic, rounding_key, uniforms
 from ebc_lab.lowbit.packing import unpack
-from ebc_lab.lowbit.state import FORMS, STREAM, Bytes, Levels, QuantizedAdam
+from ebc_lab.lowbit.state import CODES, FORMS, MAXIMA, STREAM, Bytes, Levels, QuantizedAdam
 
 GOLDEN = low_bit.GOLDEN["state_int8"]
 STATES = tuple(FORMS)
@@ -290,3 +290,23 @@ def test_mistakes_are_named() -> None:
     half = nn.Parameter(torch.zeros(4, 4, dtype=torch.bfloat16))
     with pytest.raises(ValueError, match="float32 only"):
         QuantizedAdam([half], state="int8", quantized=[half])
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_a_loaded_state_goes_on_to_the_bit_and_is_the_callers_own(state: str) -> None:
+    params, others = parameters(), parameters()
+    optimizer, twin = (QuantizedAdam(p, state=state, quantized=p[:2], seed=5) for p in (params, others))
+    run(params, optimizer, range(2))
+    saved = low_bit.saved_and_loaded(optimizer.state_dict())
+    kept = copy.deepcopy(saved)
+    with torch.no_grad():
+        for p, q in zip(others, params, strict=True):
+            p.copy_(q)
+    twin.load_state_dict(saved)
+    for t in range(2, 4):
+        run(params, optimizer, range(t, t + 1))
+        run(others, twin, range(t, t + 1))
+        assert same(params, others)
+    for i, values in kept["state"].items():
+        for name in {*CODES, *MAXIMA} & set(values):  # the others torch itself shares with what it loads
+            assert torch.equal(saved["state"][i][name], values[name]), name

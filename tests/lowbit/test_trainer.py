@@ -130,6 +130,7 @@ def test_text_can_be_a_string_a_path_or_the_name_of_a_file(tmp_path: Path):
     marked.write_text("\ufeffabcabca", encoding="utf-8")  # a byte order mark, as some editors write it
     for given in ("abcabca", path, str(path), marked, expected, torch.tensor(expected)):
         assert tokens_of(given).tolist() == expected
+    assert tokens_of("zebra, aged").tolist() == [8, 5, 3, 7, 2, 1, 0, 2, 6, 5, 4]  # of the sorted characters
     assert len(tokens_of("to be or not to be " * 200)) == 3800  # longer than a file's name may be
     with pytest.raises(ValueError, match=r"nothing\.txt cannot be read as text"):
         tokens_of(tmp_path / "nothing.txt")

@@ -94,6 +94,8 @@ class Tower(nn.Sequential):
         (nn.BatchNorm2d(2), "statistics depend on its split"),
         (nn.Dropout(0.1), "p=0"),
         (nn.MaxPool2d(3, stride=2), "windows do not overlap"),
+        (nn.MaxPool2d((2, 3), stride=2), "windows do not overlap"),
+        (nn.MaxPool2d(2, dilation=(1, 2)), "windows do not overlap"),
         (nn.Tanh(), "an exact layer of"),
         (Scale(), "its parameter factor belongs to no exact layer, so use .* or vouched=.Scale. if"),
     ],
@@ -109,7 +111,7 @@ def test_a_layer_that_is_not_exact_is_refused_by_name(layer, remedy):
 def test_exact_models_and_what_somebody_vouches_for_pass():
     tied = ops.VLALinear(3, 5, bias=False)
     tied.weight = (table := ops.VLAEmbedding(5, 3)).weight
-    windows = nn.MaxPool2d(2), nn.MaxPool2d((2, 3), stride=(2, 4))
+    windows = nn.MaxPool2d(2), nn.MaxPool2d((2, 3), stride=(2, 4), dilation=(1, 1))
     check_model(Tower(gpt(), nn.ReLU(), nn.Flatten(), nn.Dropout(0.0), *windows, table, tied, ops.VLAGELU()))
     scale, linear = Scale(), nn.Linear(2, 2)
     check_model(nn.Sequential(scale, Tower(linear)), vouched=[Scale, linear])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.exact_gpt import GOLDEN, batches, gpt, trained
 from support.gloo_worker import start
+from torch import distributed
 from torch.utils.checkpoint import checkpoint
 
 from ebc_lab.verity import Grids, VerityAdam, VerityError, VerityGPT, ops, weights_checksum
@@ -308,3 +309,36 @@ def test_what_is_all_zeros_says_nothing_about_the_grid():
     step_of(grids, 1, lambda: model(x).backward(dy))
     expected = (dy.double() @ head.weight.double()).t() @ x.double()
     assert ((below.weight.grad - expected).norm() / expected.norm()) < 1e-5
+
+
+@pytest.fixture
+def alone():
+    """The default process group, of this process alone."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_group_of_one_worker_changes_no_bit():
+    ends = []
+    for group in (None, True, distributed.group.WORLD):
+        model = gpt()
+        grids = Grids(model)
+        for x, y in batches(2):
+            for _ in range(2):
+                forward_backward(model, x, y)
+                if grids.finish(y.numel(), group):
+                    break
+        ends.append([p.grad for p in model.parameters()] + [torch.tensor(grids.redone)])
+    for end in ends[1:]:
+        assert all(torch.equal(p, q) for p, q in zip(ends[0], end, strict=True))
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_worker_among_others_may_have_no_tokens():
+    grids = Grids(gpt())
+    with pytest.raises(ValueError, match="finish takes a number of tokens, a whole one, not 0"):
+        grids.finish(0)
+    with pytest.raises(ValueError, match="not -1"):
+        grids.finish(-1, True)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ebc_lab.verity import eager, native
+from ebc_lab.components import determinism
+from ebc_lab.verity import eager, engine, native
 from ebc_lab.verity.engine import engine_name
 from ebc_lab.verity.native import NativeUnavailable
 
@@ -284,3 +285,15 @@ def test_a_library_is_built_once_and_again_when_it_is_damaged():
     path.write_bytes(whole[:5000])
     assert native.build() == path
     assert path.read_bytes() == whole
+
+
+def test_without_the_c_engine_it_is_said_once_what_computes(monkeypatch, caplog):
+    monkeypatch.setattr(engine, "why_not_native", lambda: "there is no compiler")
+    assert engine._native.__wrapped__() is None
+    assert caplog.messages == ["verity computes with torch alone, which is slower: there is no compiler"]
+    monkeypatch.setattr(determinism, "why_not_native", lambda: "there is no compiler")
+    monkeypatch.setattr(determinism, "engine_name", lambda device: "eager")
+    assert determinism.engine_in_words("cpu") == "eager: there is no compiler"
+    assert determinism.engine_in_words("cuda") == "eager: c has no code for cuda"
+    monkeypatch.setattr(determinism, "engine_name", lambda device: "c")
+    assert determinism.engine_in_words("cpu") == "c"

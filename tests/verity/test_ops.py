@@ -271,3 +271,13 @@ def test_other_precisions_and_classes_that_do_not_exist_are_refused():
         ops.VLAStack(ops.VLALinear(2, 2))
     with pytest.raises(ValueError, match="multiple of heads"):
         VerityGPT(5, 4, 10, 1, 3)
+
+
+def test_modules_are_their_functions():
+    x = torch.linspace(-3, 3, 24).view(2, 3, 4)
+    for module, function in (
+        (ops.VLAGELU(), ops.gelu),
+        (ops.VLASiLU(), ops.silu),
+        (ops.VLASoftmax(), ops.softmax),
+    ):
+        assert torch.equal(module(x), function(x))

@@ -13,6 +13,7 @@ from ebc_lab.config.errors import UserError
 from ebc_lab.config.parts.data import DataConfig
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.workloads import corpus as corpus_module
+from ebc_lab.workloads import losses
 from ebc_lab.workloads.batches import Batches, windows
 from ebc_lab.workloads.corpus import describe, locate
 from ebc_lab.workloads.text import checked_text
@@ -153,6 +154,13 @@ def test_a_changed_corpus_is_refused(text_file):
         locate(DataConfig("path", str(text_file), "0" * 64))
 
 
+def test_images_are_told_in_images():
+    told = describe(DataConfig("digits"))
+    assert (told["images"], told["classes"]) == (1797, 10)
+    assert told["splits"] == "train 1,078, val 359, test 360"
+    assert told["warning"] is None
+
+
 def test_windows_predict_every_token_exactly_once():
     tokens = torch.arange(103)
     pairs = windows(tokens, 10)
@@ -212,3 +220,13 @@ def test_a_download_that_failed_is_not_tried_again_by_the_same_process(tmp_path,
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert [locate(DataConfig("auto")).name for _ in range(3)] == ["pydoc"] * 3
     assert len(tried) == 1
+
+
+def test_exact_sums_of_windows_have_the_mean_and_the_spread_of_plain_ones():
+    sums, count = [[3.5, 8.25], [1.0, 0.125]], torch.tensor([4, 4, 4, 1])
+    plain = losses._spread([torch.tensor(some, dtype=torch.float64) for some in sums], count, 13)
+    exact = losses._exact_spread([[int(x * losses.UNIT) for x in some] for some in sums], count, 13)
+    mean = 12.875 / 13
+    off = [3.5 - 4 * mean, 8.25 - 4 * mean, 1 - 4 * mean, 0.125 - mean]
+    assert exact == pytest.approx((mean, sum(x * x for x in off)))
+    assert plain == pytest.approx(exact, rel=1e-6)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ebc_lab.config.parts.model import ModelConfig
-from ebc_lab.workloads.gpt import attention, build, hidden_matrices
+from ebc_lab.workloads.gpt import attention, build, effective_weights, hidden_matrices, plain
 
 CONFIG = ModelConfig(blocks=2, width=32, heads=4, context=16)
 VOCABULARY = 23
@@ -108,3 +108,12 @@ def test_hidden_matrices_are_the_six_of_each_block():
     assert [names[id(p)] for p in hidden_matrices(model)] == [
         f"blocks.{i}.{part}.weight" for i in range(2) for part in ("q", "k", "v", "o", "mlp_in", "mlp_out")
     ]
+
+
+def test_what_the_forward_uses_of_each_weight_stands_in_the_models_order():
+    model = plain(11, context=8, width=16, blocks=1, heads=2, seed=0, quantize=torch.sign)
+    hidden = {id(p) for p in hidden_matrices(model)}
+    found = effective_weights(model)
+    assert len(found) == len(list(model.parameters()))
+    for used, p in zip(found, model.parameters(), strict=True):
+        assert torch.equal(used, p.sign() if id(p) in hidden else p)

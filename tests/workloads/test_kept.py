@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from support.runs import made
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.training.run import Training
+from ebc_lab.workloads import kept as kept_module
 from ebc_lab.workloads.kept import build, read_model, sampling_of, settings_of
 
 KINDS = {
@@ -152,3 +154,26 @@ def test_settings_of_a_run(text_file):
     first, second = build(run, 31), build(run, 31)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("context", "windows"), [(100, 5), (512, 1), (600, 1)])
+def test_the_sampled_loss_is_of_about_five_hundred_tokens_and_a_chain_that_breaks_off_is_told(
+    context, windows, monkeypatch
+):
+    asked = []
+
+    def sampled(model, inputs, targets, sampling, chance, samples):
+        asked.append((inputs.shape, samples, chance.initial_seed()))
+        if samples == 3:
+            raise ValueError("a latent is not finite")
+        return {"settled": 1.0, "sampled": 2.0}
+
+    monkeypatch.setattr(kept_module, "sampled_loss", sampled)
+    monkeypatch.setattr(kept_module, "sampling_of", lambda run: None)
+    one = SimpleNamespace(model=None, run=SimpleNamespace(model=SimpleNamespace(context=context), seed=7))
+    ids = torch.arange(5000)
+    found = {"tokens": windows * context, "samples": 2, "settled": 1.0, "sampled": 2.0}
+    assert kept_module._sampled(one, ids, 2) == found
+    broken = {"samples": 3, "settled": None, "sampled": None, "problem": "a latent is not finite"}
+    assert kept_module._sampled(one, ids, 3) == found | broken
+    assert asked == [((windows, context), 2, 7), ((windows, context), 3, 7)]

@@ -13,8 +13,10 @@ from ebc_lab.config.choices import changed
 from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import run_part
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.own.parts import with_sources
 from ebc_lab.config.parts.model import ModelConfig
 from ebc_lab.config.schema import RunConfig
+from ebc_lab.workloads.custom import OwnModelWorkload
 from ebc_lab.workloads.digits import digits
 from ebc_lab.workloads.gpt import GPT, drawn, hidden_matrices
 from ebc_lab.workloads.gru import GRU
@@ -167,3 +169,30 @@ def test_what_a_model_cannot_be_is_refused():
             with pytest.raises(UserError) as refused:
                 validate_run(changed(run, settings))
             assert words in str(refused.value)
+
+
+OWN_MODEL = """
+from torch import nn
+
+def made(vocabulary, context):
+    return nn.Sequential(nn.Embedding(vocabulary, 4), nn.Dropout(0.5), nn.Linear(4, vocabulary))
+"""
+
+
+def test_a_model_of_ones_own_is_drawn_from_the_runs_seed_and_handed_over_in_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_model_of_ones_own.py").write_text(OWN_MODEL)
+    run = RunConfig(model=ModelConfig("custom", context=8, target="a_model_of_ones_own:made"))
+
+    def built(seed):
+        workload = OwnModelWorkload.__new__(OwnModelWorkload)
+        workload.run, workload.vocabulary = with_sources(replace(run, seed=seed)), 5
+        before = torch.get_rng_state()
+        model = workload.build()
+        assert torch.equal(torch.get_rng_state(), before)  # the caller's generator is left alone
+        assert all(module.training for module in model.modules())
+        return [p.tolist() for p in model.parameters()]
+
+    first = built(1)
+    torch.rand(3)
+    assert first == built(1) != built(2)

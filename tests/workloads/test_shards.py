@@ -70,7 +70,6 @@ def test_what_exists_is_found_before_it_is_taken_for_a_pattern(tmp_path):
         found("tokens [v3]/*.bin")
 
 
-@pytest.mark.thorough
 def test_batches_in_order_are_the_tokens_one_after_the_other_and_none_spans_two_shards(folder):
     first, second = ids_of(folder)
     batches, held = workload_of(run_of(folder)).batches()

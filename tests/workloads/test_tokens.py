@@ -51,6 +51,16 @@ def test_characters_are_the_tokens_that_the_corpus_has(corpus):
     assert (cut.encode(""), cut.decode([])) == ([], "")
 
 
+def test_bytes_are_those_of_utf_8(corpus):
+    cut = tokenizer("bytes", corpus)
+    assert (cut.kind, cut.vocabulary) == ("bytes", 256)
+    assert cut.encode("a€") == [97, 0xE2, 0x82, 0xAC]
+    assert cut.decode([97, 0xE2, 0x82, 0xAC]) == "a€"
+    assert cut.decode([97, 0xE2]) == "a\ufffd"  # the end of a character is missing
+    with pytest.raises(UserError, match="256"):
+        cut.decode([256])
+
+
 def test_characters_outside_the_vocabulary_are_named_up_to_five(corpus):
     cut = tokenizer("characters", corpus)
     with pytest.raises(UserError, match="the vocabulary has no ',', '€': leave such characters out"):

@@ -133,6 +133,30 @@ def test_steps_are_bounded_finite_repeatable_and_resume_bit_for_bit(optimizer, s
     assert same(model.parameters(), third.parameters())  # the same from a checkpoint
 
 
+@pytest.mark.parametrize("part", range(4))
+def test_a_state_that_was_loaded_is_the_callers_own(part):
+    for name in list(STABILIZERS)[part::4]:
+        run = run_of("adam", name, "none")
+        model, wrapped = prepare(run)
+        take(model, wrapped, range(2))
+        state = wrapped.own_state_dict()
+        kept = saved_and_loaded(state)
+        other, resumed = prepare(run)
+        other.load_state_dict(model.state_dict())
+        resumed.load_own_state_dict(state)
+        take(other, resumed, range(2, 4))
+        assert bits(state) == bits(kept), name
+
+
+def bits(state):
+    """Something to compare to the bit, of a state that holds tensors."""
+    if isinstance(state, torch.Tensor):
+        return state.dtype, state.reshape(-1).view(torch.uint8).tolist()
+    if isinstance(state, dict):
+        return {name: bits(value) for name, value in state.items()}
+    return [bits(value) for value in state] if isinstance(state, list | tuple) else repr(state)
+
+
 @every
 def test_frozen_and_tied_parameters_and_two_parameter_groups(optimizer, stabilizer, projection):
     def freeze_and_tie(model):

@@ -74,6 +74,27 @@ def test_somebody_may_say_which_positions_count():
         ValueError, match=r"mask_of returned a mask of shape \(4,\), for positions of \(4, 3\)"
     ):
         wrong.mask((IDS,), {}, (4, 3))
+    lacking = Arguments(Model(), None, lambda given: given["mask"])
+    with pytest.raises(ValueError, match="mask_of asks for 'mask', and the forward was given ids"):
+        lacking.mask((IDS,), {}, (4, 3))
+    with pytest.raises(ValueError, match="was given nothing by name"):
+        Arguments(Open(), None, lambda given: given["mask"]).mask((IDS,), {}, (4, 3))
+
+
+@pytest.mark.parametrize(
+    ("cut", "args", "kwargs"),
+    [
+        (lambda given, index: given["ids"][index], 1, []),
+        (lambda given, index: (given["ids"][index], None), 2, []),
+        (lambda given, index: {"ids": given["ids"][index]}, 0, ["ids"]),
+    ],
+)
+def test_rows_are_cut_as_somebody_says(cut, args, kwargs):
+    arguments = Arguments(Model(), None, None, rows_of=cut)
+    found = arguments.rows({"args": (IDS, MASK), "kwargs": {}}, torch.tensor([2, 0]))
+    assert (len(found["args"]), list(found["kwargs"])) == (args, kwargs)
+    [rows] = [*found["args"][:1], *found["kwargs"].values()]
+    assert torch.equal(rows, IDS[[2, 0]])
 
 
 def test_an_encoder_decoder_keeps_its_labels():

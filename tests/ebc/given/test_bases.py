@@ -10,6 +10,7 @@ from support.tokenwise import Tokenwise, integers, loss_of
 from torch import nn
 
 from ebc_lab.ebc import EllipsotopeClip, mean_kl
+from ebc_lab.ebc.given.bases import COPIED, Gradients, weight_copies
 
 LR = 0.05
 
@@ -144,6 +145,52 @@ def test_a_plain_optimizers_state_is_told_from_its_own():
 
 
 # -- kinds of optimizers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("writes", range(COPIED + 2))
+def test_an_optimizer_that_writes_to_gradients_is_noticed_at_its_first_write(writes):
+    """Copies are kept of the first steps, and of all once it has written."""
+    p = nn.Parameter(torch.zeros(3))
+    optimizer, gradients = torch.optim.SGD([p], lr=LR), Gradients()
+    for step in range(writes + 2):
+        p.grad = torch.arange(3.0)
+        gradients.see(optimizer)
+        if step >= writes:
+            p.grad.mul_(2)
+        [found] = gradients.of([p])
+        lost = step == writes >= COPIED
+        torch.testing.assert_close(
+            found, torch.full((3,), torch.nan) if lost else torch.arange(3.0), equal_nan=True
+        )
+        gradients.forget()
+
+
+def test_weights_on_no_memory_share_none():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2), nn.Linear(0, 2))
+    wrap(model, torch.optim.SGD(model.parameters(), lr=LR))
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "copies"),
+    [
+        ("schedulefree.adamw_schedulefree", "AdamWScheduleFree", ("z",)),
+        ("schedulefree.wrap", "ScheduleFreeWrapperReference", ("x", "y", "z")),
+        ("elsewhere", "ProdigyPlusScheduleFree", ("z",)),
+        ("pytorch_optimizer.optimizer", "ScheduleFreeAdamW", ("z",)),
+        ("pytorch_optimizer.optimizer", "SPlus", ()),
+        ("heavyball", "ScheduleFree", ("z of heavyball",)),
+        ("elsewhere", "ScheduleFreeAdamW", ()),
+        ("pytorch_optimizer.optimizer", "Lion", ()),
+    ],
+)
+def test_the_libraries_whose_states_hold_copies_of_weights_are_known(module, name, copies):
+    kind = type(name, (torch.optim.SGD,), {"__module__": module})
+    kind._find_val_name = lambda self, key: f"{key} of heavyball"
+    made = type("Own", (kind,), {})(Tokenwise().parameters(), lr=LR)  # a subclass of it too
+    assert weight_copies(made) == copies
+    made.weight_copies = ["w"]
+    assert weight_copies(made) == ("w",)
 
 
 def test_a_base_without_a_rate():

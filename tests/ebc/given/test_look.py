@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -139,6 +140,20 @@ def test_a_head_outside_the_model_hides_no_idle_positions():
     _, told = trained(
         model, lambda m, t: loss_of(m.head(m(t)), t), logits_of=lambda hidden: model.head(hidden)
     )
+    assert told == []
+
+
+def test_positions_whose_output_is_zero_are_not_idle_for_that():
+    class Half(Tokenwise):
+        def forward(self, ids):
+            x = self.embedding(ids)
+            return (x + torch.tanh(self.blocks[0](x))) * (torch.arange(ids.shape[1]) % 2)[:, None]
+
+    model = Half()
+    ebc, told = trained(
+        model, lambda m, t: loss_of(m.head(m(t)), t), logits_of=lambda hidden: model.head(hidden)
+    )
+    assert [step.idle for step in ebc.look.steps] == [0, 0, 0]
     assert told == []
 
 
@@ -372,3 +387,13 @@ def test_what_is_refused_is_taken_where_somebody_insists():
         trained(Tokenwise(), labels)
     ebc, _ = trained(Tokenwise(), labels, check=False)
     assert 0 < ebc.last.clip_coefficient < 1
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_what_is_refused_goes_on_in_a_run_that_has_taken_steps(steps):
+    model, tokens = Tokenwise(), integers(48, 12)
+    optimizer, ebc = attached_adam(model)
+    ebc.load_state_dict(ebc.state_dict() | {"step_index": steps})
+    F.binary_cross_entropy_with_logits(model(tokens), F.one_hot(tokens, 11).float()).backward()
+    with nullcontext() if steps else pytest.raises(ValueError, match="a label of its own"):
+        optimizer.step()

@@ -14,6 +14,7 @@ from ebc_lab.ebc.given.losses import (
     refusal,
     unbalanced,
 )
+from ebc_lab.ebc.given.scales import written
 
 B, T, V = 6, 9, 13
 
@@ -305,3 +306,30 @@ def test_the_gradient_of_a_view_is_that_of_its_elements():
     pair = numbers(2, B, V, T)
     _, gradient = seen(pair, lambda z: (z * pair).sum(), lambda z: z[1].movedim(1, -1))
     assert torch.equal(gradient.rows, pair[1].movedim(1, -1))
+
+
+def test_the_gradient_of_two_backward_passes_is_their_sum():
+    z = numbers(B, T, V)
+    _, one = seen(z, entropy)
+    _, other = seen(z, lambda z: 2 * z.square().mean())
+    _, both = seen(z, lambda z: entropy(z) + 2 * z.square().mean())
+    together = one + other
+    torch.testing.assert_close(together.rows, both.rows)
+    assert together.mass == pytest.approx(one.mass + other.mass)
+
+
+@pytest.mark.parametrize(
+    ("factor", "offset", "text"),
+    [
+        (30.0, 0.0, "30 * z"),
+        (1 / 0.07, 0.0, "z / 0.07"),
+        (2.5, 0.0, "z / 0.4"),
+        (0.5, 0.0, "z / 2"),
+        (1 / 3, 0.01, "z / 3"),
+        (1.2345, 0.0, "z / 0.81"),
+        (30.0, -4.595, "30 * z - 4.59"),
+        (0.1, 0.0101, "z / 10 + 0.0101"),
+    ],
+)
+def test_a_factor_is_written_as_somebody_would_write_it(factor, offset, text):
+    assert written(factor, offset) == text

@@ -4,11 +4,14 @@ import warnings
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from support.tokenwise import Tokenwise, attached_adam, integers, learn, loss_of
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ebc_lab.ebc import EBCWarning, mean_kl
+from ebc_lab.ebc.given.rows import counted_first
 
 TARGET = 1e-3
 
@@ -46,6 +49,18 @@ def test_rows_that_count_are_chosen_from_the_whole_batch(rows):
             assert ebc.last.clip_coefficient < 1
             assert 0.6 < mean_kl(before, said(model, others)) / TARGET < 1.5
     assert audited > 0
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=9), st.booleans(), st.data())
+def test_rows_with_positions_that_count_come_first_in_their_order(counts, drawn, data):
+    k = data.draw(st.integers(1, len(counts)))
+    order = data.draw(st.permutations(range(len(counts)))) if drawn else list(range(len(counts)))
+    found = counted_first(torch.tensor(counts), torch.tensor(order) if drawn else None, k)
+    some = [i for i in order if counts[i]]
+    wanted = some + [i for i in order if not counts[i]]
+    if all(counts[i] for i in order[:k]) or not any(counts[i] for i in order[k:]):
+        wanted = order  # nothing better comes later
+    assert (order if found is None else found.tolist()) == wanted
 
 
 class Graphs(nn.Module):

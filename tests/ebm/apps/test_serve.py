@@ -3,6 +3,7 @@
 import copy
 import http.client
 import json
+import math
 import sys
 import threading
 import urllib.error
@@ -18,7 +19,7 @@ pytest.importorskip("starlette")
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.ebm.apps import serve
-from ebc_lab.ebm.apps.writer import Writer, Writing
+from ebc_lab.ebm.apps.writer import MOST_STEPS, MOST_TOKENS, SEEDS, Writer, Writing
 
 
 @contextmanager
@@ -191,3 +192,27 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(ImportError, match=r"pip install 'ebc-lab\[serve\]'"):
         from ebc_lab.ebm.apps.serve import app_of  # noqa: F401
+
+
+LIMITS = {
+    "tokens": (0, MOST_TOKENS),
+    "top_k": (0, SEEDS),
+    "langevin_steps": (0, MOST_STEPS),
+    "seed": (0, SEEDS - 1),
+    "temperature": (0, 1e6),
+    "langevin_temperature": (0.0, 1e6),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_limit_itself_can_be_asked_for_and_nothing_beyond(name):
+    low, high = LIMITS[name]
+    for value in (low, high):
+        assert getattr(Writing(**{name: value}), name) == value
+    for value in (low - 1, high + 1, math.nan):
+        kinds = "whole number|between" if value != value else f"{name} must lie between 0 and "
+        with pytest.raises(ValueError, match=kinds):
+            Writing(**{name: value})
+    for value in (True, "1", None):
+        with pytest.raises(ValueError, match=f"{name} must be a "):
+            Writing(**{name: value})

@@ -96,6 +96,13 @@ def test_a_metric_that_all_columns_share_is_the_loss(tmp_path: Path) -> None:
     assert list(frame.arm) == ["adam", "adam", "muon", "muon"]
 
 
+def test_a_metric_may_stand_before_the_run(tmp_path: Path) -> None:
+    path = written(tmp_path / "runs.csv", "step,val_loss/adam,val_loss/muon,lossy\n1,2,3,4\n")
+    frame = delimited.read(path, Asked(loss="val_loss")).frame
+    assert list(frame.arm) == ["adam", "muon"]
+    assert list(frame.val_loss) == [2, 3]
+
+
 def test_loss_chooses_among_the_metrics_of_a_wide_table(tmp_path: Path) -> None:
     path = written(
         tmp_path / "runs.csv", "step,adam_train_loss,adam_val_loss,muon_train_loss,muon_val_loss\n1,2,3,4,5\n"

@@ -11,7 +11,7 @@ from support.runs_of_others import written
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging.asked import Asked
-from ebc_lab.judging.readers import read
+from ebc_lab.judging.readers import hydra, read
 
 APP = """
 import csv, hydra
@@ -49,6 +49,13 @@ def test_what_one_job_overrides_is_read_from_the_configuration_of_the_others(tmp
     assert source.roles == {"run": "run", "seed": "seed", "started": "started"}
     assert list(source.settings) == ["optimizer", "optimizer.lr"]
     assert any("left no metrics" in note for note in source.notes)
+
+
+def test_one_job_alone_is_a_run(tmp_path: Path) -> None:
+    job(tmp_path / "0", ["optimizer=muon"], "optimizer: {name: muon}\nseed: 1\n")
+    source = hydra.read(tmp_path / "0", Asked())
+    assert source.frame.val_loss.tolist() == [3, 2]
+    assert source.frame.run.nunique() == 1
 
 
 def test_no_metrics_in_any_job(tmp_path: Path) -> None:

@@ -39,6 +39,13 @@ def test_every_version_is_a_run_with_its_hyperparameters(folder):
     assert one["logged/run"].dropna().tolist() == [7, 7]
 
 
+def test_a_version_without_hyperparameters_is_a_run_without_settings(folder):
+    for hparams in folder.rglob("hparams.yaml"):
+        hparams.unlink()
+    source = lightning_logs.read(folder, Asked())
+    assert (source.what, list(source.settings)) == ("3 runs of Lightning", [])
+
+
 def test_a_logged_nan_is_told_from_an_empty_cell(folder):
     frame = lightning_logs.read(folder, Asked()).frame
     bad = frame[(frame.optimizer == "sgd") & (frame.seed == 1)]

@@ -10,6 +10,7 @@ from ebc_lab.judging.readers.names import columns_of_places, split_name, split_n
 @pytest.mark.parametrize(
     ("name", "arm", "settings"),
     [
+        ("optimizer=adam_w,lr=0.1,+seed=2", "", {"optimizer": "adam_w", "lr": "0.1", "seed": "2"}),
         ("adam_seed0", "adam", {"seed": "0"}),
         ("muon-lr=0.02-s3", "muon", {"lr": "0.02", "seed": "3"}),
         ("adamw8bit", "adamw8bit", {}),
@@ -20,7 +21,6 @@ from ebc_lab.judging.readers.names import columns_of_places, split_name, split_n
         ("run-3", "", {"run": "3"}),
         ("adam-run3", "adam", {"run": "3"}),
         ("gpt2_muon_lr_0.01_wd0.1", "gpt2_muon", {"lr": "0.01", "wd": "0.1"}),
-        ("optimizer=adam_w,lr=0.1,+seed=2", "", {"optimizer": "adam_w", "lr": "0.1", "seed": "2"}),
         ("optimizer=adam_w-seed=3", "", {"optimizer": "adam_w", "seed": "3"}),
         ("muon_weight_decay=0.1", "muon", {"weight_decay": "0.1"}),
         ("soap_f1_auxb2_clean", "soap_f1_auxb2_clean", {}),

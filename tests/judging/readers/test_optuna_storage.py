@@ -83,6 +83,12 @@ def test_pruned_and_failed_trials_are_last_and_not_dropped(storage):
     assert "2 trials that have not ended were left out" in notes
 
 
+def test_without_a_trial_that_has_ended_there_is_nothing_to_judge(storage):
+    optuna.create_study(storage=storage_of(storage), study_name="adam").ask()
+    with pytest.raises(UserError, match="holds no trial of Optuna that has ended"):
+        optuna_storage.read(storage, Asked())
+
+
 def test_a_value_that_is_not_the_curves_end_stands_apart(storage):
     fill(storage, direction="maximize", final=lambda loss: -loss)
     source = optuna_storage.read(storage, Asked())

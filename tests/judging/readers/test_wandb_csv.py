@@ -10,6 +10,7 @@ from support.runs_of_others import written
 
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging.asked import Asked
+from ebc_lab.judging.judgement import judge
 from ebc_lab.judging.readers import wandb_csv
 
 CHART = (
@@ -36,6 +37,19 @@ def test_a_chart_is_a_row_an_evaluation_with_arm_and_seed(tmp_path: Path) -> Non
     assert "1 points are means of several values" in source.notes[0]
 
 
+def test_a_judgement_says_which_columns_the_format_has(tmp_path: Path) -> None:
+    found = judge(written(tmp_path / "wandb_export.csv", CHART)).record
+    assert [(one["role"], one["sentence"]) for one in found["taken"]] == [
+        ("step", "step: column Step, by the format"),
+        ("loss", "loss: column val/loss, by the format"),
+        ("better", "better: lower val/loss is better, by its name"),
+        ("seed", "seed: column seed, by the format"),
+        ("run", "run: column run, by the format"),
+        ("arm", "arm: column arm, by the format"),
+        ("reference", "reference: adam, by its name"),
+    ]
+
+
 def test_a_chart_over_another_axis_keeps_the_step(tmp_path: Path) -> None:
     path = written(
         tmp_path / "wandb_export.csv",
@@ -60,6 +74,25 @@ def test_the_table_of_runs_is_a_row_a_run(tmp_path: Path) -> None:
     assert list(source.frame.Name) == ["adam", "adam (2)"]
     assert source.roles == {"run": "Name", "started": "Created"}
     assert any("crashed" in note for note in source.notes)
+
+
+def test_arm_and_seed_of_a_table_are_taken_from_names_where_it_has_no_columns_for_them(
+    tmp_path: Path,
+) -> None:
+    head = '"Name","State","Created"'
+    for columns, roles in (
+        ("val_loss", {"run": "Name", "started": "Created", "seed": "seed", "arm": "arm"}),
+        ("optimizer", {"run": "Name", "started": "Created", "seed": "seed"}),
+        ("seed", {"run": "Name", "started": "Created"}),
+    ):
+        rows = "".join(f'"{name}","finished","","1"\n' for name in ("adam-s0", "muon-s3"))
+        source = wandb_csv.read(
+            written(tmp_path / "wandb_export.csv", f'{head},"{columns}"\n{rows}'), Asked()
+        )
+        assert source.roles == roles
+        assert list(source.frame.get("arm", [])) == (["adam", "muon"] if "arm" in roles else [])
+        if "seed" in roles:
+            assert list(source.frame.seed) == ["0", "3"]
 
 
 def test_other_tables_are_not_claimed(tmp_path: Path) -> None:

@@ -134,3 +134,32 @@ def test_a_log_that_is_empty_is_left_out_and_said_so(folder, tmp_path):
     source = wandb_offline.read(tmp_path / "copy", Asked())
     assert source.what == "2 offline runs of W&B"
     assert any(note.startswith("1 logs are empty") and first.name in note for note in source.notes)
+
+
+def test_changes_of_a_config_and_nested_values_are_read_as_wandb_writes_them():
+    from wandb.proto import wandb_internal_pb2 as protocol
+
+    def record(kind, part, key, value=None, nested=()):
+        made = protocol.Record()
+        item = getattr(getattr(made, kind), part).add(key=key, nested_key=nested)
+        if value is not None:
+            item.value_json = value
+        return made
+
+    runs = {}
+    for one in (
+        record("config", "update", "lr", "0.1"),
+        record("config", "update", "", "8", ["model", "width"]),
+        record("config", "update", "_wandb", "{}"),
+        record("config", "update", "seed", "3"),
+        record("config", "remove", "seed"),
+        record("history", "item", "loss", '{"val": 1.5, "text": "a", "deep": {"er": 2}}'),
+        record("history", "item", "picture", '{"_type": "image-file", "width": 8}'),
+        record("history", "item", "_runtime", "4"),
+        record("summary", "update", "best", "2.5"),
+    ):
+        wandb_offline._take(runs, "run-x", one)
+    run = runs["run-x"]
+    assert run.config == {"lr": 0.1, "model": {"width": 8}}
+    assert run.rows == [{"_step": 0, "loss.val": 1.5, "loss.deep.er": 2}, {"_step": 0}, {"_step": 0}]
+    assert run.summary == {"best": "2.5"}
