@@ -68,8 +68,7 @@ def _of_folder(path: Path) -> dict[str, Any]:
 
 
 def _of_bundle(path: Path) -> dict[str, Any]:
-    """Return the entry of a bundle, from its manifest and two of its files; only `ebc-lab verify` checks
-    all."""
+    """Return the entry of a bundle, from three of its files; only `ebc-lab verify` checks all."""
     with zipfile.ZipFile(path) as archive:
         files = _member(archive, manifest.NAME)["files"]
         header = _member(archive, HEADER)
