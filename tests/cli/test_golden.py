@@ -211,14 +211,15 @@ RUNNING = {
     "eta_s": 4000.0,
     "slots": {"slots": 2, "seconds": 751.0, "idle": {"whole": 0.07, "lr_sweep": 0.09}},
 }
+LONG = "/a/folder" * 11  # wider than a console: what holds it is not broken, so that it can be copied
 STALE = {
     "state": "stale",
     "eta_s": 40.0,
     "continue": "ebc-lab autopilot",
     "anew": False,
-    "problems": ["a.csv"],
+    "problems": [f"a.csv of {LONG} is damaged"],
 }
-FAILED = {"outcome": "oom", "cause": "out of memory", "runs": ["a", "b"], "log": "runs/a/log.txt"}
+FAILED = {"outcome": "oom", "cause": "out of memory", "runs": ["a", "b"], "log": f"{LONG}/log.txt"}
 
 
 def facts_of_states(state):
@@ -268,7 +269,13 @@ def verdicts():
 
 
 def bundles():
-    yield {"bundle": "it's.zip", "files": 41, "bytes": 1_234_567, "sha256": "1" * 64, "replaced": "2" * 64}
+    yield {
+        "bundle": f"{LONG}/it's.zip",
+        "files": 41,
+        "bytes": 1_234_567,
+        "sha256": "1" * 64,
+        "replaced": "2" * 64,
+    }
 
 
 def machines():
