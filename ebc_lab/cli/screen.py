@@ -21,7 +21,7 @@ from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import FINISHED, RunResult
 from ebc_lab.report.kinds import Evidence, kind_of
 from ebc_lab.report.text import table as model
-from ebc_lab.report.text.words import explained, optimizer, plural, tracks_in_words
+from ebc_lab.report.text.words import explained, optimizer, plural, size, tracks_in_words
 from ebc_lab.study.inspect.reproduce import decides_all, deciding, ways_to_decide
 from ebc_lab.study.inspect.slots import in_words as slots_in_words
 from ebc_lab.study.inspect.slots import timeline
@@ -459,7 +459,7 @@ def verified(console: Console, verdict: Mapping[str, Any]) -> None:
 
 def exported(console: Console, bundle: Mapping[str, Any]) -> None:
     path = bundle["bundle"]
-    content = f"{bundle['files']} files and their manifest, {bundle['bytes'] / 1e6:.1f} MB"
+    content = f"{bundle['files']} files and their manifest, {size(bundle['bytes'])}"
     console.print(Text(f"{path}: {content}; checkpoints are not in it"))
     console.print(f"sha256: {bundle['sha256']}", soft_wrap=True)
     if bundle["replaced"]:

@@ -13,9 +13,10 @@ from typing import Any
 
 from ebc_lab.config.errors import MISTAKEN, UserError, visible
 from ebc_lab.records.json_files import parse_json
-from ebc_lab.records.paths import RUNS, StudyFiles
+from ebc_lab.records.paths import StudyFiles
 from ebc_lab.study.stages.rules import decision_problem
 from ebc_lab.study.stages.stage import stage_of
+from ebc_lab.study.store import manifest
 from ebc_lab.study.store.bundle import SUFFIX
 from ebc_lab.study.store.study import Study, studies_in
 
@@ -67,13 +68,12 @@ def _of_folder(path: Path) -> dict[str, Any]:
 
 
 def _of_bundle(path: Path) -> dict[str, Any]:
-    """Return the entry of a bundle, from its directory and two of its files; only `ebc-lab verify` checks
-    all."""
+    """Return the entry of a bundle, from three of its files; only `ebc-lab verify` checks all."""
     with zipfile.ZipFile(path) as archive:
-        names = set(archive.namelist())
+        files = _member(archive, manifest.NAME)["files"]
         header = _member(archive, HEADER)
-        decisions = _member(archive, DECISIONS) if DECISIONS in names else {}
-    runs = {name.split("/")[1] for name in names if name.startswith(f"{RUNS}/")}
+        decisions = _member(archive, DECISIONS) if DECISIONS in files else {}
+    runs = {run for name in files if (run := manifest.owning_run(name))}
     about = os.stat(path)
     return _of_records(header, decisions, runs) | {"written": _time(about.st_mtime), "bytes": about.st_size}
 

@@ -88,7 +88,7 @@ def dismiss(file: Path) -> None:
 
 def serve(file: Path, node: int, env: dict[str, str]) -> None:
     """Join whatever the first node invites this one to, as its `node`-th, until it is dismissed."""
-    joined = ""
+    joined: str | None = None
     process: subprocess.Popen[bytes] | None = None
     while True:
         invitation = _invitation(file)

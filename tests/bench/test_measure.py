@@ -1,3 +1,5 @@
+import contextlib
+import io
 import json
 import platform
 import re
@@ -5,16 +7,18 @@ import sys
 import time
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
 from support.runs import short_run
+from support.working_clock import working_clock
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from ebc_lab.bench import compared, costs, measure, memory, plain_loop
+from ebc_lab.bench import compared, costs, measure, memory, pairs, plain_loop
 from ebc_lab.bench.loops import Loop, interval, opened
 from ebc_lab.bench.pairs import (
     MIN_ROUNDS,
@@ -221,6 +225,81 @@ def test_sides_take_turns_in_a_rotating_order():
     assert turns.ratios("b", "a") == [2.0, 4.0 / 6.0, 9.0 / 8.0]
 
 
+@pytest.fixture
+def opened_loops(shape, monkeypatch):
+    """Loops without a model: a step of `ebc` takes 3 s, any other 2 s. -> (run, bare, steps taken) of each"""
+    found = []
+
+    @contextlib.contextmanager
+    def loop(run, *, bare=False):
+        taken = []
+        found.append((run, bare, taken))
+
+        def steps(count):
+            taken.append(count)
+            return count * (3.0 if run.stabilizer.name == "ebc" else 2.0)
+
+        yield SimpleNamespace(recorded_steps=steps, steps=steps if run.device == "cpu" else None)
+
+    monkeypatch.setattr(pairs, "opened", loop)
+    return found
+
+
+ON = {
+    "none": {"stabilizer": {"name": "none"}},
+    "ebc": {"stabilizer": {"name": "ebc"}, "budget": {"name": "surrogate"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("device", "arm", "audits", "block", "warm"),
+    [
+        ("cpu", "none", 8, 8, [20]),
+        ("cpu", "ebc", 8, 40, [20, 20, 20, 20, 20, 1]),
+        ("cuda", "none", 8, 48, [20]),  # as many whole intervals as 50 steps hold
+        ("cuda", "ebc", 8, 40, [20, 20, 20, 20, 20, 1]),
+        ("cuda", "none", 64, 64, [20]),
+    ],
+)
+def test_an_overhead_is_taken_over_whole_intervals_and_on_a_gpu_over_long_blocks(
+    shape, opened_loops, device, arm, audits, block, warm
+):
+    run = replace(changed(shape, ON[arm]), device=device, audit_every=audits, steps=20 + 5 * block)
+    found = pairs.paired_overhead(run)
+    rounds = (run.steps - 20) // interval(run)
+    plain, other = (taken for _, _, taken in opened_loops)
+    assert plain == other == warm + [block] * rounds
+    percent = 50.0 if arm == "ebc" else 0.0
+    assert found == {
+        "overhead_pct": percent,
+        "overhead_iqr_pct": [percent, percent],
+        "pairs": rounds,
+        "plain_steps_per_s": 0.5,
+    }
+    (bare, is_bare, _), (stabilized, is_other, _) = opened_loops
+    assert (is_bare, is_other) == (True, False)
+    assert bare.audit_every == (0 if device == "cuda" else audits)
+    assert stabilized.audit_every == audits
+    assert device == "cpu" or stabilized.steps >= sum(plain)  # where they are taken as a run takes them
+
+
+@pytest.mark.parametrize(
+    ("device", "arm", "audits", "block"),
+    [("cpu", "none", 0, 4), ("cpu", "ebc", 8, 40), ("cuda", "none", 0, 52), ("cuda", "ebc", 8, 80)],
+)
+def test_a_step_is_compared_with_adams_without_the_audits_that_it_does_not_need(
+    shape, opened_loops, device, arm, audits, block
+):
+    run = replace(changed(shape, ON[arm]), device=device, audit_every=8)
+    found = pairs.step_ratio(run)
+    ratio = 1.5 if arm == "ebc" else 1.0
+    assert found == {"step_ratio": ratio, "step_ratio_iqr": [ratio, ratio]}
+    for opened_run, _, taken in opened_loops:
+        assert opened_run.audit_every == audits
+        assert taken == [20] + [block] * 40
+        assert opened_run.steps >= sum(taken)
+
+
 def test_turns_end_at_the_time_limit_but_not_before_a_minimum():
     turns = take_turns({"a": lambda n: 1.0}, 1, 99, limit_s=0.0)
     assert len(turns.seconds["a"]) == MIN_ROUNDS
@@ -263,6 +342,19 @@ def test_the_plain_loop_learns():
     first = loop.step()
     loop.steps(40)
     assert loop.step() < first - 0.3
+
+
+def test_the_process_of_the_plain_loop_tells_its_threads_and_then_the_seconds_of_its_steps(
+    monkeypatch, capsys
+):
+    shape = {"data": [0, 1, 2] * 20, "vocabulary": 3, "batch": 8, "lr": 4e-3, "seed": 0, "device": "cpu"}
+    shape |= {"blocks": 1, "width": 16, "heads": 2, "context": 8}
+    with working_clock():
+        monkeypatch.setattr(sys, "stdin", io.StringIO(f"{json.dumps(shape)}\n2\n4\n"))
+        plain_loop.main()
+    threads, two, four = map(float, capsys.readouterr().out.split())
+    assert threads == torch.get_num_threads()
+    assert four == pytest.approx(2 * two, rel=0.01)
 
 
 def test_the_plain_model_takes_the_lab_s_weights_and_gives_the_same_losses(shape):

@@ -5,8 +5,10 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
+from support.working_clock import working_clock
 
-from ebc_lab.bench import speeds
+from ebc_lab.bench import speeds, step_timer
 from ebc_lab.bench.speeds import (
     NotMeasured,
     Work,
@@ -14,9 +16,11 @@ from ebc_lab.bench.speeds import (
     choose,
     choose_for_study,
     chosen_by_rule,
+    compile_cost,
     compile_rule,
     fastest,
     is_open,
+    measured_rates,
 )
 from ebc_lab.config import machine as machine_module
 from ebc_lab.config.compose import compose
@@ -125,6 +129,13 @@ def test_the_fastest_wins_and_the_plainer_wins_ties(rates, chosen):
         (Work(50, 20_000), (27, 3, 200, 186), "on", r"\+65 s saved in the 2000 s of 20000 steps"),
         (Work(500, 20_000), (27, 3, 200, 150), "off", "-250 s"),  # runs too short for their own start
         (Work(1, 20_000), (5, 1, 90, 95), "off", "-50 s"),
+        (
+            Work(50, 2_000_000),
+            (27.4, 3.25, 200, 188),
+            "on",
+            r"^compiling takes 27 s, 3.2 s again in each run, and makes a step 188.0 ms instead of 200.0: "
+            r"\+11919 s saved in the 200000 s of 2000000 steps$",
+        ),
         (Work(1, 20_000), "torch.compile fails here (no g++)", "off", "no g"),
     ],
 )
@@ -212,6 +223,100 @@ def test_a_study_is_as_long_as_all_its_runs_and_as_wide_as_its_launcher(machine)
     inline = replace(config, launcher=replace(config.launcher, name="inline"))
     assert choose_for_study(inline).threads_per_run == 4
     assert {n for _, n, _ in asked[-1]} == {1}
+
+
+# -- what a measuring process answers ------------------------------------------------------------------------
+
+
+class Answering:
+    """In the place of a process that measures: `answers` gives what it says to each request."""
+
+    def __init__(self, module):
+        assert module == "step_timer"
+        self.asked = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def ask(self, request):
+        self.asked.append(request)
+
+    def answer(self, timeout_s=None):
+        return type(self).answers(self.asked.pop()) if self.asked else None
+
+
+def test_rates_are_of_all_processes_together_and_the_median_of_the_rounds(monkeypatch):
+    blocks, ready = iter([0.5, 0.25, 0.1, 0.5, 0.5, 0.2, 0.125, 0.125, 1.0]), []
+
+    def answers(request):
+        if request["what"] == "step":
+            ready.append((request["run"]["threads_per_run"], request["run"]["dtype"]))
+            return 0.0
+        return next(blocks)
+
+    monkeypatch.setattr(Answering, "answers", staticmethod(answers), raising=False)
+    monkeypatch.setattr(speeds, "Child", Answering)
+    cases = [(1, 2, "float32"), (3, 1, "bfloat16")]
+    # 2 + 4, 2 + 2, 8 + 8 of two processes; 10, 5, 1 of one
+    assert measured_rates(OPEN, cases) == {cases[0]: 6.0, cases[1]: 5.0}
+    assert ready == [(1, "float32"), (1, "float32"), (3, "bfloat16")] * 3
+    assert speeds.known_rates(OPEN, cases) == {cases[0]: 6.0, cases[1]: 5.0}
+    assert speeds.known_rates(OPEN, [*cases, (9, 1, "float32")]) == {}
+
+
+def test_what_compiling_costs_is_asked_once_and_one_that_takes_too_long_is_no_figure(monkeypatch):
+    cost, said = dict(zip(COST, (27.0, 3.0, 200.0, 188.0), strict=True)), []
+    assert compile_cost(GIVEN, measure=False) == "what compiling costs is not known yet"
+
+    def too_long(request):
+        raise TimeoutError
+
+    monkeypatch.setattr(speeds, "Child", Answering)
+    monkeypatch.setattr(Answering, "answers", staticmethod(too_long), raising=False)
+    assert compile_cost(GIVEN, say=said.append) == "compiling takes more than 900 s here"
+    assert said == ["measuring what torch.compile costs and gains at this shape: a minute or so …"]
+    monkeypatch.setattr(Answering, "answers", staticmethod(lambda request: cost))
+    assert compile_cost(GIVEN) == cost
+    monkeypatch.setattr(Answering, "answers", staticmethod(too_long))
+    assert compile_cost(GIVEN) == compile_cost(GIVEN, measure=False) == cost
+
+
+class Compiled(torch.nn.Module):
+    """A model whose first call takes so many seconds, and each a millisecond more than the model's own."""
+
+    def __init__(self, model, clock, seconds):
+        super().__init__()
+        self.model, self.clock, self.seconds = model, clock, seconds
+
+    def forward(self, *given):
+        self.clock.now += self.seconds + 1e-3
+        self.seconds = 0.0
+        return self.model(*given)
+
+
+def test_a_step_and_what_compiling_it_costs_are_timed_in_one_process(tiny, monkeypatch):
+    run = replace(run_part(compose([*tiny, "model.width=8"])), compile="off", threads_per_run=1)
+    firsts = iter([20.0, 3.0])
+    with working_clock() as clock:
+
+        def forward_of(model, asked):
+            assert asked.compile == "on"
+            return Compiled(model, clock, next(firsts))
+
+        monkeypatch.setattr(step_timer, "forward_of", forward_of)
+        timer = step_timer.StepTimer(run)
+        first, median = timer.step(), timer.block()
+        steps = timer.loop.step_index - 1
+        assert steps * median == pytest.approx(step_timer.BLOCK_S, abs=2 * median)
+        assert first < median < 1.05 * first  # of a machine that slows down
+        found = step_timer.compiling(run)
+    assert found["compile_s"] == pytest.approx(20.0, abs=0.1)
+    assert found["again_s"] == pytest.approx(3.0, abs=0.1)
+    assert found["compiled_ms"] - found["eager_ms"] == pytest.approx(1.0, rel=0.1)
+    assert found["eager_ms"] > 1e3 * first
 
 
 # -- real measurements ---------------------------------------------------------------------------------------

@@ -49,9 +49,16 @@ def test_a_shell_gets_commands_settings_and_studies(tmp_path):
         asked = {"_EBC_LAB_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
         return called(cwd=tmp_path, **asked).stdout.split()
 
-    (tmp_path / "outputs/ebc_ablation/mine").mkdir(parents=True)
-    (tmp_path / "outputs/ebc_ablation/mine/study.json").write_text("{}")
+    for name in ("mine", "s_d", "s_b", "s_a", "s_e", "s_c"):
+        (tmp_path / "outputs/ebc_ablation" / name).mkdir(parents=True)
+        (tmp_path / "outputs/ebc_ablation" / name / "study.json").write_text("{}")
+    for name in ("s_9.zip", "s_7.zip", "s_8.zip", "s_6.zip", "s_5.zip"):
+        (tmp_path / name).write_text("")
     assert offered("ebc-lab auto") == ["autopilot"]
     assert offered("ebc-lab train -m stabilizer=no") == ["stabilizer=none", "stabilizer=norm_clip"]
     assert offered("ebc-lab status mi") == ["mine"]
+    assert offered("ebc-lab status s_") == [
+        *(f"s_{x}" for x in "abcde"),
+        *(f"s_{n}.zip" for n in range(5, 10)),
+    ]
     assert offered("ebc-lab why mine lr_sw") == ["lr_sweep"]

@@ -14,11 +14,13 @@ from ebc_lab.study.store.study import Study
 
 @pytest.fixture
 def folder(finished, tmp_path):
-    """done and done.zip, begun without a decision, planned without a run, damaged ones, and other things."""
+    """done, done.zip and brief.zip, begun without a decision, planned without a run, damaged ones, and other
+    things."""
     source = finished[1].study
     for name in ("done", "begun"):
         shutil.copytree(source.root, tmp_path / name)
     export(source, tmp_path / "done.zip")
+    export(source, tmp_path / "brief.zip", brief=True)
     (tmp_path / "begun" / "auto_decisions.json").unlink()
     (tmp_path / "planned").mkdir()
     shutil.copy(source.root / "study.json", tmp_path / "planned")
@@ -36,6 +38,7 @@ def test_every_study_is_told_and_damage_is_not_raised(folder):
     assert {name: one["state"] for name, one in found.items()} == {
         "done": "finished",
         "done.zip": "finished",
+        "brief.zip": "finished",
         "begun": "interrupted",
         "planned": "empty",
         "cut": "damaged",
@@ -44,7 +47,8 @@ def test_every_study_is_told_and_damage_is_not_raised(folder):
     }
     done, packed = found["done"], found["done.zip"]
     counts = status(Study(folder / "done"))["runs"]
-    assert done["runs"] == packed["runs"] == counts["training"] + counts["unused"]  # as `status` counts
+    in_status = counts["training"] + counts["unused"]
+    assert [one["runs"] for one in (done, packed, found["brief.zip"])] == [in_status] * 3
     assert status(Study(folder / "planned"))["state"] == "empty"
     assert done["headline"] == packed["headline"].strip()
     assert "undecided" in done["headline"]

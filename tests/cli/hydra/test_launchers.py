@@ -5,9 +5,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
+from submitit.core.utils import UncompletedJobError
+from submitit.slurm.slurm import SlurmJob
 from support.called import CLI, SMALL_RUN, called, refused
 from support.drivers import shell, started, until_true
 
+from ebc_lab.cli.hydra.launchers import JobFailed, launching
 from ebc_lab.records.json_files import read_json
 from ebc_lab.records.streams import read_columns
 
@@ -148,3 +152,73 @@ def test_a_job_that_dies_is_noticed(run, tmp_path):
     assert "ended without a result" in said
     assert "the same command with hydra.sweep.dir=sweep continues" in said
     assert "Traceback" not in said
+
+
+AGAIN = """the same command with 'hydra.sweep.dir="a b"'"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "code", "said"),
+    [
+        (
+            "Slurm",
+            KeyboardInterrupt(),
+            130,
+            f"interrupted; the jobs continue without it, and once they are over {AGAIN} finds their results",
+        ),
+        ("Local", KeyboardInterrupt(), 130, f"interrupted; {AGAIN} continues from the checkpoints"),
+        ("Slurm", JobFailed("a b/0: it failed", 4), 4, "a b/0: it failed\nthe sweep's other runs are in a b"),
+        (
+            "Slurm",
+            UncompletedJobError("sbatch: warning: x\nsbatch: error: no such partition\n"),
+            2,
+            "error: sbatch refuses the jobs: no such partition",
+        ),
+        (
+            "Slurm",
+            UncompletedJobError(
+                "Job 7_1 (task: 0) with path x\nhas not produced any output (state: TIMEOUT)\nx"
+            ),
+            4,
+            "job 7_1 ended without a result, TIMEOUT; the logs are in a b/.submitit, "
+            f"and {AGAIN} continues from the checkpoints",
+        ),
+        (
+            "Local",
+            UncompletedJobError("it is gone\nand more"),
+            4,
+            f"it is gone; the logs are in a b/.submitit, and {AGAIN} continues from the checkpoints",
+        ),
+    ],
+)
+def test_what_ends_a_sweep_of_jobs_is_a_sentence_with_what_goes_on(
+    kind, error, code, said, monkeypatch, capsys
+):
+    monkeypatch.setattr(os, "environ", {**os.environ, **OTHERS, "SLURM_CONF": "here"})
+    monkeypatch.setattr(SlurmJob, "watcher", SlurmJob.watcher)
+    launcher = OmegaConf.create({"_target_": f"plugin.{kind}Launcher"})
+    environment = []
+
+    def sweep():
+        with launching(launcher, "a b"):
+            environment.extend(os.environ)
+            raise error
+
+    with pytest.raises(SystemExit) as ended:
+        sweep()
+    assert not OTHERS.keys() & {*environment}
+    assert "SLURM_CONF" in environment
+    assert ended.value.code == code
+    assert capsys.readouterr().err == f"{said}\n"
+
+
+def test_a_job_that_the_queue_forgot_has_ended_and_a_queue_that_does_not_answer_says_nothing(monkeypatch):
+    monkeypatch.setattr(SlurmJob, "watcher", SlurmJob.watcher)
+    with launching(OmegaConf.create({"_target_": "plugin.SlurmLauncher"}), "x"):
+        watcher = SlurmJob.watcher
+    watcher._registered = {"7_0", "7_1", "7_2", "8"}
+    listed = "Welcome\n7|0|COMPLETING|None\n7|1|TIMEOUT|x\n8|N/A|PENDING|Priority\n"
+    states = {key: found["State"] for key, found in watcher.read_info(listed.encode()).items()}
+    assert states == {"7_0": "RUNNING", "7_1": "TIMEOUT", "7_2": "ENDED", "8": "RUNNING"}
+    assert watcher.read_info("slurm_load_jobs error: no answer\n") == {}
+    assert watcher._make_command()[0] == "squeue"
