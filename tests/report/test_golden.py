@@ -6,6 +6,8 @@ sees otherwise. Pictures are laid out, and not rendered.
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from support.recorded import EVIDENCE
 from support.seen import assert_as_recorded, page_text, sheets_text
@@ -13,6 +15,7 @@ from support.seen import assert_as_recorded, page_text, sheets_text
 import ebc_lab
 from ebc_lab.report import pictures
 from ebc_lab.report.conclude import report
+from ebc_lab.report.page.serve import LivePage
 from ebc_lab.study.store.study import Study
 
 QUICK = ("default", "cautious", "robustness", "finetune", "rate_fit")
@@ -45,3 +48,14 @@ def test_a_recorded_study_is_shown_as_it_was(name, sheets):
     ]
     text = "\n".join([page_text((root / "report.html").read_text()), *papers, sheets_text(sheets)])
     assert_as_recorded(name, text.replace(str(root), "STUDY"))
+
+
+def test_a_page_of_a_study_under_way_says_what_is_decided_and_what_is_open():
+    root = (loaded := ebc_lab.load(EVIDENCE / "default.zip")).root
+    path = root / "auto_decisions.json"
+    decisions = json.loads(path.read_text())
+    del decisions["finals"]
+    path.write_text(json.dumps(decisions))
+    assert loaded.state == "interrupted"
+    page = LivePage(Study(root)).now()[0].decode()
+    assert_as_recorded("under_way", page_text(page).partition("## Provenance")[0].replace(str(root), "STUDY"))

@@ -31,8 +31,8 @@ def row_a_step(arms=("adam", "muon"), seeds=4, last=500, gap=0.05, noise=0.01, n
 
 
 def tuned_runs():
-    """Return curves of three arms, tuned over rates: optimizer, lr, seed, step, val_loss. AdamW's runs are the
-    longest; of lion's, which tried fewer rates, one seed diverges and one is cut short."""
+    """Return curves of three arms, tuned over rates: optimizer, lr, seed, step, val_loss. AdamW's runs are
+    the longest; of lion's, which tried fewer rates, one seed diverges and one is cut short."""
     rng = np.random.default_rng(0)
     rows = []
     for place, (arm, rates, last) in enumerate(

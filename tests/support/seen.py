@@ -134,6 +134,22 @@ def _shortened(lines: list[str]) -> Iterator[str]:
         yield line
 
 
+def table_text(table: Any) -> str:
+    """How many rows a frame has and, of each column that is not empty, the first two and the last."""
+    shown = table.iloc[sorted({*range(min(2, len(table))), len(table) - 1})] if len(table) else table
+    lines = [
+        f"{name}: {' | '.join(map(as_text, shown[name]))}" for name in table if shown[name].notna().any()
+    ]
+    return "\n".join([f"{len(table)} rows of {len(table.columns)} columns", *lines])
+
+
+def as_text(value: Any) -> str:
+    """A cell of a frame."""
+    if isinstance(value, float):
+        return number(value)
+    return str(value)
+
+
 # -- pictures ------------------------------------------------------------------------------------------------
 
 ALIKE = 3  # lines of one look that are shown

@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 ASKED = {
     "judged_against": {"reference": "adamw", "target": 3.1, "rule": "track3", "sigma": "pooled"},
-    "judged_pairs": {"pairs": True, "better": "higher", "target": 3.1},
+    "judged_pairs": {"pairs": True, "better": "higher"},
     "judged_to_target": {"outcome": "target", "target": 3.12},
     "judged_chain": {"chain": ("lion", "adamw", "muon"), "at": {"": 400}, "rule": "track3"},
 }
