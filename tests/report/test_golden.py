@@ -13,7 +13,8 @@ from support.recorded import EVIDENCE
 from support.seen import assert_as_recorded, page_text, sheets_text
 
 import ebc_lab
-from ebc_lab.config.identity import recorded_environment
+from ebc_lab.config.identity import digest, recorded_environment
+from ebc_lab.records.paths import StudyFiles
 from ebc_lab.report import pictures
 from ebc_lab.report.conclude import report
 from ebc_lab.report.page.serve import LivePage
@@ -39,6 +40,9 @@ def sheets(monkeypatch):
 def test_a_recorded_study_is_shown_as_it_was(name, sheets):
     loaded = ebc_lab.load(EVIDENCE / f"{name}.zip")
     root = loaded.root
+    if name == "rate_fit":  # as if these very decisions were drawn already: they are drawn again
+        sealed = {stage: decision["inputs_sha256"] for stage, decision in loaded.decisions.items()}
+        StudyFiles(root).plotted_file.write_text(digest(sealed))
     summaries = {path: path.read_bytes() for path in root.glob("summary_*.csv")}
     report(Study(root))
     assert {path: path.read_bytes() for path in root.glob("summary_*.csv")} == summaries

@@ -174,6 +174,7 @@ def test_steps_show_how_many_reached_the_target_and_the_ratio():
         "[2,900, ∞) 87.5%",
         "3 of 4",
     )
+    assert not {"ended early", "above again"} & set(of_muon)
     assert "val_loss at most 3.28" in named(tables, "steps").note
     turned = judged.tables(record_of(ARMS, "adamw", steps=steps, better="higher", unit="steps"))
     assert "val_loss at least 3.28" in named(turned, "steps").note

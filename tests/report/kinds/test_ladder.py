@@ -126,6 +126,15 @@ def test_where_an_arm_could_not_be_tuned_on_a_rung_there_is_no_answer_but_the_ot
     assert all(set(row) <= set(LADDER_MEANINGS) for row in csv)
 
 
+def test_without_a_pair_or_a_sure_trend_the_headline_says_so():
+    track = ladder_of(losses_of(0.1, 0.1, 0.1, 0.1), PAIR)
+    assert answer_of(track | {"climbs": []}).sentence == "No answer: no two arms can be compared."
+    track["climbs"][0]["course"] = "undecided"
+    assert answer_of(track).sentence == (
+        "fast is better than plain over 4 rungs; whether that changes with more compute is undecided."
+    )
+
+
 def test_of_many_comparisons_the_headline_counts_and_one_table_has_them_all():
     losses = losses_of(0.1, 0.1, 0.1, 0.1) | dict.fromkeys(("one", "two"), PLAIN)
     track = ladder_of(losses, [(arm, "plain") for arm in ("fast", "one", "two")])
