@@ -57,6 +57,16 @@ def test_a_recorded_study_is_told_as_it_was(name):
     assert_as_recorded(f"loaded_{name}", "\n\n".join(f"==== {k}\n{text}" for k, text in parts.items()))
 
 
+def test_a_study_that_is_held_runs_and_one_that_is_damaged_says_so_as_a_card(own_copy):
+    _, study = own_copy
+    with study.held():
+        assert ebc_lab.load(study.root).state == "running"
+    loaded = ebc_lab.load(study.root)
+    study.decisions_file.write_text("{")
+    assert "is damaged" in loaded._repr_html_()
+    assert "is damaged" in repr(loaded)
+
+
 def test_runs_say_what_the_tables_of_the_study_say(study, resolved):
     found = ebc_lab.load(study.root).runs().set_index("run_id")
     decisions = study.decisions()

@@ -150,6 +150,21 @@ def as_text(value: Any) -> str:
     return str(value)
 
 
+def told(kind: Any, found: Any) -> str:
+    """What a kind of result says of a decision: its answers, its tables as the page has them, CSV rows."""
+    lines = []
+    for answer in kind.answers(found):
+        lines += [f"[{answer.judged}] {answer.sentence}", *answer.findings]
+        lines += [" | ".join(filter(None, tile)) for tile in answer.tiles]
+    for table in kind.tables(found):
+        shown = table.on("page")
+        lines += [f"==== {table.title}", table.note, " | ".join(column.title for column in shown.columns)]
+        lines += [" | ".join(row) for row in shown.texts()]
+    rows = list(kind.rows(found))
+    lines += [f"==== {len(rows)} rows", *(f"{key}: {value}" for key, value in rows[0].items())]
+    return "\n".join(lines)
+
+
 # -- pictures ------------------------------------------------------------------------------------------------
 
 ALIKE = 3  # lines of one look that are shown

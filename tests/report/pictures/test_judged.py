@@ -45,7 +45,7 @@ def test_outcomes_and_curves_are_drawn_as_they_were():
     sheets = {}
     for end, narrow in (("", False), ("_phone", True)):
         sheets[f"outcomes{end}"] = draw_outcomes(RECORD, Source("runs.csv", narrow))
-        sheets[f"curves{end}"] = draw_curves(RECORD, runs_of(RECORD), Source("runs.csv", narrow))
+        sheets[f"curves{end}"] = draw_curves(RECORD, runs_of(RECORD, 41), Source("runs.csv", narrow))
     for sheet in sheets.values():
         sheet.settle()
     assert_as_recorded("pictures_judged", sheets_text(sheets))
