@@ -20,6 +20,7 @@ from ebc_lab.study.store.bundle import SUFFIX
 from ebc_lab.study.store.study import Study, studies_in
 
 HEADER, DECISIONS = StudyFiles(Path()).header_file.name, StudyFiles(Path()).decisions_file.name
+MANIFEST = StudyFiles(Path()).manifest_file.name
 TIMED = ("overhead_", "step_")  # what the names of runs that measure time begin with
 MOST_OF_A_FILE = 32 << 20  # bytes of a file in a bundle that is read here
 
@@ -67,13 +68,12 @@ def _of_folder(path: Path) -> dict[str, Any]:
 
 
 def _of_bundle(path: Path) -> dict[str, Any]:
-    """Return the entry of a bundle, from its directory and two of its files; only `ebc-lab verify` checks
-    all."""
+    """Return the entry of a bundle, from three of its files; only `ebc-lab verify` checks all."""
     with zipfile.ZipFile(path) as archive:
-        names = set(archive.namelist())
         header = _member(archive, HEADER)
-        decisions = _member(archive, DECISIONS) if DECISIONS in names else {}
-    runs = {name.split("/")[1] for name in names if name.startswith(f"{RUNS}/")}
+        decisions = _member(archive, DECISIONS) if DECISIONS in archive.namelist() else {}
+        files = _member(archive, MANIFEST)["files"]  # a brief bundle joins those of its runs
+    runs = {name.split("/")[1] for name in files if name.startswith(f"{RUNS}/")}
     about = os.stat(path)
     return _of_records(header, decisions, runs) | {"written": _time(about.st_mtime), "bytes": about.st_size}
 
