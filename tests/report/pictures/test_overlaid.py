@@ -21,6 +21,7 @@ from support.drawn import (
 )
 from support.seen import assert_as_recorded, sheets_text
 
+from ebc_lab.report.pictures.arms.overlaid import Losses, draw_overlaid
 from ebc_lab.report.pictures.drawing.looks import REST, assign_looks
 from ebc_lab.report.pictures.drawing.sheet import MOST_LINES, Facts
 from ebc_lab.report.pictures.windows import draw_tuned
@@ -110,3 +111,11 @@ def test_a_suites_loss_curves_leave_out_arms_of_which_no_run_completed(tmp_path)
 def test_where_no_run_completed_there_is_no_picture_of_the_curves(tmp_path):
     lost = {(arm, seed): "missing" for arm in (BASELINE, CONTROL, FALLING) for seed in (0, 1)}
     assert "curves" not in drawn(write_study(tmp_path, outcomes=lost))
+
+
+def test_of_many_evaluations_the_last_quarter_is_enlarged():
+    steps = np.arange(10.0, 201, 10)
+    losses = np.ma.masked_array(3 - steps / 100)[None]
+    course = Losses(steps, losses, losses[0], {"runs": {"0": "run"}, "outcomes": {"completed": 1}})
+    right = settled(draw_overlaid, FACTS, "one arm", {"only": course}).panels[1]
+    assert list(right.get_xlim()) == [149, 201]
