@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from ebc_lab.config.errors import UserError
-from ebc_lab.config.identity import digest
+from ebc_lab.config.identity import digest, recorded_environment
 from ebc_lab.config.schema import Config
 from ebc_lab.records.decisions import Acceptance, Decision
 from ebc_lab.records.figures import RunResult
@@ -108,9 +108,10 @@ def report(study: Study, say: Say = lambda text: None) -> None:
         manifest.refuse_changed(study.root)
         manifest.begin(study.root)
         study.plotted_file.unlink(missing_ok=True)
-        for stage in decisions:
-            specs, results = planned_runs(stage, config, decisions, snapshot.results_of)
-            write_table(study, stage, specs, results)
+        with recorded_environment(snapshot.header["environment"]):  # which its runs are named by
+            for stage in decisions:
+                specs, results = planned_runs(stage, config, decisions, snapshot.results_of)
+                write_table(study, stage, specs, results)
         if snapshot.finished:
             write_conclusions(config, study, decisions, say)
         else:

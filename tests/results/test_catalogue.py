@@ -5,7 +5,10 @@ import os
 import shutil
 
 import pytest
+from support.recorded import EVIDENCE
+from support.seen import assert_as_recorded
 
+from ebc_lab import load
 from ebc_lab.results.catalogue import catalogue
 from ebc_lab.study.inspect.status import status
 from ebc_lab.study.store.bundle import export
@@ -57,6 +60,20 @@ def test_every_study_is_told_and_damage_is_not_raised(folder):
     assert "edited after it was written" in found["edited"]["headline"]
     assert all(found[name]["headline"] for name in ("cut", "odd.zip"))
     json.dumps(list(found.values()), allow_nan=False)
+
+
+def test_recorded_studies_have_their_answers_as_headlines(tmp_path):
+    for name in ("cautious", "default", "rate_fit"):
+        shutil.copy(EVIDENCE / f"{name}.zip", tmp_path)
+    unpacked = load(tmp_path / "default.zip")  # as long as it is there
+    shutil.copytree(unpacked.root, tmp_path / "edited")
+    decisions = json.loads((tmp_path / "edited" / "auto_decisions.json").read_text())
+    decisions["finals"]["rule"] = "another"
+    (tmp_path / "edited" / "auto_decisions.json").write_text(json.dumps(decisions))
+    told = {one["place"].rpartition("/")[2]: one for one in catalogue(tmp_path)}
+    keys = ("state", "stages", "scale", "runs", "headline")
+    lines = [f"{name}: {' | '.join(str(told[name][key]) for key in keys)}" for name in sorted(told)]
+    assert_as_recorded("catalogue", "\n".join(lines))
 
 
 def test_the_newest_is_first(folder):

@@ -9,6 +9,8 @@ from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
+from support.recorded import EVIDENCE
+from support.seen import assert_as_recorded, page_text, table_text
 
 import ebc_lab
 from ebc_lab.config.errors import UserError
@@ -43,6 +45,26 @@ def test_a_study_is_the_same_by_name_folder_and_bundle(study, bundle):
         pd.testing.assert_frame_equal(other.verdict, by_name.verdict)
         assert (other.name, other.state, other.answer) == ("done", "finished", by_name.answer)
         assert other.config == by_name.config
+
+
+@pytest.mark.parametrize("name", ["default", "cautious", pytest.param("ladder", marks=pytest.mark.thorough)])
+def test_a_recorded_study_is_told_as_it_was(name):
+    found = ebc_lab.load(EVIDENCE / f"{name}.zip")
+    with pd.option_context("display.width", 200):
+        parts = {"repr": repr(found), "card": page_text(found._repr_html_()), "answer": found.answer}
+    told = {name: getattr(found, name)() for name in ("runs", "arms", "differences")}
+    parts |= {name: table_text(table) for name, table in (told | {"verdict": found.verdict}).items()}
+    assert_as_recorded(f"loaded_{name}", "\n\n".join(f"==== {k}\n{text}" for k, text in parts.items()))
+
+
+def test_a_study_that_is_held_runs_and_one_that_is_damaged_says_so_as_a_card(own_copy):
+    _, study = own_copy
+    with study.held():
+        assert ebc_lab.load(study.root).state == "running"
+    loaded = ebc_lab.load(study.root)
+    study.decisions_file.write_text("{")
+    assert "is damaged" in loaded._repr_html_()
+    assert "is damaged" in repr(loaded)
 
 
 def test_runs_say_what_the_tables_of_the_study_say(study, resolved):

@@ -7,6 +7,8 @@ import shutil
 import pandas as pd
 import pytest
 from support.invented import invent
+from support.recorded import EVIDENCE
+from support.seen import as_text, assert_as_recorded
 
 import ebc_lab
 from ebc_lab.config.errors import UserError
@@ -51,6 +53,14 @@ def folder(tmp_path_factory, text_file):
 @pytest.fixture(scope="module")
 def board(folder):
     return ebc_lab.board(folder)
+
+
+def test_a_board_of_recorded_studies_is_as_it_was():
+    names = ("default", "cautious", "as_run", "controls", "adam_8")
+    found = ebc_lab.board(*(EVIDENCE / f"{name}.zip" for name in names))
+    rows = [" | ".join(map(as_text, row)) for row in found.table.itertuples(index=False)]
+    told = [" | ".join(found.table.columns), *rows, *repr(found).splitlines()[1 + len(rows) :]]
+    assert_as_recorded("board", "\n".join(told))
 
 
 def test_arms_of_alike_studies_are_ranked_together(board, folder):

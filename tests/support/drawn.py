@@ -310,10 +310,10 @@ def words_of(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
 
 
-def drawn(root: Path, until: str = "", phone: Container[str] = ()) -> dict[str, Any]:
+def drawn(root: Path, *only: str, phone: Container[str] = ()) -> dict[str, Any]:
     """The figures of a study by name, in the study's style.
 
-    `until`: no more after this one; `phone`: those that are drawn for one, too.
+    `only`: no others than these; `phone`: those that are drawn for one, too.
     """
     decisions = json.loads((root / "auto_decisions.json").read_text())
     facts = pictures.facts_of(json.loads((root / "study.json").read_text()), decisions)
@@ -322,11 +322,13 @@ def drawn(root: Path, until: str = "", phone: Container[str] = ()) -> dict[str, 
         for picture in pictures.pictures(root, facts, decisions):
             if picture.name == "lr_sweep" and "candidates" not in decisions["lr_sweep"]:
                 continue  # of a written suite, whose sweep is only tracks
+            if only and picture.name not in only:
+                continue
             if sheet := picture.sheet():
                 figures[picture.name] = sheet
             if picture.name in phone:
                 figures[picture.name + PHONE] = picture.sheet(narrow=True)
-            if picture.name == until:
+            if only and set(only) <= figures.keys():
                 break
     return figures
 

@@ -45,6 +45,7 @@ def test_every_verdict_has_an_answer_that_claims_no_more_than_it(combination):
     window, control, baseline = combination
     for plain in PLAIN:
         judged, sentence = answer_of(lines(window, control, baseline, plain), SPAN)
+        assert judged in JUDGED
         rates, schedule = sentence.rstrip(".").split("; ")
         assert rates.startswith("EBC keeps") == (window in ("beats", "meets"))
         assert ("does not keep" in rates) == (window == "misses")

@@ -46,10 +46,24 @@ def test_an_arm_has_mean_and_interval_and_a_diverged_one_median_and_ranks():
     assert "ranks behind" in table.note
 
 
+EMPTY = {  # that the page shows nevertheless
+    "differences": {"Difference", "Verdict", "Joint interval", "p, jointly", "Interval by itself"}
+}
+
+
+def empty(table: Table) -> set[str]:
+    """The columns of the page in which nothing stands."""
+    shown = table.on(PAGE)
+    cells = zip(*(row.cells for row in shown.rows), strict=True)
+    return {c.title for c, own in zip(shown.columns, cells, strict=True) if all(cell.empty for cell in own)}
+
+
 def test_columns_that_say_nothing_are_left_out():
     alone = record_of({"a": [1.0], "b": [2.0]}, "a")
     arms = seen(named(judged.tables(alone), "arms"), TERMINAL)
     assert set(arms["a"]) == {"arm", "mean", "runs", "length", "configuration"}
+    for table in judged.tables(alone):
+        assert empty(table) == EMPTY.get(table.name, set()), table.name
     assert not {"tuning", "steps", "rule", "exchange"} & {table.name for table in judged.tables(alone)}
 
 
@@ -157,6 +171,7 @@ def test_the_tuning_shows_budgets_edges_and_what_was_chosen():
     assert (tuned["muon"]["Chosen"], tuned["adamw"]["Chosen"]) == ("lr 0.2", "lr 0.2")
     assert (tuned["muon"]["At the edge of"], tuned["adamw"]["At the edge of"]) == ("", "lr 0.2")
     assert tuned["muon"]["Expected best of 2"] == "2.1672"  # of 3, 2.5 and 2, two at a time
+    assert not empty(named(judged.tables(record), "tuning"))
     assert "flatters" in named(judged.tables(record), "tuning").note
 
 
@@ -168,12 +183,15 @@ def test_steps_show_how_many_reached_the_target_and_the_ratio():
     ratio |= {"verdict": "fewer", "coarse": True}
     steps = {"target": 3.28, "arms": {"muon": reached}, "ratios": [ratio]}
     tables = judged.tables(record_of(ARMS, "adamw", steps=steps))
+    fine = record_of(ARMS, "adamw", steps=steps | {"ratios": [ratio | {"coarse": False}]})
     of_muon = seen(named(tables, "steps"), TERMINAL)["muon"]
     assert (of_muon["median"], of_muon["interval"], of_muon["reached"]) == (
         "3,000",
         "[2,900, ∞) 87.5%",
         "3 of 4",
     )
+    assert empty(named(tables, "steps")) == {"Last", "Mean"}
+    assert not empty(named(judged.tables(fine), "ratios"))
     assert "val_loss at most 3.28" in named(tables, "steps").note
     turned = judged.tables(record_of(ARMS, "adamw", steps=steps, better="higher", unit="steps"))
     assert "val_loss at least 3.28" in named(turned, "steps").note

@@ -10,6 +10,7 @@ import pytest
 from support.called import called
 from support.invented import invent
 from support.laddered import ladder_of
+from support.seen import assert_as_recorded, told
 
 from ebc_lab import load
 from ebc_lab.config.compose import compose
@@ -124,6 +125,22 @@ def test_where_an_arm_could_not_be_tuned_on_a_rung_there_is_no_answer_but_the_ot
     csv = [*KINDS["ladder"].rows(found_in(track))]
     assert [row["arm_loss"] for row in csv if row["rung"] == "wide"] == [None]
     assert all(set(row) <= set(LADDER_MEANINGS) for row in csv)
+
+
+def test_a_ladder_is_told_as_it_was():
+    gains = {"fast": (0.02, 0.1, 0.1, 0.2), "lost": (0.1, None, 0.1, 0.1)}
+    losses = {name: losses_of(*of)["fast"] for name, of in gains.items()} | {"plain": PLAIN}
+    track = ladder_of(losses, [("fast", "plain"), ("lost", "plain")])
+    assert_as_recorded("ladder_invented", told(KINDS["ladder"], found_in(track)))
+
+
+def test_without_a_pair_or_a_sure_trend_the_headline_says_so():
+    track = ladder_of(losses_of(0.1, 0.1, 0.1, 0.1), PAIR)
+    assert answer_of(track | {"climbs": []}).sentence == "No answer: no two arms can be compared."
+    track["climbs"][0]["course"] = "undecided"
+    assert answer_of(track).sentence == (
+        "fast is better than plain over 4 rungs; whether that changes with more compute is undecided."
+    )
 
 
 def test_of_many_comparisons_the_headline_counts_and_one_table_has_them_all():

@@ -86,6 +86,51 @@ def test_of_many_arms_of_ones_own_the_answer_counts_and_each_has_a_line():
     assert [line.partition(":")[0] for line in findings] == arms
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"test_median": None}, "No answer: no arm completed a run that can be compared."),
+        ({"difference": None}, "No answer: no arm is paired with another one."),
+    ],
+)
+def test_a_suite_of_which_nothing_can_be_compared_says_so(changed, told):
+    [track] = read_decisions("as_run")["ablation"]["tracks"].values()
+    arms = {name: arm | changed for name, arm in track["arms"].items()}
+    assert answer_of(track | {"arms": arms})[:2] == ("undecided", told)
+
+
+def test_a_swept_suite_of_which_no_run_completed_says_so():
+    [track] = read_decisions("robustness")["ablation"]["tracks"].values()
+    lost = {"lr_scale": {**track["windows"]["ebc"]["lr_scale"], "window": None}}
+    assert answer_of(track | {"windows": {"ebc": lost}})[:2] == (
+        "undecided",
+        "No answer: no arm completed a run at any learning rate.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "judged", "told"),
+    [
+        (("earns", "loses"), "beats", "a earns its cost over"),
+        (("earns", "earns"), "beats", "a and b earn their cost over"),
+        (("loses", "undecided"), "undecided", "Undecided whether b earns its cost over"),
+        (("loses", "loses"), "misses", "No challenger earns its cost over"),
+    ],
+)
+def test_carried_constants_answer_whether_a_challenger_earns_its_cost(verdicts, judged, told):
+    decisions = read_decisions("rate_fit")
+    decision = decisions["carry"]
+    [(name, track)] = decision["tracks"].items()
+    same = next(iter(track["verdicts"]))
+    two = dict.fromkeys(("a", "b"), track["against"][same])
+    track = track | {"verdicts": dict(zip("ab", verdicts, strict=True)), "challengers": []}
+    track |= {"against": track["against"] | two}
+    track["arms"] = track["arms"] | dict.fromkeys("ab", track["arms"][same])
+    changed = decision | {"tracks": {name: track}}
+    [answer] = kind_of(decision).answers(Evidence(changed, compose(["study=optimizers"], here=False)))
+    assert (answer.judged, answer.sentence) == (judged, f"{told} {track['reference']}.")
+
+
 CAPTIONS = {  # words of a caption -> title of the column that they are about, or a mark in one of its cells
     "δ*": "δ*",
     "KL": "KL",

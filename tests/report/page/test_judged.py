@@ -11,9 +11,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from support.judged import judgement
+from support.runs_of_others import tuned_runs
+from support.seen import assert_as_recorded, page_text, sheets_text
 
 from ebc_lab.config.errors import UserError
+from ebc_lab.judging.judgement import judge
 from ebc_lab.report.page.judged import write
+from ebc_lab.report.pictures import render
 
 HOSTILE = '<script>alert("1")</script> & $x_1$'
 ARMS = {
@@ -39,6 +43,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("there") / "mine"
     assert [path.name for path in write(cautioned(), made)] == FILES
     return made
+
+
+ASKED = {
+    "judged_against": {"reference": "adamw", "target": 3.1, "rule": "track3", "sigma": "pooled"},
+    "judged_pairs": {"pairs": True, "better": "higher"},
+    "judged_to_target": {"outcome": "target", "target": 3.12},
+    "judged_chain": {"chain": ("lion", "adamw", "muon"), "at": {"": 400}, "rule": "track3"},
+}
+ASKED["judged_against"] |= {"exchange": 1e-4, "margin": 0.005}
+
+
+@pytest.mark.parametrize(
+    "name", [k if k in list(ASKED)[:2] else pytest.param(k, marks=pytest.mark.thorough) for k in ASKED]
+)
+def test_page_papers_tables_and_pictures_are_as_they_were(name: str, tmp_path: Path, monkeypatch):
+    sheets: dict[str, object] = {}
+    monkeypatch.setattr(render, "svg", lambda sheet, name: sheets.setdefault(name, sheet) and b"<svg/>")
+    monkeypatch.setattr(render, "pdf", lambda sheet: b"")
+    first, *others = write(judge(tuned_runs(), **ASKED[name]), tmp_path / "out")
+    texts = [f"==== {path.name}\n{path.read_text()}" for path in others if path.suffix in (".md", ".tex")]
+    rows = [
+        f"==== {path.name}\n" + "\n".join(path.read_text().splitlines()[:4])
+        for path in others
+        if path.suffix == ".csv"
+    ]
+    text = "\n".join([page_text(first.read_text()), *texts, *rows, sheets_text(sheets)])
+    assert_as_recorded(name, text)
 
 
 def test_the_page_begins_with_question_answer_and_cautions(folder: Path):

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from support.drawn import check_sheet, drawn, words_of, write_suite
+from support.drawn import check_sheet, drawn, write_suite
+from support.seen import assert_as_recorded, sheets_text
 
 LENGTHS = {"short": 0.1, "middle": 0.2, "long": 0.4}  # of the arms' steps
 
@@ -45,11 +46,8 @@ def suite(root: Path, exponent: float) -> Path:
 def test_a_suite_that_measured_the_sharpness_shows_whether_the_curvature_follows_the_step(
     tmp_path, exponent, title
 ):
-    figures = drawn(suite(tmp_path, exponent), until="curvature", phone=("curvature",))
-    figure = figures["curvature"]
-    assert figure.title == title
-    assert "c·lr × the preconditioned sharpness 8 to 8." in figure.alt
-    ends = (0.02 if exponent == 0.5 else 0.16) / 0.4**2
-    assert f"long  {ends:.2g}" in words_of(figure)
-    check_sheet(figure, "curvature")
-    check_sheet(figures["curvature_phone"], "curvature")
+    figures = drawn(suite(tmp_path, exponent), "curvature", phone=("curvature",))
+    assert figures["curvature"].title == title
+    for name, figure in figures.items():
+        check_sheet(figure, name)
+    assert_as_recorded(f"pictures_curvature_{exponent:g}", sheets_text(figures))

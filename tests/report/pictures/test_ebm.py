@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from support.drawn import PLAIN, check_sheet, drawn, write_study, write_suite
+from support.seen import assert_as_recorded, sheets_text
 
 from ebc_lab.report.pictures.arms import ebm
 from ebc_lab.report.pictures.drawing.curves import Run
@@ -30,47 +31,17 @@ def energy_based(root: Path, arm: str) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def figure(tmp_path_factory):
-    root = write_suite(tmp_path_factory.mktemp("ebm"))
-    figures = drawn(energy_based(root, PLAIN), phone=("ebm",))
-    for name in ("ebm", "ebm_phone"):
-        check_sheet(figures[name], name)
-    return figures["ebm"]
-
-
-@pytest.mark.thorough
-def test_parts_of_the_loss_and_scores_are_labelled_with_where_they_end(figure):
-    top, bottom = figure.axes
-    said = {text.get_text() for text in top.texts}
-    assert {"likelihood of the states  −0.8", "score matching  0.9", "balance of the experts  1.1"} < said
-    assert any(text.startswith("cross-entropy") for text in said)
-    assert not any("noised" in text for text in said)  # a part that the run has not
-    assert [text.get_text() for text in bottom.texts] == ["0.05 radians  0.013", "0.5 radians  0.45"]
-    assert bottom.get_yscale() == "log"
-
-
-@pytest.mark.thorough
-def test_matched_values_are_dashed_in_the_colour_of_their_level(figure):
-    lines = [line for line in figure.axes[1].get_lines() if line.get_lw() in (1.2, 1.6)]
-    dashed = {line.get_color(): line for line in lines if line.get_ls() == "--"}
-    solid = {line.get_color(): line for line in lines if line.get_ls() == "-"}
-    assert set(dashed) == set(solid)
-    ends = sorted((float(solid[c].get_ydata()[-1]), float(dashed[c].get_ydata()[-1])) for c in solid)
-    assert ends == [pytest.approx((0.013, 0.02)), pytest.approx((0.45, 0.5))]
-
-
-def test_a_score_that_is_not_above_zero_leaves_the_frame(figure):
-    lines = [line for line in figure.axes[1].get_lines() if line.get_lw() == 1.6]
-    low = min(lines, key=lambda line: float(line.get_ydata()[-1]))
-    assert np.ma.getmaskarray(low.get_ydata())[0]
-    assert not np.ma.getmaskarray(low.get_ydata())[-1]
-    assert "R² at the end over its matched value: 0.65 at 0.05, 0.90 at 0.5 radians" in figure.alt
+def test_parts_of_the_loss_and_scores_lie_over_the_steps_beside_the_matched_values(tmp_path):
+    root = write_suite(tmp_path)
+    figures = drawn(energy_based(root, PLAIN), "ebm", phone=("ebm",))
+    for name, figure in figures.items():
+        check_sheet(figure, name)
+    assert_as_recorded("pictures_ebm", sheets_text(figures))
 
 
 def test_finals_draw_their_baseline(tmp_path):
     root = energy_based(write_study(tmp_path), "")
-    assert "Adam, the baseline" in drawn(root, until="ebm")["ebm"].alt
+    assert "Adam, the baseline" in drawn(root, "ebm")["ebm"].alt
 
 
 def test_a_seed_that_ended_early_drops_out_of_the_median():

@@ -3,8 +3,7 @@
 import json
 
 from support.drawn import GOOD, PLAIN, TRAP, check_sheet, drawn, write_suite
-
-from ebc_lab.report.pictures import init
+from support.seen import assert_as_recorded, sheets_text
 
 
 def ended(new, old, moved=0.5, **more):
@@ -35,19 +34,14 @@ def test_arms_are_told_apart_by_what_they_forgot_for_as_much_learning(tmp_path):
         TRAP: [(2.2, 2.4, 0.1), (2.1, 2.5, 0.2)],
     }
     root = tuned(write_suite(tmp_path, more=ends, outcomes={}), points)
-    figures = drawn(root, phone=("forgetting",))
-    check_sheet(figures["forgetting_phone"], "forgetting")
-    check_sheet(figures["forgetting"], "forgetting")
-    said = figures["forgetting"].alt
-    finding = f"Learned as much, to 1.70, arms end on the old text at 2.50 ({GOOD}) to 2.70 ({PLAIN}); "
-    assert finding + f"{TRAP} does not get there." in said
-    (axes,) = figures["forgetting"].axes
-    lines = [line.get_xdata() for line in axes.get_lines() if line.get_marker() == init.POINTS["marker"]]
-    assert [list(line) for line in lines] == [[2.0, 1.9, 1.6], [1.9, 1.7, 1.6, 1.7], [2.2, 2.1]]
+    figures = drawn(root, "forgetting", phone=("forgetting",))
+    for name, figure in figures.items():
+        check_sheet(figure, name)
+    assert_as_recorded("pictures_init", sheets_text(figures))
 
 
 def test_without_points_the_ends_alone_are_drawn(tmp_path):
     ends = {PLAIN: (ended(1.6, 2.8), {}), GOOD: (ended(1.7, 2.6), {})}
-    figure = drawn(write_suite(tmp_path, more=ends, outcomes={}))["forgetting"]
+    figure = drawn(write_suite(tmp_path, more=ends, outcomes={}), "forgetting")["forgetting"]
     said = figure.alt
     assert f"Learned most: {PLAIN}, 1.600; forgot least: {GOOD}, 2.600." in said

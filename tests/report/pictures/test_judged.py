@@ -8,8 +8,9 @@ import matplotlib
 import numpy as np
 import pytest
 from support.judged import record_of, runs_of
+from support.seen import assert_as_recorded, sheets_text
 
-from ebc_lab.report.pictures.drawing.sheet import STYLE, Sheet
+from ebc_lab.report.pictures.drawing.sheet import STYLE
 from ebc_lab.report.pictures.judged import (
     MOST_DOTS,
     MOST_ROWS,
@@ -40,37 +41,20 @@ def style():
         yield
 
 
-def dots(sheet: Sheet) -> list[tuple[float, float]]:
-    [axes] = sheet.panels
-    lines = [line for line in axes.get_lines() if line.get_marker() == "o" and line.get_markersize() == 3]
-    return [tuple(point) for line in lines for point in line.get_xydata()]  # type: ignore[misc]
-
-
-def test_every_run_is_a_dot_in_the_row_of_its_arm():
-    found = dots(draw_outcomes(RECORD, Source("runs.csv")))
-    by_row: dict[int, list[float]] = {}
-    for x, y in found:
-        by_row.setdefault(round(y), []).append(x)
-    finite = [[x for x in values if math.isfinite(x)] for values in ARMS.values()]
-    assert {row: sorted(xs) for row, xs in by_row.items()} == {i: sorted(v) for i, v in enumerate(finite)}
+def test_outcomes_and_curves_are_drawn_as_they_were():
+    sheets = {}
+    for end, narrow in (("", False), ("_phone", True)):
+        sheets[f"outcomes{end}"] = draw_outcomes(RECORD, Source("runs.csv", narrow))
+        sheets[f"curves{end}"] = draw_curves(RECORD, runs_of(RECORD, 41), Source("runs.csv", narrow))
+    for sheet in sheets.values():
+        sheet.settle()
+    assert_as_recorded("pictures_judged", sheets_text(sheets))
 
 
 def test_a_long_name_breaks_after_an_underscore():
     record = record_of({"aurora_proj_pruned_extended": [1.0, 1.1], "adam": [1.2, 1.3]}, "adam")
     [axes] = draw_outcomes(record, Source("runs.csv", narrow=True)).panels
     assert axes.get_yticklabels()[0].get_text().split("\n") == ["aurora_proj_", "pruned_extended"]
-
-
-def test_rows_are_in_order_the_reference_is_marked_and_diverged_runs_are_counted():
-    sheet = draw_outcomes(RECORD, Source("runs.csv"))
-    [axes] = sheet.panels
-    labels = axes.get_yticklabels()
-    assert [label.get_text() for label in labels] == list(ARMS)
-    assert [label.get_fontweight() == "bold" for label in labels] == [False, True, False, False]
-    assert axes.get_ylim()[0] > axes.get_ylim()[1], "the best on top"
-    assert [text.get_text().strip() for text in axes.texts] == ["1 ×"]
-    keys = {str(mark.get_label()) for mark in sheet.marks}
-    assert {"better", "undecided", "target 3.277", "so many runs diverged"} <= keys
 
 
 def test_one_bad_arm_does_not_squash_the_others_and_shows_that_it_is_beyond():

@@ -7,6 +7,7 @@ import math
 import pytest
 from support.drawn import settled, words_of
 from support.laddered import ladder_of
+from support.seen import assert_as_recorded, sheets_text
 
 from ebc_lab.report.pictures.drawing.looks import assign_looks
 from ebc_lab.report.pictures.drawing.sheet import Facts
@@ -25,25 +26,10 @@ def drawn(fast, narrow=False):
     return settled(draw_ladder, facts(narrow), ladder_of({"plain": PLAIN, "fast": fast}, [("fast", "plain")]))
 
 
-@pytest.mark.parametrize("narrow", [False, True])
-def test_every_rung_is_named_and_the_title_says_the_finding(narrow):
-    sheet = drawn(FAST, narrow)
-    words = words_of(sheet)
-    assert sheet.title == "fast is better than plain over 4 rungs, and that grows with more compute"
-    for rung in ("base\n×1", "long\n×2", "wide\n×4", "corner\n×16"):
-        assert rung in words
-    assert any("fast minus plain: −0.04" in text for text in words)
-    assert "4 rungs, base, long, wide, corner" in sheet.alt
-
-
-def test_the_line_is_the_trend_and_each_loss_stands_over_its_compute():
-    losses, differences = drawn(FAST).panels
-    of_fast = [line for line in losses.get_lines() if line.get_color() == LOOKS["fast"].colour]
-    assert any(list(line.get_ydata()) == [2.98, 2.9, 2.8, 2.5] for line in of_fast)
-    assert any(list(line.get_xdata()) == pytest.approx([1, 2, 4, 16]) for line in of_fast)
-    [trend] = [line for line in differences.get_lines() if list(line.get_xdata()) == pytest.approx([1, 16])]
-    low, high = trend.get_ydata()
-    assert high < low < 0
+def test_losses_over_compute_and_differences_with_their_trend():
+    assert_as_recorded(
+        "pictures_ladder", sheets_text({"ladder": drawn(FAST), "ladder_phone": drawn(FAST, True)})
+    )
 
 
 def test_rungs_of_the_same_compute_stand_side_by_side_under_one_label():

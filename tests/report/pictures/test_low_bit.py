@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from support.drawn import GOOD, PLAIN, TRAP, check_sheet, drawn, write_suite
+from support.seen import assert_as_recorded, sheets_text
 
 from ebc_lab.ebc.options import CURVE_SCALES
 from ebc_lab.report.pictures.arms import low_bit
-from ebc_lab.report.pictures.catalogue import PHONE
 from ebc_lab.report.pictures.drawing.curves import Run
 
 LAWS = {PLAIN: (0.02, 0.0), GOOD: (0.02, 0.001)}  # A and B; plain: a float model
@@ -44,12 +44,6 @@ def low_bit_suite(root: Path) -> Path:
     arms[TRAP]["figures"] = {"lr_factor": 0.5, "radius_factor": 2.0}
     (root / "auto_decisions.json").write_text(json.dumps(decisions))
     return root
-
-
-@pytest.fixture(scope="module")
-def figures(tmp_path_factory):
-    root = low_bit_suite(tmp_path_factory.mktemp("levels"))
-    return drawn(root, until="policy", phone=("kl_curve", "policy"))
 
 
 # -- KL against c --------------------------------------------------------------------------------------------
@@ -87,35 +81,11 @@ def test_a_part_of_the_law_that_is_nowhere_of_weight_is_left_out_of_its_words():
         assert low_bit.law_in_words(low_bit.curve_of([run_of(0, kl_curve=curve(*law))])) == words
 
 
-@pytest.mark.thorough
-def test_a_suite_with_curves_has_their_picture_with_law_and_turning_point(figures):
-    figure = figures["kl_curve"]
-    check_sheet(figure, "kl_curve")
-    check_sheet(figures["kl_curve" + PHONE], "kl_curve")
-    [top] = figure.axes
-    assert (top.get_xscale(), top.get_yscale()) == ("log", "log")
-    told = [text.get_text() for text in top.texts]
-    assert f"{PLAIN}  A 0.021, ∝ c² throughout" in told
-    assert f"{GOOD}  A 0.021, B 0.001, B/A 0.05" in told
-    assert TRAP not in " ".join(told)
-    [ring] = [line for line in top.get_lines() if line.get_markerfacecolor() == "none"]
-    assert list(ring.get_xdata()) == pytest.approx([0.05])
-    assert list(ring.get_ydata()) == pytest.approx([1.05 * 2 * 0.001**2 / 0.02])
-    assert f"exponent at c = 0.003: 1.06 ({GOOD}) to 2.00 ({PLAIN})" in figure.alt
-
-
-# -- a policy ------------------------------------------------------------------------------------------------
-
-
-def test_a_policys_factors_are_drawn_for_the_arms_that_have_one(figures):
-    figure = figures["policy"]
-    check_sheet(figure, "policy")
-    check_sheet(figures["policy" + PHONE], "policy")
-    top, bottom = figure.axes
-    assert [text.get_text() for text in top.texts] == [f"{TRAP}  median 0.5"]
-    assert [text.get_text() for text in bottom.texts] == [f"{TRAP}  median 2"]
-    [line] = [line for line in top.get_lines() if line.get_lw() == 1.6]
-    assert list(line.get_ydata()) == pytest.approx([0.5] * 40)
+def test_curves_with_their_law_and_factors_of_a_policy_are_drawn_of_the_arms_that_have_them(tmp_path):
+    figures = drawn(low_bit_suite(tmp_path), "kl_curve", "policy", phone=("kl_curve", "policy"))
+    for name, figure in figures.items():
+        check_sheet(figure, name)
+    assert_as_recorded("pictures_low_bit", sheets_text(figures))
 
 
 def test_factors_are_geometric_means():

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from matplotlib.collections import PolyCollection
-from support.drawn import BASELINE, FALLING, drawn, settled, words_of, write_study
+from support.drawn import settled, words_of
 from support.runs import short_run
 
 from ebc_lab.records.streams import read_columns
@@ -16,22 +15,6 @@ from ebc_lab.training.outcome import run_and_record
 
 FACTS = Facts("tiny", "words", None, "smoke", 160, 8, (0.5, 0.7), narrow=True)
 ARM = {"roles": ["ebc"], "track": "adam_none", "lr": 0.01, "lr_scale": 1.0, "ebc": True}
-
-
-@pytest.fixture(scope="module")
-def figures(tmp_path_factory):
-    return drawn(write_study(tmp_path_factory.mktemp("study")))
-
-
-@pytest.mark.thorough
-def test_groups_are_stacked_largest_first_and_add_up_to_s(figures):
-    figure = figures[f"adam_none_{FALLING}_groups"]
-    axes = figure.axes[0]
-    layers = [c.get_paths()[0].vertices[:, 1] for c in axes.collections if isinstance(c, PolyCollection)]
-    assert [(round(layer.min(), 6), round(layer.max(), 6)) for layer in layers] == [(0.0, 0.3), (0.3, 0.4)]
-    assert {"large  75%", "small  25%"} <= set(words_of(figure))
-    assert "large makes up most of it, 75% on median; small least, 25%" in figure.alt
-    assert f"adam_none_{BASELINE}_groups" not in figures
 
 
 def test_many_groups_share_a_layer_but_for_the_largest():
@@ -54,17 +37,6 @@ def test_a_real_run_that_measures_its_groups_has_both_pictures(tiny, tmp_path):
     assert named == {"embeddings", "block0", "head"}
     found = mechanism.tightness_of(runs)
     assert np.median(found.values) == pytest.approx(result["tightness_median"])
-
-
-def test_tightness_has_a_row_for_each_arm_that_measured_it(figures):
-    figure = figures["tightness"]
-    axes = figure.axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["EBC ×2, falling δ*"]
-    middle = next(line for line in axes.get_lines() if line.get_marker() == "o" and line.get_alpha() is None)
-    assert list(middle.get_xdata()) == pytest.approx([0.55])  # of 0.5 and 0.6, as often
-    seeds = next(line for line in axes.get_lines() if line.get_alpha() is not None)
-    assert sorted(seeds.get_xdata()) == pytest.approx([0.5, 0.6])
-    assert "100% of 8 measured steps" in figure.alt
 
 
 def test_runs_that_measured_nothing_have_no_tightness():

@@ -19,8 +19,10 @@ from support.drawn import (
     write_study,
     write_suite,
 )
+from support.seen import assert_as_recorded, sheets_text
 
-from ebc_lab.report.pictures.drawing.looks import GREY_PLACE, PALETTE, REST, assign_looks
+from ebc_lab.report.pictures.arms.overlaid import Losses, draw_overlaid
+from ebc_lab.report.pictures.drawing.looks import REST, assign_looks
 from ebc_lab.report.pictures.drawing.sheet import MOST_LINES, Facts
 from ebc_lab.report.pictures.windows import draw_tuned
 from ebc_lab.study.stages.statistics import window
@@ -42,10 +44,6 @@ def rates(curves, mine):
     return settled(draw_tuned, replace(FACTS, looks=assign_looks(curves, mine, "adam")), curves, mine)
 
 
-def thick(axes):
-    return [line for line in axes.get_lines() if line.get_linewidth() == 2.6]
-
-
 def test_a_seed_above_the_axis_is_a_triangle_at_its_top():
     curves = {"adam": tuned({0.002: 2.1, 0.004: 2.0, 0.008: 2.3})}
     curves["adam"]["curve"][0]["seeds"]["101"] = 5.0
@@ -62,26 +60,7 @@ def test_tuned_arms_lie_over_each_other_by_absolute_rate_with_windows_and_chosen
     }
     sheet = rates(curves, ["mine"])
     check_sheet(sheet, "tuned")
-    top = sheet.axes[0]
-    assert top.get_xscale() == "log"
-    [strong] = thick(top)
-    assert strong.get_color() == PALETTE[0]
-    assert list(strong.get_xdata()) == [0.0005, 0.001, 0.002]
-    [other] = [line for line in top.get_lines() if list(line.get_xdata()) == [0.002, 0.004, 0.008]]
-    assert other.get_color() == PALETTE[GREY_PLACE]
-    assert "chosen" in words_of(sheet)
-    rings = [line for line in top.get_lines() if line.get_markersize() == 13]
-    assert sorted((line.get_xdata()[0], line.get_ydata()[0]) for line in rings) == [
-        (0.001, 1.98),
-        (0.004, 2.0),
-    ]
-    lost = [line for line in top.get_lines() if line.get_marker() == "x"]
-    assert [line.get_xdata()[0] for line in lost] == [0.002]
-    assert lost[0].get_ydata()[0] > 0.9  # of the axis: at the top
-    said = words_of(sheet)
-    assert {"adam  best 2.000 at 0.004", "mine  best 1.980 at 0.001"} <= set(said)
-    assert any(text.startswith("mine  ") and text.endswith("octaves") for text in said)
-    assert "mine 1.980 at 0.001" in sheet.alt
+    assert_as_recorded("pictures_tuned", sheets_text({"tuned": sheet}))
 
 
 def test_the_rate_that_is_marked_and_named_is_the_one_that_was_chosen():
@@ -121,22 +100,10 @@ def curve_lines(axes):
     return [line for line in axes.get_lines() if line.get_linewidth() > 0.8 and len(line.get_xdata()) > 1]
 
 
-def test_the_finals_loss_curves_lie_over_each_other_and_end_with_their_loss(tmp_path):
-    sheet = drawn(write_study(tmp_path), until="curves")["curves"]
-    left, right = sheet.axes
-    assert len(curve_lines(left)) == len(curve_lines(right)) == len((BASELINE, CONTROL, FALLING))
-    assert [line.get_color() for line in thick(left)] == [PALETTE[0]]  # with EBC
-    assert right.get_xlim()[0] > left.get_xlim()[0]
-    assert sum(text.endswith("2.125 ± 0.000") for text in words_of(sheet)) == 3
-    assert sheet.alt.count("At the end, mean of the seeds, not yet the test loss: lowest") == 1
-
-
 def test_a_suites_loss_curves_leave_out_arms_of_which_no_run_completed(tmp_path):
     lost = {(TRAP, seed): "diverged" for seed in range(3)}
     gains = {PLAIN: (0.0, 0.0, 0.0), GOOD: (-0.05, -0.04, -0.03), TRAP: (0.1, 0.1, 0.1)}
-    sheet = drawn(write_suite(tmp_path, gains=gains, outcomes=lost), until="ablation_curves")[
-        "ablation_curves"
-    ]
+    sheet = drawn(write_suite(tmp_path, gains=gains, outcomes=lost), "ablation_curves")["ablation_curves"]
     assert len(curve_lines(sheet.axes[0])) == 2
     assert REST not in {line.get_color() for line in curve_lines(sheet.axes[0])}
 
@@ -144,3 +111,11 @@ def test_a_suites_loss_curves_leave_out_arms_of_which_no_run_completed(tmp_path)
 def test_where_no_run_completed_there_is_no_picture_of_the_curves(tmp_path):
     lost = {(arm, seed): "missing" for arm in (BASELINE, CONTROL, FALLING) for seed in (0, 1)}
     assert "curves" not in drawn(write_study(tmp_path, outcomes=lost))
+
+
+def test_of_many_evaluations_the_last_quarter_is_enlarged():
+    steps = np.arange(10.0, 201, 10)
+    losses = np.ma.masked_array(3 - steps / 100)[None]
+    course = Losses(steps, losses, losses[0], {"runs": {"0": "run"}, "outcomes": {"completed": 1}})
+    right = settled(draw_overlaid, FACTS, "one arm", {"only": course}).panels[1]
+    assert list(right.get_xlim()) == [149, 201]

@@ -63,7 +63,7 @@ def test_every_picture_tells_its_study_corpus_and_scale_and_only_one_that_stands
             assert part in told, name
             assert part not in words, name
         assert catalogue(study)[0]["title"] not in words
-    for name, figure in drawn(study, until="calibrate").items():
+    for name, figure in drawn(study, "lr_scale", "lr_sweep", "calibrate").items():
         alone = " ".join(" ".join(words_of(figure)).split())
         assert figure.title in alone, name
         assert "study tiny · smoke scale · tiny Shakespeare. Corpus: not Shakespeare" in alone, name
@@ -146,7 +146,7 @@ def test_no_picture_is_blank_or_all_ink(study):
 @pytest.mark.thorough
 def test_a_picture_has_the_same_bytes_each_time(study):
     settings = dict(matplotlib.rcParams)
-    again = drawn(study, until="calibrate")
+    again = drawn(study, "lr_scale", "lr_sweep", "calibrate")
     with matplotlib.rc_context(fname=STYLE):
         for name, figure in again.items():
             assert png(figure) == (study / f"{name}.png").read_bytes(), name

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from support.drawn import GOOD, PLAIN, SEEDS, TRAP, check_sheet, drawn, write_suite
+from support.drawn import GOOD, PLAIN, TRAP, check_sheet, drawn, write_suite
+from support.seen import assert_as_recorded, sheets_text
 
 from ebc_lab.report.pictures import shock
 
@@ -12,28 +13,16 @@ def shocked(name, peak, back):
     return result, {"shock": {"name": name, "step": None, "size": 10.0}}
 
 
-@pytest.mark.thorough
 def test_recovery_has_a_panel_for_each_kind_of_shock_and_a_line_for_each_arm(tmp_path):
     shocks = {
         PLAIN: shocked("lr_spike", 0.4, 12),
         GOOD: shocked("lr_spike", 0.1, 0),
         TRAP: shocked("label_noise", 0.2, None),
     }
-    figures = drawn(write_suite(tmp_path, more=shocks, outcomes={}), phone=("recovery",))
-    check_sheet(figures["recovery_phone"], "recovery")
-    check_sheet(figures["recovery"], "recovery")
-    panels = {axes.get_title(loc="left"): axes for axes in figures["recovery"].axes}
-    assert set(panels) == {
-        "one step at 10 times the learning rate",
-        "one batch with 1000% of its targets drawn at random",
-    }
-    spike, noise = panels.values() if "step" in next(iter(panels)) else reversed(panels.values())
-    told = {text.get_text().replace("\n", "  ") for text in spike.texts}
-    assert told == {f"{PLAIN}  peak +0.400, back after 12 steps", f"{GOOD}  peak +0.100, back immediately"}
-    assert [text.get_text() for text in noise.texts] == [f"{TRAP}  peak +0.200, not back"]
-    lines = [line for line in spike.get_lines() if len(line.get_xdata()) > 2]
-    assert sum(line.get_alpha() is None for line in lines) == 2
-    assert sum(line.get_alpha() is not None for line in lines) == 2 * len(SEEDS)
+    figures = drawn(write_suite(tmp_path, more=shocks, outcomes={}), "recovery", phone=("recovery",))
+    for name, figure in figures.items():
+        check_sheet(figure, name)
+    assert_as_recorded("pictures_shock", sheets_text(figures))
 
 
 def test_around_a_shock_no_mean_reaches_over_it():

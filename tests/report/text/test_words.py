@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, replace
 
 import pytest
 
 from ebc_lab.config.choices import groups
+from ebc_lab.config.compose import compose
 from ebc_lab.config.fields import setting_of
 from ebc_lab.config.parts import PART
 from ebc_lab.config.parts.policy import PolicyConfig
@@ -16,9 +18,13 @@ from ebc_lab.report.text.words import (
     TAILS,
     arm_label,
     arm_title,
+    batch,
+    brief,
     explained,
     low_bit,
     role,
+    size,
+    tokens,
     tracks_in_words,
 )
 
@@ -82,6 +88,15 @@ def test_the_finals_arms_are_named_by_their_roles():
         "EBC at the chosen rate",
         "mine",
     ]
+
+
+def test_sizes_and_what_is_counted_have_the_units_that_suit_them():
+    told = {None: "–", 999: "999 B", 2e4: "20 kB", 4.92e6: "4.92 MB", 3e9: "3 GB", 4e12: "4e+03 GB"}
+    assert {count: size(count) for count in told} == told
+    seen = {None: "–", "": "–", True: "True", "a": "a", math.inf: "–", -3.0: "−3", 1234.5678: "1.23e+03"}
+    assert {value: brief(value) for value in seen} == seen
+    images = compose(["study=optimizers", "workload=images", "data=digits", "model=cnn"], here=False)
+    assert (tokens(images), batch(images)) == ("images", f"{images.batch_size} images")
 
 
 # -- terms ---------------------------------------------------------------------------------------------------
