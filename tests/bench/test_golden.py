@@ -1,7 +1,4 @@
-"""From seconds to printed figures: the tables of `ebc-lab bench` on a machine that takes as long everywhere.
-
-`WRITE_GOLDEN=1 python -m pytest tests/bench/test_golden.py` writes golden/*.txt anew; read what git shows.
-"""
+"""From seconds to printed figures: the tables of `ebc-lab bench` on a machine that takes as long everywhere."""
 
 from dataclasses import replace
 from itertools import islice

@@ -1,8 +1,5 @@
 """What each command prints of recorded studies and of given facts, in full: whoever changes a word, a
-figure or their order sees it in a diff.
-
-`WRITE_GOLDEN=1 python -m pytest tests/cli/test_golden.py` writes golden/*.txt anew; read what git then shows.
-"""
+figure or their order sees it in a diff."""
 
 import datetime
 import json

@@ -1,8 +1,4 @@
-"""What a reader sees of recorded studies: page, tables and pictures, compared with tests/golden.
-
-`GOLDEN=write pytest -m "" tests/report/test_golden.py` writes these texts anew: their diff is what a reader
-sees otherwise. Pictures are laid out, and not rendered.
-"""
+"""What a reader sees of recorded studies: page, tables and pictures, which are laid out and not rendered."""
 
 from __future__ import annotations
 

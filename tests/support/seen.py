@@ -1,13 +1,7 @@
-"""What a reader sees of a page or a picture, as lines of text, and comparison with what is recorded of it.
-
-The recorded texts are in tests/golden. `GOLDEN=write pytest -m "" FILES` writes those anew that these tests
-compare; their diff is what a reader sees otherwise.
-"""
+"""What a reader sees of a page or a picture as lines of text, and their comparison with tests/golden."""
 
 from __future__ import annotations
 
-import difflib
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from html.parser import HTMLParser
@@ -24,44 +18,21 @@ from matplotlib.text import Annotation, Text
 
 from ebc_lab.report.pictures.catalogue import PHONE
 
+from .golden import assert_golden
+
 GOLDEN = Path(__file__).parents[1] / "golden"
-HOW = 'if that is meant, write it anew: GOLDEN=write pytest -m "" and the file of this test'
-MOST_SHOWN = 60  # lines of a difference
 
 
 def assert_as_recorded(name: str, text: str) -> None:
-    """Fail where a text is not that of tests/golden, or write it there where the environment says so."""
-    path, text = GOLDEN / f"{name}.txt", f"{text.rstrip()}\n"
-    if os.environ.get("GOLDEN") == "write":
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    recorded = path.read_text(encoding="utf-8") if path.exists() else ""
-    if text != recorded:
-        lines = difflib.unified_diff(recorded.splitlines(), text.splitlines(), "recorded", "now", n=1)
-        shown = "\n".join([*lines][:MOST_SHOWN])
-        raise AssertionError(f"what a reader sees is not as in {path.name} ({HOW}):\n{shown}")
+    """Fail where a text is not that of tests/golden."""
+    assert_golden(GOLDEN / f"{name}.txt", text)
 
 
 # -- pages ---------------------------------------------------------------------------------------------------
 
 HIDDEN = ("script", "style", "head", "dialog")
-LINES = (
-    "p",
-    "h1",
-    "h2",
-    "h3",
-    "h4",
-    "li",
-    "dt",
-    "dd",
-    "tr",
-    "figure",
-    "figcaption",
-    "summary",
-    "ul",
-    "table",
-)
-LINES += ("section", "article", "header", "footer", "div")
+LINES = {"p", "h1", "h2", "h3", "h4", "li", "dt", "dd", "tr", "figure", "figcaption", "summary", "ul"}
+LINES |= {"table", "section", "article", "header", "footer", "div"}
 SAID = ("beats", "meets", "misses", "undecided", "chosen", "better", "worse", "both", "pass", "fail", "alert")
 DRAWN = ("rect", "path", "circle")
 PLACES = ("d", "x", "width", "cx")

@@ -59,3 +59,11 @@ def test_without_the_library_or_damaged_the_error_says_what_to_do(tmp_path: Path
     path.write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match=r"damaged|ebc-lab\[judge\]"):
         parquet.read(path, Asked())
+
+
+def test_bytes_that_are_no_text_are_damage(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    names = pa.array([b"adam", b"\xff"], pa.binary()).view(pa.string())
+    pytest.importorskip("pyarrow.parquet").write_table(pa.table({"arm": names}), tmp_path / "runs.parquet")
+    with pytest.raises(UserError, match="runs.parquet is a damaged Parquet file"):
+        parquet.read(tmp_path / "runs.parquet", Asked())
