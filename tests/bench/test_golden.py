@@ -1,4 +1,4 @@
-"""From seconds to printed figures: the tables of `ebc-lab bench` on a machine that takes as long everywhere."""
+"""From seconds to printed figures: the tables of `ebc-lab bench` where every machine takes as long."""
 
 from dataclasses import replace
 from itertools import islice

@@ -65,5 +65,5 @@ def test_bytes_that_are_no_text_are_damage(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     names = pa.array([b"adam", b"\xff"], pa.binary()).view(pa.string())
     pytest.importorskip("pyarrow.parquet").write_table(pa.table({"arm": names}), tmp_path / "runs.parquet")
-    with pytest.raises(UserError, match="runs.parquet is a damaged Parquet file"):
+    with pytest.raises(UserError, match=r"runs\.parquet is a damaged Parquet file"):
         parquet.read(tmp_path / "runs.parquet", Asked())
