@@ -48,6 +48,7 @@ class PlainChild:
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that only work moves; fewer stabilizers, and no process beside this one."""
+    monkeypatch.setenv("COLUMNS", "100")
     with working_clock() as clock:
 
         def run(command, **_):

@@ -50,15 +50,10 @@ class Source:
 
 def printable(source: Source) -> Source:
     """Return a source in whose names and sentences there are escapes for what a terminal would obey."""
-    names = [visible(str(name)) for name in source.frame.columns]
-    return Source(
-        source.frame.set_axis(names, axis=1),
-        visible(source.what),
-        {role: visible(column) for role, column in source.roles.items()},
-        [visible(name) for name in source.settings],
-        source.better,
-        [visible(note) for note in source.notes],
-    )
+    frame = source.frame.set_axis([visible(str(name)) for name in source.frame.columns], axis=1)
+    roles = {role: visible(column) for role, column in source.roles.items()}
+    settings, notes = (list(map(visible, texts)) for texts in (source.settings, source.notes))
+    return Source(frame, visible(source.what), roles, settings, source.better, notes)
 
 
 def plain_frame(frame: pd.DataFrame) -> pd.DataFrame:
