@@ -140,8 +140,8 @@ class EllipsotopeClip(StabilizedOptimizer):
         if self.workers.sharded and s.active and (not measures or s.sensitivity_every):
             asked = "sensitivity_every" if measures else f"budget={s.budget!r}"
             raise ValueError(
-                f"{asked} takes derivatives of a model whose weights FSDP shares out: use budget='shadow' or "
-                "'tracked', without sensitivity_every."
+                f"{asked} takes derivatives of a model whose weights FSDP shares out: use {NO_DERIVATIVE}, "
+                "without sensitivity_every."
             )
         if not self.workers.alone and (self.controller.watches or "loss_drop" in self.controller.needs):
             raise ValueError(

@@ -16,14 +16,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .grouping import group_parameters
 from .logits import centre, rms_norm
-from .options import AGGREGATES, CADENCES, check_option
+from .options import AGGREGATES, CADENCES, MEASURED, check_option
 from .proposal import Proposal
 from .settings import ClipSettings
 from .step import StepStats
 
 Forward = Callable[[dict[str, Tensor]], Tensor]  # parameters by name -> logits (..., V)
 FD_MOVEMENT = 1e-2  # logits: large enough for float32, small enough to be linear
-NO_DERIVATIVE = "budget='shadow' or 'tracked'"  # what takes any model
+NO_DERIVATIVE = f"budget={' or '.join(map(repr, MEASURED))}"  # what takes any model
 
 
 def linearised(

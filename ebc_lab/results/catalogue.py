@@ -15,7 +15,7 @@ from ebc_lab.config.errors import MISTAKEN, UserError, visible
 from ebc_lab.records.json_files import parse_json
 from ebc_lab.records.paths import StudyFiles
 from ebc_lab.study.stages.rules import decision_problem
-from ebc_lab.study.stages.stage import stage_of
+from ebc_lab.study.stages.stage import ending_stages, stage_of
 from ebc_lab.study.store import manifest
 from ebc_lab.study.store.bundle import SUFFIX
 from ebc_lab.study.store.study import Study, studies_in
@@ -109,15 +109,17 @@ def _headline(done: list[str], decisions: Mapping[str, Any]) -> str:
     stage found. `done`: the decided stages."""
     if not done:
         return ""
-    last = decisions[done[-1]]
-    if why := decision_problem(last):
+    if why := decision_problem(decisions[done[-1]]):
         return f"{done[-1]} cannot be used: {why}"
-    answers = [
-        f"{answer['verdict']}: {label}; {answer['sentence']}" if answer["verdict"] else answer["sentence"]
-        for track in last["tracks"].values()
-        for label, answer in (track.get("answers") or {}).items()
-    ]
-    return "; ".join(answers or stage_of(done[-1]).headlines(last))
+    found: list[str] = []
+    for stage in ending_stages({name: d for name in done if not decision_problem(d := decisions[name])}):
+        answers = [
+            f"{answer['verdict']}: {label}; {answer['sentence']}" if answer["verdict"] else answer["sentence"]
+            for track in decisions[stage]["tracks"].values()
+            for label, answer in (track.get("answers") or {}).items()
+        ]
+        found += answers or stage_of(stage).headlines(decisions[stage])
+    return "; ".join(found)
 
 
 def _time(seconds: float) -> str:

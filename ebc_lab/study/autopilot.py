@@ -32,7 +32,7 @@ from .resolve import WorkOf, resolve_study, with_earlier
 from .so_far import SoFar, leave_outlook, so_far
 from .stages.rules import Results, Undecidable
 from .stages.runs import check_lengths, distinct
-from .stages.stage import planned_runs, speculative_runs, stage_of
+from .stages.stage import ending_stages, planned_runs, speculative_runs, stage_of
 from .store import attempts, crate, manifest
 from .store.counts import TRAINING, UNUSED, counted, sorts_of_runs, trained_by, upgraded
 from .store.index import Index
@@ -88,7 +88,7 @@ class Outcome:
     runs: dict[str, int]  # sort of run -> how many of them ended in this call
     failed: list[str]  # ids of the runs that have no usable result
     stages: list[str]  # the stages that this call decided
-    answer: list[str]  # what the last of these stages found, a line for each track
+    answer: list[str]  # what the study found (`ending_stages`), a line for each track
     decisions: dict[str, Decision]
     warning: str | None = None
     acceptance: Acceptance | None = None
@@ -253,8 +253,8 @@ class _Call:
         sorts = sorts_of_runs(records, self.decisions)
         ended = {run_id for run_id in sorts if study.has_result(run_id)} - before - self.taken.keys()
         runs = counted(sorts[run_id] for run_id in ended)
-        last = self.stages[-1]
-        answer = stage_of(last).headlines(self.decisions[last])
+        ends = ending_stages(self.decisions)
+        answer = [line for stage in ends for line in stage_of(stage).headlines(self.decisions[stage])]
         return Outcome(study, runs, failed, self.stages, answer, self.decisions, warning, verdict)
 
     def _take_from_neighbours(self, stage: str, missing: Sequence[RunSpec]) -> bool:

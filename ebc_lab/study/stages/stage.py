@@ -350,6 +350,14 @@ def concluding_stages(decisions: Decisions) -> list[str]:
     return sorted(made, key=lambda name: not stage_of(name).leads(decisions[name]))
 
 
+def ending_stages(decisions: Decisions) -> list[str]:
+    """Return the stages whose headlines say what a study found: the last that is decided and, where that only
+    adds to an answer, those that gave the answer, before it. There must be a decision."""
+    last = [*decisions][-1]
+    adds = stage_of(last).concludes and not stage_of(last).leads(decisions[last])
+    return concluding_stages(decisions) if adds else [last]
+
+
 def decision_that_shows(what: str, decisions: Decisions) -> Decision | None:
     """Return the decision of the stage whose `shows` is `what`, such as `verdict`; None if there is none."""
     return next((d for name, d in decisions.items() if stage_of(name).shows == what), None)

@@ -19,6 +19,7 @@ from ebc_lab.report.conclude import report
 from ebc_lab.report.kinds import KINDS, Evidence
 from ebc_lab.report.text import papers
 from ebc_lab.report.text.table import PAGE, PAPER, TERMINAL
+from ebc_lab.results.catalogue import catalogue
 
 PLAIN = {"base": 3.0, "wide": 2.9, "long": 2.95, "corner": 2.7}
 PAIR = [("fast", "plain")]
@@ -240,6 +241,9 @@ def test_the_ladder_leads_where_it_is_the_study_and_else_adds_a_line(studies, un
         assert ("5 rungs" in answer.splitlines()[0]) == (name == "ladder")
         assert (study.root / "ladder.csv").read_text().startswith("track,arm,reference,asked,rung")
     line = load(studies["bigger"].root).answer.splitlines()[-1]
+    [listed] = (one for one in catalogue(studies["bigger"].root.parent) if one["place"].endswith("bigger"))
+    assert listed["headline"].startswith("undecided: mine")
+    assert listed["headline"].endswith(line)
     assert line.startswith("At twice the width, four times the steps, mine minus ")
     assert f'<p class="lead">{line}' in html.unescape(studies["bigger"].page_file.read_text())
     table = load(studies["ladder"].root).differences().query("stage == 'ladder'")
