@@ -1,0 +1,1 @@
+"""Files of other people, changed at random: see `__main__.py`."""
