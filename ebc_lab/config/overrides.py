@@ -65,7 +65,8 @@ def check_overrides(
             group, _, name = key.partition(".")
             if instead := GONE.get(keys.get(group, Config), {}).get(name):
                 raise UserError(f"{key} is no setting any more: {instead}.")
-            raise UserError(f"{shown(key)} is not a setting{near_setting(key, [*keys, *known_groups])}.")
+            written = key or text.partition("=")[0]  # nothing stands before the @ of a package
+            raise UserError(f"{shown(written)} is not a setting{near_setting(key, [*keys, *known_groups])}.")
         parsed[key] = override.value()
     return parsed
 

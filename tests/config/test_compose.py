@@ -21,6 +21,7 @@ from ebc_lab.config.schema import ArmConfig
         (["scal=smoke"], ["scal", "did you mean scale"]),
         (["scale=smok"], ["did you mean smoke", "laptop, mini, paper or smoke"]),
         (["+extra=1"], ["extra is not a setting"]),
+        (["@target=1"], ["@target is not a setting"]),
         (["++model.widht=3"], ["did you mean model.width"]),
         (["~seeds"], ["cannot be deleted"]),
         (["optimizer=adan"], ["did you mean adam"]),

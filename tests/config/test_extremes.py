@@ -59,6 +59,7 @@ def test_of_many_choices_the_last_are_counted():
         (["study=controls", "ablation.lr_scales=[1e-6,1]"], ["ablation.lr_scales", ">= 0.0001"]),
         (["study=target_kl", "ablation.lr_scales=[1,1.0001]"], ["ablation.lr_scales", "three digits"]),
         (["finals.max_seeds=100", "finals.seeds_per_look=1"], ["finals.seeds_per_look", "looks"]),
+        (["seeds=[0,1]", "finals.max_seeds=64", "finals.seeds_per_look=3"], ["more than 20 looks", "give 4"]),
         (
             [
                 "study=stabilizers",
