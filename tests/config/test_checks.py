@@ -21,6 +21,14 @@ def test_a_setting_that_nobody_reads_is_refused(overrides, words):
         compose(["scale=smoke", *overrides], study=False)
 
 
+def test_limits_themselves_are_allowed_or_not():
+    looks = ["seeds=[0,1]", "finals.max_seeds=42", "finals.seeds_per_look=2"]
+    assert compose(["scale=smoke", *looks]).finals.max_seeds == 42  # 20 looks
+    slurm = ["launcher=slurm", "launcher.slots=1", "device=cpu", "launcher.signal_delay_s=120"]
+    with pytest.raises(UserError, match="timeout_min must be longer than"):
+        compose(["scale=smoke", *slurm, "launcher.timeout_min=2"])
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("scale", ["smoke", "laptop", "paper"])
 def test_what_a_scale_or_the_file_of_a_choice_sets_was_not_asked_for(scale):

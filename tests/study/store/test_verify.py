@@ -81,6 +81,16 @@ def test_a_run_that_is_another_one_is_named_even_where_the_manifest_agrees(study
     }
 
 
+def test_an_edit_of_every_seed_is_named_in_each_run(study):
+    for run in study.runs.iterdir():
+        spec = json.loads((run / "spec.json").read_text())
+        spec["config"]["eval_every"] += 1
+        (run / "spec.json").write_text(json.dumps(spec))
+    (study.root / "manifest.json").unlink()
+    manifest.complete(study.root)
+    assert {*bad(study)} == {f"runs/{run.name}/spec.json" for run in study.runs.iterdir()}
+
+
 @pytest.mark.thorough
 def test_no_later_command_accepts_an_edit_and_report_draws_an_edited_plot_again(own_copy):
     config, study = own_copy
