@@ -391,7 +391,8 @@ class Grids:
             shapes = [site["shapes"] for site in state["sites"]]
             redone = state["redone"]
             counted = _is_int(redone) and redone >= 0
-            sound = counted and all(_is_grid(e, hist) for site in sites for e, hist in site)
+            sized = all(_is_int(size) for layer in shapes for shape in layer for size in shape)
+            sound = counted and sized and all(_is_grid(e, hist) for site in sites for e, hist in site)
         except (KeyError, TypeError, ValueError):
             sound = False
         if not sound:

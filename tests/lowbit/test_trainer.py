@@ -408,6 +408,7 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path):
     for other in (
         *(3, {}, whole | {"settings": {}}, whole | {"run": whole["run"] | {"step": "2"}}),
         whole | {"run": whole["run"] | {"model": {}}},
+        *(whole | {"run": whole["run"] | {name: [3]}} for name in ("losses", "history")),
     ):
         write_checkpoint(path, other)
         with pytest.raises(DamagedFileError, match=r"one\.ebctrain is damaged: it is not what") as refused:

@@ -19,6 +19,7 @@ from ..policy import Policy
 
 _MAGIC = b"EBCTRN01"
 _PARTS = ("model", "optimizer", "gradients", "policy")  # of a run, that have a state of their own
+_LISTS = {"losses": float, "history": dict}  # of a run, and what is in them
 
 
 @dataclasses.dataclass
@@ -71,6 +72,8 @@ class Run:
         for name, value in vars(self).items():
             if name not in _PARTS:
                 if value is not None and type(state[name]) is not type(value):
+                    raise TypeError(f"{name} is {state[name]!r}")
+                if name in _LISTS and not all(isinstance(one, _LISTS[name]) for one in state[name]):
                     raise TypeError(f"{name} is {state[name]!r}")
                 setattr(self, name, state[name])
             elif value is not None:
