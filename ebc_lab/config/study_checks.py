@@ -283,7 +283,7 @@ def _study(config: Config) -> Mistakes:
             len(band) != 2 or band[0] >= band[1]
         ),
         **{
-            f"lr_sweep.grids.{optimizer} lacks the learning rates of optimizer={optimizer}: give them, such as "
+            f"lr_sweep.grids.{optimizer} lacks the learning rates of optimizer={optimizer}: give them, as "
             f"'lr_sweep.grids.{optimizer}=[1e-3,2e-3,4e-3]'.": not config.lr_sweep.grids.get(optimizer)
             for optimizer in config.lr_sweep.optimizers
         },
