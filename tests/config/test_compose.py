@@ -1,5 +1,6 @@
 import json
 
+import hydra
 import pytest
 from omegaconf import OmegaConf
 from support.composed import refused
@@ -72,6 +73,11 @@ def test_a_study_refuses_settings_that_it_decides_itself(override):
 
 
 @pytest.mark.thorough
+def test_it_composes_in_a_program_that_has_begun_hydra_itself():
+    with hydra.initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        assert compose(["scale=smoke"]).scale == "smoke"
+
+
 def test_groups_narrow_what_a_study_covers():
     config = compose(["scale=laptop", "optimizer=muon", "projection=spectral", "budget=surrogate"])
     assert config.lr_sweep.optimizers == ["muon"]
