@@ -420,8 +420,9 @@ class AXIOM(torch.optim.Optimizer):
         self.state.update(states)
 
     def _check_state(self, p: Tensor, state: State, rank: int) -> None:
-        shapes = {name: tuple(v.shape) for name, v in state.items() if isinstance(v, Tensor)}
-        single = all(v.dtype == torch.float32 for v in state.values() if isinstance(v, Tensor))
+        tensors = {name: v for name, v in state.items() if isinstance(v, Tensor)}
+        shapes = {name: tuple(v.shape) for name, v in tensors.items()}
+        single = all(v.dtype == torch.float32 and v.layout == torch.strided for v in tensors.values())
         wanted = state_shapes(p.shape, rank) if "step" in state else {}  # a share may be all that it has
         if shapes != wanted or not single or ("step" in state) != ("streak" in state):
             raise ValueError(f"the state of {self._names([p])[0]} is not what a tensor of its shape has.")

@@ -20,6 +20,7 @@ from .options import AGGREGATES, CADENCES, MEASURED, check_option
 from .proposal import Proposal
 from .settings import ClipSettings
 from .step import StepStats
+from .wrapping import check_form
 
 Forward = Callable[[dict[str, Tensor]], Tensor]  # parameters by name -> logits (..., V)
 FD_MOVEMENT = 1e-2  # logits: large enough for float32, small enough to be linear
@@ -128,8 +129,11 @@ class SensitivityFilter:
         return {"count": self.count, "beta": None if self.beta is None else self.beta.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.count = state["count"]
-        self.beta = state["beta"]
+        count, beta = state["count"], state["beta"]
+        check_form(beta, torch.zeros(()), "beta")
+        if type(count) is not int:
+            raise ValueError("count is not what it should be")
+        self.count, self.beta = count, beta
 
 
 def due_groups(step: int, groups: Sequence[str], cadence: str = "warm") -> list[str]:

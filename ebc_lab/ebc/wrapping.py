@@ -39,7 +39,8 @@ def check_form(saved: Any, own: Any, name: str = "it") -> None:
     if saved is None or own is None:
         fits = not isinstance(own if saved is None else saved, str | list | tuple | dict)
     elif isinstance(own, Tensor):
-        fits = torch.as_tensor(saved).shape == own.shape
+        like = torch.as_tensor(saved)
+        fits = like.shape == own.shape and like.layout == own.layout
     elif isinstance(own, dict):
         fits = isinstance(saved, dict)
         for key in (own.keys() & saved.keys()) if fits else ():

@@ -393,7 +393,7 @@ class Grids:
             counted = _is_int(redone) and redone >= 0
             sized = all(_is_int(size) for layer in shapes for shape in layer for size in shape)
             sound = counted and sized and all(_is_grid(e, hist) for site in sites for e, hist in site)
-        except (KeyError, TypeError, ValueError):
+        except (LookupError, RuntimeError, TypeError, ValueError):
             sound = False
         if not sound:
             raise VerityError("the state of the grids is damaged.")

@@ -210,7 +210,9 @@ def test_a_whole_file_with_other_content_is_refused(written, receiver, other):
     refused(receiver, sealed(saved(state_of(written) | other)), "is not of this trainer")
 
 
-@pytest.mark.parametrize("row", [torch.zeros(WORDS + 1), torch.zeros(WORDS).double()])
+@pytest.mark.parametrize(
+    "row", [torch.zeros(WORDS + 1), torch.zeros(WORDS).double(), torch.zeros(WORDS).to_sparse()]
+)
 def test_another_state_of_a_tensor_is_refused(written, receiver, row):
     state = state_of(written)
     state["optimizer"]["state"][0]["row"] = row

@@ -327,6 +327,18 @@ def test_a_state_that_is_none_of_ebcs_is_refused_in_a_sentence(other):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "damage", [{"beta": torch.ones(1)}, {"beta": torch.ones(()).to_sparse()}, {"count": 1.5}]
+)
+def test_a_sensitivity_that_is_not_one_number_is_refused(damage):
+    model, optimizers, ebc = attached(budget="surrogate")
+    loop(model, optimizers, data(1))
+    state = ebc.state_dict()
+    state["filters"] = {group: {**one, **damage} for group, one in state["filters"].items()}
+    with pytest.raises(ValueError, match="is not the state of this"):
+        attached(budget="surrogate")[-1].load_state_dict(state)
+
+
 @pytest.mark.filterwarnings("error:.*loaded before")
 def test_an_optimizer_that_has_trained_or_that_makes_its_state_at_once_was_not_loaded():
     model = Net()

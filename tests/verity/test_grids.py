@@ -153,6 +153,7 @@ def test_what_is_not_finite_stops_the_step_and_leaves_no_trace(where):
         lambda state, site: state["sites"].pop(),
         lambda state, site: site.update(e=[10**6]),
         lambda state, site: site.update(hist=[[1] * 17]),
+        lambda state, site: state.update(sites=[torch.zeros(())]),
         lambda state, site: state.update(redone=True),
         lambda state, site: site["shapes"][0].__setitem__(0, torch.ones(2)),
         lambda state, site: state.update(Grids(VerityGPT(11, 8, 24, 2, 2)).state_dict()),

@@ -25,8 +25,7 @@ def claims(path: Path) -> bool:
 def read(path: Path, asked: Asked) -> Source:
     try:
         frame = pd.read_parquet(path)
-        for name in frame.select_dtypes("string"):
-            frame[name].to_numpy()  # text that is none shows only where it is looked at
+        frame.select_dtypes("string").to_numpy()  # text that is none shows only where it is looked at
     except ImportError as error:
         raise UserError(f"{path} is a Parquet file: pip install 'ebc-lab[judge]' to read it") from error
     except Exception as error:  # pyarrow and fastparquet have errors of their own
