@@ -313,13 +313,14 @@ class AXIOM_Trainer:
             check_weights(state["model"], self.model.state_dict())
             optimizer = with_own_settings(state["optimizer"], self.optimizer)
             check_random(state, self.device)
+            hooks = state["hooks"]
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             why = " ".join(str(error).split())
             raise ValueError(
                 f"{path} is not of this trainer ({why}): build model and trainer as they were when it was "
                 "written."
             ) from None
-        self._set_hooks(state["hooks"])  # which may refuse: before anything else
+        self._set_hooks(hooks)  # which may refuse: before anything else
         self.optimizer.load_state_dict(optimizer)
         self.model.load_state_dict(state["model"])
         self._course = course
