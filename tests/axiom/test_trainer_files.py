@@ -211,12 +211,22 @@ def test_a_whole_file_with_other_content_is_refused(written, receiver, other):
 
 
 @pytest.mark.parametrize(
-    "row", [torch.zeros(WORDS + 1), torch.zeros(WORDS).double(), torch.zeros(WORDS).to_sparse()]
+    "other",
+    [
+        *({"row": row} for row in (torch.zeros(WORDS + 1), torch.zeros(WORDS).double())),
+        *({"row": torch.zeros(WORDS).to_sparse()}, {"step": [3]}, {"streak": 1.5}),
+    ],
 )
-def test_another_state_of_a_tensor_is_refused(written, receiver, row):
+def test_another_state_of_a_tensor_is_refused(written, receiver, other):
     state = state_of(written)
-    state["optimizer"]["state"][0]["row"] = row
+    state["optimizer"]["state"][0] |= other
     refused(receiver, sealed(saved(state)), "state of embedding.weight")
+
+
+def test_a_file_that_does_not_say_whether_hooks_were_there_is_refused(written, receiver):
+    state = state_of(written)
+    del state["hooks"]
+    refused(receiver, sealed(saved(state)), "is not of this trainer")
 
 
 def with_more(model: nn.Module) -> nn.Module:
