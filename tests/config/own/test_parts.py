@@ -124,7 +124,7 @@ def test_a_study_sweeps_one_own_optimizer_and_keeps_its_file(folder):
     both = compose(["scale=smoke", *CUSTOM, GRID, "lr_sweep.optimizers=[adam,custom]"])
     assert both.optimizer.sha256 == config.optimizer.sha256
     assert both.lr_sweep.optimizers == ["adam", "made"]
-    with pytest.raises(UserError, match=r"lr_sweep.grids.made is missing"):
+    with pytest.raises(UserError, match=r"lr_sweep\.grids\.made lacks the learning rates"):
         compose(["scale=smoke", *CUSTOM])
     with pytest.raises(UserError, match="give optimizer=custom as well"):
         compose(["scale=smoke", GRID, "lr_sweep.optimizers=[adam,custom]"])
