@@ -424,8 +424,8 @@ class AXIOM(torch.optim.Optimizer):
         shapes = {name: tuple(v.shape) for name, v in tensors.items()}
         single = all(v.dtype == torch.float32 and v.layout == torch.strided for v in tensors.values())
         wanted = state_shapes(p.shape, rank) if "step" in state else {}  # a share may be all that it has
-        single &= all(type(state[name]) is int for name in ("step", "streak") if name in state)
-        if shapes != wanted or not single or ("step" in state) != ("streak" in state):
+        counts = [type(state[name]) for name in ("step", "streak") if name in state]
+        if shapes != wanted or not single or counts not in ([], [int, int]):
             raise ValueError(f"the state of {self._names([p])[0]} is not what a tensor of its shape has.")
 
     def memory_usage(self, verbose: bool = True) -> dict[str, float]:

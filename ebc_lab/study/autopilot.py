@@ -88,7 +88,7 @@ class Outcome:
     runs: dict[str, int]  # sort of run -> how many of them ended in this call
     failed: list[str]  # ids of the runs that have no usable result
     stages: list[str]  # the stages that this call decided
-    answer: list[str]  # what the study found up to these stages, a line for each track
+    answer: list[str]  # what the study found up to the last of these stages, a line for each track
     decisions: dict[str, Decision]
     warning: str | None = None
     acceptance: Acceptance | None = None
@@ -253,8 +253,7 @@ class _Call:
         sorts = sorts_of_runs(records, self.decisions)
         ended = {run_id for run_id in sorts if study.has_result(run_id)} - before - self.taken.keys()
         runs = counted(sorts[run_id] for run_id in ended)
-        made = [*self.decisions][: [*self.decisions].index(self.stages[-1]) + 1]
-        ends = ending_stages({stage: self.decisions[stage] for stage in made})
+        ends = ending_stages(self.decisions)
         answer = [line for stage in ends for line in stage_of(stage).headlines(self.decisions[stage])]
         return Outcome(study, runs, failed, self.stages, answer, self.decisions, warning, verdict)
 
