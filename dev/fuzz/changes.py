@@ -529,7 +529,7 @@ def changed_state(draw: Draw, state: Any) -> Any:
                     del inside[key]
                 case 1:
                     inside[key] = torch.zeros(draw.of([(), (0,), (3,), (2, 2)]))
-                case 2 if isinstance(value, int | float):
+                case 2 if isinstance(value, int | float) and abs(value) < 1e300:
                     inside[key] = draw.of([-value, value + 1, float(value), draw.of(NUMBERS)])
                 case 3 if isinstance(inside, dict):
                     inside[draw.of([*TEXTS, 0, 7])] = odd(draw)
@@ -546,7 +546,7 @@ def changed_state(draw: Draw, state: Any) -> Any:
             case 2 if value.is_floating_point():
                 inside[key] = torch.full_like(value, draw.of([math.nan, math.inf, -1.0, 0.0, 1e30]))
             case 3 if value.numel():
-                made = value.clone()
+                made = value.clone(memory_format=torch.contiguous_format)
                 made.view(-1)[draw.below(value.numel())] = draw.of(
                     [0, 1, 255 if value.dtype == torch.uint8 else -1]
                 )

@@ -314,7 +314,7 @@ class AXIOM_Trainer:
             optimizer = with_own_settings(state["optimizer"], self.optimizer)
             check_random(state, self.device)
             hooks = state["hooks"]
-        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        except (LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
             why = " ".join(str(error).split())
             raise ValueError(
                 f"{path} is not of this trainer ({why}): build model and trainer as they were when it was "

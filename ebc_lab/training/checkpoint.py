@@ -123,12 +123,12 @@ def read(files: RunFiles, identity: str, say: Say) -> Saved | None:
         return None
     try:
         foreign = saved.state["identity"] != identity
-        plain = {name: saved.state[name] for name in Plain.__annotations__}
+        wrong = misfit({name: saved.state[name] for name in Plain.__annotations__}, Plain)
     except Exception as error:
         raise UserError(f"{path} is none of ours ({type(error).__name__}): {AGAIN}.") from None
     if foreign:
         raise UserError(f"{path} belongs to another run: {AGAIN}.")
-    if wrong := misfit(plain, Plain):
+    if wrong:
         raise UserError(f"{path} is damaged ({wrong}): {AGAIN}.")
     return saved
 

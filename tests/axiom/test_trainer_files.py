@@ -204,6 +204,7 @@ def state_of(content: bytes) -> dict[str, Any]:
     [
         *({"curves": {"unknown\n": 1}}, {"loader_rng": torch.zeros(5056)}, {"optimizer": {}}),
         *({"curves": {"train_losses": [[1.0]]}}, {"curves": {"tokens": "many"}}),
+        {"optimizer": torch.zeros(2, 2)},
     ],
 )
 def test_a_whole_file_with_other_content_is_refused(written, receiver, other):

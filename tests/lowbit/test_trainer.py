@@ -407,7 +407,8 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path):
     whole = torch.load(io.BytesIO(content[40:]), weights_only=True)
     for other in (
         *(3, {}, whole | {"settings": {}}, whole | {"run": whole["run"] | {"step": "2"}}),
-        whole | {"run": whole["run"] | {"model": {}}},
+        whole | {"settings": whole["settings"] | {"use_adaptive_lr": torch.zeros(2, 2)}},
+        *(whole | {"run": whole["run"] | {name: {}}} for name in ("model", "kind")),
         *(whole | {"run": whole["run"] | {name: [3]}} for name in ("losses", "history")),
     ):
         write_checkpoint(path, other)

@@ -175,6 +175,7 @@ OTHERS = {  # what a checkpoint of another program or version may hold behind a 
     "no step": lambda state: state.pop("step"),
     "random numbers": lambda state: state.update(rng=state["rng"][:100]),
     "streams": lambda state: state.update(streams={"steps.csv": 3}),
+    "streams as a tensor": lambda state: state.update(streams=torch.zeros(2)),
     "no controller": _of_optimizer(lambda state: state.pop("controller")),
     "step of EBC": _of_optimizer(lambda state: state.update(step_index="2")),
     "filters": _of_optimizer(lambda state: state.update(filters=[1])),

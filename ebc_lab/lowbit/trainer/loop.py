@@ -199,15 +199,15 @@ class HybridLLMTrainer(Familiar):
         saved = read_checkpoint(Path(path))
         foreign = "it is not what save_checkpoint wrote"
         with damage_of(path, foreign):
-            settings = {name: saved["settings"][name] for name in self._settings()}
-        for name, value in self._settings().items():
-            theirs = settings[name]
-            if isinstance(theirs, Tensor) or theirs != value:
-                raise ValueError(
-                    f"{path} was made with {name}={theirs!r}, not {value!r}: give the same setting."
-                )
-        with damage_of(path, foreign):
+            theirs = {name: saved["settings"][name] for name in self._settings()}
+            others = [pair for pair in self._settings().items() if theirs[pair[0]] != pair[1]]
             state = saved["run"]
+        for name, value in others:
+            what = f"{name}={theirs[name]!r}, not {value!r}"
+            raise ValueError(f"{path} was made with {' '.join(what.split())}: give the same setting.")
+        with damage_of(path, foreign):
+            if state["kind"] not in (Rows.kind, Text.kind):
+                raise ValueError(f"it knows no data of the kind {state['kind']!r}")
             run = self._built(state["kind"], state["sizes"], state["digest"])
             run.load_state_dict(state)
         self._run = run
