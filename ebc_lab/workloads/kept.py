@@ -144,7 +144,7 @@ def read_model(path: Path) -> KeptModel:
         raise UserError(
             f"{path} is damaged, or no model of this program ({type(error).__name__}): train it again."
         ) from None
-    if not isinstance(content, dict) or "format" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise UserError(f"{path} is no model of this program: give the model.pt of a run of workload=ebm.")
     if content["format"] != FORMAT:
         raise UserError(
@@ -152,8 +152,8 @@ def read_model(path: Path) -> KeptModel:
         )
     try:
         return _built(path, content)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        first = str(error).splitlines()[0][:200]
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        first = str(error).partition("\n")[0][:200]
         raise UserError(
             f"{path} holds weights that do not fit its settings ({first}): train it again."
         ) from None

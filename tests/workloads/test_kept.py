@@ -105,6 +105,14 @@ def complex_weights(path):
     )
 
 
+def no_divisor(path):
+    """Of the store's extra state, where its divisor and its index belong, is a tensor."""
+    weights = torch.load(path, weights_only=True)["weights"]
+    return changed(
+        path, weights={n: torch.ones(2) if n.endswith("_extra_state") else w for n, w in weights.items()}
+    )
+
+
 BAD = {
     "complex": (complex_weights, "has complex numbers"),
     "truncated": (lambda path: path.read_bytes()[:5000], "is damaged, or no model of this program"),
@@ -114,8 +122,10 @@ BAD = {
         "is no model of this program: give the model.pt of a run",
     ),
     "newer": (lambda path: changed(path, format=2), "has format 2, this version reads 1: train it again"),
+    "a format of two": (lambda path: saved({"format": torch.ones(2)}), "is no model of this program"),
     "nothing else": (lambda path: saved({"format": 1}), "weights that do not fit its settings"),
     "other sizes": (other_sizes, "weights that do not fit its settings"),
+    "no divisor": (no_divisor, "weights that do not fit its settings"),
     "half a run": (lambda path: changed(path, run='{"ebm": 3}'), "weights that do not fit its settings"),
     "other tokens": (
         lambda path: changed(path, tokenizer={"kind": "characters", "json": '{"characters": "ab"}'}),
