@@ -27,7 +27,7 @@ EBM = {"workload": {"name": "ebm"}}
 LOW_BIT = {"quantizer": {"name": "ternary"}}
 ENDING = {"race": {"name": "bounds"}, "steps": 200, "eval_every": 1}
 LARGE = {"model": {"width": 5000, "blocks": 10, "context": 476}}
-LIMITS_OF_RUNS = [  # settings, and of one further setting the last value that is taken and the first that is not
+LIMITS_OF_RUNS = [  # settings, and of a further one the last value that is taken and the first that is not
     ({"shock": {"name": "lr_spike"}, "steps": 60}, "shock.step", 59, 60, "beyond the run's 60 steps"),
     ({"shock": {"name": "label_noise"}}, "shock.size", 1.0, 1.001, "at most 1, not 1.001"),
     (ENDING, "race.above", {"199": 5.0}, {"200": 5.0}, "at step 200, .* below 200"),
@@ -85,7 +85,7 @@ def test_limits_themselves_are_allowed_or_not():
 
 SLURM = "launcher=slurm launcher.slots=1 launcher.processes_per_run=4 launcher.nodes_per_run=2 "
 SLURM += "batch_size=12 budget.probe_sequences=4 audit_tokens=64 model.context=16 launcher.cpus_per_task=2 "
-LIMITS_OF_STUDIES = [  # overrides, a setting, and the last value of it that is taken and the first that is not
+LIMITS_OF_STUDIES = [  # overrides, and of a further one the last value taken and the first that is refused
     ("seeds=[0,1]", "finals.max_seeds=", "3", "2", "finals.max_seeds=2 adds"),
     ("finals.max_seeds=3", "seeds=", "[0,1]", "[0]", "two at least"),
     ("", "seeds=", "[99,103]", "[99,100]", "must not contain 100 to 102"),
