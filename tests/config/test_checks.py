@@ -55,6 +55,10 @@ LIMITS_OF_RUNS = [  # settings, and of a further one the last value that is take
     (EBC | {"budget": {"schedule": "linear"}}, "budget.target_kl", 2e-5, 1.99e-5, "below 2e-05 nats"),
     (EBC | {"dtype": "bfloat16"}, "budget.target_kl", 1e-4, 0.999e-4, "below 0.0001 nats"),
     (EBC | {"param_dtype": "bfloat16"}, "budget.target_kl", 1e-4, 0.999e-4, "bfloat16 can show"),
+    # what is of a radius needs one
+    (EBC | {"controller": {"steers": "radius"}}, "budget.radius", 1.0, None, "set budget.radius, too"),
+    (EBC | {"budget": {"radius_unit": "initial"}}, "budget.radius", 1.0, None, "are of a radius"),
+    (EBC | {"budget": {"ramp": 5}}, "budget.radius", 1.0, None, "are of a radius"),
     # 1000 GB exactly, and 2^21 - 1 tokens
     (LARGE, "batch_size", 1000, 1001, "at least 1001 GB of memory, and 1000 GB is the most"),
     ({"determinism": {"name": "verity"}, "batch_size": 889}, "model.context", 2359, 2360, "2,098,040: make"),
