@@ -98,7 +98,7 @@ LIMITS_OF_STUDIES = [  # overrides, and of a further one the last value taken an
     ("study=calibrated profiles.target_seeds=4", "seeds=", "[105]", "[104]", "must not contain 100 to 104"),
     ("", "seeds=", str([*range(100)]), str([*range(200, 301)]), "at most 100 items, not 101"),
     ("", "study.name=", "x" * 80, "x" * 81, "at most 80"),
-    ("", "output_dir=", "x" * 255, "x" * 256, "more than 255 bytes"),
+    ("", "output_dir=", f"x/{'x' * 255}", f"x/{'x' * 256}", "more than 255 bytes"),
     ("", "output_dir=", f"'x{'ä' * 127}'", f"'{'ä' * 128}'", "more than 255 bytes"),
     ("", "output_dir=", "x/" * 500, "x/" * 500 + "x", "at most 1000 characters, not 1001"),
     ("", "study.band=", "[0.5,1]", "[0.5,0.5]", "two numbers 0 < low < high <= 1"),
