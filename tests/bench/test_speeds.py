@@ -107,6 +107,9 @@ def test_cases_are_the_threads_and_parallel_runs_that_fit_the_cores(run, cores, 
             {(1, 2, "float32"): 60, (1, 2, "bfloat16"): 50, (2, 1, "float32"): 40, (2, 1, "bfloat16"): 80},
             (2, 1, "bfloat16"),
         ),
+        # one run at a time, whatever its threads
+        ({(1, 1, "float32"): 100, (2, 1, "float32"): 90}, (1, 1, "float32")),
+        ({(1, 1, "float32"): 100, (2, 1, "float32"): 90, (2, 1, "bfloat16"): 120}, (2, 1, "bfloat16")),
         # of the best, 5%
         ({(1, 4, "float32"): 100, (2, 2, "float32"): 104, (4, 1, "float32"): 108}, (2, 2, "float32")),
     ],

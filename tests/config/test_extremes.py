@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import random
 import re
 import signal
@@ -10,11 +11,11 @@ import pytest
 from support.called import answered
 from support.composed import refused
 
-from ebc_lab.config import hints, study_checks
+from ebc_lab.config import hints, overrides, study_checks
 from ebc_lab.config.choices import groups
 from ebc_lab.config.compose import compose, configurations
 from ebc_lab.config.dicts import flat, to_dict
-from ebc_lab.config.errors import UserError, any_of
+from ebc_lab.config.errors import UserError, any_of, clock, count, listed, shown
 from ebc_lab.config.overrides import schema_keys
 from ebc_lab.config.schema import ArmConfig
 from ebc_lab.config.study_checks import most_runs
@@ -30,6 +31,59 @@ def test_of_many_choices_the_last_are_counted():
     assert any_of(many).startswith("kl_clip_000, kl_clip_001, ")
     assert any_of(many).endswith("kl_clip_029 or 70 more")
     assert any_of(many[:30]).endswith("kl_clip_028 or kl_clip_029")
+    assert any_of(["x" * 18] * 20) == f"{', '.join(['x' * 18] * 19)} or {'x' * 18}", "400 characters"
+    assert any_of(["x" * 18] * 19 + ["x" * 19]).endswith(f"{'x' * 18} or 1 more")
+    assert [any_of(many[:n]) for n in (0, 1, 2)] == ["none", "kl_clip_000", "kl_clip_000 or kl_clip_001"]
+    assert [listed(range(n)) for n in (0, 1, 2)] == ["", "0", "0 and 1"]
+    assert [listed(range(n)) for n in (6, 7)] == ["0, 1, 2, 3, 4 and 5", "0, 1, 2, 3, 4, 5 and 1 more"]
+    assert listed(range(5000), most=2) == "0, 1 and 4,998 more"
+
+
+def test_what_is_long_is_shortened_and_what_is_not_is_left():
+    assert [len(shown("x" * length)) for length in (59, 60, 61)] == [59, 58, 58]
+    assert [len(str(UserError("x" * length))) for length in (3000, 3001)] == [3000, 3003]
+    assert [count(n, "run") for n in (0, 1, 2, 1000)] == ["0 runs", "1 run", "2 runs", "1,000 runs"]
+    seconds = [0, 89.4, 89.6, 3599.4, 3599.6, 7620, 360_000, None, math.inf, math.nan]
+    spelled = ["0 s", "89 s", "1 min 30 s", "59 min 59 s", "1 h 00 min", "2 h 07 min", "100 h 00 min"]
+    assert [clock(s) for s in seconds] == [*spelled, "–", "–", "–"]
+
+
+@pytest.mark.parametrize(
+    ("taken", "refused", "words"),
+    [
+        *((a, b, "20 at most") for a, b in ([f"seeds={'[' * n}{']' * n}" for n in (20, 21)],)),
+        *((a, b, "31 digits") for a, b in ([f"seed=1{'0' * n}" for n in (29, 30)],)),
+        *((a, b, "4000 at most") for a, b in ([f"notify={'x' * n}" for n in (3993, 3994)],)),
+    ],
+    ids=["brackets", "digits", "characters"],
+)
+def test_an_override_may_be_as_long_as_is_said_and_no_longer(taken, refused, words):
+    assert len(overrides.parse([taken])) == 1
+    with pytest.raises(UserError, match=words):
+        overrides.parse([refused])
+
+
+def test_overrides_together_may_be_as_long_as_is_said_and_sweeps_as_large(monkeypatch):
+    assert len(overrides.expand(["batch_size=range(1,1001)"])) == overrides.MOST_COMBINATIONS
+    for sweep in (["batch_size=range(1,1002)"], ["batch_size=range(1,14)", "steps=range(1,78)"]):  # 1001
+        with pytest.raises(UserError, match="at most 1000 at a time"):
+            overrides.expand(sweep)
+    monkeypatch.setattr(overrides, "LONGEST_TOGETHER", 21)
+    assert len(overrides.parse(["scale=smoke", "seeds=[10]"])) == 2
+    with pytest.raises(UserError, match="22 characters: 21 at most"):
+        overrides.parse(["scale=smoke", "seeds=[100]"])
+
+
+@pytest.mark.thorough
+def test_a_study_may_have_as_many_runs_as_is_said(monkeypatch):
+    runs = sum(most_runs(compose(SMOKE)).values())
+    monkeypatch.setattr(study_checks, "MOST_RUNS", runs)
+    monkeypatch.setattr(study_checks, "SENSIBLE_RUNS", runs)
+    assert not study_checks.beyond_sensible(compose(SMOKE))
+    monkeypatch.setattr(study_checks, "SENSIBLE_RUNS", runs - 1)
+    assert study_checks.beyond_sensible(compose(SMOKE))
+    monkeypatch.setattr(study_checks, "MOST_RUNS", runs - 1)
+    assert f"more than {runs - 1} runs" in refused([])
 
 
 @pytest.mark.parametrize(

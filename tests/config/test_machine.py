@@ -176,6 +176,10 @@ def test_a_choice_that_leaves_no_gpu_is_refused_with_the_reason(value, told, mac
 
 
 def test_one_run_is_not_spread_over_instances_of_a_gpu(machine_with):
-    machine_with(2, DIVIDED)
+    together = ["scale=smoke", "device=cuda", "launcher.processes_per_run=2"]
+    fake = machine_with(3, DIVIDED)
+    compose(together, study=False)
+    fake.lose(2)
+    machine.first_listing.cache_clear()
     with pytest.raises(UserError, match=r"1 can be seen here \(2 more are parts of one, MIG, and go alone\)"):
-        compose(["scale=smoke", "device=cuda", "launcher.processes_per_run=2"], study=False)
+        compose(together, study=False)

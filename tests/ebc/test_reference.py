@@ -8,7 +8,6 @@ from support.against_reference import (
     clipped_steps,
     compare,
     run_both,
-    tolerance,
 )
 
 from ebc_lab.ebc.options import MEASURED
@@ -104,7 +103,7 @@ def cases(table):
 
 @cases(SHADOW | JUDGED | QUANTIZED)
 def test_shadow(make_gpt, batches, backward, options):
-    rel = tolerance(options, DIFFERENCES if options in JUDGED.values() else EXACT)
+    rel = DIFFERENCES if options in JUDGED.values() else EXACT
     fast_steps, slow_steps, *models = run_both(make_gpt, batches, backward, options)
     compare(fast_steps, slow_steps, *models, rel=rel)
     assert clipped_steps(slow_steps) > STEPS // 2  # else the comparison would mean little
@@ -125,7 +124,7 @@ def test_shadow(make_gpt, batches, backward, options):
 
 @cases(TRACKED)
 def test_tracked(make_gpt, batches, backward, options):
-    rel = tolerance(options, EXACT)
+    rel = EXACT
     options = {"budget": "tracked", **options}
     fast_steps, slow_steps, *models = run_both(make_gpt, batches, backward, options)
     compare(fast_steps, slow_steps, *models, rel=rel)
@@ -170,7 +169,7 @@ def number(value):
 def test_predicted(make_gpt, batches, backward, options):
     options = {"budget": "surrogate", **options}
     fast_steps, slow_steps, *models = run_both(make_gpt, batches, backward, options)
-    compare(fast_steps, slow_steps, *models, rel=tolerance(options, DIFFERENCES))
+    compare(fast_steps, slow_steps, *models, rel=DIFFERENCES)
     assert clipped_steps(slow_steps) > STEPS // 2
     if options["budget"] == "calibrated":
         assert 1 < sum(step.q is not None for step in slow_steps) < STEPS

@@ -77,6 +77,20 @@ def test_every_figure_of_a_step_is_the_arithmetics(stepped, name, changed):
         assert torch.equal(getattr(scaled, figure), getattr(plain, figure) * factor), figure
 
 
+@pytest.mark.parametrize(
+    ("dtype", "rel"),
+    [(torch.float64, 1e-14), (torch.complex128, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 1e-6)],
+)
+def test_a_slope_is_summed_up_in_float32_at_least_and_in_float64_where_weights_are(dtype, rel):
+    draw = torch.Generator().manual_seed(0)
+    g, old, new = ([torch.randn(n, generator=draw).to(dtype) for n in (7, 300)] for _ in range(3))
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    products = [a.to(wide) * (c - b).to(wide).conj() for a, b, c in zip(g, old, new, strict=True)]
+    slope = TorchArithmetic().slope(g, old, new)
+    assert slope.dtype == torch.float64
+    assert slope.item() == pytest.approx(sum(p.real.sum().item() for p in products), rel=rel)
+
+
 def test_c_follows_from_the_arithmetics_kl(stepped):
     plain, moved = stepped()
     scaled, moved_scaled = stepped(Scaled("mean_kl", 4.0))

@@ -350,6 +350,17 @@ def tensor_parallel(model: Tiny) -> None:
     attached_step(model)
 
 
+def partly_tensor_parallel(model: Tiny) -> None:
+    """One block by tensor parallelism, all else by FSDP, over the same processes."""
+    block = model.blocks[0]
+    block.up, block.down = nn.Linear(6, 14), nn.Linear(14, 6)
+    parallelize_module(
+        block, init_device_mesh("cpu", (2,)), {"up": ColwiseParallel(), "down": RowwiseParallel()}
+    )
+    fully_shard(model, ignored_params=set(block.parameters()))
+    attached_step(model)
+
+
 def older_fsdp(model: Tiny) -> None:
     attached_step(FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True))
 
@@ -433,6 +444,7 @@ def not_finite(model: Tiny) -> None:
 REFUSED: dict[str, tuple[Callable[[Tiny], None], str]] = {
     "hsdp": (hsdp, "several dimensions"),
     "tensor parallel": (tensor_parallel, "tensor parallelism"),
+    "partly tensor parallel": (partly_tensor_parallel, "tensor parallelism"),
     "older fsdp": (older_fsdp, "use fully_shard"),
     "blocks alone": (blocks_alone, "fully_shard to the whole model"),
     "two meshes": (two_meshes, "several meshes"),

@@ -121,21 +121,23 @@ def test_few_tokens_are_told_once():
 
 
 class Shared(Tokenwise):
-    """Takes beside its tokens what all rows share: positions (1, T) and a weight for each class (V,)."""
+    """Takes beside its tokens what all rows share: a gain, positions (1, T), a weight for each class (V,)."""
 
-    def forward(self, ids, positions, scale):
-        return super().forward((ids + positions) % 11) * scale
+    def forward(self, gain, ids, positions, scale):
+        return super().forward((ids + positions) % 11) * scale * gain
 
 
+@pytest.mark.parametrize("given", [True, False])
 @pytest.mark.parametrize("budget", ["shadow", "surrogate"])
-def test_only_tensors_with_the_batchs_rows_are_cut(budget):
+def test_only_tensors_with_the_batchs_rows_are_cut(budget, given):
     model = Shared()
     optimizer = wrap(model, budget=budget, target_kl=1e-3)
     ids = integers(24, 12)
-    batch = {"ids": ids, "positions": torch.arange(12)[None], "scale": torch.linspace(0.5, 1, 11)}
+    shared = {"positions": torch.arange(12)[None], "scale": torch.linspace(0.5, 1, 11)}
+    batch = {"gain": torch.tensor(1.0), "ids": ids, **shared}
     logits = model(**batch)
     loss_of(logits, ids).backward()
-    stats = optimizer.step(batch, logits)
+    stats = optimizer.step(batch, logits if given else None)
     assert 0 < stats.clip_coefficient < 1
     assert stats.audit_tokens == 12 * 12
 

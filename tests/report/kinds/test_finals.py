@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from support.recorded import read_decisions
 
 from ebc_lab.report.kinds.finals import KIND, answer_of
 from ebc_lab.report.kinds.kind import Answer, Evidence
+from ebc_lab.report.page import evidence
 from ebc_lab.study.stages.statistics import paired
 
 JUDGED = ("beats", "meets", "misses", "undecided")
@@ -96,6 +98,15 @@ def test_each_comparison_is_a_line_with_its_figures_and_the_plain_optimizers_own
     assert "1 of 3 runs diverged at ×2" in lost
     broken = answer(lambda track: windows(track)["difference"].update(diverged)).findings[2]
     assert "Diverged: 3 of the arm's, 1 of the reference's runs" in broken
+
+
+@pytest.mark.parametrize("seeds", [(3, 5), (5, 3), (4,), ()])
+def test_an_answer_was_judged_on_the_most_seeds_of_its_comparisons(seeds):
+    found = answer()
+    judging: Any = [{**found.judging[0], "seeds": count} for count in seeds]
+    shown = evidence._answer(replace(found, judging=judging))
+    assert shown["seeds"] == max(seeds, default=0)
+    assert len(shown["detectable"]) == len(seeds)
 
 
 def test_a_fair_control_that_is_worse_than_the_baseline_is_warned_of():

@@ -131,6 +131,20 @@ def test_text_of_the_study_never_becomes_markup(finals):
     assert json.loads(as_script(data)) == data
 
 
+@pytest.mark.parametrize(
+    ("arm", "title", "shown"),
+    [
+        ("ebc", "The loss falls", "ebc: The loss falls"),
+        ("ebc", "How ebc limits a step", "How ebc limits a step"),
+        ("", "The loss falls", "The loss falls"),
+    ],
+)
+def test_a_picture_of_an_arm_is_named_after_it_once(arm, title, shown):
+    drawn = html_module.Picture("loss", "ablation", title, "", arm, Path("loss.svg"))
+    assert drawn.whole_title == shown
+    assert (drawn.caption, replace(drawn, path=Path("loss.png")).caption) == (title, "")
+
+
 def test_nothing_but_the_page_itself_may_load_or_run(finals):
     html = (finals / "report.html").read_text()
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1]

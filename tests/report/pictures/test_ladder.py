@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from support.drawn import settled, words_of
@@ -45,3 +46,19 @@ def test_an_arm_without_a_loss_on_a_rung_is_drawn_on_the_others_and_said_to_lack
     of_fast = [line for line in sheet.panels[0].get_lines() if line.get_color() == LOOKS["fast"].colour]
     assert any(len(line.get_xdata()) == 3 for line in of_fast)
     assert not any("per doubling" in text for text in words_of(sheet))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_differences_on_a_rung_stand_beside_each_other_around_its_compute(count):
+    others = [f"fast{nth}" for nth in range(count)]
+    losses = {"plain": PLAIN, **dict.fromkeys(others, FAST)}
+    looks = assign_looks([*losses], others, "plain")
+    track = ladder_of(losses, [(other, "plain") for other in others])
+    sheet = draw_ladder(replace(facts(False), looks=looks), track)
+    bars = [container.lines[0].get_xdata()[0] for container in sheet.panels[1].containers]
+    for name, rung in track["rungs"].items():
+        own = bars[[*track["climbs"][0]["rungs"]].index(name) :: len(track["rungs"])]
+        assert len(own) == count
+        assert own == sorted(set(own))
+        middle = rung["compute"] / track["rungs"]["base"]["compute"]
+        assert math.sqrt(own[0] * own[-1]) == pytest.approx(middle)

@@ -1,11 +1,13 @@
 """One constant in every setting: what is trained, which constant is carried where, and what is concluded."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from support.played import CARRY, DIVERGED, FAILED, config_of, decided, done
 
 from ebc_lab.config.errors import UserError
+from ebc_lab.config.study_checks import validate
 from ebc_lab.study.stages.carry import run_at
 from ebc_lab.study.stages.rules import Undecidable
 from ebc_lab.study.stages.stage import stage_of
@@ -141,6 +143,34 @@ def test_a_point_without_all_its_runs_is_not_used():
     assert track["against"]["kl"]["seeds"] == 2  # over the settings that both were judged in
     with pytest.raises(Undecidable, match="carry could not decide: a bug"):
         decided("carry", study(), {}, lambda s: FAILED)
+
+
+@pytest.mark.thorough
+def test_it_takes_two_arms_and_two_settings_that_choose():
+    config = study("carry.reference=lr", "carry.challengers=[kl]")
+    carry = config.carry
+    arms = {name: carry.arms[name] for name in ("kl", "lr")}
+    base, *others = carry.settings.values()
+    places = {"base": replace(base, kept=False), "other": replace(others[0], kept=False)}
+    least = replace(carry, arms=arms, settings=places)
+    validate(replace(config, carry=least), study=True)
+    refused = {
+        "must name at least two arms": replace(least, arms={"lr": arms["lr"]}),
+        "at least two that are not kept": replace(
+            least, settings=places | {"other": replace(others[0], kept=True)}
+        ),
+        "must name one without starts": replace(
+            least, arms={name: replace(arm, starts=True) for name, arm in arms.items()}
+        ),
+        "challengers must name the arms": replace(least, challengers=[]),
+        "carry.challengers=lr is unknown": replace(least, challengers=["lr"]),
+        "carry.reference=radius is unknown": replace(least, reference="radius"),
+        "arms.Kl: a name is lower-case": replace(least, arms=arms | {"Kl": arms["kl"]}),
+        "settings.a b: a name is lower-case": replace(least, settings=places | {"a b": base}),
+    }
+    for problem, asked in refused.items():
+        with pytest.raises(UserError, match=problem):
+            validate(replace(config, carry=asked), study=True)
 
 
 @pytest.mark.thorough

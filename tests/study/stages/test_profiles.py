@@ -174,6 +174,23 @@ def test_what_cannot_be_scored_is_refused():
     }
     own = {**profiles.workloads, "gpt": replace(gpt, settings={"optimizer": {}})}
     made["the methods' to set"] = replace(profiles, workloads=own)
+    two = {name: replace(profiles.methods[name], cannot=[]) for name in ("adamw", "muon")}
+    least = replace(profiles, methods=two, calibrate_on=["gpt"], yardstick="muon", asked_about=["adamw"])
+    least = replace(least, workloads={"gpt": gpt})
+    validate(replace(config, profiles=least), study=True)
+    made |= {
+        "must name at least two": replace(least, methods={"adamw": adamw}, yardstick="adamw"),
+        "workloads must name at least one": replace(least, workloads={}),
+        "calibrate_on must name the workloads": replace(least, calibrate_on=[]),
+        "profiles.yardstick=lion is unknown": replace(least, yardstick="lion"),
+        "profiles.calibrate_on=vit is unknown": replace(least, calibrate_on=["gpt", "vit"]),
+        "profiles.asked_about=lion is unknown": replace(least, asked_about=["adamw", "lion"]),
+        "adamw.cannot=vit is unknown": replace(
+            least, methods=two | {"adamw": replace(adamw, cannot=["vit"])}
+        ),
+        "methods.Adam: a name is lower-case": replace(least, methods=two | {"Adam": adamw}),
+        "workloads.a b: a name is lower-case": replace(least, workloads={"gpt": gpt, "a b": gpt}),
+    }
     for problem, asked in made.items():
         with pytest.raises(UserError, match=problem):
             validate(replace(config, profiles=asked), study=True)
