@@ -176,6 +176,8 @@ def test_a_pass_reads_a_runs_checkpoint_before_what_grows_and_afterwards_only_wh
     assert passes.look() == [*OWN, *ON, *OVER]
     assert passes.fetched(tmp_path) == written(small)
     assert set(written(small)) == {*OWN, *ON, *OVER}
+    (small.run_dir("over") / "attempts.jsonl").write_text("its end, which is noted after its result")
+    assert passes.look() == ["runs/over/attempts.jsonl"]
     number = passes.index.number
     assert passes.look() == []
     assert passes.index.number == number, "an index was written though nothing changed"
