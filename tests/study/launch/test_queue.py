@@ -88,7 +88,7 @@ def test_as_many_jobs_are_submitted_as_are_missing_and_say_so(pool, monkeypatch)
 
     monkeypatch.setattr(slurm, "submit_jobs", submit)
     pool.avoided = {"n2": "x", "n1": "x"}
-    for slots, wanted in ((2, 9), (3, 2), (4, 9)):
+    for slots, wanted in ((1, 9), (2, 9), (3, 2), (4, 9)):
         pool.slots = slots
         pool._start_workers(wanted)
     folder, name = pool.session.root / "submitit", queue.job_name(pool.session)
@@ -234,11 +234,11 @@ SOFTLY, HARDLY = ("--state=PENDING",), ()
     [  # the queue shows the jobs, in this state, for so long after they were told to stop
         (True, 0, "COMPLETED", [], None, 0),
         (False, 3, "RUNNING", [SOFTLY], [], 4),
-        (False, 20, "RUNNING", [SOFTLY], [], 20),
+        (False, 21, "RUNNING", [SOFTLY], [], 22),
         (False, 23, "PENDING", [SOFTLY, HARDLY], [], 24),
-        (False, 299, "RUNNING", [SOFTLY, HARDLY], [], 300),
+        (False, 301, "RUNNING", [SOFTLY, HARDLY], [], 302),
         (False, 999, "RUNNING", [SOFTLY, HARDLY], ["7_0", "7_1"], 302),
-        (False, 40, "COMPLETING", [SOFTLY, HARDLY], [], 40),
+        (False, 41, "COMPLETING", [SOFTLY, HARDLY], [], 42),
         (False, 999, "COMPLETING", [SOFTLY, HARDLY], ["7_0", "7_1"], 42),
         (False, 999, "COMPLETING RUNNING", [SOFTLY, HARDLY], ["7_0", "7_1"], 302),
     ],
