@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from support.called import CLI, called, refused
 from support.drivers import held_at_first, until_true, without_timing
 
-from ebc_lab.study.launch.session import GUEST, sessions_in
+from ebc_lab.config.errors import UserError
+from ebc_lab.study.launch import join
+from ebc_lab.study.launch.session import GUEST, Session, code_to_match, sessions_in
 from ebc_lab.study.store import attempts
 from ebc_lab.study.store.study import Study
 from ebc_lab.study.store.verify import verify
@@ -82,3 +85,45 @@ def test_a_worker_is_refused_in_a_sentence(finished, tmp_path):
     study = finished[1].study
     assert "launcher.join=true" in refused("worker", str(study.root), cwd=tmp_path)
     assert "there is no study" in refused("worker", "none", "--output-dir", str(tmp_path), cwd=tmp_path)
+
+
+def test_a_worker_goes_from_driver_to_driver_and_says_why_it_ends(tmp_path, monkeypatch):
+    study = Study(tmp_path / "s")
+    study.prepare()
+    finished, worked, codes = [], [], []
+    monkeypatch.setattr(join, "_finished", lambda study: bool(finished))
+    monkeypatch.setattr(join, "sessions_in", lambda study: codes[:1])
+    monkeypatch.setattr(join, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda s: None))
+
+    def work(session, say):
+        worked.append(session)
+        return codes.pop(0)
+
+    monkeypatch.setattr(join, "_work", work)
+    for drivers, over, code, told in [
+        ([0, 0], [], 0, ["nobody runs study s any more"]),
+        ([0], [True], 0, ["study s is finished"]),
+        ([0, 75, 0], [True], 75, []),
+    ]:
+        said: list[str] = []
+        finished[:], codes[:], worked[:] = over, drivers, []
+        assert join.join(study.root, 0.0, said.append) == code
+        assert said == told
+        assert worked == drivers[: 1 + drivers.index(code) if code else None]
+    codes[:] = []
+    study.header_file.write_text("{}")
+    with pytest.raises(UserError, match="nobody runs study s so that workers can join"):
+        join.join(study.root, 0.0, print)  # even where it is finished: this one has not worked for it
+
+
+def test_a_worker_of_other_code_than_the_drivers_is_refused(tmp_path):
+    study = Study(tmp_path / "s")
+    study.prepare()
+    here = code_to_match()
+    known = {name: version for name, version in here.items() if version is not None}
+    about = {"bound": True, "idle_s": None, "checkpoint_every_s": 1.0, "beat_s": 1.0, "processes_per_run": 1}
+    code = {**here, "torch": "1.0", "git": None}  # not known there, so it says nothing
+    session = Session.begin(study, "local", shared=True, several_gpus=False, code=code, **about)
+    said = rf"other code than is installed here \(torch 1\.0 there, {known['torch']} here\): install the same"
+    with pytest.raises(UserError, match=said.replace("+", r"\+")):
+        join._work(session, print)

@@ -9,11 +9,15 @@ import fcntl
 import json
 import os
 import select
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
+from filelock import FileLock
 from support import idle
 from support.called import refused
 from support.drivers import family, site, started, until
@@ -23,7 +27,9 @@ from ebc_lab.config.compose import compose
 from ebc_lab.config.dicts import to_dict
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import Config, LauncherConfig
+from ebc_lab.records.locks import run_lock
 from ebc_lab.records.paths import RunFiles
+from ebc_lab.study.launch import local
 from ebc_lab.study.launch import pool as pool_module
 from ebc_lab.study.launch.pool import Death, WorkersFailed
 from ebc_lab.study.launch.submit import _sbatch
@@ -38,6 +44,21 @@ def bench(tmp_path):
     made = Bench(tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module")
+def shared_bench(tmp_path_factory):
+    return Bench(tmp_path_factory.mktemp("quiet"))
+
+
+@pytest.fixture
+def quiet(shared_bench):
+    """A bench without runs, for pools that start no worker: to make one takes longer than what it is for."""
+    yield shared_bench
+    shared_bench.close()
+    shared_bench.said.clear()
+    for run in shared_bench.study.runs.iterdir():
+        shutil.rmtree(run)
 
 
 # -- what workers see ----------------------------------------------------------------------------------------
@@ -207,6 +228,148 @@ def test_workers_that_never_take_a_run_stop_the_study(bench, clean):
         pool._record_death(death, {})
 
 
+def test_a_run_may_lose_as_many_workers_as_allowed_and_no_more(quiet):
+    """Of those on the list; one that a worker trained to fill its time is only noted."""
+    for most, times in ((0, "once"), (1, "2 times"), (2, "3 times")):
+        spec, spare = (quiet.spec(steps=5 + most, seed=seed) for seed in (1, 2))
+        pool = quiet.pool(max_lost=most)
+        pool.specs = {spec.run_id: spec}
+        causes = [f"killed by SIGKILL for the {number}th time" for number in range(1, most + 2)]
+        for cause in causes:
+            assert quiet.study.result(spec.run_id) is None
+            for lost in (spare, spec):
+                pool._record_death(Death("0", cause, Path("the.log")), {"run_id": lost.run_id, "ran": 1})
+        given_up = quiet.study.result(spec.run_id)
+        assert given_up["outcome"] == "lost"
+        assert given_up["cause"] == f"its worker died {times}, at last: {causes[-1]}; its log: the.log"
+        assert (given_up["identity"], given_up["steps"]) == (spec.identity_sha256, 0)
+        assert quiet.study.result(spare.run_id) is None
+        for run in (spec, spare):
+            told = [line for line in quiet.said if line.startswith(run.run_id)]
+            assert told == [f"{run.run_id} has lost its worker 0: {cause}" for cause in causes]
+            events = [(e["event"], e["worker"], e["cause"]) for e in quiet.events(run)]
+            assert events == [("lost", "0", cause) for cause in causes]
+
+
+def test_a_run_that_another_has_taken_meanwhile_is_not_given_up(quiet):
+    [spec] = quiet.idle(1)
+    pool = quiet.pool(max_lost=0)
+    pool.specs = {spec.run_id: spec}
+    with run_lock(quiet.study.run_dir(spec.run_id)) as mine:
+        assert mine
+        pool._record_death(Death("0", "x", Path("log")), {"run_id": spec.run_id, "ran": 1})
+    assert quiet.study.result(spec.run_id) is None
+    assert pool.lost == {spec.run_id: 1}
+
+
+DEATHS = {  # (slot, run, how many runs its worker had begun) of each death, and which slots are avoided then
+    "two runs": ([(0, "a", 1), (0, "b", 1)], [0]),
+    "one of them before it took a run": ([(0, None, 0), (0, "a", 1)], [0]),
+    "one run twice": ([(0, "a", 1), (0, "a", 1)], []),
+    "one was finished between them": ([(0, "a", 1), (0, "b", 2)], []),
+    "one was finished by the worker that died then": ([(0, "a", 1), (0, None, 1)], []),
+    "and no more were": ([(0, "a", 1), (0, "b", 2), (0, "c", 1)], [0]),
+    "nowhere is better": ([(0, "a", 1), (1, "b", 1), (2, "c", 1), (0, "d", 1)], []),
+    "one place is better": ([(0, "a", 1), (1, "b", 1), (0, "c", 1), (1, "d", 1)], [0, 1]),
+    "said as often as it is seen": ([(0, "a", 1), (0, "b", 1), (1, "a", 1), (1, "b", 1)], [0, 1]),
+}
+
+
+def test_a_place_where_workers_die_on_one_run_after_another_is_avoided(quiet, monkeypatch):
+    runs = dict(zip("abcd", quiet.idle(4), strict=True))
+    started = []
+    monkeypatch.setattr(local, "start_worker", lambda session, name, *_: started.append(name) or Mock())
+    for case, (deaths, avoided) in DEATHS.items():
+        quiet.said.clear()
+        pool = quiet.pool(3)
+        pool._watch_workers({str(slot): {"host": "h"} for slot in range(3)}, [])  # all three have begun
+        for slot, run, begun in deaths:
+            note = {"run_id": run and runs[run].run_id, "ran": begun}
+            pool._record_death(Death(str(slot), "x", Path("log"), counts=False), note)
+        where = [f"slot {slot}" for slot in avoided]
+        assert list(pool.avoided) == where, case
+        told = [line for line in quiet.said if "keep dying" in line]
+        avoids = "workers keep dying in {}, and not elsewhere: no more are started there"
+        assert told == [avoids.format(place) for place in where], case
+        started.clear()
+        pool._start_workers(3)
+        pool.workers.clear()
+        quiet.close()
+        assert started == [str(slot) for slot in range(3) if slot not in avoided], case
+
+
+# -- workers that joined from elsewhere ----------------------------------------------------------------------
+
+GUEST = "guest-node2-7-ab"
+
+
+def test_a_worker_that_joins_is_named_with_its_machine_and_its_end_is_told(quiet):
+    [spec, done] = quiet.idle(2)
+    pool = quiet.pool(max_lost=9)
+    pool.specs = {spec.run_id: spec}
+    session = pool.session
+
+    def at_work(name: str = GUEST, **note) -> FileLock:
+        session.note("worker", name, host="node2", **note)
+        lock = FileLock(session.root / f"{name}.lock", fallback_to_soft=False)
+        lock.acquire()
+        return lock
+
+    def look() -> list[str]:
+        quiet.said.clear()
+        pool._see_guests(session.notes())
+        return quiet.said
+
+    lock = at_work()
+    assert look() == [f"worker {GUEST} has joined, on node2"]
+    assert pool.guests == [GUEST]
+    assert look() == []
+    session.forget(GUEST)
+    lock.release()
+    assert look() == [f"worker {GUEST} has left"]
+    assert pool.guests == []
+
+    lost = f"{spec.run_id} has lost its worker {GUEST}: "
+    for cause, code in [("its process was killed, or its machine is gone", None), ("killed by SIGSEGV", -11)]:
+        lock = at_work(run_id=spec.run_id, ran=1)
+        look()
+        if code is not None:
+            session.note("exit", GUEST, code=code)
+        lock.release()
+        assert look() == [lost + cause]
+        assert pool.guests == []
+        assert session.notes() == {}
+    at_work(run_id=spec.run_id, ran=1).release()
+    assert look() == [f"{lost}killed by SIGSEGV"], "it came and went between two looks"
+    (quiet.study.run_dir(done.run_id) / "result.json").write_text("{}")
+    for note in ({"run_id": done.run_id, "ran": 1}, {"run_id": None, "ran": 1}):
+        lock = at_work(**note)
+        look()
+        lock.release()
+        assert look() == [], "it ended with nothing in its hands"
+    at_work("0", run_id=spec.run_id).release()
+    assert look() == [], "one of the driver's own is no guest"
+    assert pool.lost == {spec.run_id: 3}
+    assert pool.failed_starts == 0
+
+
+def test_a_worker_that_joined_and_shows_no_sign_of_life_is_named_once_and_not_killed(quiet, monkeypatch):
+    [spec] = quiet.idle(1)
+    pool = quiet.pool(heartbeat_s=8, start_s=9)
+    clock = [100.0]
+    monkeypatch.setattr(pool_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    pool.guests = [GUEST, "guest-other"]
+    told = []
+    for seconds, beat in [(0, 1), (9, 1), (10, 2), (19, 2), (20, 2), (99, 2)]:
+        clock[0] = 100.0 + seconds
+        notes = {GUEST: {"run_id": spec.run_id, "host": "node2", "beat": beat}}
+        pool._watch_workers({**notes, "guest-other": {"beat": seconds}}, [])
+        told.append(quiet.said.copy())
+    line = f"worker {GUEST} on {spec.run_id}: no sign of life for 9 s; end it on node2"
+    assert told == [[]] * 4 + [[line]] * 2
+    assert pool.killed == {}
+
+
 def test_a_run_that_broke_the_device_itself_is_not_lost(bench):
     spec = bench.spec()
     (bench.study.run_dir(spec.run_id) / "result.json").write_text("{}")
@@ -235,6 +398,28 @@ def test_the_canary_goes_alone_until_it_has_taken_a_step_and_where_it_fails_anot
     assert first["outcome"] == ("failed" if fails else "completed")
     kinds = "a run of kind 'unheard_of' is unknown here; the kinds are train, overhead, step or idle"
     assert not fails or kinds in first["cause"]
+
+
+def test_the_costliest_run_comes_first_and_spare_ones_last(quiet):
+    short, long, middle, spare, other = (quiet.spec(steps=steps) for steps in (3, 9, 5, 99, 7))
+    pool = quiet.pool(slots=1)
+    offered: list[list[str]] = []
+    pool.session.publish = lambda runs, **how: offered.append(list(runs))
+    pool._start_workers = lambda wanted: waiting.append(wanted)
+    waiting: list[int] = []
+
+    def check_in(done, busy):
+        for spec in (short, long, middle)[len(waiting) : 3] if len(waiting) == 2 else ():
+            (quiet.study.run_dir(spec.run_id) / "result.json").write_text("{}")
+        if len(waiting) == 3:
+            raise KeyboardInterrupt
+        return [[other.run_id], None, None][len(waiting)]
+
+    with pytest.raises(KeyboardInterrupt):
+        pool.run([short, long, middle], [spare], check_in, canary=False)
+    first = [spec.run_id for spec in (long, middle, short)]
+    assert offered == [[*first, spare.run_id], [*first, other.run_id]]
+    assert waiting == [3, 3, 3]
 
 
 @pytest.mark.thorough

@@ -46,6 +46,25 @@ class Mirrored:
             pass
 
 
+SMALL = {
+    **dict.fromkeys(("study.json", "auto_decisions.json", "manifest.json"), "{}"),
+    **{f"runs/on/{name}": f"{name} of on" for name in ("spec.json", "attempts.jsonl", "checkpoint.pt")},
+    **{f"runs/on/{name}": f"{name} of on" for name in ("progress.json", "steps.csv")},
+    **{f"runs/over/{name}": f"{name} of over" for name in ("spec.json", "result.json", "steps.csv")},
+    ".driver.json": "{}",
+}
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Study:
+    """A study of a run in progress and a finished one, of which only the names of the files are true."""
+    study = Study(tmp_path / "small")
+    for path, content in SMALL.items():
+        (study.root / path).parent.mkdir(parents=True, exist_ok=True)
+        (study.root / path).write_text(content)
+    return study
+
+
 @pytest.fixture
 def mirrored(finished, tmp_path: Path, address: str) -> Mirrored:
     config, done, _ = finished

@@ -1,5 +1,6 @@
 """What comes back from a mirror is what was written, or is named: nothing half-written is believed."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -15,10 +16,10 @@ from support.s3 import BUCKET
 
 from ebc_lab.config.compose import compose
 from ebc_lab.config.errors import UserError
-from ebc_lab.records.json_files import read_json
-from ebc_lab.study.mirror.place import Place
+from ebc_lab.records.json_files import read_json, with_checksum
+from ebc_lab.study.mirror.place import Entry, Place, why
 from ebc_lab.study.mirror.pull import pull
-from ebc_lab.study.mirror.upload import kept_elsewhere
+from ebc_lab.study.mirror.upload import kept_elsewhere, mirroring
 from ebc_lab.study.store.changes import from_recorded
 from ebc_lab.study.store.study import Study
 
@@ -247,3 +248,133 @@ def test_without_a_study_pull_says_so_or_lets_a_new_one_begin(s3, tmp_path):
     assert "holds no study" in refused("pull", f"s3://{BUCKET}/none", str(tmp_path), cwd=tmp_path)
     done = called("pull", f"s3://{BUCKET}/none", str(tmp_path), "--if-there", cwd=tmp_path)
     assert (done.returncode, os.listdir(tmp_path)) == (0, [])
+
+
+# -- indexes and what lies around them -----------------------------------------------------------------------
+
+ENTRY = Entry("0" * 64, 3)
+
+
+@pytest.fixture
+def place(tmp_path) -> Place:
+    return Place(f"file://{tmp_path}/mirror/small")
+
+
+def test_the_latest_index_is_the_last_that_is_whole_and_safe(place):
+    assert place.latest() is None
+    first = place.publish("s", "me", 0, {"b": ENTRY, "a": ENTRY})
+    assert (first.number, list(first.files)) == (1, ["a", "b"])
+    second = place.publish("s", "me", 1, {"a": ENTRY})
+    assert place.latest() == second
+    record = json.loads(place.fs.cat_file(place._index_path(2)))
+    faults = {
+        "a number that is not its name's": record,
+        "another checksum": {**record, "number": 7},
+        "a path out of the study": with_checksum({**record, "number": 7, "files": {"../a": ENTRY}}),
+        "no files": with_checksum({"number": 7}),
+        "no index": [],
+    }
+    for fault, content in faults.items():
+        place.fs.pipe_file(place._index_path(7), json.dumps(content).encode())
+        assert place.latest() == second, fault
+    place.fs.pipe_file(f"{place.root}/index/notes.json", b"{}")
+    place.fs.pipe_file(f"{place.root}/index/²³.json", b"{}")
+    assert place._numbers() == [1, 2, 7]
+
+
+def test_an_index_takes_the_next_number_unless_somebody_else_has_it(place):
+    place.publish("s", "me", 4, {"a": ENTRY})
+    again = place.publish("s", "me", 4, {"a": ENTRY})
+    assert again.number == 5, "it was written, though no answer came"
+    for writer, files in (("me", {}), ("you", {"a": ENTRY})):
+        with pytest.raises(UserError, match="is being written by somebody else: choose another"):
+            place.publish("s", writer, 4, files)
+    place.fs.pipe_file(place._index_path(6), b"{")  # it was cut off
+    assert place.publish("s", "me", 5, {}).number == 7
+    with pytest.raises(UserError, match="is being written by somebody else"):
+        place.publish("s", "me", 2, {})
+    assert place._numbers() == [5, 6, 7], "nothing stays of an index that came too late"
+
+
+def test_an_address_of_one_study_or_of_several_is_told_from_one_of_none(small, tmp_path, monkeypatch):
+    lab = f"file://{tmp_path}/lab"
+
+    def mirror(name: str, study: str = "", files=("study.json",)) -> Place:
+        place = Place(f"{lab}/{name}")
+        content = (small.root / "study.json").read_bytes()
+        entry = Entry(hashlib.sha256(content).hexdigest(), len(content))
+        place.write(dict.fromkeys(((path, entry) for path in files), content))
+        place.publish(study or name, "me", 0, dict.fromkeys(files, entry))
+        return place
+
+    (tmp_path / "lab/empty").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"lab holds no study that was mirrored with study\.mirror"):
+        pull(lab, tmp_path / "there")
+    place = mirror("b")
+    told = pull(f"{lab}/", tmp_path / "there")
+    assert (told["study"], told["address"], told["mirror"]) == ("b", f"{lab}/b", lab)
+    assert (told["files"], told["bytes"], told["fetched"]) == (1, 2, 1)
+    assert told["root"] == str(tmp_path / "there/b")
+    mirror("a")
+    with pytest.raises(UserError, match=rf"lab holds 2 studies: name one of {lab}/a, {lab}/b\."):
+        pull(lab, tmp_path / "there")
+    assert pull(f"{lab}/a", tmp_path / "there")["fetched"] == 1
+    for name, study, files, said in [
+        ("c", "..", ("study.json",), "is not as ebc-lab writes it: its study has no plain name"),
+        ("d", "d", ("acceptance.md",), "holds no study that was mirrored"),
+    ]:
+        mirror(name, study, files)
+        with pytest.raises(UserError, match=said):
+            pull(f"{lab}/{name}", tmp_path / "there")
+    assert sorted(os.listdir(tmp_path / "there")) == [".a.pull.lock", ".b.pull.lock", "a", "b"]
+    assert not place.holds_others()
+    place.fs.pipe_file(f"{place.root}/something.txt", b"of somebody's")
+    assert place.holds_others()
+
+
+@pytest.mark.thorough
+def test_what_is_here_already_is_not_fetched(small, tmp_path):
+    address = f"file://{tmp_path}/mirror"
+    config = compose(["scale=smoke", "device=cpu", f"study.mirror={address}"])
+    with mirroring(config, small, print):
+        pass
+    said: list[str] = []
+    assert pull(address, tmp_path, said.append)["fetched"] == 0
+    assert said.pop() == f"{small.root} is what is mirrored there: nothing was fetched"
+    there = tmp_path / "there"
+    files = len(contents(small.root))
+    assert pull(address, there, said.append)["fetched"] == files
+    assert said == []
+    assert pull(address, there, said.append)["fetched"] == 0
+    assert said.pop() == f"{there / 'small'} has all of it already"
+    (there / "small/runs/on/progress.json").write_text("of a run that goes on here")
+    assert pull(address, there)["fetched"] == 0
+    for change in ("acceptance.md", "study.json"):  # one more, or another
+        (there / "small" / change).write_text("mine")
+        with pytest.raises(UserError, match=r"small is another study, or is not as it is mirrored"):
+            pull(address, there)
+        (there / "small" / change).unlink()
+    with pytest.raises(UserError, match=r"small is another study, or is not as it is mirrored"):
+        pull(address, there)  # one less
+
+
+def test_a_place_that_does_not_keep_what_is_written_is_refused_and_left_empty(place, monkeypatch):
+    place.fs.makedirs(f"{place.root}/files")
+    place.probe("token")
+    assert place.fs.find(place.root) == []
+    monkeypatch.setattr(type(place._fs), "cat_file", lambda self, path: b"something else")
+    with pytest.raises(OSError, match="what was written is not what is read"):
+        place.probe("token")
+
+
+@pytest.mark.parametrize(
+    ("error", "phrase"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (ConnectionError("no route\n  to host."), "no route to host"),
+        (ValueError("x" * 301), "x" * 300),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_an_error_of_a_file_system_is_a_phrase_within_a_sentence(error, phrase):
+    assert why(error) == phrase

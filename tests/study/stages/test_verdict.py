@@ -3,6 +3,7 @@ import pytest
 from ebc_lab.study.stages import finals
 from ebc_lab.study.stages.compare_arms import efficiency
 from ebc_lab.study.stages.stage import planned_runs
+from ebc_lab.study.stages.verdict import MOST_NAMED, told_apart
 
 
 def test_efficiency_is_paired_by_seed_and_wants_half_of_the_seeds():
@@ -83,3 +84,28 @@ def test_what_could_change_a_line_that_did_not_pass(name, verdict, could):
 
 def flips(lines):
     return "; ".join(finals.STAGE.turning_points("adam_none", {"tracks": {"adam_none": {"verdict": lines}}}))
+
+
+def arm_beside(low: float, high: float, shape: str | None = None, **more):
+    """An arm of a suite whose difference from its reference has this interval."""
+    difference = {"seeds": 3, "joint_low": low, "joint_high": high, "margin": 0.01}
+    return {"difference": difference | more, "shape": shape}
+
+
+def test_arms_are_told_from_their_reference_by_side_and_the_undecided_with_what_would_decide():
+    none = {"difference": None}
+    unpaired = arm_beside(-0.2, -0.1, seeds=0)
+    assert told_apart({"arms": {"plain": none, "unpaired": unpaired}}) == "no arm was compared"
+    assert told_apart({"arms": {}}) == "no arm was compared"
+    lower = {f"low{n}": arm_beside(-0.2, -0.1) for n in range(MOST_NAMED)}
+    start = "test loss beside the reference's, all intervals holding at once: "
+    names = ", ".join(lower)
+    assert told_apart({"arms": {"plain": none, **lower}}) == f"{start}lower: {names}"
+    more = {"one": arm_beside(-0.2, -0.1), "two": arm_beside(-0.2, -0.1)}
+    more |= {"high": arm_beside(0.1, 0.2, "8 layers"), "level": arm_beside(-0.001, 0.001)}
+    more |= {"open": arm_beside(-0.2, 0.2, "2 layers", seeds_needed=9)}
+    more |= {"zero": arm_beside(-0.2, 0.0, seeds_needed=None), "nil": arm_beside(0.0, 0.2)}
+    assert told_apart({"arms": {**lower, **more}}) == (
+        f"{start}lower: {names} and 2 more; higher: high (8 layers); "
+        "not told apart: level, open (2 layers; about 9 seeds would decide it), zero, nil"
+    )

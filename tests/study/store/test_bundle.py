@@ -172,6 +172,19 @@ def test_a_name_that_no_file_of_ours_has_is_not_unpacked(small, tmp_path, name):
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["in", "names.zip", "small.zip"]
 
 
+def test_the_longest_names_are_read_and_longer_ones_are_not(small, tmp_path):
+    folder = "f" * 200
+    longest = [f"{folder}/{folder}/{'n' * 110}", "n" * 200, f"{folder}/n"]
+    longer = [f"{folder}/{folder}/{'n' * 111}", "n" * 201, f"f{folder}/n"]
+    path = made_again(tmp_path / "names.zip", {**contents(small), **dict.fromkeys(longest + longer, b"x")})
+    found = wrong(path)
+    assert {name for name in longest if found[name] == "not in the manifest"} == set(longest)
+    assert [what for what in found.values() if "not a plain path inside the study" in what] == [
+        found[name] for name in found if name not in longest
+    ]
+    assert len(found) == len(longest + longer)
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
 def test_a_pipe_or_a_device_is_no_bundle(tmp_path, finished, make):
     path = tmp_path / "done.zip"

@@ -85,6 +85,7 @@ def test_a_study_tells_its_end_and_its_failure_and_keeps_the_command_to_itself(t
     assert stopped.returncode == 3, stopped.stderr
     done = called("stage", "lr_sweep", *settings, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "lr_sweep decided: Adam: baseline" in done.stdout
     mistaken = called("stage", "finals", *settings, cwd=tmp_path)
     assert mistaken.returncode == 2
     failed, finished = told.read_text().splitlines()
