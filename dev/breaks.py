@@ -188,13 +188,14 @@ def draw(count: int, seed: int) -> list[Break]:
 
 # -- testing -------------------------------------------------------------------------------------------------
 
-# coverage's settings: a process that a test starts has that test for its context
+# coverage's settings: a process that a test starts has that test for its context, also one that ends by os._exit
 SETTINGS = """
 [run]
 source = ebc_lab
 data_file = {folder}/.coverage
 parallel = true
 sigterm = true
+patch = _exit
 context = ${{PYTEST_CURRENT_TEST-}}
 """
 PLUGIN = """
