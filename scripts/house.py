@@ -122,11 +122,11 @@ def _nested(one: str, other: str) -> bool:
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
-def spelling(module: str, path: Path) -> Iterator[str]:
-    """Relative imports between packages, absolute ones inside one."""
+def spelling(module: str, path: Path, nodes: Sequence[ast.AST]) -> Iterator[str]:
+    """Relative imports between packages, absolute ones inside one. `nodes`: all of the file's code."""
     folders = module.count(".") + (path.name == "__init__.py")  # that the file is in, ebc_lab among them
     own = ".".join(module.split(".")[:2])
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes:
         if not isinstance(node, ast.ImportFrom) or folders < 2:
             continue
         if node.level == folders:
@@ -150,17 +150,17 @@ def crowded(root: Path) -> Iterator[str]:
         yield f"{PACKAGE} has {len(entries)} entries besides libraries, {MOST_ENTRIES} at most"
 
 
-def hard_to_read(path: Path) -> Iterator[str]:
+def hard_to_read(path: Path, nodes: Sequence[ast.AST]) -> Iterator[str]:
     """Functions that are too long, nested conditional expressions, crowded comprehensions."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        where = f"{path}:{getattr(node, 'lineno', 0)}"
+    for node in nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             if length > LONGEST_FUNCTION:
+                where = f"{path}:{node.lineno}"
                 yield f"{where}: {node.name} has {length} lines, {LONGEST_FUNCTION} at most: split it"
         elif isinstance(node, ast.IfExp):
             if any(isinstance(inner, ast.IfExp) for inner in (node.test, node.body, node.orelse)):
-                yield f"{where}: a conditional expression inside another: write if, elif, else"
+                yield f"{path}:{node.lineno}: a conditional expression inside another: write if, elif, else"
         elif isinstance(node, ast.comprehension):
             conditions = [
                 c for test in node.ifs for c in (test.values if isinstance(test, ast.BoolOp) else [test])
@@ -171,14 +171,15 @@ def hard_to_read(path: Path) -> Iterator[str]:
         elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Return | ast.Expr):
             inside = [n for n in ast.walk(node) if isinstance(n, ast.ListComp | ast.SetComp | ast.DictComp)]
             if len(inside) > 2:
-                yield f"{where}: {len(inside)} comprehensions in one statement, two at most"
+                yield f"{path}:{node.lineno}: {len(inside)} comprehensions in one statement, two at most"
 
 
 def violations(root: Path, graph: grimp.ImportGraph) -> list[str]:
     """Return what breaks a rule in the tree under `root`, whose imports `graph` has, a sentence each."""
     broken = [*foreign(graph), *circles(graph), *crowded(root)]
     for module, path in modules(root).items():
-        broken += [*spelling(module, path), *hard_to_read(path)]
+        nodes = [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+        broken += [*spelling(module, path, nodes), *hard_to_read(path, nodes)]
     return broken
 
 

@@ -39,11 +39,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         seen[function] += 1
 
 
-def pytest_collection_finish() -> None:
-    """What is imported stays: the collector need not look through it again and again."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """What is imported stays: the collector need not look through it again and again, nor while it grows."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(10_000, 20, 20)
+        gc.enable()
 
 
 WORDS = "the cat sat on a mat and saw rain run down to sea under moon".split()  # noqa: SIM905

@@ -220,9 +220,11 @@ def studies(tmp_path_factory, text_file, own_places):
     folder = tmp_path_factory.mktemp("climbed")
     own = folder / "mine.py"
     own.write_text("import torch\n\n\nclass Mine(torch.optim.SGD):\n    pass\n")
-    asked = [f"mine={own}:Mine", "data=path", f"data.file={text_file}"]
+    few = ["~ablation.arms.muon", "seeds=[0,1,2]"]
+    few += ["tune.trials=16", "tune.seeds=1", "tune.finalists=2", "tune.max_extensions=0"]
+    asked = [f"mine={own}:Mine", "data=path", f"data.file={text_file}", *few]
     return {
-        "ladder": invent(folder, ["study=ladder", *asked], drawn=False),
+        "ladder": invent(folder, ["study=ladder", "ladder.trials=3", *asked], drawn=False),
         "bigger": invent(
             folder, ["study=optimizers", "check=bigger", "study.name=bigger", *asked], drawn=False
         ),

@@ -1,5 +1,8 @@
 """A part of one's own that cannot work is met before anything is trained, by its arm and its line."""
 
+import json
+import re
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -47,7 +50,7 @@ ablation:
 
 @pytest.fixture
 def asked(tiny, tmp_path, monkeypatch):
-    """Settings of arm `hot` -> the configuration of a suite that has it."""
+    """Settings of arms `hot`, … -> the configuration of a suite that has them."""
     monkeypatch.setenv(PLACES, "")
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(tmp_path)
@@ -55,27 +58,40 @@ def asked(tiny, tmp_path, monkeypatch):
     (tmp_path / "suite.yaml").write_text(SUITE)
     usual = [o for o in tiny if not o.startswith(("calibrate", "finals"))]
 
-    def config(hot):
-        arm = f"+ablation.arms.hot={{about: hot, settings: {{{hot}}}}}"
-        return compose([*usual, "study=./suite.yaml", "launcher=inline", "output_dir=out", arm])
+    def config(*settings):
+        names = ("hot", "late", "broken")
+        arms = [
+            f"+ablation.arms.{a}={{about: {a}, settings: {{{s}}}}}"
+            for a, s in zip(names, settings, strict=False)
+        ]
+        return compose([*usual, "study=./suite.yaml", "launcher=inline", "output_dir=out", *arms])
 
     return config
 
 
-@pytest.mark.parametrize(
-    ("hot", "words"),
-    [
-        (
-            "lr_schedule: {name: custom, target: ./rehearsed.py:ramp, arguments: {flor: 0.2}}",
-            r"arm hot: .*rehearsed\.py:4\).*unexpected keyword argument 'flor'",
+def test_parts_that_cannot_work_are_refused_before_the_first_run(asked, tmp_path, monkeypatch):
+    """The first by the name of its arm; the others, which the same process tried, by the same words."""
+    bad = {
+        "lr_schedule: {name: custom, target: ./rehearsed.py:ramp, arguments: {flor: 0.2}}": (
+            r"rehearsed\.py:4\).*unexpected keyword argument 'flor'"
         ),
-        ("lr_schedule: {name: custom, target: ./rehearsed.py:late}", r"arm hot: rehearsed\.py:9: ZeroDiv"),
-        ("optimizer: {name: custom, target: ./rehearsed.py:Broken}", r"arm hot: rehearsed\.py:19: KeyError"),
-    ],
-)
-def test_a_part_that_cannot_work_is_refused_before_the_first_run(asked, tmp_path, hot, words):
-    with pytest.raises(UserError, match=words):
-        autopilot(asked(hot), Listener())
+        "lr_schedule: {name: custom, target: ./rehearsed.py:late}": r"^rehearsed\.py:9: ZeroDiv",
+        "optimizer: {name: custom, target: ./rehearsed.py:Broken}": r"^rehearsed\.py:19: KeyError",
+    }
+    first, *_ = bad.values()
+    answers, run = [], subprocess.run
+
+    def heard(*command, **how):
+        done = run(*command, **how)
+        answers.extend(map(json.loads, done.stdout.splitlines()))
+        return done
+
+    monkeypatch.setattr(module.subprocess, "run", heard)
+    with pytest.raises(UserError, match=f"arm hot: .*{first}.*: mend it"):
+        autopilot(asked(*bad), Listener())
+    assert answers.pop(0) == {}  # arm `ramp` can be trained
+    for words, answer in zip(bad.values(), answers, strict=True):
+        assert re.search(words, answer["refused"])
     assert not (tmp_path / "out").exists()
     assert "rehearsed" not in sys.modules  # the driver imports none of it
 

@@ -147,7 +147,7 @@ def test_a_worker_whose_job_was_started_again_elsewhere_leaves_its_run_to_others
 
 
 def test_without_workers_too_a_run_whose_holder_is_silent_is_trained(tmp_path):
-    bench = Bench(tmp_path, "launcher=inline", "launcher.heartbeat_s=0.1", "launcher.start_s=0.1")
+    bench = Bench(tmp_path, *RESOLVED, "launcher=inline", "launcher.heartbeat_s=0.1", "launcher.start_s=0.1")
     spec = bench.spec("train", steps=3)
     with run_lock(bench.study.run_dir(spec.run_id)) as token:
         assert token

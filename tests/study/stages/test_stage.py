@@ -92,6 +92,7 @@ def test_a_new_stage_is_planned_trained_decided_explained_and_shown(tiny, tmp_pa
     with (tmp_path / "conf" / "scale" / "smoke.yaml").open("a") as numbers:
         numbers.write("warm_up: {steps: 12, choices: [2, 6]}\n")
     asked = [*tiny, "launcher=inline", "study.stages=[lr_sweep,warm_up]", f"output_dir={tmp_path}/out"]
+    asked += ["lr_sweep.grids.adam=[1e-2]", "lr_sweep.baseline_scales=[1.0]"]
     command = [sys.executable, "-c", SCRIPT, *asked, "study.name=toy"]
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)

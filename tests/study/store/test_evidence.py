@@ -13,7 +13,9 @@ from ebc_lab.study.store.replay import replay
 from ebc_lab.study.store.verify import verify
 
 ROOT = Path(__file__).parents[3]
-EVIDENCE = sorted(ROOT.glob("docs/evidence/*.zip"), key=lambda path: (path.stem != "units_laptop", path.stem))
+# `make test` reads the first, one in seven, and not the last, which is as large as five others
+ORDER = {"units_laptop": 0, "units": 2}
+EVIDENCE = sorted(ROOT.glob("docs/evidence/*.zip"), key=lambda path: (ORDER.get(path.stem, 1), path.stem))
 
 
 @pytest.mark.parametrize("path", EVIDENCE, ids=lambda path: path.stem)
