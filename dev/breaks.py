@@ -188,7 +188,7 @@ def draw(count: int, seed: int) -> list[Break]:
 
 # -- testing -------------------------------------------------------------------------------------------------
 
-# coverage's settings: a process that a test starts has that test for its context, also one that ends by os._exit
+# coverage's settings: a process that a test starts has that test for its context; many end by os._exit
 SETTINGS = """
 [run]
 source = ebc_lab
