@@ -136,7 +136,9 @@ def read(own: OwnFile) -> dict[str, Any]:
         with open(path, encoding="utf-8") as text:
             events = check_yaml(text)
             text.seek(0)
-            loaded = OmegaConf.load(text)
+            # the words of a quoted document would be read as YAML once more
+            words = any(isinstance(root, yaml.ScalarEvent) and root.value for root in events[2:3])
+            loaded = None if words else OmegaConf.load(text)
             for event in events:
                 if isinstance(event, yaml.ScalarEvent) and event.implicit[0]:  # neither quoted nor tagged
                     _refuse_other_number(path, event.start_mark.line + 1, event.value)

@@ -93,6 +93,8 @@ def test_a_suite_may_build_on_another(folder):
         ("\nseeds: 3\n", r"^bad.yaml:2: seeds: it is a list, seeds=\[…\]"),
         (SUITE.replace("[adam]", "[adm]"), r"^bad.yaml:2: lr_sweep.optimizers=adm"),
         ("- 1\n- 2\n", "bad.yaml holds no settings"),
+        ("'True'\n", "bad.yaml holds no settings"),
+        ("'ablation: {}'\n", "bad.yaml holds no settings"),
         (
             SUITE.replace("about: mine", "lr_scale: two"),
             r"^bad.yaml:8: .*mine.lr_scale: two is not a number$",
