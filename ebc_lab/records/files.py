@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -18,6 +21,11 @@ from . import fence
 Stamp = tuple[int, int, int, int]  # of a file, by `stamp_of`
 # errors of a disk or network, which say nothing about the contents of a file
 STORAGE_ERRORS = (errno.EIO, errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.EDQUOT, errno.EFBIG)
+# what zipfile raises for an archive that is damaged, or of a kind that it does not know
+NO_SOUND_ZIP = (
+    *(zipfile.BadZipFile, NotImplementedError, ValueError, OSError, EOFError),
+    *(struct.error, zlib.error),
+)
 
 
 def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:

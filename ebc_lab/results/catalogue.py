@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ebc_lab.config.errors import MISTAKEN, UserError, visible
+from ebc_lab.records.files import NO_SOUND_ZIP
 from ebc_lab.records.json_files import parse_json
 from ebc_lab.records.paths import StudyFiles
 from ebc_lab.study.stages.rules import decision_problem
@@ -53,7 +54,7 @@ def _about(path: Path) -> dict[str, Any]:
     entry |= {"written": None, "bytes": None, "headline": ""}
     try:
         recorded = _of_bundle(path) if bundle else _of_folder(path)
-    except (UserError, OSError, zipfile.BadZipFile, *MISTAKEN) as error:
+    except (UserError, *NO_SOUND_ZIP, *MISTAKEN) as error:
         return entry | {"headline": visible(str(error) or type(error).__name__)}
     return entry | recorded
 

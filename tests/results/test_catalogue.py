@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zipfile
 
 import pytest
 from support.recorded import EVIDENCE
@@ -31,6 +32,11 @@ def folder(finished, tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "study.json").write_text(content)
     (tmp_path / "odd.zip").write_bytes(b"PK\x05\x06" + bytes(18))
+    whole = bytearray((tmp_path / "done.zip").read_bytes())
+    with zipfile.ZipFile(tmp_path / "done.zip") as archive:
+        header = archive.getinfo("study.json").header_offset
+    whole[header + 60 : header + 80] = bytes(20)  # of what is packed there
+    (tmp_path / "torn.zip").write_bytes(whole)
     (tmp_path / "a folder").mkdir()
     (tmp_path / "notes.txt").write_text("nothing")
     return tmp_path
@@ -47,6 +53,7 @@ def test_every_study_is_told_and_damage_is_not_raised(folder):
         "cut": "damaged",
         "edited": "damaged",
         "odd.zip": "damaged",
+        "torn.zip": "damaged",
     }
     done, packed = found["done"], found["done.zip"]
     counts = status(Study(folder / "done"))["runs"]
@@ -58,7 +65,7 @@ def test_every_study_is_told_and_damage_is_not_raised(folder):
     assert (done["bundle"], packed["bundle"]) == (False, True)
     assert done["bytes"] > packed["bytes"] > 0
     assert "edited after it was written" in found["edited"]["headline"]
-    assert all(found[name]["headline"] for name in ("cut", "odd.zip"))
+    assert all(found[name]["headline"] for name in ("cut", "odd.zip", "torn.zip"))
     json.dumps(list(found.values()), allow_nan=False)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ebc_lab.config.errors import count, require
+from ebc_lab.records.files import NO_SOUND_ZIP
 
 from ..asked import Asked
 from .reader import Source
@@ -31,7 +32,7 @@ def claims(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as bundle:
             return any(name.rpartition("/")[2] == HEADER for name in bundle.namelist())
-    except (zipfile.BadZipFile, OSError):
+    except NO_SOUND_ZIP:
         return False
 
 

@@ -15,17 +15,15 @@ import os
 import re
 import shlex
 import shutil
-import struct
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ebc_lab.config.errors import UserError, visible
-from ebc_lab.records.files import atomic_writer, opened, read_regular, refuse_unwritable
+from ebc_lab.records.files import NO_SOUND_ZIP, atomic_writer, opened, read_regular, refuse_unwritable
 from ebc_lab.records.paths import RUNS
 
 from . import crate, manifest
@@ -43,7 +41,6 @@ ENCRYPTED = 1  # bit in the flags of an archive's member
 LARGEST = (1 << 31) - 1  # bytes in a file; larger ones need the ZIP64 format
 MOST_TIMES = 200  # largest ratio of unpacked to packed size accepted; tables of numbers reach about ten
 SMALL = 1 << 20  # bytes; the ratio of smaller files is not checked
-UNREADABLE = (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error)  # not a sound zip
 REMEDY = "get the bundle again from the person who exported it"
 
 
@@ -137,7 +134,7 @@ def _refuse_to_overwrite(path: Path) -> None:
         )
     if not path.exists():
         return
-    with suppress(*UNREADABLE, UserError), opened(path) as f, zipfile.ZipFile(f) as archive:
+    with suppress(*NO_SOUND_ZIP, UserError), opened(path) as f, zipfile.ZipFile(f) as archive:
         if manifest.NAME in archive.namelist():
             return
     raise UserError(f"{path} exists and is not a bundle: choose another --output, or delete it.")
@@ -252,7 +249,7 @@ def _unpack(path: Path, into: Path) -> tuple[dict[str, str], dict[str, str]]:
     into.mkdir(parents=True)
     try:
         archive = zipfile.ZipFile(path)
-    except UNREADABLE as error:
+    except NO_SOUND_ZIP as error:
         return {}, {ARCHIVE: f"it is not a zip, or its directory is damaged or cut off ({error})"}
     digests: dict[str, str] = {}
     wrong: dict[str, str] = {}
@@ -290,7 +287,7 @@ def _files_in(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> dict[str, by
         raise UserError("not unpacked: it is encrypted, or packed in a way that is not read here")
     try:
         content = archive.read(member)
-    except (*UNREADABLE, zlib.error, EOFError):
+    except NO_SOUND_ZIP:
         raise UserError("its contents are not those that were packed") from None
     if name != JOINED:
         return {name: content}

@@ -1,6 +1,7 @@
 """The lab's own studies, as runs of somebody."""
 
 import math
+import zipfile
 
 import pytest
 
@@ -43,8 +44,12 @@ def test_a_bundle_says_the_same(study, tmp_path):
 
 def test_other_folders_and_archives_are_not_claimed(tmp_path):
     (tmp_path / "a.zip").write_text("no archive")
-    assert not lab_study.claims(tmp_path)
-    assert not lab_study.claims(tmp_path / "a.zip")
+    member = zipfile.ZipInfo("study.json")
+    member.extract_version = 99  # of a program to come
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr(member, "{}")
+    for place in (tmp_path, tmp_path / "a.zip", tmp_path / "b.zip"):
+        assert not lab_study.claims(place)
 
 
 def test_a_study_without_a_run_is_refused(study, tmp_path):
