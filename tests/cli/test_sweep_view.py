@@ -101,6 +101,14 @@ def test_values_are_shown_as_they_were_given_and_a_small_c_is_not_0(tmp_path):
     assert table[1][:4] == ["0", "a b:1", "2.5000", "0.003"]
 
 
+def test_one_run_and_runs_without_a_result_have_no_table(tmp_path):
+    runs = [compose(c, study=False) for c in COMBINATIONS[:2]]
+    assert shown(COMBINATIONS[:2], runs, tmp_path, 80) == ""
+    record(tmp_path / "0", COMBINATIONS[0], RESULTS[0])
+    assert shown(COMBINATIONS[:1], runs[:1], tmp_path, 80) == ""
+    assert shown(COMBINATIONS[:2], runs, tmp_path, 80) != ""
+
+
 def test_keys_that_end_alike_are_written_out():
     keys = ["model.name", "optimizer.name", "optimizer.lr"]
     assert [sweep_view._short(key, keys) for key in keys] == ["model.name", "optimizer.name", "lr"]

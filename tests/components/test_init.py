@@ -105,11 +105,12 @@ def test_weights_that_cannot_be_meant_are_refused(run, source, texts, tmp_path):
         with pytest.raises(UserError, match=r"is truncated or was edited .*train that run again"):
             tuned(run, (path,), texts)
     about, archive = unseal(whole)
-    buffer = io.BytesIO()
-    torch.save({"model": [torch.ones(3)]}, buffer)
-    path.write_bytes(seal("weights", about, buffer.getvalue()))
-    with pytest.raises(UserError, match="is damaged"):
-        Training(tuned(run, (path,), texts), made(tmp_path / "odd"))
+    for odd in ([torch.ones(3)], Evil()):
+        buffer = io.BytesIO()
+        torch.save({"model": odd}, buffer)
+        path.write_bytes(seal("weights", about, buffer.getvalue()))
+        with pytest.raises(UserError, match="is damaged"):
+            Training(tuned(run, (path,), texts), made(tmp_path / type(odd).__name__))
     for name, words in (("bin", "come from tokens, not a text"), ("path", "come from a text of one's own")):
         path.write_bytes(seal("weights", about | {"text": about["text"] | {"name": name}}, archive))
         with pytest.raises(UserError, match=words):

@@ -253,9 +253,11 @@ def test_gains_and_start_can_be_chosen():
     assert controller.update(0.025, True).item() == pytest.approx(0.2)
 
 
-def test_an_unknown_gain_is_refused():
+def test_an_unknown_kind_or_gain_is_refused():
     with pytest.raises(ValueError, match="no gain kd"):
         make_controller("log_pi", 0.05, kd=1.0)
+    with pytest.raises(ValueError, match=r"controller.*log_pid.*log_pi"):
+        make_controller("log_pid", 0.05)
 
 
 def test_what_a_kind_cannot_do_without_is_asked_for():

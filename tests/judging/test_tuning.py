@@ -119,7 +119,7 @@ def test_arms_of_one_configuration_have_no_tuning():
 
 def test_the_lowest_mean_of_the_loss_that_chooses_is_chosen_and_the_other_reported():
     found = tuning_of(
-        {"arm": tried([(1.0, 9.0), (1.2, 9.2)], [(2.0, 3.0), (2.0, 3.0)])}, chosen_by="val", reported="test"
+        {"arm": tried([(1.0, 9.0), (1.2, 9.2)], [(2.0, 2.0), (2.0, 4.0)])}, chosen_by="val", reported="test"
     )
     assert (found["chosen_by"], found["reported"], found["same"]) == ("val", "test", False)
     arm = found["arms"]["arm"]
