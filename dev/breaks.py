@@ -1,6 +1,6 @@
 """Which deliberate breaks the tests catch: each is one line, made in a copy of the tree.
 
-    python dev/breaks.py [COUNT [SEED]] [--from N] [--jobs J] [--most SECONDS]     60 breaks take an hour
+    python dev/breaks.py [COUNT [SEED]] [--only N …] [--jobs J] [--most SECONDS]     60 breaks take an hour
 
 Each room of ebc_lab (a folder, or the files beside the folders) has as many breaks as its share of all lines
 of code in functions; within a room every line that some change fits is as likely as any other. A line that
@@ -10,8 +10,8 @@ nothing that can be seen: read those that nothing caught before you count them.
 All tests run once first, to learn which of them reach a line, in their own process or in one that they start,
 and how long each takes (build/breaks; about twice the time of `make test-all`). Of each break the tests of
 `make test` that reach its line are asked first, then those that only `make test-all` runs: those of the
-file's own folder before others, the shortest first, and no more than take `--most` seconds by these times. A
-test that fails counts if it passes in the tree as it is.
+file's own folder before others, the shortest first, after them the other tests of their files, and no more
+than take `--most` seconds by these times. A test that fails counts if it passes in the tree as it is.
 
     pip install coverage
 """
@@ -240,9 +240,17 @@ class Tests:
         contexts = {c for file in measured for c in self.data.contexts_by_lineno(file).get(number, [])}
         tests = {re.sub(r" \((setup|call|teardown)\)$", "", context) for context in contexts}
         own = str(Path("tests", *Path(one.file).parts[1:-1]))
+        # what a shared fixture reaches counts for the first test that asks for it, and what a file's import
+        # reaches for none
+        beside = tuple(f"{file}::" for file in {test.partition("::")[0] for test in tests if test})
+        if "" in tests:
+            beside += (f"{own}/",)
         order = sorted(
-            tests & self.kinds[kind],
-            key=lambda test: (not test.startswith(f"{own}/"), self.seconds.get(test, 1.0), test),
+            (test for test in self.kinds[kind] if test in tests or test.startswith(beside)),
+            key=lambda test: (
+                *(test not in tests, not test.startswith(f"{own}/")),
+                *(self.seconds.get(test, 1.0), test),
+            ),
         )
         asked: list[str] = []
         taken = 0.0
@@ -337,7 +345,9 @@ def main() -> None:
     )
     parser.add_argument("count", nargs="?", type=int, default=60)
     parser.add_argument("seed", nargs="?", type=int, default=0)
-    parser.add_argument("--from", dest="first", type=int, default=0, help="leave out those before this one")
+    parser.add_argument(
+        "--only", nargs="+", type=int, default=(), help="these, by the numbers that are printed"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="breaks that are looked at at once")
     parser.add_argument("--most", type=float, default=100, help="seconds of tests of each kind")
     asked = parser.parse_args()
@@ -351,7 +361,8 @@ def main() -> None:
         print(f"{number:3} {one.file}: {one.line}  ->  {one.broken}\n    by {by} {test}", flush=True)
 
     with ThreadPoolExecutor(asked.jobs) as pool:
-        list(pool.map(look, list(enumerate(draw(asked.count, asked.seed)))[asked.first :]))
+        drawn = list(enumerate(draw(asked.count, asked.seed)))
+        list(pool.map(look, [pair for pair in drawn if not asked.only or pair[0] in asked.only]))
     print(table(caught))
 
 

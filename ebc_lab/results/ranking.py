@@ -133,7 +133,7 @@ def _entries(study: LoadedStudy) -> Iterator[Entry]:
                 if by_seed and run is not None:
                     key, environment = _key(study, run), _environment(study)
                     runs = frozenset(arm["runs"].values())
-                    yield Entry(study.name, track, label, arm["lr"], key, environment, by_seed, runs)
+                    yield Entry(study.name, track, label, float(arm["lr"]), key, environment, by_seed, runs)
 
 
 def _key(study: LoadedStudy, run: Mapping[str, Any]) -> Key:

@@ -14,7 +14,8 @@ import ebc_lab
 from ebc_lab.config.errors import UserError
 from ebc_lab.config.schema import ArmConfig
 from ebc_lab.records.columns import BOARD_MEANINGS
-from ebc_lab.records.json_files import read_checksummed, write_checksummed
+from ebc_lab.records.json_files import read_checksummed, with_checksum, write_checksummed
+from ebc_lab.study.stages.rules import SEAL
 from ebc_lab.study.stages.statistics import paired
 from ebc_lab.study.store.bundle import export
 from ebc_lab.study.store.study import Study
@@ -144,6 +145,21 @@ def test_another_torch_or_numerics_is_told(folder, tmp_path):
     assert set(found.table["group"]) == {"A"}
     [note] = [note for note in found.notes if "trained by" in note]
     assert "torch 1.0, numerics" in note
+
+
+def test_a_study_with_a_word_for_a_rate_is_left_out(folder, tmp_path):
+    for name in ("near", "far"):
+        shutil.copytree(folder / name, tmp_path / name)
+    path = tmp_path / "near" / "auto_decisions.json"
+    decisions = json.loads(path.read_text())
+    for track in decisions["finals"]["tracks"].values():
+        for arm in track["arms"].values():
+            arm["lr"] = "|"
+    decisions["finals"] = with_checksum(decisions["finals"], SEAL)
+    path.write_text(json.dumps(decisions))
+    found = ebc_lab.board(tmp_path)
+    assert set(found.table["study"]) == {"far"}
+    assert any("near is left out: a file of study near" in note for note in found.notes)
 
 
 def test_a_board_is_json_and_html_and_says_when_there_is_nothing(board, tmp_path):
