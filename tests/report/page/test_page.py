@@ -206,6 +206,7 @@ def test_seeds_that_were_added_are_among_those_of_the_page_and_the_tables(own, u
     header["config"]["seeds"] = [0]  # as if the others had been added at a later look
     write_checksummed(own / "study.json", header)
     assert ("Seeds", "0, 1, 2") in evidence.gather(Study(own))["facts"]
+    assert [evidence._seeds(range(3, n)) for n in (11, 12)] == ["3, 4, 5, 6, 7, 8, 9, 10", "9, from 3 to 11"]
     (own / "manifest.json").unlink()  # which recorded another study.json
     report(Study(own))
     assert "seeds 0, 1, 2." in (own / "summary_final.md").read_text()
