@@ -52,6 +52,8 @@ def test_the_idle_share_is_what_no_run_filled(study):
     assert [(bar.run_id, bar.slot) for bar in busy.bars] == [("a", 0), ("b", 1), ("c", 0), ("d", 0)]
     assert busy.use["idle"]["lr_sweep"] == pytest.approx(6 / 32)
     assert in_words(busy.use) == "2 worker slots for 20 s, idle 25% of that time (lr_sweep 19%, finals 50%)"
+    study.runs.reverse()
+    assert study.timeline() == busy
 
 
 def test_an_interruption_and_a_crash_are_not_idle_time(study):
