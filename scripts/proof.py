@@ -38,6 +38,8 @@ SUITES = {
     "matrix": "make test-matrix",
     "ci": "bash .ci/run",
 }
+# make hands what it was called with to every make below it
+NOT_HANDED_ON = ("PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS", "ARGS")
 SLOW = "slow"  # and after a slash the folder of tests
 CLOSING = re.compile(r"\d+ (?:passed|failed|skipped).* in .*|SKIPPED: .*")  # how pytest and .ci/run close
 NONE_HERE = "] Error 5"  # what make says last of pytest where a folder has no such tests
@@ -61,7 +63,7 @@ def suites(clone: Path) -> dict[str, str]:
 def ran(name: str, command: str, clone: Path) -> dict[str, Any]:
     """What became of a suite: its exit code, minutes and closing lines."""
     log = clone.parent / f"{name.replace('/', '_')}.log"
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS")}
+    environment = {k: v for k, v in os.environ.items() if k not in NOT_HANDED_ON}
     begun = time.monotonic()
     with open(log, "w", encoding="utf-8") as out:
         code = subprocess.run(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import proof
 import pytest
 from support.drivers import shell, until_true
 
@@ -68,3 +69,10 @@ def test_a_driver_that_is_requeued_adopts_its_workers(tiny, tmp_path):
     until_true(lambda: "adopted" in log.read_text(), within_s=300)
     assert job.wait() == 0, log.read_text()
     assert read_json(tmp_path / "out/s/acceptance.json")
+
+
+def test_what_proof_is_called_with_reaches_no_suite(tmp_path, monkeypatch):
+    monkeypatch.setenv("ARGS", "1")
+    (tmp_path / "clone").mkdir()
+    (tmp_path / "clone" / "Makefile").write_text("suite:\n\t@echo $(ARGS)7 passed in 1 s\n")
+    assert proof.ran("suite", "make suite", tmp_path / "clone")["said"][-1] == "7 passed in 1 s"
