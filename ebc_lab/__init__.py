@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ebc_lab.judging.judgement import judge
     from ebc_lab.results import board, load
 
-__version__ = "1.0.0"
+__version__ = "2.0.0"
 __all__ = ["board", "judge", "load"]
 
 
