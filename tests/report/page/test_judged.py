@@ -14,6 +14,7 @@ from support.judged import judgement
 from support.runs_of_others import tuned_runs
 from support.seen import assert_as_recorded, page_text, sheets_text
 
+from ebc_lab import __version__
 from ebc_lab.config.errors import UserError
 from ebc_lab.judging.judgement import judge
 from ebc_lab.report.page.judged import write
@@ -69,7 +70,7 @@ def test_page_papers_tables_and_pictures_are_as_they_were(name: str, tmp_path: P
         if path.suffix == ".csv"
     ]
     text = "\n".join([page_text(first.read_text()), *texts, *rows, sheets_text(sheets)])
-    assert_as_recorded(name, text)
+    assert_as_recorded(name, text.replace(f"ebc-lab {__version__} from", "ebc-lab VERSION from"))
 
 
 def test_the_page_begins_with_question_answer_and_cautions(folder: Path):
