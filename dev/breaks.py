@@ -245,12 +245,13 @@ class Tests:
         beside = tuple(f"{file}::" for file in {test.partition("::")[0] for test in tests if test})
         if "" in tests:
             beside += (f"{own}/",)
+
+        def place(test: str) -> tuple[bool, bool, float, str]:
+            elsewhere = not test.startswith(f"{own}/")
+            return test not in tests, elsewhere, self.seconds.get(test, 1.0), test
+
         order = sorted(
-            (test for test in self.kinds[kind] if test in tests or test.startswith(beside)),
-            key=lambda test: (
-                *(test not in tests, not test.startswith(f"{own}/")),
-                *(self.seconds.get(test, 1.0), test),
-            ),
+            (test for test in self.kinds[kind] if test in tests or test.startswith(beside)), key=place
         )
         asked: list[str] = []
         taken = 0.0

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ebc_lab.config.dicts import from_dict, to_dict
-from ebc_lab.config.errors import UserError, blamed, visible
+from ebc_lab.config.errors import MISTAKEN, UserError, blamed, visible
 from ebc_lab.config.schema import RunConfig
 from ebc_lab.ebm.diagnose import Diagnosis, as_markdown, as_plain, diagnosed
 from ebc_lab.ebm.evaluate import held_out, ngram_baselines, sampled_loss
@@ -152,7 +152,7 @@ def read_model(path: Path) -> KeptModel:
         )
     try:
         return _built(path, content)
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (*MISTAKEN, RuntimeError) as error:
         first = str(error).partition("\n")[0][:200]
         raise UserError(
             f"{path} holds weights that do not fit its settings ({first}): train it again."

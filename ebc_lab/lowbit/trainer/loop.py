@@ -198,12 +198,13 @@ class HybridLLMTrainer(Familiar):
         """
         saved = read_checkpoint(Path(path))
         foreign = "it is not what save_checkpoint wrote"
+        own = self._settings()
         with damage_of(path, foreign):
-            theirs = {name: saved["settings"][name] for name in self._settings()}
-            others = [pair for pair in self._settings().items() if theirs[pair[0]] != pair[1]]
+            theirs = {name: saved["settings"][name] for name in own}
+            other = next((name for name in own if theirs[name] != own[name]), None)
             state = saved["run"]
-        for name, value in others:
-            what = f"{name}={theirs[name]!r}, not {value!r}"
+        if other is not None:
+            what = f"{other}={theirs[other]!r}, not {own[other]!r}"
             raise ValueError(f"{path} was made with {' '.join(what.split())}: give the same setting.")
         with damage_of(path, foreign):
             if state["kind"] not in (Rows.kind, Text.kind):

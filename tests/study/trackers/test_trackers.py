@@ -111,7 +111,7 @@ def plain(tiny, tmp_path_factory, own_places):
 
 
 @pytest.fixture
-def own_place(tmp_path):
+def empty_study(tmp_path):
     """The folder of a study that has nothing to show."""
     (tmp_path / "empty").mkdir()
     return tmp_path / "empty"
@@ -420,14 +420,14 @@ def test_ebc_lab_train_continues_without_a_tracker_that_is_down(tmp_path, text_f
     assert scalars(tmp_path / "run/.trackers/tensorboard/run" / run_id)["loss"][29][0] == 29
 
 
-def test_what_failed_is_told_in_its_first_line_without_a_password(own_place, monkeypatch, capsys):
+def test_what_failed_is_told_in_its_first_line_without_a_password(empty_study, monkeypatch, capsys):
     """To the user and, whole, to the tracker's log."""
     error = ConnectionError("http://me:secret@host/x?a=b@c: " + "y" * 400 + "\nand more")
     over, said = threading.Event(), []
     over.set()
     monkeypatch.setattr(process.Reader, "show", Mock(side_effect=error))
     tracker = Mock(close=Mock(side_effect=ValueError))
-    assert not process.follow(process.Reader(own_place, "kept", "here"), lambda: tracker, over, said.append)
+    assert not process.follow(process.Reader(empty_study, "kept", "here"), lambda: tracker, over, said.append)
     whole = "ConnectionError: http://…@host/x?a=b@c: " + "y" * 400
     assert said == [whole[:300]]
     assert capsys.readouterr().err.endswith(f" {whole}\nand more\n")
@@ -435,12 +435,12 @@ def test_what_failed_is_told_in_its_first_line_without_a_password(own_place, mon
 
 
 def test_a_tracker_that_cannot_be_started_is_warned_of_and_only_notes_and_the_first_warning_are_said(
-    own_place, monkeypatch
+    empty_study, monkeypatch
 ):
     said: list[str] = []
     config = TrackerConfig(["mlflow"], wait_s=1.0)
     monkeypatch.setattr(subprocess, "Popen", Mock(side_effect=OSError(12, "Cannot allocate memory")))
-    with trackers.following(config, own_place, said.append):
+    with trackers.following(config, empty_study, said.append):
         pass
     gone = "warning: tracker mlflow: cannot be started (Cannot allocate memory); "
     assert said == [gone + GOES_ON]
@@ -448,11 +448,11 @@ def test_a_tracker_that_cannot_be_started_is_warned_of_and_only_notes_and_the_fi
     lines = ["note: a: b\n", "of MLflow's own\n", "warning: one\n", "warning: two\n", "note: c\n"]
     begun = Mock(stdout=lines, wait=Mock(return_value=1))
     monkeypatch.setattr(subprocess, "Popen", Mock(return_value=begun))
-    with trackers.following(config, own_place, said.append):
+    with trackers.following(config, empty_study, said.append):
         pass
     assert said == ["tracker mlflow: a: b", f"warning: tracker mlflow: one; {GOES_ON}", "tracker mlflow: c"]
     [asked] = [call.args[0] for call in begun.stdin.write.call_args_list]
-    assert json.loads(asked)["config"]["folder"] == str(own_place / ".trackers")
+    assert json.loads(asked)["config"]["folder"] == str(empty_study / ".trackers")
 
 
 def test_a_stores_relative_address_means_the_folder_of_the_command(tmp_path, monkeypatch):
