@@ -66,7 +66,7 @@ test-browser test-browser-quick: $(VENV)/installed-dev  ## the page
 	$(BIN)/python -m pytest -m "$(MARKED)" $(ARGS) $(MARKED_FILES)
 
 # PYTHONS="python3.11 python3.12" names the Pythons; TORCH_INDEX=https://download.pytorch.org/whl/cpu spares gigabytes
-test-matrix: $(VENV)/installed-dev  ## the wheel under every Python that is found, and under newer packages
+test-matrix: $(VENV)/installed-dev  ## the wheel under every Python that is found, and with older and newer packages
 	$(BIN)/nox -f scripts/noxfile.py
 
 lint: $(VENV)/installed-dev  ## ruff, mypy (strict but for ebc_lab/report), the layers of docs/architecture.md, the lock

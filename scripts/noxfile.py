@@ -1,4 +1,4 @@
-"""The wheel under several Pythons with the torch of constraints.txt, and under the last with newer packages.
+"""The wheel under several Pythons with the torch of constraints.txt, and with older and newer packages.
 
 `make test-matrix` runs this by nox, which skips a Python that is not on this machine. In each environment a
 study runs at smoke scale from an empty folder, and then the tests of `TESTS`.
@@ -11,6 +11,7 @@ environment: PYTHONS      the Pythons, oldest first: python3.11 python3.12 pytho
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import tarfile
@@ -22,6 +23,7 @@ import nox
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / "build" / "matrix"
 PYTHONS = os.environ.get("PYTHONS", "python3.11 python3.12 python3.13 python3.14").split()
+[OLDEST_TORCH] = re.findall(r'"torch>=([\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 INDEX = ["--index-url", os.environ["TORCH_INDEX"]] if "TORCH_INDEX" in os.environ else []
 STUDY = ("scale=smoke", "data=pydoc", "device=cpu", "study.name=first")
 # what breaks first: the method against its reference, settings, files, results, and a run's golden figures
@@ -66,6 +68,12 @@ def pinned(session: nox.Session) -> None:
     use_and_test(session)
 
 
+@nox.session(python=PYTHONS[0], requires=["build"])
+def oldest(session: nox.Session) -> None:
+    """The oldest torch that pyproject.toml allows."""
+    use_and_test(session, "torch", torch=f"torch=={OLDEST_TORCH}")
+
+
 @nox.session(python=PYTHONS[-1], requires=["build"])
 def newest(session: nox.Session) -> None:
     """The newest torch that the index offers."""
@@ -78,18 +86,20 @@ def candidates(session: nox.Session) -> None:
     use_and_test(session, "hydra-core", "omegaconf", tests=("tests/config",))
 
 
-def use_and_test(session: nox.Session, *newer: str, tests: Sequence[str] = TESTS) -> None:
-    """Install the wheel with the locked packages, but `newer` as new as there is; run a study and `tests`."""
+def use_and_test(
+    session: nox.Session, *unlocked: str, torch: str = "torch", tests: Sequence[str] = TESTS
+) -> None:
+    """Install the wheel with the locked packages, but `unlocked` and `torch`; run a study and `tests`."""
     [wheel] = (WORK / "dist").glob("*.whl")
     [source] = (WORK / "source").iterdir()
     locked = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    kept = [line for line in locked if line.partition("==")[0] not in newer]
+    kept = [line for line in locked if line.partition("==")[0] not in unlocked]
     others = Path(session.create_tmp()) / "constraints.txt"
     others.write_text("\n".join(kept), encoding="utf-8")
-    session.install("--no-compile", "-c", str(others), *INDEX, "torch")
+    session.install("--no-compile", "-c", str(others), *INDEX, torch)
     session.install("--no-compile", "-c", str(others), f"{wheel}[dev]")
-    if newer and "torch" not in newer:
-        session.install("--no-compile", "-c", str(others), "--upgrade", "--pre", *newer)
+    if unlocked and "torch" not in unlocked:
+        session.install("--no-compile", "-c", str(others), "--upgrade", "--pre", *unlocked)
 
     empty = Path(session.create_tmp()) / "empty"
     shutil.rmtree(empty, ignore_errors=True)

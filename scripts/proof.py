@@ -3,7 +3,8 @@
 Takes hours on two cores. What has passed on the commit is remembered in build/proof/COMMIT/passed.json, so a
 call that was ended goes on where it was, and one that comes after them all prints the table of suites, what
 passed and how long it took. make test-slow, the longest, is remembered folder by folder. Each suite's output
-lies beside it. A failure does not keep the others from running. Uncommitted changes are not in the clone, and
+lies beside it. A failure does not keep the others from running. Once the clone is installed, two calls may
+run side by side: Slurm's suites, which mostly wait, and others. Uncommitted changes are not in the clone, and
 are said.
 """
 
@@ -77,6 +78,12 @@ def ran(name: str, command: str, clone: Path) -> dict[str, Any]:
     return {"command": command, "exit": code, "seconds": round(time.monotonic() - begun), "said": said}
 
 
+def remembered(record: Path) -> dict[str, Any]:
+    """What has run so far, by suite; by another call too."""
+    results: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
+    return results
+
+
 def table(passed: dict[str, Any]) -> str:
     rows = [
         f"| `{s['command']}` | {s['exit']} | {'; '.join(s['said'])} | {s['seconds'] / 60:.1f} min |"
@@ -101,14 +108,14 @@ def main() -> int:
     if not clone.exists():
         folder.mkdir(parents=True)
         subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
-    passed = json.loads(record.read_text()) if record.exists() else {}
     known = suites(clone)
     wanted = [name for name in known if not asked or {name, name.partition("/")[0]} & {*asked, "install"}]
     for name in wanted:
-        if passed.get(name, {}).get("exit") != 0:
+        if remembered(record).get(name, {}).get("exit") != 0:
             print(f"{time.strftime('%H:%M')} {known[name]}", flush=True)
-            passed[name] = ran(name, known[name], clone)
-            record.write_text(json.dumps(passed, indent=1))
+            result = ran(name, known[name], clone)
+            record.write_text(json.dumps(remembered(record) | {name: result}, indent=1))
+    passed = {name: suite for name in known if (suite := remembered(record).get(name))}
     print(f"\n{commit}, {hardware()['cpu']}, {hardware()['cores']} cores\n\n{table(passed)}")
     return int(any(suite["exit"] for suite in passed.values()))
 
