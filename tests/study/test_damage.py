@@ -285,6 +285,12 @@ def decided(**changes: Any) -> Damage:
     return damage
 
 
+def a_pipe_while_it_trains(path: Path, draw: random.Random, study: Study) -> None:
+    a_pipe(path, draw, study)
+    path.with_name("result.json").unlink()
+    replaced(path.with_name("progress.json"), b'{"step": 5, "steps": 25, "steps_per_s": 1.0}')
+
+
 NO_TRACK = {"adam_none": {}}
 CASES = [  # file, damage, command, exit code, words
     ("study.json", a_pipe, "status", 2, "not a file but a folder, a pipe or a device"),
@@ -304,10 +310,12 @@ CASES = [  # file, damage, command, exit code, words
     ("runs/{run}/result.json", a_folder, "export", 2, "not a file"),
     ("runs/{run}/spec.json", put('{"config": null}'), "status", 0, "config: expected `object`, got `null`"),
     ("runs/{run}/attempts.jsonl", put("null\n[]\n3\n"), "status", 0, ""),
+    ("ro-crate-metadata.json", a_pipe, "autopilot", 0, ""),
     ("figures.json", put('[{"name": 3}]'), "autopilot", 2, "figures.json is damaged"),
     (".driver.json", put("[1]"), "status", 0, ""),
     (".command.json", put('{"words": [1], "folder": [], "study": ""}'), "status", 0, ""),
     (".lock", a_pipe, "status", 0, ""),
+    ("runs/{run}/evals.csv", a_pipe_while_it_trains, "status", 0, ""),
     ("runs/{run}/progress.json", put('{"step": "x"}'), "status", 0, ""),
 ]
 

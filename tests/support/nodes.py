@@ -87,10 +87,15 @@ class NodesStudy:
                 self.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
 
+    def workers(self) -> list[At]:
+        """Those that are on a run now."""
+        notes = [note for session in sessions(self.study, "slurm") for note in session.notes().values()]
+        found = (At(n["host"], n["pid"], n["run_id"]) for n in notes if n.get("run_id"))
+        return sorted(at for at in found if state_of(at.pid))
+
     def on_all(self) -> list[At] | None:
         """A worker on each node, with a checkpoint of its run."""
-        notes = [note for session in sessions(self.study, "slurm") for note in session.notes().values()]
-        found = sorted(At(n["host"], n["pid"], n["run_id"]) for n in notes if n.get("run_id"))
+        found = self.workers()
         saved = all(self.study.run_files(at.run_id).checkpoint.exists() for at in found)
         return found if saved and {at.node for at in found} == set(NAMES) else None
 
@@ -98,6 +103,10 @@ class NodesStudy:
         """What the workers have said."""
         logs = (log for s in sessions(self.study, "slurm") for log in s.root.glob("submitit/*_log.out"))
         return "".join(log.read_text() for log in logs)
+
+    def begun(self) -> int:
+        """How many runs have begun."""
+        return sum("begin" in self.events(run_id) for run_id in self.study.run_ids())
 
     def events(self, run_id: str) -> list[str]:
         return [event["event"] for event in attempts.log(self.study.run_dir(run_id))]

@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
-from ebc_lab.records.files import write_atomic
+from ebc_lab.config.errors import UserError
+from ebc_lab.records.files import read_regular, write_atomic
 from ebc_lab.records.paths import RunFiles
 
 from . import attempts, manifest
@@ -55,13 +56,13 @@ def complete(study: Study) -> None:
     """Write the description of a study's files and complete the manifest. A command calls this at its end."""
 
     def describe(entries: Mapping[str, str]) -> None:
-        text = text_for(study, entries)
+        content = text_for(study, entries).encode()
         path = study.crate_file
-        with suppress(OSError, UnicodeDecodeError):
-            if path.read_text(encoding="utf-8") == text:
+        with suppress(OSError, UserError):
+            if read_regular(path, len(content)) == content:
                 return
         manifest.remove_entries(study.root, path.name)
-        write_atomic(path, text)
+        write_atomic(path, content)
 
     manifest.complete(study.root, describe)
 

@@ -22,6 +22,7 @@ from ebc_lab.config.schema import STAGES, Config, RunConfig
 from ebc_lab.config.study_checks import validate
 from ebc_lab.records.decisions import Decision
 from ebc_lab.records.figures import OUTCOMES, RunResult
+from ebc_lab.records.files import opened
 from ebc_lab.records.json_files import as_json, read_checksummed, read_json, read_sealed, try_read, write_json
 from ebc_lab.records.locks import study_holder, study_lock
 from ebc_lab.records.paths import ProgressRecord, ShownSettings, SpecRecord, StudyFiles
@@ -329,8 +330,8 @@ class Study(StudyFiles):
 
     def last_evaluation(self, run_id: str) -> tuple[int, float] | None:
         """Return (step, validation loss) of a run's latest evaluation; None if none can be read."""
-        with suppress(OSError, ValueError, LookupError):
-            rows = self.run_files(run_id).evals.read_text(encoding="utf-8").splitlines(keepends=True)
+        with suppress(OSError, UserError, ValueError, LookupError), opened(self.run_files(run_id).evals) as f:
+            rows = f.read().decode().splitlines(keepends=True)
             whole = [row for row in rows[1:] if row.endswith("\n")]
             step, loss, *_ = whole[-1].split(",")
             return int(step), float(loss)
