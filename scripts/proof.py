@@ -70,11 +70,10 @@ def ran(name: str, command: str, clone: Path) -> dict[str, Any]:
         code = subprocess.run(
             shlex.split(command), cwd=clone, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=environment
         ).returncode
-    text = log.read_text(errors="replace")
-    if text.rstrip().endswith(NONE_HERE):
-        code = 0
-    lines = text.splitlines()
+    lines = log.read_text(errors="replace").splitlines()
     said = [found[0] for line in lines if (found := CLOSING.search(line))] or lines[-1:]
+    if lines and lines[-1].endswith(NONE_HERE):
+        code, said = 0, ["no such tests"]
     return {"command": command, "exit": code, "seconds": round(time.monotonic() - begun), "said": said}
 
 
