@@ -15,7 +15,7 @@ import re
 import shutil
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nox
@@ -23,7 +23,10 @@ import nox
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / "build" / "matrix"
 PYTHONS = os.environ.get("PYTHONS", "python3.11 python3.12 python3.13 python3.14").split()
-[OLDEST_TORCH] = re.findall(r'"torch>=([\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+# torch that pyproject.toml allows, and torchao, which goes with few of its versions each
+OLDEST = dict(
+    re.findall(r'"(torch|torchao)>=([\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+)
 INDEX = ["--index-url", os.environ["TORCH_INDEX"]] if "TORCH_INDEX" in os.environ else []
 STUDY = ("scale=smoke", "data=pydoc", "device=cpu", "study.name=first")
 # what breaks first: the method against its reference, settings, files, results, and a run's golden figures
@@ -70,8 +73,8 @@ def pinned(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS[0], requires=["build"])
 def oldest(session: nox.Session) -> None:
-    """The oldest torch that pyproject.toml allows."""
-    use_and_test(session, "torch", torch=f"torch=={OLDEST_TORCH}")
+    """The oldest torch that is allowed."""
+    use_and_test(session, instead=OLDEST)
 
 
 @nox.session(python=PYTHONS[-1], requires=["build"])
@@ -87,19 +90,21 @@ def candidates(session: nox.Session) -> None:
 
 
 def use_and_test(
-    session: nox.Session, *unlocked: str, torch: str = "torch", tests: Sequence[str] = TESTS
+    session: nox.Session, *newer: str, instead: Mapping[str, str] | None = None, tests: Sequence[str] = TESTS
 ) -> None:
-    """Install the wheel with the locked packages, but `unlocked` and `torch`; run a study and `tests`."""
+    """Install the wheel with the locked packages, but `newer` as new as there is, and `instead` in these
+    versions; run a study and `tests`."""
     [wheel] = (WORK / "dist").glob("*.whl")
     [source] = (WORK / "source").iterdir()
     locked = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    kept = [line for line in locked if line.partition("==")[0] not in unlocked]
+    other = instead or {}
+    kept = [line for line in locked if line.partition("==")[0] not in (*newer, *other)]
     others = Path(session.create_tmp()) / "constraints.txt"
-    others.write_text("\n".join(kept), encoding="utf-8")
-    session.install("--no-compile", "-c", str(others), *INDEX, torch)
+    others.write_text("\n".join(kept + [f"{name}=={version}" for name, version in other.items()]), "utf-8")
+    session.install("--no-compile", "-c", str(others), *INDEX, "torch")
     session.install("--no-compile", "-c", str(others), f"{wheel}[dev]")
-    if unlocked and "torch" not in unlocked:
-        session.install("--no-compile", "-c", str(others), "--upgrade", "--pre", *unlocked)
+    if newer and "torch" not in newer:
+        session.install("--no-compile", "-c", str(others), "--upgrade", "--pre", *newer)
 
     empty = Path(session.create_tmp()) / "empty"
     shutil.rmtree(empty, ignore_errors=True)

@@ -45,7 +45,7 @@ def is_finite(x: Number) -> Flag:
 
 
 def least(x: Number, y: Number) -> Number:
-    """The smaller of two numbers, NaN if one of them is; y is a constant or like x."""
+    """The smaller of two numbers, NaN if one of them is; y is like x, or a constant that is not NaN."""
     if isinstance(x, Tensor):
         return x.minimum(y) if isinstance(y, Tensor) else x.clamp(max=y)
     assert isinstance(y, float)
@@ -53,7 +53,7 @@ def least(x: Number, y: Number) -> Number:
 
 
 def most(x: Number, y: Number) -> Number:
-    """The larger of two numbers, NaN if one of them is; y is a constant or like x."""
+    """The larger of two numbers, NaN if one of them is; y is like x, or a constant that is not NaN."""
     if isinstance(x, Tensor):
         return x.maximum(y) if isinstance(y, Tensor) else x.clamp(min=y)
     assert isinstance(y, float)

@@ -57,7 +57,8 @@ class Arguments:
         for value in (*args, *kwargs.values()):
             if isinstance(value, Mapping):
                 named |= value
-        return named | dict(zip(self.positional, args, strict=False)) | dict(kwargs)
+        # not zip(strict=False), which torch.compile up to 2.9 cannot take
+        return named | {name: args[i] for i, name in enumerate(self.positional[: len(args)])} | dict(kwargs)
 
     def kept(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
         """`args` and `kwargs` of a measuring forward, and whether something was left out."""

@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 import pytest
 from support.called import answered, refused
 
+from ebc_lab import __version__
 from ebc_lab.cli.hydra.flags import EXAMPLES
 
 WORKS = {  # flag as given -> what it prints on stdout
@@ -19,7 +20,7 @@ WORKS = {  # flag as given -> what it prints on stdout
     "--info plugins": "BasicSweeper",
     "--info searchpath": "structured://",
     "-i all": "optimizer: adam",
-    "--version": "ebc-lab 1.",
+    "--version": f"ebc-lab {__version__}\n",
     "--help": "stabilizer=none",
     "-h": "stabilizer=none",
 }
