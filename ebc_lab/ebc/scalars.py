@@ -45,17 +45,17 @@ def is_finite(x: Number) -> Flag:
 
 
 def least(x: Number, y: Number) -> Number:
-    """The smaller of two numbers, NaN if one of them is; y is like x, or a constant that is not NaN."""
+    """The smaller of two numbers, NaN if one of them is; y is a constant or like x."""
     if isinstance(x, Tensor):
-        return x.minimum(y) if isinstance(y, Tensor) else x.clamp(max=y)
+        return x.minimum(y) if isinstance(y, Tensor) else x.clamp_max(y)  # clamp(max=NaN) is x in torch 2.9
     assert isinstance(y, float)
     return x if x < y or x != x else y
 
 
 def most(x: Number, y: Number) -> Number:
-    """The larger of two numbers, NaN if one of them is; y is like x, or a constant that is not NaN."""
+    """The larger of two numbers, NaN if one of them is; y is a constant or like x."""
     if isinstance(x, Tensor):
-        return x.maximum(y) if isinstance(y, Tensor) else x.clamp(min=y)
+        return x.maximum(y) if isinstance(y, Tensor) else x.clamp_min(y)
     assert isinstance(y, float)
     return x if x > y or x != x else y
 
