@@ -31,18 +31,20 @@ def batches(count: int) -> list[tuple[Tensor, Tensor]]:
 
 def trained(
     *,
+    steps: int = 4,
     parts: int = 1,
     order: list[int] | None = None,
     grids: bool = True,
     spy: Callable[[float], None] = lambda loss: None,
+    device: str = "cpu",
 ) -> str:
-    """The checksum of a small GPT after four steps; `order`: of the rows; `parts`: of each batch."""
-    model = gpt()
+    """The checksum of a small GPT after some steps; `order`: of the rows; `parts`: of each batch."""
+    model = gpt(device)
     optimizer = VerityAdam(model.parameters(), lr=0.01)
     sums = Grids(model) if grids else None
-    for x, y in batches(4):
+    for x, y in batches(steps):
         rows = order or list(range(len(x)))
-        x, y = x[rows], y[rows]
+        x, y = x[rows].to(device), y[rows].to(device)
         finished = False
         while not finished:
             optimizer.zero_grad()
