@@ -2,11 +2,13 @@
 kill -9 of everything; at the end the bytes are those of the same study undisturbed on this one machine.
 """
 
+import contextlib
 import os
 import random
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,22 +28,19 @@ SWEEP = [
     "lr_sweep.baseline_scales=[1.0]",
     "lr_sweep.control_scales=[1.0]",
 ]
+SHORT, LONG = ([*SWEEP, f"lr_sweep.steps={steps}"] for steps in (150, 4000))
 
 
-@pytest.fixture
-def study_of(tmp_path):
-    """Studies on the nodes. No job is left in the queue and every node is up, even if the test fails."""
-    made = []
-
-    def make(overrides: list[str], name: str = "nodes") -> NodesStudy:
-        made.append(NodesStudy(overrides, tmp_path / name))
-        return made[-1]
-
-    yield make
-    for study in made:
+@contextlib.contextmanager
+def on_nodes(overrides: list[str], out: Path) -> Iterator[NodesStudy]:
+    """A study on the nodes. No job is left in the queue and every node is up, even if the test fails."""
+    study = NodesStudy(overrides, out)
+    try:
+        yield study
+    finally:
         end_jobs(study.study)
-    for name in NAMES:
-        Node(name).restore()
+        for name in NAMES:
+            Node(name).restore()
 
 
 def undisturbed(overrides: list[str], out: Path) -> subprocess.Popen:
@@ -75,11 +74,13 @@ def check(study: NodesStudy, expected: dict[str, bytes]) -> None:
     assert bytes_of(study.study.root) == expected
 
 
-def test_a_lost_node_a_killed_worker_and_a_killed_driver_change_no_byte(
-    tiny, study_of, tmp_path, monkeypatch
-):
-    asked = [*tiny, *SWEEP, "lr_sweep.steps=150"]
-    study = study_of([*asked, "launcher.heartbeat_s=15"])
+@pytest.fixture
+def study(tiny, tmp_path):
+    with on_nodes([*tiny, *SHORT, "launcher.heartbeat_s=15"], tmp_path / "nodes") as it:
+        yield it
+
+
+def test_a_lost_node_a_killed_worker_and_a_killed_driver_change_no_byte(tiny, study, tmp_path, monkeypatch):
     # every run stays at step 100 until all four nodes are at one
     monkeypatch.setenv("PYTHONPATH", held_at_first(tmp_path, blocks=100))
     driver = study.start()
@@ -92,7 +93,7 @@ def test_a_lost_node_a_killed_worker_and_a_killed_driver_change_no_byte(
     kill(killed.pid)
     driver = kill_driver(study, driver)
     (tmp_path / "go").touch()
-    here = undisturbed(asked, tmp_path / "here")  # while the other one waits for what is lost
+    here = undisturbed([*tiny, *SHORT], tmp_path / "here")  # while the other one waits for what is lost
     finish(study, driver)
     # the worker that was stopped goes on, may write no more, and says so
     kill(lost.pid, signal.SIGCONT)
@@ -135,16 +136,13 @@ def strike_at_random(study: NodesStudy, victim: str, draw: random.Random, runs: 
 
 
 @pytest.mark.slow
-def test_kill_9_at_random_moments_changes_no_byte(tiny, study_of, tmp_path):
-    asked = [*tiny, *SWEEP, "lr_sweep.steps=4000"]
+def test_kill_9_at_random_moments_changes_no_byte(tiny, tmp_path):
+    asked = [*tiny, *LONG]
     expected = expected_of(undisturbed(asked, tmp_path / "here"), tmp_path / "here")
     runs = sum(name.endswith("/steps") for name in expected)
     for trial in range(TRIALS):
         victim = VICTIMS[trial % len(VICTIMS)]
-        study = study_of(asked, f"trial{trial}")
-        strike_at_random(study, victim, random.Random(trial), runs)
-        check(study, expected)
+        with on_nodes(asked, tmp_path / f"trial{trial}") as study:
+            strike_at_random(study, victim, random.Random(trial), runs)
+            check(study, expected)
         print(f"trial {trial}: {victim}: the same bytes", flush=True)
-        end_jobs(study.study)
-        for name in NAMES:
-            Node(name).restore()
