@@ -68,17 +68,20 @@ def probe_fd(
     mask: Tensor | None,
     guess: float = 1.0,
 ) -> Tensor:
-    """The same by (z(W + eps·U) - z(W))/eps, eps chosen so that the logits move by about `FD_MOVEMENT` rms.
+    """The same by (z(W + eps·U/2) - z(W - eps·U/2))/eps; eps moves the logits by about `FD_MOVEMENT` rms.
 
-    `guess` is a first estimate of the answer. Two passes are enough when it is off by less than a few hundred
-    times; at most four are made. -> 0-dim, logits.
+    A one-sided difference costs as much and is off by the curvature over its step: 1.5% has been seen.
+    `guess` is a first estimate of the answer. Two passes are enough when it is off by no more than twofold,
+    four when by less than a few hundred; at most eight are made. -> 0-dim, logits.
     """
-    z = forward(weights)
     beta = torch.tensor(guess)
     for _ in range(4):
         eps = FD_MOVEMENT / max(float(beta), 1e-12)
-        moved = {name: torch.add(weights[name], u, alpha=eps) for name, u in direction.items()}
-        seen = rms_norm(centre(forward({**weights, **moved}) - z), mask)
+        above, below = (
+            forward({**weights, **{name: weights[name].add(u, alpha=half) for name, u in direction.items()}})
+            for half in (eps / 2, -eps / 2)
+        )
+        seen = rms_norm(centre(above - below), mask)
         beta = seen / eps
         if not torch.isfinite(seen) or FD_MOVEMENT / 2 <= float(seen) <= FD_MOVEMENT * 2:
             break

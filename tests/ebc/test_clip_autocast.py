@@ -87,7 +87,7 @@ def test_sensitivities_are_measured_in_float32(make_gpt, batches, enclosed):
         model = make_gpt(width=32)
         optimizer = adam_clip(model, budget="surrogate", probe=probe)
         seen[probe] = run(model, optimizer, batches(1), enclosed=enclosed)[0].sensitivities
-    torch.testing.assert_close(seen["fd"], seen["jvp"], rtol=0.01, atol=0)
+    torch.testing.assert_close(seen["fd"], seen["jvp"], rtol=1e-3, atol=0)
 
 
 def test_floors(make_gpt, batches, train):

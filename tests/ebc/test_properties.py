@@ -114,7 +114,7 @@ def test_how_a_matrix_is_written_changes_no_step(budget, probe, seed, factor):
         stats = one_step(model, tokens, budget=budget, probe=probe, sensitivity_every=1, grouping="tensor")
         seen.append([stats.clip_coefficient.item(), stats.surrogate.item(), *stats.contributions.tolist()])
         betas.append(stats.sensitivities.tolist())
-    close = {"rel": 1e-8 if probe == "jvp" else 0.01}
+    close = {"rel": 1e-8 if probe == "jvp" else 1e-3}
     assert seen[1] == pytest.approx(seen[0], **close)
     assert betas[1] == pytest.approx([betas[0][0], factor * betas[0][1], betas[0][2]], **close)
 
