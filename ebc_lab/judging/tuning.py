@@ -35,6 +35,7 @@ from ebc_lab.study.stages.statistics import (
     finite_or_none,
     noise_of_runs,
     pooled_deviation,
+    variance_under,
     window,
 )
 
@@ -360,8 +361,8 @@ def _luck(
         return Luck(0.0, noise[1]), 0.0
     means, values = both[:, finite]
     chance, lowest = chances_of_lowest(means, noise[0] / np.sqrt(np.asarray(counts)[finite]))
-    sd = math.sqrt(float(chance @ (values - chance @ values) ** 2))
-    return Luck(float(f"{sd:.6g}"), noise[1]), float(chance @ means) - lowest
+    sd, optimism = math.sqrt(variance_under(chance, values)), float(chance @ means) - lowest
+    return Luck(float(f"{sd:.6g}"), noise[1]), optimism if optimism > ROUNDING else 0.0
 
 
 def _edges(tried: Sequence[Configuration], best: int) -> list[Edge]:

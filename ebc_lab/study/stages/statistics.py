@@ -148,11 +148,16 @@ def luck_of_choice(
         return Luck(0.0, freedom)
     means, errors = np.array([np.mean(losses) for losses in known]), spread / np.sqrt(counts)
     chance, _ = chances_of_lowest(means, errors)
-    variance = float(chance @ (means - chance @ means) ** 2)
+    variance = variance_under(chance, means)
     if uncertain:
         variance += float(chance @ (errors**2 * (1 - chance).clip(0)))  # a sum to 1 but for rounding
-    sd = math.sqrt(variance)
-    return Luck(float(f"{sd:.6g}"), freedom)
+    return Luck(float(f"{math.sqrt(variance):.6g}"), freedom)
+
+
+def variance_under(chance: NDArray[float64], values: NDArray[float64]) -> float:
+    """Return the variance of values under their probabilities; of equal values 0, however these round."""
+    beyond = values - values.min()
+    return float(chance @ (beyond - chance @ beyond) ** 2)
 
 
 def chances_of_lowest(means: NDArray[float64], errors: NDArray[float64]) -> tuple[NDArray[float64], float]:
